@@ -1,0 +1,4 @@
+# The only entry points; .ci/run calls `make test`.
+.PHONY: test
+test:
+	cargo test

@@ -1,0 +1,145 @@
+from collections.abc import Callable
+from typing import Any, final
+
+__version__: str
+
+# ---- signals (src/python/signals.rs) ----------------------------------------------------------
+
+def install_wakeup() -> None:
+    """Own ``signal.set_wakeup_fd`` from now on (main thread). Idempotent. Bytes are forwarded to
+    an earlier owner's fd, which uninstall_wakeup() restores. After a fork the child must call it
+    again: it makes a fresh pipe."""
+
+def uninstall_wakeup() -> None: ...
+def park(timeout: float | None = None) -> bool:
+    """Park the main thread, interpreter released, until wake() is called or *timeout* seconds
+    passed. Python signal handlers run promptly meanwhile; an exception they raise propagates.
+    True when woken by wake()."""
+
+def wake() -> None:
+    """Make a parked main thread return from park() (any thread, also from a signal handler).
+    Sticky: a park() entered afterwards returns at once."""
+
+# ---- scoreboard (src/python/scoreboard.rs) -----------------------------------------------------
+
+@final
+class Scoreboard:
+    """Counters in a memfd named ``osloxide-scoreboard``, shared with every process forked later."""
+    def __new__(cls, name: str = "") -> Scoreboard: ...
+    @staticmethod
+    def attach(pid: int) -> Scoreboard:
+        """Read-only view of the scoreboard of another process, found through /proc/PID/fd.
+        Raises ProcessLookupError when that process has none."""
+    def claim(self, slot: int, generation: int) -> None:
+        """In a worker: this process now counts in *slot* (server and pool find it by themselves)."""
+    def read(self) -> list[dict[str, Any]]:
+        """One dict for each slot in use: slot, group, pid, generation, state (str), started_at and
+        ready_at (CLOCK_MONOTONIC seconds), connections, in_flight, served, oldest_since (monotonic
+        seconds of the oldest request in flight, or None), threads, respawns, last_exit (wait status or None)."""
+
+# ---- supervisor (src/python/supervisor.rs) -----------------------------------------------------
+
+@final
+class Supervisor:
+    """The parent's state machine. request() may be called from anywhere in the main thread,
+    signal handlers included; everything else only from the main thread, outside handlers."""
+    def __new__(cls, scoreboard: Scoreboard) -> Supervisor: ...
+    def add_group(self, name: str, workers: int) -> int:
+        """A group of *workers* identical workers (one oslo service). Returns its number. 0 workers allowed."""
+    def set_graceful_timeout(self, seconds: float) -> None:
+        """How long workers may drain after stop/TERM before SIGKILL; 0 = for ever."""
+    def request(self, kind: str) -> None:
+        """Record ``"stop"``, ``"reload"``, ``"mutate"`` or ``"abort"``; next() acts on the most urgent."""
+    def due(self) -> tuple[Any, ...] | None:
+        """Like next(), but never parks: None when nothing is due now. launch_service() of the
+        EVENTLET flavour uses it to fork at once."""
+    def next(self) -> tuple[Any, ...] | None:
+        """Park until something is due for Python and return it; None once everything has ended
+        (nothing is left to supervise and a stop was requested). Commands:
+
+        ``("fork", group, slot, generation)``  call os.fork(); parent answers forked() or fork_failed()
+        ``("reload",)`` / ``("mutate",)``       reload or mutate the configuration now; then call configured()
+        ``("stopping", count)``                 shutdown begins, *count* workers have been sent SIGTERM
+        ``("exited", pid, group, slot, status, lifetime)``  a worker ended (*status* as from os.waitpid,
+                                                *lifetime* in seconds)
+        ``("stranger", pid, status)``           only as PID 1: a child that is not a worker was reaped
+        ``("backoff", group, slot, seconds, failures)``  a slot that keeps dying waits before its next fork
+        ``("late", slot, pid, waited)``         the deadline passed; SIGKILL was sent
+        ``("interrupted",)``                    a signal handler ran that requested nothing
+        """
+    def forked(self, slot: int, pid: int) -> None: ...
+    def fork_failed(self, slot: int, errno: int) -> None:
+        """EAGAIN and ENOMEM are retried with back-off; serving goes on meanwhile."""
+    def configured(self) -> None:
+        """The configuration was reloaded: workers now get SIGHUP (mutate) or are replaced one by one (reload)."""
+    def pids(self) -> list[int]:
+        """Live workers."""
+    def exit_status(self) -> int:
+        """0 when every worker left in time, 1 when one had to be killed at the deadline."""
+    def liveness_fd(self) -> int:
+        """Read end of the liveness pipe: end-of-file means that the parent is gone."""
+    def notice_fd(self) -> int:
+        """Write end on which a worker reports that it is ready (see enter_worker())."""
+    def kill_all(self, signal: int) -> None:
+        """Send *signal* to every live worker now (abort)."""
+
+# ---- worker (src/python/worker.rs) ---------------------------------------------------------------
+
+def enter_worker(supervisor: Supervisor, scoreboard: Scoreboard, slot: int, generation: int) -> None:
+    """First call in a forked child: closes the parent's ends of the pipes, claims the slot, makes a
+    fresh wakeup pipe and starts the watch thread, which on the parent's death sets parent_died(),
+    sends SIGTERM to this process and ends it hard after 2.5 s."""
+
+def worker_ready() -> None:
+    """start() has returned: tell the parent. Does nothing outside a worker."""
+
+def parent_died() -> bool: ...
+def arm_deadline(seconds: float) -> None:
+    """End this process with status 1 after *seconds*, whatever the interpreter is doing, unless it
+    left before. Starts the watch thread if need be (then this process must not fork any more)."""
+
+# ---- WSGI server (src/python/server.rs, src/python/wsgi.rs) ---------------------------------------
+
+@final
+class Server:
+    """Accepts on one listening socket and calls a WSGI application on pool threads."""
+    def __new__(
+        cls,
+        app: Callable[..., Any],
+        fd: int,
+        *,
+        pool_size: int = 100,
+        keep_alive: bool = True,
+        client_socket_timeout: float | None = 900.0,
+        max_header_line: int = 16384,
+        max_url_len: int = 8192,
+        log: Callable[[str], None] | None = None,
+        log_format: str = "",
+        log_enabled: Callable[[], bool] | None = None,
+        debug: bool = False,
+        multiprocess: bool = False,
+        tls: TlsConfig | None = None,
+        environ: dict[str, Any] | None = None,
+        lenient: bool = False,
+    ) -> Server:
+        """*fd* is duplicated. *environ* holds extra keys for every request. *log* receives finished
+        access-log lines. *lenient* forgives what oslo.service's own tests send (no Host header, str
+        body items, a dict of headers); never set it in production."""
+    def start(self) -> None:
+        """Start accepting. Threads live from here on: this process must not fork any more."""
+    def stop(self, close: bool) -> None:
+        """Stop accepting and drain: requests in flight are answered, idle connections closed.
+        With *close*, the server's copy of the listening socket is closed too, after the
+        connections that the kernel had already queued were accepted."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until drained, interpreter released, Python signal handlers running; False on timeout."""
+    def resize(self, pool_size: int) -> None: ...
+    def stats(self) -> dict[str, int]:
+        """threads, busy, queued, connections, idle, in_flight, served."""
+
+@final
+class TlsConfig:
+    def __new__(cls, cert_file: str, key_file: str, ca_file: str | None = None,
+                version: str | None = None, ciphers: str | None = None) -> TlsConfig:
+        """Reads and checks everything now. Raises ValueError or OSError naming the option, the
+        value and the remedy."""

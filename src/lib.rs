@@ -1,0 +1,35 @@
+//! osloxide: the native core under OpenStack's services.
+//!
+//! The crate is a set of rooms; docs/architecture.md draws them and the arrows between them. Each
+//! room is a cargo feature, so that a room which names what it must not know stops compiling:
+//!
+//! | room | owns | never |
+//! |---|---|---|
+//! | [`signals`] | the wakeup pipe and the ranking of pending requests | installs a handler |
+//! | [`supervisor`] | the parent's state machine: fork, reap, respawn, drain | starts a thread |
+//! | [`scoreboard`] | counters that every process of a launcher shares | takes a lock |
+//! | [`worker`] | the watch thread of a worker: parent death and deadlines | runs in the parent |
+//! | [`pool`] | leader/follower threads, elastic and gated | knows a socket |
+//! | [`wsgi`] | PEP 3333's rules as plain values | knows a socket or the interpreter |
+//! | [`server`] | sockets, HTTP/1.1 framing, TLS, drain | knows the interpreter |
+//! | [`rpc`] | the executor under oslo.messaging | knows HTTP |
+//! | `python` | the boundary: the only room that names PyO3 | decides anything |
+
+#[cfg(feature = "pool")]
+pub mod pool;
+#[cfg(feature = "python")]
+mod python;
+#[cfg(feature = "rpc")]
+pub mod rpc;
+#[cfg(feature = "scoreboard")]
+pub mod scoreboard;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "supervisor")]
+pub mod signals;
+#[cfg(feature = "supervisor")]
+pub mod supervisor;
+#[cfg(feature = "worker")]
+pub mod worker;
+#[cfg(feature = "wsgi")]
+pub mod wsgi;

@@ -1,0 +1,18 @@
+//! The boundary between Rust and Python: a list of exports and nothing else.
+//!
+//! The only room that names PyO3. Classes here convert arguments, release the interpreter and call
+//! the rooms beside this one; they decide nothing.
+
+use pyo3::prelude::*;
+
+/// The native core of osloxide; Python code imports the modules above it instead.
+#[pymodule(gil_used = true)]
+mod _native {
+    use pyo3::prelude::*;
+
+    /// Version of the extension, equal to the distribution's.
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

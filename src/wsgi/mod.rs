@@ -1,0 +1,108 @@
+//! PEP 3333 as plain values: what a request offers an application and what it may answer.
+//!
+//! Knows neither sockets nor the interpreter. The server room lends an [`Exchange`] for each request; the
+//! boundary implements [`Handler`] and calls the application with it.
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+use std::fmt::Debug;
+use std::net::SocketAddr;
+
+/// Where a request came from and where it arrived, as the environ shows it.
+#[derive(Debug, Clone)]
+pub struct Endpoints {
+    /// The client's address; `None` for a unix socket.
+    pub peer: Option<SocketAddr>,
+    /// The address that accepted the connection; `None` for a unix socket.
+    pub local: Option<SocketAddr>,
+    /// True when the connection is encrypted: `wsgi.url_scheme` is then `https`.
+    pub tls: bool,
+}
+
+/// Why the body of a request could not be read to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BodyError {
+    /// The client closed the connection or reset it before the body was complete.
+    #[error("the client went away before the request body was complete")]
+    Disconnected,
+    /// The chunked framing was broken (RFC 9112 section 7.1).
+    #[error("the request body is not valid chunked framing")]
+    Framing,
+    /// Nothing arrived for `client_socket_timeout`.
+    #[error("the client sent no body data within client_socket_timeout")]
+    TimedOut,
+}
+
+/// The connection can take no more of the answer; nothing that follows will be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the client went away before the answer was sent")]
+pub struct ClientGone;
+
+/// The head of an answer, already checked against PEP 3333 and RFC 9110.
+#[derive(Debug)]
+pub struct ResponseHead {
+    /// Status code.
+    pub status: StatusCode,
+    /// Reason phrase as the application gave it, if it is not the standard one.
+    pub reason: Option<Bytes>,
+    /// Headers in the application's order. `Content-Length`, if present, is the application's word
+    /// and has been checked to be a plain number.
+    pub headers: HeaderMap,
+}
+
+/// One request and its answer, lent by the server to a [`Handler`].
+///
+/// Every call may block the calling thread on the client's socket, bounded by
+/// `client_socket_timeout`; call none of them while holding the interpreter.
+pub trait Exchange {
+    /// Method, target, version and headers of the request. Framing has been checked already.
+    fn request(&self) -> &Parts;
+    /// Addresses of both ends.
+    fn endpoints(&self) -> &Endpoints;
+    /// True when the request has no body at all (then [`Exchange::read`] returns `None` at once).
+    fn is_bodiless(&self) -> bool;
+    /// The next piece of the request body, or `None` at its end. Sends `100 Continue` first where
+    /// the client asked for it (RFC 9110 section 10.1.1).
+    ///
+    /// # Errors
+    /// [`BodyError`] when the body cannot be completed.
+    fn read(&mut self) -> Result<Option<Bytes>, BodyError>;
+    /// Sends the head with a whole body: the common, cheapest answer. May be called once, and not
+    /// after [`Exchange::start`].
+    ///
+    /// # Errors
+    /// [`ClientGone`].
+    fn respond(&mut self, head: ResponseHead, body: Bytes) -> Result<(), ClientGone>;
+    /// Starts an answer whose body follows in pieces.
+    ///
+    /// # Errors
+    /// [`ClientGone`].
+    fn start(&mut self, head: ResponseHead) -> Result<(), ClientGone>;
+    /// Sends one piece; returns when the kernel has it all (PEP 3333: no block may be delayed).
+    ///
+    /// # Errors
+    /// [`ClientGone`].
+    fn write(&mut self, piece: Bytes) -> Result<(), ClientGone>;
+    /// Ends an answer begun with [`Exchange::start`].
+    ///
+    /// # Errors
+    /// [`ClientGone`].
+    fn finish(&mut self) -> Result<(), ClientGone>;
+    /// Closes the connection without completing the answer, so that the client cannot mistake a
+    /// truncated answer for a whole one.
+    fn abort(&mut self);
+    /// True once the client is known to be gone; costs one non-blocking look at the socket.
+    fn is_client_gone(&mut self) -> bool;
+}
+
+/// Answers requests. One value serves all threads of a server.
+pub trait Handler: Send + Sync + Debug {
+    /// Answers one request. Called without the interpreter held, on a pool thread.
+    ///
+    /// When it returns without having answered, the server sends `500` and closes.
+    fn handle(&self, exchange: &mut dyn Exchange);
+    /// Wraps the life of a pool thread: keeps its interpreter thread state between requests.
+    fn thread(&self, body: &mut dyn FnMut());
+}
