@@ -1,0 +1,65 @@
+"""What a whole process knows about its own end: is it stopping, and which sockets does it listen on?
+
+Launchers and workers call :func:`begin_shutdown` before they stop a service;
+:class:`osloxide.wsgi.Server` asks :func:`is_stopping` to tell the end of the process from a reload
+in place, and registers its listening sockets here. The supervisor closes the registered sockets in
+its own process when it begins to stop: a socket that only the parent still holds open would accept
+connections into the kernel's backlog that nobody answers.
+
+Never stops a service and never sends a signal. Safe to call from any thread and from a signal
+handler: no lock is taken.
+"""
+
+from __future__ import annotations
+
+import socket
+import weakref
+
+_stopping = False
+_listeners: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def is_stopping() -> bool:
+    """Tell whether this process is on its way out.
+
+    :returns: True from the moment a launcher begins to stop; False during a reload in place, after
+        which the same process goes on serving.
+    """
+    return _stopping
+
+
+def begin_shutdown() -> None:
+    """Record that this process is on its way out. Calling it twice is harmless."""
+    global _stopping
+    _stopping = True
+
+
+def begin_serving() -> None:
+    """Record that this process serves (again): a launcher was made or a worker was forked."""
+    global _stopping
+    _stopping = False
+
+
+def register_listener(listener: socket.socket) -> None:
+    """Hand over a listening socket for :func:`close_listeners`.
+
+    :param listener: kept by a weak reference only; a socket that is closed or forgotten earlier
+        needs no further call.
+    """
+    _listeners.add(listener)
+
+
+def close_listeners() -> int:
+    """Close every registered socket in this process.
+
+    Copies that other processes hold (workers that drain their backlog) stay open.
+
+    :returns: how many sockets were still open.
+    """
+    closed = 0
+    for listener in tuple(_listeners):
+        _listeners.discard(listener)
+        if listener.fileno() != -1:
+            listener.close()
+            closed += 1
+    return closed
