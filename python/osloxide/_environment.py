@@ -1,0 +1,52 @@
+"""The environment that makes every Python below a process serve oslo.service from osloxide.
+
+Owns the variables and the private directory that ``osloxide run`` and the test plugin use. It reads
+nothing but the mapping it is given and starts nothing.
+
+Rules: site (sitecustomize), PYTHONPATH; the switches are read by the OpenStack services themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENABLED = "OSLOXIDE"
+"""``1`` activates the hook in the interpreters below, ``0`` keeps it out of them."""
+
+EVENTLET_SWITCHES = tuple(
+    f"OS_{project}_DISABLE_EVENTLET_PATCHING" for project in ("CINDER", "MANILA", "NOVA", "WATCHER")
+)
+"""Variables by which services that can do without eventlet are told to."""
+
+SITECUSTOMIZE_DIR = str(Path(__file__).parent / "_sitecustomize")
+"""Holds a sitecustomize that installs the hook and then runs the one it hides."""
+
+
+def activated(environ: Mapping[str, str]) -> dict[str, str]:
+    """A copy of *environ* in which Python interpreters install the hook when they start.
+
+    Switches that are set already are left as they are, whatever their value.
+    """
+    result = dict(environ)
+    result[ENABLED] = "1"
+    for switch in EVENTLET_SWITCHES:
+        result.setdefault(switch, "1")
+    path = [entry for entry in result.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    result["PYTHONPATH"] = os.pathsep.join(
+        [SITECUSTOMIZE_DIR, *(entry for entry in path if entry != SITECUSTOMIZE_DIR)]
+    )
+    return result
+
+
+def keeps_eventlet(environ: Mapping[str, str]) -> list[str]:
+    """Switches that somebody has set to a value by which their service keeps eventlet."""
+    return [
+        switch
+        for switch in EVENTLET_SWITCHES
+        if environ.get(switch, "1").lower() not in ("1", "true", "yes")
+    ]

@@ -1,0 +1,88 @@
+"""Child interpreters for tests that need a process of their own.
+
+Owns starting them with a clean environment, a deadline and no terminal. Every child leads its own
+session, so that a test can prove that nothing of it is left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DEADLINE = 60.0
+"""Seconds after which a child counts as hung."""
+
+_OURS = ("OSLOXIDE", "OSLO_", "PYTHON", "NOTIFY_SOCKET", "OS_")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of this process without anything that switches osloxide on or off."""
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(_OURS)
+    }
+    environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    environ.update(changes)
+    return environ
+
+
+def run_command(
+    command: Sequence[str],
+    *,
+    environ: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run *command* to its end and prove that its whole session ended with it."""
+    child = subprocess.Popen(
+        command,
+        env=environment() if environ is None else dict(environ),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = child.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        stdout, stderr = child.communicate()
+        raise AssertionError(
+            f"{command} still ran after {DEADLINE} s\n{stdout}\n{stderr}"
+        ) from None
+    left = session_members(child.pid)
+    if left:
+        os.killpg(child.pid, signal.SIGKILL)
+    assert not left, f"{command} left processes {left} behind\n{stdout}\n{stderr}"
+    return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
+
+
+def run_python(code: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run *code* in a fresh interpreter; *changes* are environment variables."""
+    return run_command(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        environ=environment(**changes),
+    )
+
+
+def session_members(session: int) -> list[int]:
+    """Processes of *session* that have not ended (zombies have)."""
+    members = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] not in "ZX":
+            members.append(int(entry))
+    return members
