@@ -3,6 +3,10 @@
 //! Knows neither sockets nor the interpreter. The server room lends an [`Exchange`] for each request; the
 //! boundary implements [`Handler`] and calls the application with it.
 
+pub mod access_log;
+pub mod environ;
+pub mod response;
+
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};

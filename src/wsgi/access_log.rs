@@ -1,0 +1,136 @@
+//! The access log: what may stand in a line, whatever a client sent.
+//!
+//! Renders the fields that a client controls so that no byte of them can end a line, forge another
+//! or move a terminal's cursor. Formats no line itself: `wsgi_log_format` is a Python format
+//! string and Python applies it. Keys and order: eventlet.wsgi, as documented by oslo.service's
+//! option `wsgi_log_format`.
+
+use std::fmt::Write;
+
+use http::Version;
+use http::header::HeaderName;
+use http::request::Parts;
+
+/// Keys that a log format may name.
+pub const KEYS: [&str; 7] = [
+    "client_ip",
+    "client_port",
+    "date_time",
+    "request_line",
+    "status_code",
+    "body_length",
+    "wall_seconds",
+];
+
+const MONTHS: [&str; 12] = [
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+];
+
+/// Appends *text* to *line*. Control characters and bytes above 127 become `\xNN`; a quotation mark
+/// and a backslash get a backslash before them, so that a quoted field ends where it seems to.
+pub fn escape_into(line: &mut String, text: &[u8]) {
+    for &byte in text {
+        match byte {
+            b'"' | b'\\' => {
+                line.push('\\');
+                line.push(char::from(byte));
+            }
+            0x20..=0x7e => line.push(char::from(byte)),
+            // Writing to a String cannot fail.
+            _ => drop(write!(line, "\\x{byte:02x}")),
+        }
+    }
+}
+
+/// The request line as it arrived, escaped.
+#[must_use]
+pub fn request_line(request: &Parts) -> String {
+    let target = request.uri.to_string();
+    let mut line = String::with_capacity(target.len() + 24);
+    escape_into(&mut line, request.method.as_str().as_bytes());
+    line.push(' ');
+    escape_into(&mut line, target.as_bytes());
+    line.push_str(if request.version == Version::HTTP_10 {
+        " HTTP/1.0"
+    } else {
+        " HTTP/1.1"
+    });
+    line
+}
+
+/// The client's address, after those that `X-Forwarded-For` claims: without blanks, separated by
+/// commas, escaped. *peer* is the address of the connection's other end, or `unix`.
+#[must_use]
+pub fn client_ip(request: &Parts, peer: &str) -> String {
+    const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
+    let mut line = String::new();
+    for claim in request.headers.get_all(FORWARDED) {
+        let claim: Vec<u8> = claim
+            .as_bytes()
+            .iter()
+            .copied()
+            .filter(|byte| *byte != b' ')
+            .collect();
+        if !claim.is_empty() {
+            escape_into(&mut line, &claim);
+            line.push(',');
+        }
+    }
+    line.push_str(peer);
+    line
+}
+
+/// `22/Nov/2026 15:08:03`, in the style of common log files. *month* counts from 1.
+#[must_use]
+pub fn date_time(year: i32, month: usize, day: u8, hour: u8, minute: u8, second: u8) -> String {
+    let month = MONTHS.get(month.wrapping_sub(1)).copied().unwrap_or("???");
+    format!("{day:02}/{month}/{year:04} {hour:02}:{minute:02}:{second:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(target: &str, forwarded: &[&str]) -> Parts {
+        let mut request = http::Request::builder().uri(target);
+        for claim in forwarded {
+            request = request.header("X-Forwarded-For", claim.as_bytes());
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn control_bytes_cannot_reach_the_log() {
+        let mut line = String::new();
+        escape_into(&mut line, b"a\r\nb\x1b[2J\x7f\x00\xc2\x85");
+
+        assert_eq!(line, r"a\x0d\x0ab\x1b[2J\x7f\x00\xc2\x85");
+    }
+
+    #[test]
+    fn a_quoted_field_cannot_be_closed_from_outside() {
+        let mut line = String::new();
+        escape_into(&mut line, br#"" status: 200 \"#);
+
+        assert_eq!(line, r#"\" status: 200 \\"#);
+    }
+
+    #[test]
+    fn forwarded_addresses_come_first() {
+        let parts = parts("/", &["10.0.0.1, 10.0.0.2", "", "10.0.0.3"]);
+
+        assert_eq!(client_ip(&parts, "::1"), "10.0.0.1,10.0.0.2,10.0.0.3,::1");
+    }
+
+    #[test]
+    fn request_line_is_as_sent() {
+        let parts = parts("/a%0a?b=c", &[]);
+
+        assert_eq!(request_line(&parts), "GET /a%0a?b=c HTTP/1.1");
+    }
+
+    #[test]
+    fn dates_are_those_of_common_log_files() {
+        assert_eq!(date_time(2026, 11, 2, 5, 8, 3), "02/Nov/2026 05:08:03");
+    }
+}

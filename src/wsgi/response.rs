@@ -1,0 +1,522 @@
+//! What an application may answer: the head it gives to start_response, and the length it promised.
+//!
+//! [`Head`] checks status and headers as they come in; [`Body`] counts what follows them. Neither
+//! sends anything: the boundary asks them what may be sent and hands it to the exchange. Rules:
+//! PEP 3333 "The start_response() Callable" and "Handling the Content-Length Header", RFC 9110
+//! sections 5.5 (field values), 6.4.1 and 8.6 (when there is no content), 15 (status codes).
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, StatusCode};
+
+use super::ResponseHead;
+
+/// Headers that only a server may set: those which speak of one connection (PEP 3333 "Other HTTP
+/// Features" by way of RFC 2616 section 13.5.1). `Trailers` is that RFC's spelling of `Trailer`.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "trailers",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Why the head of an answer was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeadError {
+    /// Not three digits, or not followed by a space and a reason.
+    #[error("status {0:?} is not valid; give three digits, a space and a reason, as in \"200 OK\"")]
+    Status(String),
+    /// A status below 200.
+    #[error("status {0} is not an application's to send; the server sends interim answers itself")]
+    Interim(u16),
+    /// Not a token (RFC 9110 section 5.1).
+    #[error("response header name {0:?} is not valid; use letters, digits and -")]
+    Name(String),
+    /// A control character; CR and LF would start a header or an answer of the value's choosing.
+    #[error(
+        "value {value:?} of response header {name} holds a control character; remove or encode it"
+    )]
+    Value {
+        /// Name of the header.
+        name: String,
+        /// The refused value.
+        value: String,
+    },
+    /// One of the headers that speak of the connection.
+    #[error(
+        "response header {0} is hop-by-hop and belongs to the server (PEP 3333); do not set it"
+    )]
+    HopByHop(String),
+    /// Not a plain number, or two different ones.
+    #[error(
+        "Content-Length {0:?} is not one plain number; leave it out or give the body's length in bytes"
+    )]
+    Length(String),
+}
+
+/// Status and headers from start_response, checked.
+#[derive(Debug, Clone)]
+pub struct Head {
+    status: StatusCode,
+    reason: Option<Bytes>,
+    headers: HeaderMap,
+    length: Option<u64>,
+}
+
+impl Head {
+    /// Checks *status* (latin-1) and makes room for *headers* headers.
+    ///
+    /// # Errors
+    /// [`HeadError::Status`] and [`HeadError::Interim`].
+    pub fn new(status: &[u8], headers: usize) -> Result<Self, HeadError> {
+        let invalid = || HeadError::Status(readable(status));
+        let (digits, rest) = status.split_at_checked(3).ok_or_else(invalid)?;
+        if !digits.iter().all(u8::is_ascii_digit) {
+            return Err(invalid());
+        }
+        let reason = match rest {
+            [] => rest,
+            [b' ', reason @ ..] => reason,
+            _ => return Err(invalid()),
+        };
+        if !reason.iter().copied().all(is_text) {
+            return Err(invalid());
+        }
+        let status = StatusCode::from_bytes(digits).map_err(|_| invalid())?;
+        if status.is_informational() {
+            return Err(HeadError::Interim(status.as_u16()));
+        }
+        let is_standard = reason.is_empty()
+            || status
+                .canonical_reason()
+                .is_some_and(|standard| standard.as_bytes() == reason);
+        Ok(Self {
+            status,
+            reason: (!is_standard).then(|| Bytes::copy_from_slice(reason)),
+            headers: HeaderMap::with_capacity(headers + 2), // Date and framing join them
+            length: None,
+        })
+    }
+
+    /// The answer that this server gives in place of an application that failed: it ends the
+    /// connection, since nobody knows what the application had left undone.
+    #[must_use]
+    pub fn failure(status: StatusCode) -> Self {
+        let mut headers = HeaderMap::with_capacity(4);
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        Self {
+            status,
+            reason: None,
+            headers,
+            length: None,
+        }
+    }
+
+    /// Adds one header; name and value in latin-1.
+    ///
+    /// # Errors
+    /// The other variants of [`HeadError`].
+    pub fn header(&mut self, name: &[u8], value: &[u8]) -> Result<(), HeadError> {
+        let key = HeaderName::from_bytes(name).map_err(|_| HeadError::Name(readable(name)))?;
+        if HOP_BY_HOP.contains(&key.as_str()) {
+            return Err(HeadError::HopByHop(readable(name)));
+        }
+        let content = HeaderValue::from_bytes(value).map_err(|_| HeadError::Value {
+            name: readable(name),
+            value: readable(value),
+        })?;
+        if key == CONTENT_LENGTH {
+            let length = plain_number(value).ok_or_else(|| HeadError::Length(readable(value)))?;
+            if self.length.is_some_and(|earlier| earlier != length) {
+                return Err(HeadError::Length(format!(
+                    "{}, {length}",
+                    self.length.unwrap_or_default()
+                )));
+            }
+            self.length = Some(length);
+            self.headers.insert(key, content);
+        } else {
+            self.headers.append(key, content);
+        }
+        Ok(())
+    }
+
+    /// Sets the content type of a body that the server wrote itself.
+    #[must_use]
+    pub fn with_content_type(mut self, value: &'static str) -> Self {
+        self.headers
+            .insert(http::header::CONTENT_TYPE, HeaderValue::from_static(value));
+        self
+    }
+
+    /// Status code.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Asks for the connection to be closed behind this answer.
+    pub fn close(&mut self) {
+        self.headers
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+
+    /// Turns into what the exchange sends, and into the count of the body behind it. *total* is
+    /// the length of the whole body where that is known already.
+    #[must_use]
+    pub fn into_parts(mut self, method: &Method, total: Option<u64>) -> (ResponseHead, Body) {
+        let is_bodiless = is_bodiless(method, self.status);
+        if self.status == StatusCode::NO_CONTENT || self.status == StatusCode::RESET_CONTENT {
+            self.headers.remove(CONTENT_LENGTH); // RFC 9110 section 8.6
+        } else if self.length.is_none()
+            && self.status != StatusCode::NOT_MODIFIED
+            && let Some(total) = total
+            // An application may leave out the body of an answer to HEAD; its length is then unknown.
+            && (*method != Method::HEAD || total > 0)
+        {
+            self.length = Some(total);
+            self.headers
+                .insert(CONTENT_LENGTH, HeaderValue::from(total));
+        }
+        let body = Body {
+            is_bodiless,
+            declared: self.length,
+            sent: 0,
+            has_excess: false,
+        };
+        let head = ResponseHead {
+            status: self.status,
+            reason: self.reason,
+            headers: self.headers,
+        };
+        (head, body)
+    }
+
+    /// `Content-Length` as the application gave it.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        self.length
+    }
+}
+
+/// True where HTTP allows no content behind the head (RFC 9110 section 6.4.1).
+#[must_use]
+pub fn is_bodiless(method: &Method, status: StatusCode) -> bool {
+    *method == Method::HEAD
+        || matches!(
+            status,
+            StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
+        )
+}
+
+/// Counts a body against the length that was promised for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Body {
+    is_bodiless: bool,
+    declared: Option<u64>,
+    sent: u64,
+    has_excess: bool,
+}
+
+/// How a body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// As promised.
+    Complete,
+    /// With bytes missing: the client must see a cut connection, not a whole answer.
+    Short {
+        /// Bytes promised by Content-Length.
+        declared: u64,
+        /// Bytes that the application gave.
+        sent: u64,
+    },
+    /// With bytes to spare, which were not sent: the connection must end, as they would be taken
+    /// for the next answer.
+    Excess {
+        /// Bytes promised by Content-Length.
+        declared: u64,
+    },
+}
+
+impl Body {
+    /// How many of the next *offered* bytes may be sent; counts them as sent.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the result is at most `offered`, which is a usize"
+    )]
+    pub fn admit(&mut self, offered: usize) -> usize {
+        if self.is_bodiless {
+            return 0;
+        }
+        let room = self
+            .declared
+            .map_or(u64::MAX, |declared| declared - self.sent);
+        let admitted = room.min(offered as u64);
+        self.has_excess |= admitted < offered as u64;
+        self.sent += admitted;
+        admitted as usize
+    }
+
+    /// Bytes admitted so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// True when no body may follow the head at all.
+    #[must_use]
+    pub fn is_bodiless(&self) -> bool {
+        self.is_bodiless
+    }
+
+    /// Judges the body at its end.
+    #[must_use]
+    pub fn ending(&self) -> Ending {
+        match self.declared {
+            Some(declared) if self.has_excess => Ending::Excess { declared },
+            Some(declared) if !self.is_bodiless && self.sent < declared => Ending::Short {
+                declared,
+                sent: self.sent,
+            },
+            _ => Ending::Complete,
+        }
+    }
+}
+
+/// Field text of RFC 9110 section 5.5: anything but control characters; a tab is allowed.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= 0x20 && byte != 0x7f)
+}
+
+fn plain_number(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn readable(latin1: &[u8]) -> String {
+    latin1.iter().copied().map(char::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(headers: &[(&str, &str)]) -> Result<Head, HeadError> {
+        let mut head = Head::new(b"200 OK", headers.len())?;
+        for (name, value) in headers {
+            head.header(name.as_bytes(), value.as_bytes())?;
+        }
+        Ok(head)
+    }
+
+    fn sent_length(head: Head, method: &Method, total: Option<u64>) -> Option<String> {
+        let (head, _) = head.into_parts(method, total);
+        head.headers
+            .get(CONTENT_LENGTH)
+            .map(|value| value.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn standard_reasons_are_not_carried_along() {
+        assert_eq!(Head::new(b"200 OK", 0).unwrap().reason, None);
+        assert_eq!(Head::new(b"404", 0).unwrap().reason, None);
+        assert_eq!(Head::new(b"200 Fine", 0).unwrap().reason.unwrap(), "Fine");
+    }
+
+    #[test]
+    fn malformed_status_is_refused() {
+        for status in [
+            "",
+            "20",
+            "OK",
+            "2000 OK",
+            "200OK",
+            "+20 OK",
+            "099 Low",
+            "200 O\r\nX: y",
+        ] {
+            assert_eq!(
+                Head::new(status.as_bytes(), 0).unwrap_err(),
+                HeadError::Status(status.to_owned()),
+            );
+        }
+    }
+
+    #[test]
+    fn interim_status_is_refused() {
+        assert_eq!(
+            Head::new(b"100 Continue", 0).unwrap_err(),
+            HeadError::Interim(100)
+        );
+        assert_eq!(
+            Head::new(b"101 Switching", 0).unwrap_err(),
+            HeadError::Interim(101)
+        );
+    }
+
+    #[test]
+    fn control_characters_are_refused_in_names_and_values() {
+        for value in [
+            "a\r\nSet-Cookie: x",
+            "a\rb",
+            "a\nb",
+            "a\0b",
+            "a\x1bb",
+            "a\x7fb",
+        ] {
+            assert!(
+                matches!(head(&[("X-A", value)]), Err(HeadError::Value { .. })),
+                "{value:?}"
+            );
+        }
+        for name in ["", "X A", "X:A", "X\r\nA", "X\0A", "Xé"] {
+            assert!(
+                matches!(head(&[(name, "v")]), Err(HeadError::Name(_))),
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn latin1_values_pass() {
+        assert!(head(&[("X-A", "caf\u{e9}"), ("X-B", "a\tb"), ("X-C", "")]).is_ok());
+    }
+
+    #[test]
+    fn hop_by_hop_headers_are_refused_in_any_case() {
+        for name in [
+            "Connection",
+            "keep-alive",
+            "TRANSFER-ENCODING",
+            "Upgrade",
+            "TE",
+            "Trailer",
+        ] {
+            assert!(
+                matches!(head(&[(name, "x")]), Err(HeadError::HopByHop(_))),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn content_length_must_be_one_plain_number() {
+        for value in ["-1", "+1", "1 ", "0x1", "1,1", "", "99999999999999999999"] {
+            assert!(
+                matches!(
+                    head(&[("Content-Length", value)]),
+                    Err(HeadError::Length(_))
+                ),
+                "{value:?}"
+            );
+        }
+        assert!(head(&[("Content-Length", "1"), ("content-length", "2")]).is_err());
+        assert_eq!(
+            head(&[("Content-Length", "1"), ("Content-Length", "1")])
+                .unwrap()
+                .headers
+                .len(),
+            1
+        );
+    }
+
+    #[test]
+    fn repeated_headers_are_all_kept() {
+        let head = head(&[("Set-Cookie", "a"), ("Set-Cookie", "b")]).unwrap();
+
+        assert_eq!(head.headers.get_all("set-cookie").iter().count(), 2);
+    }
+
+    #[test]
+    fn known_length_is_declared() {
+        let plain = head(&[]).unwrap();
+
+        assert_eq!(
+            sent_length(plain.clone(), &Method::GET, Some(5)),
+            Some("5".to_owned())
+        );
+        assert_eq!(
+            sent_length(plain.clone(), &Method::GET, Some(0)),
+            Some("0".to_owned())
+        );
+        assert_eq!(sent_length(plain, &Method::GET, None), None);
+    }
+
+    #[test]
+    fn answers_without_content_declare_no_false_length() {
+        let no_content = Head::new(b"204 No Content", 0).unwrap();
+        let not_modified = Head::new(b"304 Not Modified", 0).unwrap();
+
+        assert_eq!(sent_length(no_content, &Method::GET, Some(0)), None);
+        assert_eq!(sent_length(not_modified, &Method::GET, Some(0)), None);
+        assert_eq!(
+            sent_length(head(&[]).unwrap(), &Method::HEAD, Some(0)),
+            None
+        );
+        assert_eq!(
+            sent_length(head(&[]).unwrap(), &Method::HEAD, Some(7)),
+            Some("7".to_owned())
+        );
+    }
+
+    #[test]
+    fn no_content_loses_the_length_that_the_application_gave() {
+        let mut head = Head::new(b"204 No Content", 1).unwrap();
+        head.header(b"Content-Length", b"3").unwrap();
+
+        assert_eq!(sent_length(head, &Method::GET, Some(3)), None);
+    }
+
+    #[test]
+    fn nothing_passes_beyond_the_declared_length() {
+        let (_, mut body) = head(&[("Content-Length", "5")])
+            .unwrap()
+            .into_parts(&Method::GET, None);
+
+        assert_eq!(body.admit(3), 3);
+        assert_eq!(body.admit(3), 2);
+        assert_eq!(body.admit(1), 0);
+        assert_eq!(body.sent(), 5);
+        assert_eq!(body.ending(), Ending::Excess { declared: 5 });
+    }
+
+    #[test]
+    fn missing_bytes_are_noticed() {
+        let (_, mut body) = head(&[("Content-Length", "5")])
+            .unwrap()
+            .into_parts(&Method::GET, None);
+        body.admit(3);
+
+        assert_eq!(
+            body.ending(),
+            Ending::Short {
+                declared: 5,
+                sent: 3
+            }
+        );
+    }
+
+    #[test]
+    fn bodies_where_none_may_be_are_dropped() {
+        for (method, status) in [
+            (Method::HEAD, "200 OK"),
+            (Method::GET, "204 No"),
+            (Method::GET, "304 No"),
+        ] {
+            let mut head = Head::new(status.as_bytes(), 0).unwrap();
+            head.header(b"Content-Length", b"5").unwrap();
+            let (_, mut body) = head.into_parts(&method, None);
+
+            assert_eq!(body.admit(9), 0);
+            assert_eq!(body.ending(), Ending::Complete);
+        }
+    }
+}
