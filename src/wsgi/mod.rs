@@ -59,8 +59,9 @@ pub struct ResponseHead {
 /// One request and its answer, lent by the server to a [`Handler`].
 ///
 /// Every call may block the calling thread on the client's socket, bounded by
-/// `client_socket_timeout`; call none of them while holding the interpreter.
-pub trait Exchange {
+/// `client_socket_timeout`; call none of them while holding the interpreter. An application may
+/// read its input from a thread of its own, so calls may come from any thread, one at a time.
+pub trait Exchange: Send {
     /// Method, target, version and headers of the request. Framing has been checked already.
     fn request(&self) -> &Parts;
     /// Addresses of both ends.
