@@ -3,12 +3,17 @@
 //! The only room that names PyO3. Classes here convert arguments, release the interpreter and call
 //! the rooms beside this one; they decide nothing.
 
+mod signals;
+
 use pyo3::prelude::*;
 
 /// The native core of osloxide; Python code imports the modules above it instead.
 #[pymodule(gil_used = true)]
 mod _native {
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::signals::{install_wakeup, park, uninstall_wakeup, wake};
 
     /// Version of the extension, equal to the distribution's.
     #[pymodule_init]

@@ -119,7 +119,10 @@ impl Server {
         handler: Arc<dyn Handler>,
     ) -> Result<Self, Error> {
         let _ = handler;
-        Ok(Self { settings, drained: listener })
+        Ok(Self {
+            settings,
+            drained: listener,
+        })
     }
 
     /// Starts accepting, or resumes after [`Server::stop`]. Threads live from here on: the process
@@ -128,7 +131,9 @@ impl Server {
     /// # Errors
     /// [`Error::ListenerClosed`] after `stop(true)`; [`Error::Resource`].
     pub fn start(&self) -> Result<(), Error> {
-        Err(Error::ListenerClosed { name: self.settings.name.clone() })
+        Err(Error::ListenerClosed {
+            name: self.settings.name.clone(),
+        })
     }
 
     /// Stops accepting and drains: requests in flight are answered with `Connection: close`, idle

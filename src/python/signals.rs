@@ -1,0 +1,328 @@
+//! The boundary of the signals room: `signal.set_wakeup_fd`, parking, and every wait of a main
+//! thread.
+//!
+//! CPython keeps the dispositions and runs the handlers; this file only makes sure that a main
+//! thread parked in Rust wakes up and lets it (`PyErr_CheckSignals`). An earlier owner of the
+//! wakeup fd, such as an asyncio loop, keeps receiving its bytes.
+//!
+//! INVARIANT: the mutexes here are locked only while the interpreter is attached, and no Python
+//! code runs under them. The thread that forks is attached too, so a child never inherits one
+//! that is locked.
+
+use crate::signals::{Bell, WakeupPipe, poll_readable};
+use nix::errno::Errno;
+use nix::unistd::gettid;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::IntoPyDict;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What `signal.set_wakeup_fd` says for "nobody".
+const NOBODY: RawFd = -1;
+
+static WAKEUP: Mutex<Option<Arc<Wakeup>>> = Mutex::new(None);
+static BELL: Mutex<Option<(u32, Arc<Bell>)>> = Mutex::new(None);
+
+/// The wakeup pipe of one process, as long as it is installed.
+#[derive(Debug)]
+struct Wakeup {
+    pid: u32,
+    /// Thread that installed it: the only one that may read it, and the one that runs handlers.
+    main_thread: i32,
+    pipe: WakeupPipe,
+    /// Who owned `set_wakeup_fd` before, or [`NOBODY`].
+    earlier: Mutex<RawFd>,
+}
+
+/// What ended a wait. Nothing ready and no signals means that the deadline passed.
+#[derive(Debug, Default)]
+pub(super) struct Woken {
+    /// Signals arrived, and their Python handlers have run.
+    pub(super) signals: bool,
+    /// Indexes of the descriptors that are readable.
+    pub(super) ready: Vec<usize>,
+}
+
+/// Owns `signal.set_wakeup_fd` from now on (main thread only). Idempotent.
+#[pyfunction]
+pub(super) fn install_wakeup(py: Python<'_>) -> PyResult<()> {
+    let installed = lock(&WAKEUP).clone();
+    if let Some(wakeup) = installed.as_ref().filter(|wakeup| wakeup.is_ours()) {
+        return wakeup.claim(py);
+    }
+    let wakeup = Arc::new(Wakeup::new()?);
+    wakeup.claim(py)?;
+    if let Some(inherited) = installed {
+        // After a fork set_wakeup_fd returned the parent's pipe, or whoever the parent was
+        // forwarding to: neither may hear of this process' signals.
+        let before = wakeup.earlier();
+        if before == inherited.write_fd() || before == inherited.earlier() {
+            wakeup.set_earlier(NOBODY);
+        }
+    }
+    *lock(&WAKEUP) = Some(wakeup);
+    Ok(())
+}
+
+/// Gives `signal.set_wakeup_fd` back to its earlier owner. Does nothing when not installed.
+#[pyfunction]
+pub(super) fn uninstall_wakeup(py: Python<'_>) -> PyResult<()> {
+    let installed = lock(&WAKEUP).clone();
+    let Some(wakeup) = installed.filter(|wakeup| wakeup.is_ours()) else {
+        return Ok(());
+    };
+    wakeup.release(py)?;
+    *lock(&WAKEUP) = None;
+    Ok(())
+}
+
+/// Parks the calling thread until `wake()` or the timeout; see `_native.pyi`.
+#[pyfunction]
+#[pyo3(signature = (timeout=None))]
+pub(super) fn park(py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+    let deadline = match timeout {
+        Some(timeout) => deadline_in("timeout", timeout)?,
+        None => None,
+    };
+    loop {
+        let bell = bell()?;
+        if bell.answer() {
+            return Ok(true);
+        }
+        let woken = wait_once(py, &[bell.as_fd()], deadline)?;
+        if woken.ready.is_empty() && !woken.signals {
+            return Ok(bell.answer());
+        }
+    }
+}
+
+/// Makes `park()` return, now or when it is entered next.
+#[pyfunction]
+pub(super) fn wake() -> PyResult<()> {
+    bell()?.ring();
+    Ok(())
+}
+
+/// Waits until one of *fds* is readable and returns the indexes of those that are; none means that
+/// *deadline* passed. `None` waits for ever.
+///
+/// The interpreter is released. On the main thread Python signal handlers run promptly, whether or
+/// not a wakeup pipe is installed, and an exception that they raise is returned. On any other
+/// thread it only polls.
+#[allow(dead_code, reason = "for the waits of the server's boundary")]
+pub(super) fn wait_readable(
+    py: Python<'_>,
+    fds: &[BorrowedFd<'_>],
+    deadline: Option<Instant>,
+) -> PyResult<Vec<usize>> {
+    loop {
+        let woken = wait_once(py, fds, deadline)?;
+        if !woken.ready.is_empty() || !woken.signals {
+            return Ok(woken.ready);
+        }
+    }
+}
+
+/// Like [`wait_readable`], but returns after signals too, so that the caller can look at what their
+/// handlers changed.
+pub(super) fn wait_once(
+    py: Python<'_>,
+    fds: &[BorrowedFd<'_>],
+    deadline: Option<Instant>,
+) -> PyResult<Woken> {
+    let installed = lock(&WAKEUP).clone();
+    if let Some(wakeup) = &installed
+        && wakeup.is_ours()
+    {
+        if wakeup.main_thread != gettid().as_raw() {
+            return poll_only(py, fds, deadline);
+        }
+        // Somebody, asyncio for one, may have taken the wakeup fd meanwhile: take it back.
+        wakeup.claim(py)?;
+        return wakeup.wait(py, fds, deadline);
+    }
+    if !is_main_thread(py)? {
+        return poll_only(py, fds, deadline);
+    }
+    if installed.is_some() {
+        install_wakeup(py)?; // forked since: the pipe is the parent's
+        return wait_once(py, fds, deadline);
+    }
+    // Without a pipe, a signal that another thread receives would not end the poll.
+    let wakeup = Wakeup::new()?;
+    wakeup.claim(py)?;
+    let woken = wakeup.wait(py, fds, deadline);
+    wakeup.release(py)?;
+    woken
+}
+
+/// The instant *seconds* from now; `None`, for ever, where the clock cannot express it.
+///
+/// # Errors
+/// `ValueError` for a negative number or NaN.
+pub(super) fn deadline_in(name: &str, seconds: f64) -> PyResult<Option<Instant>> {
+    Ok(Instant::now().checked_add(duration(name, seconds)?))
+}
+
+/// *seconds* as a duration; infinity is the longest one there is.
+///
+/// # Errors
+/// `ValueError` for a negative number or NaN.
+pub(super) fn duration(name: &str, seconds: f64) -> PyResult<Duration> {
+    if seconds.is_nan() || seconds < 0.0 {
+        return Err(PyValueError::new_err(format!(
+            "{name} must be a number of seconds, 0 or more, not {seconds}"
+        )));
+    }
+    Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+impl Wakeup {
+    fn new() -> PyResult<Self> {
+        Ok(Self {
+            pid: std::process::id(),
+            main_thread: gettid().as_raw(),
+            pipe: WakeupPipe::new().map_err(os_error)?,
+            earlier: Mutex::new(NOBODY),
+        })
+    }
+
+    fn is_ours(&self) -> bool {
+        self.pid == std::process::id()
+    }
+
+    fn write_fd(&self) -> RawFd {
+        self.pipe.write_end().as_raw_fd()
+    }
+
+    fn earlier(&self) -> RawFd {
+        *lock(&self.earlier)
+    }
+
+    fn set_earlier(&self, fd: RawFd) {
+        *lock(&self.earlier) = fd;
+    }
+
+    /// Takes the wakeup fd and remembers whom it was taken from.
+    fn claim(&self, py: Python<'_>) -> PyResult<()> {
+        let before = set_wakeup_fd(py, self.write_fd(), false)?;
+        if before != self.write_fd() && before != NOBODY {
+            self.set_earlier(before);
+        }
+        Ok(())
+    }
+
+    /// Gives the wakeup fd back to its earlier owner, if that one still lives.
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        let before = set_wakeup_fd(py, NOBODY, true)?;
+        self.drain();
+        let heir = if before == self.write_fd() {
+            self.earlier()
+        } else {
+            before
+        };
+        if heir != NOBODY && set_wakeup_fd(py, heir, true).is_err() {
+            set_wakeup_fd(py, NOBODY, true)?; // it has been closed since
+        }
+        Ok(())
+    }
+
+    fn wait(
+        &self,
+        py: Python<'_>,
+        fds: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> PyResult<Woken> {
+        let mut polled = Vec::with_capacity(fds.len() + 1);
+        polled.push(self.pipe.read_end());
+        polled.extend_from_slice(fds);
+        py.check_signals()?; // what arrived before the pipe was ours left no byte in it
+        loop {
+            let ready = match py.detach(|| poll_readable(&polled, deadline)) {
+                Ok(ready) => ready,
+                Err(Errno::EINTR) => vec![0],
+                Err(errno) => return Err(os_error(errno)),
+            };
+            let signals = ready.first() == Some(&0) && self.drain() > 0;
+            py.check_signals()?;
+            let interrupted_by_nothing = ready == [0] && !signals;
+            if !interrupted_by_nothing {
+                let ready = ready
+                    .into_iter()
+                    .filter_map(|index| index.checked_sub(1))
+                    .collect();
+                return Ok(Woken { signals, ready });
+            }
+        }
+    }
+
+    /// Empties the pipe, passes the bytes on, and returns how many there were.
+    fn drain(&self) -> usize {
+        let earlier = self.earlier();
+        self.pipe.drain(|bytes| {
+            if earlier != NOBODY {
+                forward(earlier, bytes);
+            }
+        })
+    }
+}
+
+fn poll_only(py: Python<'_>, fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> PyResult<Woken> {
+    loop {
+        match py.detach(|| poll_readable(fds, deadline)) {
+            Ok(ready) => {
+                return Ok(Woken {
+                    signals: false,
+                    ready,
+                });
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(os_error(errno)),
+        }
+    }
+}
+
+/// The bell of this process; a child makes its own, since an eventfd is shared across fork.
+fn bell() -> PyResult<Arc<Bell>> {
+    let mut current = lock(&BELL);
+    match current.as_ref() {
+        Some((pid, bell)) if *pid == std::process::id() => Ok(Arc::clone(bell)),
+        _ => {
+            let bell = Arc::new(Bell::new().map_err(os_error)?);
+            *current = Some((std::process::id(), Arc::clone(&bell)));
+            Ok(bell)
+        }
+    }
+}
+
+fn set_wakeup_fd(py: Python<'_>, fd: RawFd, warn_on_full_buffer: bool) -> PyResult<RawFd> {
+    let options = [("warn_on_full_buffer", warn_on_full_buffer)].into_py_dict(py)?;
+    py.import("signal")?
+        .call_method("set_wakeup_fd", (fd,), Some(&options))?
+        .extract()
+}
+
+fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    let threading = py.import("threading")?;
+    let main = threading.call_method0("main_thread")?.getattr("ident")?;
+    main.eq(threading.call_method0("get_ident")?)
+}
+
+/// Best effort, as CPython's own write is: a full or vanished owner loses the byte.
+#[expect(unsafe_code, reason = "the descriptor belongs to the application")]
+fn forward(fd: RawFd, bytes: &[u8]) {
+    // SAFETY: borrowed for this call only. CPython would write to the same number; if its owner
+    // closed it meanwhile, the kernel answers EBADF.
+    let owner = unsafe { BorrowedFd::borrow_raw(fd) };
+    let _ = nix::unistd::write(owner, bytes);
+}
+
+fn os_error(errno: Errno) -> PyErr {
+    std::io::Error::from(errno).into()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
