@@ -1,4 +1,121 @@
-# The only entry points; .ci/run calls `make test`.
-.PHONY: test
-test:
-	cargo test
+# The project's entry points: .ci/run and the README call these and nothing else.
+#
+# `make demo` and `make test` install what is missing below .venv by themselves. One release build
+# of the extension serves the demo and every test; stamp files in .venv remember what is done.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+DEVELOP := PIP_QUIET=1 maturin develop --release --locked --quiet
+ROOMS := scoreboard supervisor worker pool wsgi server rpc
+# Everything but the boundary: needs no Python and no libpython to link against.
+CORE := supervisor worker server rpc
+NATIVE := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
+
+export PYTHON
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PYO3_PYTHON := $(CURDIR)/$(PY)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+unexport CONDA_PREFIX PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test setup build fmt lint mypy walls clippy doc rust python stubs parity \
+	services bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# ---- the newcomer's two commands ---------------------------------------------------------------
+
+demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, drive, kill, reload, stop
+	@$(PY) examples/cinder/demo.py
+
+STAGES := fmt lint mypy clippy walls doc rust stubs python parity services demo
+test: $(VENV)/.rust-tools ## every check and every suite, quick ones first
+	@$(PY) tools/stages.py setup $(STAGES)
+
+# ---- what is installed -------------------------------------------------------------------------
+
+setup: $(VENV)/.native $(VENV)/.test ## .venv with the extension (release build), cinder and the test tools
+
+$(VENV)/.build: requirements/build.lock tools/venv.sh
+	@echo "python environment in $(VENV)"
+	@tools/venv.sh
+	@$(PIP) --no-deps -r $<
+	@touch $@
+
+$(VENV)/.cinder: requirements/cinder.lock $(VENV)/.build
+	@echo "cinder and what it needs (pinned by $<)"
+	@$(PIP) --no-deps -r $<
+	@touch $@
+
+$(VENV)/.test: requirements/test.lock $(VENV)/.cinder
+	@echo "test tools (pinned by $<)"
+	@$(PIP) --no-deps -r $<
+	@touch $@
+
+# Compiling and installing cinder take about as long: run them side by side.
+$(VENV)/.native: $(NATIVE) $(VENV)/.build requirements/cinder.lock
+	@echo "extension, release build (a minute or two the first time)"
+	@$(MAKE) --no-print-directory --silent -j2 $(VENV)/.compiled $(VENV)/.cinder
+	@$(DEVELOP) >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@touch $@
+
+$(VENV)/.compiled: $(NATIVE) $(VENV)/.build
+	@$(DEVELOP) --skip-install >$(VENV)/compile.log 2>&1 || { cat $(VENV)/compile.log; exit 1; }
+	@touch $@
+
+$(VENV)/.rust-tools: $(VENV)/.build
+	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+	@touch $@
+
+build: $(VENV)/.native ## the extension alone
+
+# ---- checks ------------------------------------------------------------------------------------
+
+fmt: $(VENV)/.rust-tools ## formatting of the Rust code
+	cargo fmt --check
+
+lint: $(VENV)/.test ## ruff
+	ruff check
+
+mypy: $(VENV)/.test ## strict types of python/osloxide
+	mypy
+
+clippy: $(VENV)/.rust-tools ## clippy, warnings are errors, all features
+	cargo clippy --quiet --locked --all-targets --all-features -- -D warnings
+
+walls: $(VENV)/.rust-tools ## each room compiles alone (docs/architecture.md)
+	@for room in $(ROOMS); do \
+	    echo "cargo clippy --lib --no-default-features --features $$room -- -D warnings"; \
+	    cargo clippy --quiet --locked --lib --no-default-features --features $$room -- -D warnings || exit 1; \
+	done
+
+doc: $(VENV)/.build ## rustdoc, warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --all-features
+
+stubs: $(VENV)/.native $(VENV)/.test ## _native.pyi says what the compiled module has
+	$(PY) -m mypy.stubtest osloxide._native
+
+# ---- suites ------------------------------------------------------------------------------------
+
+rust: ## Rust tests of every room (no Python needed)
+	cargo test --quiet --locked --no-default-features --features "$(CORE)"
+
+python: $(VENV)/.native $(VENV)/.test ## tests through the boundary, with real processes
+	$(PY) -m pytest -q tests/python
+
+parity: $(VENV)/.native $(VENV)/.test ## oslo.service's own tests against osloxide
+	$(PY) -m pytest -q tests/parity
+
+services: $(VENV)/.native $(VENV)/.test ## real services on RabbitMQ and MariaDB
+	@tools/debian.sh rabbitmq-server mariadb-server
+	$(PY) -m pytest -q tests/services
+
+bench: $(VENV)/.native $(VENV)/.test ## measure (see benches/README.md)
+	$(PY) benches/run.py
+
+clean: ## remove everything that the other targets made
+	rm -rf $(VENV) .cache target python/osloxide/_native.*.so

@@ -1,0 +1,103 @@
+"""Run make targets one after the other, go on after a failure, and sum up at the end.
+
+``python3 tools/stages.py fmt clippy ...`` is what ``make test`` does. The commands themselves are
+in the Makefile; this file owns the order of events: a heading with the stage's name, its output,
+its time, its number of tests, and the exit status of the whole. A stage that runs longer than
+STAGE_SECONDS is ended with everything it started. Needs only the standard library.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from typing import NamedTuple
+
+STAGE_SECONDS = 1500
+OUTCOMES = ("passed", "failed", "errors", "skipped", "ignored", "deselected", "xfailed", "xpassed")
+# "12 passed, 1 failed in 3.2s" (pytest) and "test result: ok. 12 passed; 0 failed; ..." (cargo)
+SUMMARY = re.compile(r"^(test result: |=*\s*\d+ (passed|failed|skipped|error|xfailed|deselected))")
+COUNT = re.compile(r"(\d+) ([a-z]+)")
+
+
+class Outcome(NamedTuple):
+    stage: str
+    passed: bool
+    seconds: float
+    counts: Counter[str]
+
+
+def run(stage: str) -> Outcome:
+    """Run one make target in a session of its own, its output passed through."""
+    print(f"\n=== {stage}", flush=True)
+    since = time.monotonic()
+    counts: Counter[str] = Counter()
+    process = subprocess.Popen(
+        [os.environ.get("MAKE", "make"), "--no-print-directory", stage],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+    def end() -> None:
+        print(f"stage {stage} still runs after {STAGE_SECONDS} s; ended", flush=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(STAGE_SECONDS, end)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+            if SUMMARY.match(plain):
+                for number, word in COUNT.findall(plain):
+                    name = "errors" if word == "error" else word
+                    if name in OUTCOMES:
+                        counts[name] += int(number)
+        passed = process.wait() == 0
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        raise
+    finally:
+        timer.cancel()
+    seconds = time.monotonic() - since
+    print(f"=== {stage}: {'ok' if passed else 'FAILED'} in {seconds:.1f} s", flush=True)
+    return Outcome(stage, passed, seconds, counts)
+
+
+def main(stages: list[str]) -> int:
+    outcomes = [run(stage) for stage in stages]
+    total: Counter[str] = Counter()
+    print("\n=== summary")
+    for stage, passed, seconds, counts in outcomes:
+        total += counts
+        tests = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name])
+        print(f"{'ok' if passed else 'FAILED':>6} {seconds:7.1f} s  {stage:<10} {tests}".rstrip())
+    failed = [outcome.stage for outcome in outcomes if not outcome.passed]
+    tests = ", ".join(f"{total[name]} {name}" for name in OUTCOMES if total[name])
+    print(f"tests: {tests or 'none'}")
+    spent = sum(outcome.seconds for outcome in outcomes)
+    if failed:
+        share = f"{len(failed)} of {len(outcomes)} stages"
+        print(f"FAILED: {', '.join(failed)} ({share}, {spent:.0f} s)")
+        return 1
+    print(f"PASS: {len(outcomes)} stages, {spent:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
