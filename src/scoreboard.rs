@@ -1,1 +1,840 @@
-//! To be filled: see docs/architecture.md.
+//! Counters that every process of a launcher shares, in a memfd that outsiders can read.
+//!
+//! Owns the layout of the shared memory: a header page, then one [`Row`] for each worker process.
+//! The parent writes who a row belongs to and its state; the worker counts in it with relaxed
+//! atomics. Takes no lock and needs no live writer, so a worker that is killed in the middle of a
+//! request leaves nothing broken; the parent clears its gauges when it reaps.
+//! Sealing and naming: `memfd_create(2)`, `fcntl(2)` with `F_ADD_SEALS`.
+#![expect(unsafe_code, reason = "mmap(2) and references into the mapping")]
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::stat::{Mode, fstat};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::ftruncate;
+use std::cell::Cell;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::{fs, io, ptr, slice};
+
+/// Processes that one launcher can account for, workers that are being replaced included.
+pub const CAPACITY: usize = 4096;
+
+const MEMFD_NAME: &str = "osloxide-scoreboard";
+const MAGIC: u64 = u64::from_be_bytes(*b"osloxide");
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 4096;
+const TOTAL_BYTES: usize = HEADER_BYTES + CAPACITY * size_of::<Row>();
+const NAME_BYTES: usize = 128;
+/// Requests in flight whose age is known, in one process; any above that are only counted.
+const LANES: usize = 216;
+const NO_EXIT: i64 = -1;
+
+/// Why a scoreboard cannot be made, found or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused.
+    #[error("cannot {action} the scoreboard")]
+    Os {
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The process has no scoreboard, or there is no such process.
+    #[error("process {0} has no scoreboard; name the parent or a worker of an osloxide launcher")]
+    NotFound(i32),
+    /// A scoreboard with another layout.
+    #[error(
+        "the scoreboard of process {pid} is not of layout {VERSION}; use the osloxide that it runs"
+    )]
+    Foreign {
+        /// The process that was looked at.
+        pid: i32,
+    },
+    /// All rows are taken.
+    #[error("the scoreboard is full: it has {CAPACITY} rows; use fewer workers")]
+    Full,
+    /// Only the owner and its workers may write.
+    #[error("the scoreboard was attached and is read-only")]
+    ReadOnly,
+}
+
+/// What a worker is doing, as others see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum State {
+    /// The row belongs to nobody.
+    Free = 0,
+    /// Forked, not ready yet.
+    Starting = 1,
+    /// Ready.
+    Running = 2,
+    /// SIGTERM was sent, or the process is leaving by itself.
+    Draining = 3,
+    /// SIGKILL was sent.
+    Killing = 4,
+    /// No process: the slot waits before its next fork.
+    Waiting = 5,
+    /// No process: it ended and was reaped.
+    Gone = 6,
+}
+
+impl State {
+    const ALL: [Self; 7] = [
+        Self::Free,
+        Self::Starting,
+        Self::Running,
+        Self::Draining,
+        Self::Killing,
+        Self::Waiting,
+        Self::Gone,
+    ];
+
+    /// Lower-case name, for display.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Draining => "draining",
+            Self::Killing => "killing",
+            Self::Waiting => "waiting",
+            Self::Gone => "gone",
+        }
+    }
+
+    fn from_raw(raw: u32) -> Self {
+        Self::ALL.get(raw as usize).copied().unwrap_or(Self::Free)
+    }
+}
+
+/// A copy of one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Slot of the worker, counted over all groups of its supervisor.
+    pub slot: u32,
+    /// Number of the slot's group.
+    pub group: u32,
+    /// Process, or 0 when there is none just now.
+    pub pid: u32,
+    /// Reload round that the process was forked in.
+    pub generation: u32,
+    /// What it is doing.
+    pub state: State,
+    /// `CLOCK_MONOTONIC` nanoseconds of the fork; 0 before it.
+    pub started_at: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds when it became ready; 0 before that.
+    pub ready_at: u64,
+    /// Open client connections.
+    pub connections: u32,
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// Requests finished since the fork.
+    pub served: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds when the oldest request in flight began.
+    pub oldest_since: Option<u64>,
+    /// Pool threads.
+    pub threads: u32,
+    /// How often the slot was forked again after its worker ended.
+    pub respawns: u32,
+    /// Wait status of the slot's previous worker.
+    pub last_exit: Option<i32>,
+}
+
+/// One worker's share of the memory. The first half is written by the parent, the rest by the
+/// worker, each on cache lines of its own.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Row {
+    state: AtomicU32,
+    slot: AtomicU32,
+    group: AtomicU32,
+    generation: AtomicU32,
+    pid: AtomicU32,
+    respawns: AtomicU32,
+    started_at: AtomicU64,
+    ready_at: AtomicU64,
+    last_exit: AtomicI64,
+    counters: Counters,
+    lanes: [AtomicU64; LANES],
+}
+
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct Counters {
+    served: AtomicU64,
+    connections: AtomicU32,
+    threads: AtomicU32,
+    beyond_lanes: AtomicU32,
+}
+
+const _: () = assert!(
+    size_of::<Row>() == 2048,
+    "rows of a fixed size, no page shared by three"
+);
+
+#[derive(Debug)]
+#[repr(C)]
+struct Header {
+    magic: AtomicU64,
+    version: AtomicU32,
+    capacity: AtomicU32,
+    row_bytes: AtomicU32,
+    pid: AtomicU32,
+    started_at: AtomicU64,
+    /// Rows that were ever used; readers stop there, which keeps the rest of the memory unmade.
+    used: AtomicU32,
+    name: [AtomicU8; NAME_BYTES],
+}
+
+/// The row of this process: what server and pool count in.
+///
+/// Before a worker claims its row, and in processes that never do, this is a private one that
+/// nobody reads; so callers need no special case.
+#[must_use]
+pub fn current() -> &'static Row {
+    static PRIVATE: Row = Row::new();
+    let row = CURRENT.load(Ordering::Acquire);
+    if row.is_null() {
+        return &PRIVATE;
+    }
+    // SAFETY: claim() stores only rows of mappings that are never unmapped (see Drop).
+    unsafe { &*row }
+}
+
+static CURRENT: AtomicPtr<Row> = AtomicPtr::new(ptr::null_mut());
+
+/// `CLOCK_MONOTONIC` in nanoseconds, as stored in rows. Precise.
+#[must_use]
+pub fn now() -> u64 {
+    clock(ClockId::CLOCK_MONOTONIC)
+}
+
+fn clock(id: ClockId) -> u64 {
+    clock_gettime(id)
+        .ok()
+        .and_then(|time| {
+            let seconds = u64::try_from(time.tv_sec()).ok()?;
+            Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+        })
+        .unwrap_or(0)
+}
+
+/// One request in flight; it ends when this is dropped.
+#[derive(Debug)]
+#[must_use = "the request counts as finished when this is dropped"]
+pub struct InFlight<'row> {
+    row: &'row Row,
+    lane: usize,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        match self.row.lanes.get(self.lane) {
+            Some(lane) => lane.store(0, Ordering::Relaxed),
+            None => decrement(&self.row.counters.beyond_lanes),
+        }
+        self.row.counters.served.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Row {
+    const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(State::Free as u32),
+            slot: AtomicU32::new(0),
+            group: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            pid: AtomicU32::new(0),
+            respawns: AtomicU32::new(0),
+            started_at: AtomicU64::new(0),
+            ready_at: AtomicU64::new(0),
+            last_exit: AtomicI64::new(NO_EXIT),
+            counters: Counters {
+                served: AtomicU64::new(0),
+                connections: AtomicU32::new(0),
+                threads: AtomicU32::new(0),
+                beyond_lanes: AtomicU32::new(0),
+            },
+            lanes: [const { AtomicU64::new(0) }; LANES],
+        }
+    }
+
+    /// A client connected.
+    pub fn connection_opened(&self) {
+        self.counters.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A client's connection was closed.
+    pub fn connection_closed(&self) {
+        decrement(&self.counters.connections);
+    }
+
+    /// A pool thread began.
+    pub fn thread_started(&self) {
+        self.counters.threads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A pool thread ended.
+    pub fn thread_ended(&self) {
+        decrement(&self.counters.threads);
+    }
+
+    /// A request began. Costs one compare-and-swap, and its end two relaxed operations.
+    pub fn begin(&self) -> InFlight<'_> {
+        thread_local! {
+            /// The lane that this thread used last: nearly always free again.
+            static LANE: Cell<usize> = const { Cell::new(0) };
+        }
+        // Of millisecond resolution and a fifth of the price of the precise clock.
+        let began = clock(ClockId::CLOCK_MONOTONIC_COARSE).max(1);
+        let preferred = LANE.get();
+        for lane in (preferred..LANES).chain(0..preferred) {
+            let (ok, err) = (Ordering::Relaxed, Ordering::Relaxed);
+            if self.lanes[lane].compare_exchange(0, began, ok, err).is_ok() {
+                if lane != preferred {
+                    LANE.set(lane);
+                }
+                return InFlight { row: self, lane };
+            }
+        }
+        self.counters.beyond_lanes.fetch_add(1, Ordering::Relaxed);
+        InFlight {
+            row: self,
+            lane: LANES,
+        }
+    }
+
+    /// The worker is ready. Has no effect on a worker that is already being drained.
+    pub fn mark_ready(&self) {
+        self.ready_at.store(now(), Ordering::Relaxed);
+        self.exchange(State::Starting, State::Running);
+    }
+
+    /// The process is leaving by itself. Has no effect once SIGKILL was sent.
+    pub fn mark_leaving(&self) {
+        for state in [State::Starting, State::Running] {
+            self.exchange(state, State::Draining);
+        }
+    }
+
+    /// The parent says what the worker is doing.
+    pub fn mark(&self, state: State) {
+        self.state.store(state as u32, Ordering::Relaxed);
+    }
+
+    /// The parent forked the process.
+    pub fn mark_forked(&self, pid: u32) {
+        self.started_at.store(now(), Ordering::Relaxed);
+        self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// The parent reaped the process: nothing is in flight there any more.
+    pub fn mark_ended(&self, state: State, status: i32) {
+        self.last_exit.store(i64::from(status), Ordering::Relaxed);
+        self.pid.store(0, Ordering::Relaxed);
+        self.clear_gauges();
+        self.mark(state);
+    }
+
+    fn exchange(&self, from: State, to: State) {
+        let (ok, err) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.state.compare_exchange(from as u32, to as u32, ok, err);
+    }
+
+    fn state(&self) -> State {
+        State::from_raw(self.state.load(Ordering::Relaxed))
+    }
+
+    fn clear_gauges(&self) {
+        self.counters.connections.store(0, Ordering::Relaxed);
+        self.counters.threads.store(0, Ordering::Relaxed);
+        self.counters.beyond_lanes.store(0, Ordering::Relaxed);
+        for lane in &self.lanes {
+            lane.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn assign(&self, seat: Seat) {
+        self.slot.store(seat.slot, Ordering::Relaxed);
+        self.group.store(seat.group, Ordering::Relaxed);
+        self.generation.store(seat.generation, Ordering::Relaxed);
+        self.respawns.store(seat.respawns, Ordering::Relaxed);
+        self.last_exit
+            .store(seat.last_exit.map_or(NO_EXIT, i64::from), Ordering::Relaxed);
+        self.pid.store(0, Ordering::Relaxed);
+        self.started_at.store(0, Ordering::Relaxed);
+        self.ready_at.store(0, Ordering::Relaxed);
+        self.counters.served.store(0, Ordering::Relaxed);
+        self.clear_gauges();
+    }
+
+    fn read(&self) -> Snapshot {
+        let began = self.lanes.iter().map(|lane| lane.load(Ordering::Relaxed));
+        let (mut in_flight, mut oldest_since) = (0, None);
+        for began in began.filter(|began| *began != 0) {
+            in_flight += 1;
+            oldest_since = Some(oldest_since.map_or(began, |oldest: u64| oldest.min(began)));
+        }
+        Snapshot {
+            slot: self.slot.load(Ordering::Relaxed),
+            group: self.group.load(Ordering::Relaxed),
+            pid: self.pid.load(Ordering::Relaxed),
+            generation: self.generation.load(Ordering::Relaxed),
+            state: self.state(),
+            started_at: self.started_at.load(Ordering::Relaxed),
+            ready_at: self.ready_at.load(Ordering::Relaxed),
+            connections: self.counters.connections.load(Ordering::Relaxed),
+            in_flight: in_flight + self.counters.beyond_lanes.load(Ordering::Relaxed),
+            served: self.counters.served.load(Ordering::Relaxed),
+            oldest_since,
+            threads: self.counters.threads.load(Ordering::Relaxed),
+            respawns: self.respawns.load(Ordering::Relaxed),
+            last_exit: i32::try_from(self.last_exit.load(Ordering::Relaxed))
+                .ok()
+                .filter(|status| i64::from(*status) != NO_EXIT),
+        }
+    }
+}
+
+/// Subtracts one unless that would wrap: a gauge that was cleared meanwhile stays at 0.
+fn decrement(gauge: &AtomicU32) {
+    let less = |value: u32| value.checked_sub(1);
+    let _ = gauge.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+}
+
+/// Whom a row is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seat {
+    /// Slot, counted over all groups.
+    pub slot: u32,
+    /// Number of the slot's group.
+    pub group: u32,
+    /// Reload round.
+    pub generation: u32,
+    /// How often the slot was forked again before.
+    pub respawns: u32,
+    /// Wait status of the slot's previous worker.
+    pub last_exit: Option<i32>,
+}
+
+/// The shared memory, made by a parent or attached read-only by an outsider.
+#[derive(Debug)]
+pub struct Scoreboard {
+    memory: NonNull<u8>,
+    writable: bool,
+    /// Kept open so that others find the memory through `/proc/PID/fd`.
+    memfd: OwnedFd,
+}
+
+// SAFETY: all shared state behind the pointer is atomic, and the mapping lives as long as self.
+unsafe impl Send for Scoreboard {}
+// SAFETY: as for Send; no method hands out a non-atomic reference.
+unsafe impl Sync for Scoreboard {}
+
+impl Scoreboard {
+    /// Makes a scoreboard with all rows free. *name* is for display; it is cut at 128 bytes.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when memory or descriptors are exhausted.
+    pub fn new(name: &str) -> Result<Self, Error> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let memfd = memfd_create(MEMFD_NAME, flags).map_err(os("create"))?;
+        let bytes = i64::try_from(TOTAL_BYTES).map_err(|_| Error::Full)?;
+        ftruncate(&memfd, bytes).map_err(os("size"))?;
+        // A reader must never see the memory shrink under it: that would be a SIGBUS.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals)).map_err(os("seal"))?;
+        let board = Self::map(memfd, true)?;
+        let header = board.header();
+        header.pid.store(std::process::id(), Ordering::Relaxed);
+        header.started_at.store(now(), Ordering::Relaxed);
+        header.version.store(VERSION, Ordering::Relaxed);
+        header
+            .capacity
+            .store(u32::try_from(CAPACITY).unwrap_or(0), Ordering::Relaxed);
+        header.row_bytes.store(
+            u32::try_from(size_of::<Row>()).unwrap_or(0),
+            Ordering::Relaxed,
+        );
+        for (place, byte) in header.name.iter().zip(name.bytes()) {
+            place.store(byte, Ordering::Relaxed);
+        }
+        header.magic.store(MAGIC, Ordering::Release);
+        Ok(board)
+    }
+
+    /// Maps the scoreboard of process *pid* read-only. Where a process has several, the one that it
+    /// made itself and made last.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Foreign`], or [`Error::Os`] when `/proc/PID` may not be read.
+    pub fn attach(pid: i32) -> Result<Self, Error> {
+        let listing = match fs::read_dir(format!("/proc/{pid}/fd")) {
+            Ok(listing) => listing,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::NotFound(pid));
+            }
+            Err(source) => {
+                return Err(Error::Os {
+                    action: "look for",
+                    source,
+                });
+            }
+        };
+        let prefix = format!("/memfd:{MEMFD_NAME}");
+        let mut found: Option<Self> = None;
+        let mut is_foreign = false;
+        for entry in listing.flatten() {
+            let is_memfd = fs::read_link(entry.path())
+                .is_ok_and(|target| target.to_string_lossy().starts_with(&prefix));
+            if !is_memfd {
+                continue;
+            }
+            let Ok(memfd) = open(
+                &entry.path(),
+                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            ) else {
+                continue; // closed meanwhile
+            };
+            match Self::checked(memfd)? {
+                Some(board) => {
+                    let rank =
+                        |board: &Self| (board.pid().cast_signed() == pid, board.started_at());
+                    if found.as_ref().is_none_or(|best| rank(&board) > rank(best)) {
+                        found = Some(board);
+                    }
+                }
+                None => is_foreign = true,
+            }
+        }
+        match found {
+            Some(board) => Ok(board),
+            None if is_foreign => Err(Error::Foreign { pid }),
+            None => Err(Error::NotFound(pid)),
+        }
+    }
+
+    /// Reserves a row for a worker that is about to be forked and returns its index. The row of the
+    /// slot's previous worker is used again once that one is gone.
+    ///
+    /// Only one process, the owner, may reserve.
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::ReadOnly`].
+    pub fn reserve(&self, seat: Seat) -> Result<usize, Error> {
+        let is_left = |row: &Row| {
+            matches!(row.state(), State::Gone | State::Waiting)
+                && row.slot.load(Ordering::Relaxed) == seat.slot
+        };
+        let rows = self.rows_for_writing()?;
+        let index = rows
+            .iter()
+            .position(is_left)
+            .or_else(|| rows.iter().position(|row| row.state() == State::Free))
+            .or_else(|| (rows.len() < CAPACITY).then_some(rows.len()))
+            .ok_or(Error::Full)?;
+        let used = u32::try_from(index + 1).map_err(|_| Error::Full)?;
+        let row = &self.all_rows()[index];
+        row.assign(seat);
+        row.mark(State::Starting);
+        self.header().used.fetch_max(used, Ordering::Release);
+        Ok(index)
+    }
+
+    /// The row that [`Scoreboard::reserve`] returned, or `None` for a read-only scoreboard.
+    #[must_use]
+    pub fn row(&self, index: usize) -> Option<&Row> {
+        self.rows_for_writing().ok()?.get(index)
+    }
+
+    /// Makes the row reserved for *slot* and *generation* the [`current`] one of this process, or a
+    /// fresh row where none was reserved (a launcher that does not fork).
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::ReadOnly`].
+    pub fn claim(&self, slot: u32, generation: u32) -> Result<&'static Row, Error> {
+        let pid = std::process::id();
+        let is_reserved = |row: &Row| {
+            row.state() == State::Starting
+                && row.slot.load(Ordering::Relaxed) == slot
+                && row.generation.load(Ordering::Relaxed) == generation
+                && [0, pid].contains(&row.pid.load(Ordering::Relaxed))
+        };
+        let index = match self.rows_for_writing()?.iter().position(is_reserved) {
+            Some(index) => index,
+            None => self.reserve(Seat {
+                slot,
+                group: 0,
+                generation,
+                respawns: 0,
+                last_exit: None,
+            })?,
+        };
+        let row = &raw const self.all_rows()[index];
+        // SAFETY: the row is inside the mapping, which from here on is never unmapped (see Drop).
+        let row: &'static Row = unsafe { &*row };
+        row.mark_forked(pid);
+        CURRENT.store(ptr::from_ref(row).cast_mut(), Ordering::Release);
+        Ok(row)
+    }
+
+    /// Copies of all rows in use, ordered by slot and then by generation.
+    #[must_use]
+    pub fn read(&self) -> Vec<Snapshot> {
+        let mut rows: Vec<_> = self.used_rows().iter().map(Row::read).collect();
+        rows.retain(|row| row.state != State::Free);
+        rows.sort_by_key(|row| (row.slot, row.generation));
+        rows
+    }
+
+    /// The name given to [`Scoreboard::new`].
+    #[must_use]
+    pub fn name(&self) -> String {
+        let bytes = self
+            .header()
+            .name
+            .iter()
+            .map(|byte| byte.load(Ordering::Relaxed));
+        let bytes: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The process that made it.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.header().pid.load(Ordering::Relaxed)
+    }
+
+    /// `CLOCK_MONOTONIC` nanoseconds when it was made.
+    #[must_use]
+    pub fn started_at(&self) -> u64 {
+        self.header().started_at.load(Ordering::Relaxed)
+    }
+
+    fn map(memfd: OwnedFd, writable: bool) -> Result<Self, Error> {
+        let bytes = NonZeroUsize::new(TOTAL_BYTES).ok_or(Error::Full)?;
+        let write = if writable {
+            ProtFlags::PROT_WRITE
+        } else {
+            ProtFlags::PROT_NONE
+        };
+        let protection = ProtFlags::PROT_READ | write;
+        // SAFETY: a new mapping that aliases no Rust object; the size is that of the sealed file.
+        let memory = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, &memfd, 0) }
+            .map_err(os("map"))?;
+        Ok(Self {
+            memory: memory.cast(),
+            writable,
+            memfd,
+        })
+    }
+
+    /// Maps a memfd of another process if it is a scoreboard of this layout.
+    fn checked(memfd: OwnedFd) -> Result<Option<Self>, Error> {
+        let bytes = fstat(&memfd).map_err(os("stat"))?.st_size;
+        let seals = fcntl(&memfd, FcntlArg::F_GET_SEALS).map_err(os("read the seals of"))?;
+        let is_fixed = SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK);
+        if usize::try_from(bytes) != Ok(TOTAL_BYTES) || !is_fixed {
+            return Ok(None);
+        }
+        let board = Self::map(memfd, false)?;
+        let header = board.header();
+        let is_ours = header.magic.load(Ordering::Acquire) == MAGIC
+            && header.version.load(Ordering::Relaxed) == VERSION
+            && header.capacity.load(Ordering::Relaxed) as usize == CAPACITY
+            && header.row_bytes.load(Ordering::Relaxed) as usize == size_of::<Row>();
+        Ok(is_ours.then_some(board))
+    }
+
+    fn header(&self) -> &Header {
+        const { assert!(size_of::<Header>() <= HEADER_BYTES) };
+        // SAFETY: the mapping begins with a header, is page-aligned and at least that long; all
+        // fields are atomics, for which every bit pattern is valid.
+        unsafe { self.memory.cast::<Header>().as_ref() }
+    }
+
+    fn all_rows(&self) -> &[Row] {
+        // SAFETY: the offset is inside the mapping (see TOTAL_BYTES).
+        let first = unsafe { self.memory.add(HEADER_BYTES) };
+        // SAFETY: CAPACITY rows of atomics follow the header page; every bit pattern is valid.
+        unsafe { slice::from_raw_parts(first.cast::<Row>().as_ptr(), CAPACITY) }
+    }
+
+    fn used_rows(&self) -> &[Row] {
+        let used = self.header().used.load(Ordering::Acquire) as usize;
+        &self.all_rows()[..used.min(CAPACITY)]
+    }
+
+    fn rows_for_writing(&self) -> Result<&[Row], Error> {
+        if self.writable {
+            Ok(self.used_rows())
+        } else {
+            Err(Error::ReadOnly)
+        }
+    }
+}
+
+impl AsFd for Scoreboard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}
+
+impl Drop for Scoreboard {
+    fn drop(&mut self) {
+        let rows = self.all_rows().as_ptr_range();
+        if rows.contains(&CURRENT.load(Ordering::Acquire).cast_const()) {
+            return; // threads of this process count in it for ever
+        }
+        // SAFETY: the mapping was made by map() with this size, and no row was handed out for
+        // longer than self lives, for only claim() does that.
+        let _ = unsafe { munmap(self.memory.cast(), TOTAL_BYTES) };
+    }
+}
+
+fn os(action: &'static str) -> impl FnOnce(Errno) -> Error {
+    move |errno| Error::Os {
+        action,
+        source: errno.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seat(slot: u32, generation: u32) -> Seat {
+        Seat {
+            slot,
+            group: 7,
+            generation,
+            respawns: 3,
+            last_exit: Some(9),
+        }
+    }
+
+    #[test]
+    fn a_reserved_row_shows_whom_it_is_for() {
+        let board = Scoreboard::new("cinder-api").unwrap();
+
+        board.reserve(seat(2, 5)).unwrap();
+
+        let rows = board.read();
+        assert_eq!(board.name(), "cinder-api");
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].slot, rows[0].group, rows[0].generation), (2, 7, 5));
+        assert_eq!((rows[0].respawns, rows[0].last_exit), (3, Some(9)));
+        assert_eq!((rows[0].state, rows[0].pid), (State::Starting, 0));
+    }
+
+    #[test]
+    fn the_row_of_a_slot_is_reused_only_after_its_worker_is_gone() {
+        let board = Scoreboard::new("").unwrap();
+        let old = board.reserve(seat(0, 0)).unwrap();
+        let new = board.reserve(seat(0, 1)).unwrap();
+        assert_ne!(old, new);
+
+        board.row(old).unwrap().mark_ended(State::Gone, 0);
+
+        assert_eq!(board.reserve(seat(0, 2)).unwrap(), old);
+    }
+
+    #[test]
+    fn requests_in_flight_are_counted_and_aged_beyond_the_lanes_too() {
+        let board = Scoreboard::new("").unwrap();
+        let index = board.reserve(seat(0, 0)).unwrap();
+        let row = board.row(index).unwrap();
+        let before = now();
+        let flying: Vec<_> = (0..LANES + 10).map(|_| row.begin()).collect();
+
+        let seen = &board.read()[0];
+        assert_eq!(seen.in_flight as usize, LANES + 10);
+        let oldest = seen.oldest_since.unwrap();
+        assert!(oldest + 1_000_000_000 > before && oldest < now() + 1_000_000_000);
+
+        drop(flying);
+        let seen = &board.read()[0];
+        assert_eq!((seen.in_flight, seen.oldest_since), (0, None));
+        assert_eq!(seen.served, LANES as u64 + 10);
+    }
+
+    #[test]
+    fn the_oldest_request_is_the_one_that_began_first() {
+        let row = Row::new();
+        row.lanes[3].store(500, Ordering::Relaxed);
+        row.lanes[9].store(200, Ordering::Relaxed);
+
+        assert_eq!(row.read().oldest_since, Some(200));
+        row.lanes[9].store(0, Ordering::Relaxed);
+        assert_eq!(row.read().oldest_since, Some(500));
+    }
+
+    #[test]
+    fn gauges_of_a_reaped_worker_are_cleared_and_never_wrap() {
+        let row = Row::new();
+        row.connection_opened();
+        row.thread_started();
+        let request = row.begin();
+
+        row.mark_ended(State::Waiting, 9);
+        drop(request);
+        row.connection_closed();
+        row.thread_ended();
+
+        let seen = row.read();
+        assert_eq!((seen.connections, seen.threads, seen.in_flight), (0, 0, 0));
+        assert_eq!((seen.state, seen.last_exit), (State::Waiting, Some(9)));
+    }
+
+    #[test]
+    fn readiness_does_not_undo_a_drain() {
+        let row = Row::new();
+        row.mark(State::Draining);
+
+        row.mark_ready();
+
+        assert_eq!(row.state(), State::Draining);
+    }
+
+    #[test]
+    fn an_attached_scoreboard_shows_live_figures_and_cannot_be_written() {
+        let board = Scoreboard::new("attached").unwrap();
+        let index = board.reserve(seat(4, 0)).unwrap();
+        let pid = std::process::id().cast_signed();
+
+        let view = Scoreboard::attach(pid).unwrap();
+        board.row(index).unwrap().connection_opened();
+
+        if view.name() == "attached" {
+            // Other tests of this process may own the youngest scoreboard.
+            assert_eq!(view.read()[0].connections, 1);
+        }
+        assert!(matches!(view.reserve(seat(0, 0)), Err(Error::ReadOnly)));
+        assert!(matches!(view.claim(0, 0), Err(Error::ReadOnly)));
+        assert!(view.row(0).is_none());
+    }
+
+    #[test]
+    fn a_process_without_a_scoreboard_is_named() {
+        let error = Scoreboard::attach(i32::MAX).unwrap_err();
+
+        assert!(matches!(error, Error::NotFound(i32::MAX)));
+    }
+
+    #[test]
+    fn the_memory_cannot_be_shrunk_under_a_reader() {
+        let board = Scoreboard::new("").unwrap();
+
+        assert_eq!(ftruncate(&board, 0), Err(Errno::EPERM));
+    }
+}

@@ -3,6 +3,8 @@
 //! The only room that names PyO3. Classes here convert arguments, release the interpreter and call
 //! the rooms beside this one; they decide nothing.
 
+mod errors;
+mod scoreboard;
 mod signals;
 
 use pyo3::prelude::*;
@@ -12,6 +14,8 @@ use pyo3::prelude::*;
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::scoreboard::Scoreboard;
     #[pymodule_export]
     use super::signals::{install_wakeup, park, uninstall_wakeup, wake};
 

@@ -1,0 +1,31 @@
+//! One table: which Python exception an error of a room becomes.
+//!
+//! The classes are built-in ones that callers of oslo.service already catch. The text comes from
+//! the error itself; an `OSError` keeps its `errno`.
+
+use crate::scoreboard;
+use pyo3::exceptions::{
+    PyOSError, PyPermissionError, PyProcessLookupError, PyRuntimeError, PyValueError,
+};
+use pyo3::prelude::*;
+
+pub(super) fn scoreboard_error(error: &scoreboard::Error) -> PyErr {
+    use scoreboard::Error;
+    let text = error.to_string();
+    match error {
+        Error::Os { source, .. } => os_error(&text, source),
+        Error::NotFound(_) => PyProcessLookupError::new_err(text),
+        Error::Foreign { .. } => PyRuntimeError::new_err(text),
+        Error::Full => PyValueError::new_err(text),
+        Error::ReadOnly => PyPermissionError::new_err(text),
+    }
+}
+
+/// An `OSError`, or the subclass that fits the kernel's answer, with *text* before the answer.
+pub(super) fn os_error(text: &str, source: &std::io::Error) -> PyErr {
+    let Some(errno) = source.raw_os_error() else {
+        return PyOSError::new_err(format!("{text}: {source}"));
+    };
+    let answer = nix::errno::Errno::from_raw(errno).desc();
+    PyOSError::new_err((errno, format!("{text}: {answer}")))
+}

@@ -1,0 +1,78 @@
+//! The boundary of the scoreboard room: one class and the conversion of a snapshot to a dict.
+
+use crate::python::errors::scoreboard_error;
+use crate::scoreboard::{self, Snapshot};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::sync::Arc;
+
+/// Counters shared by all processes of a launcher; see `_native.pyi`.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct Scoreboard(pub(super) Arc<scoreboard::Scoreboard>);
+
+#[pymethods]
+impl Scoreboard {
+    #[new]
+    #[pyo3(signature = (name=""))]
+    fn new(name: &str) -> PyResult<Self> {
+        let board = scoreboard::Scoreboard::new(name).map_err(|error| scoreboard_error(&error))?;
+        Ok(Self(Arc::new(board)))
+    }
+
+    #[staticmethod]
+    fn attach(pid: i32) -> PyResult<Self> {
+        let board =
+            scoreboard::Scoreboard::attach(pid).map_err(|error| scoreboard_error(&error))?;
+        Ok(Self(Arc::new(board)))
+    }
+
+    fn claim(&self, slot: u32, generation: u32) -> PyResult<()> {
+        self.0
+            .claim(slot, generation)
+            .map_err(|error| scoreboard_error(&error))?;
+        Ok(())
+    }
+
+    fn read<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        self.0.read().iter().map(|row| to_dict(py, row)).collect()
+    }
+
+    #[getter]
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    #[getter]
+    fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+}
+
+fn to_dict<'py>(py: Python<'py>, row: &Snapshot) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("slot", row.slot)?;
+    dict.set_item("group", row.group)?;
+    dict.set_item("pid", row.pid)?;
+    dict.set_item("generation", row.generation)?;
+    dict.set_item("state", row.state.name())?;
+    dict.set_item("started_at", instant(row.started_at))?;
+    dict.set_item("ready_at", instant(row.ready_at))?;
+    dict.set_item("connections", row.connections)?;
+    dict.set_item("in_flight", row.in_flight)?;
+    dict.set_item("served", row.served)?;
+    dict.set_item("oldest_since", row.oldest_since.and_then(instant))?;
+    dict.set_item("threads", row.threads)?;
+    dict.set_item("respawns", row.respawns)?;
+    dict.set_item("last_exit", row.last_exit)?;
+    Ok(dict)
+}
+
+/// `CLOCK_MONOTONIC` seconds, as `time.monotonic()` gives them; `None` for "not yet".
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "exact to the microsecond for 285 years"
+)]
+fn instant(nanoseconds: u64) -> Option<f64> {
+    (nanoseconds != 0).then(|| nanoseconds as f64 / 1e9)
+}
