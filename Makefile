@@ -20,20 +20,24 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup build fmt lint mypy walls clippy doc rust python stubs parity \
-	services bench clean
+.PHONY: help demo test check setup build fmt lint mypy walls clippy docs rust python stubs parity \
+	services services-setup bench clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # ---- the newcomer's two commands ---------------------------------------------------------------
 
 demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, drive, kill, reload, stop
 	@$(PY) examples/cinder/demo.py
 
-STAGES := fmt lint mypy clippy walls doc rust stubs python parity services demo
+CHECKS := fmt lint mypy clippy walls docs
+SUITES := rust stubs python parity services demo
 test: $(VENV)/.rust-tools ## every check and every suite, quick ones first
-	@$(PY) tools/stages.py setup $(STAGES)
+	@$(PY) tools/stages.py setup $(CHECKS) $(SUITES)
+
+check: $(VENV)/.rust-tools ## the quick checks alone, no suite
+	@$(PY) tools/stages.py setup $(CHECKS)
 
 # ---- what is installed -------------------------------------------------------------------------
 
@@ -93,7 +97,7 @@ walls: $(VENV)/.rust-tools ## each room compiles alone (docs/architecture.md)
 	    cargo clippy --quiet --locked --lib --no-default-features --features $$room -- -D warnings || exit 1; \
 	done
 
-doc: $(VENV)/.build ## rustdoc, warnings are errors
+docs: $(VENV)/.build ## rustdoc, warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --all-features
 
 stubs: $(VENV)/.native $(VENV)/.test ## _native.pyi says what the compiled module has
@@ -108,10 +112,13 @@ python: $(VENV)/.native $(VENV)/.test ## tests through the boundary, with real p
 	$(PY) -m pytest -q tests/python
 
 parity: $(VENV)/.native $(VENV)/.test ## oslo.service's own tests against osloxide
-	$(PY) -m pytest -q tests/parity
+	$(PY) tests/parity/run.py --backend eventlet
+	$(PY) tests/parity/run.py --backend threading
 
-services: $(VENV)/.native $(VENV)/.test ## real services on RabbitMQ and MariaDB
+services-setup: ## the Debian packages of the service tests: RabbitMQ and MariaDB
 	@tools/debian.sh rabbitmq-server mariadb-server
+
+services: $(VENV)/.native $(VENV)/.test services-setup ## real services on RabbitMQ and MariaDB
 	$(PY) -m pytest -q tests/services
 
 bench: $(VENV)/.native $(VENV)/.test ## measure (see benches/README.md)
