@@ -1,0 +1,272 @@
+"""Processes under test: start one, watch its whole family, prove that nothing of it is left.
+
+A service starts in a session of its own and carries a marker in its environment, so that every
+descendant can be found again, also after the parent was killed and its workers were re-parented.
+Facts come from /proc only: nothing here asks the program under test how it feels.
+Never waits by sleeping for a guessed time: ``until`` polls for an event with a deadline.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+MARKER = "OSLOXIDE_TEST_FAMILY"
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def until(what: str, condition: Callable[[], T], within: float, every: float = 0.01) -> T:
+    """Poll *condition* until it is true and return its value.
+
+    :param what: the event waited for, for the failure message.
+    :param within: deadline in seconds; generous, because it is never a measurement.
+    :param every: pause between two looks, in seconds.
+    :raises AssertionError: the event did not come.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {within} s (last seen: {value!r})")
+        time.sleep(every)
+
+
+def held(what: str, condition: Callable[[], bool], seconds: float, every: float = 0.05) -> None:
+    """Assert that *condition* stays true during an observation window of *seconds*."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert condition(), what
+        time.sleep(every)
+
+
+@dataclass(frozen=True)
+class Stat:
+    """The fields of /proc/PID/stat that matter here."""
+
+    pid: int
+    state: str
+    parent: int
+    session: int
+    ticks: int
+
+
+def stat(pid: int) -> Stat | None:
+    """What the kernel says about *pid*, or None when there is no such process."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = line[line.rindex(")") + 2 :].split()
+    return Stat(pid, fields[0], int(fields[1]), int(fields[3]), int(fields[11]) + int(fields[12]))
+
+
+def is_alive(pid: int) -> bool:
+    """True while *pid* runs; a zombie has ended."""
+    seen = stat(pid)
+    return seen is not None and seen.state not in "ZX"
+
+
+def all_processes() -> Iterable[Stat]:
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (seen := stat(int(name))) is not None:
+            yield seen
+
+
+def children(pid: int) -> list[int]:
+    """Live children of *pid*, oldest first."""
+    return sorted(s.pid for s in all_processes() if s.parent == pid and s.state not in "ZX")
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time that the live ones among *pids* have used so far."""
+    return sum(s.ticks for pid in pids if (s := stat(pid)) is not None) / TICKS_PER_SECOND
+
+
+def context_switches(pid: int) -> int:
+    """Voluntary and involuntary context switches of every thread of *pid* so far."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        total += sum(int(n) for n in re.findall(r"ctxt_switches:\s+(\d+)", status.read_text()))
+    return total
+
+
+def open_fds(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago. Whoever binds it retries on a clash."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def accepts_connections(port: int) -> bool:
+    """True when a TCP connection to 127.0.0.1:*port* is accepted by the kernel."""
+    with socket.socket() as probe:
+        probe.settimeout(5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def is_refused(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(5)
+        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+class RunningService:
+    """A program under test with all its descendants.
+
+    :param argv: the command.
+    :param log: file that receives its standard output and error.
+    :param env: complete environment; the marker is added.
+    :param prefix: command put in front (``setpriv ...``).
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        env: Mapping[str, str],
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self.log = log
+        self.name = log.stem
+        self.marker = uuid.uuid4().hex
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.started_at = time.monotonic()
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*prefix, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**env, MARKER: self.marker},
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    # ---- family ---------------------------------------------------------------------------
+
+    def workers(self) -> list[int]:
+        """Live direct children of the parent."""
+        return children(self.pid)
+
+    def family(self) -> list[int]:
+        """Every live process of this service, parent included, wherever it hangs in the tree."""
+        mark = f"{MARKER}={self.marker}".encode()
+        found = []
+        for seen in all_processes():
+            if seen.state in "ZX":
+                continue
+            if seen.session == self.pid:
+                found.append(seen.pid)
+                continue
+            try:
+                if mark in Path(f"/proc/{seen.pid}/environ").read_bytes():
+                    found.append(seen.pid)
+            except OSError:
+                continue
+        return sorted(found)
+
+    def wait_workers(self, count: int, within: float = 60) -> list[int]:
+        """Wait for exactly *count* live workers and return their pids."""
+        return until(
+            f"{self.name}: {count} workers", lambda: self._workers_if(count), within
+        )
+
+    def _workers_if(self, count: int) -> list[int] | None:
+        self.assert_running()
+        pids = self.workers()
+        return pids if len(pids) == count else None
+
+    # ---- log ------------------------------------------------------------------------------
+
+    def mark(self) -> int:
+        """The present end of the log, for the ``since`` of the calls below."""
+        return self.log.stat().st_size
+
+    def text(self, since: int = 0) -> str:
+        with self.log.open("rb") as log:
+            log.seek(since)
+            return log.read().decode(errors="replace")
+
+    def wait_log(
+        self, pattern: str, within: float = 30, since: int = 0, times: int = 1
+    ) -> list[str]:
+        """Wait until at least *times* lines match *pattern* and return them."""
+        expression = re.compile(pattern)
+
+        def lines() -> list[str] | None:
+            found = [line for line in self.text(since).splitlines() if expression.search(line)]
+            return found if len(found) >= times else None
+
+        return until(f"{self.name}: log line /{pattern}/ x{times}", lines, within, every=0.02)
+
+    # ---- life -----------------------------------------------------------------------------
+
+    def assert_running(self) -> None:
+        status = self.process.poll()
+        assert status is None, f"{self.name} exited with {status}:\n{self.text()[-3000:]}"
+
+    def signal(self, signo: signal.Signals) -> None:
+        self.process.send_signal(signo)
+
+    def wait_exit(self, within: float) -> int:
+        """Wait for the parent's end.
+
+        :returns: its exit status, negative for a signal, as subprocess gives it.
+        """
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"{self.name} (pid {self.pid}) still runs {within} s later:\n{self.text()[-3000:]}"
+            ) from None
+
+    def wait_gone(self, within: float = 5) -> float:
+        """Wait until no process of the family lives; return the seconds that took."""
+        begin = time.monotonic()
+        until(f"{self.name}: every process gone", lambda: not self.family(), within)
+        return time.monotonic() - begin
+
+    def stop(self, within: float = 30) -> None:
+        """End whatever still lives, first politely; raise when it had to be killed."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(within)
+            except subprocess.TimeoutExpired:
+                pass
+        late = self.kill()
+        assert not late, f"{self.name} left processes behind: {late}\n{self.text()[-3000:]}"
+
+    def kill(self) -> list[int]:
+        """SIGKILL the whole family and return who was still alive a moment after the parent."""
+        grace = time.monotonic() + (3 if self.process.poll() is not None else 0)
+        while (alive := self.family()) and time.monotonic() < grace:
+            time.sleep(0.02)
+        for pid in alive:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if self.process.poll() is None:
+            self.process.wait(10)
+        until(f"{self.name}: killed", lambda: not self.family(), 10)
+        return alive
