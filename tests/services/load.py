@@ -126,11 +126,11 @@ class Load:
 
     def stop(self, within: float = 60) -> Report:
         """Let each connection finish its request, end the driver and return what it saw."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         try:
-            self._process.communicate(timeout=within)
-        except ValueError:
-            # The reader thread consumed and closed the pipe first.
             self._process.wait(within)
+            self._reader.join(within)
         finally:
             self.kill()
         raw = json.loads(self._report.read_text())

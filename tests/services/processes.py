@@ -104,6 +104,12 @@ def context_switches(pid: int) -> int:
     return total
 
 
+def main_thread_switches(pid: int) -> int:
+    """Context switches of the main thread of *pid* so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(n) for n in re.findall(r"ctxt_switches:\s+(\d+)", status))
+
+
 def open_fds(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 

@@ -1,0 +1,247 @@
+"""A private RabbitMQ and a private MariaDB: own ports, names and directories, gone afterwards.
+
+Both run as whoever runs the tests, root or not, and never touch an installed instance: the broker has
+an own epmd on an own port and a random node name, the database an own data directory and socket.
+Durability is switched off, since nothing here has to survive the session. A missing program fails
+the tests that need it with the remedy; it never skips them silently.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from services.processes import RunningService, accepts_connections, free_port, until
+from services.subject import clean_environment
+
+RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+USER = PASSWORD = "osloxide"
+_ATTEMPTS = 3
+
+T = TypeVar("T")
+
+
+class MissingProgramError(Exception):
+    """A program that the service tests need is not installed."""
+
+
+def required(program: str, package: str) -> str:
+    """Path of *program*, which Debian's *package* installs.
+
+    :raises MissingProgramError: it is not there; the message says what installs it.
+    """
+    path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if path is None:
+        raise MissingProgramError(
+            f"{program} is not installed, so the service tests cannot run: "
+            f"install it with `make services-setup` (Debian package {package})"
+        )
+    return path
+
+
+def retried(start: Callable[[], T]) -> T:
+    """Call *start*, which binds ports that were free a moment ago, again when one was taken."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return start()
+        except AssertionError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("not reached")
+
+
+class Broker:
+    """One RabbitMQ node with its own epmd. ``url`` is what oslo.messaging takes."""
+
+    def __init__(self) -> None:
+        required(RABBITMQ_SERVER, "rabbitmq-server")
+        self.directory = Path(tempfile.mkdtemp(prefix="osloxide-rabbit-"))
+        self.port = free_port()
+        self._processes: list[RunningService] = []
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def url(self) -> str:
+        return f"rabbit://{USER}:{PASSWORD}@127.0.0.1:{self.port}//"
+
+    def _start(self) -> None:
+        base, epmd_port, dist_port = self.directory, free_port(), free_port()
+        for name in ("mnesia", "log", "home"):
+            (base / name).mkdir()
+        (base / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"default_user = {USER}\ndefault_pass = {PASSWORD}\n"
+            "loopback_users = none\nlog.file.level = warning\n"
+            "vm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 50MB\n"
+        )
+        (base / "enabled_plugins").write_text("[].")
+        env = clean_environment() | {
+            "HOME": str(base / "home"),
+            "ERL_EPMD_PORT": str(epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"osloxide-{secrets.token_hex(4)}@localhost",
+            "RABBITMQ_CONFIG_FILE": str(base / "rabbitmq.conf"),
+            "RABBITMQ_MNESIA_BASE": str(base / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(base / "log"),
+            "RABBITMQ_DIST_PORT": str(dist_port),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(base / "enabled_plugins"),
+            "RABBITMQ_PID_FILE": str(base / "pid"),
+            # Idle schedulers must not spin: the machine is shared with what is measured.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none"
+            ),
+        }
+        epmd = required("epmd", "erlang-base")
+        self._run([epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], "epmd.log", env)
+        until("epmd accepts connections", lambda: accepts_connections(epmd_port), 20)
+        server = self._run([RABBITMQ_SERVER], "console.log", env)
+
+        def is_up() -> bool:
+            server.assert_running()
+            return accepts_connections(self.port)
+
+        until("rabbitmq accepts connections", is_up, 120, every=0.05)
+
+    def _run(self, argv: list[str], log: str, env: dict[str, str]) -> RunningService:
+        process = RunningService(argv, self.directory / log, env)
+        self._processes.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End both processes and prove it. There is nothing to save, so this is abrupt."""
+        for process in reversed(self._processes):
+            process.kill()
+            assert not process.family()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Database:
+    """One MariaDB server. ``url(name)`` is what oslo.db takes."""
+
+    def __init__(self) -> None:
+        self._server = required("mariadbd", "mariadb-server")
+        self._client = required("mariadb", "mariadb-client")
+        self._dump = required("mariadb-dump", "mariadb-client")
+        self._install = required("mariadb-install-db", "mariadb-server")
+        # A unix socket's path is limited to 107 bytes: keep the directory's name short.
+        self.directory = Path(tempfile.mkdtemp(prefix="osloxide-db-"))
+        self.socket = self.directory / "socket"
+        self.port = free_port()
+        self._process: RunningService | None = None
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def url(self, name: str) -> str:
+        return f"mysql+pymysql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{name}?charset=utf8mb3"
+
+    def _start(self) -> None:
+        data, user = self.directory / "data", getpass.getuser()
+        install = subprocess.run(
+            [
+                self._install, "--no-defaults", f"--user={user}", f"--datadir={data}",
+                "--auth-root-authentication-method=normal", "--skip-test-db",
+                "--innodb-log-file-size=8M",
+            ],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert install.returncode == 0, install.stdout + install.stderr
+        self._process = RunningService(
+            [
+                self._server, "--no-defaults", f"--user={user}", f"--datadir={data}",
+                f"--socket={self.socket}", f"--pid-file={self.directory / 'pid'}",
+                "--bind-address=127.0.0.1", f"--port={self.port}", "--skip-name-resolve",
+                "--skip-log-bin", "--max-connections=1000", "--character-set-server=utf8mb3",
+                "--innodb-flush-log-at-trx-commit=0", "--skip-innodb-doublewrite",
+                "--debug-no-sync", "--innodb-buffer-pool-size=128M", "--innodb-log-file-size=8M",
+            ],
+            self.directory / "mariadb.log",
+            clean_environment(),
+        )  # fmt: skip
+
+        def is_up() -> bool:
+            assert self._process is not None
+            self._process.assert_running()
+            return self.socket.exists() and accepts_connections(self.port)
+
+        until("mariadb accepts connections", is_up, 60, every=0.05)
+        self.sql(
+            f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}'; GRANT ALL ON *.* TO '{USER}'@'%'"
+        )
+
+    def sql(self, statements: str, database: str = "") -> str:
+        """Run *statements* as root and return what they print."""
+        argv = [self._client, "--no-defaults", "-S", str(self.socket), "-uroot", "-N", "-B"]
+        done = subprocess.run(
+            [*argv, *([database] if database else [])],
+            input=statements, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def create(self, names: list[str], key: str, fill: Callable[[], None]) -> float:
+        """Create the databases *names*, empty, and let *fill* make their tables.
+
+        The result is kept as a dump in the cache directory under *key*, so that *fill*, which takes
+        a minute for cinder or nova, runs once for each set of pinned versions.
+
+        :returns: seconds it took.
+        """
+        begin = time.monotonic()
+        for name in names:
+            self.sql(f"DROP DATABASE IF EXISTS {name}; CREATE DATABASE {name} CHARSET utf8mb3")
+        dump = cache_directory() / f"{key}.sql"
+        if dump.exists():
+            self.sql("SET unique_checks=0, foreign_key_checks=0;\n" + dump.read_text())
+            return time.monotonic() - begin
+        fill()
+        saved = subprocess.run(
+            [
+                self._dump, "--no-defaults", "-S", str(self.socket), "-uroot",
+                "--databases", *names,
+            ],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert saved.returncode == 0, saved.stderr
+        part = dump.with_suffix(f".{os.getpid()}")
+        part.write_text(saved.stdout)
+        part.rename(dump)
+        return time.monotonic() - begin
+
+    def stop(self) -> None:
+        """End the server and prove it."""
+        if self._process is not None:
+            if self._process.process.poll() is None:
+                self._process.signal(signal.SIGKILL)
+            self._process.kill()
+            assert not self._process.family()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def cache_directory() -> Path:
+    """Where environments and schema dumps stay between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    path = Path(base) / "osloxide" / "services"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def digest(*parts: str) -> str:
+    """A short name for a set of inputs."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

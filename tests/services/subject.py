@@ -1,0 +1,45 @@
+"""What is under test: osloxide, or stock oslo.service as the control that proves the checks.
+
+``OSLOXIDE_SUBJECT=stock`` runs every test of this directory against oslo.service on eventlet. Its
+known failures are the evidence that a check can fail; no test behaves differently on it otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+APPS = Path(__file__).resolve().parent / "apps"
+
+SUBJECT = os.environ.get("OSLOXIDE_SUBJECT", "osloxide")
+if SUBJECT not in ("osloxide", "stock"):
+    raise ValueError(f"OSLOXIDE_SUBJECT={SUBJECT!r}: must be 'osloxide' or 'stock'")
+
+IS_STOCK = SUBJECT == "stock"
+# Seconds of the long runs: 15 in everyday runs, 60 with OSLOXIDE_LONG=1.
+LONG_RUN_SECONDS = 60 if os.environ.get("OSLOXIDE_LONG") == "1" else 15
+
+
+def small_service_command(config: Path) -> list[str]:
+    """The command line of the small WSGI service."""
+    flags = ["--stock"] if IS_STOCK else []
+    return [sys.executable, str(APPS / "small.py"), *flags, "--config-file", str(config)]
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what would steer oslo.service, osloxide or coverage."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OS_", "OSLO", "PYTHON", "PYTEST", "COV_"))
+    }
+
+
+def run_under_subject(command: list[str], launcher: list[str]) -> list[str]:
+    """*command*, an unmodified console script, as the subject runs it.
+
+    :param launcher: how to call the ``osloxide`` program of that environment.
+    """
+    return command if IS_STOCK else [*launcher, "run", *command]
