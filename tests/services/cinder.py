@@ -40,7 +40,8 @@ class Environment:
     """
 
     def __init__(self, name: str, lock: Path, script: str) -> None:
-        self.key = digest(lock.read_text(), sys.version)
+        pins = [line for line in lock.read_text().splitlines() if not line.startswith("#")]
+        self.key = digest(*pins, sys.version)
         self.directory = Path(sys.prefix)
         if not (self.bin / script).exists():
             self.directory = cache_directory() / f"{name}-{self.key}"

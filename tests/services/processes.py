@@ -130,8 +130,9 @@ def accepts_connections(port: int) -> bool:
 
 
 def is_refused(port: int) -> bool:
+    """True when a connection to 127.0.0.1:*port* is refused at once."""
     with socket.socket() as probe:
-        probe.settimeout(5)
+        probe.settimeout(0.5)
         return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 

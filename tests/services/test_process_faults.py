@@ -424,8 +424,9 @@ def test_every_request_in_flight_is_answered_before_the_exit(
     cpu, begin = cpu_seconds([service.pid]), time.monotonic()
 
     service.signal(signal.SIGTERM)
-    until("new connections are refused during the drain", lambda: is_refused(port), 1.5)
+    until("new connections are refused", lambda: is_refused(port), 10)
     refused_after = time.monotonic() - begin
+    assert is_alive(service.pid), "they were refused only after the drain"
     held("the parent waits for its workers", lambda: is_alive(service.pid), 1.0)
     cpu = (cpu_seconds([service.pid]) - cpu) / (time.monotonic() - begin)
     status = service.wait_exit(20)
