@@ -1,1 +1,510 @@
-//! To be filled: see docs/architecture.md.
+//! Leader/follower threads: elastic, gated, bounded.
+//!
+//! Owns threads and the queue of jobs that wait for one. Never knows what a job is: a [`Source`]
+//! waits for jobs and runs them. docs/server.md describes the roles:
+//!
+//! - the **leader** waits at the source and runs what it finds itself, without a hop;
+//! - the **standby** watches a leader that is inside a job, and takes over waiting when that job
+//!   turns out to block; it sleeps for good while nothing happens;
+//! - **workers** are threads whose leadership was taken or handed on while they run a job;
+//! - **idle** threads are kept in a stack, warmest on top, and leave after a while.
+
+mod gate;
+mod threads;
+
+use gate::{Gate, Sample};
+use nix::unistd::Pid;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often a standby looks at a leader that is inside a job.
+const TICK: Duration = Duration::from_micros(400);
+/// Looks without anything to see before a standby sleeps for good.
+const QUIET_TICKS: u32 = 10;
+/// Looks after which a job that computes loses leadership, or lets one more job in (20 ms).
+const LONG_TICKS: u32 = 50;
+/// How long an idle thread stays beyond leader and standby.
+const RETIRE_AFTER: Duration = Duration::from_secs(15);
+
+/// Where jobs come from and what is done with them.
+pub trait Source: Send + Sync + 'static {
+    /// One piece of work for one thread.
+    type Job: Send;
+
+    /// Blocks until there are jobs or [`Source::interrupt`] was called; appends the jobs. Called by
+    /// one thread at a time. May return without any.
+    fn wait(&self, jobs: &mut Vec<Self::Job>);
+    /// Makes the thread inside [`Source::wait`], or the next one to enter it, return soon.
+    fn interrupt(&self);
+    /// Does one job; what it leads to next, if anything, queues behind the jobs that wait.
+    fn run(&self, job: Self::Job) -> Option<Self::Job>;
+    /// True when no job will ever come: threads leave once none is queued.
+    fn is_over(&self) -> bool;
+    /// Wraps the life of a thread.
+    fn thread(&self, body: &mut dyn FnMut());
+    /// The last thread has left.
+    fn ended(&self);
+}
+
+/// One consistent view of a pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Threads alive.
+    pub threads: usize,
+    /// Threads inside a job.
+    pub busy: usize,
+    /// Jobs waiting for admission.
+    pub queued: usize,
+    /// Jobs done since the pool was made.
+    pub done: u64,
+    /// Jobs that may run at once at this moment.
+    pub limit: usize,
+    /// How often waiting was taken over from a thread that was inside a job.
+    pub takeovers: u64,
+    /// Jobs that panicked out of [`Source::run`].
+    pub panics: u64,
+}
+
+/// Threads for the jobs of one [`Source`].
+pub struct Pool<S: Source> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S: Source> fmt::Debug for Pool<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+impl<S: Source> Pool<S> {
+    /// Makes a pool that runs at most `max` jobs at once (0 counts as 1); starts no thread.
+    pub fn new(name: &'static str, source: Arc<S>, max: usize) -> Self {
+        let state = State {
+            ready: VecDeque::new(),
+            gate: Gate::new(max),
+            term: 0,
+            is_led: false,
+            leader: None,
+            leader_call: 0,
+            calls: 0,
+            running: Vec::new(),
+            idle: Vec::new(),
+            standby: None,
+            threads: 0,
+            is_ending: false,
+            done: 0,
+            takeovers: 0,
+        };
+        let shared = Shared {
+            name,
+            source,
+            state: Mutex::new(state),
+            numbers: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Starts waiting for jobs, or goes on after the source was over.
+    ///
+    /// # Errors
+    /// When the kernel refuses a thread.
+    pub fn start(&self) -> io::Result<()> {
+        let mut state = self.shared.state.lock();
+        state.is_ending = false;
+        if state.is_led {
+            Ok(())
+        } else {
+            self.shared.summon_leader(&mut state)
+        }
+    }
+
+    /// Changes how many jobs may run at once; 0 counts as 1.
+    pub fn resize(&self, max: usize) {
+        self.shared.state.lock().gate.resize(max);
+    }
+
+    /// One consistent view of the counters.
+    pub fn stats(&self) -> Stats {
+        let state = self.shared.state.lock();
+        Stats {
+            threads: state.threads,
+            busy: state.running.len(),
+            queued: state.ready.len(),
+            done: state.done,
+            limit: state.gate.limit(),
+            takeovers: state.takeovers,
+            panics: self.shared.panics.load(Ordering::Relaxed),
+        }
+    }
+}
+
+struct Shared<S: Source> {
+    name: &'static str,
+    source: Arc<S>,
+    state: Mutex<State<S::Job>>,
+    numbers: AtomicU64,
+    panics: AtomicU64,
+}
+
+/// Where a thread sleeps while it is standby or idle.
+#[derive(Default)]
+struct Seat {
+    condvar: Condvar,
+}
+
+struct Standby {
+    seat: Arc<Seat>,
+    /// Sleeps without a timeout: must be woken when something happens.
+    is_deep: bool,
+}
+
+struct State<J> {
+    ready: VecDeque<J>,
+    gate: Gate,
+    /// Counts leaders, so that a thread can tell whether it still is the one.
+    term: u64,
+    /// False for the moment between two leaders.
+    is_led: bool,
+    leader: Option<Pid>,
+    /// Number of the job that the leader is inside of, 0 while it waits.
+    leader_call: u64,
+    calls: u64,
+    running: Vec<Pid>,
+    idle: Vec<Arc<Seat>>,
+    standby: Option<Standby>,
+    threads: usize,
+    is_ending: bool,
+    done: u64,
+    takeovers: u64,
+}
+
+impl<J> State<J> {
+    fn may_run(&self) -> bool {
+        !self.ready.is_empty() && self.running.len() < self.gate.limit()
+    }
+
+    /// Threads that were woken or started and have not found their role yet.
+    fn arriving(&self) -> usize {
+        let waits_as_leader = self.is_led && self.leader_call == 0;
+        self.threads
+            - self.running.len()
+            - self.idle.len()
+            - usize::from(self.standby.is_some())
+            - usize::from(waits_as_leader)
+    }
+
+    fn admit(&mut self, thread: Pid) -> Option<J> {
+        if self.running.len() >= self.gate.limit() {
+            return None;
+        }
+        let job = self.ready.pop_front()?;
+        self.running.push(thread);
+        Some(job)
+    }
+
+    fn finish(&mut self, thread: Pid, next: Option<J>) {
+        if let Some(at) = self.running.iter().position(|running| *running == thread) {
+            self.running.swap_remove(at);
+        }
+        self.done += 1;
+        self.ready.extend(next);
+        if self.ready.is_empty() {
+            self.gate.finished(self.running.len());
+        }
+    }
+
+    fn wake_standby(&mut self) {
+        if let Some(standby) = &mut self.standby
+            && standby.is_deep
+        {
+            standby.is_deep = false;
+            standby.seat.condvar.notify_one();
+        }
+    }
+
+    fn wake_all(&self) {
+        for seat in &self.idle {
+            seat.condvar.notify_one();
+        }
+        if let Some(standby) = &self.standby {
+            standby.seat.condvar.notify_one();
+        }
+    }
+}
+
+impl<S: Source> Shared<S> {
+    /// The life of one pool thread.
+    fn live(self: &Arc<Self>) {
+        let seat = Arc::new(Seat::default());
+        let own = threads::own_id();
+        let mut batch = Vec::new();
+        let mut state = self.state.lock();
+        loop {
+            if state.is_ending && state.ready.is_empty() {
+                break;
+            }
+            if !state.is_led {
+                self.lead(&mut state, own, &mut batch);
+            } else if let Some(job) = state.admit(own) {
+                self.work(&mut state, own, job);
+            } else if state.standby.is_none() {
+                self.stand_by(&mut state, &seat);
+            } else if !Self::idle(&mut state, &seat) {
+                break;
+            }
+        }
+        state.threads -= 1;
+        // The last one speaks under the lock: nobody may start the pool between the count and it.
+        if state.threads == 0 && state.is_ending {
+            self.source.ended();
+        }
+    }
+
+    /// Waits at the source and runs what comes, until leadership is lost or handed on.
+    fn lead(
+        self: &Arc<Self>,
+        state: &mut MutexGuard<'_, State<S::Job>>,
+        own: Pid,
+        batch: &mut Vec<S::Job>,
+    ) {
+        state.term += 1;
+        state.is_led = true;
+        state.leader = Some(own);
+        state.leader_call = 0;
+        let term = state.term;
+        loop {
+            while let Some(job) = state.admit(own) {
+                let is_eager = state.gate.is_eager(Instant::now);
+                if is_eager && self.hand_on(state) {
+                    self.work(state, own, job);
+                    return;
+                }
+                state.calls += 1;
+                state.leader_call = state.calls;
+                self.ensure_standby(state);
+                let next = MutexGuard::unlocked(state, || self.run(job));
+                state.finish(own, next);
+                if state.term != term {
+                    return;
+                }
+                state.leader_call = 0;
+            }
+            if !state.ready.is_empty() {
+                // Full: workers take what waits as they end, and the standby asks for more room.
+                self.ensure_standby(state);
+            }
+            if state.is_ending {
+                break;
+            }
+            MutexGuard::unlocked(state, || self.source.wait(batch));
+            state.ready.extend(batch.drain(..));
+            if state.ready.is_empty() && self.source.is_over() {
+                state.is_ending = true;
+                state.wake_all();
+                break;
+            }
+        }
+        state.is_led = false;
+        state.leader = None;
+    }
+
+    /// Runs jobs without leading, as long as there are any.
+    fn work(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>, own: Pid, first: S::Job) {
+        let mut job = Some(first);
+        while let Some(current) = job {
+            if state.leader_call != 0 || !state.ready.is_empty() {
+                self.ensure_standby(state);
+            }
+            let next = MutexGuard::unlocked(state, || self.run(current));
+            state.finish(own, next);
+            if !state.is_led {
+                return;
+            }
+            job = state.admit(own);
+        }
+    }
+
+    fn run(&self, job: S::Job) -> Option<S::Job> {
+        catch_unwind(AssertUnwindSafe(|| self.source.run(job))).unwrap_or_else(|_| {
+            self.panics.fetch_add(1, Ordering::Relaxed);
+            None
+        })
+    }
+
+    /// Watches the leader and the queue; returns when leadership was taken or the pool ends.
+    fn stand_by(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>, seat: &Arc<Seat>) {
+        state.standby = Some(Standby {
+            seat: seat.clone(),
+            is_deep: false,
+        });
+        let (mut quiet, mut same, mut seen_call, mut stuck, mut seen_done) = (0, 0, 0, 0, 0);
+        while state.is_led && !(state.is_ending && state.ready.is_empty()) {
+            if state.leader_call == 0 && state.ready.is_empty() {
+                quiet += 1;
+            } else {
+                quiet = 0;
+            }
+            if quiet > QUIET_TICKS {
+                quiet = 0;
+                if let Some(standby) = &mut state.standby {
+                    standby.is_deep = true;
+                }
+                seat.condvar.wait(state);
+                if let Some(standby) = &mut state.standby {
+                    standby.is_deep = false;
+                }
+                continue;
+            }
+            seat.condvar.wait_for(state, TICK);
+
+            // The leader: has it been inside one and the same job since the last look?
+            let call = state.leader_call;
+            same = if call != 0 && call == seen_call {
+                same + 1
+            } else {
+                0
+            };
+            seen_call = call;
+            if same > 0
+                && let Some(leader) = state.leader
+            {
+                let blocks = !threads::is_computing(leader);
+                if blocks || same >= LONG_TICKS {
+                    state.takeovers += 1;
+                    if blocks {
+                        state.gate.taken_over(Instant::now());
+                    }
+                    state.is_led = false;
+                    state.leader = None;
+                    state.leader_call = 0;
+                    break;
+                }
+            }
+
+            // The queue: is there no room because everything admitted waits, or computes for long?
+            stuck = if state.done == seen_done {
+                stuck + 1
+            } else {
+                0
+            };
+            seen_done = state.done;
+            if state.ready.is_empty() || state.is_ending {
+                continue;
+            }
+            if !state.may_run() && state.gate.can_grow() {
+                let computing = state
+                    .running
+                    .iter()
+                    .any(|thread| threads::is_computing(*thread));
+                let sample = if computing {
+                    Sample::Computing
+                } else {
+                    Sample::Waiting
+                };
+                let grew = state.gate.sample(sample)
+                    || (computing && stuck >= LONG_TICKS && state.gate.admit_one());
+                if grew {
+                    stuck = 0;
+                }
+            }
+            self.summon_workers(state);
+        }
+        state.standby = None;
+    }
+
+    /// Sleeps until there is something to do; false when the thread should leave.
+    fn idle(state: &mut MutexGuard<'_, State<S::Job>>, seat: &Arc<Seat>) -> bool {
+        state.idle.push(seat.clone());
+        let timed_out = seat.condvar.wait_for(state, RETIRE_AFTER).timed_out();
+        // Whoever wakes a thread takes it off the stack; after a timeout it still is there.
+        let was_woken = match state.idle.iter().position(|other| Arc::ptr_eq(other, seat)) {
+            Some(at) => {
+                state.idle.remove(at);
+                false
+            }
+            None => true,
+        };
+        was_woken || !timed_out
+    }
+
+    /// Gives up leadership to another thread; false when there is none to be had.
+    fn hand_on(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) -> bool {
+        let leader = state.leader.take();
+        state.is_led = false;
+        if self.summon_leader(state).is_ok() {
+            state.leader_call = 0;
+            true
+        } else {
+            state.leader = leader;
+            state.is_led = true;
+            false
+        }
+    }
+
+    /// Wakes or starts a thread that will find leadership vacant.
+    fn summon_leader(
+        self: &Arc<Self>,
+        state: &mut MutexGuard<'_, State<S::Job>>,
+    ) -> io::Result<()> {
+        if state.arriving() > 0 {
+            Ok(())
+        } else if let Some(seat) = state.idle.pop() {
+            seat.condvar.notify_one();
+            Ok(())
+        } else if let Some(standby) = &mut state.standby {
+            standby.is_deep = false;
+            standby.seat.condvar.notify_one();
+            Ok(())
+        } else {
+            self.spawn(state)
+        }
+    }
+
+    /// Wakes or starts as many threads as the gate admits jobs that wait.
+    fn summon_workers(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) {
+        let room = state.gate.limit().saturating_sub(state.running.len());
+        let wanted = room.min(state.ready.len()).saturating_sub(state.arriving());
+        for _ in 0..wanted {
+            if let Some(seat) = state.idle.pop() {
+                seat.condvar.notify_one();
+            } else if self.spawn(state).is_err() {
+                break;
+            }
+        }
+    }
+
+    fn ensure_standby(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) {
+        if state.standby.is_some() {
+            state.wake_standby();
+        } else if state.arriving() > 0 {
+            // The first to arrive becomes it.
+        } else if let Some(seat) = state.idle.pop() {
+            seat.condvar.notify_one();
+        } else {
+            // Without a standby jobs run one by one, no worse.
+            let _ = self.spawn(state);
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) -> io::Result<()> {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let shared = self.clone();
+        threads::start(format!("{}-{number}", self.name), move || {
+            let source = shared.source.clone();
+            source.thread(&mut || shared.live());
+        })?;
+        state.threads += 1;
+        Ok(())
+    }
+}

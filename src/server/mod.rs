@@ -3,11 +3,23 @@
 //! Owns sockets, framing, timeouts, TLS and the drain. Never knows Python: requests go to a
 //! [`Handler`] on the threads of a pool. docs/server.md draws the life of a connection.
 
+mod connection;
+mod deadlines;
+mod exchange;
+mod framing;
+mod link;
+mod reactor;
+mod socket;
 pub mod tls;
 
+use crate::pool::Pool;
 use crate::wsgi::Handler;
+use nix::sys::eventfd::EventFd;
+use nix::unistd::{Pid, getpid};
+use parking_lot::Mutex;
+use reactor::Reactor;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,11 +112,22 @@ pub struct Stats {
 
 /// Accepts connections on one listening socket and answers their requests through a [`Handler`].
 ///
-/// Every method may be called from any thread.
+/// Every method may be called from any thread. A server may be made before a fork and started in
+/// the child: nothing but the listening socket exists before [`Server::start`].
 #[derive(Debug)]
 pub struct Server {
     settings: Settings,
-    drained: OwnedFd,
+    handler: Arc<dyn Handler>,
+    listener: Mutex<Option<Arc<OwnedFd>>>,
+    engine: Mutex<Option<Engine>>,
+}
+
+#[derive(Debug)]
+struct Engine {
+    reactor: Arc<Reactor>,
+    pool: Pool<Reactor>,
+    /// The process that made it: a child makes its own.
+    process: Pid,
 }
 
 impl Server {
@@ -112,27 +135,56 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::Listener`] when the descriptor is not a listening stream socket.
-    #[expect(clippy::needless_pass_by_value, reason = "the server keeps both")]
     pub fn new(
         listener: OwnedFd,
         settings: Settings,
         handler: Arc<dyn Handler>,
     ) -> Result<Self, Error> {
-        let _ = handler;
+        socket::check_listener(&listener).map_err(|source| Error::Listener {
+            fd: listener.as_raw_fd(),
+            source,
+        })?;
         Ok(Self {
             settings,
-            drained: listener,
+            handler,
+            listener: Mutex::new(Some(Arc::new(listener))),
+            engine: Mutex::new(None),
         })
     }
 
-    /// Starts accepting, or resumes after [`Server::stop`]. Threads live from here on: the process
-    /// must not fork any more.
+    /// Starts accepting, or resumes after `stop(false)`. Threads live from here on: the process
+    /// must not fork any more. Does nothing when the server accepts already.
     ///
     /// # Errors
     /// [`Error::ListenerClosed`] after `stop(true)`; [`Error::Resource`].
     pub fn start(&self) -> Result<(), Error> {
-        Err(Error::ListenerClosed {
-            name: self.settings.name.clone(),
+        let listener = self
+            .listener
+            .lock()
+            .clone()
+            .ok_or_else(|| Error::ListenerClosed {
+                name: self.settings.name.clone(),
+            })?;
+        let mut engine = self.engine.lock();
+        let engine = match &mut *engine {
+            Some(engine) if engine.process == getpid() => engine,
+            stale => {
+                let mut settings = self.settings.clone();
+                settings.pool_size = self.settings.pool_size;
+                let pool_size = settings.pool_size;
+                let reactor = Arc::new(Reactor::new(listener, settings, self.handler.clone())?);
+                let pool = Pool::new("osloxide", reactor.clone(), pool_size);
+                stale.insert(Engine {
+                    reactor,
+                    pool,
+                    process: getpid(),
+                })
+            }
+        };
+        engine.reactor.resume();
+        engine.pool.start().map_err(|source| Error::Resource {
+            what: "start a thread",
+            source,
         })
     }
 
@@ -142,27 +194,37 @@ impl Server {
     /// With `close_listener` the server's copy of the listening socket is closed as well, after
     /// every connection that the kernel had already queued was accepted.
     pub fn stop(&self, close_listener: bool) {
-        let _ = (&self.settings, close_listener);
+        if close_listener {
+            *self.listener.lock() = None;
+        }
+        if let Some(engine) = &*self.engine.lock()
+            && engine.process == getpid()
+        {
+            engine.reactor.stop(close_listener);
+        }
     }
 
-    /// Readable (poll it, do not read it) while the server is stopped and has no connection left.
-    pub fn drained_fd(&self) -> BorrowedFd<'_> {
-        self.drained.as_fd()
-    }
-
-    /// True while the server is stopped and has no connection left; true before the first start.
-    pub fn is_drained(&self) -> bool {
-        true
+    /// Readable (poll it, do not read it) while the server is stopped, has no connection left and
+    /// all its threads have left. `None` before the first start: there is nothing to wait for.
+    pub fn drained_fd(&self) -> Option<Arc<EventFd>> {
+        self.engine
+            .lock()
+            .as_ref()
+            .map(|engine| engine.reactor.drained())
     }
 
     /// Changes how many requests may be in flight at once; 0 counts as 1.
     pub fn resize(&self, pool_size: usize) {
-        let _ = (&self.settings, pool_size);
+        if let Some(engine) = &*self.engine.lock() {
+            engine.pool.resize(pool_size);
+        }
     }
 
     /// One consistent view of the counters.
     pub fn stats(&self) -> Stats {
-        let _ = &self.settings;
-        Stats::default()
+        match &*self.engine.lock() {
+            Some(engine) => engine.reactor.count(engine.pool.stats()),
+            None => Stats::default(),
+        }
     }
 }

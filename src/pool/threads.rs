@@ -1,0 +1,98 @@
+//! What the pool asks the kernel about its threads, and how it starts one.
+//!
+//! Owns thread creation (name, stack, signal mask) and the question whether a thread computes.
+//! Never schedules anything.
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::unistd::{Pid, gettid};
+use std::{io, thread};
+
+/// As large as a main thread's: applications recurse.
+const STACK_BYTES: usize = 8 << 20;
+
+/// The kernel's number of the calling thread.
+pub(super) fn own_id() -> Pid {
+    gettid()
+}
+
+/// True when the thread is on a CPU or ready to run; false when it sleeps, or is gone.
+pub(super) fn is_computing(thread: Pid) -> bool {
+    // The state is the first field after the name, which is in parentheses and may hold anything.
+    std::fs::read(format!("/proc/self/task/{thread}/stat"))
+        .ok()
+        .and_then(|stat| {
+            let name_end = memchr_rev(b')', &stat)?;
+            stat.get(name_end + 2).copied()
+        })
+        == Some(b'R')
+}
+
+fn memchr_rev(needle: u8, haystack: &[u8]) -> Option<usize> {
+    haystack.iter().rposition(|byte| *byte == needle)
+}
+
+/// Starts a thread that takes none of the process's signals: those are for the main thread.
+pub(super) fn start(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // Faults are delivered to the thread that causes them; blocking those would hide a traceback.
+    let mut blocked = SigSet::all();
+    for fault in [
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGFPE,
+        Signal::SIGILL,
+        Signal::SIGABRT,
+    ] {
+        blocked.remove(fault);
+    }
+    // A new thread inherits its creator's mask, so that there is no moment without one.
+    let before = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let started = thread::Builder::new()
+        .name(name)
+        .stack_size(STACK_BYTES)
+        .spawn(body);
+    before.thread_set_mask()?;
+    started.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_spinning_thread_computes_and_a_blocked_one_does_not() {
+        let (id, ids) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        start("test-blocked".into(), move || {
+            id.send(own_id()).unwrap();
+            let _ = released.recv();
+        })
+        .unwrap();
+        let blocked = ids.recv().unwrap();
+
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while is_computing(blocked) {
+            assert!(Instant::now() < deadline, "the thread never blocked");
+            thread::yield_now();
+        }
+
+        assert!(is_computing(own_id()));
+        drop(release);
+    }
+
+    #[test]
+    fn a_pool_thread_takes_no_signals_but_faults() {
+        let (mask, masks) = mpsc::channel();
+
+        start("test-mask".into(), move || {
+            mask.send(SigSet::thread_get_mask().unwrap()).unwrap()
+        })
+        .unwrap();
+        let mask = masks.recv().unwrap();
+
+        assert!(mask.contains(Signal::SIGTERM));
+        assert!(mask.contains(Signal::SIGHUP));
+        assert!(!mask.contains(Signal::SIGSEGV));
+    }
+}

@@ -1,0 +1,283 @@
+//! One connection: hyper's state machine, polled by hand by whichever thread has it checked out.
+//!
+//! Owns the hyper connection and the desk through which requests come out of it and answers go in.
+//! Never waits; [`super::exchange`] and [`super::reactor`] do. The application runs outside of
+//! `poll`: hyper's service only leaves the request on the desk, and its future stays pending until
+//! an answer lies there.
+
+use super::link::{Io, Link};
+use crate::wsgi::{BodyError, Endpoints};
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use nix::sys::epoll::EpollFlags;
+use parking_lot::Mutex;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
+
+/// Names a connection for as long as it lives; never used again for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Token(pub(super) u64);
+
+/// What a connection that nobody has checked out is waiting for.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// A request, or the rest of its head.
+    Head {
+        /// When the first byte of the head came; `None` before that.
+        since: Option<Instant>,
+    },
+    /// The beginning of a body, so that a slow client costs no thread.
+    Collecting(Box<super::exchange::Arrival>),
+    /// The rest of a body that the application did not read.
+    Discarding {
+        body: Incoming,
+        budget: usize,
+        since: Instant,
+    },
+    /// The client's end of the stream, after our own.
+    Lingering { since: Instant, budget: usize },
+}
+
+/// How far a connection got.
+pub(super) enum Step {
+    /// hyper is done with the connection; true when everything was sent.
+    Closed(bool),
+    /// A request lies on the desk.
+    Request(Request<Incoming>),
+    /// The socket has to become ready first.
+    Blocked,
+}
+
+/// See the module's text.
+pub(super) struct Connection {
+    pub(super) token: Token,
+    pub(super) link: Arc<Link>,
+    pub(super) endpoints: Endpoints,
+    pub(super) phase: Phase,
+    /// The last time that bytes came or a request ended.
+    pub(super) active: Instant,
+    /// When the reactor will look at the connection next, if nothing happens.
+    pub(super) armed: Option<Instant>,
+    http: Pin<Box<http1::Connection<Io, Counter>>>,
+    desk: Arc<Desk>,
+    waker: Waker,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("token", &self.token)
+            .field("endpoints", &self.endpoints)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(super) fn new(
+        token: Token,
+        link: Link,
+        endpoints: Endpoints,
+        builder: &http1::Builder,
+        now: Instant,
+    ) -> Self {
+        let link = Arc::new(link);
+        let desk = Arc::new(Desk::default());
+        let http = builder.serve_connection(Io(link.clone()), Counter(desk.clone()));
+        Self {
+            token,
+            link,
+            endpoints,
+            phase: Phase::Head { since: None },
+            active: now,
+            armed: None,
+            http: Box::pin(http),
+            waker: Waker::from(desk.clone()),
+            desk,
+        }
+    }
+
+    /// Takes note of what the kernel said about the socket; false when nothing changes by it.
+    pub(super) fn note(&self, events: EpollFlags) -> bool {
+        let ends = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        let mut state = self.link.state();
+        state.is_half_closed |= events.intersects(ends);
+        let can_read = events.intersects(ends | EpollFlags::EPOLLIN);
+        let could_not_write = state.write_blocked;
+        state.read_blocked &= !can_read;
+        state.write_blocked = false;
+        can_read || could_not_write
+    }
+
+    /// Why hyper could not go on with a body.
+    pub(super) fn body_error(&self) -> BodyError {
+        if self.link.state().at_end {
+            BodyError::Disconnected
+        } else {
+            BodyError::Framing
+        }
+    }
+
+    /// Lets hyper go as far as it can without waiting.
+    pub(super) fn advance(&mut self) -> Step {
+        let mut context = Context::from_waker(&self.waker);
+        loop {
+            self.desk.is_woken.store(false, Ordering::Relaxed);
+            match self.http.as_mut().poll(&mut context) {
+                Poll::Ready(result) => return Step::Closed(result.is_ok()),
+                Poll::Pending => {}
+            }
+            if let Some(request) = self.desk.papers.lock().request.take() {
+                return Step::Request(request);
+            }
+            if !self.desk.is_woken.load(Ordering::Relaxed) {
+                return Step::Blocked;
+            }
+        }
+    }
+
+    /// The next piece of a body, if hyper has one already.
+    pub(super) fn poll_body(
+        &self,
+        body: &mut Incoming,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(body).poll_frame(&mut Context::from_waker(&self.waker))
+    }
+
+    pub(super) fn lay_answer(&self, answer: Response<Answer>) {
+        self.desk.papers.lock().answer = Some(answer);
+    }
+
+    /// An answer's body that is laid down piece by piece.
+    pub(super) fn pieces(&self) -> Answer {
+        let mut papers = self.desk.papers.lock();
+        papers.piece = None;
+        papers.is_ended = false;
+        Answer::Pieces(self.desk.clone())
+    }
+
+    pub(super) fn lay_piece(&self, piece: Bytes) {
+        self.desk.papers.lock().piece = Some(piece);
+    }
+
+    pub(super) fn end_pieces(&self) {
+        self.desk.papers.lock().is_ended = true;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // An answer in pieces that hyper never took refers to the desk it lies on.
+        self.desk.papers.lock().answer = None;
+    }
+}
+
+/// Where hyper and the thread that polls it leave things for each other.
+#[derive(Default)]
+pub(super) struct Desk {
+    papers: Mutex<Papers>,
+    is_woken: AtomicBool,
+}
+
+#[derive(Default)]
+struct Papers {
+    request: Option<Request<Incoming>>,
+    answer: Option<Response<Answer>>,
+    piece: Option<Bytes>,
+    is_ended: bool,
+}
+
+impl Wake for Desk {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.is_woken.store(true, Ordering::Relaxed);
+    }
+}
+
+/// hyper's service: passes requests and answers over the desk.
+pub(super) struct Counter(Arc<Desk>);
+
+impl Service<Request<Incoming>> for Counter {
+    type Response = Response<Answer>;
+    type Error = Infallible;
+    type Future = Awaited;
+
+    fn call(&self, request: Request<Incoming>) -> Awaited {
+        self.0.papers.lock().request = Some(request);
+        Awaited(self.0.clone())
+    }
+}
+
+/// An answer that will lie on the desk.
+pub(super) struct Awaited(Arc<Desk>);
+
+impl Future for Awaited {
+    type Output = Result<Response<Answer>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.0.papers.lock().answer.take() {
+            Some(answer) => Poll::Ready(Ok(answer)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// The body of an answer.
+pub(super) enum Answer {
+    /// All of it.
+    Whole(Bytes),
+    /// Pieces that come over the desk.
+    Pieces(Arc<Desk>),
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Pieces(desk) => {
+                let mut papers = desk.papers.lock();
+                match papers.piece.take() {
+                    Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+                    None if papers.is_ended => Poll::Ready(None),
+                    None => Poll::Pending,
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Pieces(desk) => {
+                let papers = desk.papers.lock();
+                papers.piece.is_none() && papers.is_ended
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Pieces(_) => SizeHint::default(),
+        }
+    }
+}

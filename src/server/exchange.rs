@@ -1,0 +1,389 @@
+//! One request and its answer, on the thread that has the connection checked out.
+//!
+//! Implements [`Exchange`]: drives the connection for body bytes and for the answer, and blocks
+//! that thread on the client's socket, bounded by `client_socket_timeout`. Decides whether the
+//! connection survives the exchange; [`super::reactor`] acts on it.
+
+use super::connection::{Answer, Connection, Step};
+use super::socket;
+use crate::wsgi::{BodyError, ClientGone, Endpoints, Exchange, ResponseHead};
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body, Incoming};
+use hyper::ext::ReasonPhrase;
+use nix::poll::PollFlags;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// A request, and as much of its body as has come.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) parts: Parts,
+    /// What has not come yet, if anything.
+    pub(super) body: Option<Incoming>,
+    pub(super) pieces: VecDeque<Bytes>,
+    pub(super) collected: usize,
+    pub(super) since: Instant,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub(super) is_expecting: bool,
+    is_bodiless: bool,
+}
+
+impl Arrival {
+    pub(super) fn new(request: Request<Incoming>, since: Instant) -> Self {
+        let (parts, body) = request.into_parts();
+        let is_bodiless = body.is_end_stream();
+        let is_expecting = !is_bodiless
+            && parts.version == Version::HTTP_11
+            && parts
+                .headers
+                .get(EXPECT)
+                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        Self {
+            parts,
+            body: (!is_bodiless).then_some(body),
+            pieces: VecDeque::new(),
+            collected: 0,
+            since,
+            is_expecting,
+            is_bodiless,
+        }
+    }
+
+    /// Takes what has come of the body, up to `bound` bytes. True once there is nothing to wait
+    /// for: the body is whole or the bound is reached.
+    pub(super) fn collect(
+        &mut self,
+        connection: &mut Connection,
+        bound: usize,
+    ) -> Result<bool, BodyError> {
+        while self.collected < bound {
+            match next_piece(connection, &mut self.body) {
+                Poll::Ready(Ok(Some(piece))) => {
+                    self.collected += piece.len();
+                    self.pieces.push_back(piece);
+                }
+                Poll::Ready(Ok(None)) => return Ok(true),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The next piece of a body as far as it has come; drops the body at its end.
+pub(super) fn next_piece(
+    connection: &mut Connection,
+    body: &mut Option<Incoming>,
+) -> Poll<Result<Option<Bytes>, BodyError>> {
+    let Some(incoming) = body else {
+        return Poll::Ready(Ok(None));
+    };
+    let mut has_advanced = false;
+    loop {
+        match connection.poll_body(incoming) {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(piece) if piece.is_empty() => {}
+                Ok(piece) => return Poll::Ready(Ok(Some(piece))),
+                // Trailers are read and dropped: nothing in PEP 3333 could carry them.
+                Err(_) => {}
+            },
+            Poll::Ready(None) => {
+                *body = None;
+                return Poll::Ready(Ok(None));
+            }
+            Poll::Ready(Some(Err(_))) => {
+                *body = None;
+                return Poll::Ready(Err(connection.body_error()));
+            }
+            Poll::Pending if has_advanced => return Poll::Pending,
+            Poll::Pending => match connection.advance() {
+                // hyper may have put the next piece into its channel on the way.
+                Step::Blocked => has_advanced = true,
+                Step::Closed(_) | Step::Request(_) => {
+                    *body = None;
+                    return Poll::Ready(Err(connection.body_error()));
+                }
+            },
+        }
+    }
+}
+
+/// How far the answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Nothing,
+    Started,
+    Ended,
+}
+
+/// What the connection can be used for after an exchange.
+pub(super) enum Outcome {
+    /// Nothing: close it, in order if true.
+    Close(bool),
+    /// The next request was already there.
+    Next(Request<Incoming>),
+    /// The next request; what is left of this one's body comes first.
+    Wait(Option<Incoming>),
+}
+
+/// See the module's text.
+pub(super) struct Live<'c> {
+    connection: &'c mut Connection,
+    arrival: Arrival,
+    timeout: Option<Duration>,
+    is_draining: &'c AtomicBool,
+    progress: Progress,
+    /// Reading the body failed; whatever the application answers, the client gets this.
+    failure: Option<BodyError>,
+    /// The connection ended: in order if true.
+    end: Option<bool>,
+    next: Option<Request<Incoming>>,
+}
+
+impl<'c> Live<'c> {
+    pub(super) fn new(
+        connection: &'c mut Connection,
+        arrival: Arrival,
+        timeout: Option<Duration>,
+        is_draining: &'c AtomicBool,
+    ) -> Self {
+        Self {
+            connection,
+            arrival,
+            timeout,
+            is_draining,
+            progress: Progress::Nothing,
+            failure: None,
+            end: None,
+            next: None,
+        }
+    }
+
+    /// The handler has returned, or panicked.
+    pub(super) fn conclude(mut self, has_panicked: bool) -> Outcome {
+        match self.progress {
+            Progress::Nothing => {
+                let _ = self.answer_shortly(StatusCode::INTERNAL_SERVER_ERROR);
+            }
+            Progress::Started => self.abort(),
+            Progress::Ended => {}
+        }
+        if has_panicked && self.end.is_none() {
+            self.end = Some(true);
+        }
+        match (self.end, self.next) {
+            (Some(in_order), _) => Outcome::Close(in_order),
+            (None, Some(request)) => Outcome::Next(request),
+            (None, None) => Outcome::Wait(self.arrival.body),
+        }
+    }
+
+    /// An answer of the server's own; the connection closes after it.
+    fn answer_shortly(&mut self, status: StatusCode) -> Result<(), ClientGone> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        self.progress = Progress::Ended;
+        let body = format!("{}\n", status.canonical_reason().unwrap_or_default());
+        self.lay(
+            ResponseHead {
+                status,
+                reason: None,
+                headers,
+            },
+            Answer::Whole(body.into()),
+        );
+        self.push()
+    }
+
+    fn lay(&mut self, head: ResponseHead, body: Answer) {
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        if let Some(reason) = head
+            .reason
+            .and_then(|reason| ReasonPhrase::try_from(reason).ok())
+        {
+            response.extensions_mut().insert(reason);
+        }
+        if self.must_close() {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.connection.lay_answer(response);
+    }
+
+    /// Whether the answer has to announce that it is the connection's last.
+    fn must_close(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+            // The client still holds the body back, and may send it or not (RFC 9110 10.1.1).
+            || (self.arrival.is_expecting && self.arrival.body.is_some())
+    }
+
+    /// Drives the connection until the kernel has everything that was laid down.
+    fn push(&mut self) -> Result<(), ClientGone> {
+        if let Some(in_order) = self.end {
+            return if in_order { Ok(()) } else { Err(ClientGone) };
+        }
+        loop {
+            match self.connection.advance() {
+                Step::Closed(in_order) => {
+                    self.end = Some(in_order);
+                    return if in_order { Ok(()) } else { Err(ClientGone) };
+                }
+                Step::Request(request) => {
+                    self.next = Some(request);
+                    return Ok(());
+                }
+                Step::Blocked => {
+                    if !self.connection.link.state().write_blocked {
+                        return Ok(());
+                    }
+                    if !self.wait(PollFlags::POLLOUT) {
+                        self.end = Some(false);
+                        return Err(ClientGone);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Blocks until the socket is ready; false when it did not become so in time.
+    fn wait(&self, events: PollFlags) -> bool {
+        let link = &self.connection.link;
+        let is_ready = socket::wait(&link.socket, events, self.timeout).unwrap_or(false);
+        let mut state = link.state();
+        if events.contains(PollFlags::POLLIN) {
+            state.read_blocked = false;
+        }
+        state.write_blocked = false;
+        is_ready
+    }
+}
+
+impl Exchange for Live<'_> {
+    fn request(&self) -> &Parts {
+        &self.arrival.parts
+    }
+
+    fn endpoints(&self) -> &Endpoints {
+        &self.connection.endpoints
+    }
+
+    fn is_bodiless(&self) -> bool {
+        self.arrival.is_bodiless
+    }
+
+    fn read(&mut self) -> Result<Option<Bytes>, BodyError> {
+        if let Some(error) = self.failure {
+            return Err(error);
+        }
+        if let Some(piece) = self.arrival.pieces.pop_front() {
+            return Ok(Some(piece));
+        }
+        loop {
+            let error = match next_piece(self.connection, &mut self.arrival.body) {
+                Poll::Ready(Ok(piece)) => return Ok(piece),
+                Poll::Ready(Err(error)) => error,
+                Poll::Pending => {
+                    let mut events = PollFlags::POLLIN;
+                    if self.connection.link.state().write_blocked {
+                        events |= PollFlags::POLLOUT;
+                    }
+                    if self.wait(events) {
+                        continue;
+                    }
+                    BodyError::TimedOut
+                }
+            };
+            self.failure = Some(error);
+            self.arrival.body = None;
+            return Err(error);
+        }
+    }
+
+    fn respond(&mut self, mut head: ResponseHead, body: Bytes) -> Result<(), ClientGone> {
+        if let Some(error) = self.failure {
+            return self.answer_shortly(status_of(error));
+        }
+        let announced = announced_length(&head.headers);
+        let is_silent = self.arrival.parts.method == Method::HEAD
+            || matches!(
+                head.status,
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        match announced {
+            Some(length) if !is_silent && length != body.len() as u64 => {
+                // hyper cuts what is too long and fails what is too short; either way the client
+                // must not take this connection for a healthy one.
+                head.headers
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
+                self.start(head)?;
+                self.write(body)?;
+                self.finish()
+            }
+            _ => {
+                self.progress = Progress::Ended;
+                self.lay(head, Answer::Whole(body));
+                self.push()
+            }
+        }
+    }
+
+    fn start(&mut self, head: ResponseHead) -> Result<(), ClientGone> {
+        if let Some(error) = self.failure {
+            return self.answer_shortly(status_of(error));
+        }
+        self.progress = Progress::Started;
+        let body = self.connection.pieces();
+        self.lay(head, body);
+        self.push()
+    }
+
+    fn write(&mut self, piece: Bytes) -> Result<(), ClientGone> {
+        if piece.is_empty() || self.progress != Progress::Started {
+            return if self.end == Some(false) {
+                Err(ClientGone)
+            } else {
+                Ok(())
+            };
+        }
+        self.connection.lay_piece(piece);
+        self.push()
+    }
+
+    fn finish(&mut self) -> Result<(), ClientGone> {
+        if self.progress != Progress::Started {
+            return Ok(());
+        }
+        self.progress = Progress::Ended;
+        self.connection.end_pieces();
+        self.push()
+    }
+
+    fn abort(&mut self) {
+        self.progress = Progress::Ended;
+        self.end = Some(false);
+    }
+
+    fn is_client_gone(&mut self) -> bool {
+        self.end == Some(false) || socket::is_dead(&self.connection.link.socket)
+    }
+}
+
+fn status_of(error: BodyError) -> StatusCode {
+    match error {
+        BodyError::Disconnected | BodyError::Framing => StatusCode::BAD_REQUEST,
+        BodyError::TimedOut => StatusCode::REQUEST_TIMEOUT,
+    }
+}
+
+fn announced_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

@@ -1,0 +1,144 @@
+//! System calls on one connected socket.
+//!
+//! Owns the calls that safe wrappers do not offer without a copy or a second call. Never blocks
+//! except in [`wait`]. Rules come from epoll(7) and socket(7).
+#![expect(
+    unsafe_code,
+    reason = "receives into uninitialised memory and adopts accepted sockets"
+)]
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    MsgFlags, Shutdown, SockFlag, SockType, accept4, getsockopt, send, sendmsg, setsockopt,
+    shutdown, sockopt,
+};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Checks that the descriptor is a listening stream socket and makes it non-blocking. The flag is
+/// shared with every copy of the descriptor, also in other processes.
+pub(super) fn check_listener(listener: &OwnedFd) -> io::Result<()> {
+    if getsockopt(listener, sockopt::SockType)? != SockType::Stream
+        || !getsockopt(listener, sockopt::AcceptConn)?
+    {
+        return Err(Errno::EINVAL.into());
+    }
+    let flags = OFlag::from_bits_retain(fcntl(listener, FcntlArg::F_GETFL)?);
+    fcntl(listener, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Accepts one connection: non-blocking, closed on exec.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = accept4(listener.as_raw_fd(), flags)?;
+    // SAFETY: accept4 has just made this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Addresses of the client and of this end; `None` for anything but TCP. Turns Nagle's algorithm
+/// off on the way: answers go out whole, and the last piece must not wait for an acknowledgement.
+pub(super) fn prepare(socket: OwnedFd) -> (OwnedFd, Option<SocketAddr>, Option<SocketAddr>) {
+    let stream = TcpStream::from(socket);
+    let peer = stream.peer_addr().ok();
+    let local = peer.and_then(|_| stream.local_addr().ok());
+    if peer.is_some() {
+        // Fails only when the client is gone already, which the next read reports.
+        let _ = stream.set_nodelay(true);
+    }
+    (OwnedFd::from(stream), peer, local)
+}
+
+/// Receives into memory that need not be initialised; 0 is the end of the stream.
+pub(super) fn receive<'b>(
+    socket: &OwnedFd,
+    buffer: &'b mut [MaybeUninit<u8>],
+) -> nix::Result<&'b mut [u8]> {
+    // SAFETY: the pointer and the length describe `buffer`, which the kernel only writes to.
+    let count = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            0,
+        )
+    };
+    let count = usize::try_from(count).map_err(|_| Errno::last())?;
+    let filled = &mut buffer[..count];
+    // SAFETY: the kernel has written `count` bytes at the start of `buffer`, and MaybeUninit<u8>
+    // has the layout of u8.
+    Ok(unsafe { &mut *(std::ptr::from_mut(filled) as *mut [u8]) })
+}
+
+/// Sends from one buffer, without SIGPIPE.
+pub(super) fn send_one(socket: &OwnedFd, bytes: &[u8]) -> nix::Result<usize> {
+    send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL)
+}
+
+/// Sends from several buffers with one call, without SIGPIPE.
+pub(super) fn send_many(socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> nix::Result<usize> {
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        pieces,
+        &[],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+}
+
+/// Tells the client that nothing more will be sent.
+pub(super) fn end_sending(socket: &OwnedFd) {
+    // Fails only when the connection is gone already.
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Write);
+}
+
+/// Makes the coming close reset the connection instead of ending it in order.
+pub(super) fn reset_on_close(socket: &OwnedFd) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // Fails only when the connection is gone already.
+    let _ = setsockopt(socket, sockopt::Linger, &linger);
+}
+
+/// Blocks until the socket is ready for `events` or `limit` has passed; false on the latter.
+pub(super) fn wait(
+    socket: &OwnedFd,
+    events: PollFlags,
+    limit: Option<Duration>,
+) -> io::Result<bool> {
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    loop {
+        let timeout = match deadline {
+            None => PollTimeout::NONE,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // Rounded up: waking early would cost another turn.
+                PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        match poll(&mut [PollFd::new(socket.as_fd(), events)], timeout) {
+            Ok(0) if deadline.is_some_and(|deadline| Instant::now() < deadline) => {}
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// True once the kernel knows that the connection is dead in both directions.
+pub(super) fn is_dead(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(count) if count > 0)
+        && fds[0].revents().is_some_and(|seen| {
+            seen.intersects(PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL)
+        })
+}
