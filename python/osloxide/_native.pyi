@@ -105,7 +105,7 @@ class Server:
     """Accepts on one listening socket and calls a WSGI application on pool threads."""
     def __new__(
         cls,
-        app: Callable[..., Any],
+        app: Callable[..., Any] | None,
         fd: int,
         *,
         pool_size: int = 100,
@@ -116,14 +116,18 @@ class Server:
         log: Callable[[str], None] | None = None,
         log_format: str = "",
         log_enabled: Callable[[], bool] | None = None,
+        log_error: Callable[..., Any] | None = None,
         debug: bool = False,
         multiprocess: bool = False,
         tls: TlsConfig | None = None,
         environ: dict[str, Any] | None = None,
         lenient: bool = False,
+        name: str = "server",
     ) -> Server:
-        """*fd* is duplicated. *environ* holds extra keys for every request. *log* receives finished
-        access-log lines. *lenient* forgives what oslo.service's own tests send (no Host header, str
+        """*fd* is duplicated. Everything is checked now; ValueError names the option. *environ* holds extra keys for every request. *log* receives finished
+        access-log lines; without it, or with an empty *log_format*, nothing is logged.
+        *log_error* is called as ``logger.error(message, exc_info=exception or None)``; without it
+        failures go to the logger ``osloxide.wsgi``. *debug* sends tracebacks to clients. *lenient* forgives what oslo.service's own tests send (no Host header, str
         body items, a dict of headers); never set it in production."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""
@@ -136,6 +140,17 @@ class Server:
     def resize(self, pool_size: int) -> None: ...
     def stats(self) -> dict[str, int]:
         """threads, busy, queued, connections, idle, in_flight, served."""
+
+def check_log_format(format: str) -> None:
+    """Raises ValueError when *format* cannot serve as ``wsgi_log_format``."""
+
+@final
+class FileWrapper:
+    """``wsgi.file_wrapper``: reads *filelike* in blocks, closes it with the answer."""
+    def __new__(cls, filelike: Any, block_size: int = 65536, /) -> FileWrapper: ...
+    def __iter__(self) -> FileWrapper: ...
+    def __next__(self) -> bytes: ...
+    def close(self) -> None: ...
 
 @final
 class TlsConfig:

@@ -5,7 +5,9 @@
 
 mod errors;
 mod scoreboard;
+mod server;
 mod signals;
+mod wsgi;
 
 use pyo3::prelude::*;
 
@@ -17,7 +19,11 @@ mod _native {
     #[pymodule_export]
     use super::scoreboard::Scoreboard;
     #[pymodule_export]
+    use super::server::{Server, TlsConfig};
+    #[pymodule_export]
     use super::signals::{install_wakeup, park, uninstall_wakeup, wake};
+    #[pymodule_export]
+    use super::wsgi::{FileWrapper, check_log_format};
 
     /// Version of the extension, equal to the distribution's.
     #[pymodule_init]

@@ -1,8 +1,8 @@
-//! What an application may answer: the head it gives to start_response, and the length it promised.
+//! What an application may answer: the head it gives to `start_response`, and the length it promised.
 //!
 //! [`Head`] checks status and headers as they come in; [`Body`] counts what follows them. Neither
 //! sends anything: the boundary asks them what may be sent and hands it to the exchange. Rules:
-//! PEP 3333 "The start_response() Callable" and "Handling the Content-Length Header", RFC 9110
+//! PEP 3333 "The `start_response()` Callable" and "Handling the Content-Length Header", RFC 9110
 //! sections 5.5 (field values), 6.4.1 and 8.6 (when there is no content), 15 (status codes).
 
 use bytes::Bytes;
@@ -60,7 +60,7 @@ pub enum HeadError {
     Length(String),
 }
 
-/// Status and headers from start_response, checked.
+/// Status and headers from `start_response`, checked.
 #[derive(Debug, Clone)]
 pub struct Head {
     status: StatusCode,

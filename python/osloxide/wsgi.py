@@ -1,0 +1,565 @@
+"""A WSGI server for OpenStack services, in place of ``oslo_service.wsgi``.
+
+Owns the listening socket and the names that services import from ``oslo_service.wsgi``; the native
+server accepts, reads and writes. Works under both backend types and without any launcher, and
+never imports eventlet. What needs WebOb, Routes or Paste imports them on first use.
+
+Contract: oslo.service 4.8, ``oslo_service/wsgi.py``. What differs is listed in docs/options.md.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import errno
+import functools
+import os
+import socket
+import stat
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from logging import ERROR, INFO
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from oslo_log import log as logging
+from oslo_service import _options, backend
+from oslo_service.backend.base import ServiceBase
+from oslo_service.backend.exceptions import UnsupportedBackendError
+
+from osloxide import _native, lifecycle
+
+if TYPE_CHECKING:
+    from osloxide._routing import Request as Request
+    from osloxide._routing import Router as Router
+
+__all__ = [
+    "ConfigNotFound",
+    "InvalidInput",
+    "Loader",
+    "PasteAppNotFound",
+    "Request",
+    "Router",
+    "Server",
+    "list_opts",
+    "register_opts",
+]
+
+# The name that oslo.log gives oslo_service.wsgi; log settings of existing deployments match it.
+LOG = logging.getLogger("oslo_service.wsgi")
+
+WSGIApplication = Callable[..., Iterable[bytes]]
+
+#: Longest request line in bytes, method and version included, unless a server says otherwise.
+DEFAULT_MAX_URL_LEN = 8192
+
+#: How long an interpreter that exits without having stopped its servers waits for requests in
+#: flight, in seconds. Threads that still hold requests afterwards die with the process.
+EXIT_GRACE_SECONDS = 5.0
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``Request`` and ``Router``, and with them WebOb and Routes, when first asked for."""
+    if name in ("Request", "Router"):
+        from osloxide import _routing
+
+        globals().update(Request=_routing.Request, Router=_routing.Router)
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _check_backend_compatibility() -> None:
+    """Refuse the threading backend, but only where ``OSLOXIDE_STRICT=1`` asks for it.
+
+    :raises UnsupportedBackendError: as oslo.service does always. This server needs no eventlet, so
+        the reason for the refusal is gone.
+    """
+    if os.environ.get("OSLOXIDE_STRICT") != "1":
+        return
+    if backend.get_backend_type() == backend.BackendType.THREADING:
+        raise UnsupportedBackendError(
+            "oslo.service.wsgi.Server is refused with the threading backend because "
+            "OSLOXIDE_STRICT is 1; unset it, or deploy the application behind standard WSGI "
+            "servers"
+        )
+
+
+def list_opts() -> list[tuple[str | None, list[Any]]]:
+    """Options of this module, for oslo-config-generator.
+
+    :returns: one pair of group (``None`` for DEFAULT) and options; the options are copies.
+    """
+    return [(None, copy.deepcopy(_options.wsgi_opts))]
+
+
+def register_opts(conf: Any) -> None:
+    """Register the options of this module in the group DEFAULT of *conf*."""
+    conf.register_opts(_options.wsgi_opts)
+
+
+class InvalidInput(Exception):
+    """An argument has a value that cannot be honoured.
+
+    :param reason: names the argument, its value and the remedy.
+    """
+
+    def __init__(self, reason: str = "unexpected argument") -> None:
+        super().__init__(f"Invalid input received: {reason}")
+
+
+class ConfigNotFound(Exception):
+    """The paste configuration does not exist.
+
+    :param path: what ``api_paste_config`` names.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"Could not find config at {path}")
+
+
+class PasteAppNotFound(Exception):
+    """The paste configuration has no such application.
+
+    :param name: the application that was asked for.
+    :param path: the configuration that was searched.
+    """
+
+    def __init__(self, name: str, path: str) -> None:
+        super().__init__(f"Could not load paste app '{name}' from {path}")
+
+
+class Loader:
+    """Loads WSGI applications from a paste configuration.
+
+    :param conf: names the configuration in ``api_paste_config``: an absolute path, or one that is
+        searched for in the configuration directories.
+    :raises ConfigNotFound: there is no such file.
+    """
+
+    config_path: str
+
+    def __init__(self, conf: Any) -> None:
+        register_opts(conf)
+        wanted: str = conf.api_paste_config
+        if os.path.isabs(wanted):
+            found = wanted if os.path.exists(wanted) else None
+        else:
+            found = conf.find_file(wanted)
+        if not found:
+            raise ConfigNotFound(path=wanted)
+        self.config_path = found
+
+    def load_app(self, name: str) -> Any:
+        """Load the application *name*.
+
+        :returns: what its factory made: a WSGI application.
+        :raises PasteAppNotFound: the configuration has no section for it.
+        """
+        from paste import deploy
+
+        LOG.debug(
+            "Loading app %(name)s from %(path)s", {"name": name, "path": self.config_path}
+        )
+        try:
+            return deploy.loadapp(f"config:{self.config_path}", name=name)
+        except LookupError:
+            LOG.exception("Couldn't lookup app: %s", name)
+            raise PasteAppNotFound(name=name, path=self.config_path) from None
+
+
+class Server(ServiceBase):  # type: ignore[misc]
+    """Serves a WSGI application on a socket that it binds when it is made.
+
+    The socket listens from the start, so that workers which are forked later share it; nothing is
+    accepted, and no thread is started, before :meth:`start`.
+
+    :param conf: options of group DEFAULT (docs/options.md) and, with *use_ssl*, of group ssl.
+    :param name: names the server in logs.
+    :param app: a PEP 3333 application, called on several threads at once.
+    :param host: address or name to listen on; the first address that it resolves to is taken.
+    :param port: port; 0 lets the kernel choose, see the attribute ``port``.
+    :param pool_size: most requests in flight at once in a process; 0 or ``None`` means
+        ``wsgi_default_pool_size``. Idle connections do not count.
+    :param protocol: accepted for compatibility, without effect.
+    :param backlog: length of the kernel's queue of connections that wait to be accepted, at least
+        1; the kernel caps it at ``net.core.somaxconn``.
+    :param use_ssl: encrypt connections as the options of group ssl say.
+    :param max_url_len: longest request line in bytes; ``None`` or 0 means 8192.
+    :param logger_name: logger of the access log (INFO) and of failed applications (ERROR).
+    :param socket_family: ``AF_INET``, ``AF_INET6``, ``AF_UNIX`` or ``None``; *host* decides
+        between the first two.
+    :param socket_file: path of a unix socket. A file left behind by an earlier process is
+        replaced; one that somebody listens on is not.
+    :param socket_mode: permissions of *socket_file*, or ``None`` to leave them to the umask.
+    :raises InvalidInput: *backlog* or *pool_size* is out of range.
+    :raises ValueError: *socket_family* is not supported, or an option has an impossible value.
+    :raises OSError: the socket cannot be bound, or a TLS file cannot be read.
+    :raises RuntimeError: *use_ssl* without a certificate and a key.
+    """
+
+    # oslo.service's own tests send requests without Host and answer with str; the test plugin
+    # turns this on for them.
+    _lenient: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        conf: Any,
+        name: str,
+        app: WSGIApplication | None,
+        host: str = "0.0.0.0",  # noqa: S104 - the default of oslo.service
+        port: int = 0,
+        pool_size: int | None = None,
+        protocol: Any = None,
+        backlog: int = 128,
+        use_ssl: bool = False,
+        max_url_len: int | None = None,
+        logger_name: str = "eventlet.wsgi.server",
+        socket_family: int | None = None,
+        socket_file: str | None = None,
+        socket_mode: int | None = None,
+    ) -> None:
+        _check_backend_compatibility()
+        register_opts(conf)
+        self.conf = conf
+        self.name = name
+        self.app = app
+        self.default_pool_size: int = conf.wsgi_default_pool_size
+        self.pool_size: int = pool_size or self.default_pool_size
+        self.client_socket_timeout: float | None = conf.client_socket_timeout or None
+        self.dup_socket: socket.socket | None = None
+        self._protocol = protocol
+        self._logger = logging.getLogger(logger_name)
+        self._use_ssl = use_ssl
+        self._max_url_len = max_url_len
+        self._pid = os.getpid()
+        self._engines: list[_native.Server] = []
+        self._pool = _Pool(self)
+        self._server: _Acceptor | None = None
+
+        if self.pool_size < 1:
+            raise InvalidInput(reason=f"pool_size is {self.pool_size}; give at least 1")
+        if backlog < 1:
+            raise InvalidInput(reason=f"backlog is {backlog}; it must be more than 0")
+        _native.check_log_format(conf.wsgi_log_format)
+        self._tls = self._load_tls() if use_ssl else None
+
+        if not socket_family or socket_family in (socket.AF_INET, socket.AF_INET6):
+            self.socket = self._get_socket(host, port, backlog)
+            self.host, self.port = self.socket.getsockname()[:2]
+        elif socket_family == socket.AF_UNIX:
+            if not socket_file:
+                raise InvalidInput(reason="socket_file is not set; a unix socket needs its path")
+            self.socket = self._get_unix_socket(socket_file, socket_mode, backlog)
+            self.host, self.port = socket_file, 0
+        else:
+            raise ValueError(
+                f"Unsupported socket family: {socket_family}; use AF_INET, AF_INET6 or AF_UNIX"
+            )
+        lifecycle.register_listener(self.socket)
+
+    def _get_socket(self, host: str, port: int, backlog: int) -> socket.socket:
+        """Bind and listen; subclasses may replace it."""
+        try:
+            family, _, _, _, address = socket.getaddrinfo(
+                host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, socket.AI_PASSIVE
+            )[0]
+            listener = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            LOG.error("Could not bind to %(host)s:%(port)s", {"host": host, "port": port})
+            raise _named(error, f"{self.name} cannot listen on {host}:{port}", _BIND_REMEDY) from None
+        try:
+            # Not SO_REUSEPORT: a second process on the same port must fail, not share its load.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(backlog)
+        except OSError as error:
+            listener.close()
+            LOG.error("Could not bind to %(host)s:%(port)s", {"host": host, "port": port})
+            raise _named(error, f"{self.name} cannot listen on {host}:{port}", _BIND_REMEDY) from None
+        try:
+            listener = self._set_socket_opts(listener)
+        except BaseException:
+            listener.close()
+            raise
+        LOG.info(
+            "%(name)s listening on %(host)s:%(port)s",
+            {"name": self.name, "host": host, "port": listener.getsockname()[1]},
+        )
+        return listener
+
+    def _get_unix_socket(
+        self, socket_file: str, socket_mode: int | None, backlog: int
+    ) -> socket.socket:
+        """Bind and listen on a path; subclasses may replace it."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            try:
+                listener.bind(socket_file)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not _is_abandoned(socket_file):
+                    raise
+                os.unlink(socket_file)
+                listener.bind(socket_file)
+            # Nobody can connect before listen(), so the mode is never too wide.
+            if socket_mode is not None:
+                os.chmod(socket_file, socket_mode)
+            listener.listen(backlog)
+        except OSError as error:
+            listener.close()
+            LOG.error("Could not bind to %(socket_file)s", {"socket_file": socket_file})
+            raise _named(error, f"{self.name} cannot listen on {socket_file}", _UNIX_REMEDY) from None
+        LOG.info(
+            "%(name)s listening on %(socket_file)s:",
+            {"name": self.name, "socket_file": socket_file},
+        )
+        return listener
+
+    def _set_socket_opts(self, listener: socket.socket) -> socket.socket:
+        """Set options that accepted connections inherit; cinder and others override it.
+
+        :returns: the socket to listen on.
+        """
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.conf.tcp_keepidle)
+        return listener
+
+    def _load_tls(self) -> _native.TlsConfig:
+        with warnings.catch_warnings():
+            # Upstream's module announces its removal whenever it is imported.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from oslo_service import sslutils
+
+        if not sslutils.is_enabled(self.conf):
+            raise RuntimeError(
+                f"{self.name} was asked to serve TLS, but cert_file and key_file of group [ssl] "
+                "are not set; set both"
+            )
+        options = self.conf.ssl
+        return _native.TlsConfig(
+            options.cert_file, options.key_file, options.ca_file, options.version, options.ciphers
+        )
+
+    def start(self) -> None:
+        """Start accepting. Threads live from here on: this process must not fork any more.
+
+        Options are read now; a start after :meth:`stop` honours a changed configuration. Does
+        nothing while the server runs.
+
+        :raises OSError: the listening socket was closed, or resources are exhausted.
+        """
+        if self._server is not None and not self._server.is_stopped:
+            return
+        if self.dup_socket is not None:
+            self.dup_socket.close()
+        self.dup_socket = self.socket.dup()
+        engine = _native.Server(
+            self.app,
+            self.dup_socket.fileno(),
+            name=self.name,
+            pool_size=self.pool_size,
+            keep_alive=self.conf.wsgi_keep_alive,
+            client_socket_timeout=self.client_socket_timeout,
+            max_header_line=self.conf.max_header_line,
+            max_url_len=self._max_url_len or DEFAULT_MAX_URL_LEN,
+            log=self._logger.info,
+            log_format=self.conf.wsgi_log_format,
+            log_enabled=functools.partial(self._logger.isEnabledFor, INFO),
+            log_error=self._logger.error,
+            debug=self.conf.wsgi_server_debug,
+            # A process that was forked after the socket was bound has siblings on it.
+            multiprocess=os.getpid() != self._pid,
+            tls=self._tls,
+            environ={"wsgi.errors": _ErrorStream(self._logger)},
+            lenient=self._lenient,
+        )
+        engine.start()
+        self._engines = [old for old in self._engines if not old.wait(0)] + [engine]
+        self._pool.size = self.pool_size
+        self._server = _Acceptor(engine)
+        _stop_at_exit(self)
+
+    def stop(self) -> None:
+        """Stop accepting and drain: requests in flight are answered, idle connections closed.
+
+        Returns at once; see :meth:`wait`. At the end of the process (a launcher is stopping) the
+        socket is closed too, after the connections that wait in its backlog were served; during a
+        reload in place it is kept for :meth:`start`.
+        """
+        LOG.info("Stopping WSGI server.")
+        if self._server is None:
+            return
+        self._pool.resize(0)
+        self._server.kill()
+        if lifecycle.is_stopping():
+            self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        self.socket.close()
+        if self.dup_socket is not None:
+            self.dup_socket.close()
+
+    def wait(self) -> None:
+        """Block until the server was stopped and has answered every request.
+
+        Returns at once if it was never started. Signal handlers run meanwhile.
+        """
+        if self._server is None:
+            return
+        LOG.debug("Waiting WSGI server to finish %d requests.", self._pool.running())
+        self._pool.waitall()
+
+    def reset(self) -> None:
+        """Bring the pool back to its size after :meth:`stop`; also called on SIGHUP."""
+        self._pool.resize(self.pool_size)
+
+
+class _Acceptor:
+    """What stands where oslo.service keeps the green thread of its accept loop."""
+
+    def __init__(self, engine: _native.Server) -> None:
+        self._engine = engine
+        self.is_stopped = False
+
+    @property
+    def dead(self) -> bool:
+        """Whether the server was stopped and has no connection left."""
+        return self._engine.wait(0)
+
+    def kill(self, *_args: object) -> None:
+        """Stop accepting; requests in flight are still answered."""
+        self.is_stopped = True
+        self._engine.stop(close=lifecycle.is_stopping())
+
+
+class _Pool:
+    """What stands where oslo.service keeps its green pool: the same questions, honest answers.
+
+    :ivar size: most requests in flight at once; 0 once the server was stopped.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.size = server.pool_size
+
+    def resize(self, size: int) -> None:
+        """Change the size; 0 only records that nothing new is taken on."""
+        self.size = size
+        if size > 0:
+            for engine in self._server._engines:
+                engine.resize(size)
+
+    def running(self) -> int:
+        """Count the requests in flight."""
+        return sum(engine.stats()["in_flight"] for engine in self._server._engines)
+
+    def waiting(self) -> int:
+        """Count the requests that wait for a thread."""
+        return sum(engine.stats()["queued"] for engine in self._server._engines)
+
+    def free(self) -> int:
+        """Count the requests that could be taken on at once."""
+        return max(0, self.size - self.running())
+
+    def waitall(self) -> None:
+        """Block until every start of the server was stopped and drained."""
+        for engine in tuple(self._server._engines):
+            engine.wait()
+
+
+class _ErrorStream:
+    """``wsgi.errors``: what applications write there goes to the log, line by line.
+
+    Lines that are not finished are kept apart for each thread and logged by :meth:`flush`.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._unfinished = threading.local()
+
+    def write(self, text: str) -> int:
+        """Log the lines that *text* completes at level ERROR.
+
+        :returns: the number of characters, as files do.
+        """
+        *lines, rest = (getattr(self._unfinished, "text", "") + text).split("\n")
+        self._unfinished.text = rest
+        for line in lines:
+            self._log(line)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of *lines*, which bring their own line ends."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Log what has no line end yet."""
+        rest, self._unfinished.text = getattr(self._unfinished, "text", ""), ""
+        self._log(rest)
+
+    def isatty(self) -> bool:
+        """Say that nobody watches."""
+        return False
+
+    def _log(self, line: str) -> None:
+        if line.strip():
+            self._logger.log(ERROR, "%s", line.rstrip("\r"))
+
+
+_BIND_REMEDY = {
+    errno.EADDRINUSE: "another process listens there; stop it or configure another port",
+    errno.EACCES: "ports below 1024 need a privilege; configure another port",
+    errno.EADDRNOTAVAIL: "this host has no such address; configure one that it has",
+}
+_UNIX_REMEDY = {
+    errno.EADDRINUSE: "another process listens there, or the path is not a socket; "
+    "stop it or configure another path",
+    errno.EACCES: "the directory cannot be written to; change its owner or configure another path",
+    errno.ENOENT: "the directory does not exist; create it or configure another path",
+}
+
+
+def _named(error: OSError, what: str, remedies: dict[int, str]) -> OSError:
+    """Say in *error* what was tried and what helps; its type and errno stay."""
+    remedy = remedies.get(error.errno or 0, "check the configured address")
+    return type(error)(error.errno, f"{what}: {error.strerror}; {remedy}")
+
+
+def _is_abandoned(path: str) -> bool:
+    """Tell whether *path* is a socket that nobody listens on."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+    except OSError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full backlog must not hold us up: then somebody listens
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+_started: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _stop_at_exit(server: Server) -> None:
+    if not _started:
+        atexit.register(_drain_at_exit)
+    _started.add(server)
+
+
+def _drain_at_exit() -> None:
+    """Drain servers that nobody stopped, before the interpreter goes away under their threads."""
+    engines = [engine for server in tuple(_started) for engine in server._engines]
+    for engine in engines:
+        engine.stop(close=True)
+    for engine in engines:
+        engine.wait(EXIT_GRACE_SECONDS)

@@ -1,0 +1,238 @@
+//! `Server` and `TlsConfig` for Python: arguments in, interpreter released, errors translated.
+//!
+//! Decides nothing; the engine is [`crate::server`], the application's side [`super::wsgi`]. The
+//! signatures are those of `_native.pyi`.
+#![expect(
+    unsafe_code,
+    reason = "a file descriptor given by number is borrowed to be duplicated"
+)]
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::signals;
+use super::wsgi::{Application, Options};
+use crate::server::{self, Settings, tls};
+
+/// A WSGI server on one listening socket.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct Server {
+    /// Always present; an option so that dropping it can release the interpreter.
+    engine: Option<server::Server>,
+}
+
+/// Certificates and rules for encrypted connections.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct TlsConfig {
+    config: Arc<tls::Config>,
+}
+
+impl Server {
+    #[expect(
+        clippy::expect_used,
+        reason = "INVARIANT: only drop() takes the engine"
+    )]
+    fn engine(&self) -> &server::Server {
+        self.engine
+            .as_ref()
+            .expect("the engine is taken only when the server is dropped")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The engine waits for its threads, which may be waiting for the interpreter.
+        if let Some(engine) = self.engine.take() {
+            Python::attach(|py| py.detach(|| drop(engine)));
+        }
+    }
+}
+
+#[pymethods]
+impl Server {
+    #[new]
+    #[pyo3(signature = (
+        app, fd, *, pool_size=100, keep_alive=true, client_socket_timeout=Some(900.0),
+        max_header_line=16384, max_url_len=8192, log=None, log_format="", log_enabled=None,
+        log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
+        name="server",
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
+    #[expect(
+        clippy::fn_params_excessive_bools,
+        reason = "keywords of a Python signature"
+    )]
+    fn new(
+        py: Python<'_>,
+        app: Py<PyAny>,
+        fd: RawFd,
+        pool_size: usize,
+        keep_alive: bool,
+        client_socket_timeout: Option<f64>,
+        max_header_line: usize,
+        max_url_len: usize,
+        log: Option<Py<PyAny>>,
+        log_format: &str,
+        log_enabled: Option<Py<PyAny>>,
+        log_error: Option<Py<PyAny>>,
+        debug: bool,
+        multiprocess: bool,
+        tls: Option<&Bound<'_, TlsConfig>>,
+        environ: Option<&Bound<'_, PyDict>>,
+        lenient: bool,
+        name: &str,
+    ) -> PyResult<Self> {
+        for (option, value) in [
+            ("pool_size", pool_size),
+            ("max_header_line", max_header_line),
+            ("max_url_len", max_url_len),
+        ] {
+            if value == 0 {
+                return Err(PyValueError::new_err(format!(
+                    "{option} is 0; give at least 1"
+                )));
+            }
+        }
+        let client_socket_timeout = match client_socket_timeout {
+            Some(seconds) => Some(
+                Duration::try_from_secs_f64(seconds)
+                    .ok()
+                    .filter(|timeout| !timeout.is_zero())
+                    .ok_or_else(|| {
+                        PyValueError::new_err(format!(
+                            "client_socket_timeout is {seconds}; give seconds above 0, or None \
+                             to wait for ever"
+                        ))
+                    })?,
+            ),
+            None => None,
+        };
+        if fd < 0 {
+            return Err(PyValueError::new_err(format!(
+                "fd is {fd}; give an open listening socket"
+            )));
+        }
+        // SAFETY: the caller owns an open descriptor of this number for the length of this call;
+        // a number that is not open makes the duplication fail with EBADF.
+        let listener = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
+        let log_error = match log_error {
+            Some(log_error) => log_error,
+            None => default_log_error(py)?,
+        };
+        let settings = Settings {
+            name: name.to_owned(),
+            pool_size,
+            keep_alive,
+            client_socket_timeout,
+            max_header_line,
+            max_url_len,
+            lenient,
+            tls: tls.map(|tls| Arc::clone(&tls.get().config)),
+            ..Settings::default()
+        };
+        let options = Options {
+            app,
+            log,
+            log_format,
+            log_enabled,
+            log_error,
+            debug,
+            multiprocess,
+            environ,
+            lenient,
+        };
+        let application = Arc::new(Application::new(py, options)?);
+        let engine = server::Server::new(listener, settings, application).map_err(refused)?;
+        Ok(Self {
+            engine: Some(engine),
+        })
+    }
+
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.engine().start()).map_err(refused)
+    }
+
+    fn stop(&self, py: Python<'_>, close: bool) {
+        py.detach(|| self.engine().stop(close));
+    }
+
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let deadline = match timeout {
+            Some(seconds) => signals::deadline_in("timeout", seconds)?,
+            None => None,
+        };
+        let ready = signals::wait_readable(py, &[self.engine().drained_fd()], deadline)?;
+        Ok(!ready.is_empty())
+    }
+
+    fn resize(&self, py: Python<'_>, pool_size: usize) {
+        py.detach(|| self.engine().resize(pool_size));
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.engine().stats();
+        let fields = PyDict::new(py);
+        fields.set_item("threads", stats.threads)?;
+        fields.set_item("busy", stats.busy)?;
+        fields.set_item("queued", stats.queued)?;
+        fields.set_item("connections", stats.connections)?;
+        fields.set_item("idle", stats.idle)?;
+        fields.set_item("in_flight", stats.in_flight)?;
+        fields.set_item("served", stats.served)?;
+        Ok(fields)
+    }
+}
+
+#[pymethods]
+impl TlsConfig {
+    #[new]
+    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None))]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "PyO3 extracts paths by value"
+    )]
+    fn new(
+        cert_file: PathBuf,
+        key_file: PathBuf,
+        ca_file: Option<PathBuf>,
+        version: Option<&str>,
+        ciphers: Option<&str>,
+    ) -> PyResult<Self> {
+        let config = tls::Config::load(&cert_file, &key_file, ca_file.as_deref(), version, ciphers)
+            .map_err(|error| match error {
+                tls::Error::Read { .. } => PyOSError::new_err(error.to_string()),
+                tls::Error::Value { .. } => PyValueError::new_err(error.to_string()),
+            })?;
+        Ok(Self {
+            config: Arc::new(config),
+        })
+    }
+}
+
+fn refused(error: server::Error) -> PyErr {
+    match error {
+        server::Error::Listener { .. } => PyValueError::new_err(error.to_string()),
+        server::Error::Resource { source, what } => PyErr::from(std::io::Error::new(
+            source.kind(),
+            format!("cannot {what}: {source}"),
+        )),
+        server::Error::ListenerClosed { .. } => PyRuntimeError::new_err(error.to_string()),
+    }
+}
+
+/// Errors go to the logger `osloxide.wsgi` unless the caller says otherwise.
+fn default_log_error(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    py.import("logging")?
+        .call_method1("getLogger", ("osloxide.wsgi",))?
+        .getattr("error")
+        .map(Bound::unbind)
+}

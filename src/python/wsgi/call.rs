@@ -1,0 +1,342 @@
+//! One call of an application: `start_response`, `write()`, and what was sent so far.
+//!
+//! A [`Call`] is the callable that the application gets as `start_response`. It checks the head as
+//! soon as it is given, sends nothing before the first byte of the body, and counts that body
+//! against its Content-Length. The decisions are [`crate::wsgi::response`]'s; this file only
+//! carries them between Python and the exchange. Rules: PEP 3333 "The `start_response()` Callable".
+
+use bytes::Bytes;
+use http::Method;
+use parking_lot::Mutex;
+use pyo3::exceptions::{PyAssertionError, PyBrokenPipeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+
+use super::loan::{Loan, Revoked};
+use super::text;
+use crate::wsgi::response::{Body, Ending, Head};
+use crate::wsgi::{BodyError, ClientGone};
+
+/// The `start_response` of one request.
+#[pyclass(frozen, freelist = 64, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) loan: Loan,
+    state: Mutex<State>,
+    method: Method,
+    is_lenient: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What `start_response` was given, until it is sent.
+    head: Option<Head>,
+    /// Length of the whole body, where known before its first byte is sent.
+    total: Option<u64>,
+    /// Present once the head is on its way.
+    body: Option<Body>,
+    status: u16,
+    is_client_gone: bool,
+    body_error: Option<BodyError>,
+}
+
+/// How far an answer came.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Progress {
+    /// Status of the head that was sent, or 0.
+    pub(super) status: u16,
+    /// Bytes of the body that were sent.
+    pub(super) sent: u64,
+    /// True once the head is on its way: a failure can then only cut the answer off.
+    pub(super) has_begun: bool,
+    /// True once the client was found to be gone.
+    pub(super) is_client_gone: bool,
+    /// What went wrong with the request's body, if the application read it.
+    pub(super) body_error: Option<BodyError>,
+}
+
+impl Call {
+    pub(super) fn new(method: Method, is_lenient: bool) -> Self {
+        Self {
+            loan: Loan::default(),
+            state: Mutex::default(),
+            method,
+            is_lenient,
+        }
+    }
+
+    /// Takes the head for an answer that is sent in one go; `None` before `start_response`, or when
+    /// `write()` has sent it already.
+    pub(super) fn take_head(&self) -> Option<Head> {
+        self.state.lock().head.take()
+    }
+
+    /// Puts on record an answer that went out in one go.
+    pub(super) fn record(&self, status: u16, body: Body) {
+        let mut state = self.state.lock();
+        state.status = status;
+        state.body = Some(body);
+    }
+
+    /// The length of the whole body, to be declared if the application does not.
+    pub(super) fn expect_total(&self, total: u64) {
+        self.state.lock().total = Some(total);
+    }
+
+    pub(super) fn record_body_error(&self, error: BodyError) {
+        let mut state = self.state.lock();
+        state.body_error = Some(error);
+        state.is_client_gone |= error == BodyError::Disconnected;
+    }
+
+    pub(super) fn record_client_gone(&self) {
+        self.state.lock().is_client_gone = true;
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        let state = self.state.lock();
+        Progress {
+            status: state.status,
+            sent: state.body.map_or(0, |body| body.sent()),
+            has_begun: state.body.is_some(),
+            is_client_gone: state.is_client_gone,
+            body_error: state.body_error,
+        }
+    }
+
+    /// True when the head waits for the first byte of the body, or went out before it.
+    pub(super) fn is_started(&self) -> bool {
+        let state = self.state.lock();
+        state.head.is_some() || state.body.is_some()
+    }
+
+    /// Sends one piece of the body, the head before it if need be, and returns when the kernel has
+    /// it all. What exceeds the declared length is dropped.
+    ///
+    /// # Errors
+    /// `AssertionError` before `start_response`; `BrokenPipeError` when the client is gone;
+    /// `ValueError` after the request.
+    pub(super) fn send(&self, py: Python<'_>, piece: &Bytes) -> PyResult<()> {
+        let (begin, admitted, is_bodiless) = {
+            let mut state = self.state.lock();
+            if state.is_client_gone {
+                return Err(client_gone());
+            }
+            let begin = if state.body.is_none() {
+                let head = state.head.take().ok_or_else(not_started)?;
+                state.status = head.status().as_u16();
+                let (head, body) = head.into_parts(&self.method, state.total);
+                state.body = Some(body);
+                Some(head)
+            } else {
+                None
+            };
+            match state.body.as_mut() {
+                Some(body) => (begin, body.admit(piece.len()), body.is_bodiless()),
+                None => (begin, 0, true),
+            }
+        };
+        let sent = py.detach(|| {
+            self.loan.with(|exchange| {
+                match begin {
+                    Some(head) if is_bodiless => exchange.respond(head, Bytes::new())?,
+                    Some(head) => exchange.start(head)?,
+                    None => {}
+                }
+                if admitted > 0 {
+                    exchange.write(piece.slice(..admitted))?;
+                }
+                Ok(())
+            })
+        });
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(ClientGone)) => {
+                self.record_client_gone();
+                Err(client_gone())
+            }
+            Err(Revoked) => Err(PyValueError::new_err(
+                "write() was called after the request had ended",
+            )),
+        }
+    }
+
+    /// Ends an answer that was sent in pieces: completes it, or cuts the connection where its
+    /// length was not as promised.
+    pub(super) fn end(&self, py: Python<'_>) -> Ending {
+        let Some(body) = self.state.lock().body else {
+            return Ending::Complete;
+        };
+        let ending = body.ending();
+        let ended = py.detach(|| {
+            self.loan.with(|exchange| match ending {
+                Ending::Complete if body.is_bodiless() => Ok(()),
+                Ending::Complete => exchange.finish(),
+                Ending::Short { .. } | Ending::Excess { .. } => {
+                    exchange.abort();
+                    Ok(())
+                }
+            })
+        });
+        if ended == Ok(Err(ClientGone)) {
+            self.record_client_gone();
+        }
+        ending
+    }
+
+    /// Looks whether the client is still there, so that an application which yields nothing is not
+    /// asked for more on behalf of nobody.
+    ///
+    /// # Errors
+    /// `BrokenPipeError` when it is gone.
+    pub(super) fn check_client(&self, py: Python<'_>) -> PyResult<()> {
+        if py.detach(|| self.loan.with(|exchange| exchange.is_client_gone())) == Ok(true) {
+            self.record_client_gone();
+            return Err(client_gone());
+        }
+        Ok(())
+    }
+
+    fn parse(&self, status: &Bound<'_, PyAny>, headers: &Bound<'_, PyAny>) -> PyResult<Head> {
+        let status = status
+            .cast::<PyString>()
+            .map_err(|_| wrong_type("status", "a str such as \"200 OK\"", status))?;
+        let as_list;
+        let headers = match headers.cast::<PyList>() {
+            Ok(headers) => headers,
+            Err(_) if self.is_lenient && headers.is_instance_of::<PyDict>() => {
+                as_list = headers.cast::<PyDict>()?.items();
+                &as_list
+            }
+            Err(_) => {
+                return Err(wrong_type(
+                    "headers",
+                    "a list of (name, value) tuples",
+                    headers,
+                ));
+            }
+        };
+        let mut head = Head::new(&text::bytes_of("status", status)?, headers.len())
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        for header in headers.iter() {
+            let pair = header.cast::<PyTuple>().ok().filter(|pair| pair.len() == 2);
+            let pair =
+                pair.ok_or_else(|| wrong_type("header", "a (name, value) tuple", &header))?;
+            let (name, value) = (pair.get_borrowed_item(0)?, pair.get_borrowed_item(1)?);
+            let name = name
+                .cast::<PyString>()
+                .map_err(|_| wrong_type("header name", "a str", &name))?;
+            let value = value.cast::<PyString>().map_err(|_| {
+                wrong_type(
+                    &format!("value of response header {}", &*name),
+                    "a str",
+                    &value,
+                )
+            })?;
+            head.header(
+                &text::bytes_of("response header name", &name)?,
+                &text::bytes_of("response header value", &value)?,
+            )
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        }
+        Ok(head)
+    }
+}
+
+#[pymethods]
+impl Call {
+    /// PEP 3333: begins the answer. Nothing is sent before the first byte of the body, so that an
+    /// error handler can still replace the head by calling again with `exc_info`.
+    #[pyo3(signature = (status, headers, exc_info=None, /))]
+    fn __call__<'py>(
+        slf: &Bound<'py, Self>,
+        status: &Bound<'py, PyAny>,
+        headers: &Bound<'py, PyAny>,
+        exc_info: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let call = slf.get();
+        {
+            let state = call.state.lock();
+            match exc_info {
+                Some(exc_info) if state.body.is_some() => {
+                    drop(state);
+                    let value = exc_info.get_item(1)?;
+                    let error = PyErr::from_value(value);
+                    if let Ok(traceback) = exc_info.get_item(2)?.cast_into() {
+                        error.set_traceback(py, Some(traceback));
+                    }
+                    return Err(error);
+                }
+                None if state.head.is_some() || state.body.is_some() => {
+                    return Err(PyAssertionError::new_err(
+                        "start_response() was called again without exc_info; only an error \
+                         handler may replace the head of an answer (PEP 3333)",
+                    ));
+                }
+                Some(_) | None => {}
+            }
+        }
+        let head = call.parse(status, headers)?;
+        call.state.lock().head = Some(head);
+        slf.getattr(pyo3::intern!(py, "write"))
+    }
+
+    /// PEP 3333: sends one piece of the body at once; for applications that cannot yield it.
+    fn write(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        let piece = bytes_from(data, self.is_lenient)?;
+        if piece.is_empty() {
+            return Ok(());
+        }
+        self.send(data.py(), &piece)
+    }
+}
+
+/// One piece of a body. *lenient* encodes a str where PEP 3333 demands bytes.
+///
+/// # Errors
+/// `TypeError` for anything but bytes.
+pub(super) fn bytes_from(item: &Bound<'_, PyAny>, is_lenient: bool) -> PyResult<Bytes> {
+    /// From this size on a body is lent to the server instead of copied.
+    const LARGE: usize = 32 * 1024;
+
+    if let Ok(bytes) = item.cast::<PyBytes>() {
+        let content = bytes.as_bytes();
+        if content.len() < LARGE {
+            return Ok(Bytes::copy_from_slice(content));
+        }
+        return Ok(Bytes::from_owner(pyo3::pybacked::PyBackedBytes::from(
+            bytes.clone(),
+        )));
+    }
+    if is_lenient && let Ok(text) = item.cast::<PyString>() {
+        let encoded = text::bytes_of("body", text).map_or_else(
+            |_| text.to_str().map(|utf8| utf8.as_bytes().to_vec()),
+            |latin1| Ok(latin1.into_owned()),
+        )?;
+        return Ok(Bytes::from(encoded));
+    }
+    Err(wrong_type(
+        "a piece of the response body",
+        "bytes (encode text first)",
+        item,
+    ))
+}
+
+fn wrong_type(what: &str, wanted: &str, given: &Bound<'_, PyAny>) -> PyErr {
+    let kind = given.get_type();
+    let name = kind
+        .name()
+        .map_or_else(|_| "?".to_owned(), |name| name.to_string());
+    PyTypeError::new_err(format!("{what} is of type {name}; PEP 3333 wants {wanted}"))
+}
+
+pub(super) fn not_started() -> PyErr {
+    PyAssertionError::new_err(
+        "the application gave its body before it called start_response(status, headers) (PEP 3333)",
+    )
+}
+
+fn client_gone() -> PyErr {
+    PyBrokenPipeError::new_err(ClientGone.to_string())
+}

@@ -1,0 +1,337 @@
+//! The environ dictionary: a copy of a prebuilt one, completed with what a request brings.
+//!
+//! Keys are interned once; values that all requests of a listener share are in a template per
+//! local address, so that a request costs one dictionary copy and few new strings. What goes where
+//! is decided in [`crate::wsgi::environ`]. Rules: PEP 3333 "environ Variables".
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::net::SocketAddr;
+
+use http::header::{HOST, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Version};
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString, PyTuple};
+
+use super::file_wrapper::FileWrapper;
+use super::headers_raw::RawHeaders;
+use super::input::Input;
+use super::text::native;
+use crate::wsgi::Endpoints;
+use crate::wsgi::environ::{HeaderSlot, Target, header_slot, separator};
+
+/// Headers whose keys are made beforehand: those that browsers, curl, requests, keystoneauth and
+/// the usual proxies send. Others work as well, a little slower.
+const USUAL_HEADERS: [&str; 30] = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "authorization",
+    "cache-control",
+    "connection",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "openstack-api-version",
+    "origin",
+    "pragma",
+    "range",
+    "referer",
+    "transfer-encoding",
+    "user-agent",
+    "via",
+    "x-auth-token",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-openstack-nova-api-version",
+    "x-openstack-request-id",
+    "x-project-id",
+    "x-service-token",
+    "x-user-id",
+];
+
+/// Templates are kept for this many local addresses; a host has few, but a listener on a routed
+/// IPv6 prefix may see any number.
+const MOST_TEMPLATES: usize = 32;
+
+/// Makes environs.
+#[derive(Debug)]
+pub(super) struct Environ {
+    base: Py<PyDict>,
+    templates: Mutex<Vec<Template>>,
+    headers: HashMap<HeaderName, Py<PyString>, BuildHasherDefault<NameHasher>>,
+}
+
+#[derive(Debug)]
+struct Template {
+    local: Option<SocketAddr>,
+    is_tls: bool,
+    environ: Py<PyDict>,
+}
+
+/// FNV-1a: names are few, short and ours; nobody else chooses what goes into the map.
+#[derive(Debug)]
+struct NameHasher(u64);
+
+impl Default for NameHasher {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for NameHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn write_isize(&mut self, discriminant: isize) {
+        self.0 = (self.0 ^ discriminant.cast_unsigned() as u64).wrapping_mul(0x0100_0000_01b3);
+    }
+
+    fn write_u8(&mut self, byte: u8) {
+        self.write(&[byte]);
+    }
+}
+
+impl Environ {
+    /// *extra* holds keys for every request; they outrank the server's own.
+    pub(super) fn new(
+        py: Python<'_>,
+        is_multiprocess: bool,
+        extra: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let base = PyDict::new(py);
+        // Every key that a request sets is here from the start: setting it later reuses its place.
+        for key in [
+            "REQUEST_METHOD",
+            "PATH_INFO",
+            "RAW_PATH_INFO",
+            "QUERY_STRING",
+            "SERVER_PROTOCOL",
+            "REMOTE_ADDR",
+            "REMOTE_PORT",
+            "SCRIPT_NAME",
+        ] {
+            base.set_item(PyString::intern(py, key), pyo3::intern!(py, ""))?;
+        }
+        base.set_item(pyo3::intern!(py, "GATEWAY_INTERFACE"), "CGI/1.1")?;
+        base.set_item(
+            pyo3::intern!(py, "SERVER_SOFTWARE"),
+            concat!("osloxide/", env!("CARGO_PKG_VERSION")),
+        )?;
+        base.set_item(pyo3::intern!(py, "wsgi.version"), PyTuple::new(py, [1, 0])?)?;
+        base.set_item(pyo3::intern!(py, "wsgi.multithread"), true)?;
+        base.set_item(pyo3::intern!(py, "wsgi.multiprocess"), is_multiprocess)?;
+        base.set_item(pyo3::intern!(py, "wsgi.run_once"), false)?;
+        base.set_item(
+            pyo3::intern!(py, "wsgi.errors"),
+            py.import("sys")?.getattr("stderr")?,
+        )?;
+        base.set_item(
+            pyo3::intern!(py, "wsgi.file_wrapper"),
+            py.get_type::<FileWrapper>(),
+        )?;
+        // Requests without a body share an input that has nothing and refers to nobody.
+        base.set_item(
+            pyo3::intern!(py, "wsgi.input"),
+            Bound::new(py, Input::new(None))?,
+        )?;
+        if let Some(extra) = extra {
+            base.update(extra.as_mapping())?;
+        }
+        let mut headers = HashMap::default();
+        for name in USUAL_HEADERS {
+            if let HeaderSlot::Key(key) = header_slot(name) {
+                let key = PyString::intern(py, &key).unbind();
+                headers.insert(HeaderName::from_static(name), key);
+            }
+        }
+        Ok(Self {
+            base: base.unbind(),
+            templates: Mutex::default(),
+            headers,
+        })
+    }
+
+    /// The environ of one request. *input* is its body, if it has one.
+    pub(super) fn build<'py>(
+        &self,
+        py: Python<'py>,
+        request: &Parts,
+        endpoints: &Endpoints,
+        target: &Target<'_>,
+        input: Option<Bound<'py, Input>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let environ = self.template(py, endpoints)?.copy()?;
+        let method = match request.method {
+            Method::GET => pyo3::intern!(py, "GET").clone(),
+            Method::POST => pyo3::intern!(py, "POST").clone(),
+            ref other => native(py, other.as_str().as_bytes()),
+        };
+        environ.set_item(pyo3::intern!(py, "REQUEST_METHOD"), method)?;
+        let raw_path = native(py, target.raw_path.as_bytes());
+        let path = target.path_info();
+        if *path == *target.raw_path.as_bytes() {
+            environ.set_item(pyo3::intern!(py, "PATH_INFO"), &raw_path)?;
+        } else {
+            environ.set_item(pyo3::intern!(py, "PATH_INFO"), native(py, &path))?;
+        }
+        environ.set_item(pyo3::intern!(py, "RAW_PATH_INFO"), raw_path)?;
+        if !target.query.is_empty() {
+            let query = native(py, target.query.as_bytes());
+            environ.set_item(pyo3::intern!(py, "QUERY_STRING"), query)?;
+        }
+        let protocol = if request.version == Version::HTTP_10 {
+            pyo3::intern!(py, "HTTP/1.0")
+        } else {
+            pyo3::intern!(py, "HTTP/1.1")
+        };
+        environ.set_item(pyo3::intern!(py, "SERVER_PROTOCOL"), protocol)?;
+        if let Some(peer) = endpoints.peer {
+            let address = PyString::new(py, &peer.ip().to_canonical().to_string());
+            environ.set_item(pyo3::intern!(py, "REMOTE_ADDR"), address)?;
+            let port = PyString::new(py, &peer.port().to_string());
+            environ.set_item(pyo3::intern!(py, "REMOTE_PORT"), port)?;
+        }
+        self.set_headers(&environ, request)?;
+        if let Some(host) = target.host {
+            environ.set_item(pyo3::intern!(py, "HTTP_HOST"), native(py, host.as_bytes()))?;
+        }
+        let raw = Bound::new(py, RawHeaders::new(&request.headers))?;
+        environ.set_item(pyo3::intern!(py, "headers_raw"), raw)?;
+        if let Some(input) = input {
+            environ.set_item(pyo3::intern!(py, "wsgi.input"), input)?;
+            if request
+                .headers
+                .contains_key(http::header::TRANSFER_ENCODING)
+            {
+                environ.set_item(pyo3::intern!(py, "wsgi.input_terminated"), true)?;
+            }
+        }
+        Ok(environ)
+    }
+
+    /// The shared part for one end of the connection.
+    fn template<'py>(
+        &self,
+        py: Python<'py>,
+        endpoints: &Endpoints,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        // The lock is never held while Python runs: whoever waits for it holds the interpreter.
+        let known = self
+            .templates
+            .lock()
+            .iter()
+            .find(|template| template.local == endpoints.local && template.is_tls == endpoints.tls)
+            .map(|template| template.environ.clone_ref(py));
+        if let Some(environ) = known {
+            return Ok(environ.into_bound(py));
+        }
+        let environ = self.complete(py, endpoints)?;
+        let template = Template {
+            local: endpoints.local,
+            is_tls: endpoints.tls,
+            environ: environ.clone().unbind(),
+        };
+        let mut templates = self.templates.lock();
+        if templates.len() < MOST_TEMPLATES {
+            templates.push(template);
+        }
+        Ok(environ)
+    }
+
+    fn complete<'py>(
+        &self,
+        py: Python<'py>,
+        endpoints: &Endpoints,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let environ = PyDict::new(py);
+        let scheme = if endpoints.tls { "https" } else { "http" };
+        environ.set_item(pyo3::intern!(py, "wsgi.url_scheme"), scheme)?;
+        if endpoints.tls {
+            environ.set_item(pyo3::intern!(py, "HTTPS"), "on")?;
+        }
+        // PEP 3333 wants both non-empty; what reaches a unix socket came through a proxy that
+        // names the real host in Host.
+        let (name, port) = match endpoints.local {
+            Some(local) => (
+                local.ip().to_canonical().to_string(),
+                local.port().to_string(),
+            ),
+            None => (
+                "localhost".to_owned(),
+                if endpoints.tls { "443" } else { "80" }.to_owned(),
+            ),
+        };
+        environ.set_item(pyo3::intern!(py, "SERVER_NAME"), name)?;
+        environ.set_item(pyo3::intern!(py, "SERVER_PORT"), port)?;
+        environ.update(self.base.bind(py).as_mapping())?;
+        if endpoints.peer.is_none() {
+            environ.set_item(pyo3::intern!(py, "REMOTE_ADDR"), "unix")?;
+        }
+        Ok(environ)
+    }
+
+    fn set_headers(&self, environ: &Bound<'_, PyDict>, request: &Parts) -> PyResult<()> {
+        let py = environ.py();
+        let headers = &request.headers;
+        let has_repeated = headers.len() != headers.keys_len();
+        let is_chunked = headers.contains_key(http::header::TRANSFER_ENCODING);
+        let mut previous: Option<&HeaderName> = None;
+        for (name, value) in headers {
+            if has_repeated {
+                // A repeated header comes in one run.
+                if previous == Some(name) {
+                    continue;
+                }
+                previous = Some(name);
+            }
+            let usual = self.headers.get(name);
+            let key = match usual {
+                Some(key) => key.bind(py).clone(),
+                None => match header_slot(name.as_str()) {
+                    HeaderSlot::ContentType => {
+                        // Two types cannot both be true; the first one counts.
+                        let value = native(py, value.as_bytes());
+                        environ.set_item(pyo3::intern!(py, "CONTENT_TYPE"), value)?;
+                        continue;
+                    }
+                    HeaderSlot::ContentLength => {
+                        if !is_chunked {
+                            let value = native(py, value.as_bytes());
+                            environ.set_item(pyo3::intern!(py, "CONTENT_LENGTH"), value)?;
+                        }
+                        continue;
+                    }
+                    HeaderSlot::Key(key) => PyString::new(py, &key),
+                    HeaderSlot::Dropped => continue,
+                },
+            };
+            let value = if has_repeated && *name != HOST {
+                let values: Vec<&[u8]> = headers
+                    .get_all(name)
+                    .iter()
+                    .map(HeaderValue::as_bytes)
+                    .collect();
+                native(py, &values.join(separator(name.as_str())))
+            } else {
+                native(py, value.as_bytes())
+            };
+            environ.set_item(key, value)?;
+        }
+        Ok(())
+    }
+}

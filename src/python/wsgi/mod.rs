@@ -1,0 +1,463 @@
+//! WSGI over an exchange: calls the application and carries its answer.
+//!
+//! [`Application`] is the handler that the server calls on its pool threads. It holds the
+//! interpreter only while it touches Python objects and releases it around every use of the
+//! exchange. Decides nothing that PEP 3333 or HTTP decide; those rules are in [`crate::wsgi`].
+//! Rules of the flow: PEP 3333 "Specification Details", "Buffering and Streaming", "Error Handling".
+
+mod access_log;
+mod call;
+mod environ;
+mod file_wrapper;
+mod headers_raw;
+mod input;
+mod loan;
+mod text;
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, StatusCode};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+
+pub(super) use self::access_log::check_log_format;
+use self::access_log::{AccessLog, Entry};
+use self::call::{Call, bytes_from, not_started};
+use self::environ::Environ;
+pub(super) use self::file_wrapper::FileWrapper;
+use self::input::Input;
+use crate::wsgi::environ::{Target, TargetError};
+use crate::wsgi::response::{Ending, Head};
+use crate::wsgi::{BodyError, Exchange, Handler};
+
+/// Bodies up to this many bytes are put together and sent at once; longer ones go piece by piece.
+const LARGEST_JOINED: usize = 256 * 1024;
+
+/// How a server treats its application.
+#[derive(Debug)]
+pub(super) struct Application {
+    app: Py<PyAny>,
+    environ: Environ,
+    access_log: Option<AccessLog>,
+    /// Called with a message and the keyword `exc_info`, an exception or `None`: a logger's `error`.
+    log_error: Py<PyAny>,
+    shows_traceback: bool,
+    is_lenient: bool,
+}
+
+/// What an [`Application`] is made from; see `Server` in `_native.pyi`.
+#[derive(Debug)]
+pub(super) struct Options<'a, 'py> {
+    pub(super) app: Py<PyAny>,
+    pub(super) log: Option<Py<PyAny>>,
+    pub(super) log_format: &'a str,
+    pub(super) log_enabled: Option<Py<PyAny>>,
+    pub(super) log_error: Py<PyAny>,
+    pub(super) debug: bool,
+    pub(super) multiprocess: bool,
+    pub(super) environ: Option<&'a Bound<'py, PyDict>>,
+    pub(super) lenient: bool,
+}
+
+/// A body that is known as a whole before anything of it is sent.
+struct Whole {
+    head: Head,
+    body: Bytes,
+}
+
+/// What became of an application's result.
+enum Answer {
+    /// Everything is there; nothing has been sent.
+    Whole(Whole),
+    /// It was sent piece by piece.
+    Sent(Ending),
+}
+
+impl Application {
+    pub(super) fn new(py: Python<'_>, options: Options<'_, '_>) -> PyResult<Self> {
+        let access_log = match options.log {
+            Some(log) if !options.log_format.is_empty() => Some(AccessLog::new(
+                py,
+                log,
+                options.log_enabled,
+                options.log_format,
+            )?),
+            _ => None,
+        };
+        Ok(Self {
+            app: options.app,
+            environ: Environ::new(py, options.multiprocess, options.environ)?,
+            access_log,
+            log_error: options.log_error,
+            shows_traceback: options.debug,
+            is_lenient: options.lenient,
+        })
+    }
+
+    fn answer(&self, py: Python<'_>, exchange: &mut dyn Exchange) {
+        let entered = Instant::now();
+        let access_log = self.access_log.as_ref().filter(|log| log.is_enabled(py));
+        let entry = access_log.map(|_| Entry::of(exchange.request(), exchange.endpoints()));
+
+        let method = exchange.request().method.clone();
+        let call = match Bound::new(py, Call::new(method.clone(), self.is_lenient)) {
+            Ok(call) => call,
+            Err(error) => return self.report(py, "cannot serve a request", &error),
+        };
+        match Target::of(exchange.request()) {
+            Ok(_) => self.converse(py, exchange, &call, &method),
+            Err(error) => refuse(py, exchange, &call, &method, error),
+        }
+        if let (Some(log), Some(entry)) = (access_log, entry) {
+            let progress = call.get().progress();
+            log.write(
+                py,
+                &entry,
+                progress.status,
+                progress.sent,
+                entered.elapsed(),
+            );
+        }
+    }
+
+    /// Calls the application and sends what it answers, whatever that is.
+    fn converse(
+        &self,
+        py: Python<'_>,
+        exchange: &mut dyn Exchange,
+        call: &Bound<'_, Call>,
+        method: &Method,
+    ) {
+        let environ = match self.environ(py, exchange, call) {
+            Ok(environ) => environ,
+            Err(error) => return self.fail(py, exchange, call, method, &error),
+        };
+        let lent = call.get().loan.lend(exchange);
+        let result = self.app.bind(py).call1((environ, call));
+        let (answer, result) = match result {
+            Ok(result) => (self.collect(call.get(), &result), Some(result)),
+            Err(error) => (Err(error), None),
+        };
+        lent.revoke(py);
+        match answer {
+            Ok(Answer::Whole(whole)) => self.respond(py, exchange, call.get(), method, whole),
+            Ok(Answer::Sent(ending)) => self.judge(py, exchange, ending),
+            Err(error) => self.fail(py, exchange, call, method, &error),
+        }
+        if let Some(result) = result {
+            self.close(py, exchange, &result);
+        }
+    }
+
+    fn environ<'py>(
+        &self,
+        py: Python<'py>,
+        exchange: &dyn Exchange,
+        call: &Bound<'py, Call>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let request = exchange.request();
+        let Ok(target) = Target::of(request) else {
+            return Err(not_started()); // answered by refuse() before
+        };
+        let input = if exchange.is_bodiless() {
+            None
+        } else {
+            Some(Bound::new(py, Input::new(Some(call.clone().unbind())))?)
+        };
+        self.environ
+            .build(py, request, exchange.endpoints(), &target, input)
+    }
+
+    /// Takes the body from the application's result: as a whole where it is there as a whole, else
+    /// piece by piece, each sent before the next one is asked for (PEP 3333).
+    fn collect(&self, call: &Call, result: &Bound<'_, PyAny>) -> PyResult<Answer> {
+        let py = result.py();
+        let whole = if call.progress().has_begun {
+            None // write() has sent something already; the rest follows in the same way
+        } else if let Ok(list) = result.cast_exact::<PyList>() {
+            self.join(call, list.len(), || list.iter())?
+        } else if let Ok(tuple) = result.cast_exact::<PyTuple>() {
+            self.join(call, tuple.len(), || tuple.iter())?
+        } else {
+            None
+        };
+        if let Some(whole) = whole {
+            return Ok(Answer::Whole(whole));
+        }
+        let is_single = !call.progress().has_begun && matches!(result.len(), Ok(1));
+        let mut pieces = result.try_iter()?;
+        if is_single && let Some(first) = pieces.next() {
+            let body = bytes_from(&first?, self.is_lenient)?;
+            let Some(second) = pieces.next() else {
+                let head = call.take_head().ok_or_else(not_started)?;
+                return Ok(Answer::Whole(Whole { head, body }));
+            };
+            let second = second?;
+            if !body.is_empty() {
+                call.send(py, &body)?;
+            }
+            self.stream(call, &second)?;
+        }
+        for piece in pieces {
+            self.stream(call, &piece?)?;
+        }
+        if !call.progress().has_begun {
+            let head = call.take_head().ok_or_else(not_started)?;
+            return Ok(Answer::Whole(Whole {
+                head,
+                body: Bytes::new(),
+            }));
+        }
+        Ok(Answer::Sent(call.end(py)))
+    }
+
+    fn stream(&self, call: &Call, piece: &Bound<'_, PyAny>) -> PyResult<()> {
+        let bytes = bytes_from(piece, self.is_lenient)?;
+        if bytes.is_empty() {
+            // Nothing to send, so nothing would tell that nobody listens any more.
+            return call.check_client(piece.py());
+        }
+        if !call.is_started() {
+            return Err(not_started());
+        }
+        call.send(piece.py(), &bytes)
+    }
+
+    /// Puts a list's items together; `None` when they are too long for that, after their total was
+    /// put on record.
+    fn join<'py, I: Iterator<Item = Bound<'py, PyAny>>>(
+        &self,
+        call: &Call,
+        count: usize,
+        items: impl Fn() -> I,
+    ) -> PyResult<Option<Whole>> {
+        let body = match count {
+            0 => Bytes::new(),
+            1 => match items().next() {
+                Some(item) => bytes_from(&item, self.is_lenient)?,
+                None => Bytes::new(),
+            },
+            _ => {
+                let mut joined = BytesMut::new();
+                let mut total = 0;
+                for item in items() {
+                    let piece = bytes_from(&item, self.is_lenient)?;
+                    total += piece.len();
+                    if total <= LARGEST_JOINED {
+                        joined.extend_from_slice(&piece);
+                    }
+                }
+                if total > LARGEST_JOINED {
+                    call.expect_total(total as u64);
+                    return Ok(None);
+                }
+                joined.freeze()
+            }
+        };
+        let head = call.take_head().ok_or_else(not_started)?;
+        Ok(Some(Whole { head, body }))
+    }
+
+    /// Sends a whole answer.
+    fn respond(
+        &self,
+        py: Python<'_>,
+        exchange: &mut dyn Exchange,
+        call: &Call,
+        method: &Method,
+        whole: Whole,
+    ) {
+        let Whole { mut head, body } = whole;
+        let offered = body.len() as u64;
+        if head.length().is_some_and(|declared| declared < offered) {
+            head.close();
+        }
+        let status = head.status().as_u16();
+        let (head, mut count) = head.into_parts(method, Some(offered));
+        let admitted = count.admit(body.len());
+        let body = if admitted == body.len() {
+            body
+        } else {
+            body.slice(..admitted)
+        };
+        let ending = count.ending();
+        call.record(status, count);
+        let sent = py.detach(|| {
+            if matches!(ending, Ending::Short { .. }) {
+                let sent = exchange.start(head).and_then(|()| {
+                    if body.is_empty() {
+                        Ok(())
+                    } else {
+                        exchange.write(body)
+                    }
+                });
+                exchange.abort();
+                sent
+            } else {
+                exchange.respond(head, body)
+            }
+        });
+        if sent.is_err() {
+            call.record_client_gone();
+        }
+        self.judge(py, exchange, ending);
+    }
+
+    /// Reports a body that was not as long as promised.
+    fn judge(&self, py: Python<'_>, exchange: &dyn Exchange, ending: Ending) {
+        let problem = match ending {
+            Ending::Complete => return,
+            Ending::Short { declared, sent } => {
+                format!("gave {sent} of the {declared} bytes that its Content-Length declares")
+            }
+            Ending::Excess { declared } => {
+                format!("gave more than the {declared} bytes that its Content-Length declares")
+            }
+        };
+        let message = format!(
+            "application {problem}, to {}; the connection was closed",
+            crate::wsgi::access_log::request_line(exchange.request())
+        );
+        self.log(py, &message, None);
+    }
+
+    /// Ends an answer that failed: with a 500 where nothing was sent yet, else by cutting it off,
+    /// so that the client cannot take it for a whole one.
+    fn fail(
+        &self,
+        py: Python<'_>,
+        exchange: &mut dyn Exchange,
+        call: &Bound<'_, Call>,
+        method: &Method,
+        error: &PyErr,
+    ) {
+        let call = call.get();
+        let progress = call.progress();
+        if progress.is_client_gone {
+            // The application heard of it through an exception; that is no failure of its own.
+            return py.detach(|| exchange.abort());
+        }
+        let blamed = progress
+            .body_error
+            .filter(|_| error.is_instance_of::<pyo3::exceptions::PyOSError>(py));
+        let line = crate::wsgi::access_log::request_line(exchange.request());
+        match blamed {
+            Some(problem) => self.log(py, &format!("cannot serve {line}: {problem}"), None),
+            None => self.report(py, &format!("application failed to answer {line}"), error),
+        }
+        if progress.has_begun {
+            return py.detach(|| exchange.abort());
+        }
+        let status = match blamed {
+            Some(BodyError::TimedOut) => StatusCode::REQUEST_TIMEOUT,
+            Some(_) => StatusCode::BAD_REQUEST,
+            None => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let head = Head::failure(status);
+        let (head, body) = if self.shows_traceback && blamed.is_none() {
+            let text = traceback(py, error).unwrap_or_else(|_| error.to_string());
+            (
+                head.with_content_type("text/plain; charset=utf-8"),
+                Bytes::from(text),
+            )
+        } else {
+            (head, Bytes::new())
+        };
+        send_own(py, exchange, call, method, head, body);
+    }
+
+    /// Closes the application's result (PEP 3333), exactly once and on every path.
+    fn close(&self, py: Python<'_>, exchange: &dyn Exchange, result: &Bound<'_, PyAny>) {
+        if result.is_exact_instance_of::<PyList>() || result.is_exact_instance_of::<PyTuple>() {
+            return; // they have no close()
+        }
+        let closed = result
+            .getattr_opt(pyo3::intern!(py, "close"))
+            .and_then(|close| close.map(|close| close.call0()).transpose());
+        if let Err(error) = closed {
+            let line = crate::wsgi::access_log::request_line(exchange.request());
+            self.report(
+                py,
+                &format!("application failed to close its answer to {line}"),
+                &error,
+            );
+        }
+    }
+
+    fn report(&self, py: Python<'_>, message: &str, error: &PyErr) {
+        self.log(py, message, Some(error));
+    }
+
+    fn log(&self, py: Python<'_>, message: &str, error: Option<&PyErr>) {
+        let error = error.map(|error| error.clone_ref(py).into_value(py));
+        let keywords = PyDict::new(py);
+        let logged = keywords
+            .set_item(pyo3::intern!(py, "exc_info"), error)
+            .and_then(|()| self.log_error.call(py, (message,), Some(&keywords)));
+        if let Err(failure) = logged {
+            failure.write_unraisable(py, Some(self.log_error.bind(py)));
+        }
+    }
+}
+
+impl Handler for Application {
+    fn handle(&self, exchange: &mut dyn Exchange) {
+        Python::attach(|py| self.answer(py, exchange));
+    }
+
+    fn thread(&self, body: &mut dyn FnMut()) {
+        // A thread state made for each request would cost more than the request.
+        Python::attach(|py| loan::detached(py, body));
+    }
+}
+
+/// Answers what no environ can express.
+fn refuse(
+    py: Python<'_>,
+    exchange: &mut dyn Exchange,
+    call: &Bound<'_, Call>,
+    method: &Method,
+    error: TargetError,
+) {
+    let status = match error {
+        TargetError::Tunnel => StatusCode::NOT_IMPLEMENTED,
+        TargetError::Asterisk => StatusCode::BAD_REQUEST,
+    };
+    let head = Head::failure(status).with_content_type("text/plain; charset=utf-8");
+    send_own(
+        py,
+        exchange,
+        call.get(),
+        method,
+        head,
+        Bytes::from(error.to_string()),
+    );
+}
+
+/// Sends an answer of the server's own making.
+fn send_own(
+    py: Python<'_>,
+    exchange: &mut dyn Exchange,
+    call: &Call,
+    method: &Method,
+    head: Head,
+    mut body: Bytes,
+) {
+    let status = head.status().as_u16();
+    let (head, mut count) = head.into_parts(method, Some(body.len() as u64));
+    body.truncate(count.admit(body.len()));
+    call.record(status, count);
+    if py.detach(|| exchange.respond(head, body)).is_err() {
+        call.record_client_gone();
+    }
+}
+
+fn traceback(py: Python<'_>, error: &PyErr) -> PyResult<String> {
+    let lines = py
+        .import("traceback")?
+        .call_method1("format_exception", (error.clone_ref(py).into_value(py),))?;
+    pyo3::types::PyString::new(py, "")
+        .call_method1("join", (lines,))?
+        .extract()
+}
