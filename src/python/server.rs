@@ -7,7 +7,7 @@
     reason = "a file descriptor given by number is borrowed to be duplicated"
 )]
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,7 +170,10 @@ impl Server {
             Some(seconds) => signals::deadline_in("timeout", seconds)?,
             None => None,
         };
-        let ready = signals::wait_readable(py, &[self.engine().drained_fd()], deadline)?;
+        let Some(drained) = self.engine().drained_fd() else {
+            return Ok(true); // never started
+        };
+        let ready = signals::wait_readable(py, &[drained.as_fd()], deadline)?;
         Ok(!ready.is_empty())
     }
 
