@@ -16,7 +16,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::file_wrapper::FileWrapper;
-use super::headers_raw::RawHeaders;
 use super::input::Input;
 use super::text::native;
 use crate::wsgi::Endpoints;
@@ -210,8 +209,6 @@ impl Environ {
         if let Some(host) = target.host {
             environ.set_item(pyo3::intern!(py, "HTTP_HOST"), native(py, host.as_bytes()))?;
         }
-        let raw = Bound::new(py, RawHeaders::new(&request.headers))?;
-        environ.set_item(pyo3::intern!(py, "headers_raw"), raw)?;
         if let Some(input) = input {
             environ.set_item(pyo3::intern!(py, "wsgi.input"), input)?;
             if request

@@ -9,7 +9,6 @@ mod access_log;
 mod call;
 mod environ;
 mod file_wrapper;
-mod headers_raw;
 mod input;
 mod loan;
 mod text;
