@@ -1,0 +1,259 @@
+"""Run oslo.service's own test suite, unmodified, on osloxide and compare with what is expected.
+
+Owns isolation (one pytest process for each test file, no terminal, a deadline for each test) and
+the comparison with expectations.toml, which fails in both directions: a test that stops passing, one
+that starts to, one that is new or gone. Never edits upstream's tests: they are taken from the
+installed oslo.service.
+
+    python tests/parity/run.py [--backend eventlet|threading] [--only SUBSTRING] [--record FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DEADLINE = 45.0
+"""Seconds without an event after which the running test counts as hung."""
+
+PASSED, FAILED, SKIPPED, HUNG = "passed", "failed", "skipped", "hung"
+
+
+@dataclass
+class Expectations:
+    """The contents of expectations.toml."""
+
+    version: str
+    total: int
+    exceptions: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Test → (outcome, class, reason) of every test that is not expected to pass."""
+
+    @classmethod
+    def read(cls, backend: str) -> Expectations:
+        """Read the file; an entry without ``backends`` counts for both types."""
+        document = tomllib.loads((HERE / "expectations.toml").read_text(encoding="utf-8"))
+        result = cls(document["suite"]["version"], document["suite"]["total"])
+        for entry in document["exception"]:
+            if backend not in entry.get("backends", ("eventlet", "threading")):
+                continue
+            for test in entry["tests"]:
+                if test in result.exceptions:
+                    raise ValueError(f"expectations.toml: {test} is listed twice")
+                result.exceptions[test] = (entry["outcome"], entry["class"], entry["reason"])
+        return result
+
+    def outcome(self, test: str) -> str:
+        """What *test* is expected to do."""
+        return self.exceptions.get(test, (PASSED, "", ""))[0]
+
+
+@dataclass
+class Result:
+    """What one test did."""
+
+    outcome: str
+    detail: str = ""
+
+
+class Suite:
+    """Upstream's suite in its place below site-packages, run file by file."""
+
+    def __init__(self, backend: str, environ: dict[str, str]) -> None:
+        spec = importlib.util.find_spec("oslo_service")
+        if spec is None or spec.origin is None:
+            raise SystemExit("oslo.service is not installed; install oslo.service[threading]")
+        self.root = Path(spec.origin).parent / "tests"
+        self._top = self.root.parent.parent
+        self._backend = backend
+        self._environ = environ | {
+            "PYTHONPATH": os.pathsep.join(
+                [str(HERE), *filter(None, [environ.get("PYTHONPATH", "")])]
+            ),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def collect(self) -> list[str]:
+        """Names of all tests, as ``path::Class::test`` below ``oslo_service/tests``."""
+        events, output = self._pytest(["--collect-only", str(self.root)], watch=False)
+        tests = [test for kind, test, _ in events if kind == "collected"]
+        if not tests:
+            raise SystemExit(f"nothing was collected below {self.root}:\n{output}")
+        return tests
+
+    def run(self, tests: list[str]) -> dict[str, Result]:
+        """Run *tests*, all of one file, in as few processes as hangs and crashes allow."""
+        results: dict[str, Result] = {}
+        left = list(tests)
+        while left:
+            arguments = [f"{self.root}/{test}" for test in left]
+            events, output = self._pytest(arguments, watch=True)
+            running = None
+            for kind, test, detail in events:
+                if kind == "started":
+                    running = test
+                elif kind == "finished":
+                    running = None
+                    results.setdefault(test, Result(FAILED, "no outcome was reported"))
+                elif kind in (PASSED, FAILED, SKIPPED, HUNG):
+                    # Teardown may still turn a pass into a failure, never the reverse.
+                    if results.get(test, Result(PASSED)).outcome == PASSED:
+                        results[test] = Result(kind, detail)
+            if running is not None and running not in results:
+                results[running] = Result(FAILED, f"the process ended during this test\n{output}")
+            before, left = left, [test for test in left if test not in results]
+            if left == before:
+                results[left[0]] = Result(FAILED, f"pytest did not get to run it\n{output}")
+                left = left[1:]
+        return results
+
+    def _pytest(self, arguments: list[str], *, watch: bool) -> tuple[list[list[str]], str]:
+        """One pytest process. Returns its events and what it printed."""
+        with tempfile.TemporaryDirectory(prefix="osloxide-parity-") as directory:
+            record = Path(directory, "record")
+            record.touch()
+            output = Path(directory, "output")
+            with output.open("wb") as sink:
+                process = subprocess.Popen(
+                    [
+                        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                        "-p", "osloxide.testing.plugin", "-p", "_recorder",
+                        "--osloxide-backend", self._backend,
+                        "--rootdir", str(self.root), "-c", os.devnull, *arguments,
+                    ],  # fmt: skip
+                    cwd=self._top,
+                    env=self._environ | {"OSLOXIDE_PARITY_RECORD": str(record)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                hung = self._watch(process, record) if watch else process.wait(120) and False
+                _end_session(process.pid)
+            lines = record.read_text(encoding="utf-8").splitlines()
+            events = [json.loads(line) for line in lines]
+            if hung:
+                running = next((test for kind, test, _ in reversed(events) if kind == "started"), "")
+                events.append([HUNG, running, f"no event for {DEADLINE:.0f} s"])
+            for event in events:
+                event[1] = self._short(event[1])
+            return events, output.read_text(encoding="utf-8", errors="replace")[-4000:]
+
+    @staticmethod
+    def _watch(process: subprocess.Popen[bytes], record: Path) -> bool:
+        """Wait for *process*; True when it had to be ended because nothing happened any more."""
+        size, since = -1, time.monotonic()
+        while True:
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                return False
+            now = record.stat().st_size
+            if now != size:
+                size, since = now, time.monotonic()
+            elif time.monotonic() - since > DEADLINE:
+                process.kill()
+                process.wait()
+                return True
+
+    def _short(self, test: str) -> str:
+        """Node ids are relative to whatever pytest thinks its root is; ours are not."""
+        name = test.rpartition("oslo_service/tests/")[2]
+        return name.removeprefix(f"{self.root}/")
+
+
+def _end_session(session: int) -> None:
+    """Kill what a test left running: workers whose parent was killed, grandchildren."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                os.kill(int(entry.name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def compare(expected: Expectations, results: dict[str, Result], *, whole: bool) -> list[str]:
+    """Every difference between what was expected and what happened, one line each."""
+    differences = []
+    for test, result in sorted(results.items()):
+        wanted = expected.outcome(test)
+        if result.outcome != wanted:
+            last = result.detail.strip().rpartition("\n")[2]
+            differences.append(f"{test}: expected {wanted}, {result.outcome}: {last}")
+    if whole:
+        differences += [
+            f"{test}: listed in expectations.toml, but there is no such test"
+            for test in sorted(expected.exceptions.keys() - results.keys())
+        ]
+        if len(results) != expected.total:
+            differences.append(f"the suite has {len(results)} tests, expected {expected.total}")
+    return differences
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suite; 0 when it did exactly what was expected."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backend", choices=("eventlet", "threading"), default="eventlet")
+    parser.add_argument("--only", help="run only tests whose name contains this")
+    parser.add_argument("--record", type=Path, help="write all outcomes to this JSON file")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print failures in full")
+    options = parser.parse_args(arguments)
+
+    expected = Expectations.read(options.backend)
+    version = importlib.metadata.version("oslo.service")
+    if version != expected.version:
+        print(f"expectations are for oslo.service {expected.version}, found {version}")
+        return 2
+    suite = Suite(options.backend, dict(os.environ))
+    tests = [test for test in suite.collect() if not options.only or options.only in test]
+    files: dict[str, list[str]] = {}
+    for test in tests:
+        files.setdefault(test.partition("::")[0], []).append(test)
+
+    results: dict[str, Result] = {}
+    for name, members in files.items():
+        began = time.monotonic()
+        outcome = suite.run(members)
+        results |= outcome
+        print(f"{name:52} {_summary(outcome)}  {time.monotonic() - began:.1f} s", flush=True)
+        if options.verbose:
+            for test, result in outcome.items():
+                if result.outcome != expected.outcome(test):
+                    print(f"--- {test}: {result.outcome}\n{result.detail}", flush=True)
+    print(f"{'total':52} {_summary(results)}")
+    if options.record:
+        document = {test: [result.outcome, result.detail] for test, result in results.items()}
+        options.record.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+    differences = compare(expected, results, whole=not options.only)
+    for difference in differences:
+        print(difference)
+    print("as expected" if not differences else f"{len(differences)} differences")
+    return 1 if differences else 0
+
+
+def _summary(results: dict[str, Result]) -> str:
+    counts = {name: 0 for name in (PASSED, FAILED, SKIPPED, HUNG)}
+    for result in results.values():
+        counts[result.outcome] += 1
+    return f"{len(results):3}: " + ", ".join(f"{n:3} {name}" for name, n in counts.items() if n)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
