@@ -16,6 +16,8 @@ import sys
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
 
+from osloxide.exceptions import ActivationError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
@@ -31,10 +33,6 @@ _PRIVATE_NAMES_SINCE = (4, 3)
 """Release that renamed ``backend.threading`` to ``backend._threading``, ``eventlet`` likewise."""
 
 _BACKENDS = ("eventlet", "threading")
-
-
-class ActivationError(RuntimeError):
-    """osloxide cannot take over oslo.service in this process; the message says why."""
 
 
 def install(*, deferred: bool = False, tolerate_eventlet: bool = False) -> None:
@@ -102,6 +100,14 @@ def refuse_if_monkey_patched() -> None:
         need, and the hook was not told to tolerate that.
     """
     _finder.refuse_if_monkey_patched()
+
+
+def require_supported_version() -> str:
+    """Read the version of the installed oslo.service.
+
+    :raises ActivationError: it is not installed, or not supported.
+    """
+    return _finder.check_version()
 
 
 def announce() -> None:
@@ -177,7 +183,7 @@ class _AliasFinder:
             return self._backend_spec(fullname, path, target)
         return self._alias_spec(fullname)
 
-    def check_version(self) -> None:
+    def check_version(self) -> str:
         """Read oslo.service's version from its distribution and refuse what was not tested."""
         from importlib import metadata
 
@@ -190,6 +196,7 @@ class _AliasFinder:
             ) from None
         self._release = check_version(version)
         self.version = version
+        return version
 
     def aliases(self) -> dict[str, str]:
         """The roots of the replaced module trees, with their replacements."""

@@ -5,6 +5,10 @@ keep working. Imports nothing: neither the native extension nor oslo.service.
 """
 
 
+class ActivationError(RuntimeError):
+    """osloxide cannot take over oslo.service in this process; the message says why."""
+
+
 class ForkAfterThreadsError(RuntimeError):
     """A worker cannot be forked: native threads already run in this process.
 

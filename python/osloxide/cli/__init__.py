@@ -1,0 +1,67 @@
+"""The ``osloxide`` command.
+
+Owns the parser and how errors end: one line on stderr that starts with ``osloxide:``, and an exit
+status. What each subcommand does is in the module of its name, imported only when it is asked for,
+because ``run`` stands in front of every start of a service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from osloxide.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SUBCOMMANDS = {
+    "run": "run a service on osloxide",
+    "check": "tell whether a service would run on osloxide, and what would be replaced",
+    "status": "show the workers of running services",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the ``osloxide`` command and return its exit status.
+
+    0 means that all went well, 1 that something failed, 2 that the command line is wrong, 126 and
+    127 what they mean to a shell: a command that cannot be executed, or was not found.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="osloxide", description="oslo.service's launchers, signals and WSGI server in Rust."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND")
+    chosen = arguments[0] if arguments else ""
+    for name, purpose in SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
+        if name == chosen:
+            import_module(f"osloxide.cli.{name}").add_arguments(subparser)
+    options = parser.parse_args(arguments)
+    if options.version:
+        return _print_version()
+    if options.subcommand is None:
+        parser.error(f"name a subcommand: {', '.join(SUBCOMMANDS)}")
+    try:
+        return int(import_module(f"osloxide.cli.{options.subcommand}").main(options))
+    except CommandError as error:
+        print(f"osloxide: {error}", file=sys.stderr)
+        return error.status
+    except BrokenPipeError:
+        # The reader of our output went away (a pager that was quit). Python would complain again
+        # when it flushes stdout at exit.
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _print_version() -> int:
+    from importlib.metadata import version
+
+    print(f"osloxide {version('osloxide')}")
+    return 0

@@ -1,0 +1,99 @@
+"""What the interpreter of a checked command looks like from inside.
+
+Runs in that interpreter, started by ``osloxide check`` with the environment that ``osloxide run``
+would give it. Imports what the service would import, calls nothing of it, and writes one JSON
+document to the file it is told: stdout belongs to the modules that are imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from typing import Any
+
+from osloxide import _bootstrap
+
+
+def main() -> None:
+    """Probe; arguments are the file to write to, and the module to import or nothing."""
+    destination, module = sys.argv[1:3]
+    report = _report(module)
+    with open(destination, "w", encoding="utf-8") as file:
+        json.dump(report, file)
+
+
+def _report(module: str) -> dict[str, Any]:
+    problems: list[str] = []
+    report: dict[str, Any] = {
+        "interpreter": {
+            "path": sys.executable,
+            "implementation": platform.python_implementation(),
+            "version": platform.python_version(),
+        },
+        "versions": {
+            name: _version(name) for name in ("osloxide", "oslo.service", "oslo.messaging")
+        },
+        "hook": _bootstrap.is_installed(),
+        "problems": problems,
+    }
+    if not _bootstrap.is_installed():
+        problems.append("the import hook is not active: osloxide's sitecustomize did not run")
+    if module:
+        report["module"] = {"name": module} | _import(module, problems)
+    # What the service's own imports decided; asking for the aliases would change the answer.
+    backend = sys.modules.get("oslo_service.backend")
+    chosen = getattr(backend, "_cached_backend_type", None)
+    report["backend"] = getattr(chosen, "value", None)
+    report["eventlet_imported"] = "eventlet" in sys.modules
+    report["monkey_patched_by"] = library = _bootstrap.patched_by()
+    if library is not None:
+        problems.append(
+            f"{module or 'a startup file of this interpreter'} monkey-patches with {library} when "
+            "it is imported, and osloxide refuses such a process; find its switch, such as "
+            "OS_NOVA_DISABLE_EVENTLET_PATCHING=1"
+        )
+        report["aliases"] = []
+    else:
+        report["aliases"] = _aliases(problems)
+    return report
+
+
+def _import(module: str, problems: list[str]) -> dict[str, Any]:
+    began = time.monotonic()
+    try:
+        importlib.import_module(module)
+    except BaseException as error:  # noqa: BLE001 - whatever a service's module does at import
+        problems.append(f"importing {module} failed: {type(error).__name__}: {error}")
+        return {"imported": False}
+    return {"imported": True, "seconds": round(time.monotonic() - began, 3)}
+
+
+def _aliases(problems: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for alias, real in _bootstrap.aliases().items():
+        error = None
+        try:
+            served = importlib.import_module(alias).__name__
+        except Exception as caught:  # noqa: BLE001 - reported, whatever it is
+            served, error = None, f"{type(caught).__name__}: {caught}"
+            problems.append(f"{alias} cannot be served: {error}")
+        else:
+            if served != real:
+                problems.append(f"{alias} is served by {served}, not by {real}")
+        rows.append({"name": alias, "served_by": served, "error": error})
+    return rows
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

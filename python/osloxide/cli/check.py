@@ -1,0 +1,137 @@
+"""``osloxide check``: would this command run on osloxide, and what would be replaced?
+
+Looks from inside: it starts the command's interpreter with the environment of ``osloxide run``,
+imports the module that the script imports, and reports. The service itself is not started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osloxide import _environment
+from osloxide.cli import target
+from osloxide.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+_TIMEOUT = 120.0
+"""Seconds that the imports of a service may take."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``osloxide check``."""
+    parser.add_argument("command", metavar="COMMAND", help="a script or program, as for a shell")
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs="...", help="as for 'osloxide run'")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--no-import",
+        action="store_true",
+        help="do not import the module that the script imports",
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the report; 0 when the command would work, else 1."""
+    environ = _environment.activated(os.environ)
+    program = target.resolve(options.command, options.arguments, environ)
+    report: dict[str, Any] = {"command": program.path, "problems": []}
+    try:
+        if program.interpreter is None:
+            raise CommandError(
+                f"cannot tell which Python {program.path} runs; check that interpreter instead, "
+                "for example 'osloxide check /path/to/python3'"
+            )
+        target.verify(program, environ)
+        module = "" if options.no_import else imported_module(program)
+        report |= _probe(program, program.interpreter, module, environ)
+    except CommandError as error:
+        report["problems"].append(str(error))
+    report["environment"] = {
+        name: environ[name]
+        for name in (_environment.ENABLED, *_environment.EVENTLET_SWITCHES, "PYTHONPATH")
+    }
+    report["problems"] += [
+        f"{switch}={environ[switch]} makes its service keep eventlet; unset it, or set it to 1"
+        for switch in _environment.keeps_eventlet(environ)
+    ]
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(_lines(report, options.command)))
+    return 1 if report["problems"] else 0
+
+
+def imported_module(program: target.Target) -> str:
+    """The module that a console script imports its entry point from, or ``""``."""
+    if not program.is_script:
+        return ""
+    text = Path(program.path).read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^from\s+([\w.]+)\s+import\s+\w+\s*$", text, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def _probe(
+    program: target.Target, interpreter: str, module: str, environ: Mapping[str, str]
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="osloxide-check-") as directory:
+        destination = Path(directory, "report")
+        try:
+            result = subprocess.run(
+                [
+                    interpreter, *program.flags, "-m", "osloxide.cli._probe",
+                    str(destination), module,
+                ],  # fmt: skip
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CommandError(
+                f"importing {module or 'osloxide'} took more than {_TIMEOUT:.0f} s; "
+                "try again with --no-import"
+            ) from error
+        if not destination.exists():
+            last = result.stderr.strip().rpartition("\n")[2]
+            raise CommandError(
+                f"{interpreter} ended with status {result.returncode} during the check: {last}"
+            )
+        report: dict[str, Any] = json.loads(destination.read_text(encoding="utf-8"))
+        return report
+
+
+def _lines(report: Mapping[str, Any], command: str) -> list[str]:
+    rows = [("command", report["command"])]
+    if "interpreter" in report:
+        python = report["interpreter"]
+        rows.append(
+            ("interpreter", f"{python['path']} ({python['implementation']} {python['version']})")
+        )
+        rows += [(name, version) for name, version in report["versions"].items() if version]
+        if "module" in report:
+            rows.append(("imported", report["module"]["name"]))
+        rows.append(("backend type", report["backend"] or "not selected at import"))
+        patched = report["monkey_patched_by"]
+        eventlet = "imported" if report["eventlet_imported"] else "not imported"
+        rows.append(("eventlet", f"monkey-patched by {patched}" if patched else eventlet))
+        rows += [
+            ("replaced", f"{alias['name']} by {alias['served_by']}")
+            for alias in report["aliases"]
+            if alias["served_by"]
+        ]
+    rows += [("environment", f"{name}={value}") for name, value in report["environment"].items()]
+    lines = [f"{name:14} {value}" for name, value in rows]
+    if report["problems"]:
+        return [*lines, *(f"problem: {problem}" for problem in report["problems"])]
+    return [*lines, f"ready: 'osloxide run {command}' will use osloxide"]

@@ -1,0 +1,241 @@
+"""Which program a command names, and which Python will run it.
+
+Owns the search on PATH and the reading of ``#!`` lines as the kernel, env(1) and pip's long-path
+scripts write them. It executes nothing except, in :func:`verify`, the interpreter that it found.
+
+Rules: execve(2) (interpreter scripts), env(1) (-S), the exit statuses 126 and 127 of POSIX sh.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from osloxide import _bootstrap
+from osloxide.cli.errors import NOT_EXECUTABLE, NOT_FOUND, CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_PYTHON = re.compile(r"(python|pypy)[\d.]*[dt]*$")
+_PROBE_TIMEOUT = 60.0
+_PROBE = """
+import sys
+try:
+    from osloxide import _bootstrap
+except ImportError as error:
+    sys.exit(f"cannot import osloxide: {error}")
+if not _bootstrap.is_installed():
+    sys.exit("did not run osloxide's sitecustomize")
+try:
+    _bootstrap.require_supported_version()
+except _bootstrap.ActivationError as error:
+    sys.exit(str(error))
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A program to be executed.
+
+    :param path: the file, as execve(2) wants it.
+    :param interpreter: the Python that will run it, or None when that cannot be told.
+    :param flags: options for that interpreter which come before the script.
+    :param is_script: the file is a Python script (and not the interpreter itself).
+    """
+
+    command: str
+    path: str
+    interpreter: str | None
+    flags: tuple[str, ...]
+    is_script: bool
+
+
+def resolve(command: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Target:
+    """Find *command* as a shell would, and its interpreter as the kernel would.
+
+    :param arguments: what follows the command; holds the options when it is ``python`` itself.
+    :raises CommandError: it does not exist (127) or cannot be executed (126).
+    """
+    path = _find(command, environ)
+    if _is_python(path):
+        return Target(command, path, path, _leading_options(arguments), is_script=False)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        if not isinstance(error, PermissionError):
+            raise CommandError(f"{path}: {error.strerror}", NOT_EXECUTABLE) from error
+        head = b"\x7fELF"  # executable but not readable: legal, we just cannot look inside
+    if not head.startswith(b"#!"):
+        if not head.startswith(b"\x7fELF"):
+            raise CommandError(
+                f"{path} cannot be executed: it has no #! line; name its interpreter, for example "
+                f"'osloxide run python3 {command}'",
+                NOT_EXECUTABLE,
+            )
+        return Target(command, path, None, (), is_script=False)
+    words = _shebang(path, head.decode("utf-8", "surrogateescape").splitlines(), environ)
+    if not _is_python(words[0]):
+        return Target(command, path, None, (), is_script=False)
+    return Target(command, path, words[0], _leading_options(words[1:]), is_script=True)
+
+
+def verify(target: Target, environ: Mapping[str, str]) -> None:
+    """Make sure that *target* would run on osloxide, given the activated *environ*.
+
+    :raises CommandError: it would run, but without osloxide.
+    """
+    if target.interpreter is None:
+        return
+    hidden = hiding_flag(target.flags)
+    if hidden is not None:
+        raise CommandError(
+            (f"{target.path} runs " if target.is_script else "")
+            + f"{target.interpreter} {hidden} "
+            + ("skips sitecustomize" if "S" in hidden else "ignores PYTHONPATH")
+            + " and so would not load osloxide; "
+            + (
+                f"start it with 'osloxide run {target.interpreter} {target.path}'"
+                if target.is_script
+                else f"leave {hidden} out"
+            )
+        )
+    # Symbolic links are left alone: a virtual environment's python is a link to the system's.
+    if os.path.abspath(target.interpreter) == os.path.abspath(sys.executable):
+        try:
+            _bootstrap.require_supported_version()
+        except _bootstrap.ActivationError as error:
+            raise CommandError(str(error)) from error
+        return
+    # Only for an interpreter other than ours: this command stands in front of every start.
+    import subprocess
+
+    try:
+        probe = subprocess.run(
+            [target.interpreter, *target.flags, "-c", _PROBE],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(
+            f"{target.interpreter} did not start within {_PROBE_TIMEOUT:.0f} s; "
+            "run it by hand to see why"
+        ) from error
+    except OSError as error:
+        raise CommandError(
+            f"{target.path} names the interpreter {target.interpreter}: {error.strerror}; "
+            "correct its #! line or install that interpreter",
+            NOT_EXECUTABLE,
+        ) from error
+    if probe.returncode != 0:
+        last = probe.stderr.strip().rpartition("\n")[2] or f"exit status {probe.returncode}"
+        raise CommandError(
+            (f"{target.path} runs on " if target.is_script else "")
+            + f"{target.interpreter}{',' if target.is_script else ''} "
+            + f"{'which ' if target.is_script else ''}{_clause(last)}; install osloxide "
+            "and a supported oslo.service there, or start the service with an interpreter that "
+            "has them"
+        )
+
+
+def hiding_flag(flags: Sequence[str]) -> str | None:
+    """The interpreter option in *flags* that keeps sitecustomize from being found, if any."""
+    for flag in flags:
+        if re.match(r"-(?:(?![WXcm])[A-Za-z])*[IES]", flag):
+            return flag
+    return None
+
+
+def _clause(reason: str) -> str:
+    return reason if reason.startswith(("cannot", "did not")) else f"said: {reason}"
+
+
+def _find(command: str, environ: Mapping[str, str]) -> str:
+    """Search PATH unless *command* is a path; tell "not found" from "not executable"."""
+    if "/" in command:
+        candidates = [command]
+    else:
+        path = environ.get("PATH", os.defpath)
+        candidates = [os.path.join(entry or ".", command) for entry in path.split(os.pathsep)]
+    found = None
+    for candidate in candidates:
+        if not os.path.exists(candidate):
+            continue
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+        found = found or candidate
+    if found is None:
+        where = "" if "/" in command else " on PATH"
+        raise CommandError(
+            f"{command}: command not found{where}; check the name, or give its full path", NOT_FOUND
+        )
+    what = "is a directory" if os.path.isdir(found) else "is not executable"
+    raise CommandError(f"{found} {what}; name a program that you may execute", NOT_EXECUTABLE)
+
+
+def _is_python(path: str) -> bool:
+    return _PYTHON.match(os.path.basename(path)) is not None
+
+
+def _shebang(path: str, lines: list[str], environ: Mapping[str, str]) -> list[str]:
+    """The interpreter that a ``#!`` line ends up with, and the options that it gets."""
+    words = lines[0].removeprefix("#!").split(maxsplit=1)
+    if not words:
+        raise CommandError(
+            f"{path} cannot be executed: its #! line names no interpreter; correct that line",
+            NOT_EXECUTABLE,
+        )
+    words = [word.strip() for word in words]
+    name = os.path.basename(words[0])
+    if name == "env" and len(words) == 2:
+        return _through_env(path, words[1], environ)
+    if name == "sh" and len(lines) > 1 and lines[1].startswith("'''exec' "):
+        # pip and distlib write this where the interpreter's path is too long for the kernel.
+        inner = shlex.split(lines[1])[1:]
+        return inner[: inner.index("$0")] if "$0" in inner else inner
+    # The kernel passes everything after the interpreter as a single argument.
+    return words
+
+
+def _through_env(path: str, rest: str, environ: Mapping[str, str]) -> list[str]:
+    """What ``#!/usr/bin/env REST`` executes."""
+    words = [rest]
+    if rest.startswith("-"):
+        option, _, value = rest.partition(" ")
+        if option not in ("-S", "-vS", "--split-string"):
+            raise CommandError(
+                f"{path} starts through 'env {rest}', which changes the environment that osloxide "
+                "needs; name its interpreter, for example 'osloxide run python3 " + path + "'"
+            )
+        words = shlex.split(value)
+        while words and "=" in words[0]:
+            words.pop(0)
+    if not words:
+        raise CommandError(
+            f"{path} cannot be executed: env is given no interpreter; correct its #! line",
+            NOT_EXECUTABLE,
+        )
+    return [_find(words[0], environ), *words[1:]]
+
+
+def _leading_options(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The interpreter options at the start of *arguments*, up to the script, -c or -m."""
+    options: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-") or word in ("-", "--") or re.match(r"-[A-Za-z]*[cm]", word):
+            break
+        if re.fullmatch(r"-[A-Za-z]*[WX]", word):
+            word += next(words, "")  # noqa: PLW2901 - "-X dev" and "-Xdev" mean the same
+        options.append(word)
+    return tuple(options)

@@ -1,0 +1,412 @@
+"""The ``osloxide`` command, as processes see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from _children import environment, run_command, run_python
+
+from osloxide import _environment
+from osloxide.cli import status, target
+
+if find_spec("osloxide.backends") is None:
+    pytest.skip("the backends are not there yet", allow_module_level=True)
+
+OSLOXIDE = [sys.executable, "-m", "osloxide"]
+
+
+@pytest.fixture
+def script(tmp_path: Path):
+    """Makes executable files: ``script(text, shebang=..., mode=...)``."""
+
+    def make(
+        text: str = "", *, shebang: str | None = f"#!{sys.executable}", mode: int = 0o755
+    ) -> Path:
+        path = tmp_path / f"service-{len(list(tmp_path.iterdir()))}"
+        path.write_text(text if shebang is None else f"{shebang}\n{text}")
+        path.chmod(mode)
+        return path
+
+    return make
+
+
+def osloxide(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    return run_command([*OSLOXIDE, *map(str, arguments)], environ=environment(**changes))
+
+
+# ---- run
+
+
+def test_run_passes_arguments_on_untouched(script) -> None:
+    program = script("import sys; print(sys.argv)")
+
+    result = osloxide("run", program, "--config-file", "x", "-h", "--", "--json", "run")
+
+    words = [str(program), "--config-file", "x", "-h", "--", "--json", "run"]
+    assert result.stdout == f"{words}\n"
+
+
+def test_run_keeps_the_pid_and_the_outermost_frame(script) -> None:
+    program = script("""
+import inspect, os
+print(os.getpid(), inspect.stack()[-1].filename)
+""")
+    child = subprocess.Popen(
+        [*OSLOXIDE, "run", str(program)], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+
+    stdout, _ = child.communicate(timeout=60)
+
+    assert stdout == f"{child.pid} {program}\n"
+
+
+def test_run_activates_the_hook(script) -> None:
+    program = script("""
+import os, osloxide._bootstrap
+print(osloxide._bootstrap.is_installed(), os.environ["OSLOXIDE"])
+for name in sorted(os.environ):
+    if name.endswith("DISABLE_EVENTLET_PATCHING"):
+        print(name, os.environ[name])
+""")
+
+    result = osloxide("run", program, OS_MANILA_DISABLE_EVENTLET_PATCHING="yes")
+
+    assert result.stdout.splitlines() == [
+        "True 1",
+        "OS_CINDER_DISABLE_EVENTLET_PATCHING 1",
+        "OS_MANILA_DISABLE_EVENTLET_PATCHING yes",
+        "OS_NOVA_DISABLE_EVENTLET_PATCHING 1",
+        "OS_WATCHER_DISABLE_EVENTLET_PATCHING 1",
+    ]
+    assert result.stderr == ""
+
+
+def test_run_warns_about_a_switch_that_keeps_eventlet(script) -> None:
+    result = osloxide("run", script(), OS_NOVA_DISABLE_EVENTLET_PATCHING="no")
+    assert "OS_NOVA_DISABLE_EVENTLET_PATCHING=no makes its service monkey-patch" in result.stderr
+
+
+def test_run_finds_commands_on_path(script) -> None:
+    program = script("print('found')")
+    path = f"{program.parent}:{os.environ['PATH']}"
+    assert osloxide("run", program.name, PATH=path).stdout == "found\n"
+
+
+def test_run_returns_the_exit_status_of_the_command(script) -> None:
+    assert osloxide("run", script("raise SystemExit(7)")).returncode == 7
+
+
+def test_run_gives_default_signal_dispositions_to_the_command() -> None:
+    # Python ignores SIGPIPE; a shell that inherits that cannot change it back.
+    result = osloxide("run", "/bin/sh", "-c", "grep SigIgn /proc/$$/status")
+    ignored = int(result.stdout.split()[1], 16)
+    assert not ignored & (1 << (signal.SIGPIPE - 1))
+    assert not ignored & (1 << (signal.SIGXFSZ - 1))
+
+
+def test_run_accepts_a_python_as_the_command() -> None:
+    code = "import osloxide._bootstrap as b; print(b.is_installed())"
+    assert osloxide("run", sys.executable, "-c", code).stdout == "True\n"
+
+
+def test_run_of_an_unknown_command_is_127() -> None:
+    result = osloxide("run", "no-such-service")
+    assert result.returncode == 127
+    assert result.stderr == (
+        "osloxide: no-such-service: command not found on PATH; check the name, or give its full "
+        "path\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["mode", "directory", "no shebang", "empty shebang"])
+def test_run_of_something_not_executable_is_126(script, tmp_path: Path, kind: str) -> None:
+    program = {
+        "mode": lambda: script(mode=0o644),
+        "directory": lambda: tmp_path,
+        "no shebang": lambda: script("echo", shebang=None),
+        "empty shebang": lambda: script("echo", shebang="#! "),
+    }[kind]()
+
+    result = osloxide("run", program)
+
+    assert result.returncode == 126, result
+    assert result.stderr.startswith(f"osloxide: {program} ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_run_names_a_missing_interpreter(script) -> None:
+    result = osloxide("run", script(shebang="#!/nowhere/python3"))
+    assert result.returncode == 126
+    assert "names the interpreter /nowhere/python3: No such file or directory" in result.stderr
+
+
+@pytest.mark.parametrize("flag", ["-I", "-E", "-S", "-sE", "-IB"])
+def test_run_refuses_flags_that_hide_the_hook(script, flag: str) -> None:
+    program = script("print('ran')", shebang=f"#!{sys.executable} {flag}")
+
+    result = osloxide("run", program)
+
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert f"{sys.executable} {flag}" in result.stderr
+    assert f"'osloxide run {sys.executable} {program}'" in result.stderr
+
+
+def test_run_refuses_such_flags_given_to_python_itself() -> None:
+    result = osloxide("run", sys.executable, "-X", "dev", "-I", "-c", "print('ran')")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "leave -I out" in result.stderr
+
+
+def test_run_refuses_an_interpreter_without_osloxide(script, tmp_path: Path) -> None:
+    # A wrapper that hides site-packages stands for another environment's interpreter.
+    other = tmp_path / "python3"
+    other.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    other.chmod(0o755)
+
+    result = osloxide("run", script("print('ran')", shebang=f"#!{other}"))
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"runs on {other}, which cannot import osloxide" in result.stderr
+
+
+def test_run_of_an_unsupported_oslo_service_is_refused(script, tmp_path: Path) -> None:
+    info = tmp_path / "site/oslo_service-3.5.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: oslo.service\nVersion: 3.5.0\n")
+
+    result = osloxide("run", script("print('ran')"), PYTHONPATH=str(info.parent))
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "cannot replace oslo.service 3.5.0" in result.stderr
+    assert "install oslo.service >= 4.1, < 5" in result.stderr
+
+
+def test_run_goes_on_when_the_interpreter_cannot_be_told() -> None:
+    result = osloxide("run", "/bin/echo", "hello")
+    assert result.stdout == "hello\n"
+    assert "warning: cannot tell which Python /bin/echo runs" in result.stderr
+
+
+# ---- which interpreter
+
+
+@pytest.mark.parametrize(
+    ("head", "interpreter", "flags"),
+    [
+        ("#!/usr/bin/python3", "/usr/bin/python3", ()),
+        ("#! /usr/bin/python3.12 -sP ", "/usr/bin/python3.12", ("-sP",)),
+        ("#!/opt/venv/bin/python3.14t", "/opt/venv/bin/python3.14t", ()),
+        ("#!/bin/sh\n'''exec' \"/a b/python\" \"$0\" \"$@\"\n' '''", "/a b/python", ()),
+        ("#!/bin/sh\n'''exec' /x/python3 -E \"$0\" \"$@\"\n' '''", "/x/python3", ("-E",)),
+        ("#!/bin/bash", None, ()),
+    ],
+)
+def test_shebang_lines_are_read_as_the_kernel_does(
+    script, head: str, interpreter: str | None, flags: tuple[str, ...]
+) -> None:
+    found = target.resolve(str(script(shebang=head)), [], {})
+    assert (found.interpreter, found.flags) == (interpreter, flags)
+
+
+@pytest.mark.parametrize("line", ["env python3", "env -S python3 -I", "env -S A=1 python3 -I"])
+def test_env_is_looked_through(script, tmp_path: Path, line: str) -> None:
+    python = tmp_path / "bin/python3"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+
+    found = target.resolve(
+        str(script(shebang=f"#!/usr/bin/{line}")), [], {"PATH": str(python.parent)}
+    )
+
+    assert found.interpreter == str(python)
+    assert found.flags == (("-I",) if "-I" in line else ())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["-I", "x.py"], "-I"),
+        (["-X", "-I", "x.py"], None),
+        (["-Wignore", "-m", "x", "-I"], None),
+        (["x.py", "-I"], None),
+        (["-bsE", "-c", "1"], "-bsE"),
+        (["-c", "1", "-I"], None),
+    ],
+)
+def test_only_options_of_the_interpreter_count(arguments: list[str], flag: str | None) -> None:
+    found = target.resolve(sys.executable, arguments, {})
+    assert target.hiding_flag(found.flags) == flag
+
+
+# ---- check
+
+
+def test_check_reports_what_would_be_replaced(script) -> None:
+    program = script("from json.tool import main\nif __name__ == '__main__':\n    main()\n")
+
+    result = osloxide("check", "--json", program)
+
+    report = json.loads(result.stdout)
+    assert result.returncode == 0, report["problems"]
+    assert report["interpreter"]["path"] == sys.executable
+    assert report["module"]["name"] == "json.tool"
+    assert report["module"]["imported"] is True
+    assert {row["name"]: row["served_by"] for row in report["aliases"]} == {
+        "oslo_service.backend._eventlet": "osloxide.backends.eventlet",
+        "oslo_service.backend._threading": "osloxide.backends.threading",
+        "oslo_service.wsgi": "osloxide.wsgi",
+    }
+    assert report["monkey_patched_by"] is None
+    assert report["environment"]["PYTHONPATH"] == _environment.SITECUSTOMIZE_DIR
+    assert "ready:" in osloxide("check", program).stdout
+
+
+def test_check_shows_the_backend_that_the_service_selects(script, tmp_path: Path) -> None:
+    (tmp_path / "a_service.py").write_text(
+        "from oslo_service import backend\n"
+        "backend.init_backend(backend.BackendType.EVENTLET)\n"
+        "def main(): raise AssertionError('started')\n"
+    )
+    program = script("import sys\nfrom a_service import main\nsys.exit(main())\n")
+
+    result = osloxide("check", "--json", program, PYTHONPATH=str(tmp_path))
+
+    assert result.returncode == 0, result.stdout
+    assert json.loads(result.stdout)["backend"] == "eventlet"
+
+
+def test_check_finds_a_service_that_monkey_patches(script, tmp_path: Path) -> None:
+    (tmp_path / "a_service.py").write_text(
+        "import sys, types\n"
+        "sys.modules['eventlet.patcher'] = types.SimpleNamespace(already_patched={'os': True})\n"
+        "def main(): pass\n"
+    )
+    program = script("from a_service import main\nmain()\n")
+
+    result = osloxide("check", program, PYTHONPATH=str(tmp_path))
+
+    assert result.returncode == 1
+    assert "problem: a_service monkey-patches with eventlet" in result.stdout
+
+
+def test_check_reports_an_import_that_fails(script) -> None:
+    result = osloxide("check", script("from no_such_package.cmd import main\nmain()\n"))
+    assert result.returncode == 1
+    assert "problem: importing no_such_package.cmd failed: ModuleNotFoundError" in result.stdout
+
+
+def test_check_reports_hiding_flags(script) -> None:
+    result = osloxide("check", "--json", script(shebang=f"#!{sys.executable} -I"))
+    assert result.returncode == 1
+    assert "-I ignores PYTHONPATH" in json.loads(result.stdout)["problems"][0]
+
+
+def test_check_of_an_unknown_command_is_127() -> None:
+    assert osloxide("check", "no-such-service").returncode == 127
+
+
+# ---- status
+
+
+BOARD = """
+    import os, sys
+    from osloxide._native import Scoreboard
+    board = Scoreboard("demo")
+    board.claim(0, 3)
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def launcher():
+    """A process with a scoreboard; yields its pid."""
+    import textwrap
+
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(BOARD)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_status_shows_a_launcher_as_a_table(launcher: int) -> None:
+    result = osloxide("status", str(launcher))
+
+    heading, columns, row = result.stdout.splitlines()
+    assert heading.startswith(f"demo {launcher}: {sys.executable} -c")
+    assert columns.split() == [
+        "SLOT", "PID", "STATE", "UP", "CONN", "IN", "FLIGHT", "OLDEST", "SERVED", "RESPAWNS", "RSS",
+    ]  # fmt: skip
+    assert row.split()[:3] == ["0", str(launcher), "starting"]
+
+
+def test_status_without_a_pid_finds_the_launchers(launcher: int) -> None:
+    found = json.loads(osloxide("status", "--json").stdout)
+    ours = [entry for entry in found if entry["pid"] == launcher]
+    assert len(ours) == 1
+    assert ours[0]["name"] == "demo"
+    assert ours[0]["workers"][0]["generation"] == 3
+    assert ours[0]["workers"][0]["rss_bytes"] > 1024**2
+
+
+def test_status_of_a_process_without_a_launcher_says_so() -> None:
+    result = osloxide("status", str(os.getpid()))
+    assert result.returncode == 1
+    assert f"process {os.getpid()} has no osloxide launcher" in result.stderr
+
+
+def test_status_of_no_process_says_so() -> None:
+    result = osloxide("status", "999999999")
+    assert result.returncode == 1
+    assert "process 999999999 does not exist" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"), (0.04, "0.0s"), (9.94, "9.9s"), (10, "10s"), (59.9, "59s"), (60, "1m00s"),
+        (3599, "59m59s"), (3600, "1h00m"), (86399, "23h59m"), (86400, "1d00h"), (1e6, "11d13h"),
+    ],
+)  # fmt: skip
+def test_durations_are_short(seconds: float | None, text: str) -> None:
+    assert status._duration(seconds) == text
+
+
+# ---- the command itself
+
+
+def test_version_is_the_distribution_s() -> None:
+    from importlib.metadata import version
+
+    assert osloxide("--version").stdout == f"osloxide {version('osloxide')}\n"
+
+
+def test_no_subcommand_is_a_usage_error() -> None:
+    result = osloxide()
+    assert result.returncode == 2
+    assert "name a subcommand: run, check, status" in result.stderr
+
+
+def test_run_imports_neither_oslo_service_nor_the_extension() -> None:
+    result = run_python("""
+        import sys
+        import osloxide.cli, osloxide.cli.run
+        late = {"oslo_service", "osloxide._native", "subprocess", "logging"} & set(sys.modules)
+        assert not late, late
+    """)
+    assert result.returncode == 0, result.stderr
