@@ -1,0 +1,232 @@
+"""Run one WSGI server on loopback in this process: the program behind conformance and benches.
+
+``serve.py SERVER MODULE:APP [options]`` prints ``listening PORT`` and serves until SIGTERM. It
+belongs to no package on purpose: peers run it with an interpreter of their own, which has only
+that peer installed. It measures nothing and judges nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+def free_port() -> int:
+    """A port that was free a moment ago, for servers that cannot bind to port 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def announce(port: int) -> None:
+    print(f"listening {port}", flush=True)
+
+
+def load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute or "app")
+
+
+def wait_for_sigterm() -> None:
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    asked.wait()
+
+
+def oslo_conf(args: argparse.Namespace) -> Any:
+    """A configuration with oslo.service's own options and what was asked for on top."""
+    from oslo_config import cfg
+    from oslo_service import _options
+
+    conf = cfg.ConfigOpts()
+    conf([], project="conformance", default_config_files=[])
+    conf.register_opts(_options.wsgi_opts)
+    if args.timeout is not None:
+        conf.set_override("client_socket_timeout", args.timeout)
+    return conf
+
+
+def osloxide(args: argparse.Namespace) -> None:
+    """osloxide's wsgi.Server, exactly as a service would start it."""
+    from osloxide import wsgi
+
+    server = wsgi.Server(
+        oslo_conf(args), "conformance", load(args.app), host="127.0.0.1", port=0,
+        pool_size=args.threads, backlog=args.backlog,
+    )
+    server.start()
+    announce(server.port)
+    wait_for_sigterm()
+    server.stop()
+    server.wait()
+
+
+def native(args: argparse.Namespace) -> None:
+    """The native server alone, without the oslo surface above it."""
+    from osloxide import _native
+
+    listener = socket.create_server(("127.0.0.1", 0), backlog=args.backlog)
+    server = _native.Server(
+        load(args.app), listener.fileno(), pool_size=args.threads or 100,
+        client_socket_timeout=args.timeout or 900.0,
+    )
+    server.start()
+    announce(listener.getsockname()[1])
+    wait_for_sigterm()
+    server.stop(True)
+    server.wait(10.0)
+
+
+def eventlet(args: argparse.Namespace) -> None:
+    """Stock oslo.service with its eventlet backend."""
+    import eventlet as green
+
+    green.monkey_patch()
+    from oslo_service import backend
+
+    backend.init_backend(backend.BackendType.EVENTLET)
+    from oslo_service import wsgi
+
+    server = wsgi.Server(
+        oslo_conf(args), "conformance", load(args.app), host="127.0.0.1", port=0,
+        pool_size=args.threads, backlog=args.backlog,
+    )
+    server.start()
+    announce(server.port)
+    asked = green.event.Event()
+    signal.signal(signal.SIGTERM, lambda *_: green.spawn_n(asked.send))
+    asked.wait()
+    server.stop()
+    os._exit(0)
+
+
+def gunicorn(args: argparse.Namespace) -> None:
+    port = free_port()
+    announce(port)
+    command = [
+        sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1",
+        "--worker-class", "gthread", "--threads", str(args.threads or 4),
+        "--backlog", str(args.backlog), "--timeout", "60", "--graceful-timeout", "2",
+        "--keep-alive", str(args.keep_alive), "--log-level", "info",
+    ]
+    if args.access_log:
+        command += ["--access-logfile", "-"]
+    os.execv(sys.executable, [*command, args.app])
+
+
+def granian(args: argparse.Namespace) -> None:
+    port = free_port()
+    announce(port)
+    command = [
+        sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1",
+        "--port", str(port), "--workers", "1", "--backlog", str(max(args.backlog, 128)),
+        "--blocking-threads", str(args.threads or 4), "--http", "1",
+    ]
+    command += ["--access-log"] if args.access_log else ["--no-access-log"]
+    os.execv(sys.executable, [*command, args.app])
+
+
+def waitress(args: argparse.Namespace) -> None:
+    from waitress.server import create_server
+
+    server = create_server(
+        load(args.app), listen="127.0.0.1:0", threads=args.threads or 4, connection_limit=2000,
+        channel_timeout=args.timeout or 120, cleanup_interval=1 if args.timeout else 30,
+    )
+    announce(server.effective_port)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    server.run()
+
+
+def cheroot(args: argparse.Namespace) -> None:
+    from cheroot.wsgi import Server
+
+    server = Server(
+        ("127.0.0.1", 0), load(args.app), numthreads=args.threads or 10,
+        timeout=args.timeout or 10, request_queue_size=max(args.backlog, 128),
+    )
+    server.prepare()
+    announce(server.bind_addr[1])
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    server.serve()
+
+
+def bjoern(args: argparse.Namespace) -> None:
+    import bjoern as server
+
+    listener = server.listen(load(args.app), "127.0.0.1", free_port(), listen_backlog=1024)
+    announce(listener.getsockname()[1])
+    server.run()
+
+
+def fastwsgi(args: argparse.Namespace) -> None:
+    import fastwsgi as server
+
+    port = free_port()
+    announce(port)
+    server.run(wsgi_app=load(args.app), host="127.0.0.1", port=port, loglevel=0)
+
+
+def uwsgi(args: argparse.Namespace) -> None:
+    port = free_port()
+    announce(port)
+    program = os.path.join(os.path.dirname(sys.executable), "uwsgi")
+    command = [
+        program, "--http-socket", f"127.0.0.1:{port}", "--http-keepalive", "--add-header",
+        "Connection: keep-alive", "--so-keepalive", "--threads", str(args.threads or 4),
+        "--master", "--die-on-term", "--disable-logging", "--listen", "100",
+        "--socket-timeout", str(int(args.timeout or 60)), "--so-reuseport",
+        "--module", args.app, "--need-app", "--enable-threads",
+    ]
+    os.execv(program, command)
+
+
+def wsgiref(args: argparse.Namespace) -> None:
+    """The standard library's toy: lax on purpose, so that the rows can be seen to fail."""
+    from socketserver import ThreadingMixIn
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+    class Server(ThreadingMixIn, WSGIServer):
+        daemon_threads = True
+
+    server = Server(("127.0.0.1", 0), WSGIRequestHandler)
+    server.set_app(load(args.app))
+    announce(server.server_port)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    server.serve_forever()
+
+
+SERVERS: dict[str, Callable[[argparse.Namespace], None]] = {
+    server.__name__: server
+    for server in (
+        osloxide, native, eventlet, gunicorn, granian, waitress, cheroot, bjoern, fastwsgi, uwsgi,
+        wsgiref,
+    )
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("server", choices=SERVERS)
+    parser.add_argument("app", help="module:attribute of the WSGI application")
+    parser.add_argument("--threads", type=int, help="pool size (default: the server's own)")
+    parser.add_argument("--timeout", type=float, help="client timeout in seconds")
+    parser.add_argument("--keep-alive", type=int, default=75, help="gunicorn's idle seconds")
+    parser.add_argument("--backlog", type=int, default=1024)
+    parser.add_argument("--access-log", action="store_true")
+    args = parser.parse_args()
+    # Each server writes its access log through logging at INFO, or not at all.
+    logging.basicConfig(level=logging.INFO if args.access_log else logging.WARNING)
+    SERVERS[args.server](args)
+
+
+if __name__ == "__main__":
+    main()

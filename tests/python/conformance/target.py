@@ -1,0 +1,182 @@
+"""The server under test as a process: started, watched through /proc, stopped, proven gone.
+
+Owns the files the driver looks into: the server's log and the application's events. Never talks
+HTTP beyond the readiness probe; that is wire.py's and the rows' work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+HERE = Path(__file__).resolve().parent
+_tags = itertools.count(1)
+
+
+def until(condition: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
+    """Poll *condition* until it holds or *seconds* passed; whether it held."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return condition()
+        time.sleep(pause)
+    return True
+
+
+class Target:
+    """One running server.
+
+    :param server: a name of serve.py.
+    :param python: the interpreter that has that server installed.
+    :param options: further arguments of serve.py.
+    """
+
+    def __init__(self, server: str, *options: str, python: str = sys.executable) -> None:
+        self.server = server
+        self.directory = Path(tempfile.mkdtemp(prefix="conformance-"))
+        self.events_path = self.directory / "events"
+        self.log_path = self.directory / "log"
+        self.events_path.touch()
+        environment = dict(
+            os.environ,
+            CONFORMANCE_EVENTS=str(self.events_path),
+            PYTHONPATH=os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(":"),
+            PYTHONUNBUFFERED="1",
+        )
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [python, str(HERE / "serve.py"), server, "app:app", *options],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                start_new_session=True,
+            )
+        try:
+            self.port = self._await_port()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _await_port(self) -> int:
+        port = 0
+
+        def is_serving() -> bool:
+            nonlocal port
+            if self.process.poll() is not None:
+                raise RuntimeError(
+                    f"{self.server} ended with status {self.process.returncode}:\n{self.log()}"
+                )
+            for line in self.log().splitlines():
+                if line.startswith("listening "):
+                    port = int(line.split()[1])
+            if not port:
+                return False
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+            return False
+
+        if not until(is_serving, 30, 0.05):
+            raise RuntimeError(f"{self.server} does not serve after 30 s:\n{self.log()}")
+        return port
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the whole process group and check that nothing of it is left."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+        if not until(lambda: not _group_members(self.process.pid), 5):
+            raise RuntimeError(f"{self.server} left processes {_group_members(self.process.pid)}")
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # ---- what the server wrote and what the application saw -----------------------------------
+
+    @staticmethod
+    def new_tag() -> str:
+        """A word that marks one exchange in the events."""
+        return f"t{next(_tags)}"
+
+    def log(self) -> str:
+        return self.log_path.read_text("latin-1")
+
+    def events(self, tag: str | None = None, event: str | None = None) -> list[dict[str, Any]]:
+        """What the application recorded, optionally only for *tag* and only *event*."""
+        found = [json.loads(line) for line in self.events_path.read_text().splitlines()]
+        return [
+            item for item in found
+            if (tag is None or item["tag"] == tag) and (event is None or item["event"] == event)
+        ]
+
+    def saw(self, event: str, tag: str, seconds: float = 3.0) -> bool:
+        return until(lambda: bool(self.events(tag, event)), seconds)
+
+    # ---- cost, over the process tree ------------------------------------------------------------
+
+    def pids(self) -> list[int]:
+        return _group_members(self.process.pid)
+
+    def fds(self) -> int:
+        return sum(_count(f"/proc/{pid}/fd") for pid in self.pids())
+
+    def threads(self) -> int:
+        return sum(_count(f"/proc/{pid}/task") for pid in self.pids())
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        pages = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu(self) -> float:
+        """User and system seconds used so far."""
+        ticks = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+
+def _count(directory: str) -> int:
+    with contextlib.suppress(OSError):
+        return len(os.listdir(directory))
+    return 0
+
+
+def _group_members(group: int) -> list[int]:
+    """Live members of process group *group*, from /proc."""
+    members = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            members.append(int(entry))
+    return members
