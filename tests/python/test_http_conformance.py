@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
 from conformance import ALL_ROWS
 from conformance.target import Target
 from conformance.verdict import SHORT, SHORT_TIMEOUT_ROWS, judge
@@ -50,9 +49,7 @@ def _params() -> list[object]:
     return [
         pytest.param(
             name,
-            marks=[pytest.mark.xfail(reason=NOT_YET[name], strict=True)]
-            if name in NOT_YET
-            else [],
+            marks=[pytest.mark.xfail(reason=NOT_YET[name], strict=True)] if name in NOT_YET else [],
         )
         for name in ALL_ROWS
     ]

@@ -264,8 +264,28 @@ def lines(environ: Environ, start: StartResponse, tag: str, query: Query) -> Ite
 HANDLERS: dict[str, Callable[[Environ, StartResponse, str, Query], Iterable[Any]]] = {
     handler.__name__: handler
     for handler in (
-        env, body, big, drip, hold, inject, hop, nobody, head, length, nolength, raise_before,
-        raise_after, raise_mid, double_start, exc_info, exc_info_late, no_start, str_body, write,
-        lazy_start, file_wrapper, lines,
+        env,
+        body,
+        big,
+        drip,
+        hold,
+        inject,
+        hop,
+        nobody,
+        head,
+        length,
+        nolength,
+        raise_before,
+        raise_after,
+        raise_mid,
+        double_start,
+        exc_info,
+        exc_info_late,
+        no_start,
+        str_body,
+        write,
+        lazy_start,
+        file_wrapper,
+        lines,
     )
 }

@@ -27,7 +27,9 @@ def markdown(
     subject = servers[0]
     scores = [f"{sum(ok for ok, _ in rows.values())} of {len(rows)}" for rows in results.values()]
     text = HEADING.format(
-        servers=" ".join(servers), columns=" | ".join(servers), rule="---|" * len(servers),
+        servers=" ".join(servers),
+        columns=" | ".join(servers),
+        rule="---|" * len(servers),
         scores=" | ".join(scores),
     )
     text += f"| row | promise | {' | '.join(servers)} | what {subject} did |\n"

@@ -12,7 +12,14 @@ from collections.abc import Iterator
 
 from conformance.target import Target, until
 from conformance.verdict import (
-    SHORT, Broken, exchange, require, row, settles, short_timeout, still_serves,
+    SHORT,
+    Broken,
+    exchange,
+    require,
+    row,
+    settles,
+    short_timeout,
+    still_serves,
 )
 from conformance.wire import Closed, Connection, Malformed, request
 

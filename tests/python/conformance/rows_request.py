@@ -32,9 +32,7 @@ def env_underscore(target: Target) -> str | None:
 def env_underscore_alone(target: Target) -> str | None:
     """A header spelled with an underscore alone does not pass for the honest one."""
     environ = environ_of(target, request("/env", "X_Auth_Token: evil"))
-    require(
-        environ is None or "HTTP_X_AUTH_TOKEN" not in environ, "HTTP_X_AUTH_TOKEN was poisoned"
-    )
+    require(environ is None or "HTTP_X_AUTH_TOKEN" not in environ, "HTTP_X_AUTH_TOKEN was poisoned")
     return None
 
 
@@ -62,10 +60,17 @@ def env_pep3333_keys(target: Target) -> str | None:
     """Every required key is there, with the right type and value."""
     environ = environ_of(target, request("/env/x?a=1&b=%20", "X-One: 1")) or {}
     wanted = {
-        "REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "PATH_INFO": "/env/x",
-        "QUERY_STRING": "a=1&b=%20", "SERVER_PROTOCOL": "HTTP/1.1",
-        "SERVER_PORT": str(target.port), "REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost",
-        "HTTP_X_ONE": "1", "wsgi.version": "(1, 0)", "wsgi.url_scheme": "http",
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": "/env/x",
+        "QUERY_STRING": "a=1&b=%20",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_PORT": str(target.port),
+        "REMOTE_ADDR": "127.0.0.1",
+        "HTTP_HOST": "localhost",
+        "HTTP_X_ONE": "1",
+        "wsgi.version": "(1, 0)",
+        "wsgi.url_scheme": "http",
         "wsgi.run_once": False,
     }
     wrong = {key: environ.get(key) for key, value in wanted.items() if environ.get(key) != value}
@@ -156,7 +161,10 @@ def _with(target: Target, *headers: str, body: bytes = b"", version: str = "HTTP
     """Send a POST to /body with *headers* and a hidden request in or after its body."""
     tag = target.new_tag()
     raw = request(
-        f"/body?tag={tag}", *headers, method="POST", body=body or b"hello" + hidden(tag),
+        f"/body?tag={tag}",
+        *headers,
+        method="POST",
+        body=body or b"hello" + hidden(tag),
         version=version,
     )
     return refused(target, raw, tag)
@@ -174,8 +182,13 @@ def sm_cl_te(target: Target) -> str | None:
     """Content-Length before Transfer-Encoding."""
     tag = target.new_tag()
     body = b"0\r\n\r\n" + hidden(tag)
-    raw = request(f"/body?tag={tag}", f"Content-Length: {len(body)}", "Transfer-Encoding: chunked",
-                  method="POST", body=body)
+    raw = request(
+        f"/body?tag={tag}",
+        f"Content-Length: {len(body)}",
+        "Transfer-Encoding: chunked",
+        method="POST",
+        body=body,
+    )
     return refused(target, raw, tag)
 
 
@@ -184,8 +197,13 @@ def sm_te_cl(target: Target) -> str | None:
     """Transfer-Encoding before Content-Length."""
     tag = target.new_tag()
     body = b"0\r\n\r\n" + hidden(tag)
-    raw = request(f"/body?tag={tag}", "Transfer-Encoding: chunked", f"Content-Length: {len(body)}",
-                  method="POST", body=body)
+    raw = request(
+        f"/body?tag={tag}",
+        "Transfer-Encoding: chunked",
+        f"Content-Length: {len(body)}",
+        method="POST",
+        body=body,
+    )
     return refused(target, raw, tag)
 
 
@@ -598,8 +616,14 @@ def _truncated(target: Target, *headers: str, body: bytes) -> str:
         except Closed:
             note = "closed"
     require(
-        until(lambda: not target.events(tag, "call") or bool(target.events(tag, "close"))
-              or bool(target.events(tag, "body_error")), 3),
+        until(
+            lambda: (
+                not target.events(tag, "call")
+                or bool(target.events(tag, "close"))
+                or bool(target.events(tag, "body_error"))
+            ),
+            3,
+        ),
         "the application still hangs in read()",
     )
     short = target.events(tag, "body")

@@ -363,8 +363,9 @@ def expect_100(target: Target) -> str | None:
     """The interim answer comes before the body is sent."""
     tag = target.new_tag()
     with Connection(target.port) as client:
-        client.send(request(f"/body?tag={tag}", "Content-Length: 5", "Expect: 100-continue",
-                            method="POST"))
+        client.send(
+            request(f"/body?tag={tag}", "Content-Length: 5", "Expect: 100-continue", method="POST")
+        )
         interim = client.head(3)
         require(interim.status == 100, f"{interim.status} before the body was sent")
         client.send(b"hello")
@@ -377,8 +378,15 @@ def expect_100(target: Target) -> str | None:
 def expect_100_http10(target: Target) -> str | None:
     """HTTP/1.0 gets no interim answer."""
     with Connection(target.port) as client:
-        client.send(request("/body", "Content-Length: 5", "Expect: 100-continue", method="POST",
-                            version="HTTP/1.0"))
+        client.send(
+            request(
+                "/body",
+                "Content-Length: 5",
+                "Expect: 100-continue",
+                method="POST",
+                version="HTTP/1.0",
+            )
+        )
         require(client.is_open(0.3), f"sent {client.unread[:40]!r} before the body")
         client.send(b"hello")
         answer = client.answer()
@@ -392,8 +400,14 @@ def expect_100_not_read(target: Target) -> str | None:
     tag = target.new_tag()
     inner = request(f"/smuggled?tag={tag}s")
     with Connection(target.port) as client:
-        client.send(request(f"/?tag={tag}", f"Content-Length: {len(inner)}",
-                            "Expect: 100-continue", method="POST"))
+        client.send(
+            request(
+                f"/?tag={tag}",
+                f"Content-Length: {len(inner)}",
+                "Expect: 100-continue",
+                method="POST",
+            )
+        )
         answer = client.answer()
         require(not answer.interim, "100 though the application did not read")
         require(answer.body == f"hello {tag}".encode(), f"{answer.status}")
@@ -410,8 +424,11 @@ def expect_100_not_read(target: Target) -> str | None:
 def expect_100_body_at_once(target: Target) -> str | None:
     """A client that does not wait for the 100 is served all the same."""
     with Connection(target.port) as client:
-        client.send(request("/body", "Content-Length: 5", "Expect: 100-continue", method="POST",
-                            body=b"hello"))
+        client.send(
+            request(
+                "/body", "Content-Length: 5", "Expect: 100-continue", method="POST", body=b"hello"
+            )
+        )
         answer = client.answer()
         require(answer.status == 200, f"{answer.status}")
         require(clean_next(client, target) == "kept", "closed")

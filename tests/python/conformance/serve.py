@@ -59,8 +59,13 @@ def osloxide(args: argparse.Namespace) -> None:
     from osloxide import wsgi
 
     server = wsgi.Server(
-        oslo_conf(args), "conformance", load(args.app), host="127.0.0.1", port=0,
-        pool_size=args.threads, backlog=args.backlog,
+        oslo_conf(args),
+        "conformance",
+        load(args.app),
+        host="127.0.0.1",
+        port=0,
+        pool_size=args.threads,
+        backlog=args.backlog,
     )
     server.start()
     announce(server.port)
@@ -75,7 +80,9 @@ def native(args: argparse.Namespace) -> None:
 
     listener = socket.create_server(("127.0.0.1", 0), backlog=args.backlog)
     server = _native.Server(
-        load(args.app), listener.fileno(), pool_size=args.threads or 100,
+        load(args.app),
+        listener.fileno(),
+        pool_size=args.threads or 100,
         client_socket_timeout=args.timeout or 900.0,
     )
     server.start()
@@ -96,8 +103,13 @@ def eventlet(args: argparse.Namespace) -> None:
     from oslo_service import wsgi
 
     server = wsgi.Server(
-        oslo_conf(args), "conformance", load(args.app), host="127.0.0.1", port=0,
-        pool_size=args.threads, backlog=args.backlog,
+        oslo_conf(args),
+        "conformance",
+        load(args.app),
+        host="127.0.0.1",
+        port=0,
+        pool_size=args.threads,
+        backlog=args.backlog,
     )
     server.start()
     announce(server.port)
@@ -112,10 +124,27 @@ def gunicorn(args: argparse.Namespace) -> None:
     port = free_port()
     announce(port)
     command = [
-        sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1",
-        "--worker-class", "gthread", "--threads", str(args.threads or 4),
-        "--backlog", str(args.backlog), "--timeout", "60", "--graceful-timeout", "2",
-        "--keep-alive", str(args.keep_alive), "--log-level", "info",
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "1",
+        "--worker-class",
+        "gthread",
+        "--threads",
+        str(args.threads or 4),
+        "--backlog",
+        str(args.backlog),
+        "--timeout",
+        "60",
+        "--graceful-timeout",
+        "2",
+        "--keep-alive",
+        str(args.keep_alive),
+        "--log-level",
+        "info",
     ]
     if args.access_log:
         command += ["--access-logfile", "-"]
@@ -126,9 +155,23 @@ def granian(args: argparse.Namespace) -> None:
     port = free_port()
     announce(port)
     command = [
-        sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1",
-        "--port", str(port), "--workers", "1", "--backlog", str(max(args.backlog, 128)),
-        "--blocking-threads", str(args.threads or 4), "--http", "1",
+        sys.executable,
+        "-m",
+        "granian",
+        "--interface",
+        "wsgi",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backlog",
+        str(max(args.backlog, 128)),
+        "--blocking-threads",
+        str(args.threads or 4),
+        "--http",
+        "1",
     ]
     command += ["--access-log"] if args.access_log else ["--no-access-log"]
     os.execv(sys.executable, [*command, args.app])
@@ -138,8 +181,12 @@ def waitress(args: argparse.Namespace) -> None:
     from waitress.server import create_server
 
     server = create_server(
-        load(args.app), listen="127.0.0.1:0", threads=args.threads or 4, connection_limit=2000,
-        channel_timeout=args.timeout or 120, cleanup_interval=1 if args.timeout else 30,
+        load(args.app),
+        listen="127.0.0.1:0",
+        threads=args.threads or 4,
+        connection_limit=2000,
+        channel_timeout=args.timeout or 120,
+        cleanup_interval=1 if args.timeout else 30,
     )
     announce(server.effective_port)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -150,8 +197,11 @@ def cheroot(args: argparse.Namespace) -> None:
     from cheroot.wsgi import Server
 
     server = Server(
-        ("127.0.0.1", 0), load(args.app), numthreads=args.threads or 10,
-        timeout=args.timeout or 10, request_queue_size=max(args.backlog, 128),
+        ("127.0.0.1", 0),
+        load(args.app),
+        numthreads=args.threads or 10,
+        timeout=args.timeout or 10,
+        request_queue_size=max(args.backlog, 128),
     )
     server.prepare()
     announce(server.bind_addr[1])
@@ -180,11 +230,27 @@ def uwsgi(args: argparse.Namespace) -> None:
     announce(port)
     program = os.path.join(os.path.dirname(sys.executable), "uwsgi")
     command = [
-        program, "--http-socket", f"127.0.0.1:{port}", "--http-keepalive", "--add-header",
-        "Connection: keep-alive", "--so-keepalive", "--threads", str(args.threads or 4),
-        "--master", "--die-on-term", "--disable-logging", "--listen", "100",
-        "--socket-timeout", str(int(args.timeout or 60)), "--so-reuseport",
-        "--module", args.app, "--need-app", "--enable-threads",
+        program,
+        "--http-socket",
+        f"127.0.0.1:{port}",
+        "--http-keepalive",
+        "--add-header",
+        "Connection: keep-alive",
+        "--so-keepalive",
+        "--threads",
+        str(args.threads or 4),
+        "--master",
+        "--die-on-term",
+        "--disable-logging",
+        "--listen",
+        "100",
+        "--socket-timeout",
+        str(int(args.timeout or 60)),
+        "--so-reuseport",
+        "--module",
+        args.app,
+        "--need-app",
+        "--enable-threads",
     ]
     os.execv(program, command)
 
@@ -207,7 +273,16 @@ def wsgiref(args: argparse.Namespace) -> None:
 SERVERS: dict[str, Callable[[argparse.Namespace], None]] = {
     server.__name__: server
     for server in (
-        osloxide, native, eventlet, gunicorn, granian, waitress, cheroot, bjoern, fastwsgi, uwsgi,
+        osloxide,
+        native,
+        eventlet,
+        gunicorn,
+        granian,
+        waitress,
+        cheroot,
+        bjoern,
+        fastwsgi,
+        uwsgi,
         wsgiref,
     )
 }

@@ -58,7 +58,10 @@ class Target:
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [python, str(HERE / "serve.py"), server, "app:app", *options],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
                 start_new_session=True,
             )
         try:
@@ -122,7 +125,8 @@ class Target:
         """What the application recorded, optionally only for *tag* and only *event*."""
         found = [json.loads(line) for line in self.events_path.read_text().splitlines()]
         return [
-            item for item in found
+            item
+            for item in found
             if (tag is None or item["tag"] == tag) and (event is None or item["event"] == event)
         ]
 

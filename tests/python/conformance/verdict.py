@@ -108,8 +108,11 @@ def refused(target: Target, raw: bytes, tag: str, *, may_reach_app: bool = False
 
 
 def _reached(target: Target, tag: str) -> str:
-    paths = [event["path"] for event in target.events(tag) + target.events(tag + "s")
-             if event["event"] == "call"]
+    paths = [
+        event["path"]
+        for event in target.events(tag) + target.events(tag + "s")
+        if event["event"] == "call"
+    ]
     return f"; the application was called for {paths}" if paths else ""
 
 

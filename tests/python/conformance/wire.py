@@ -48,8 +48,10 @@ class Answer:
     def will_close(self) -> bool:
         """Whether the answer announces that the connection ends after it."""
         options = ",".join(self.all("Connection")).lower()
-        return "close" in options or not self.delimited or (
-            self.minor == 0 and "keep-alive" not in options
+        return (
+            "close" in options
+            or not self.delimited
+            or (self.minor == 0 and "keep-alive" not in options)
         )
 
 
