@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 STAGE_SECONDS = 1500
 OUTCOMES = ("passed", "failed", "errors", "skipped", "ignored", "deselected", "xfailed", "xpassed")
-# "12 passed, 1 failed in 3.2s" (pytest) and "test result: ok. 12 passed; 0 failed; ..." (cargo)
-SUMMARY = re.compile(r"^(test result: |=*\s*\d+ (passed|failed|skipped|error|xfailed|deselected))")
+# "12 passed, 1 failed in 3.2s" (pytest), "test result: ok. 12 passed; 0 failed" (cargo), "total ..."
+SUMMARY = re.compile(r"^(test result: |total\s|=*\s*\d+ (passed|failed|skipped|error|xfailed))")
 COUNT = re.compile(r"(\d+) ([a-z]+)")
 
 
