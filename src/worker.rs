@@ -1,1 +1,270 @@
-//! To be filled: see docs/architecture.md.
+//! The watch thread of a worker: what has to work whatever the interpreter is doing.
+//!
+//! Owns the answer to two events: the parent's death (end-of-file on the liveness pipe) and the
+//! deadline of a shutdown. It needs neither the interpreter nor any lock, so an application that
+//! spins with the interpreter held leaves in time all the same. Never runs in a process that still
+//! forks: a child would inherit the state without the thread.
+//! Rules: oslo.service ends its workers when the parent is gone; see docs/lifecycle.md.
+#![expect(unsafe_code, reason = "_exit(2)")]
+
+use crate::scoreboard;
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
+use nix::unistd::{Pid, write};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How long a worker may go on after its parent's death: long enough to answer what is in flight,
+/// and short enough that all is gone within three seconds.
+pub const GRACE_AFTER_PARENT: Duration = Duration::from_millis(2500);
+
+const NEVER: u64 = u64::MAX;
+const STACK_BYTES: usize = 128 * 1024;
+
+static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
+static PARENT_DIED: AtomicBool = AtomicBool::new(false);
+
+/// What a worker got from its parent.
+#[derive(Debug)]
+pub struct Parent {
+    /// Read end of the liveness pipe.
+    pub liveness: Arc<OwnedFd>,
+    /// Write end of the notice pipe.
+    pub notices: Arc<OwnedFd>,
+    /// Becomes readable when the parent ends. Sees its death also while a stray child of it keeps
+    /// the liveness pipe open.
+    pub pidfd: Option<OwnedFd>,
+}
+
+/// The handle on the watch thread of one process.
+#[derive(Debug)]
+struct Watch {
+    pid: u32,
+    orders: Arc<Orders>,
+    notices: Option<Arc<OwnedFd>>,
+}
+
+/// What the watch thread is told, without a lock.
+#[derive(Debug)]
+struct Orders {
+    bell: EventFd,
+    /// `CLOCK_MONOTONIC` nanoseconds when the process ends, or [`NEVER`].
+    deadline: AtomicU64,
+    /// Nanoseconds between arming and the deadline, for the message.
+    allowed: AtomicU64,
+}
+
+/// Starts the watch thread of a worker that was just forked.
+///
+/// # Errors
+/// When descriptors or threads are exhausted.
+pub fn enter(parent: Parent) -> io::Result<()> {
+    PARENT_DIED.store(false, Ordering::Relaxed);
+    let notices = Some(Arc::clone(&parent.notices));
+    *lock() = Some(Watch::start(Some(parent), notices)?);
+    Ok(())
+}
+
+/// Shows this process as running, and tells its parent, once. Without a parent only the scoreboard
+/// changes.
+///
+/// # Errors
+/// What writing to the notice pipe gives; a parent that is gone is no error.
+pub fn announce_ready() -> io::Result<()> {
+    scoreboard::current().mark_ready();
+    let notices = lock()
+        .as_mut()
+        .filter(|watch| watch.is_ours())
+        .and_then(|it| it.notices.take());
+    let Some(notices) = notices else {
+        return Ok(());
+    };
+    let notice = std::process::id().cast_signed().to_ne_bytes();
+    loop {
+        match write(&notices, &notice) {
+            Err(Errno::EINTR) => {}
+            Ok(_) | Err(Errno::EPIPE) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// True once the parent is known to be gone.
+#[must_use]
+pub fn parent_died() -> bool {
+    PARENT_DIED.load(Ordering::Relaxed)
+}
+
+/// Ends this process with status 1 after *allowed*, zero being at once, unless it left before. Of
+/// several deadlines the nearest holds. Starts the watch thread where there is none.
+///
+/// # Errors
+/// When descriptors or threads are exhausted.
+pub fn arm_deadline(allowed: Duration) -> io::Result<()> {
+    let mut current = lock();
+    let watch = match current.take() {
+        Some(watch) if watch.is_ours() => watch,
+        Some(_) | None => Watch::start(None, None)?,
+    };
+    let watch = current.insert(watch);
+    scoreboard::current().mark_leaving();
+    let nanoseconds = u64::try_from(allowed.as_nanos()).unwrap_or(NEVER);
+    let deadline = scoreboard::now().saturating_add(nanoseconds);
+    if deadline < watch.orders.deadline.fetch_min(deadline, Ordering::Relaxed) {
+        watch.orders.allowed.store(nanoseconds, Ordering::Relaxed);
+    }
+    watch.orders.ring();
+    Ok(())
+}
+
+/// Takes an armed deadline back: the shutdown is complete and the process goes on with something
+/// else. That of a dead parent stays.
+pub fn disarm_deadline() {
+    if let Some(watch) = lock().as_ref().filter(|watch| watch.is_ours()) {
+        watch.orders.deadline.store(NEVER, Ordering::Relaxed);
+        watch.orders.ring();
+    }
+}
+
+impl Watch {
+    fn start(parent: Option<Parent>, notices: Option<Arc<OwnedFd>>) -> io::Result<Self> {
+        let orders = Arc::new(Orders {
+            bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            deadline: AtomicU64::new(NEVER),
+            allowed: AtomicU64::new(0),
+        });
+        let theirs = Arc::clone(&orders);
+        // The thread inherits the mask: no signal is ever delivered to it.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        let started = thread::Builder::new()
+            .name("osloxide-watch".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || watch(&theirs, parent));
+        before.thread_set_mask()?;
+        started?;
+        Ok(Self {
+            pid: std::process::id(),
+            orders,
+            notices,
+        })
+    }
+
+    fn is_ours(&self) -> bool {
+        self.pid == std::process::id()
+    }
+}
+
+impl Orders {
+    fn ring(&self) {
+        let _ = self.bell.write(1);
+    }
+}
+
+/// Locked for moments and only by threads that may not fork meanwhile; the watch thread never does.
+fn lock() -> MutexGuard<'static, Option<Watch>> {
+    WATCH.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn watch(orders: &Orders, mut parent: Option<Parent>) {
+    let mut end_after_parent = NEVER;
+    loop {
+        let armed = orders.deadline.load(Ordering::Relaxed);
+        let now = scoreboard::now();
+        if now >= end_after_parent {
+            leave(&format!(
+                "osloxide: process {}: its parent is gone and it was still busy {} s later; \
+                 exiting with status 1\n",
+                std::process::id(),
+                GRACE_AFTER_PARENT.as_secs_f64()
+            ));
+        }
+        if now >= armed {
+            leave(&format!(
+                "osloxide: process {} had {:.3} s to leave and is still there; \
+                 exiting with status 1\n",
+                std::process::id(),
+                Duration::from_nanos(orders.allowed.load(Ordering::Relaxed)).as_secs_f64()
+            ));
+        }
+        if wait(orders, parent.as_ref(), armed.min(end_after_parent), now) {
+            parent = None;
+            PARENT_DIED.store(true, Ordering::Relaxed);
+            let grace = u64::try_from(GRACE_AFTER_PARENT.as_nanos()).unwrap_or(NEVER);
+            end_after_parent = scoreboard::now().saturating_add(grace);
+            // The same way as any other shutdown: Python's handler drains.
+            let _ = kill(Pid::this(), Signal::SIGTERM);
+        }
+    }
+}
+
+/// Waits for an order, the deadline, or the parent's end, and returns true for the last.
+fn wait(orders: &Orders, parent: Option<&Parent>, deadline: u64, now: u64) -> bool {
+    let mut polled = vec![readable(orders.bell.as_fd())];
+    if let Some(parent) = parent {
+        polled.push(readable(parent.liveness.as_fd()));
+        polled.extend(parent.pidfd.as_ref().map(|pidfd| readable(pidfd.as_fd())));
+    }
+    if poll(&mut polled, timeout(deadline, now)).is_err() {
+        return false; // EINTR cannot be: all signals are blocked; ENOMEM: try again
+    }
+    let is_readable = |fd: &PollFd<'_>| fd.any() == Some(true);
+    if is_readable(&polled[0]) {
+        let _ = orders.bell.read();
+    }
+    polled[1..].iter().any(is_readable)
+}
+
+fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLIN)
+}
+
+/// Rounded up to the next millisecond, so that the deadline has passed when the wait ends.
+fn timeout(deadline: u64, now: u64) -> PollTimeout {
+    if deadline == NEVER {
+        return PollTimeout::NONE;
+    }
+    let milliseconds = deadline.saturating_sub(now).div_ceil(1_000_000);
+    i32::try_from(milliseconds)
+        .ok()
+        .and_then(|milliseconds| PollTimeout::try_from(milliseconds).ok())
+        .unwrap_or(PollTimeout::MAX)
+}
+
+/// Ends the process, with a last line where standard error takes it without blocking.
+fn leave(line: &str) -> ! {
+    let stderr = io::stderr();
+    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut polled, PollTimeout::ZERO) == Ok(1) && polled[0].any() == Some(true) {
+        let _ = write(stderr.as_fd(), line.as_bytes());
+    }
+    // SAFETY: ends the process without running anything else; that is the point.
+    unsafe { libc::_exit(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_never_ends_before_its_deadline() {
+        assert_eq!(timeout(NEVER, 5), PollTimeout::NONE);
+        assert_eq!(timeout(5, 5), PollTimeout::ZERO);
+        assert_eq!(timeout(6, 5), PollTimeout::try_from(1_i32).unwrap());
+        assert_eq!(timeout(2_000_001, 1), PollTimeout::try_from(2_i32).unwrap());
+        assert_eq!(timeout(NEVER - 1, 0), PollTimeout::MAX);
+        assert_eq!(timeout(1, 5), PollTimeout::ZERO);
+    }
+
+    #[test]
+    fn outside_a_worker_there_is_no_parent_to_tell_or_to_lose() {
+        assert!(announce_ready().is_ok());
+        assert!(!parent_died());
+    }
+}

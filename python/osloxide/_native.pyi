@@ -30,6 +30,11 @@ class Scoreboard:
     def attach(pid: int) -> Scoreboard:
         """Read-only view of the scoreboard of another process, found through /proc/PID/fd.
         Raises ProcessLookupError when that process has none."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def pid(self) -> int:
+        """The process that made it."""
     def claim(self, slot: int, generation: int) -> None:
         """In a worker: this process now counts in *slot* (server and pool find it by themselves)."""
     def read(self) -> list[dict[str, Any]]:
@@ -71,7 +76,8 @@ class Supervisor:
     def fork_failed(self, slot: int, errno: int) -> None:
         """EAGAIN and ENOMEM are retried with back-off; serving goes on meanwhile."""
     def configured(self) -> None:
-        """The configuration was reloaded: workers now get SIGHUP (mutate) or are replaced one by one (reload)."""
+        """The configuration was reloaded: workers now get SIGHUP (mutate) or are replaced one by one
+        (reload). Calling next() without it drops the request: the configuration was unusable."""
     def pids(self) -> list[int]:
         """Live workers."""
     def exit_status(self) -> int:
@@ -95,8 +101,12 @@ def worker_ready() -> None:
 
 def parent_died() -> bool: ...
 def arm_deadline(seconds: float) -> None:
-    """End this process with status 1 after *seconds*, whatever the interpreter is doing, unless it
-    left before. Starts the watch thread if need be (then this process must not fork any more)."""
+    """End this process with status 1 after *seconds* (0: at once), whatever the interpreter is
+    doing, unless it left before. Of several deadlines the nearest holds. Starts the watch thread if
+    need be (then this process must not fork any more)."""
+
+def disarm_deadline() -> None:
+    """Take the armed deadline back: the shutdown is complete and this process goes on."""
 
 # ---- WSGI server (src/python/server.rs, src/python/wsgi.rs) ---------------------------------------
 

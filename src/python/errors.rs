@@ -3,7 +3,7 @@
 //! The classes are built-in ones that callers of oslo.service already catch. The text comes from
 //! the error itself; an `OSError` keeps its `errno`.
 
-use crate::scoreboard;
+use crate::{scoreboard, supervisor};
 use pyo3::exceptions::{
     PyOSError, PyPermissionError, PyProcessLookupError, PyRuntimeError, PyValueError,
 };
@@ -28,4 +28,25 @@ pub(super) fn os_error(text: &str, source: &std::io::Error) -> PyErr {
     };
     let answer = nix::errno::Errno::from_raw(errno).desc();
     PyOSError::new_err((errno, format!("{text}: {answer}")))
+}
+
+impl From<supervisor::Error> for PyErr {
+    fn from(error: supervisor::Error) -> Self {
+        use supervisor::Error;
+        let text = error.to_string();
+        match error {
+            Error::Pipes(errno) => os_error(&text, &errno.into()),
+            Error::TooManyWorkers { .. } => PyValueError::new_err(text),
+            Error::NotForking { .. } | Error::Unanswered { .. } | Error::NotTheParent { .. } => {
+                PyRuntimeError::new_err(text)
+            }
+        }
+    }
+}
+
+/// For `Supervisor.request()`.
+pub(super) fn invalid_request(kind: &str) -> PyErr {
+    PyValueError::new_err(format!(
+        "unknown request {kind:?}; use \"stop\", \"reload\", \"mutate\" or \"abort\""
+    ))
 }

@@ -7,6 +7,8 @@ mod errors;
 mod scoreboard;
 mod server;
 mod signals;
+mod supervisor;
+mod worker;
 mod wsgi;
 
 use pyo3::prelude::*;
@@ -22,6 +24,10 @@ mod _native {
     use super::server::{Server, TlsConfig};
     #[pymodule_export]
     use super::signals::{install_wakeup, park, uninstall_wakeup, wake};
+    #[pymodule_export]
+    use super::supervisor::Supervisor;
+    #[pymodule_export]
+    use super::worker::{arm_deadline, disarm_deadline, enter_worker, parent_died, worker_ready};
     #[pymodule_export]
     use super::wsgi::{FileWrapper, check_log_format};
 

@@ -1,1 +1,526 @@
-//! To be filled: see docs/architecture.md.
+//! The parent of a launcher's workers: fork, reap, respawn, reload, drain.
+//!
+//! [`Supervisor::next`] is the only loop. It collects what happened (requests, notices, ended
+//! processes, passed deadlines), lets the pure [`roster`] decide, sends the signals that come out,
+//! and returns the next [`Command`] for Python or parks until something happens. It starts no
+//! thread, blocks no signal and forks nothing: fork is a command, because CPython must do it.
+//! Rules: oslo.service `ProcessLauncher`; tables in docs/lifecycle.md.
+
+pub mod pipes;
+pub mod process;
+pub mod roster;
+pub mod state;
+
+use crate::scoreboard::{self, Scoreboard, Seat};
+use crate::signals::{Bell, Pending, Request};
+use nix::errno::Errno;
+use pipes::Pipes;
+use process::Processes;
+use roster::{Phase, Roster};
+use state::State;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Workers that one supervisor can have. Half of the scoreboard: during a reload a slot may need a
+/// row for the worker that leaves beside that of the one that came.
+pub const MOST_WORKERS: usize = scoreboard::CAPACITY / 2 - 1;
+
+/// How often children are looked at where no pidfd tells of their end and SIGCHLD may be lost to a
+/// handler of the application.
+const POLL_WITHOUT_PIDFD: Duration = Duration::from_secs(1);
+
+/// What Python shall do or know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Command {
+    /// Fork a worker; to be answered by [`Supervisor::forked`] or [`Supervisor::fork_failed`].
+    Fork {
+        /// Number of the group.
+        group: usize,
+        /// Slot, counted over all groups.
+        slot: usize,
+        /// Reload round.
+        generation: u32,
+    },
+    /// Reload the configuration; to be answered by [`Supervisor::configured`].
+    Reload,
+    /// Mutate the configuration; to be answered by [`Supervisor::configured`].
+    Mutate,
+    /// Shutdown begins.
+    Stopping {
+        /// Live workers.
+        count: usize,
+    },
+    /// A worker ended.
+    Exited {
+        /// The process.
+        pid: i32,
+        /// Number of its group.
+        group: usize,
+        /// Its slot.
+        slot: usize,
+        /// Wait status as `waitpid(2)` gives it.
+        status: i32,
+        /// Time since its fork.
+        lifetime: Duration,
+    },
+    /// Process 1 reaped a child that is no worker.
+    Stranger {
+        /// The process.
+        pid: i32,
+        /// Wait status.
+        status: i32,
+    },
+    /// A slot waits before its next fork.
+    Backoff {
+        /// Number of its group.
+        group: usize,
+        /// The slot.
+        slot: usize,
+        /// For how long.
+        delay: Duration,
+        /// Failures in a row.
+        failures: u32,
+    },
+    /// A worker was still there at its deadline; SIGKILL was sent.
+    Late {
+        /// Its slot.
+        slot: usize,
+        /// The process.
+        pid: i32,
+        /// Time since SIGTERM.
+        waited: Duration,
+    },
+    /// Signal handlers ran and requested nothing.
+    Interrupted,
+}
+
+/// Why a supervisor refuses.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// More workers than there is room for.
+    #[error("{wanted} workers are too many: a supervisor has room for {MOST_WORKERS}")]
+    TooManyWorkers {
+        /// Workers of all groups, the refused one included.
+        wanted: usize,
+    },
+    /// An answer to a fork that was not handed out.
+    #[error("slot {slot} has no fork to answer; answer each fork command of next() once")]
+    NotForking {
+        /// The slot.
+        slot: usize,
+    },
+    /// The fork command was not answered.
+    #[error("the fork of slot {slot} was not answered; call forked() or fork_failed() first")]
+    Unanswered {
+        /// The slot.
+        slot: usize,
+    },
+    /// A worker used its parent's supervisor.
+    #[error(
+        "this supervisor belongs to process {owner}, not to process {here}; \
+         make a new one in a worker that has workers of its own"
+    )]
+    NotTheParent {
+        /// Process that made it.
+        owner: u32,
+        /// Process that used it.
+        here: u32,
+    },
+    /// The kernel refused.
+    #[error("cannot make the pipes of a supervisor")]
+    Pipes(#[source] Errno),
+}
+
+/// Supervises workers. All methods take `&self`: signal handlers of the main thread call
+/// [`Supervisor::request`] and [`Supervisor::signal_all`] while [`Supervisor::next`] is parked.
+#[derive(Debug)]
+pub struct Supervisor<P> {
+    requests: Pending,
+    /// Rung with each request, so that one from another thread ends the wait of [`Self::next`].
+    bell: Arc<Bell>,
+    owner: u32,
+    inner: Mutex<Inner<P>>,
+}
+
+#[derive(Debug)]
+struct Inner<P> {
+    is_init: bool,
+    roster: Roster,
+    processes: P,
+    pipes: Pipes,
+    board: Arc<Scoreboard>,
+    /// What tells of the end of each live worker, and its row on the scoreboard.
+    live: BTreeMap<i32, Live>,
+    /// Row reserved for the fork that was handed out.
+    reserved: Option<usize>,
+    strangers: Vec<Command>,
+}
+
+#[derive(Debug)]
+struct Live {
+    watch: Option<Arc<OwnedFd>>,
+    row: Option<usize>,
+}
+
+enum Step {
+    Do(Command),
+    Park {
+        fds: Vec<Arc<OwnedFd>>,
+        deadline: Option<Instant>,
+    },
+    Ended,
+}
+
+impl<P: Processes> Supervisor<P> {
+    /// A supervisor without workers. *`is_init`* says that this is process 1, which has to reap
+    /// strangers too.
+    ///
+    /// # Errors
+    /// [`Error::Pipes`] when no descriptors are left.
+    pub fn new(processes: P, board: Arc<Scoreboard>, is_init: bool) -> Result<Self, Error> {
+        let inner = Inner {
+            is_init,
+            roster: Roster::default(),
+            processes,
+            pipes: Pipes::new().map_err(Error::Pipes)?,
+            board,
+            live: BTreeMap::new(),
+            reserved: None,
+            strangers: Vec::new(),
+        };
+        Ok(Self {
+            requests: Pending::new(),
+            bell: Arc::new(Bell::new().map_err(Error::Pipes)?),
+            owner: std::process::id(),
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// Adds a group of *workers* identical workers, 0 allowed, and returns its number.
+    ///
+    /// # Errors
+    /// [`Error::TooManyWorkers`].
+    pub fn add_group(&self, name: &str, workers: usize) -> Result<usize, Error> {
+        let mut inner = self.lock();
+        let wanted = inner.roster.slots().len().saturating_add(workers);
+        if wanted > MOST_WORKERS {
+            return Err(Error::TooManyWorkers { wanted });
+        }
+        Ok(inner.roster.add_group(name, workers))
+    }
+
+    /// How long workers may drain before SIGKILL; zero is for ever.
+    pub fn set_grace(&self, grace: Duration) {
+        self.lock().roster.set_grace(grace);
+    }
+
+    /// Records a request for [`Supervisor::next`] and wakes it. Any thread and any context may
+    /// call it: it takes no lock.
+    pub fn request(&self, request: Request) {
+        self.requests.record(request);
+        if self.is_parent() {
+            self.bell.ring();
+        }
+    }
+
+    /// The process that made this supervisor; only there it may be used.
+    #[must_use]
+    pub const fn owner(&self) -> u32 {
+        self.owner
+    }
+
+    fn is_parent(&self) -> bool {
+        std::process::id() == self.owner
+    }
+
+    /// The next command; `None` once a stop was requested and every worker has left.
+    ///
+    /// *clock* tells the time. *wait* parks until one of the descriptors is readable, a signal
+    /// handler ran or the deadline passed, and returns true in the second case.
+    ///
+    /// # Errors
+    /// [`Error::Unanswered`], [`Error::NotTheParent`], or what *wait* returns.
+    pub fn next<E: From<Error>>(
+        &self,
+        clock: impl Fn() -> Instant,
+        mut wait: impl FnMut(&[BorrowedFd<'_>], Option<Instant>) -> Result<bool, E>,
+    ) -> Result<Option<Command>, E> {
+        let mut was_interrupted = false;
+        loop {
+            match self.step(clock())? {
+                Step::Do(command) => return Ok(Some(command)),
+                Step::Ended => return Ok(None),
+                Step::Park { .. } if was_interrupted => return Ok(Some(Command::Interrupted)),
+                Step::Park { fds, deadline } => {
+                    let bell = std::iter::once(self.bell.as_ref().as_fd());
+                    let fds: Vec<_> = bell.chain(fds.iter().map(AsFd::as_fd)).collect();
+                    was_interrupted = wait(&fds, deadline)?;
+                }
+            }
+        }
+    }
+
+    /// Like [`Supervisor::next`] without ever parking: `None` when nothing is due at *now*.
+    ///
+    /// # Errors
+    /// [`Error::Unanswered`], [`Error::NotTheParent`].
+    pub fn due(&self, now: Instant) -> Result<Option<Command>, Error> {
+        match self.step(now)? {
+            Step::Do(command) => Ok(Some(command)),
+            Step::Ended | Step::Park { .. } => Ok(None),
+        }
+    }
+
+    /// The fork of *slot* gave process *pid*. Returns false when the kernel cannot tell of its end
+    /// by a descriptor: SIGCHLD must then have a handler.
+    ///
+    /// # Errors
+    /// [`Error::NotForking`].
+    pub fn forked(&self, slot: usize, pid: i32, now: Instant) -> Result<bool, Error> {
+        let mut inner = self.lock();
+        inner.roster.forked(slot, pid, now)?;
+        let watch = inner.processes.watch(pid).map(Arc::new);
+        let is_watched = watch.is_some();
+        let row = inner.reserved.take();
+        if let Some(row) = row.and_then(|row| inner.board.row(row)) {
+            row.mark_forked(pid.unsigned_abs());
+        }
+        inner.live.insert(pid, Live { watch, row });
+        inner.act();
+        Ok(is_watched)
+    }
+
+    /// The fork of *slot* failed; it is tried again after a back-off.
+    ///
+    /// # Errors
+    /// [`Error::NotForking`].
+    pub fn fork_failed(&self, slot: usize, now: Instant) -> Result<(), Error> {
+        let mut inner = self.lock();
+        inner.roster.fork_failed(slot, now)?;
+        let row = inner.reserved.take();
+        if let Some(row) = row.and_then(|row| inner.board.row(row)) {
+            row.mark(scoreboard::State::Waiting);
+        }
+        inner.act();
+        Ok(())
+    }
+
+    /// The configuration command was carried out.
+    pub fn configured(&self, now: Instant) {
+        let mut inner = self.lock();
+        inner.roster.configured(now);
+        inner.act();
+    }
+
+    /// Live workers, in order of slot.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        self.lock().roster.pids().collect()
+    }
+
+    /// What the supervisor as a whole is doing.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.lock().roster.phase()
+    }
+
+    /// 0 when every worker left in time, 1 when one had to be killed at the deadline or the
+    /// shutdown was an abort.
+    #[must_use]
+    pub fn exit_status(&self) -> i32 {
+        i32::from(self.lock().roster.was_late())
+    }
+
+    /// Sends a signal to every live worker now.
+    pub fn signal_all(&self, number: i32) {
+        let mut inner = self.lock();
+        let pids: Vec<_> = inner.roster.pids().collect();
+        for pid in pids {
+            inner.signal(pid, number);
+        }
+    }
+
+    /// Read end of the liveness pipe.
+    #[must_use]
+    pub fn liveness(&self) -> Arc<OwnedFd> {
+        Arc::clone(self.lock().pipes.liveness())
+    }
+
+    /// Write end of the notice pipe.
+    #[must_use]
+    pub fn notices(&self) -> Arc<OwnedFd> {
+        Arc::clone(self.lock().pipes.notices())
+    }
+
+    /// In a forked child: closes everything that only the parent may hold.
+    pub fn become_worker(&self) {
+        let mut inner = self.lock();
+        inner.live.clear();
+        inner.pipes.keep_worker_ends();
+    }
+
+    fn step(&self, now: Instant) -> Result<Step, Error> {
+        if !self.is_parent() {
+            return Err(Error::NotTheParent {
+                owner: self.owner,
+                here: std::process::id(),
+            });
+        }
+        let _ = self.bell.answer(); // before looking, so that a later request rings again
+        let mut inner = self.lock();
+        if let Some(slot) = inner.roster.unanswered() {
+            return Err(Error::Unanswered { slot });
+        }
+        inner.roster.forget_configuring();
+        for pid in inner.pipes.take_notices() {
+            inner.roster.ready(pid, now);
+        }
+        inner.reap(now);
+        while let Some(request) = self.requests.take_most_urgent() {
+            inner.roster.request(request, now);
+        }
+        inner.roster.tick(now);
+        inner.act();
+        Ok(inner.next_step(now))
+    }
+
+    /// Held for the length of one step, with the interpreter attached and never while parked; so
+    /// no child can inherit it locked.
+    fn lock(&self) -> MutexGuard<'_, Inner<P>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<P: Processes> Inner<P> {
+    fn next_step(&mut self, now: Instant) -> Step {
+        if let Some(command) = self.roster.take_command().or_else(|| self.strangers.pop()) {
+            match command {
+                Command::Reload => self.roster.begin_configuring(Request::Reload),
+                Command::Mutate => self.roster.begin_configuring(Request::Mutate),
+                Command::Fork { .. }
+                | Command::Stopping { .. }
+                | Command::Exited { .. }
+                | Command::Stranger { .. }
+                | Command::Backoff { .. }
+                | Command::Late { .. }
+                | Command::Interrupted => {}
+            }
+            return Step::Do(command);
+        }
+        if let Some((slot, command)) = self.roster.hand_out_fork(now) {
+            if let Command::Fork { generation, .. } = command {
+                self.reserve(slot, generation);
+            }
+            return Step::Do(command);
+        }
+        if self.roster.has_ended() {
+            return Step::Ended;
+        }
+        let watches = self.live.values().filter_map(|live| live.watch.clone());
+        let fds = self.pipes.incoming().into_iter().chain(watches).collect();
+        let is_blind = self.live.values().any(|live| live.watch.is_none());
+        let look_again = is_blind.then(|| now + POLL_WITHOUT_PIDFD);
+        let deadline = [self.roster.deadline(), look_again]
+            .into_iter()
+            .flatten()
+            .min();
+        Step::Park { fds, deadline }
+    }
+
+    fn reap(&mut self, now: Instant) {
+        let pids: Vec<_> = self.live.keys().copied().collect();
+        for pid in pids {
+            if let Some(status) = self.processes.reap(pid) {
+                self.ended(pid, status, now);
+            }
+        }
+        while self.is_init
+            && let Some(pid) = self.processes.ended_child()
+        {
+            let Some(status) = self.processes.reap(pid) else {
+                return;
+            };
+            if self.live.contains_key(&pid) {
+                self.ended(pid, status, now); // it ended since we looked
+            } else {
+                self.strangers.push(Command::Stranger { pid, status });
+            }
+        }
+    }
+
+    fn ended(&mut self, pid: i32, status: i32, now: Instant) {
+        let Some(live) = self.live.remove(&pid) else {
+            return;
+        };
+        let departure = self.roster.exited(pid, status, now);
+        let Some(row) = live.row.and_then(|row| self.board.row(row)) else {
+            return;
+        };
+        let state = match departure {
+            Some(departure) if departure.is_put_off => scoreboard::State::Waiting,
+            Some(departure) if departure.is_respawned => scoreboard::State::Gone,
+            // While others of its slot go on, the row is free for anybody.
+            Some(departure) if self.has_workers(departure.slot) => scoreboard::State::Free,
+            Some(_) | None => scoreboard::State::Gone,
+        };
+        row.mark_ended(state, status);
+    }
+
+    fn has_workers(&self, slot: usize) -> bool {
+        let slot = self.roster.slots().get(slot);
+        slot.is_some_and(|slot| slot.workers().any(|(_, worker)| worker.pid().is_some()))
+    }
+
+    fn reserve(&mut self, slot: usize, generation: u32) {
+        let Some(record) = self.roster.slots().get(slot) else {
+            return;
+        };
+        let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        // Without a row the worker still runs; it is only not shown.
+        self.reserved = self
+            .board
+            .reserve(Seat {
+                slot: number(slot),
+                group: number(record.group),
+                generation,
+                respawns: record.respawns,
+                last_exit: record.last_exit,
+            })
+            .ok();
+    }
+
+    /// Sends the signals that the roster decided on and shows its states on the scoreboard.
+    fn act(&mut self) {
+        for signal in self.roster.take_signals() {
+            self.signal(signal.pid, signal.number);
+        }
+        for slot in self.roster.slots() {
+            for (role, worker) in slot.workers() {
+                let Some(pid) = worker.pid() else { continue };
+                let row = self.live.get(&pid).and_then(|live| live.row);
+                let Some(row) = row.and_then(|row| self.board.row(row)) else {
+                    continue;
+                };
+                match worker.state {
+                    State::Draining { .. } => row.mark(scoreboard::State::Draining),
+                    State::Killing { .. } => row.mark(scoreboard::State::Killing),
+                    // The worker says itself that it is ready, or that it is leaving.
+                    State::Starting { .. } | State::Running { .. } => {}
+                    State::Due | State::Forking | State::Waiting { .. } | State::Gone => {
+                        debug_assert!(false, "a {role:?} without a process has a pid");
+                    }
+                }
+            }
+        }
+    }
+
+    fn signal(&mut self, pid: i32, number: i32) {
+        let watch = self.live.get(&pid).and_then(|live| live.watch.clone());
+        self.processes
+            .signal(pid, watch.as_deref().map(AsFd::as_fd), number);
+    }
+}

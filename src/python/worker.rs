@@ -1,0 +1,72 @@
+//! The boundary of the worker room: the first and the last calls of a worker's life.
+
+use crate::python::errors::{os_error, scoreboard_error};
+use crate::python::scoreboard::Scoreboard;
+use crate::python::signals::{duration, install_wakeup};
+use crate::python::supervisor::{Supervisor, leave_parenthood};
+use crate::supervisor::process::pidfd_open;
+use crate::worker::{self, Parent};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+/// First call in a forked child; see `_native.pyi`.
+#[pyfunction]
+pub(super) fn enter_worker(
+    py: Python<'_>,
+    supervisor: &Supervisor,
+    scoreboard: &Scoreboard,
+    slot: u32,
+    generation: u32,
+) -> PyResult<()> {
+    let owner = supervisor.0.owner();
+    if owner == std::process::id() {
+        return Err(PyRuntimeError::new_err(format!(
+            "process {owner} is the parent itself; call enter_worker() in the child of os.fork()"
+        )));
+    }
+    leave_parenthood();
+    install_wakeup(py)?;
+    scoreboard
+        .0
+        .claim(slot, generation)
+        .map_err(|error| scoreboard_error(&error))?;
+    let parent = Parent {
+        liveness: supervisor.0.liveness(),
+        notices: supervisor.0.notices(),
+        pidfd: parent_pidfd(owner),
+    };
+    worker::enter(parent).map_err(|error| os_error("cannot start the watch thread", &error))
+}
+
+/// `None` also when the parent is gone already; the liveness pipe tells that too.
+fn parent_pidfd(owner: u32) -> Option<std::os::fd::OwnedFd> {
+    let pidfd = pidfd_open(owner.cast_signed()).ok()?;
+    // Checked after opening: the number may have been given to another process meanwhile.
+    (std::os::unix::process::parent_id() == owner).then_some(pidfd)
+}
+
+/// `start()` has returned: tell the parent.
+#[pyfunction]
+pub(super) fn worker_ready(py: Python<'_>) -> PyResult<()> {
+    py.detach(worker::announce_ready)
+        .map_err(|error| os_error("cannot tell the parent that this worker is ready", &error))
+}
+
+/// True once the parent is known to be gone.
+#[pyfunction]
+pub(super) fn parent_died() -> bool {
+    worker::parent_died()
+}
+
+/// Ends this process with status 1 after *seconds* unless it left before.
+#[pyfunction]
+pub(super) fn arm_deadline(seconds: f64) -> PyResult<()> {
+    worker::arm_deadline(duration("seconds", seconds)?)
+        .map_err(|error| os_error("cannot start the watch thread", &error))
+}
+
+/// Takes an armed deadline back.
+#[pyfunction]
+pub(super) fn disarm_deadline() {
+    worker::disarm_deadline();
+}

@@ -1,0 +1,97 @@
+//! The edge between the supervisor and the operating system's processes.
+//!
+//! [`Processes`] is where tests put a fake with a call log. [`System`] is the real thing: it
+//! signals and reaps only the pids it is given, by pidfd where the kernel has them, so that it
+//! never takes an exit status that belongs to the application (`subprocess` in the parent).
+//! Rules: `pidfd_open(2)`, `pidfd_send_signal(2)`, `waitpid(2)`.
+#![expect(unsafe_code, reason = "system calls that nix does not wrap")]
+
+use nix::errno::Errno;
+use nix::libc;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Wait status reported for a worker whose real one was taken by somebody else, such as a SIGCHLD
+/// handler of the application that waits for any child: an exit with status 255.
+pub const LOST_STATUS: i32 = 255 << 8;
+
+/// What a supervisor does to processes, forking aside.
+pub trait Processes {
+    /// A descriptor that becomes readable when child *pid* ends; `None` where the kernel has none
+    /// to give, and then SIGCHLD has to wake the supervisor.
+    fn watch(&mut self, pid: i32) -> Option<OwnedFd>;
+
+    /// Sends a signal to a child that was not reaped yet. One that has ended is no error.
+    fn signal(&mut self, pid: i32, watch: Option<BorrowedFd<'_>>, number: i32);
+
+    /// Reaps child *pid* if it has ended and returns its wait status, [`LOST_STATUS`] when somebody
+    /// else has reaped it, or `None` while it lives.
+    fn reap(&mut self, pid: i32) -> Option<i32>;
+
+    /// The pid of any child that has ended and was not reaped; it stays unreaped. Asked only as
+    /// process 1, which inherits the orphans of its container.
+    fn ended_child(&mut self) -> Option<i32>;
+}
+
+/// Real processes.
+#[derive(Debug, Default)]
+pub struct System;
+
+impl Processes for System {
+    fn watch(&mut self, pid: i32) -> Option<OwnedFd> {
+        pidfd_open(pid).ok()
+    }
+
+    fn signal(&mut self, pid: i32, watch: Option<BorrowedFd<'_>>, number: i32) {
+        if let Some(watch) = watch {
+            let (fd, nothing) = (watch.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+            // SAFETY: takes a live descriptor and a null pointer, which the call allows.
+            let sent =
+                unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, number, nothing, 0) };
+            if sent == 0 || Errno::last() == Errno::ESRCH {
+                return;
+            }
+        }
+        // SAFETY: no pointers. The pid is an unreaped child's, so it is not in use again.
+        let _ = unsafe { libc::kill(pid, number) };
+    }
+
+    fn reap(&mut self, pid: i32) -> Option<i32> {
+        let mut status = 0;
+        loop {
+            // nix's waitpid reaps, and then fails, where a real-time signal ended the child.
+            // SAFETY: *status* lives as long as the call.
+            match unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } {
+                0 => return None,
+                reaped if reaped == pid => return Some(status),
+                _ if Errno::last() == Errno::EINTR => {}
+                _ => return Some(LOST_STATUS),
+            }
+        }
+    }
+
+    fn ended_child(&mut self) -> Option<i32> {
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: siginfo_t is plain data, for which zeroes are valid.
+        let mut ended: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: *ended* lives as long as the call.
+        let found = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut ended, options) };
+        if found != 0 {
+            return None;
+        }
+        // SAFETY: waitid filled in the fields for a child, or left the zeroes.
+        let pid = unsafe { ended.si_pid() };
+        (pid > 0).then_some(pid)
+    }
+}
+
+/// A descriptor that becomes readable when process *pid* ends; closed on exec.
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.3 and where a sandbox forbids it, `ESRCH`, `EMFILE`.
+pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

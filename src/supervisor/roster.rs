@@ -1,0 +1,549 @@
+//! All slots of a supervisor: who is in them, and what a request means for the whole.
+//!
+//! Pure like [`super::state`]: instants come in, signals to send and commands for Python go out.
+//! Forks nothing, sends nothing, reads no clock. The tables in docs/lifecycle.md mirror it.
+
+use super::state::{Action, Event, STABLE, State, Worker};
+use super::{Command, Error};
+use crate::signals::Request;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+const HANGUP: i32 = nix::libc::SIGHUP;
+const TERMINATE: i32 = nix::libc::SIGTERM;
+const KILL: i32 = nix::libc::SIGKILL;
+
+/// What the supervisor as a whole is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Keeps every slot filled.
+    Running,
+    /// Replaces the workers one by one; the slots before *cursor* are done.
+    Reloading {
+        /// The slot whose worker is being replaced.
+        cursor: usize,
+    },
+    /// Lets the workers leave and forks no more.
+    Stopping {
+        /// When SIGKILL follows; `None` is never.
+        deadline: Option<Instant>,
+    },
+}
+
+/// Which of the workers of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The one that keeps the slot.
+    Seated,
+    /// The one that starts while the seated one still serves.
+    Successor,
+    /// The one that drains after its successor became ready.
+    Predecessor,
+}
+
+/// A signal to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal {
+    /// To whom.
+    pub pid: i32,
+    /// Its number.
+    pub number: i32,
+}
+
+/// A worker that ended, as [`Roster::exited`] found it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Departure {
+    /// Its slot.
+    pub slot: usize,
+    /// True when its place in the slot remains, for it will be forked again.
+    pub is_respawned: bool,
+    /// True when the slot waits before that fork.
+    pub is_put_off: bool,
+}
+
+/// A place for one worker at a time, and for up to two more while that one is being replaced.
+#[derive(Debug)]
+pub struct Slot {
+    /// Number of its group.
+    pub group: usize,
+    /// How often it was forked again after its worker ended.
+    pub respawns: u32,
+    /// Wait status of its previous worker.
+    pub last_exit: Option<i32>,
+    seated: Worker,
+    successor: Option<Worker>,
+    predecessor: Option<Worker>,
+}
+
+impl Slot {
+    /// Its workers, whoever has a process or will have one.
+    pub fn workers(&self) -> impl Iterator<Item = (Role, &Worker)> {
+        [
+            (Role::Seated, Some(&self.seated)),
+            (Role::Successor, self.successor.as_ref()),
+            (Role::Predecessor, self.predecessor.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(role, worker)| worker.map(|worker| (role, worker)))
+    }
+
+    fn worker(&mut self, role: Role) -> Option<&mut Worker> {
+        match role {
+            Role::Seated => Some(&mut self.seated),
+            Role::Successor => self.successor.as_mut(),
+            Role::Predecessor => self.predecessor.as_mut(),
+        }
+    }
+
+    fn role_of(&self, is_wanted: impl Fn(&Worker) -> bool) -> Option<Role> {
+        self.workers()
+            .find(|(_, worker)| is_wanted(worker))
+            .map(|(role, _)| role)
+    }
+
+    fn live(&self) -> usize {
+        self.workers()
+            .filter(|(_, worker)| worker.pid().is_some())
+            .count()
+    }
+}
+
+/// All groups and slots, and the phase they are in.
+#[derive(Debug)]
+pub struct Roster {
+    groups: Vec<String>,
+    slots: Vec<Slot>,
+    phase: Phase,
+    generation: u32,
+    /// How long workers may drain; `None` is for ever.
+    grace: Option<Duration>,
+    /// The configuration command that Python is working on.
+    configuring: Option<Request>,
+    /// A reload was asked for while one was under way.
+    is_reload_owed: bool,
+    /// A worker had to be killed during the shutdown.
+    was_late: bool,
+    signals: Vec<Signal>,
+    commands: VecDeque<Command>,
+}
+
+impl Default for Roster {
+    fn default() -> Self {
+        Self {
+            groups: Vec::new(),
+            slots: Vec::new(),
+            phase: Phase::Running,
+            generation: 0,
+            grace: None,
+            configuring: None,
+            is_reload_owed: false,
+            was_late: false,
+            signals: Vec::new(),
+            commands: VecDeque::new(),
+        }
+    }
+}
+
+impl Roster {
+    /// Adds a group of *workers* slots and returns its number. While stopping they stay empty.
+    pub fn add_group(&mut self, name: &str, workers: usize) -> usize {
+        let group = self.groups.len();
+        self.groups.push(name.to_owned());
+        for _ in 0..workers {
+            let mut seated = Worker::new(self.generation);
+            if matches!(self.phase, Phase::Stopping { .. }) {
+                seated.state = State::Gone;
+            }
+            self.slots.push(Slot {
+                group,
+                respawns: 0,
+                last_exit: None,
+                seated,
+                successor: None,
+                predecessor: None,
+            });
+        }
+        group
+    }
+
+    /// How long workers may drain; zero is for ever. Holds for drains that begin later.
+    pub fn set_grace(&mut self, grace: Duration) {
+        self.grace = (!grace.is_zero()).then_some(grace);
+    }
+
+    /// Acts on a request.
+    pub fn request(&mut self, request: Request, now: Instant) {
+        match request {
+            Request::Abort => {
+                self.was_late = true;
+                self.begin_stop(Some(now), Event::Abort, now);
+            }
+            Request::Stop => {
+                let deadline = self.deadline_from(now);
+                self.begin_stop(deadline, Event::Stop { deadline }, now);
+            }
+            Request::Reload => match self.phase {
+                Phase::Stopping { .. } => {}
+                Phase::Reloading { cursor } if !self.is_round_stalled(cursor, now) => {
+                    self.is_reload_owed = true;
+                }
+                Phase::Reloading { .. } | Phase::Running => self.configure(Request::Reload),
+            },
+            Request::Mutate => match self.phase {
+                Phase::Stopping { .. } => {}
+                Phase::Reloading { .. } | Phase::Running => self.configure(Request::Mutate),
+            },
+        }
+    }
+
+    /// Python has finished the configuration command it was given.
+    pub fn configured(&mut self, now: Instant) {
+        match self.configuring.take() {
+            Some(Request::Reload) => self.begin_round(now),
+            Some(Request::Mutate) => self.broadcast(Event::Mutated, now),
+            Some(Request::Stop | Request::Abort) | None => {}
+        }
+    }
+
+    /// Python went on without finishing it, because the new configuration is unusable.
+    pub fn forget_configuring(&mut self) {
+        self.configuring = None;
+    }
+
+    /// Takes a worker that is due, notes that its fork was handed out, and returns the command.
+    pub fn hand_out_fork(&mut self, now: Instant) -> Option<(usize, Command)> {
+        if matches!(self.phase, Phase::Stopping { .. }) {
+            return None;
+        }
+        let due = |slot: &Slot| slot.role_of(|worker| worker.state == State::Due);
+        let (index, role) = (self.slots.iter().enumerate())
+            .find_map(|(index, slot)| due(slot).map(|role| (index, role)))?;
+        self.apply(index, role, Event::ForkAsked, now);
+        let generation = self.generation;
+        let slot = &mut self.slots[index];
+        // A fork always carries the newest configuration, also where an old worker died by itself.
+        slot.worker(role)?.generation = generation;
+        Some((
+            index,
+            Command::Fork {
+                group: slot.group,
+                slot: index,
+                generation,
+            },
+        ))
+    }
+
+    /// The slot whose fork was handed out and not answered yet.
+    #[must_use]
+    pub fn unanswered(&self) -> Option<usize> {
+        self.slots.iter().position(|slot| {
+            slot.role_of(|worker| worker.state == State::Forking)
+                .is_some()
+        })
+    }
+
+    /// The fork of *slot* succeeded.
+    ///
+    /// # Errors
+    /// [`Error::NotForking`] when none was handed out.
+    pub fn forked(&mut self, slot: usize, pid: i32, now: Instant) -> Result<(), Error> {
+        let role = self.forking(slot)?;
+        self.apply(slot, role, Event::Forked { pid }, now);
+        if let Phase::Stopping { deadline } = self.phase {
+            self.apply(slot, role, Event::Stop { deadline }, now);
+        }
+        Ok(())
+    }
+
+    /// The fork of *slot* failed.
+    ///
+    /// # Errors
+    /// [`Error::NotForking`] when none was handed out.
+    pub fn fork_failed(&mut self, slot: usize, now: Instant) -> Result<(), Error> {
+        let role = self.forking(slot)?;
+        self.apply(slot, role, Event::ForkFailed, now);
+        if let Phase::Stopping { deadline } = self.phase {
+            self.apply(slot, role, Event::Stop { deadline }, now);
+        }
+        Ok(())
+    }
+
+    /// Process *pid* reported that it is ready. Reports of processes that ended are ignored.
+    pub fn ready(&mut self, pid: i32, now: Instant) {
+        if let Some((slot, role)) = self.find(pid) {
+            self.apply(slot, role, Event::Ready, now);
+        }
+        self.advance_round(now);
+    }
+
+    /// Process *pid* ended with *status*; `None` when it is not a worker.
+    pub fn exited(&mut self, pid: i32, status: i32, now: Instant) -> Option<Departure> {
+        let (index, role) = self.find(pid)?;
+        let slot = &mut self.slots[index];
+        slot.last_exit = Some(status);
+        let forked = slot.worker(role)?.forked()?;
+        self.commands.push_back(Command::Exited {
+            pid,
+            group: slot.group,
+            slot: index,
+            status,
+            lifetime: now.saturating_duration_since(forked),
+        });
+        self.apply(index, role, Event::Exited, now);
+        let slot = &mut self.slots[index];
+        let mut role = role;
+        match role {
+            Role::Predecessor => slot.predecessor = None,
+            Role::Seated => {
+                // Its successor is on the way already, so nothing is forked in its place.
+                if let Some(successor) = slot.successor.take() {
+                    slot.seated = successor;
+                    role = Role::Predecessor;
+                }
+            }
+            Role::Successor => {}
+        }
+        let left = slot
+            .worker(role)
+            .filter(|_| role != Role::Predecessor)
+            .map(|left| left.state);
+        let departure = Departure {
+            slot: index,
+            is_respawned: matches!(left, Some(State::Due | State::Waiting { .. })),
+            is_put_off: matches!(left, Some(State::Waiting { .. })),
+        };
+        if departure.is_respawned {
+            slot.respawns = slot.respawns.saturating_add(1);
+        }
+        self.advance_round(now);
+        Some(departure)
+    }
+
+    /// Time passed: back-offs end and deadlines pass.
+    pub fn tick(&mut self, now: Instant) {
+        self.broadcast(Event::Tick, now);
+        self.advance_round(now);
+    }
+
+    /// Signals to send, oldest first; they are handed out once.
+    pub fn take_signals(&mut self) -> Vec<Signal> {
+        std::mem::take(&mut self.signals)
+    }
+
+    /// The next command for Python, forks aside.
+    pub fn take_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// When [`Roster::tick`] will change something; `None` is never.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.workers()
+            .filter_map(|(_, worker)| worker.deadline())
+            .min()
+    }
+
+    /// True when a stop was requested and no process is left.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. }) && self.live() == 0
+    }
+
+    /// True when a worker had to be killed during the shutdown.
+    #[must_use]
+    pub const fn was_late(&self) -> bool {
+        self.was_late
+    }
+
+    /// What the supervisor as a whole is doing.
+    #[must_use]
+    pub const fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// All slots in order.
+    #[must_use]
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Live workers, in order of slot.
+    pub fn pids(&self) -> impl Iterator<Item = i32> {
+        self.workers().filter_map(|(_, worker)| worker.pid())
+    }
+
+    fn live(&self) -> usize {
+        self.slots.iter().map(Slot::live).sum()
+    }
+
+    fn workers(&self) -> impl Iterator<Item = (usize, &Worker)> {
+        let of_slot =
+            |(index, slot): (usize, _)| Slot::workers(slot).map(move |(_, worker)| (index, worker));
+        self.slots.iter().enumerate().flat_map(of_slot)
+    }
+
+    fn find(&self, pid: i32) -> Option<(usize, Role)> {
+        let role_of = |slot: &Slot| slot.role_of(|worker| worker.pid() == Some(pid));
+        (self.slots.iter().enumerate())
+            .find_map(|(index, slot)| role_of(slot).map(|role| (index, role)))
+    }
+
+    fn forking(&self, slot: usize) -> Result<Role, Error> {
+        self.slots
+            .get(slot)
+            .and_then(|slot| slot.role_of(|worker| worker.state == State::Forking))
+            .ok_or(Error::NotForking { slot })
+    }
+
+    fn deadline_from(&self, now: Instant) -> Option<Instant> {
+        self.grace.and_then(|grace| now.checked_add(grace))
+    }
+
+    /// One command at a time, and asking again for one that waits is asking once.
+    fn configure(&mut self, request: Request) {
+        let command = match request {
+            Request::Reload => Command::Reload,
+            Request::Mutate => Command::Mutate,
+            Request::Stop | Request::Abort => return,
+        };
+        if !self.commands.contains(&command) {
+            self.commands.push_back(command);
+        }
+    }
+
+    /// Notes that a configuration command goes out to Python now.
+    pub fn begin_configuring(&mut self, request: Request) {
+        self.configuring = Some(request);
+    }
+
+    fn begin_stop(&mut self, deadline: Option<Instant>, event: Event, now: Instant) {
+        let was_stopping = matches!(self.phase, Phase::Stopping { .. });
+        if was_stopping && event != Event::Abort {
+            return; // a second stop is ignored: the first one's deadline holds
+        }
+        self.phase = Phase::Stopping { deadline };
+        self.configuring = None;
+        self.is_reload_owed = false;
+        self.commands
+            .retain(|command| !matches!(command, Command::Reload | Command::Mutate));
+        self.broadcast(event, now);
+        if !was_stopping {
+            self.commands
+                .push_back(Command::Stopping { count: self.live() });
+        }
+    }
+
+    fn begin_round(&mut self, now: Instant) {
+        self.generation += 1;
+        // Even where workers may drain for ever: this one has nothing to drain, and the round waits.
+        let grace = self.grace.map_or(STABLE, |grace| grace.min(STABLE));
+        let deadline = Some(now + grace);
+        for index in 0..self.slots.len() {
+            // Left over from a round that stalled: it never served.
+            if let Some(unready) = self.slots[index].successor.take() {
+                self.slots[index].predecessor = Some(unready);
+                self.apply(index, Role::Predecessor, Event::Stop { deadline }, now);
+                let slot = &mut self.slots[index];
+                slot.predecessor = slot.predecessor.filter(|worker| worker.pid().is_some());
+            }
+        }
+        self.phase = Phase::Reloading { cursor: 0 };
+        self.advance_round(now);
+    }
+
+    /// Goes as far with the replacement of workers as is possible now.
+    fn advance_round(&mut self, now: Instant) {
+        while let Phase::Reloading { cursor } = self.phase {
+            let (generation, deadline) = (self.generation, self.deadline_from(now));
+            let Some(slot) = self.slots.get_mut(cursor) else {
+                self.phase = Phase::Running;
+                if std::mem::take(&mut self.is_reload_owed) {
+                    self.configure(Request::Reload);
+                }
+                return;
+            };
+            let is_running = |worker: &Worker| matches!(worker.state, State::Running { .. });
+            if slot.seated.generation == generation {
+                if !is_running(&slot.seated) {
+                    return;
+                }
+                self.phase = Phase::Reloading { cursor: cursor + 1 };
+            } else if slot.seated.pid().is_none() {
+                // Nobody to replace: fork the new generation right away, whatever happened before.
+                slot.seated = Worker::new(generation);
+                return;
+            } else {
+                match slot.successor {
+                    None if slot.predecessor.is_some() => return, // at most three per slot
+                    None => {
+                        slot.successor = Some(Worker::new(generation));
+                        return;
+                    }
+                    Some(successor) if is_running(&successor) => {
+                        slot.predecessor = Some(std::mem::replace(&mut slot.seated, successor));
+                        slot.successor = None;
+                        self.apply(cursor, Role::Predecessor, Event::Stop { deadline }, now);
+                        self.phase = Phase::Reloading { cursor: cursor + 1 };
+                    }
+                    Some(_) => return,
+                }
+            }
+        }
+    }
+
+    /// True when the round waits for a worker that cannot get ready.
+    fn is_round_stalled(&self, cursor: usize, now: Instant) -> bool {
+        let is_new = |worker: &Worker| worker.generation == self.generation;
+        self.slots.get(cursor).is_some_and(|slot| {
+            slot.workers()
+                .any(|(_, worker)| is_new(worker) && worker.is_stalled(now))
+        })
+    }
+
+    fn broadcast(&mut self, event: Event, now: Instant) {
+        for index in 0..self.slots.len() {
+            for role in [Role::Seated, Role::Successor, Role::Predecessor] {
+                self.apply(index, role, event, now);
+            }
+        }
+    }
+
+    fn apply(&mut self, index: usize, role: Role, event: Event, now: Instant) {
+        let slot = &mut self.slots[index];
+        let group = slot.group;
+        let Some(worker) = slot.worker(role) else {
+            return;
+        };
+        let (next, action) = worker.on(event, now);
+        *worker = next;
+        match action {
+            None => {}
+            Some(Action::HangUp(pid)) => self.signals.push(Signal {
+                pid,
+                number: HANGUP,
+            }),
+            Some(Action::Terminate(pid)) => self.signals.push(Signal {
+                pid,
+                number: TERMINATE,
+            }),
+            Some(Action::Kill(pid)) => self.signals.push(Signal { pid, number: KILL }),
+            Some(Action::KillLate { pid, waited }) => {
+                self.was_late |= matches!(self.phase, Phase::Stopping { .. });
+                self.signals.push(Signal { pid, number: KILL });
+                self.commands.push_back(Command::Late {
+                    slot: index,
+                    pid,
+                    waited,
+                });
+            }
+            Some(Action::ReportBackoff { delay, failures }) => {
+                self.commands.push_back(Command::Backoff {
+                    group,
+                    slot: index,
+                    delay,
+                    failures,
+                });
+            }
+        }
+    }
+}
