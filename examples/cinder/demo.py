@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -237,6 +238,8 @@ class Demo:
             with step("nothing of eventlet runs") as notes:
                 notes.append(self.check_native(list(self.every_worker(port, workers).values())))
             self.serve_under_load(child, port)
+            if not self.stock:
+                self.look_from_outside(child)
             self.lose_a_worker(child, port)
             self.mutate_configuration(child, port, config)
             self.drain(child, port)
@@ -260,6 +263,25 @@ class Demo:
                 raise Failure(f"{crowd.refused()} not answered 200; lost: {crowd.cut()[:3]}")
             notes.append(f"{crowd.served()} answers, {crowd.served() / seconds:.0f} a second")
 
+    def status(self, child: Child) -> list[dict[str, Any]]:
+        """The workers as ``osloxide status`` sees them from outside."""
+        command = [str(block_storage.PREFIX / "bin/osloxide"), "status", "--json", str(child.pid)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            raise Failure(f"osloxide status ended with {answer.returncode}: {answer.stderr}")
+        return list(json.loads(answer.stdout)[0]["workers"])
+
+    def look_from_outside(self, child: Child) -> None:
+        with self.progress.step("osloxide status") as notes:
+            workers = self.status(child)
+            if sorted(worker["pid"] for worker in workers) != child.workers():
+                raise Failure(f"the scoreboard says {workers}, running are {child.workers()}")
+            served = [worker["served"] for worker in workers]
+            if sum(served) < REQUESTS_UNDER_LOAD:
+                raise Failure(f"the scoreboard counted {served} requests, too few")
+            megabytes = [worker["rss_bytes"] // 2**20 for worker in workers]
+            notes.append(f"requests served {served}, MiB resident {megabytes}")
+
     def lose_a_worker(self, child: Child, port: int) -> None:
         with self.progress.step("kill -9 of a worker, under load") as notes:
             before = child.workers()
@@ -275,6 +297,8 @@ class Demo:
                 serving = time.monotonic() - since
             if len(crowd.cut()) > CLIENTS or crowd.refused():
                 raise Failure(f"more than the dead worker's connections were lost: {crowd.cut()}")
+            if not self.stock and sum(w["respawns"] for w in self.status(child)) != 1:
+                raise Failure(f"the scoreboard should count one respawn: {self.status(child)}")
             notes.append(
                 f"replaced after {1000 * forked:.0f} ms, serving after {1000 * serving:.0f} ms, "
                 f"{crowd.served()} answers meanwhile, {len(crowd.cut())} lost with the worker"
