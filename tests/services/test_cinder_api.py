@@ -184,6 +184,28 @@ def cinder_process(pid: int) -> bool:
     return b"cinder-" in command and b"privsep" not in command
 
 
+def test_scheduler_and_volume_keep_their_pids_and_work_after_a_mutate(
+    deployment: Deployment, figure: Figure
+) -> None:
+    services = [deployment.scheduler, deployment.volume]
+    before = {service.name: [service.pid, *service.workers()] for service in services}
+
+    for debug in (True, False):
+        marks = {service.name: service.mark() for service in services}
+        deployment.cinder.write(debug=debug)
+        for service in services:
+            service.signal(signal.SIGHUP)
+        change = rf"DEFAULT.debug changed from \[{not debug}\] to \[{debug}\]"
+        for service in services:
+            processes = [pid for pid in before[service.name] if cinder_process(pid)]
+            service.wait_log(change, since=marks[service.name], times=len(processes))
+    steps = whole_job(deployment.cinder.port)
+
+    assert before == {service.name: [service.pid, *service.workers()] for service in services}
+    processes = sum(map(len, before.values()))
+    figure(f"{processes} processes mutated twice and kept; then {len(steps)} steps of the job")
+
+
 def test_an_idle_parent_never_wakes_up(deployment: Deployment, figure: Figure) -> None:
     parent, seconds = deployment.api.pid, 10.0
     until("no signal of an earlier test is being handled", lambda: _quiet(parent), 10)
