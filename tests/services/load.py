@@ -138,9 +138,19 @@ class Load:
         return Report([Answer(*a) for a in raw["answers"]], [Failure(*f) for f in raw["failures"]])
 
     def kill(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        """End the driver without a report. Does nothing when it has ended."""
+        end(self._process)
+        self._reader.join(10)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill *process* if it still runs, and close its pipes."""
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 # ---- the driver process -------------------------------------------------------------------------

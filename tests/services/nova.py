@@ -15,6 +15,7 @@ from typing import Any
 
 from services.cinder import Environment
 from services.infra import Broker, Database
+from services.load import end
 from services.processes import RunningService
 from services.subject import APPS, REPOSITORY
 
@@ -176,6 +177,6 @@ class Calls:
         return report
 
     def kill(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        """End the callers without a report. Does nothing when they have ended."""
+        end(self._process)
+        self._reader.join(10)
