@@ -212,9 +212,7 @@ class Client:
     def __init__(self, port: int, timeout: float = 60) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
 
-    def call(
-        self, method: str, path: str, body: object = None, expected: int | None = None, **headers: str
-    ) -> Any:
+    def call(self, method: str, path: str, body: object = None, expected: int | None = None) -> Any:
         """One call; returns the decoded answer.
 
         :raises AssertionError: the status is not *expected*.
@@ -222,7 +220,6 @@ class Client:
         all_headers = {
             "X-Auth-Token": f"admin:{PROJECT}",
             "OpenStack-API-Version": "volume 3.71",
-            **{name.replace("_", "-"): value for name, value in headers.items()},
         }
         data = None
         if body is not None:

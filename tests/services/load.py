@@ -139,15 +139,15 @@ class Load:
 
     def kill(self) -> None:
         """End the driver without a report. Does nothing when it has ended."""
-        end(self._process)
-        self._reader.join(10)
+        end(self._process, self._reader)
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Kill *process* if it still runs, and close its pipes."""
+def end(process: subprocess.Popen[str], reader: threading.Thread) -> None:
+    """Kill *process* if it still runs; then join the *reader* of its output and close its pipes."""
     if process.poll() is None:
         process.kill()
         process.wait()
+    reader.join()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()

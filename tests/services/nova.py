@@ -110,9 +110,7 @@ send_service_user_token = False
             )
         return seconds
 
-    def start_service(
-        self, name: str, start: Callable[..., RunningService]
-    ) -> RunningService:
+    def start_service(self, name: str, start: Callable[..., RunningService]) -> RunningService:
         """Start nova-conductor or nova-scheduler and wait until every worker listens."""
         service = start(
             self.environment.command(f"nova-{name}", "--config-file", str(self.config)),
@@ -131,9 +129,7 @@ class Calls:
     :param threads: concurrent callers.
     """
 
-    def __init__(
-        self, nova: Nova, topic: str, threads: int = 4
-    ) -> None:
+    def __init__(self, nova: Nova, topic: str, threads: int = 4) -> None:
         self._report = nova.directory / f"calls-{topic}.json"
         argv = [nova.environment.python, str(APPS / "nova_calls.py"), str(nova.config), topic]
         argv += [str(threads), str(self._report)]
@@ -166,7 +162,10 @@ class Calls:
             assert reached, f"{self._answered} of {goal} calls answered within {within} s"
 
     def stop(self, within: float = 90) -> dict[str, Any]:
-        """End the callers; returns ``answered`` (int), ``failures`` ({kind: count}), ``slowest``."""
+        """End the callers.
+
+        :returns: ``answered`` (calls), ``failures`` (by kind), ``median``, ``slowest`` (seconds).
+        """
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -178,5 +177,4 @@ class Calls:
 
     def kill(self) -> None:
         """End the callers without a report. Does nothing when they have ended."""
-        end(self._process)
-        self._reader.join(10)
+        end(self._process, self._reader)

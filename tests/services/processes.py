@@ -8,6 +8,7 @@ Never waits by sleeping for a guessed time: ``until`` polls for an event with a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -27,7 +28,7 @@ MARKER = "OSLOXIDE_TEST_FAMILY"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
-def until(what: str, condition: Callable[[], T], within: float, every: float = 0.01) -> T:
+def until(what: str, condition: Callable[[], T | None], within: float, every: float = 0.01) -> T:
     """Poll *condition* until it is true and return its value.
 
     :param what: the event waited for, for the failure message.
@@ -193,9 +194,7 @@ class RunningService:
 
     def wait_workers(self, count: int, within: float = 60) -> list[int]:
         """Wait for exactly *count* live workers and return their pids."""
-        return until(
-            f"{self.name}: {count} workers", lambda: self._workers_if(count), within
-        )
+        return until(f"{self.name}: {count} workers", lambda: self._workers_if(count), within)
 
     def _workers_if(self, count: int) -> list[int] | None:
         self.assert_running()
@@ -256,10 +255,8 @@ class RunningService:
         """End whatever still lives, first politely; raise when it had to be killed."""
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(within)
-            except subprocess.TimeoutExpired:
-                pass
         late = self.kill()
         assert not late, f"{self.name} left processes behind: {late}\n{self.text()[-3000:]}"
 

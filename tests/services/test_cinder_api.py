@@ -1,7 +1,7 @@
 """cinder 29, unmodified, with its real broker and database: the whole job, and what signals do.
 
-cinder-api runs four workers; scheduler and volume run beside it. ``OSLOXIDE_SUBJECT=stock`` runs the
-same tests on cinder as released, with eventlet; README.md lists which of them it fails.
+cinder-api runs four workers; scheduler and volume run beside it. ``OSLOXIDE_SUBJECT=stock`` runs
+the same tests on cinder as released, with eventlet; README.md lists which of them it fails.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def test_no_process_is_monkey_patched_and_no_eventlet_hub_runs(
     for facts in seen.values():
         assert not facts["patched"], facts
         assert not facts["hub"], facts
-        assert not facts["green_lock"] and not facts["green_sleep"], facts
+        assert not facts["green_lock"], facts
+        assert not facts["green_sleep"], facts
 
     # cinder's own diagnosis: SIGUSR2 makes a process print the stacks of all its threads.
     asked = 0
@@ -202,8 +203,8 @@ def test_scheduler_and_volume_keep_their_pids_and_work_after_a_mutate(
     steps = whole_job(deployment.cinder.port)
 
     assert before == {service.name: [service.pid, *service.workers()] for service in services}
-    processes = sum(map(len, before.values()))
-    figure(f"{processes} processes mutated twice and kept; then {len(steps)} steps of the job")
+    kept = sum(map(len, before.values()))
+    figure(f"{kept} processes mutated twice and kept; then {len(steps)} steps of the job")
 
 
 def test_an_idle_parent_never_wakes_up(deployment: Deployment, figure: Figure) -> None:

@@ -38,9 +38,7 @@ class Deployment:
 
 
 @pytest.fixture(scope="module")
-def nova(
-    broker: Broker, database: Database, tmp_path_factory: pytest.TempPathFactory
-) -> Nova:
+def nova(broker: Broker, database: Database, tmp_path_factory: pytest.TempPathFactory) -> Nova:
     environment = Environment("nova", LOCK, "nova-conductor")
     nova = Nova(environment, broker, database, tmp_path_factory.mktemp("nova"))
     nova.create_schema()
@@ -48,10 +46,10 @@ def nova(
 
 
 @pytest.fixture(scope="module")
-def deployment(nova: Nova, shared_start: Start) -> Iterator[Deployment]:
+def deployment(nova: Nova, shared_start: Start) -> Deployment:
     conductor = nova.start_service("conductor", shared_start)
     scheduler = nova.start_service("scheduler", shared_start)
-    yield Deployment(nova, conductor, scheduler)
+    return Deployment(nova, conductor, scheduler)
 
 
 @pytest.fixture
@@ -118,7 +116,8 @@ def test_a_killed_worker_is_replaced_and_the_other_keeps_answering(
     report = caller.stop()
 
     assert not report["failures"], report
-    assert len(conductor.workers()) == 2 and before[1] in conductor.workers()
+    assert len(conductor.workers()) == 2
+    assert before[1] in conductor.workers()
     figure(f"listening again after {back:.2f} s; {report['answered']} calls answered, 0 failed")
 
 
@@ -133,9 +132,7 @@ def test_an_idle_parent_never_wakes_up(deployment: Deployment, figure: Figure) -
 
 
 # The last test of the shared deployment: it stops it.
-def test_a_stop_leaves_nothing_behind(
-    deployment: Deployment, figure: Figure
-) -> None:
+def test_a_stop_leaves_nothing_behind(deployment: Deployment, figure: Figure) -> None:
     took = []
     for service in deployment.services():
         begin = time.monotonic()

@@ -1,7 +1,8 @@
 """Paste filter in front of a real API: names the worker, holds requests, reports on its process.
 
 It rides inside the service's own processes, so what it says about monkey-patching is first-hand.
-Imports nothing that could change what it reports: eventlet is only looked up among the loaded modules.
+Imports nothing that could change what it reports: eventlet is only looked up among the modules
+that are loaded already.
 """
 
 from __future__ import annotations
@@ -41,9 +42,7 @@ def factory(_global: dict[str, str], **_local: str) -> Callable[[Application], A
     def wrap(application: Application) -> Application:
         def probed(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-                return start_response(
-                    status, [*headers, ("X-Worker-Pid", str(os.getpid()))], *rest
-                )
+                return start_response(status, [*headers, ("X-Worker-Pid", str(os.getpid()))], *rest)
 
             if environ["PATH_INFO"] == "/probe":
                 body = json.dumps(facts()).encode()

@@ -1,8 +1,8 @@
 """A small WSGI service for the fault tests: wsgi.Server under a ProcessLauncher.
 
-Run with an oslo configuration file; writes its port to ``port_file`` once it is bound. The same
-program runs on stock oslo.service (``subject = stock``, eventlet), which is how the tests prove that
-their checks can fail. Holds no logic worth testing: it holds requests, computes, crashes.
+Run with an oslo configuration file; writes its port to ``port_file`` once it is bound. With
+``--stock`` it runs on oslo.service and eventlet, which is how the tests prove that their checks can
+fail. Holds no logic worth testing: it holds requests, computes, crashes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def application(environ: dict[str, Any], start_response: Respond) -> Iterable[by
         case "/segv":
             ctypes.string_at(0)
         case "/memory":
-            hoard = [bytearray(1 << 20) for _ in range(int(seconds))]
+            # Written to, so that the memory is really taken.
+            hoard = [b"x" * (1 << 20) for _ in range(int(seconds))]
             body = f"{len(hoard)} MiB\n".encode()
     start_response(
         "200 OK",
