@@ -44,7 +44,7 @@ Respond = Callable[[str, list[tuple[str, str]]], Any]
 def application(environ: dict[str, Any], start_response: Respond) -> Iterable[bytes]:
     query = parse_qs(environ.get("QUERY_STRING", ""))
     seconds = float(query.get("s", ["0"])[0])
-    body = f"{CONF.greeting} from {os.getpid()} random {random.random()}\n".encode()
+    body = f"{CONF.greeting} from {os.getpid()}\n".encode()
     match environ["PATH_INFO"]:
         case "/hold":
             LOG.info("holding a request for %s s", seconds)
@@ -81,7 +81,7 @@ class Web(service.ServiceBase):  # type: ignore[misc]
             LOG.info("start crashes")
             raise RuntimeError("crash on demand")
         self.server.start()
-        LOG.info("worker serves")
+        LOG.info("worker serves, and draws %s", random.random())
 
     def stop(self) -> None:
         self.server.stop()
