@@ -246,7 +246,6 @@ def uwsgi(args: argparse.Namespace) -> None:
         "100",
         "--socket-timeout",
         str(int(args.timeout or 60)),
-        "--so-reuseport",
         "--module",
         args.app,
         "--need-app",

@@ -1,0 +1,1 @@
+"""Measures osloxide beside its peers; see benches/README.md for the rules."""

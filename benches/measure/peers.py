@@ -1,0 +1,142 @@
+"""The peers' virtual environment and the processes that serve for a measurement.
+
+Pinned by benches/requirements.lock, one pip run for each line, so that a peer that does not build
+here is left out instead of ending the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from measure import machine
+
+BENCHES = Path(__file__).resolve().parent.parent
+ROOT = BENCHES.parent
+LOCK = BENCHES / "requirements.lock"
+SERVE = ROOT / "tests" / "python" / "conformance" / "serve.py"
+PEERS = ROOT / ".cache" / "peers"
+
+#: serve.py's name -> the distribution that it needs.
+DISTRIBUTIONS = {
+    "eventlet": "oslo.service",
+    "gunicorn": "gunicorn",
+    "granian": "granian",
+    "waitress": "waitress",
+    "cheroot": "cheroot",
+    "uwsgi": "uWSGI",
+    "bjoern": "bjoern",
+    "fastwsgi": "fastwsgi",
+}
+
+
+def until(condition: Callable[[], bool], seconds: float, pause: float = 0.01) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def python() -> str:
+    """The peers' interpreter, its packages installed as far as they can be."""
+    interpreter = PEERS / "bin" / "python"
+    stamp = PEERS / "requirements.lock"
+    if stamp.exists() and stamp.read_text() == LOCK.read_text():
+        return str(interpreter)
+    if not interpreter.exists():
+        print(f"making {PEERS}", file=sys.stderr)
+        venv.create(PEERS, with_pip=True)
+    for line in LOCK.read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        done = subprocess.run(
+            [str(interpreter), "-m", "pip", "install", "--quiet", line],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
+            print(f"left out {line}: {reason[0]}", file=sys.stderr)
+    shutil.copy(LOCK, stamp)
+    return str(interpreter)
+
+
+def versions(interpreter: str) -> dict[str, str]:
+    """Installed distributions (lower case) and their versions."""
+    code = (
+        "import importlib.metadata as m\n"
+        "for d in m.distributions(): print(d.metadata['Name'].lower(), d.version)"
+    )
+    listed = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True)
+    return dict(line.split() for line in listed.stdout.splitlines() if len(line.split()) == 2)
+
+
+class Serving:
+    """One server process, pinned to *core*, in a process group of its own."""
+
+    def __init__(self, server: str, app: str, core: int, interpreter: str, *options: str) -> None:
+        self.server = server
+        self.directory = Path(tempfile.mkdtemp(prefix="bench-"))
+        self.log_path = self.directory / "log"
+        environment = dict(os.environ, PYTHONPATH=str(BENCHES / "programs"), PYTHONUNBUFFERED="1")
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                ["taskset", "-c", str(core), interpreter, str(SERVE), server, app, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        self.port = 0
+        if not until(self._is_up, 30, 0.05):
+            self.stop()
+            raise RuntimeError(f"{server} does not serve after 30 s:\n{self.log()}")
+
+    def log(self) -> str:
+        return self.log_path.read_text("latin-1")[-2000:]
+
+    def _is_up(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.server} ended before it served:\n{self.log()}")
+        for line in self.log().splitlines():
+            if line.startswith("listening "):
+                self.port = int(line.split()[1])
+        if not self.port:
+            return False
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def pids(self) -> list[int]:
+        return machine.members(self.process.pid)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(3)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -1,0 +1,157 @@
+"""CPU per request, rate and latency of WSGI servers under wrk, round by round side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from measure import machine
+from measure.peers import BENCHES, Serving
+
+#: Headers as python-novaclient sends them, through a proxy.
+REALISTIC = {
+    "User-Agent": "python-novaclient",
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip, deflate",
+    "X-Auth-Token": "gAAAAABm" + "k7Zq" * 45,
+    "X-OpenStack-Request-ID": "req-3c2b1a90-1111-2222-3333-444455556666",
+    "OpenStack-API-Version": "compute 2.93",
+    "X-Forwarded-For": "203.0.113.7",
+    "X-Forwarded-Proto": "https",
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is served and how it is asked for."""
+
+    name: str
+    says: str
+    app: str = "trivial"
+    path: str = "/"
+    connections: int = 64
+    headers: dict[str, str] = field(default_factory=dict)
+    method: str = "GET"
+    body_bytes: int = 0
+    threads: int | None = None
+    access_log: bool = False
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("trivial", "`hello`, 64 keep-alive connections"),
+        Workload("one", "`hello`, 1 keep-alive connection", connections=1),
+        Workload(
+            "headers",
+            "`hello` with the headers of a real client, 64 connections",
+            path="/v2.1/servers/detail?limit=1000&marker=abc",
+            headers=REALISTIC,
+        ),
+        Workload("blocking", "10 ms wait, 100 connections", "blocking", connections=100,
+                 threads=100),
+        Workload("burning", "about 70 µs of Python, 64 connections", "burning"),
+        Workload("post", "POST of 64 KiB, 64 connections", "reading", method="POST",
+                 body_bytes=65536),
+        Workload("mebibyte", "answer of 1 MiB, 16 connections", "mebibyte", connections=16),
+        Workload("close", "a new connection for every request, 64 at a time",
+                 headers={"Connection": "close"}),
+        Workload("access-log", "`hello`, each request logged to a file", access_log=True),
+    )
+}  # fmt: skip
+
+DISTURBED = 0.15
+
+
+@dataclass(frozen=True)
+class Round:
+    """One measurement of one server."""
+
+    requests: int
+    rate: float
+    cpu_us: float
+    user_us: float
+    p50_us: float
+    p99_us: float
+    failed: int
+    others: float
+    pss_kib: int
+
+    @property
+    def is_disturbed(self) -> bool:
+        return self.others > DISTURBED
+
+
+def measure(serving: Serving, workload: Workload, core: int, seconds: float) -> Round:
+    """Load *serving* for *seconds* and read what it cost."""
+    environment = dict(
+        os.environ,
+        METHOD=workload.method,
+        BODY_BYTES=str(workload.body_bytes),
+        HEADERS="|".join(f"{name}={value}" for name, value in workload.headers.items()),
+    )
+    command = [
+        "taskset", "-c", str(core), "wrk", "-t1", f"-c{workload.connections}",
+        f"-d{seconds:g}s", "--timeout", "10s", "-s", str(BENCHES / "programs" / "report.lua"),
+        f"http://127.0.0.1:{serving.port}{workload.path}",
+    ]  # fmt: skip
+    busy, own, began = machine.busy(), machine.own_children(), time.monotonic()
+    pids = serving.pids()
+    before = machine.cpu(pids)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    # Workers forked during the round would be missed by *pids*; none of these servers forks then.
+    used = machine.cpu(pids) - before
+    passed = time.monotonic() - began
+    others = machine.busy() - busy - used.total - (machine.own_children() - own)
+    line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
+    if line is None:
+        raise RuntimeError(f"wrk failed on {serving.server}: {done.stdout}{done.stderr}")
+    seen: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    count = max(int(seen["requests"]), 1)
+    return Round(
+        requests=int(seen["requests"]),
+        rate=count / (seen["duration_us"] / 1e6),
+        cpu_us=used.total / count * 1e6,
+        user_us=used.user / count * 1e6,
+        p50_us=float(seen["p50"]),
+        p99_us=float(seen["p99"]),
+        failed=sum(seen["failed"].values()) + (0 if seen["requests"] else 1),
+        others=max(0.0, others / passed),
+        pss_kib=machine.pss(serving.pids()),
+    )
+
+
+def side_by_side(
+    workload: Workload, servers: dict[str, str], rounds: int, seconds: float
+) -> Iterator[tuple[str, Round]]:
+    """Measure *servers* (name -> interpreter) in *rounds*, rotating who comes first."""
+    if shutil.which("wrk") is None:
+        raise RuntimeError("wrk is not installed; apt-get install wrk")
+    server_core, client_core = machine.cores()
+    options = [] if workload.threads is None else ["--threads", str(workload.threads)]
+    if workload.access_log:
+        options.append("--access-log")
+    with contextlib.ExitStack() as stack:
+        up: list[Serving] = []
+        for name, interpreter in servers.items():
+            try:
+                serving = Serving(
+                    name, f"bench_app:{workload.app}", server_core, interpreter, *options
+                )
+            except RuntimeError as exc:
+                print(f"left out {name}: {exc}")
+                continue
+            up.append(stack.enter_context(serving))
+        for serving in up:
+            measure(serving, workload, client_core, min(1.0, seconds))
+        for number in range(rounds):
+            turn = number % max(len(up), 1)
+            for serving in up[turn:] + up[:turn]:
+                yield serving.server, measure(serving, workload, client_core, seconds)

@@ -1,0 +1,43 @@
+"""The WSGI applications that the benches serve, one for each kind of work. No imports but time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Start = Callable[[str, list[tuple[str, str]]], Any]
+MIB = b"x" * (1 << 20)
+
+
+def trivial(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+    start("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
+    return [b"hello"]
+
+
+def blocking(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+    """Waits 10 ms, as for a database."""
+    time.sleep(0.01)
+    return trivial(environ, start)
+
+
+def burning(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+    """Computes for about 70 microseconds, holding the interpreter."""
+    total = 0
+    for number in range(1200):
+        total += number * number
+    return trivial(environ, start)
+
+
+def reading(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+    """Reads the whole request body."""
+    left = int(environ["CONTENT_LENGTH"])
+    source = environ["wsgi.input"]
+    while left:
+        left -= len(source.read(min(left, 65536)))
+    return trivial(environ, start)
+
+
+def mebibyte(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+    start("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(MIB)))])
+    return [MIB]

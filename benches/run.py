@@ -1,0 +1,120 @@
+"""Measure osloxide beside its peers: ``python benches/run.py`` (what ``make bench`` calls).
+
+Ends with status 1 when a request failed in any round. See README.md for what the figures mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from typing import Any
+
+from measure import executor, launchers, machine, peers, report, wsgi
+
+PARTS = ("wsgi", "launchers", "executor")
+
+
+class Record:
+    """JSON lines of one run, written as they come."""
+
+    def __init__(self) -> None:
+        directory = peers.ROOT / ".cache" / "bench"
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / time.strftime("%Y%m%dT%H%M%SZ.jsonl", time.gmtime())
+
+    def line(self, **fields: Any) -> None:
+        with self.path.open("a") as out:
+            out.write(json.dumps(fields) + "\n")
+
+
+def run_wsgi(args: argparse.Namespace, record: Record, python: str) -> tuple[str, bool]:
+    """Every chosen workload on every chosen server; the tables, and whether nothing failed."""
+    servers = {report.SUBJECT: sys.executable}
+    servers |= {name: python for name in args.peers if name != report.SUBJECT}
+    text, sound = "## WSGI server\n\n", True
+    for name in args.workloads:
+        workload = wsgi.WORKLOADS[name]
+        found: dict[str, list[wsgi.Round]] = {}
+        for server, measured in wsgi.side_by_side(workload, servers, args.rounds, args.seconds):
+            found.setdefault(server, []).append(measured)
+            fields = dataclasses.asdict(measured)
+            record.line(part="wsgi", workload=name, server=server, **fields)
+        summaries = [report.summarise(server, rounds) for server, rounds in found.items()]
+        table = report.wsgi_table(workload, summaries)
+        print(table, flush=True)
+        text += table
+        sound = sound and not any(item.failed for item in summaries)
+    return text, sound
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    def names(known: Any) -> Any:
+        def split(value: str) -> list[str]:
+            chosen = list(known) if value == "all" else [v for v in value.split(",") if v]
+            if unknown := [v for v in chosen if v not in known]:
+                raise argparse.ArgumentTypeError(f"{unknown} is none of {', '.join(known)}")
+            return chosen
+
+        return split
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", type=names(PARTS), default=list(PARTS))
+    parser.add_argument(
+        "--peers",
+        type=names([*peers.DISTRIBUTIONS, "native"]),
+        default=["eventlet"],
+        help=f"'all' or any of {', '.join(peers.DISTRIBUTIONS)} (default: eventlet)",
+    )
+    parser.add_argument(
+        "--workloads",
+        type=names(wsgi.WORKLOADS),
+        default=list(wsgi.WORKLOADS),
+        help=f"any of {', '.join(wsgi.WORKLOADS)} (default: all)",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each workload")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    python = peers.python()
+    record = Record()
+    facts = machine.description()
+    record.line(part="machine", command=["benches/run.py", *arguments], **facts)
+    text, sound = "", True
+    if "wsgi" in args.parts:
+        tables, sound = run_wsgi(args, record, python)
+        text += tables
+    for part, module in (("launchers", launchers), ("executor", executor)):
+        if part in args.parts:
+            for title, note, rows in module.run(python, args.rounds):
+                for row in rows:
+                    record.line(part=part, title=title, **row)
+                table = report.plain_table(title, note, rows)
+                print(table, flush=True)
+                text += table
+    installed = peers.versions(python)
+    wanted = dict.fromkeys(["oslo.service", "eventlet", "cotyledon", "futurist"])
+    wanted |= dict.fromkeys(
+        peers.DISTRIBUTIONS[p].lower() for p in args.peers if p in peers.DISTRIBUTIONS
+    )
+    used = {name: installed[name] for name in wanted if name in installed}
+    if args.write:
+        command = shlex.join(["python", "benches/run.py", *arguments])
+        target = peers.ROOT / "docs" / "benchmarks.md"
+        target.write_text(report.document(command, facts, used, text))
+        print(f"wrote {target}")
+    print(f"every measurement: {record.path}")
+    if not sound:
+        print("requests failed: see the last column", file=sys.stderr)
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
