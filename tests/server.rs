@@ -1,6 +1,5 @@
 //! The server as its clients see it: real sockets on port 0 and a handler in Rust.
 #![cfg(feature = "server")]
-#![expect(missing_docs, reason = "a test")]
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -373,4 +372,309 @@ fn idle_connections_do_not_hold_up_a_drain() {
     running.server.stop(true);
 
     assert!(running.is_drained(Duration::from_secs(10)));
+}
+
+/// A refusal: what came before is answered, then the status, then the end of the connection.
+fn assert_refused(running: &Running, request: &[u8], status: &str) {
+    let mut stream = running.connect();
+    stream
+        .write_all(b"GET /before HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    stream.write_all(request).unwrap();
+
+    let answer = read_all(&mut stream);
+
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 2, "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let last = &answer[answer.rfind("HTTP/1.1 ").unwrap()..];
+    assert!(last.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    assert!(last.contains("Connection: close\r\n"), "{answer}");
+}
+
+#[test]
+fn a_smuggling_attempt_is_refused_after_what_came_before() {
+    let running = Running::new(echo);
+
+    assert_refused(
+        &running,
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "400",
+    );
+    assert_refused(
+        &running,
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "400",
+    );
+    assert_refused(
+        &running,
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+        "501",
+    );
+    assert_refused(&running, b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", "505");
+    let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(65_536));
+    assert_refused(&running, long.as_bytes(), "414");
+    let wide = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+        "a".repeat(1 << 20)
+    );
+    assert_refused(&running, wide.as_bytes(), "431");
+}
+
+#[test]
+fn a_short_body_with_broken_chunks_never_reaches_the_application() {
+    let running = Running::new(|_| panic!("must not be called"));
+
+    let answer = running.ask(
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcX\r\n0\r\n\r\n",
+    );
+
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.contains("Connection: close\r\n"), "{answer}");
+}
+
+#[test]
+fn a_truncated_short_body_never_reaches_the_application() {
+    let running = Running::new(|_| panic!("must not be called"));
+
+    let answer = running.ask(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc");
+
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[test]
+fn a_broken_long_body_gives_400_whatever_the_application_answers() {
+    for ending in ["Content-Length: 200000", "Transfer-Encoding: chunked"] {
+        let (send, receive) = std::sync::mpsc::channel();
+        let running = Running::new(move |exchange| {
+            send.send(read_body(exchange)).unwrap();
+            hello(exchange);
+        });
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{ending}\r\n\r\n");
+        let body = "1ffff\r\n".to_owned() + &"a".repeat(0x1_ffff) + "X";
+
+        let answer = running.ask((head + &body).as_bytes());
+
+        let error = receive
+            .recv_timeout(Duration::from_secs(10))
+            .unwrap()
+            .unwrap_err();
+        let is_counted = ending.starts_with("Content");
+        let expected = if is_counted {
+            BodyError::Disconnected
+        } else {
+            BodyError::Framing
+        };
+        assert_eq!(error, expected);
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(!answer.contains("hello"), "{answer}");
+    }
+}
+
+#[test]
+fn an_unread_short_body_is_not_taken_for_the_next_request() {
+    let running = Running::new(|exchange| {
+        let path = exchange.request().uri.path().to_owned();
+        let _ = exchange.respond(ok(), path.into());
+    });
+    let mut stream = running.connect();
+    stream
+        .write_all(
+            b"POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 38\r\n\r\n\
+              GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\nabcd\
+              GET /2 HTTP/1.1\r\nHost: a\r\n\r\n"
+                .as_slice(),
+        )
+        .unwrap();
+
+    assert!(read_answer(&mut stream).ends_with("/1"));
+    assert!(read_answer(&mut stream).ends_with("/2"));
+}
+
+#[test]
+fn an_unread_long_body_ends_the_connection_after_the_answer() {
+    let running = Running::new(hello);
+    let mut stream = running.connect();
+    stream
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n")
+        .unwrap();
+    stream.write_all(&vec![b'a'; 300_000]).unwrap();
+
+    let answer = read_all(&mut stream);
+
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.contains("Connection: close\r\n"), "{answer}");
+    assert!(answer.ends_with("hello"), "{answer}");
+}
+
+#[test]
+fn continue_is_sent_only_once_the_application_reads() {
+    let running = Running::new(|exchange| {
+        if exchange.request().uri.path() == "/reads" {
+            echo(exchange)
+        } else {
+            hello(exchange)
+        }
+    });
+
+    let mut reads = running.connect();
+    reads
+        .write_all(
+            b"POST /reads HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n",
+        )
+        .unwrap();
+    let interim = read_answer(&mut reads);
+    reads.write_all(b"abc").unwrap();
+    let answer = read_answer(&mut reads);
+    let mut does_not = running.connect();
+    does_not
+        .write_all(
+            b"POST /no HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n",
+        )
+        .unwrap();
+    let refused = read_all(&mut does_not);
+    let mut old = running.connect();
+    old.write_all(b"POST /reads HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc")
+        .unwrap();
+    let from_old = read_all(&mut old);
+
+    assert_eq!(interim, "HTTP/1.1 100 Continue\r\n\r\n");
+    assert!(answer.ends_with("abc"), "{answer}");
+    assert!(refused.starts_with("HTTP/1.1 200 "), "{refused}");
+    assert!(refused.contains("Connection: close\r\n"), "{refused}");
+    assert!(from_old.starts_with("HTTP/1.0 200 "), "{from_old}");
+    assert!(from_old.ends_with("abc"), "{from_old}");
+}
+
+#[test]
+fn a_wrong_content_length_ends_the_connection_and_leaks_nothing() {
+    for announced in ["3", "9"] {
+        let running = Running::new(move |exchange| {
+            let mut head = ok();
+            head.headers
+                .insert("content-length", announced.parse().unwrap());
+            let _ = exchange.respond(head, Bytes::from_static(b"hello"));
+        });
+
+        let answer =
+            running.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+        let body = if announced == "3" { "hel" } else { "hello" };
+        assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
+    }
+}
+
+#[test]
+fn an_aborted_answer_cannot_be_taken_for_a_whole_one() {
+    let running = Running::new(|exchange| {
+        exchange.start(ok()).unwrap();
+        exchange.write(Bytes::from_static(b"half")).unwrap();
+        exchange.abort();
+    });
+
+    let chunked = running.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut old = running.connect();
+    old.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut bytes = Vec::new();
+    let result = old.read_to_end(&mut bytes);
+
+    assert!(chunked.ends_with("4\r\nhalf\r\n"), "{chunked}");
+    assert!(result.is_err(), "{}", String::from_utf8_lossy(&bytes));
+}
+
+fn impatient() -> Settings {
+    Settings {
+        client_socket_timeout: Some(Duration::from_millis(300)),
+        ..Settings::default()
+    }
+}
+
+#[test]
+fn slow_clients_are_cut_off_and_cost_no_thread() {
+    let running = Running::with(impatient(), echo);
+    let beginnings: [&[u8]; 4] = [
+        b"",
+        b"GET / HTTP/1.1\r\nHo",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc",
+    ];
+
+    let mut slow: Vec<_> = (0..40)
+        .map(|n| {
+            let mut stream = running.connect();
+            stream.write_all(beginnings[n % 4]).unwrap();
+            stream
+        })
+        .collect();
+    let answer = running.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    for (n, stream) in slow.iter_mut().enumerate() {
+        let cut = read_all(stream);
+        if n % 4 == 0 {
+            assert_eq!(cut, "");
+        } else {
+            assert!(cut.starts_with("HTTP/1.1 408 "), "{cut}");
+        }
+    }
+    assert!(
+        running.server.stats().threads <= 4,
+        "{:?}",
+        running.server.stats()
+    );
+}
+
+#[test]
+fn a_head_that_trickles_is_cut_off_although_bytes_keep_coming() {
+    let running = Running::with(impatient(), hello);
+    let mut stream = running.connect();
+    let mut writer = stream.try_clone().unwrap();
+    let trickle = std::thread::Builder::new()
+        .spawn(move || {
+            let _ = writer.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: ");
+            // Ends with the connection.
+            while writer.write_all(b"a").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+        .unwrap();
+
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).unwrap();
+    drop(stream);
+    trickle.join().unwrap();
+
+    assert_eq!(&first, b"HTTP/1.1 408");
+}
+
+#[test]
+fn a_client_that_stops_reading_is_given_up() {
+    let (send, receive) = std::sync::mpsc::channel();
+    let running = Running::with(impatient(), move |exchange| {
+        exchange.start(ok()).unwrap();
+        let piece = Bytes::from(vec![0; 1 << 20]);
+        let result = (0..100).try_for_each(|_| exchange.write(piece.clone()));
+        send.send((result.is_err(), exchange.is_client_gone()))
+            .unwrap();
+    });
+    let mut stream = running.connect();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+
+    let (is_err, is_gone) = receive.recv_timeout(Duration::from_secs(10)).unwrap();
+
+    assert!(is_err && is_gone);
+}
+
+#[test]
+fn a_client_that_only_ends_its_half_gets_its_answer() {
+    let running = Running::new(|exchange| {
+        assert!(!exchange.is_client_gone());
+        hello(exchange);
+    });
+
+    let answer = running.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+
+    assert!(answer.ends_with("hello"), "{answer}");
 }

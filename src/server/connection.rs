@@ -5,10 +5,12 @@
 //! `poll`: hyper's service only leaves the request on the desk, and its future stays pending until
 //! an answer lies there.
 
+use super::framing::Refusal;
 use super::link::{Io, Link};
 use crate::wsgi::{BodyError, Endpoints};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -120,11 +122,44 @@ impl Connection {
 
     /// Why hyper could not go on with a body.
     pub(super) fn body_error(&self) -> BodyError {
-        if self.link.state().at_end {
+        let state = self.link.state();
+        if state.at_end && state.framing.refusal().is_none() {
             BodyError::Disconnected
         } else {
             BodyError::Framing
         }
+    }
+
+    /// Why the client's stream cannot go on, if it cannot. Counts only once hyper is blocked:
+    /// before that it may still be busy with what came earlier.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.link.state().framing.refusal()
+    }
+
+    /// Answers with a status of the server's own, and ends this side of the connection.
+    /// `is_asked`: hyper has a request that waits for its answer.
+    pub(super) fn apologise(&mut self, status: StatusCode, is_asked: bool) {
+        let reason = status.canonical_reason().unwrap_or_default();
+        if is_asked {
+            let mut response = Response::new(Answer::Whole(format!("{reason}\n").into()));
+            *response.status_mut() = status;
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+            self.lay_answer(response);
+            let _ = self.advance();
+        } else {
+            let length = reason.len() + 1;
+            let code = status.as_u16();
+            self.link.send_last(
+                format!(
+                    "HTTP/1.1 {code} {reason}\r\nContent-Type: text/plain\r\n\
+                     Content-Length: {length}\r\nConnection: close\r\n\r\n{reason}\n"
+                )
+                .as_bytes(),
+            );
+        }
+        self.link.shut();
     }
 
     /// Lets hyper go as far as it can without waiting.

@@ -19,6 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+/// How much of a body that the application left unread is thrown away to keep the connection.
+pub(super) const DISCARD_BYTES: usize = 64 << 10;
+
 /// A request, and as much of its body as has come.
 #[derive(Debug)]
 pub(super) struct Arrival {
@@ -101,7 +104,13 @@ pub(super) fn next_piece(
                 *body = None;
                 return Poll::Ready(Err(connection.body_error()));
             }
-            Poll::Pending if has_advanced => return Poll::Pending,
+            Poll::Pending if has_advanced => {
+                if connection.refusal().is_none() {
+                    return Poll::Pending;
+                }
+                *body = None;
+                return Poll::Ready(Err(BodyError::Framing));
+            }
             Poll::Pending => match connection.advance() {
                 // hyper may have put the next piece into its channel on the way.
                 Step::Blocked => has_advanced = true,
@@ -143,6 +152,8 @@ pub(super) struct Live<'c> {
     failure: Option<BodyError>,
     /// The connection ended: in order if true.
     end: Option<bool>,
+    /// Only the end of the connection tells the client where the answer ends.
+    is_ended_by_close: bool,
     next: Option<Request<Incoming>>,
 }
 
@@ -161,6 +172,7 @@ impl<'c> Live<'c> {
             progress: Progress::Nothing,
             failure: None,
             end: None,
+            is_ended_by_close: false,
             next: None,
         }
     }
@@ -222,8 +234,15 @@ impl<'c> Live<'c> {
     /// Whether the answer has to announce that it is the connection's last.
     fn must_close(&self) -> bool {
         self.is_draining.load(Ordering::Relaxed)
-            // The client still holds the body back, and may send it or not (RFC 9110 10.1.1).
-            || (self.arrival.is_expecting && self.arrival.body.is_some())
+            || (self.arrival.body.is_some()
+                // The client still holds the body back, and may send it or not (RFC 9110 10.1.1).
+                && (self.arrival.is_expecting || self.is_too_much_left()))
+    }
+
+    /// True when more of the body is to come than is worth throwing away.
+    fn is_too_much_left(&self) -> bool {
+        let outstanding = self.connection.link.state().framing.outstanding();
+        outstanding.is_some_and(|count| count > DISCARD_BYTES as u64)
     }
 
     /// Drives the connection until the kernel has everything that was laid down.
@@ -341,6 +360,8 @@ impl Exchange for Live<'_> {
             return self.answer_shortly(status_of(error));
         }
         self.progress = Progress::Started;
+        self.is_ended_by_close = self.arrival.parts.version == Version::HTTP_10
+            && announced_length(&head.headers).is_none();
         let body = self.connection.pieces();
         self.lay(head, body);
         self.push()
@@ -368,6 +389,10 @@ impl Exchange for Live<'_> {
     }
 
     fn abort(&mut self) {
+        if self.progress == Progress::Started && self.is_ended_by_close {
+            // An end in order would look like a whole answer.
+            socket::reset_on_close(&self.connection.link.socket);
+        }
         self.progress = Progress::Ended;
         self.end = Some(false);
     }
@@ -377,7 +402,8 @@ impl Exchange for Live<'_> {
     }
 }
 
-fn status_of(error: BodyError) -> StatusCode {
+/// What a client is told whose request body cannot be read.
+pub(super) fn status_of(error: BodyError) -> StatusCode {
     match error {
         BodyError::Disconnected | BodyError::Framing => StatusCode::BAD_REQUEST,
         BodyError::TimedOut => StatusCode::REQUEST_TIMEOUT,

@@ -30,12 +30,10 @@ pub(super) struct State {
     pub(super) write_blocked: bool,
     /// The client has ended its half: a short read no longer means that the rest is yet to come.
     pub(super) is_half_closed: bool,
-    /// The end of the stream was read.
+    /// The end of the stream was read, or reading failed.
     pub(super) at_end: bool,
-    /// Bytes were sent since the flag was last cleared.
-    pub(super) has_sent: bool,
-    /// Bytes were received since the flag was last cleared.
-    pub(super) has_received: bool,
+    /// The client was told that nothing more will be sent.
+    pub(super) is_shut: bool,
     pub(super) framing: Observer,
 }
 
@@ -47,8 +45,7 @@ impl Link {
             write_blocked: false,
             is_half_closed: false,
             at_end: false,
-            has_sent: false,
-            has_received: false,
+            is_shut: false,
             framing,
         };
         Self {
@@ -59,6 +56,21 @@ impl Link {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
+    }
+
+    /// Sends a short text past hyper, which must have nothing to send itself; what the kernel does
+    /// not take at once is lost.
+    pub(super) fn send_last(&self, text: &[u8]) {
+        // Whether the client takes it makes no difference to what follows.
+        let _ = socket::send_one(&self.socket, text);
+    }
+
+    /// Tells the client that nothing more will be sent.
+    pub(super) fn shut(&self) {
+        let mut state = self.state.lock();
+        if !std::mem::replace(&mut state.is_shut, true) {
+            socket::end_sending(&self.socket);
+        }
     }
 }
 
@@ -74,34 +86,44 @@ impl Read for Io {
     ) -> Poll<io::Result<()>> {
         let link = &*self.0;
         let mut state = link.state.lock();
-        if state.read_blocked {
-            return Poll::Pending;
-        }
-        let room = buffer.remaining();
-        // SAFETY: `receive` only writes initialised bytes to it.
-        let memory = unsafe { buffer.as_mut() };
-        let received = loop {
+        loop {
+            let room = buffer.remaining();
+            let held = state.framing.held();
+            if !held.is_empty() {
+                let count = held.len().min(room);
+                buffer.put_slice(&held[..count]);
+                state.framing.release(count);
+                return Poll::Ready(Ok(()));
+            }
+            if state.read_blocked || state.framing.refusal().is_some() {
+                return Poll::Pending;
+            }
+            // SAFETY: `receive` only writes initialised bytes to it.
+            let memory = unsafe { buffer.as_mut() };
             match socket::receive(&link.socket, memory) {
+                Ok([]) => {
+                    state.at_end = true;
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(bytes) => {
+                    // Less than asked for: the kernel has no more, the next read would only say so
+                    // (epoll(7)); unless the end of the stream is there, which causes no event of
+                    // its own once it was seen.
+                    state.read_blocked = bytes.len() < room && !state.is_half_closed;
+                    let passed = state.framing.observe(bytes);
+                    if passed > 0 {
+                        // SAFETY: the kernel has initialised more than that at the cursor.
+                        unsafe { buffer.advance(passed) };
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                Err(Errno::EAGAIN) => state.read_blocked = true,
                 Err(Errno::EINTR) => {}
-                other => break other.map(|bytes| bytes.len()),
+                Err(error) => {
+                    state.at_end = true;
+                    return Poll::Ready(Err(error.into()));
+                }
             }
-        };
-        match received {
-            Ok(count) => {
-                state.at_end |= count == 0;
-                state.has_received |= count > 0;
-                // Less than asked for: the kernel's buffer is empty, the next read would only say
-                // so (epoll(7)). The end of the stream causes no event of its own once seen.
-                state.read_blocked = count < room && count > 0 && !state.is_half_closed;
-                // SAFETY: the kernel has initialised `count` bytes at the cursor.
-                unsafe { buffer.advance(count) };
-                Poll::Ready(Ok(()))
-            }
-            Err(Errno::EAGAIN) => {
-                state.read_blocked = true;
-                Poll::Pending
-            }
-            Err(error) => Poll::Ready(Err(error.into())),
         }
     }
 }
@@ -111,7 +133,6 @@ impl Io {
         let mut state = self.0.state.lock();
         match result {
             Ok(count) => {
-                state.has_sent = true;
                 state.write_blocked = false;
                 Poll::Ready(Ok(count))
             }
@@ -153,7 +174,7 @@ impl Write for Io {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        socket::end_sending(&self.0.socket);
+        self.0.shut();
         Poll::Ready(Ok(()))
     }
 }

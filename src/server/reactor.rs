@@ -10,13 +10,13 @@
 
 use super::connection::{Connection, Phase, Step, Token};
 use super::deadlines::Deadlines;
-use super::exchange::{Arrival, Live, Outcome, next_piece};
-use super::framing::Observer;
+use super::exchange::{Arrival, DISCARD_BYTES, Live, Outcome, next_piece, status_of};
+use super::framing::{Limits, Observer};
 use super::link::Link;
 use super::{Settings, Stats, socket};
 use crate::pool::{self, Source};
 use crate::wsgi::{Endpoints, Exchange, Handler};
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use nix::errno::Errno;
@@ -24,13 +24,14 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 use slab::Slab;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
@@ -41,8 +42,6 @@ const ACCEPTS_PER_TURN: usize = 4;
 const EVENTS_PER_TURN: usize = 64;
 /// How much of a body is collected before a thread is spent on the request.
 const COLLECT_BYTES: usize = 64 << 10;
-/// How much of a body that the application left unread is thrown away to keep the connection.
-const DISCARD_BYTES: usize = 64 << 10;
 /// The longest that a request head may take altogether.
 const HEAD_TIME: Duration = Duration::from_secs(60);
 /// The longest that an unread body may take to be thrown away.
@@ -379,7 +378,7 @@ impl Reactor {
             local,
             tls: self.settings.tls.is_some(),
         };
-        let link = Link::new(socket, Observer::default());
+        let link = Link::new(socket, Observer::new(self.limits()));
         let token = self.slots.lock().add();
         let connection = Box::new(Connection::new(token, link, endpoints, &self.builder, now));
         let flags = EpollFlags::EPOLLIN
@@ -396,6 +395,15 @@ impl Reactor {
         }
         // Nobody else leads, so no event can have been missed yet.
         self.park(connection);
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            request_line: self.settings.max_url_len,
+            header_line: self.settings.max_header_line,
+            headers: self.settings.max_headers,
+            is_lenient: self.settings.lenient,
+        }
     }
 
     /// Brings every deadline forward to what a drain allows.
@@ -435,33 +443,10 @@ impl Reactor {
         match std::mem::replace(&mut connection.phase, Phase::Head { since: None }) {
             Phase::Head { since } => match connection.advance() {
                 Step::Request(request) => self.begin(connection, request, jobs),
-                Step::Closed(in_order) => self.close(connection, in_order),
-                Step::Blocked => {
-                    let has_received = {
-                        let mut state = connection.link.state();
-                        std::mem::take(&mut state.has_received)
-                    };
-                    let since = if has_received && since.is_none() {
-                        Some(Instant::now())
-                    } else {
-                        since
-                    };
-                    connection.phase = Phase::Head { since };
-                    self.park_again(connection, jobs);
-                }
+                Step::Closed(in_order) => self.close(connection, in_order, jobs),
+                Step::Blocked => self.await_head(connection, since, jobs),
             },
-            Phase::Collecting(mut arrival) => match arrival.collect(&mut connection, COLLECT_BYTES)
-            {
-                Ok(true) => jobs.push(Job {
-                    connection,
-                    arrival: *arrival,
-                }),
-                Ok(false) => {
-                    connection.phase = Phase::Collecting(arrival);
-                    self.park_again(connection, jobs);
-                }
-                Err(_) => self.close(connection, true),
-            },
+            Phase::Collecting(arrival) => self.collect(connection, arrival, jobs),
             Phase::Discarding {
                 body,
                 budget,
@@ -473,6 +458,31 @@ impl Reactor {
         }
     }
 
+    /// hyper has nothing to do until a whole head has come.
+    fn await_head(
+        &self,
+        mut connection: Box<Connection>,
+        since: Option<Instant>,
+        jobs: &mut Vec<Job>,
+    ) {
+        let (refusal, is_idle) = {
+            let framing = &connection.link.state().framing;
+            (framing.refusal(), framing.is_between_messages())
+        };
+        if let Some(refusal) = refusal {
+            debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, %refusal, "request refused");
+            self.apologise(connection, refusal.status(), false, jobs);
+            return;
+        }
+        let since = if is_idle {
+            None
+        } else {
+            since.or_else(|| Some(Instant::now()))
+        };
+        connection.phase = Phase::Head { since };
+        self.park_again(connection, jobs);
+    }
+
     /// A request's head is complete.
     fn begin(
         &self,
@@ -482,26 +492,35 @@ impl Reactor {
     ) {
         let now = Instant::now();
         connection.active = now;
-        connection.link.state().has_received = false;
-        let mut arrival = Arrival::new(request, now);
-        if arrival.body.is_some() && !arrival.is_expecting {
-            match arrival.collect(&mut connection, COLLECT_BYTES) {
-                Ok(true) => {}
-                Ok(false) => {
-                    connection.phase = Phase::Collecting(Box::new(arrival));
-                    self.park_again(connection, jobs);
-                    return;
-                }
-                Err(_) => {
-                    self.close(connection, true);
-                    return;
-                }
-            }
+        let arrival = Arrival::new(request, now);
+        if arrival.body.is_none() || arrival.is_expecting {
+            jobs.push(Job {
+                connection,
+                arrival,
+            });
+        } else {
+            self.collect(connection, Box::new(arrival), jobs);
         }
-        jobs.push(Job {
-            connection,
-            arrival,
-        });
+    }
+
+    /// Collects the beginning of a body before a thread is spent on the request.
+    fn collect(
+        &self,
+        mut connection: Box<Connection>,
+        mut arrival: Box<Arrival>,
+        jobs: &mut Vec<Job>,
+    ) {
+        match arrival.collect(&mut connection, COLLECT_BYTES) {
+            Ok(true) => jobs.push(Job {
+                connection,
+                arrival: *arrival,
+            }),
+            Ok(false) => {
+                connection.phase = Phase::Collecting(arrival);
+                self.park_again(connection, jobs);
+            }
+            Err(error) => self.apologise(connection, status_of(error), true, jobs),
+        }
     }
 
     /// Throws away what the application left of a body, then goes on with the connection.
@@ -523,7 +542,7 @@ impl Reactor {
                     return;
                 }
                 Poll::Ready(Ok(Some(_)) | Err(_)) => {
-                    self.close(connection, true);
+                    self.close(connection, true, jobs);
                     return;
                 }
                 Poll::Pending => match body {
@@ -537,7 +556,7 @@ impl Reactor {
                         return;
                     }
                     None => {
-                        self.close(connection, true);
+                        self.close(connection, true, jobs);
                         return;
                     }
                 },
@@ -552,12 +571,14 @@ impl Reactor {
         since: Instant,
         jobs: &mut Vec<Job>,
     ) {
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 8192];
+        // A client that has sent whole messages only has no reason to send more.
+        let is_owed = !connection.link.state().framing.is_between_messages();
+        let mut buffer = [MaybeUninit::uninit(); 8192];
         loop {
             match socket::receive(&connection.link.socket, &mut buffer) {
                 Ok(bytes) if !bytes.is_empty() && bytes.len() <= budget => budget -= bytes.len(),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
+                Err(Errno::EAGAIN) if is_owed => {
                     connection.phase = Phase::Lingering { since, budget };
                     self.park_again(connection, jobs);
                     return;
@@ -661,16 +682,41 @@ impl Reactor {
                 }
             }
         };
-        if let Some(connection) = taken {
-            let _ = jobs;
-            self.drop_connection(connection);
+        let Some(connection) = taken else {
+            return;
+        };
+        match connection.phase {
+            Phase::Head { since: None } | Phase::Discarding { .. } | Phase::Lingering { .. } => {
+                self.drop_connection(connection);
+            }
+            Phase::Head { since: Some(_) } => {
+                self.apologise(connection, StatusCode::REQUEST_TIMEOUT, false, jobs);
+            }
+            Phase::Collecting(_) => {
+                self.apologise(connection, StatusCode::REQUEST_TIMEOUT, true, jobs);
+            }
         }
     }
 
-    /// Ends a connection whose last word has been said, in order if true.
-    fn close(&self, connection: Box<Connection>, in_order: bool) {
-        let _ = in_order;
-        self.drop_connection(connection);
+    fn apologise(
+        &self,
+        mut connection: Box<Connection>,
+        status: StatusCode,
+        is_asked: bool,
+        jobs: &mut Vec<Job>,
+    ) {
+        connection.apologise(status, is_asked);
+        self.close(connection, true, jobs);
+    }
+
+    /// Ends a connection on which everything was said if `in_order`, and everything lost if not.
+    fn close(&self, connection: Box<Connection>, in_order: bool, jobs: &mut Vec<Job>) {
+        if in_order && !connection.link.state().at_end {
+            connection.link.shut();
+            self.linger(connection, LINGER_BYTES, Instant::now(), jobs);
+        } else {
+            self.drop_connection(connection);
+        }
     }
 
     fn drop_connection(&self, connection: Box<Connection>) {
@@ -767,9 +813,9 @@ impl Source for Reactor {
         connection.phase = Phase::Head { since: None };
         let mut jobs = Vec::new();
         match outcome {
-            Outcome::Close(in_order) => self.close(connection, in_order),
+            Outcome::Close(in_order) => self.close(connection, in_order, &mut jobs),
             Outcome::Next(request) => self.begin(connection, request, &mut jobs),
-            Outcome::Wait(None) => self.park_again(connection, &mut jobs),
+            Outcome::Wait(None) => self.await_head(connection, None, &mut jobs),
             Outcome::Wait(Some(body)) => {
                 let since = connection.active;
                 self.discard(connection, body, DISCARD_BYTES, since, &mut jobs);

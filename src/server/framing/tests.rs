@@ -1,0 +1,297 @@
+//! The rows of framing that must be refused, and those that must not, each by name.
+
+use super::*;
+
+const LIMITS: Limits = Limits {
+    request_line: 8192,
+    header_line: 16_384,
+    headers: 100,
+    is_lenient: false,
+};
+
+fn head(lines: &str) -> Vec<u8> {
+    format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n").into_bytes()
+}
+
+fn chunked(body: &str) -> Vec<u8> {
+    format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}").into_bytes()
+}
+
+/// Feeds a stream in pieces of a size; returns what passed and why it ended.
+fn feed(stream: &[u8], piece: usize) -> (Vec<u8>, Option<Refusal>) {
+    let mut observer = Observer::new(LIMITS);
+    let mut passed = Vec::new();
+    for bytes in stream.chunks(piece) {
+        let count = observer.observe(bytes);
+        passed.extend_from_slice(&bytes[..count]);
+        let held = observer.held().to_vec();
+        observer.release(held.len());
+        passed.extend_from_slice(&held);
+    }
+    (passed, observer.refusal())
+}
+
+/// The refusal of a stream, which must not depend on how the stream is cut.
+fn refusal(stream: &[u8]) -> Option<Refusal> {
+    let (passed, whole) = feed(stream, stream.len().max(1));
+    assert!(stream.starts_with(&passed));
+    for piece in [1, 2, 3, 7, 16] {
+        let (other, cut) = feed(stream, piece);
+        assert_eq!(
+            cut.map(Refusal::status),
+            whole.map(Refusal::status),
+            "cut by {piece}"
+        );
+        assert_eq!(other, passed, "cut by {piece}");
+    }
+    whole
+}
+
+macro_rules! refused {
+    ($($name:ident: $stream:expr => $expected:pat,)*) => {$(
+        #[test]
+        fn $name() {
+            let refused = refusal(AsRef::<[u8]>::as_ref(&$stream));
+            assert!(matches!(refused, Some($expected)), "{refused:?}");
+        }
+    )*};
+}
+
+refused! {
+    sm_cl_te: head("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n") => Refusal::TwoLengths,
+    sm_te_cl: head("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n") => Refusal::TwoLengths,
+    sm_dup_cl_differ: head("Content-Length: 3\r\nContent-Length: 4\r\n") => Refusal::ContentLength,
+    sm_dup_cl_same: head("Content-Length: 3\r\nContent-Length: 3\r\n") => Refusal::ContentLength,
+    sm_cl_list: head("Content-Length: 3, 3\r\n") => Refusal::ContentLength,
+    sm_cl_plus: head("Content-Length: +3\r\n") => Refusal::ContentLength,
+    sm_cl_underscore_digits: head("Content-Length: 1_0\r\n") => Refusal::ContentLength,
+    sm_cl_neg: head("Content-Length: -3\r\n") => Refusal::ContentLength,
+    sm_cl_hex: head("Content-Length: 0x3\r\n") => Refusal::ContentLength,
+    sm_cl_latin1: [&b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: \xb2\r\n\r\n"[..]].concat()
+        => Refusal::ContentLength,
+    sm_cl_empty: head("Content-Length:\r\n") => Refusal::ContentLength,
+    sm_cl_overflow: head("Content-Length: 18446744073709551617\r\n") => Refusal::ContentLength,
+    sm_te_xchunked: head("Transfer-Encoding: xchunked\r\n") => Refusal::UnknownCoding,
+    sm_te_gzip_chunked: head("Transfer-Encoding: gzip, chunked\r\n") => Refusal::UnknownCoding,
+    sm_te_identity: head("Transfer-Encoding: identity\r\n") => Refusal::UnknownCoding,
+    sm_te_chunked_gzip: head("Transfer-Encoding: chunked, gzip\r\n") => Refusal::TransferEncoding,
+    sm_te_chunked_list: head("Transfer-Encoding: chunked, chunked\r\n")
+        => Refusal::TransferEncoding,
+    sm_te_empty: head("Transfer-Encoding:\r\n") => Refusal::TransferEncoding,
+    sm_te_parameter: head("Transfer-Encoding: chunked;q=1\r\n") => Refusal::TransferEncoding,
+    sm_te_vertical_tab: head("Transfer-Encoding: \x0bchunked\r\n") => Refusal::Control,
+    sm_te_sp_colon: head("Transfer-Encoding : chunked\r\n") => Refusal::HeaderLine,
+    sm_te_tab_colon: head("Transfer-Encoding\t: chunked\r\n") => Refusal::HeaderLine,
+    sm_te_http10: b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"
+        => Refusal::TransferEncoding,
+    sm_te_twice: head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n")
+        => Refusal::TransferEncoding,
+    sm_obs_fold: head("X: a\r\n b\r\n") => Refusal::HeaderLine,
+    sm_te_obs_fold: head("Transfer-Encoding:\r\n chunked\r\n")
+        => Refusal::HeaderLine | Refusal::TransferEncoding,
+    sm_bare_cr_value: head("X: a\rb\r\n") => Refusal::Control,
+    sm_bare_lf: b"GET / HTTP/1.1\nHost: a\n\n" => Refusal::LineEnd,
+    sm_bare_lf_end: b"GET / HTTP/1.1\r\nHost: a\r\n\n" => Refusal::LineEnd,
+    sm_nul_value: head("X: a\0b\r\n") => Refusal::Control,
+    sm_nul_name: head("X\0: a\r\n") => Refusal::Control,
+    sm_space_name: head("X Y: a\r\n") => Refusal::HeaderLine,
+    sm_no_colon: head("XY\r\n") => Refusal::HeaderLine,
+    sm_empty_name: head(": a\r\n") => Refusal::HeaderLine,
+    sm_leading_ws_header: b"GET / HTTP/1.1\r\n Host: a\r\n\r\n" => Refusal::HeaderLine,
+    sm_two_hosts: head("Host: b\r\n") => Refusal::Host,
+    sm_no_host: b"GET / HTTP/1.1\r\n\r\n" => Refusal::Host,
+    sm_host_with_path: b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n" => Refusal::Host,
+    sm_host_list: b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n" => Refusal::Host,
+    sm_http09: b"GET /\r\n" => Refusal::RequestLine,
+    sm_version_9: b"GET / HTTP/9.9\r\nHost: a\r\n\r\n" => Refusal::Version,
+    sm_version_2: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" => Refusal::Version,
+    sm_version_junk: b"GET / HTTP/1.1x\r\nHost: a\r\n\r\n" => Refusal::RequestLine,
+    sm_version_lower: b"GET / http/1.1\r\nHost: a\r\n\r\n" => Refusal::RequestLine,
+    sm_nul_url: b"GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n" => Refusal::Control,
+    sm_ctl_url: b"GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n" => Refusal::Control,
+    sm_tab_url: b"GET /\ta HTTP/1.1\r\nHost: a\r\n\r\n" => Refusal::RequestLine,
+    sm_space_url: b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n" => Refusal::RequestLine,
+    sm_two_spaces: b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n" => Refusal::RequestLine,
+    sm_method: b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n" => Refusal::RequestLine,
+    sm_blank_lines: b"\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n" => Refusal::RequestLine,
+    tls_on_a_plain_port: b"\x16\x03\x01\x02\x00\x01" => Refusal::Control,
+    sm_chunk_plus: chunked("+3\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_0x: chunked("0x3\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_neg: chunked("-3\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_underscore: chunked("1_0\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_no_crlf: chunked("3\r\nabcX\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_lf: chunked("3\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_data_lf: chunked("3\r\nabc\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_huge: chunked("fffffffffffffffff\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_ext_cr: chunked("3;a\rb\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_ext_lf: chunked("3;a\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_space: chunked("3 \r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_empty_size: chunked("\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_only_extension: chunked(";a\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_trailer_bare_lf: chunked("0\r\nX: a\n\r\n") => Refusal::Chunk,
+    sm_trailer_fold: chunked("0\r\nX: a\r\n b\r\n\r\n") => Refusal::Chunk,
+    sm_trailer_no_colon: chunked("0\r\nX\r\n\r\n") => Refusal::Chunk,
+    lim_url_64k: format!("GET /{} HTTP/1.1\r\n", "a".repeat(65_536)).into_bytes()
+        => Refusal::RequestLineTooLong,
+    lim_url_endless: vec![b'A'; 100_000] => Refusal::RequestLineTooLong,
+    lim_header_1m: head(&format!("X: {}\r\n", "a".repeat(1 << 20))) => Refusal::HeadersTooLarge,
+    lim_headers_10k: head(&"X: a\r\n".repeat(10_000)) => Refusal::HeadersTooLarge,
+    lim_headers_total: head(&format!("X: {}\r\n", "a".repeat(10_000)).repeat(7))
+        => Refusal::HeadersTooLarge,
+    lim_chunk_line_endless: chunked(&format!("3;{}", "a".repeat(100_000))) => Refusal::Chunk,
+    lim_chunk_extensions: chunked(&format!("1;{}\r\na\r\n", "a".repeat(200)).repeat(100))
+        => Refusal::Chunk,
+    lim_trailers_endless: chunked(&format!("0\r\n{}", "X: a\r\n".repeat(100_000)))
+        => Refusal::HeadersTooLarge,
+    lim_trailer_line_endless: chunked(&format!("0\r\nX: {}", "a".repeat(100_000)))
+        => Refusal::HeadersTooLarge,
+}
+
+#[test]
+fn what_is_valid_passes_unchanged_however_it_is_cut() {
+    let valid: &[&[u8]] = &[
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\r\nGET / HTTP/1.1\r\nHost:\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nhost: [::1]:80\r\nX:\ta \t\r\nEmpty:\r\n\r\n",
+        b"GET http://a/b?c=\xc3\xa9 HTTP/1.1\r\nHost: a\r\nX: \xe9\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\ncontent-length: 5\r\n\r\n\r\n\0\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\ntransfer-encoding:  Chunked \r\n\r\n\
+          00a;n=\"v\"\r\n0123456789\r\nB\r\n01234567890\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+          1\r\na\r\n0\r\nX: y\r\nZ:\r\n\r\n",
+    ];
+    for stream in valid {
+        assert_eq!(refusal(stream), None, "{}", stream.escape_ascii());
+        assert_eq!(feed(stream, stream.len()).0, *stream);
+    }
+    let all = valid.concat();
+
+    assert_eq!(refusal(&all), None);
+    assert_eq!(feed(&all, 5).0, all);
+}
+
+#[test]
+fn what_came_before_a_broken_head_still_passes() {
+    let good = head("");
+    let stream = [&good[..], &good, b"BROKEN\r\n\r\n"].concat();
+
+    let (passed, refused) = feed(&stream, stream.len());
+
+    assert_eq!(passed, [&good[..], &good].concat());
+    assert_eq!(refused, Some(Refusal::RequestLine));
+}
+
+#[test]
+fn nothing_passes_after_a_refusal() {
+    let mut observer = Observer::new(LIMITS);
+    observer.observe(b"BROKEN\r\n");
+
+    assert_eq!(observer.observe(&head("")), 0);
+    assert!(observer.held().is_empty());
+}
+
+#[test]
+fn a_lenient_observer_forgives_only_a_missing_host() {
+    let mut observer = Observer::new(Limits {
+        is_lenient: true,
+        ..LIMITS
+    });
+
+    observer.observe(b"GET / HTTP/1.1\r\n\r\n");
+    assert_eq!(observer.refusal(), None);
+    observer.observe(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n");
+
+    assert_eq!(observer.refusal(), Some(Refusal::Host));
+}
+
+#[test]
+fn knows_where_messages_begin_and_end() {
+    let mut observer = Observer::new(LIMITS);
+    assert!(observer.is_between_messages());
+
+    observer.observe(b"POST / HT");
+    assert!(!observer.is_between_messages());
+    observer.observe(b"TP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab");
+    observer.release(observer.held().len());
+    assert_eq!(observer.outstanding(), Some(3));
+    observer.observe(b"cde");
+
+    assert!(observer.is_between_messages());
+}
+
+#[test]
+fn limits_are_exclusive_as_in_oslo() {
+    let line = |length: usize| {
+        let path = "a".repeat(length - "GET / HTTP/1.1".len());
+        format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes()
+    };
+
+    assert_eq!(refusal(&line(8191)), None);
+    assert_eq!(refusal(&line(8192)), Some(Refusal::RequestLineTooLong));
+    assert_eq!(
+        refusal(&head(&format!("X: {}\r\n", "a".repeat(16_383 - 3)))),
+        None
+    );
+    assert_eq!(
+        refusal(&head(&format!("X: {}\r\n", "a".repeat(16_384 - 3)))),
+        Some(Refusal::HeadersTooLarge)
+    );
+}
+
+/// A stand-in for a fuzzer that needs no tool: many streams made of telling fragments, cut in many
+/// ways, must be judged the same way, and never panic.
+#[test]
+fn random_streams_are_judged_alike_however_they_are_cut() {
+    const FRAGMENTS: &[&[u8]] = &[
+        b"GET / HTTP/1.1\r\n",
+        b"POST /x HTTP/1.1\r\n",
+        b"GET / HTTP/1.0\r\n",
+        b"Host: a\r\n",
+        b"Content-Length: 3\r\n",
+        b"Content-Length: 0\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"X: y\r\n",
+        b"\r\n",
+        b"\r\n",
+        b"\r\n",
+        b"abc",
+        b"3\r\nabc\r\n",
+        b"0\r\n\r\n",
+        b"\r",
+        b"\n",
+        b" ",
+        b":",
+        b"\0",
+        b"0",
+        b";",
+        b"\xff",
+    ];
+    // A linear congruential generator: the same streams in every run.
+    let mut seed = 1_u64;
+    let mut random = move |below: usize| {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).unwrap() % below
+    };
+    let (mut refusals, mut passes) = (0, 0);
+    for _ in 0..5_000 {
+        let mut stream = Vec::new();
+        if random(4) > 0 {
+            stream.extend_from_slice(b"POST / HTTP/1.1\r\nHost: a\r\n");
+        }
+        for _ in 0..random(12) {
+            stream.extend_from_slice(FRAGMENTS[random(FRAGMENTS.len())]);
+        }
+        match refusal(&stream) {
+            Some(_) => refusals += 1,
+            None => passes += 1,
+        }
+    }
+
+    assert!(
+        refusals > 500 && passes > 100,
+        "{refusals} refused, {passes} passed"
+    );
+}
