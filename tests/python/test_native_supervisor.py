@@ -60,6 +60,12 @@ class Parent:
         assert len(found) >= count, f"ended before {kind!r} number {count}: {self.said[-20:]}"
         return found
 
+    def hear_running(self, count: int) -> None:
+        """Wait until *count* workers are ready and their parent has taken note."""
+        self.hear("announced", count)
+        self.signal(signal.SIGUSR1)
+        self.hear("interrupted")
+
     def all(self, kind: str) -> list[list]:
         return [line for line in self.said if line[0] == kind]
 
@@ -137,7 +143,7 @@ def test_a_killed_worker_is_respawned_in_its_slot_at_once(start):
 
 def test_a_second_stop_is_ignored(start):
     parent = start(2, 30)
-    parent.hear("ready", 2)
+    parent.hear_running(2)
 
     parent.signal(signal.SIGTERM)
     parent.hear("stopping")
@@ -192,7 +198,7 @@ def test_a_stop_during_start_up_is_not_lost(start):
 
 def test_mutate_hangs_up_every_worker_and_replaces_none(start):
     parent = start(2, 30)
-    parent.hear("ready", 2)
+    parent.hear_running(2)
 
     parent.signal(signal.SIGHUP)
 

@@ -45,6 +45,7 @@ def work(slot: int, generation: int) -> None:
     fds = len(os.listdir("/proc/self/fd"))
     say("ready", os.getpid(), slot, generation, fds)  # Before the parent can act on it.
     _native.worker_ready()
+    say("announced", os.getpid())
     if BEHAVIOUR == "spin":
         while True:
             all(range(10**9))  # One C call, seconds long, that never lets go of the interpreter.

@@ -1,0 +1,456 @@
+//! Start, stop and mutate, against fake processes and chosen instants. Rows: docs/lifecycle.md.
+#![cfg(feature = "supervisor")]
+
+mod support;
+
+use osloxide::scoreboard::State;
+use osloxide::signals::Request;
+use osloxide::supervisor::process::LOST_STATUS;
+use osloxide::supervisor::{Command, Error, MOST_WORKERS};
+use std::time::Duration;
+use support::{HUP, KILL, Parked, Rig, TERM, forks};
+
+#[test]
+fn every_slot_is_forked_once_and_then_nothing_is_due() {
+    let mut rig = Rig::new(3, 60);
+
+    assert_eq!(forks(&rig.run()), [(0, 0), (1, 0), (2, 0)]);
+
+    assert_eq!(rig.pids(), [100, 101, 102]);
+    assert_eq!(
+        rig.next(),
+        Err(None),
+        "an idle supervisor parks without a deadline"
+    );
+}
+
+#[test]
+fn slots_are_numbered_over_all_groups() {
+    let mut rig = Rig::new(1, 60);
+    assert_eq!(rig.supervisor.add_group("second", 2).unwrap(), 1);
+
+    let commands = rig.run();
+
+    assert_eq!(forks(&commands), [(0, 0), (1, 0), (2, 0)]);
+    assert!(matches!(
+        commands[2],
+        Command::Fork {
+            group: 1,
+            slot: 2,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn more_workers_than_there_is_room_for_are_refused() {
+    let rig = Rig::new(1, 60);
+
+    let refused = rig.supervisor.add_group("many", MOST_WORKERS).unwrap_err();
+
+    assert!(matches!(refused, Error::TooManyWorkers { wanted } if wanted == MOST_WORKERS + 1));
+}
+
+#[test]
+fn a_healthy_worker_that_dies_is_forked_again_in_its_slot_at_once() {
+    let mut rig = Rig::running(3, 60);
+
+    rig.end(101, 9);
+    let commands = rig.run();
+
+    let lifetime = Duration::from_secs(3600);
+    let exited = Command::Exited {
+        pid: 101,
+        group: 0,
+        slot: 1,
+        status: 9,
+        lifetime,
+    };
+    assert_eq!(
+        commands,
+        [
+            exited,
+            Command::Fork {
+                group: 0,
+                slot: 1,
+                generation: 0
+            }
+        ]
+    );
+    assert_eq!(rig.pids(), [100, 103, 102]);
+}
+
+#[test]
+fn a_worker_that_an_operator_terminated_is_forked_again() {
+    let mut rig = Rig::running(1, 60);
+
+    rig.end(100, 0);
+
+    assert_eq!(forks(&rig.run()), [(0, 0)]);
+}
+
+#[test]
+fn a_status_that_somebody_else_took_is_reported_as_255() {
+    let mut rig = Rig::running(1, 60);
+
+    rig.end(100, LOST_STATUS);
+
+    assert!(matches!(
+        rig.run()[0],
+        Command::Exited { status: 0xff00, .. }
+    ));
+}
+
+#[test]
+fn stop_terminates_everybody_and_ends_after_the_last_has_left() {
+    let mut rig = Rig::running(2, 60);
+
+    rig.request(Request::Stop);
+
+    assert_eq!(rig.run(), [Command::Stopping { count: 2 }]);
+    assert_eq!(rig.signals(), [(100, TERM), (101, TERM)]);
+    rig.end(100, 0);
+    assert!(matches!(rig.run()[..], [Command::Exited { pid: 100, .. }]));
+    rig.end(101, 0);
+    assert!(matches!(rig.run()[..], [Command::Exited { pid: 101, .. }]));
+    assert_eq!(rig.next(), Ok(None));
+    assert_eq!(rig.supervisor.exit_status(), 0);
+}
+
+#[test]
+fn second_stop_is_ignored_and_does_not_move_the_deadline() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Stop);
+    rig.run();
+    rig.advance(20.0);
+
+    rig.request(Request::Stop);
+
+    assert_eq!(rig.run(), []);
+    assert_eq!(rig.signals(), [(100, TERM)]);
+    assert_eq!(rig.sleep(), 40_000);
+}
+
+#[test]
+fn stop_before_the_first_fork_forks_nothing() {
+    let mut rig = Rig::new(4, 60);
+
+    rig.request(Request::Stop);
+
+    assert_eq!(rig.run(), [Command::Stopping { count: 0 }]);
+    assert_eq!(rig.next(), Ok(None));
+}
+
+#[test]
+fn a_worker_forked_while_a_stop_was_pending_is_terminated_at_once() {
+    let mut rig = Rig::new(2, 60);
+    assert!(matches!(rig.due(), Some(Command::Fork { slot: 0, .. })));
+
+    rig.request(Request::Stop); // a handler that ran during os.fork()
+    let pid = rig.forked(0);
+
+    assert_eq!(rig.run(), [Command::Stopping { count: 1 }]);
+    assert_eq!(rig.signals(), [(pid, TERM)]);
+}
+
+#[test]
+fn a_worker_terminated_in_its_start_is_terminated_again_when_it_is_ready() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+    rig.request(Request::Stop);
+    rig.run();
+    assert_eq!(rig.signals(), [(100, TERM)]);
+
+    rig.ready(100);
+    rig.run();
+    rig.ready(100);
+    rig.run();
+
+    assert_eq!(rig.signals(), [(100, TERM)], "once more, and not twice");
+}
+
+#[test]
+fn at_the_deadline_every_late_worker_is_killed_and_named() {
+    let mut rig = Rig::running(3, 60);
+    rig.request(Request::Stop);
+    rig.run();
+    rig.end(101, 0);
+    rig.run();
+    rig.signals();
+    assert_eq!(rig.sleep(), 60_000);
+
+    let waited = Duration::from_secs(60);
+    let late = |slot, pid| Command::Late { slot, pid, waited };
+    assert_eq!(rig.run(), [late(0, 100), late(2, 102)]);
+
+    assert_eq!(rig.signals(), [(100, KILL), (102, KILL)]);
+    assert_eq!(rig.next(), Err(None), "SIGKILL is sent once");
+    rig.end(100, 9);
+    rig.end(102, 9);
+    rig.run();
+    assert_eq!(rig.next(), Ok(None));
+    assert_eq!(rig.supervisor.exit_status(), 1);
+}
+
+#[test]
+fn a_grace_of_zero_is_for_ever() {
+    let mut rig = Rig::running(1, 0);
+
+    rig.request(Request::Stop);
+    rig.run();
+
+    assert_eq!(rig.next(), Err(None));
+    rig.advance(1e6);
+    assert_eq!(rig.run(), []);
+    assert_eq!(rig.signals(), [(100, TERM)]);
+}
+
+#[test]
+fn abort_kills_everybody_at_once() {
+    let mut rig = Rig::new(2, 60);
+    rig.run();
+    rig.ready(100);
+
+    rig.request(Request::Abort);
+
+    assert_eq!(rig.run(), [Command::Stopping { count: 2 }]);
+    assert_eq!(rig.signals(), [(100, KILL), (101, KILL)]);
+    rig.end(100, 9);
+    rig.end(101, 9);
+    rig.run();
+    assert_eq!((rig.next(), rig.supervisor.exit_status()), (Ok(None), 1));
+}
+
+#[test]
+fn abort_during_a_drain_kills_those_that_are_left() {
+    let mut rig = Rig::running(2, 0);
+    rig.request(Request::Stop);
+    rig.run();
+    rig.end(100, 0);
+    rig.run();
+    rig.signals();
+
+    rig.request(Request::Abort);
+
+    assert_eq!(rig.run(), []);
+    assert_eq!(rig.signals(), [(101, KILL)]);
+}
+
+#[test]
+fn of_all_pending_requests_the_most_urgent_one_wins() {
+    let mut rig = Rig::running(1, 60);
+    for request in [Request::Mutate, Request::Reload, Request::Stop] {
+        rig.request(request);
+    }
+
+    assert_eq!(rig.run(), [Command::Stopping { count: 1 }]);
+    assert_eq!(rig.signals(), [(100, TERM)]);
+}
+
+#[test]
+fn mutate_hangs_up_ready_workers_now_and_starting_ones_when_they_are_ready() {
+    let mut rig = Rig::new(2, 60);
+    rig.run();
+    rig.ready(100);
+    rig.run();
+
+    rig.request(Request::Mutate);
+
+    assert_eq!(rig.run(), [Command::Mutate]);
+    assert_eq!(
+        rig.signals(),
+        [(100, HUP)],
+        "SIGHUP would end a worker without a handler"
+    );
+    rig.ready(101);
+    rig.run();
+    assert_eq!(rig.signals(), [(101, HUP)]);
+}
+
+#[test]
+fn a_worker_forked_after_a_mutation_is_not_told_of_it() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Mutate);
+    rig.run();
+    rig.end(100, 9);
+    rig.run();
+    rig.signals();
+
+    rig.ready(101);
+    rig.run();
+
+    assert_eq!(rig.signals(), []);
+}
+
+#[test]
+fn an_unusable_configuration_changes_nothing() {
+    for request in [Request::Mutate, Request::Reload] {
+        let mut rig = Rig::running(2, 60);
+        rig.request(request);
+        assert!(matches!(rig.due(), Some(Command::Mutate | Command::Reload)));
+
+        assert_eq!(
+            rig.due(),
+            None,
+            "next() without configured() drops the request"
+        );
+        rig.supervisor.configured(rig.now); // too late
+
+        assert_eq!(rig.run(), []);
+        assert_eq!(rig.signals(), []);
+    }
+}
+
+#[test]
+fn without_workers_it_parks_until_it_is_stopped() {
+    let mut rig = Rig::new(0, 60);
+    assert_eq!(rig.next(), Err(None));
+
+    rig.request(Request::Mutate);
+    assert_eq!(rig.run(), [Command::Mutate]);
+    rig.request(Request::Reload);
+    assert_eq!(rig.run(), [Command::Reload]);
+
+    rig.request(Request::Stop);
+    assert_eq!(rig.run(), [Command::Stopping { count: 0 }]);
+    assert_eq!(rig.next(), Ok(None));
+}
+
+#[test]
+fn a_fork_has_to_be_answered_once() {
+    let mut rig = Rig::new(1, 60);
+    assert!(matches!(rig.due(), Some(Command::Fork { slot: 0, .. })));
+
+    let unanswered = rig.supervisor.due(rig.now).unwrap_err();
+    assert!(matches!(unanswered, Error::Unanswered { slot: 0 }));
+
+    rig.forked(0);
+    let again = rig.supervisor.forked(0, 999, rig.now).unwrap_err();
+    assert!(matches!(again, Error::NotForking { slot: 0 }));
+    assert!(rig.supervisor.fork_failed(7, rig.now).is_err());
+}
+
+#[test]
+fn a_handler_that_requests_nothing_is_reported_and_one_that_does_is_obeyed() {
+    let rig = Rig::running(1, 60);
+    let now = rig.now;
+
+    let next = |request: Option<Request>| {
+        rig.supervisor.next::<Error>(
+            || now,
+            |_, _| {
+                request
+                    .into_iter()
+                    .for_each(|request| rig.supervisor.request(request));
+                Ok(true)
+            },
+        )
+    };
+
+    assert_eq!(next(None).unwrap(), Some(Command::Interrupted));
+    assert_eq!(
+        next(Some(Request::Stop)).unwrap(),
+        Some(Command::Stopping { count: 1 })
+    );
+}
+
+#[test]
+fn a_request_from_another_thread_ends_the_wait() {
+    let rig = Rig::running(1, 60);
+    let now = rig.now;
+
+    let command = std::thread::scope(|scope| {
+        rig.supervisor.next::<Error>(
+            || now,
+            |fds, _| {
+                scope
+                    .spawn(|| rig.supervisor.request(Request::Stop))
+                    .join()
+                    .unwrap();
+                let ready = osloxide::signals::poll_readable(fds, Some(now)).unwrap();
+                assert_eq!(ready.len(), 1);
+                Ok(false)
+            },
+        )
+    });
+
+    assert_eq!(command.unwrap(), Some(Command::Stopping { count: 1 }));
+}
+
+#[test]
+fn a_notice_of_an_unknown_or_ended_worker_is_ignored() {
+    let mut rig = Rig::running(1, 60);
+    rig.end(100, 9);
+    rig.ready(100);
+    rig.ready(4242);
+
+    assert_eq!(forks(&rig.run()), [(0, 0)]);
+}
+
+#[test]
+fn children_of_the_application_are_never_asked_for() {
+    let mut rig = Rig::running(2, 60);
+    rig.end(4242, 0); // subprocess in the parent
+
+    assert_eq!(rig.run(), []);
+
+    assert_eq!(rig.asked_for_any(), 0);
+}
+
+#[test]
+fn unknown_child_is_reaped_and_reported_by_process_1_and_is_not_counted() {
+    let mut rig = Rig::init(1);
+    rig.run();
+
+    rig.end(4242, 256);
+
+    assert_eq!(
+        rig.run(),
+        [Command::Stranger {
+            pid: 4242,
+            status: 256
+        }]
+    );
+    assert_eq!(rig.pids(), [100]);
+}
+
+#[test]
+fn the_scoreboard_shows_every_state_of_a_slot() {
+    let mut rig = Rig::new(1, 5);
+    let state = |rig: &Rig| (rig.rows().len(), rig.rows()[0].state, rig.rows()[0].pid);
+    rig.run();
+    assert_eq!(state(&rig), (1, State::Starting, 100));
+
+    rig.end(100, 9);
+    rig.run();
+    rig.end(101, 9);
+    rig.run();
+    assert_eq!(state(&rig), (1, State::Waiting, 0));
+    assert_eq!(
+        (rig.rows()[0].respawns, rig.rows()[0].last_exit),
+        (1, Some(9))
+    );
+
+    rig.sleep();
+    rig.run();
+    assert_eq!(state(&rig), (1, State::Starting, 102));
+    rig.request(Request::Stop);
+    rig.run();
+    assert_eq!(state(&rig), (1, State::Draining, 102));
+    rig.sleep();
+    rig.run();
+    assert_eq!(state(&rig), (1, State::Killing, 102));
+    rig.end(102, 9);
+    rig.run();
+    assert_eq!(state(&rig), (1, State::Gone, 0));
+}
+
+#[test]
+fn what_the_wait_returns_is_returned() {
+    let rig = Rig::running(1, 60);
+    let now = rig.now;
+
+    let failed = rig.supervisor.next(|| now, |_, _| Err(Parked(None)));
+
+    assert!(failed.is_err());
+}

@@ -1,0 +1,373 @@
+//! Rolling replacement of workers, against fake processes and chosen instants.
+#![cfg(feature = "supervisor")]
+
+mod support;
+
+use osloxide::signals::Request;
+use osloxide::supervisor::Command;
+use osloxide::supervisor::roster::Phase;
+use support::{HUP, KILL, Rig, TERM, forks};
+
+/// Workers get ready, and those that were terminated leave, until nothing moves any more. Returns
+/// all commands.
+fn settle(rig: &mut Rig) -> Vec<Command> {
+    let mut commands = Vec::new();
+    loop {
+        for pid in rig.pids() {
+            rig.ready(pid);
+        }
+        let more = rig.run();
+        let signals = rig.signals();
+        if more.is_empty() && signals.is_empty() {
+            return commands;
+        }
+        commands.extend(more);
+        for (pid, number) in signals {
+            assert_eq!(number, TERM);
+            rig.end(pid, 0);
+        }
+    }
+}
+
+fn reloads(commands: &[Command]) -> usize {
+    commands
+        .iter()
+        .filter(|command| **command == Command::Reload)
+        .count()
+}
+
+#[test]
+fn workers_are_replaced_one_by_one_and_each_only_when_its_successor_is_ready() {
+    let mut rig = Rig::running(2, 60);
+
+    rig.request(Request::Reload);
+    assert_eq!(
+        rig.run(),
+        [
+            Command::Reload,
+            Command::Fork {
+                group: 0,
+                slot: 0,
+                generation: 1
+            }
+        ]
+    );
+    assert_eq!(
+        rig.signals(),
+        [],
+        "the old worker serves until the new one does"
+    );
+
+    rig.ready(102);
+    assert_eq!(forks(&rig.run()), [(1, 1)]);
+    assert_eq!(rig.signals(), [(100, TERM)]);
+
+    rig.ready(103);
+    assert_eq!(rig.run(), []);
+    assert_eq!(rig.signals(), [(101, TERM)]);
+
+    rig.end(100, 0);
+    rig.end(101, 0);
+    assert_eq!(
+        forks(&rig.run()),
+        [],
+        "a worker that was replaced is not forked again"
+    );
+    assert_eq!(rig.pids(), [102, 103]);
+    assert_eq!(rig.supervisor.phase(), Phase::Running);
+}
+
+#[test]
+fn a_storm_of_reloads_makes_two_rounds_and_leaves_one_generation() {
+    let mut rig = Rig::running(3, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    for _ in 0..20 {
+        rig.request(Request::Reload);
+        assert_eq!(rig.run(), []);
+    }
+
+    let commands = settle(&mut rig);
+
+    assert_eq!(reloads(&commands), 1, "one more round for all twenty");
+    assert_eq!(forks(&commands), [(1, 1), (2, 1), (0, 2), (1, 2), (2, 2)]);
+    let generations: Vec<_> = rig
+        .rows()
+        .iter()
+        .filter(|row| row.pid != 0)
+        .map(|row| row.generation)
+        .collect();
+    assert_eq!(generations, [2, 2, 2]);
+}
+
+#[test]
+fn a_new_worker_that_dies_before_it_is_ready_is_retried_and_the_old_one_stays() {
+    let mut rig = Rig::running(2, 60);
+    rig.request(Request::Reload);
+    rig.run();
+
+    rig.end(102, 256);
+    assert_eq!(forks(&rig.run()), [(0, 1)]);
+    rig.end(103, 256);
+    assert!(matches!(
+        rig.run()[..],
+        [Command::Exited { .. }, Command::Backoff { slot: 0, .. }]
+    ));
+    assert_eq!(rig.sleep(), 50);
+    assert_eq!(forks(&rig.run()), [(0, 1)]);
+
+    assert_eq!(rig.signals(), []);
+    assert_eq!(rig.pids(), [100, 104, 101]);
+}
+
+#[test]
+fn a_reload_while_the_round_is_stuck_acts_at_once() {
+    let mut rig = Rig::running(2, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    for _ in 0..2 {
+        let unready = rig.pids()[1];
+        rig.end(unready, 256);
+        rig.run();
+    }
+    assert_eq!(
+        rig.pids(),
+        [100, 101],
+        "the new worker of slot 0 waits to be retried"
+    );
+
+    rig.request(Request::Reload); // the operator has mended the configuration
+
+    assert_eq!(
+        rig.run(),
+        [
+            Command::Reload,
+            Command::Fork {
+                group: 0,
+                slot: 0,
+                generation: 2
+            }
+        ]
+    );
+    settle(&mut rig);
+    assert_eq!(rig.supervisor.phase(), Phase::Running);
+    assert_eq!(rig.pids().len(), 2);
+}
+
+#[test]
+fn a_new_worker_that_hangs_in_its_start_is_given_up_at_the_next_reload() {
+    let mut rig = Rig::running(1, 0);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.advance(10.0);
+
+    rig.request(Request::Reload);
+
+    assert_eq!(rig.run(), [Command::Reload]);
+    assert_eq!(rig.signals(), [(101, TERM)]);
+    assert_eq!(
+        rig.sleep(),
+        10_000,
+        "it has nothing to drain, so it gets no eternity"
+    );
+    rig.run();
+    assert_eq!(rig.signals(), [(101, KILL)]);
+    rig.end(101, 9);
+    assert_eq!(forks(&rig.run()), [(0, 2)]);
+    assert_eq!(rig.pids(), [100, 102]);
+}
+
+#[test]
+fn an_old_worker_that_dies_while_its_successor_starts_is_not_forked_again() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Reload);
+    rig.run();
+
+    rig.end(100, 9);
+
+    assert_eq!(forks(&rig.run()), []);
+    assert_eq!(rig.pids(), [101]);
+    rig.ready(101);
+    assert_eq!(rig.run(), []);
+    assert_eq!(rig.supervisor.phase(), Phase::Running);
+    assert_eq!(rig.signals(), []);
+}
+
+#[test]
+fn a_worker_that_dies_ahead_of_the_round_comes_back_new_and_is_not_replaced_again() {
+    let mut rig = Rig::running(2, 60);
+    rig.request(Request::Reload);
+    rig.run();
+
+    rig.end(101, 9);
+    assert_eq!(forks(&rig.run()), [(1, 1)]);
+    let commands = settle(&mut rig);
+
+    assert_eq!(forks(&commands), []);
+    assert_eq!(rig.pids(), [102, 103]);
+    assert_eq!(rig.supervisor.phase(), Phase::Running);
+}
+
+#[test]
+fn a_slot_that_waits_to_be_forked_comes_back_new_at_once() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+    rig.end(100, 256);
+    rig.run();
+    rig.end(101, 256);
+    rig.run();
+    assert_eq!(rig.pids(), []);
+
+    rig.request(Request::Reload);
+
+    assert_eq!(
+        rig.run(),
+        [
+            Command::Reload,
+            Command::Fork {
+                group: 0,
+                slot: 0,
+                generation: 1
+            }
+        ]
+    );
+}
+
+#[test]
+fn stop_during_a_reload_terminates_old_and_new_and_forks_no_more() {
+    let mut rig = Rig::running(3, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.ready(103);
+    rig.run();
+    assert_eq!(rig.signals(), [(100, TERM)]);
+    assert_eq!(rig.pids(), [103, 100, 101, 104, 102]);
+
+    rig.request(Request::Stop);
+
+    assert_eq!(rig.run(), [Command::Stopping { count: 5 }]);
+    assert_eq!(
+        rig.signals(),
+        [(103, TERM), (101, TERM), (104, TERM), (102, TERM)]
+    );
+    for pid in rig.pids() {
+        rig.end(pid, 0);
+    }
+    assert_eq!(forks(&rig.run()), []);
+    assert_eq!((rig.next(), rig.supervisor.exit_status()), (Ok(None), 0));
+}
+
+#[test]
+fn reload_and_mutate_during_a_shutdown_are_ignored() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Stop);
+    rig.run();
+    rig.signals();
+
+    rig.request(Request::Reload);
+    rig.request(Request::Mutate);
+
+    assert_eq!(rig.run(), []);
+    assert_eq!(rig.signals(), []);
+}
+
+#[test]
+fn mutate_during_a_reload_reaches_old_and_new_workers() {
+    let mut rig = Rig::running(2, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.ready(102);
+    rig.run();
+    rig.signals();
+
+    rig.request(Request::Mutate);
+
+    assert_eq!(rig.run(), [Command::Mutate]);
+    assert_eq!(
+        rig.signals(),
+        [(102, HUP), (101, HUP)],
+        "not one that drains or starts"
+    );
+    rig.ready(103);
+    rig.run();
+    assert_eq!(rig.signals(), [(103, HUP), (101, TERM)]);
+}
+
+#[test]
+fn a_slot_is_not_replaced_again_while_its_last_worker_still_drains() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.ready(101);
+    rig.run();
+    rig.signals();
+
+    rig.request(Request::Reload);
+    assert_eq!(rig.run(), [Command::Reload]);
+    assert_eq!(rig.pids(), [101, 100]);
+
+    rig.end(100, 0);
+    assert_eq!(forks(&rig.run()), [(0, 2)]);
+}
+
+#[test]
+fn a_replaced_worker_that_is_late_is_killed_without_spoiling_the_exit_status() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.ready(101);
+    rig.run();
+    rig.signals();
+
+    assert_eq!(rig.sleep(), 60_000);
+    assert!(matches!(
+        rig.run()[..],
+        [Command::Late {
+            slot: 0,
+            pid: 100,
+            ..
+        }]
+    ));
+
+    assert_eq!(rig.signals(), [(100, KILL)]);
+    rig.end(100, 9);
+    rig.run();
+    rig.request(Request::Stop);
+    rig.run();
+    rig.end(101, 0);
+    rig.run();
+    assert_eq!((rig.next(), rig.supervisor.exit_status()), (Ok(None), 0));
+}
+
+#[test]
+fn the_stop_deadline_also_holds_for_workers_that_a_reload_let_drain_for_longer() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.ready(101);
+    rig.run();
+
+    rig.supervisor.set_grace(std::time::Duration::from_secs(5));
+    rig.request(Request::Stop);
+    rig.run();
+
+    assert_eq!(rig.sleep(), 5_000);
+    rig.run();
+    assert_eq!(
+        rig.signals(),
+        [(100, TERM), (101, TERM), (101, KILL), (100, KILL)]
+    );
+}
+
+#[test]
+fn rows_of_replaced_workers_are_given_back() {
+    let mut rig = Rig::running(2, 60);
+
+    for _ in 0..50 {
+        rig.request(Request::Reload);
+        settle(&mut rig);
+    }
+
+    assert_eq!(rig.rows().len(), 2);
+    assert_eq!(rig.rows()[0].generation, 50);
+}

@@ -1,0 +1,195 @@
+//! Crash loops and refused forks, against fake processes and chosen instants.
+#![cfg(feature = "supervisor")]
+
+mod support;
+
+use osloxide::signals::Request;
+use osloxide::supervisor::Command;
+use std::time::Duration;
+use support::{Rig, forks};
+
+/// Lets the youngest worker die at once, and returns how long its slot then waits.
+fn crash(rig: &mut Rig) -> u128 {
+    let pid = rig.pids()[0];
+    rig.end(pid, 256);
+    rig.run();
+    if !rig.pids().is_empty() {
+        return 0;
+    }
+    let waited = rig.sleep();
+    assert_eq!(forks(&rig.run()).len(), 1);
+    waited
+}
+
+#[test]
+fn a_crash_loop_waits_longer_and_longer_up_to_half_a_minute() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+
+    let waits: Vec<_> = (0..14).map(|_| crash(&mut rig)).collect();
+
+    assert_eq!(
+        waits,
+        [
+            0, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000, 30_000
+        ]
+    );
+}
+
+#[test]
+fn a_back_off_is_reported_with_its_length() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+    rig.end(100, 256);
+    rig.run();
+
+    rig.end(101, 256);
+    let commands = rig.run();
+
+    let delay = Duration::from_millis(50);
+    assert!(matches!(commands[0], Command::Exited { pid: 101, .. }));
+    assert_eq!(
+        commands[1..],
+        [Command::Backoff {
+            group: 0,
+            slot: 0,
+            delay,
+            failures: 2
+        }]
+    );
+}
+
+#[test]
+fn a_slot_that_backs_off_delays_no_other_slot() {
+    let mut rig = Rig::running(2, 60);
+    for _ in 0..5 {
+        let pid = rig.pids()[0];
+        rig.end(pid, 256);
+        rig.run();
+        if rig.pids().len() < 2 {
+            rig.sleep();
+            rig.run();
+        }
+    }
+    let crashing = rig.pids()[0];
+    rig.end(crashing, 256);
+    rig.run();
+    assert_eq!(rig.pids(), [101], "slot 0 waits");
+
+    rig.end(101, 9);
+
+    assert_eq!(forks(&rig.run()), [(1, 0)]);
+}
+
+#[test]
+fn a_worker_that_was_ready_for_ten_seconds_has_a_clean_record() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+    for _ in 0..5 {
+        crash(&mut rig);
+    }
+
+    let pid = rig.pids()[0];
+    rig.ready(pid);
+    rig.run();
+    rig.advance(10.0);
+
+    assert_eq!(crash(&mut rig), 0);
+    assert_eq!(
+        crash(&mut rig),
+        0,
+        "the first failure after a clean record costs nothing"
+    );
+    assert_eq!(crash(&mut rig), 50);
+}
+
+#[test]
+fn a_life_of_some_seconds_neither_adds_a_failure_nor_forgives_one() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+    let short_lives = [crash(&mut rig), crash(&mut rig), crash(&mut rig)];
+    assert_eq!(short_lives, [0, 50, 100]);
+
+    for _ in 0..3 {
+        let pid = rig.pids()[0];
+        rig.ready(pid);
+        rig.run();
+        rig.advance(2.0);
+        assert_eq!(crash(&mut rig), 100);
+    }
+
+    assert_eq!(crash(&mut rig), 200);
+}
+
+#[test]
+fn a_worker_that_dies_before_it_is_ready_failed_however_long_it_took() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+    rig.advance(300.0);
+    assert_eq!(crash(&mut rig), 0);
+    rig.advance(300.0);
+    assert_eq!(crash(&mut rig), 50);
+}
+
+#[test]
+fn a_refused_fork_is_tried_again_while_the_others_serve_and_soon_succeeds() {
+    let mut rig = Rig::running(2, 60);
+    rig.end(100, 9);
+    assert!(matches!(rig.due(), Some(Command::Exited { .. })));
+    let mut waits = Vec::new();
+
+    for _ in 0..8 {
+        assert!(matches!(rig.due(), Some(Command::Fork { slot: 0, .. })));
+        rig.fork_failed(0);
+        assert!(matches!(rig.run()[..], [Command::Backoff { slot: 0, .. }]));
+        assert_eq!(rig.pids(), [101]);
+        waits.push(rig.sleep());
+    }
+
+    assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 2000, 2000]);
+    assert_eq!(forks(&rig.run()), [(0, 0)]);
+    assert_eq!(rig.pids().len(), 2);
+}
+
+#[test]
+fn refusals_do_not_count_as_failures_of_the_worker() {
+    let mut rig = Rig::new(1, 60);
+    for _ in 0..5 {
+        assert!(matches!(rig.due(), Some(Command::Fork { .. })));
+        rig.fork_failed(0);
+        rig.run();
+        rig.sleep();
+    }
+    rig.run();
+
+    assert_eq!(crash(&mut rig), 0);
+}
+
+#[test]
+fn stop_ends_a_back_off_at_once() {
+    let mut rig = Rig::new(2, 60);
+    for slot in [0, 1] {
+        assert!(matches!(rig.due(), Some(Command::Fork { .. })));
+        rig.fork_failed(slot);
+        assert!(matches!(rig.due(), Some(Command::Backoff { .. })));
+    }
+
+    rig.request(Request::Stop);
+
+    assert_eq!(rig.run(), [Command::Stopping { count: 0 }]);
+    assert_eq!(rig.next(), Ok(None));
+}
+
+#[test]
+fn a_fork_refused_while_a_stop_was_pending_is_not_tried_again() {
+    let mut rig = Rig::new(1, 60);
+    assert!(matches!(rig.due(), Some(Command::Fork { .. })));
+    rig.request(Request::Stop);
+    rig.fork_failed(0);
+
+    let commands = rig.run();
+
+    assert_eq!(forks(&commands), []);
+    assert!(commands.contains(&Command::Stopping { count: 0 }));
+    assert_eq!(rig.next(), Ok(None));
+}

@@ -1,0 +1,225 @@
+//! A supervisor whose processes are fake and whose clock is the test's.
+//!
+//! [`Fake`] stands at the edge to the operating system and keeps a call log; [`Rig`] plays Python
+//! (it answers forks and configuration commands) and moves time. Nothing here sleeps or forks.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of several test programs"
+)]
+
+use osloxide::scoreboard::{Scoreboard, Snapshot};
+use osloxide::signals::Request;
+use osloxide::supervisor::process::Processes;
+use osloxide::supervisor::{Command, Error, Supervisor};
+use std::collections::BTreeMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+pub const HUP: i32 = nix::libc::SIGHUP;
+pub const TERM: i32 = nix::libc::SIGTERM;
+pub const KILL: i32 = nix::libc::SIGKILL;
+
+/// What the fake operating system knows.
+#[derive(Debug, Default)]
+pub struct Book {
+    /// Signals sent since the last look: pid and number.
+    pub signals: Vec<(i32, i32)>,
+    /// Processes that have ended and were not reaped, with their wait status.
+    pub ended: BTreeMap<i32, i32>,
+    /// How often anybody asked for any child at all.
+    pub asked_for_any: usize,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Fake(pub Arc<Mutex<Book>>);
+
+impl Processes for Fake {
+    fn watch(&mut self, _pid: i32) -> Option<OwnedFd> {
+        // A descriptor that never becomes readable: the tests say themselves when to look.
+        nix::sys::eventfd::EventFd::new().ok().map(OwnedFd::from)
+    }
+
+    fn signal(&mut self, pid: i32, _watch: Option<BorrowedFd<'_>>, number: i32) {
+        self.0.lock().unwrap().signals.push((pid, number));
+    }
+
+    fn reap(&mut self, pid: i32) -> Option<i32> {
+        self.0.lock().unwrap().ended.remove(&pid)
+    }
+
+    fn ended_child(&mut self) -> Option<i32> {
+        let mut book = self.0.lock().unwrap();
+        book.asked_for_any += 1;
+        book.ended.keys().next().copied()
+    }
+}
+
+/// A supervisor, the fake processes below it and the fake Python above it.
+pub struct Rig {
+    pub supervisor: Supervisor<Fake>,
+    pub board: Arc<Scoreboard>,
+    pub now: Instant,
+    fake: Fake,
+    next_pid: i32,
+}
+
+impl Rig {
+    /// One group of *workers*, none forked yet, with a grace period in seconds.
+    pub fn new(workers: usize, grace: u64) -> Self {
+        Self::make(workers, grace, false)
+    }
+
+    /// The same as process 1.
+    pub fn init(workers: usize) -> Self {
+        Self::make(workers, 60, true)
+    }
+
+    fn make(workers: usize, grace: u64, is_init: bool) -> Self {
+        let (fake, board) = (Fake::default(), Arc::new(Scoreboard::new("rig").unwrap()));
+        let supervisor = Supervisor::new(fake.clone(), Arc::clone(&board), is_init).unwrap();
+        supervisor.set_grace(Duration::from_secs(grace));
+        supervisor.add_group("rig", workers).unwrap();
+        Self {
+            supervisor,
+            board,
+            now: Instant::now(),
+            fake,
+            next_pid: 100,
+        }
+    }
+
+    /// The same with all workers forked, ready and healthy; pids from 100 on.
+    pub fn running(workers: usize, grace: u64) -> Self {
+        let mut rig = Self::new(workers, grace);
+        for pid in rig.fork_all() {
+            rig.ready(pid);
+        }
+        rig.advance(3600.0);
+        assert_eq!(rig.due(), None);
+        rig
+    }
+
+    /// The next command, if one is due.
+    pub fn due(&mut self) -> Option<Command> {
+        self.supervisor.due(self.now).unwrap()
+    }
+
+    /// All commands that are due; forks succeed, configuration commands are carried out.
+    pub fn run(&mut self) -> Vec<Command> {
+        let mut commands = Vec::new();
+        while let Some(command) = self.due() {
+            match command {
+                Command::Fork { slot, .. } => {
+                    self.forked(slot);
+                }
+                Command::Reload | Command::Mutate => self.supervisor.configured(self.now),
+                _ => {}
+            }
+            commands.push(command);
+            assert!(
+                commands.len() < 1000,
+                "an endless stream of commands: {:?}",
+                &commands[990..]
+            );
+        }
+        commands
+    }
+
+    /// Runs and returns the pids of the workers that were forked.
+    pub fn fork_all(&mut self) -> Vec<i32> {
+        let first = self.next_pid;
+        self.run();
+        (first..self.next_pid).collect()
+    }
+
+    /// Answers a fork and returns the new pid.
+    pub fn forked(&mut self, slot: usize) -> i32 {
+        let pid = self.next_pid;
+        self.next_pid += 1;
+        self.supervisor.forked(slot, pid, self.now).unwrap();
+        pid
+    }
+
+    pub fn fork_failed(&mut self, slot: usize) {
+        self.supervisor.fork_failed(slot, self.now).unwrap();
+    }
+
+    pub fn request(&mut self, request: Request) {
+        self.supervisor.request(request);
+    }
+
+    /// Worker *pid* reports that it is ready.
+    pub fn ready(&mut self, pid: i32) {
+        nix::unistd::write(&*self.supervisor.notices(), &pid.to_ne_bytes()).unwrap();
+    }
+
+    /// Worker *pid* ends with this wait status.
+    pub fn end(&mut self, pid: i32, status: i32) {
+        self.fake.0.lock().unwrap().ended.insert(pid, status);
+    }
+
+    pub fn advance(&mut self, seconds: f64) {
+        self.now += Duration::from_secs_f64(seconds);
+    }
+
+    /// Signals sent since the last call.
+    pub fn signals(&mut self) -> Vec<(i32, i32)> {
+        std::mem::take(&mut self.fake.0.lock().unwrap().signals)
+    }
+
+    pub fn asked_for_any(&self) -> usize {
+        self.fake.0.lock().unwrap().asked_for_any
+    }
+
+    pub fn pids(&self) -> Vec<i32> {
+        self.supervisor.pids()
+    }
+
+    pub fn rows(&self) -> Vec<Snapshot> {
+        self.board.read()
+    }
+
+    /// What `next()` would do now: the command it returns, or the deadline it would park with.
+    pub fn next(&mut self) -> Result<Option<Command>, Option<Duration>> {
+        let now = self.now;
+        self.supervisor
+            .next(
+                || now,
+                |_, deadline| Err(Parked(deadline.map(|at| at - now))),
+            )
+            .map_err(|Parked(deadline)| deadline)
+    }
+
+    /// Moves time to the nearest deadline and returns how far that was, in milliseconds.
+    pub fn sleep(&mut self) -> u128 {
+        let Err(Some(left)) = self.next() else {
+            panic!("it would not sleep until a deadline")
+        };
+        self.now += left;
+        left.as_millis()
+    }
+}
+
+/// What the wait of [`Rig::next`] breaks off with.
+#[derive(Debug)]
+pub struct Parked(pub Option<Duration>);
+
+impl From<Error> for Parked {
+    fn from(error: Error) -> Self {
+        panic!("{error}")
+    }
+}
+
+pub fn forks(commands: &[Command]) -> Vec<(usize, u32)> {
+    commands
+        .iter()
+        .filter_map(|command| match command {
+            Command::Fork {
+                slot, generation, ..
+            } => Some((*slot, *generation)),
+            _ => None,
+        })
+        .collect()
+}
