@@ -70,6 +70,8 @@ class Supervisor:
         ``("stranger", pid, status)``           only as PID 1: a child that is not a worker was reaped
         ``("backoff", group, slot, seconds, failures)``  a slot that keeps dying waits before its next fork
         ``("late", slot, pid, waited)``         the deadline passed; SIGKILL was sent
+        ``("all_ready",)``                      every slot has a ready worker, for the first time since
+                                                the last add_group()
         ``("interrupted",)``                    a signal handler ran that requested nothing
         """
     def forked(self, slot: int, pid: int) -> None: ...

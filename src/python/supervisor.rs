@@ -155,6 +155,7 @@ fn to_tuple(py: Python<'_>, command: Command) -> PyResult<Bound<'_, PyTuple>> {
         Command::Late { slot, pid, waited } => {
             ("late", slot, pid, waited.as_secs_f64()).into_pyobject(py)
         }
+        Command::AllReady => ("all_ready",).into_pyobject(py),
         Command::Interrupted => ("interrupted",).into_pyobject(py),
     }
 }

@@ -93,6 +93,8 @@ pub enum Command {
         /// Time since SIGTERM.
         waited: Duration,
     },
+    /// Every slot has a ready worker, for the first time since the last group was added.
+    AllReady,
     /// Signal handlers ran and requested nothing.
     Interrupted,
 }
@@ -407,6 +409,7 @@ impl<P: Processes> Inner<P> {
                 | Command::Stranger { .. }
                 | Command::Backoff { .. }
                 | Command::Late { .. }
+                | Command::AllReady
                 | Command::Interrupted => {}
             }
             return Step::Do(command);

@@ -121,6 +121,8 @@ pub struct Roster {
     configuring: Option<Request>,
     /// A reload was asked for while one was under way.
     is_reload_owed: bool,
+    /// [`Command::AllReady`] is still to be reported.
+    is_ready_owed: bool,
     /// A worker had to be killed during the shutdown.
     was_late: bool,
     signals: Vec<Signal>,
@@ -137,6 +139,7 @@ impl Default for Roster {
             grace: None,
             configuring: None,
             is_reload_owed: false,
+            is_ready_owed: false,
             was_late: false,
             signals: Vec::new(),
             commands: VecDeque::new(),
@@ -149,6 +152,7 @@ impl Roster {
     pub fn add_group(&mut self, name: &str, workers: usize) -> usize {
         let group = self.groups.len();
         self.groups.push(name.to_owned());
+        self.is_ready_owed |= workers > 0;
         for _ in 0..workers {
             let mut seated = Worker::new(self.generation);
             if matches!(self.phase, Phase::Stopping { .. }) {
@@ -272,6 +276,11 @@ impl Roster {
     pub fn ready(&mut self, pid: i32, now: Instant) {
         if let Some((slot, role)) = self.find(pid) {
             self.apply(slot, role, Event::Ready, now);
+        }
+        let is_running = |slot: &Slot| matches!(slot.seated.state, State::Running { .. });
+        if self.is_ready_owed && self.slots.iter().all(is_running) {
+            self.is_ready_owed = false;
+            self.commands.push_back(Command::AllReady);
         }
         self.advance_round(now);
     }
