@@ -1,0 +1,50 @@
+"""What launchers need from oslo.config: registering options, reading files again, dumping values.
+
+Owns the rule that a broken file changes nothing: the process goes on with the configuration that
+it has, and the log says why. Never restarts anything.
+
+Rules: oslo_service._options and oslo_config.cfg.ConfigOpts.{reload,mutate}_config_files.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from oslo_service import _options
+
+LOG = logging.getLogger(__name__)
+
+
+def register_options(conf: Any) -> None:
+    """Register ``log_options``, ``graceful_shutdown_timeout`` and the rest, if they are not yet."""
+    conf.register_opts(_options.service_opts)
+
+
+def log_options(conf: Any, log: logging.Logger) -> None:
+    """Write all option values at DEBUG, unless ``log_options`` is off."""
+    if conf.log_options and log.isEnabledFor(logging.DEBUG):
+        log.debug("Full set of CONF:")
+        conf.log_opt_values(log, logging.DEBUG)
+
+
+def read_again(conf: Any, restart_method: str) -> bool:
+    """Read the configuration files again.
+
+    :param restart_method: ``"reload"`` replaces all values, ``"mutate"`` only those of options
+        that are declared mutable, and tells the hooks.
+    :returns: False when that failed; then the configuration is unchanged.
+    """
+    try:
+        if restart_method == "reload":
+            # Logs and returns False for a file that it cannot parse.
+            done = conf.reload_config_files() is not False
+        else:
+            conf.mutate_config_files()
+            done = True
+    except (Exception, SystemExit):
+        LOG.exception("The configuration files could not be read; nothing changes")
+        return False
+    if not done:
+        LOG.error("The configuration files could not be read; nothing changes")
+    return done

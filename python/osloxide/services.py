@@ -1,0 +1,165 @@
+"""Service and Services: what applications derive from, and the group that a Launcher runs.
+
+Owns the order in which several services are started, reset, stopped and awaited when each start()
+runs on a thread of its own, which is what a plain Launcher does. ServiceLauncher and workers run
+services on the main thread instead, see osloxide.runner.
+
+Rules: oslo_service.service.Service and Services (oslo.service 4.8), both backends.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, ClassVar
+
+from oslo_service.backend.base import ServiceBase
+
+from osloxide import threadgroup
+from osloxide._typing import override
+
+LOG = logging.getLogger(__name__)
+
+RESTART_METHODS = ("reload", "mutate")
+
+
+def check_service_base(service: object) -> None:
+    """Refuse what is not a service.
+
+    :raises TypeError: *service* is not a :class:`ServiceBase`.
+    """
+    if not isinstance(service, ServiceBase):
+        raise TypeError(f"Service {service} must be an instance of {ServiceBase}!")
+
+
+def check_restart_method(restart_method: str) -> None:
+    """Refuse an unknown restart method.
+
+    :raises ValueError: neither ``"reload"`` nor ``"mutate"``.
+    """
+    if restart_method not in RESTART_METHODS:
+        raise ValueError(
+            f"Invalid restart_method: {restart_method} (expected one of "
+            f"{', '.join(RESTART_METHODS)})"
+        )
+
+
+class Service(ServiceBase):  # type: ignore[misc]  # oslo.service is not typed for checkers
+    """A service with a thread group ``tg``; applications derive from it.
+
+    :param threads: size of the thread group.
+    """
+
+    THREAD_GROUP: ClassVar[type[threadgroup.ThreadGroup]] = threadgroup.ThreadGroup
+
+    def __init__(self, threads: int = 1000) -> None:
+        super().__init__()
+        self.tg = self.THREAD_GROUP(threads)
+        self.backdoor_port: int | None = None
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        tg = state.pop("tg", None)
+        state["_thread_pool_size"] = 1000 if tg is None else tg.thread_pool_size
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        size = state.pop("_thread_pool_size", 1000)
+        self.__dict__.update(state)
+        self.tg = self.THREAD_GROUP(size)
+
+    def reset(self) -> None:
+        """Called when the configuration has changed (SIGHUP)."""
+
+    def start(self) -> None:
+        """Called once the process that is to serve exists."""
+
+    def stop(self, graceful: bool = False) -> None:
+        """Stop the thread group.
+
+        :param graceful: wait for its threads; otherwise forget them.
+        """
+        self.tg.stop(graceful)
+
+    def wait(self) -> None:
+        """Wait for the thread group."""
+        self.tg.wait()
+
+
+class Services:
+    """A group of services, each started on a thread of its own.
+
+    :param restart_method: what :meth:`restart` does: ``"reload"`` stops, resets and starts the
+        services, ``"mutate"`` only resets them.
+    :raises ValueError: *restart_method* is neither.
+    """
+
+    THREAD_GROUP: ClassVar[type[threadgroup.ThreadGroup]] = threadgroup.ThreadGroup
+
+    def __init__(self, restart_method: str = "reload") -> None:
+        check_restart_method(restart_method)
+        self.restart_method = restart_method
+        self.services: list[Any] = []
+        self.tg = self.THREAD_GROUP(1000)
+        self.done = threading.Event()
+
+    def add(self, service: Any) -> None:
+        """Start *service* on a thread of its own, now."""
+        self.services.append(service)
+        self._run(service)
+
+    def stop(self) -> None:
+        """Stop the services in order. May be called more than once."""
+        for service in self.services:
+            service.stop()
+        self.done.set()
+        self.tg.stop()
+
+    def wait(self) -> None:
+        """Wait for the services in order.
+
+        :raises SystemExit: the start() of one failed (status 1) or raised SystemExit itself.
+        """
+        for service in self.services:
+            service.wait()
+        self.tg.wait()
+
+    def restart(self) -> None:
+        """Reset all services; with ``"reload"`` stop them before and start them afterwards."""
+        if self.restart_method == "reload":
+            self.stop()
+            self.done = threading.Event()
+        for service in self.services:
+            service.reset()
+            if self.restart_method == "reload":
+                self._run(service)
+
+    def _run(self, service: Any) -> None:
+        self.tg.add_thread(self._run_or_give_up, service, self.done)
+
+    def _run_or_give_up(self, service: Any, done: threading.Event) -> None:
+        try:
+            self.run_service(service, done)
+        except SystemExit:
+            # Somebody may be in wait() of a service that will never get going.
+            for each in self.services:
+                try:
+                    each.stop()
+                except Exception:
+                    LOG.exception("Error stopping %s after a failed start", type(each).__name__)
+            done.set()
+            raise
+
+    @staticmethod
+    def run_service(service: Any, done: threading.Event) -> None:
+        """Start *service*, then wait until the group is stopped.
+
+        :raises SystemExit: start() failed.
+        """
+        try:
+            service.start()
+        except Exception:
+            LOG.exception("Error starting thread.")
+            raise SystemExit(1) from None
+        done.wait()

@@ -1,0 +1,215 @@
+"""Signal handlers in Python: who is called when a signal arrives, in which order.
+
+Owns the dispositions that launchers and applications ask for; never decides what a signal means
+(launchers do) and never blocks inside a handler. A disposition goes straight from one handler to
+the next: there is no moment at which SIGTERM or SIGHUP would fall back to killing the process.
+
+Rules: oslo_service.service.SignalHandler, SignalExit, Singleton and _is_daemon (oslo.service 4.8);
+handlers run last in, first out since oslo.service 3.5.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
+from typing import Any, ClassVar
+
+from osloxide._typing import override
+
+LOG = logging.getLogger(__name__)
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def signal_name(signo: int) -> str:
+    """Name a signal, for log lines.
+
+    :returns: ``"SIGKILL"`` for 9; ``"signal 99"`` when the platform has no name for it.
+    """
+    try:
+        return signal.Signals(signo).name
+    except ValueError:
+        return f"signal {signo}"
+
+
+class SignalExit(SystemExit):
+    """Ends a program because of a signal.
+
+    :param signo: the signal's number.
+    :param exccode: exit status of the process.
+    """
+
+    def __init__(self, signo: int, exccode: int = 1) -> None:
+        super().__init__(exccode)
+        self.signo = signo
+
+
+class Singleton(type):
+    """Metaclass of classes with one instance in each process.
+
+    The lock is taken only while an instance is being made, so that ``SignalHandler()`` may be
+    called inside a signal handler.
+    """
+
+    _instances: ClassVar[dict[type, Any]] = {}
+    _semaphores: ClassVar[threading.RLock] = threading.RLock()
+
+    @override
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return cls._instances[cls]
+        except KeyError:
+            pass
+        with cls._semaphores:
+            if cls not in cls._instances:
+                cls._instances[cls] = super().__call__(*args, **kwargs)
+            return cls._instances[cls]
+
+
+class SignalHandler(metaclass=Singleton):
+    """Calls any number of handlers for each signal, the one that was added last first.
+
+    Handlers run on the main thread between two instructions, as Python's own do: they should only
+    record that something is to be done. An exception in one of them is logged and does not keep
+    the others from running.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._signals_by_name: dict[str, signal.Signals] = {
+            name: number
+            for name, number in vars(signal).items()
+            if name.startswith("SIG") and isinstance(number, signal.Signals)
+        }
+        self.signals_to_name: dict[int, str] = {
+            number: name for name, number in self._signals_by_name.items()
+        }
+        self._signal_handlers: collections.defaultdict[int, list[Handler]] = (
+            collections.defaultdict(list)
+        )
+        self._previous: dict[int, Any] = {}
+
+    def is_signal_supported(self, sig_name: str) -> bool:
+        """Tell whether the platform has a signal of that name."""
+        return sig_name in self._signals_by_name
+
+    def add_handlers(self, signals: Iterable[str], handler: Handler) -> None:
+        """Call *handler* for each of the named signals; see :meth:`add_handler`."""
+        for sig in signals:
+            self.add_handler(sig, handler)
+
+    def add_handler(self, sig: str, handler: Handler) -> None:
+        """Call *handler* first whenever the signal arrives.
+
+        :param sig: a name such as ``"SIGTERM"``; one that the platform lacks is ignored.
+        :param handler: called as ``handler(signo, frame)``.
+        :raises ValueError: called outside the main thread for a signal that has no handler yet.
+        """
+        if not self.is_signal_supported(sig):
+            return
+        signo = self._signals_by_name[sig]
+        handlers = self._signal_handlers[signo]
+        handlers.append(handler)
+        try:
+            self._take_over(signo)
+        except BaseException:
+            handlers.remove(handler)
+            raise
+
+    def add_last(self, handlers: Mapping[str, Handler]) -> None:
+        """Add handlers that run after all others, unless they are there already.
+
+        Launchers use it: whatever the application installed runs first and stays.
+
+        :param handlers: signal name to handler; names that the platform lacks are ignored.
+        """
+        for sig, handler in handlers.items():
+            if not self.is_signal_supported(sig):
+                continue
+            signo = self._signals_by_name[sig]
+            present = self._signal_handlers[signo]
+            if handler not in present:
+                present.insert(0, handler)
+            self._take_over(signo)
+
+    def replace(self, old: Iterable[Handler], new: Mapping[str, Handler]) -> None:
+        """Swap some handlers for others without a moment in which nobody handles the signal.
+
+        :param old: handlers to forget, whatever the signal.
+        :param new: as for :meth:`add_last`.
+        """
+        self.add_last(new)
+        keep = list(new.values())
+        forget = [handler for handler in old if handler not in keep]
+        for signo, handlers in list(self._signal_handlers.items()):
+            handlers[:] = [handler for handler in handlers if handler not in forget]
+            if not handlers:
+                self._give_back(signo)
+
+    def clear(self) -> None:
+        """Forget all handlers; the signals get the dispositions that they had before the first."""
+        for signo in list(self._signal_handlers):
+            self._give_back(signo)
+        self._signal_handlers.clear()
+
+    def ignore_handler(self, sig: str) -> None:
+        """Forget the handlers of one signal and ignore it from now on."""
+        signo = self._signals_by_name[sig]
+        signal.signal(signo, signal.SIG_IGN)
+        self._signal_handlers.pop(signo, None)
+        self._previous.pop(signo, None)
+
+    def _take_over(self, signo: int) -> None:
+        current = signal.getsignal(signo)
+        if current == self._handle_signal:
+            return
+        signal.signal(signo, self._handle_signal)
+        self._previous[signo] = current
+
+    def _give_back(self, signo: int) -> None:
+        self._signal_handlers.pop(signo, None)
+        previous = self._previous.pop(signo, None)
+        if signal.getsignal(signo) == self._handle_signal:
+            # None: a handler that was not installed from Python cannot be put back.
+            signal.signal(signo, signal.SIG_DFL if previous is None else previous)
+
+    def _handle_signal(self, signo: int, frame: FrameType | None) -> None:
+        self._handle_signal_cb(signo, frame)
+
+    def _handle_signal_cb(self, signo: int, frame: FrameType | None) -> None:
+        leaving: BaseException | None = None
+        for handler in reversed(self._signal_handlers.get(signo, [])[:]):
+            try:
+                handler(signo, frame)
+            except Exception:
+                LOG.exception("A handler of %s failed; the others still run", signal_name(signo))
+            except BaseException as exc:  # noqa: BLE001  # SystemExit: raised after the others ran
+                leaving = leaving or exc
+        if leaving is not None:
+            raise leaving
+
+
+def is_daemon() -> bool:
+    """Tell whether this process runs without a terminal in the foreground.
+
+    :returns: True when stdout is missing, closed, no terminal, or the terminal of another process
+        group; False when somebody sits in front of it.
+    """
+    try:
+        return os.getpgrp() != os.tcgetpgrp(sys.stdout.fileno())
+    except (AttributeError, ValueError):
+        return True  # stdout is None, closed, or (io.UnsupportedOperation) has no descriptor
+    except OSError as err:
+        return err.errno in (errno.ENOTTY, errno.EBADF)
+
+
+def is_sighup_and_daemon(signo: int, signal_handler: SignalHandler) -> bool:
+    """Tell whether a signal asks a daemon to reload; see :func:`is_daemon`."""
+    return signal_handler.is_signal_supported("SIGHUP") and signo == signal.SIGHUP and is_daemon()
