@@ -1,0 +1,391 @@
+"""Runs services on the main thread of this process until it is told to stop.
+
+Owns the rounds of a process that serves, be it a forked worker or a single process: start() and
+wait() on the main thread, stop() and reset() on threads beside it, the deadline of a shutdown.
+Never forks, never installs a signal handler and never decides what a signal means: launchers and
+workers call :meth:`Runner.request_stop` and :meth:`Runner.request_reconfigure`.
+
+One round is start() of every service in order, then wait() of every service in order; a reload in
+place ends a round and begins the next. Within a round each service is started, stopped and awaited
+once. Rules: oslo_service.service.ServiceLauncher and Launcher (oslo.service 4.8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from osloxide import _native, configuration, lifecycle
+
+LOG = logging.getLogger(__name__)
+
+DEADLINE_OF_START = 60.0
+"""Seconds that a start() which hangs or failed may delay the end when the grace is "for ever"."""
+
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+
+
+class Phase(enum.Enum):
+    """What a round is waiting for."""
+
+    STARTING = "start() to return"
+    SERVING = "a request to stop"
+    STOPPING = "stop() to return"
+    STOPPED = "wait() to return"
+
+
+class Runner:
+    """Runs services on the main thread.
+
+    :param conf: configuration with oslo.service's options registered.
+    :param services: started in this order. The list may grow until run() is entered.
+    :param restart_method: ``"reload"`` or ``"mutate"``, what :meth:`request_reconfigure` does.
+    :param on_ready: called once on the main thread when every start() has returned.
+    :param grace_margin: seconds to wait beyond the grace period: workers leave the first word to
+        their parent, which enforces the same deadline.
+    :param parks: whether run() goes on when every wait() has returned by itself, until a stop is
+        requested.
+    """
+
+    def __init__(
+        self,
+        conf: Any,
+        services: list[Any],
+        *,
+        restart_method: str,
+        on_ready: Callable[[], object],
+        grace_margin: float = 0.0,
+        parks: bool = True,
+    ) -> None:
+        self._conf = conf
+        self._services = services
+        self._restart_method = restart_method
+        self._on_ready = on_ready
+        self._grace_margin = grace_margin
+        self._parks = parks
+        # Signal handlers may only touch the queue: its put() is reentrant, locks are not.
+        self._requests: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._phase = Phase.STOPPED
+        self._begun: list[Any] = []
+        self._stopping: Any = None
+        self._awaited: Any = None
+        self._leaving = False
+        self._status = 0
+        self._deadline: float | None = None
+        self._reconfigure_wanted = False
+        self._reconfiguring = False
+        self._signal_mask: Iterable[int] = ()
+
+    # ---- from anywhere, signal handlers included
+
+    def request_stop(self, message: str = "") -> None:
+        """Ask for a graceful end. Asking again changes nothing.
+
+        :param message: for the log, written when the request is taken up.
+        """
+        self._requests.put(("stop", message))
+
+    def request_reconfigure(self, message: str = "") -> None:
+        """Ask to reload or mutate the configuration; requests that coincide are handled as one.
+
+        :param message: as for :meth:`request_stop`.
+        """
+        self._requests.put(("reconfigure", message))
+
+    # ---- the main thread
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether a stop was requested or a service failed."""
+        return self._leaving
+
+    def run(self) -> int:
+        """Serve until stopped (main thread only).
+
+        :returns: exit status: 0 after a clean stop, 1 when start() or stop() failed, 2 when
+            wait() failed, or what a service passed to ``sys.exit()``.
+        """
+        self._signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._take_early_requests()
+        control = self._begin_thread("control", self._control, blocked=True)
+        ready_told = False
+        try:
+            while not self._leaving:
+                self._begin_round()
+                if not self._attempt("start", 1):
+                    break
+                if not ready_told and not self._leaving:
+                    self._on_ready()
+                    ready_told = True
+                self._start_done()
+                if not self._attempt("wait", 2) or self._is_over():
+                    break
+                self._park_until_stopped()
+                if not self._leaving:
+                    self._reset(self._services)
+        except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
+            # A handler of the application raised in here, or on_ready() failed.
+            self._end_round(_exit_status(exc, 2, "Unhandled exception"))
+        finally:
+            self._requests.put(("end", ""))
+        with contextlib.suppress(BaseException):
+            self._end_round(0)
+        control.join(1.0)
+        return self._status
+
+    def _take_early_requests(self) -> None:
+        """Honour what arrived before run(): no service is started only to be stopped."""
+        early = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                early.append(self._requests.get_nowait())
+        for kind, message in early:
+            if kind == "stop":
+                self._begin_leaving(message)
+            else:
+                self._requests.put((kind, message))
+
+    def _begin_round(self) -> None:
+        with self._changed:
+            self._phase = Phase.STARTING
+            self._begun = []
+            self._changed.notify_all()
+
+    def _start_done(self) -> None:
+        with self._changed:
+            self._phase = Phase.SERVING
+            if self._leaving:
+                if self._grace() <= 0:
+                    self._deadline = None  # it was only for start()
+                self._begin_stopping()
+            self._changed.notify_all()
+
+    def _is_over(self) -> bool:
+        """Every wait() has returned: whether that ends the process although nobody asked."""
+        with self._changed:
+            if self._parks or self._leaving or self._phase is not Phase.SERVING:
+                return False
+            self._phase = Phase.STOPPED
+            self._changed.notify_all()
+            return True
+
+    def _attempt(self, method: str, failure_status: int) -> bool:
+        """Call start() or wait() of every service; False when that ends the process."""
+        for service in list(self._services):
+            if method == "start" and self._leaving:
+                break  # those that have started already are stopped by _start_done()
+            try:
+                if method == "start":
+                    self._begun.append(service)
+                    service.start()
+                elif service in self._begun:
+                    self._awaited = service
+                    service.wait()
+            except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
+                text = "Error starting thread." if method == "start" else "Unhandled exception"
+                self._end_round(_exit_status(exc, failure_status, text))
+                return False
+        self._awaited = None
+        return True
+
+    def _end_round(self, status: int) -> None:
+        """Stop what was started, if nobody did yet, and wait for that."""
+        with self._changed:
+            self._status = self._status or status
+            if self._phase is not Phase.STOPPED:
+                self._set_leaving()
+                if self._phase is not Phase.STOPPING:
+                    self._begin_stopping()
+        self._park_until_stopped()
+
+    def _park_until_stopped(self) -> None:
+        while self._phase is not Phase.STOPPED:
+            _native.park()
+
+    # ---- the control thread: turns requests into work, and watches the clock
+
+    def _control(self) -> None:
+        while True:
+            left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0)
+            kind, message = "late", ""
+            with contextlib.suppress(queue.Empty):
+                kind, message = self._requests.get(timeout=left)
+            if kind == "late":
+                self._cut_off()
+            elif kind == "end":
+                if self._phase is Phase.STOPPED:
+                    return
+            elif kind == "stop":
+                self._begin_leaving(message)
+            else:
+                self._begin_reconfiguring(message)
+
+    def _begin_leaving(self, message: str) -> None:
+        with self._changed:
+            if self._leaving:
+                return
+            if message:
+                LOG.info("%s", message)
+            self._set_leaving()
+            if self._phase is Phase.SERVING:
+                self._begin_stopping()
+            self._changed.notify_all()
+
+    def _grace(self) -> float:
+        """Seconds; 0 means for ever."""
+        return float(self._conf.graceful_shutdown_timeout or 0)
+
+    def _set_leaving(self) -> None:
+        if self._leaving:
+            return
+        self._leaving = True
+        lifecycle.begin_shutdown()
+        grace = self._grace()
+        if grace <= 0 and self._phase is Phase.STARTING:
+            grace = DEADLINE_OF_START
+        if grace > 0:
+            self._deadline = time.monotonic() + grace + self._grace_margin
+            # Wake the control thread, so that it looks at the clock.
+            self._requests.put(("stop", ""))
+
+    def _begin_stopping(self) -> None:
+        self._phase = Phase.STOPPING
+        self._begin_thread("stop", self._stop_services)
+
+    def _stop_services(self) -> None:
+        for service in list(self._begun):
+            self._stopping = service
+            try:
+                service.stop()
+            except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
+                text = f"Error stopping {type(service).__name__}"
+                self._status = self._status or _exit_status(exc, 1, text)
+        self._stopping = None
+        with self._changed:
+            self._phase = Phase.STOPPED
+            self._changed.notify_all()
+        _native.wake()
+
+    def _cut_off(self) -> NoReturn:
+        late = [
+            f"{type(service).__name__}.{method}() has not returned"
+            for service, method in ((self._stopping, "stop"), (self._awaited, "wait"))
+            if service is not None
+        ]
+        LOG.warning(
+            "Process %d is still running %.1f s after it was told to stop: %s",
+            os.getpid(),
+            self._grace(),
+            "; ".join(late) or f"it waits for {self._phase.value}",
+        )
+        LOG.info("Graceful shutdown timeout exceeded, instantaneous exiting")
+        leave(1)
+
+    # ---- reloading and mutating
+
+    def _begin_reconfiguring(self, message: str) -> None:
+        if message:
+            LOG.info("%s", message)
+        with self._changed:
+            self._reconfigure_wanted = True
+            if self._reconfiguring:
+                return
+            self._reconfiguring = True
+        self._begin_thread("reconfigure", self._reconfigure)
+
+    def _reconfigure(self) -> None:
+        while True:
+            with self._changed:
+                # A round that is starting or ending is not disturbed: wait for the next one.
+                self._changed.wait_for(lambda: self._leaving or self._phase is Phase.SERVING)
+                if self._leaving or not self._reconfigure_wanted:
+                    self._reconfiguring = False
+                    return
+                self._reconfigure_wanted = False
+            if not configuration.read_again(self._conf, self._restart_method):
+                continue
+            if self._restart_method == "mutate":
+                self._reset(self._services)
+                continue
+            with self._changed:
+                if self._phase is not Phase.SERVING or self._leaving:
+                    continue
+                self._phase = Phase.STOPPING
+            self._stop_services()
+
+    def _reset(self, services: Iterable[Any]) -> None:
+        for service in list(services):
+            reset(service)
+
+    # ---- threads
+
+    def _begin_thread(
+        self, name: str, target: Callable[[], None], *, blocked: bool = False
+    ) -> threading.Thread:
+        """Start a thread beside the main thread.
+
+        :param blocked: the thread never receives a signal. Only for code of our own: commands
+            that an application starts there would inherit the mask.
+        """
+
+        def body() -> None:
+            if not blocked:
+                signal.pthread_sigmask(signal.SIG_SETMASK, self._signal_mask)
+            target()
+
+        # Signals stay blocked until the thread has set its own mask: they belong to the main
+        # thread, which would not notice one that another thread received.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+        try:
+            thread = threading.Thread(target=body, name=f"service {name}", daemon=True)
+            thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return thread
+
+
+def reset(service: Any) -> None:
+    """Call reset(); what it raises is logged, the process goes on with what it has."""
+    try:
+        service.reset()
+    except Exception:
+        LOG.exception("Error resetting %s", type(service).__name__)
+
+
+def _exit_status(exc: BaseException, failure_status: int, text: str) -> int:
+    """The exit status for an exception, which is logged unless it is a plain ``sys.exit(n)``."""
+    if isinstance(exc, SystemExit):
+        if exc.code is None:
+            return 0
+        if isinstance(exc.code, int):
+            return exc.code
+        LOG.error("%s", exc.code)
+        return 1
+    LOG.error(text, exc_info=exc)
+    return failure_status if isinstance(exc, Exception) else 2
+
+
+def leave(status: int) -> NoReturn:
+    """End this process now, after its log and its output were written.
+
+    Nothing above runs: no ``finally``, no ``atexit`` function of the parent that this process was
+    forked from.
+    """
+    try:
+        with contextlib.suppress(BaseException):
+            logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(BaseException):
+                stream.flush()
+    finally:
+        os._exit(status & 0xFF)
