@@ -1,0 +1,1 @@
+"""The two backends that oslo.service knows, both served by one implementation."""

@@ -1,0 +1,33 @@
+"""Thread groups of the eventlet backend, on native threads.
+
+``threads`` lists Thread handles, a full group makes add_thread() wait, and Thread.wait() raises
+what the thread raised. Rules: oslo_service.backend._eventlet.threadgroup.
+"""
+
+from __future__ import annotations
+
+from osloxide import threadgroup
+from osloxide.backends.eventlet import loopingcall
+
+
+class Thread(threadgroup.Thread):
+    """A handle on one thread of a group."""
+
+    RAISES = True
+
+
+class ThreadGroup(threadgroup.ThreadGroup):
+    """Threads and timers that are stopped and awaited together.
+
+    :param thread_pool_size: how many threads the group may have at once.
+    :param max_threads: the threading backend's name of *thread_pool_size*.
+    """
+
+    BLOCKS_WHEN_FULL = True
+    LISTS_HANDLES = True
+    THREAD = Thread
+    FIXED_TIMER = loopingcall.FixedIntervalLoopingCall
+    DYNAMIC_TIMER = loopingcall.DynamicLoopingCall
+
+    def __init__(self, thread_pool_size: int = 10, *, max_threads: int | None = None) -> None:
+        super().__init__(thread_pool_size if max_threads is None else max_threads)
