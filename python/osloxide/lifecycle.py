@@ -1,4 +1,4 @@
-"""What a whole process knows about its own end: is it stopping, and which sockets does it listen on?
+"""What a process knows about its own end: is it stopping, and which sockets does it listen on?
 
 Launchers and workers call :func:`begin_shutdown` before they stop a service;
 :class:`osloxide.wsgi.Server` asks :func:`is_stopping` to tell the end of the process from a reload

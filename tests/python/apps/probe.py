@@ -1,0 +1,170 @@
+"""A program with one or more services whose every step can be seen from outside.
+
+Writes one line for each event to stdout, ``PID EVENT DETAIL``, in one write each; its log goes to
+stderr. Started by the ``running`` fixture of conftest.py. Runs on osloxide's backend of either
+type, which it selects as an application would; never imports eventlet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+from osloxide import _bootstrap
+
+_bootstrap.install()
+
+from oslo_config import cfg  # noqa: E402
+from oslo_service import backend  # noqa: E402
+
+
+def emit(event: str, detail: object = "") -> None:
+    os.write(1, f"{os.getpid()} {event} {detail}\n".encode())
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--backend", default="eventlet")
+    parser.add_argument("--launcher", default="launch", choices=("launch", "process", "service"))
+    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--services", type=int, default=1)
+    parser.add_argument("--restart-method", default="reload")
+    parser.add_argument("--no-fork", action="store_true")
+    parser.add_argument("--grace", type=int, default=60)
+    parser.add_argument("--config", default=None)
+    parser.add_argument("--start", default="ok", help="ok, crash, exit:N, exit-none, exit-text, hang")
+    parser.add_argument("--stop", default="ok", help="ok, crash, hang, spin")
+    parser.add_argument("--wait", default="until-stopped", help="or return, crash, drain:SECONDS")
+    parser.add_argument("--reset", default="ok", help="ok, crash")
+    parser.add_argument("--thread-before-fork", action="store_true")
+    parser.add_argument("--handler", action="append", default=[], help="signals with own handlers")
+    parser.add_argument("--signal-in-start", action="store_true")
+    parser.add_argument("--pause", action="store_true", help="between launch and wait, until SIGUSR1")
+    parser.add_argument("--stop-from-thread", action="store_true")
+    return parser.parse_args()
+
+
+options = parse()
+backend.init_backend(backend.BackendType(options.backend))
+
+from oslo_service import service  # noqa: E402
+
+
+class Probe(service.Service):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.stopped = threading.Event()
+
+    def where(self) -> str:
+        on_main = threading.current_thread() is threading.main_thread()
+        return f"{self.number} {'main' if on_main else 'beside'}"
+
+    def start(self) -> None:
+        self.stopped.clear()
+        emit("start", self.where())
+        behaviour = options.start
+        if behaviour == "crash":
+            raise ValueError("planted fault in start()")
+        if behaviour.startswith("exit:"):
+            sys.exit(int(behaviour.partition(":")[2]))
+        if behaviour == "exit-none":
+            sys.exit()
+        if behaviour == "exit-text":
+            sys.exit("planted text")
+        if behaviour == "hang":
+            threading.Event().wait()
+        if options.signal_in_start:
+            signal.signal(signal.SIGUSR2, lambda *_: emit("usr2"))
+        emit("random", random.random())
+        emit("notify-socket", os.environ.get("NOTIFY_SOCKET"))
+        emit("started", self.number)
+
+    def wait(self) -> None:
+        emit("wait", self.where())
+        behaviour = options.wait
+        if behaviour == "crash":
+            raise ValueError("planted fault in wait()")
+        if behaviour != "return":
+            self.stopped.wait()
+        if behaviour.startswith("drain:"):
+            time.sleep(float(behaviour.partition(":")[2]))
+        super().wait()
+        emit("waited", self.number)
+
+    def stop(self) -> None:
+        emit("stop", self.where())
+        behaviour = options.stop
+        if behaviour == "crash":
+            raise ValueError("planted fault in stop()")
+        if behaviour == "hang":
+            threading.Event().wait()
+        if behaviour == "spin":
+            sum(range(10**12))  # one bytecode that never releases the interpreter
+        super().stop()
+        self.stopped.set()
+        emit("stopped", self.number)
+
+    def reset(self) -> None:
+        emit("reset", f"{self.where()} {conf.colour}")
+        if options.reset == "crash":
+            raise ValueError("planted fault in reset()")
+
+
+def handler(name: str, number: int):
+    return lambda *_: emit("handler", f"{name} {number}")
+
+
+logging.basicConfig(level=logging.DEBUG, format="%(process)d %(levelname)s %(name)s %(message)s")
+conf = cfg.ConfigOpts()
+conf.register_opts([cfg.StrOpt("colour", default="none", mutable=True)])
+conf(args=[], default_config_files=[options.config] if options.config else [])
+conf.register_mutate_hook(lambda _conf, fresh: emit("mutated", json.dumps(sorted(map(str, fresh)))))
+
+if options.launcher == "process":
+    launcher = service.ProcessLauncher(conf, restart_method=options.restart_method)
+elif options.launcher == "service":
+    launcher = service.ServiceLauncher(conf, restart_method=options.restart_method)
+else:
+    launcher = None
+from oslo_service import opts  # noqa: E402
+
+opts.register_service_opts(conf)
+conf.set_override("graceful_shutdown_timeout", options.grace)
+
+for name in options.handler:
+    for number in (1, 2):
+        service.SignalHandler().add_handler(name, handler(name, number))
+if options.thread_before_fork:
+    threading.Thread(target=threading.Event().wait, name="bystander", daemon=True).start()
+
+if launcher is None:
+    launcher = service.launch(
+        conf,
+        Probe(0),
+        workers=options.workers,
+        restart_method=options.restart_method,
+        no_fork=options.no_fork,
+    )
+else:
+    for number in range(options.services):
+        launcher.launch_service(Probe(number), workers=options.workers or 1)
+emit("launched", type(launcher).__name__)
+if options.pause:
+    go_on = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: go_on.set())
+    emit("paused")
+    go_on.wait()
+if options.stop_from_thread:
+    stopper = threading.Thread(target=lambda: (sys.stdin.read(), launcher.stop(), emit("stopper")))
+    stopper.start()
+status = launcher.wait()
+emit("returned", status)
+sys.exit(status)
