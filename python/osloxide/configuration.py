@@ -8,7 +8,9 @@ Rules: oslo_service._options and oslo_config.cfg.ConfigOpts.{reload,mutate}_conf
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from oslo_service import _options
@@ -40,7 +42,8 @@ def read_again(conf: Any, restart_method: str) -> bool:
             # Logs and returns False for a file that it cannot parse.
             done = conf.reload_config_files() is not False
         else:
-            conf.mutate_config_files()
+            with _nothing_cached(conf):
+                conf.mutate_config_files()
             done = True
     except (Exception, SystemExit):
         LOG.exception("The configuration files could not be read; nothing changes")
@@ -48,3 +51,30 @@ def read_again(conf: Any, restart_method: str) -> bool:
     if not done:
         LOG.error("The configuration files could not be read; nothing changes")
     return done
+
+
+class _Forgetful(dict[Any, Any]):
+    """A cache that keeps nothing."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _nothing_cached(conf: Any) -> Iterator[None]:
+    """Keep threads that read options meanwhile from caching values of the old files.
+
+    oslo.config empties its cache of values *before* it reads the files. A native thread that
+    handles a request just then puts the old value back, and it stays: in the mutation hooks (the
+    log level would not change) and for good. The attribute is private (oslo.config has no other
+    way to it); without it the mutation goes ahead unguarded.
+    """
+    name = "_ConfigOpts__cache"
+    if not isinstance(getattr(conf, name, None), dict):
+        yield
+        return
+    setattr(conf, name, _Forgetful())
+    try:
+        yield
+    finally:
+        setattr(conf, name, {})
