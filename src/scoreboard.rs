@@ -288,14 +288,19 @@ impl Row {
         decrement(&self.counters.threads);
     }
 
-    /// A request began. Costs one compare-and-swap, and its end two relaxed operations.
+    /// A request began just now. Costs one compare-and-swap, and its end two relaxed operations.
     pub fn begin(&self) -> InFlight<'_> {
+        // Of millisecond resolution and a fifth of the price of the precise clock.
+        self.begin_at(clock(ClockId::CLOCK_MONOTONIC_COARSE))
+    }
+
+    /// A request began at this instant of [`now`]'s clock.
+    pub fn begin_at(&self, began: u64) -> InFlight<'_> {
         thread_local! {
             /// The lane that this thread used last: nearly always free again.
             static LANE: Cell<usize> = const { Cell::new(0) };
         }
-        // Of millisecond resolution and a fifth of the price of the precise clock.
-        let began = clock(ClockId::CLOCK_MONOTONIC_COARSE).max(1);
+        let began = began.max(1);
         let preferred = LANE.get();
         for lane in (preferred..LANES).chain(0..preferred) {
             let (ok, err) = (Ordering::Relaxed, Ordering::Relaxed);
@@ -343,6 +348,14 @@ impl Row {
         self.pid.store(0, Ordering::Relaxed);
         self.clear_gauges();
         self.mark(state);
+    }
+
+    /// Nanoseconds since the oldest request in flight began; `None` without one.
+    #[must_use]
+    pub fn oldest_age(&self) -> Option<u64> {
+        let began = self.lanes.iter().map(|lane| lane.load(Ordering::Relaxed));
+        let oldest = began.filter(|began| *began != 0).min()?;
+        Some(now().saturating_sub(oldest))
     }
 
     fn exchange(&self, from: State, to: State) {

@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn drain_hands_over_every_byte_and_empties_the_pipe() {
         let pipe = WakeupPipe::new().unwrap();
-        let sent: Vec<u8> = (0..600).map(|number| (number % 64) as u8).collect();
+        let sent: Vec<u8> = (0..=255).cycle().take(600).collect();
         write(pipe.write_end(), &sent).unwrap();
 
         let mut seen = Vec::new();

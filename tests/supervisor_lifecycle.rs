@@ -52,6 +52,26 @@ fn more_workers_than_there_is_room_for_are_refused() {
 }
 
 #[test]
+fn readiness_of_all_is_reported_once_for_each_group_that_was_added() {
+    let mut rig = Rig::new(2, 60);
+    rig.run();
+    rig.ready(100);
+    assert_eq!(rig.run(), []);
+    rig.ready(101);
+    assert_eq!(rig.run(), [Command::AllReady]);
+
+    rig.end(100, 9);
+    rig.run();
+    rig.ready(102);
+    assert_eq!(rig.run(), []);
+
+    rig.supervisor.add_group("second", 1).unwrap();
+    rig.run();
+    rig.ready(103);
+    assert_eq!(rig.run(), [Command::AllReady]);
+}
+
+#[test]
 fn a_healthy_worker_that_dies_is_forked_again_in_its_slot_at_once() {
     let mut rig = Rig::running(3, 60);
 

@@ -6,7 +6,7 @@ mod support;
 use osloxide::signals::Request;
 use osloxide::supervisor::Command;
 use std::time::Duration;
-use support::{Rig, forks};
+use support::{KILL, Rig, TERM, forks};
 
 /// Lets the youngest worker die at once, and returns how long its slot then waits.
 fn crash(rig: &mut Rig) -> u128 {
@@ -192,4 +192,90 @@ fn a_fork_refused_while_a_stop_was_pending_is_not_tried_again() {
     assert_eq!(forks(&commands), []);
     assert!(commands.contains(&Command::Stopping { count: 0 }));
     assert_eq!(rig.next(), Ok(None));
+}
+
+#[test]
+fn a_stopped_worker_is_replaced_after_the_worker_timeout() {
+    let mut rig = Rig::running(2, 60);
+    rig.supervisor
+        .set_worker_timeout(Duration::from_secs(8), rig.now);
+    rig.stop_process(101);
+
+    let mut commands = Vec::new();
+    let mut slept = 0;
+    while commands.is_empty() {
+        slept += rig.sleep();
+        commands = rig.run();
+    }
+
+    let silent = Duration::from_secs(8);
+    assert_eq!(
+        commands,
+        [Command::Hung {
+            slot: 1,
+            pid: 101,
+            silent
+        }]
+    );
+    assert_eq!(slept, 10_000, "seen after 2 s, and stopped for 8 s then");
+    assert_eq!(rig.signals(), [(101, KILL)]);
+    rig.sleep();
+    assert_eq!(rig.run(), [], "reported and killed once");
+    rig.end(101, 9);
+    assert_eq!(forks(&rig.run()), [(1, 0)]);
+}
+
+#[test]
+fn a_worker_that_is_stuck_in_a_request_is_replaced_after_the_worker_timeout() {
+    let mut rig = Rig::running(1, 60);
+    rig.supervisor
+        .set_worker_timeout(Duration::from_secs(8), rig.now);
+    let board = std::sync::Arc::clone(&rig.board);
+    let row = board.row(0).unwrap();
+    let second = 1_000_000_000;
+
+    let _slow = row.begin_at(osloxide::scoreboard::now() - 5 * second);
+    rig.sleep();
+    assert_eq!(rig.run(), []);
+
+    let _stuck = row.begin_at(osloxide::scoreboard::now() - 9 * second);
+    rig.sleep();
+    assert!(matches!(
+        rig.run()[..],
+        [Command::Hung {
+            slot: 0,
+            pid: 100,
+            ..
+        }]
+    ));
+    assert_eq!(rig.signals(), [(100, KILL)]);
+}
+
+#[test]
+fn a_worker_that_starts_or_drains_does_not_hang() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+    rig.supervisor
+        .set_worker_timeout(Duration::from_secs(8), rig.now);
+    rig.stop_process(100);
+    for _ in 0..8 {
+        rig.sleep();
+        assert_eq!(rig.run(), []);
+    }
+
+    rig.request(Request::Stop);
+    rig.run();
+    rig.advance(30.0);
+    assert_eq!(rig.run(), []);
+    assert_eq!(rig.signals(), [(100, TERM)]);
+}
+
+#[test]
+fn without_a_worker_timeout_nobody_is_looked_at() {
+    let mut rig = Rig::running(1, 60);
+    rig.supervisor
+        .set_worker_timeout(Duration::from_secs(8), rig.now);
+    rig.supervisor.set_worker_timeout(Duration::ZERO, rig.now);
+
+    assert_eq!(rig.next(), Err(None));
 }

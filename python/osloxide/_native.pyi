@@ -53,6 +53,9 @@ class Supervisor:
         """A group of *workers* identical workers (one oslo service). Returns its number. 0 workers allowed."""
     def set_graceful_timeout(self, seconds: float) -> None:
         """How long workers may drain after stop/TERM before SIGKILL; 0 = for ever."""
+    def set_worker_timeout(self, seconds: float) -> None:
+        """Replace a worker that is stopped (SIGSTOP), or busy with one request, for longer than this;
+        0 = never, the default. The parent looks at its workers four times in that span."""
     def request(self, kind: str) -> None:
         """Record ``"stop"``, ``"reload"``, ``"mutate"`` or ``"abort"``; next() acts on the most urgent."""
     def due(self) -> tuple[Any, ...] | None:
@@ -70,6 +73,7 @@ class Supervisor:
         ``("stranger", pid, status)``           only as PID 1: a child that is not a worker was reaped
         ``("backoff", group, slot, seconds, failures)``  a slot that keeps dying waits before its next fork
         ``("late", slot, pid, waited)``         the deadline passed; SIGKILL was sent
+        ``("hung", slot, pid, seconds)``        the worker timeout passed; SIGKILL was sent, a respawn follows
         ``("all_ready",)``                      every slot has a ready worker, for the first time since
                                                 the last add_group()
         ``("interrupted",)``                    a signal handler ran that requested nothing

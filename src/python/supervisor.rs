@@ -63,6 +63,12 @@ impl Supervisor {
         Ok(())
     }
 
+    fn set_worker_timeout(&self, seconds: f64) -> PyResult<()> {
+        self.0
+            .set_worker_timeout(duration("worker timeout", seconds)?, Instant::now());
+        Ok(())
+    }
+
     fn request(&self, kind: &str) -> PyResult<()> {
         let request = match kind {
             "stop" => Request::Stop,
@@ -154,6 +160,9 @@ fn to_tuple(py: Python<'_>, command: Command) -> PyResult<Bound<'_, PyTuple>> {
         } => ("backoff", group, slot, delay.as_secs_f64(), failures).into_pyobject(py),
         Command::Late { slot, pid, waited } => {
             ("late", slot, pid, waited.as_secs_f64()).into_pyobject(py)
+        }
+        Command::Hung { slot, pid, silent } => {
+            ("hung", slot, pid, silent.as_secs_f64()).into_pyobject(py)
         }
         Command::AllReady => ("all_ready",).into_pyobject(py),
         Command::Interrupted => ("interrupted",).into_pyobject(py),

@@ -93,6 +93,15 @@ pub enum Command {
         /// Time since SIGTERM.
         waited: Duration,
     },
+    /// A worker hung; SIGKILL was sent, and its slot will be forked again.
+    Hung {
+        /// Its slot.
+        slot: usize,
+        /// The process.
+        pid: i32,
+        /// How long it was stopped, or busy with one request.
+        silent: Duration,
+    },
     /// Every slot has a ready worker, for the first time since the last group was added.
     AllReady,
     /// Signal handlers ran and requested nothing.
@@ -157,6 +166,8 @@ struct Inner<P> {
     board: Arc<Scoreboard>,
     /// What tells of the end of each live worker, and its row on the scoreboard.
     live: BTreeMap<i32, Live>,
+    /// How long a worker may hang, and when it is looked at next; `None` is for ever.
+    patience: Option<(Duration, Instant)>,
     /// Row reserved for the fork that was handed out.
     reserved: Option<usize>,
     strangers: Vec<Command>,
@@ -166,6 +177,8 @@ struct Inner<P> {
 struct Live {
     watch: Option<Arc<OwnedFd>>,
     row: Option<usize>,
+    /// When it was first seen stopped by a signal, while it is.
+    stopped: Option<Instant>,
 }
 
 enum Step {
@@ -191,6 +204,7 @@ impl<P: Processes> Supervisor<P> {
             pipes: Pipes::new().map_err(Error::Pipes)?,
             board,
             live: BTreeMap::new(),
+            patience: None,
             reserved: None,
             strangers: Vec::new(),
         };
@@ -218,6 +232,12 @@ impl<P: Processes> Supervisor<P> {
     /// How long workers may drain before SIGKILL; zero is for ever.
     pub fn set_grace(&self, grace: Duration) {
         self.lock().roster.set_grace(grace);
+    }
+
+    /// Replaces workers that are stopped, or busy with one request, for longer than this; zero is
+    /// never. With it the parent looks at its workers four times in that span.
+    pub fn set_worker_timeout(&self, timeout: Duration, now: Instant) {
+        self.lock().patience = (!timeout.is_zero()).then(|| (timeout, now + timeout / 4));
     }
 
     /// Records a request for [`Supervisor::next`] and wakes it. Any thread and any context may
@@ -291,7 +311,14 @@ impl<P: Processes> Supervisor<P> {
         if let Some(row) = row.and_then(|row| inner.board.row(row)) {
             row.mark_forked(pid.unsigned_abs());
         }
-        inner.live.insert(pid, Live { watch, row });
+        inner.live.insert(
+            pid,
+            Live {
+                watch,
+                row,
+                stopped: None,
+            },
+        );
         inner.act();
         Ok(is_watched)
     }
@@ -385,6 +412,7 @@ impl<P: Processes> Supervisor<P> {
         while let Some(request) = self.requests.take_most_urgent() {
             inner.roster.request(request, now);
         }
+        inner.look_after_hung(now);
         inner.roster.tick(now);
         inner.act();
         Ok(inner.next_step(now))
@@ -409,6 +437,7 @@ impl<P: Processes> Inner<P> {
                 | Command::Stranger { .. }
                 | Command::Backoff { .. }
                 | Command::Late { .. }
+                | Command::Hung { .. }
                 | Command::AllReady
                 | Command::Interrupted => {}
             }
@@ -427,7 +456,11 @@ impl<P: Processes> Inner<P> {
         let fds = self.pipes.incoming().into_iter().chain(watches).collect();
         let is_blind = self.live.values().any(|live| live.watch.is_none());
         let look_again = is_blind.then(|| now + POLL_WITHOUT_PIDFD);
-        let deadline = [self.roster.deadline(), look_again]
+        let hung_by = self
+            .patience
+            .filter(|_| !self.live.is_empty())
+            .map(|(_, look)| look);
+        let deadline = [self.roster.deadline(), look_again, hung_by]
             .into_iter()
             .flatten()
             .min();
@@ -451,6 +484,30 @@ impl<P: Processes> Inner<P> {
                 self.ended(pid, status, now); // it ended since we looked
             } else {
                 self.strangers.push(Command::Stranger { pid, status });
+            }
+        }
+    }
+
+    fn look_after_hung(&mut self, now: Instant) {
+        let Some((timeout, look)) = self.patience else {
+            return;
+        };
+        if now < look {
+            return;
+        }
+        self.patience = Some((timeout, now + timeout / 4));
+        for (pid, live) in &mut self.live {
+            let is_stopped = self.processes.is_stopped(*pid);
+            live.stopped = is_stopped.then(|| live.stopped.unwrap_or(now));
+            let stopped = live
+                .stopped
+                .map(|since| now.saturating_duration_since(since));
+            let row = live.row.and_then(|row| self.board.row(row));
+            let busy = row
+                .and_then(scoreboard::Row::oldest_age)
+                .map(Duration::from_nanos);
+            if let Some(silent) = stopped.max(busy).filter(|silent| *silent >= timeout) {
+                self.roster.hung(*pid, silent, now);
             }
         }
     }

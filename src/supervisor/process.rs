@@ -27,6 +27,9 @@ pub trait Processes {
     /// else has reaped it, or `None` while it lives.
     fn reap(&mut self, pid: i32) -> Option<i32>;
 
+    /// True when child *pid* is stopped by a signal (SIGSTOP, SIGTTIN ...) and not merely idle.
+    fn is_stopped(&mut self, pid: i32) -> bool;
+
     /// The pid of any child that has ended and was not reaped; it stays unreaped. Asked only as
     /// process 1, which inherits the orphans of its container.
     fn ended_child(&mut self) -> Option<i32>;
@@ -67,6 +70,15 @@ impl Processes for System {
                 _ => return Some(LOST_STATUS),
             }
         }
+    }
+
+    fn is_stopped(&mut self, pid: i32) -> bool {
+        // proc(5): the state follows the name, which is in parentheses and may hold anything.
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+            stat.rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.starts_with(" T"))
+        })
     }
 
     fn ended_child(&mut self) -> Option<i32> {

@@ -328,6 +328,13 @@ impl Roster {
         Some(departure)
     }
 
+    /// Process *pid* has not moved on for longer than the worker timeout.
+    pub fn hung(&mut self, pid: i32, silent: Duration, now: Instant) {
+        if let Some((slot, role)) = self.find(pid) {
+            self.apply(slot, role, Event::Hung { silent }, now);
+        }
+    }
+
     /// Time passed: back-offs end and deadlines pass.
     pub fn tick(&mut self, now: Instant) {
         self.broadcast(Event::Tick, now);
@@ -543,6 +550,14 @@ impl Roster {
                     slot: index,
                     pid,
                     waited,
+                });
+            }
+            Some(Action::KillHung { pid, silent }) => {
+                self.signals.push(Signal { pid, number: KILL });
+                self.commands.push_back(Command::Hung {
+                    slot: index,
+                    pid,
+                    silent,
                 });
             }
             Some(Action::ReportBackoff { delay, failures }) => {

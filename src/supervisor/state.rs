@@ -95,6 +95,11 @@ pub enum Event {
     },
     /// The worker shall be ended at once.
     Abort,
+    /// It is stopped, or busy with one request, for longer than the worker timeout.
+    Hung {
+        /// For how long.
+        silent: Duration,
+    },
     /// Time passed.
     Tick,
 }
@@ -114,6 +119,13 @@ pub enum Action {
         pid: i32,
         /// Time since SIGTERM.
         waited: Duration,
+    },
+    /// Send SIGKILL and report that the worker hung.
+    KillHung {
+        /// The process.
+        pid: i32,
+        /// For how long.
+        silent: Duration,
     },
     /// Report that the next fork is put off.
     ReportBackoff {
@@ -137,6 +149,8 @@ pub struct Worker {
     refusals: u32,
     /// The configuration was mutated after its fork and before it was ready.
     is_outdated: bool,
+    /// SIGKILL was sent because it hung; it will be forked again when it has been reaped.
+    is_given_up: bool,
 }
 
 impl Worker {
@@ -149,6 +163,7 @@ impl Worker {
             failures: 0,
             refusals: 0,
             is_outdated: false,
+            is_given_up: false,
         }
     }
 
@@ -171,6 +186,7 @@ impl Worker {
                 let fresh = Self {
                     refusals: 0,
                     is_outdated: false,
+                    is_given_up: false,
                     ..self
                 };
                 fresh.enter(State::Starting { pid, forked: now })
@@ -207,6 +223,24 @@ impl Worker {
                 ),
                 State::Due | State::Waiting { .. } => self.enter(State::Gone),
                 State::Forking | State::Killing { .. } | State::Gone => (self, None),
+            },
+            Event::Hung { silent } => match self.state {
+                State::Running { pid, .. } if !self.is_given_up => (
+                    Self {
+                        is_given_up: true,
+                        ..self
+                    },
+                    Some(Action::KillHung { pid, silent }),
+                ),
+                // A worker that starts has its own time, and one that drains has a deadline.
+                State::Due
+                | State::Forking
+                | State::Starting { .. }
+                | State::Running { .. }
+                | State::Draining { .. }
+                | State::Killing { .. }
+                | State::Waiting { .. }
+                | State::Gone => (self, None),
             },
             Event::Tick => self.on_tick(now),
         }

@@ -5,7 +5,11 @@
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "a module of several test programs"
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    reason = "a module of several test programs, outside the reach of allow-unwrap-in-tests"
 )]
 
 use osloxide::scoreboard::{Scoreboard, Snapshot};
@@ -30,6 +34,8 @@ pub struct Book {
     pub ended: BTreeMap<i32, i32>,
     /// How often anybody asked for any child at all.
     pub asked_for_any: usize,
+    /// Processes stopped by a signal.
+    pub stopped: Vec<i32>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -47,6 +53,10 @@ impl Processes for Fake {
 
     fn reap(&mut self, pid: i32) -> Option<i32> {
         self.0.lock().unwrap().ended.remove(&pid)
+    }
+
+    fn is_stopped(&mut self, pid: i32) -> bool {
+        self.0.lock().unwrap().stopped.contains(&pid)
     }
 
     fn ended_child(&mut self) -> Option<i32> {
@@ -96,8 +106,8 @@ impl Rig {
         for pid in rig.fork_all() {
             rig.ready(pid);
         }
+        assert_eq!(rig.run(), [Command::AllReady]);
         rig.advance(3600.0);
-        assert_eq!(rig.due(), None);
         rig
     }
 
@@ -158,6 +168,11 @@ impl Rig {
     /// Worker *pid* ends with this wait status.
     pub fn end(&mut self, pid: i32, status: i32) {
         self.fake.0.lock().unwrap().ended.insert(pid, status);
+    }
+
+    /// Process *pid* is stopped by a signal.
+    pub fn stop_process(&mut self, pid: i32) {
+        self.fake.0.lock().unwrap().stopped.push(pid);
     }
 
     pub fn advance(&mut self, seconds: f64) {
