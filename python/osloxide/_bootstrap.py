@@ -1,7 +1,8 @@
 """The import hook: oslo.service's implementation modules are served from osloxide.
 
 Owns the table of aliases, the checks that guard it (oslo.service's version, monkey-patched
-processes, modules that were imported too early) and the default backend type. It never imports
+processes, modules that were imported too early), the default backend type and the list of modules of
+oslo.messaging that are amended once they are imported. It never imports
 eventlet, never imports the modules it aliases before somebody asks for them, and leaves
 ``oslo_service.backend``, ``_common``, ``_options``, ``opts``, ``exceptions``, ``periodic_task`` and
 ``systemd`` to oslo.service. Loaded at the start of every interpreter below ``osloxide run``, so it
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from osloxide.exceptions import ActivationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
     from typing import Any
 
@@ -174,13 +175,14 @@ class _AliasFinder:
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
+        amend = _AMENDMENTS.get(fullname)
+        if amend is not None:
+            return self._amended_spec(amend, fullname, path, target)
         if not fullname.startswith("oslo_service"):
             return None
         if fullname == "oslo_service":
             self.check_version()
             return None
-        if fullname == "oslo_service.backend":
-            return self._backend_spec(fullname, path, target)
         return self._alias_spec(fullname)
 
     def check_version(self) -> str:
@@ -241,10 +243,14 @@ class _AliasFinder:
             )
         return None
 
-    def _backend_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
+    def _amended_spec(
+        self,
+        amend: Callable[[Any], None],
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None,
     ) -> ModuleSpec | None:
-        """The real spec of ``oslo_service.backend``, with our default added after its body ran."""
+        """The real spec of a module that *amend* completes after its body ran."""
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):
                 continue
@@ -253,7 +259,7 @@ class _AliasFinder:
                 if spec.loader is not None:
                     # INVARIANT: the import system and importlib.reload() only use the two methods
                     # that every PEP 451 loader has.
-                    spec.loader = _BackendLoader(spec.loader)  # type: ignore[assignment]
+                    spec.loader = _AmendingLoader(spec.loader, amend)  # type: ignore[assignment]
                 return spec
         return None
 
@@ -279,11 +285,12 @@ class _AliasLoader:
             module.__spec__ = self._real_spec
 
 
-class _BackendLoader:
-    """Runs oslo_service.backend's own loader, then registers the default backend type."""
+class _AmendingLoader:
+    """Runs a module's own loader, then an amendment."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, amend: Callable[[Any], None]) -> None:
         self._loader = loader
+        self._amend = amend
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)  # type: ignore[no-any-return]
@@ -294,7 +301,7 @@ class _BackendLoader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        _prefer_threading(module)
+        self._amend(module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -312,6 +319,21 @@ def _prefer_threading(backend: Any) -> None:
     chosen = getattr(backend, "_cached_backend_type", None)
     if chosen is None and getattr(backend, "_backend_hook", None) is None:
         register(lambda: backend.BackendType.THREADING)
+
+
+def _amend_messaging(module: Any) -> None:
+    """Let oslo.messaging's servers run on osloxide (see :mod:`osloxide.messaging.hook`)."""
+    from osloxide.messaging import hook
+
+    hook.amend(module)
+
+
+_AMENDMENTS: dict[str, Callable[[Any], None]] = {
+    "oslo_service.backend": _prefer_threading,
+    "oslo_messaging._drivers.amqpdriver": _amend_messaging,
+    "oslo_messaging.rpc.server": _amend_messaging,
+}
+"""What is done to a module of somebody else right after its own body ran."""
 
 
 def _pid() -> int:

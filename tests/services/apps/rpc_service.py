@@ -1,0 +1,89 @@
+"""An RPC service for the messaging tests: one topic, endpoints that leave a trace of each run.
+
+``rpc_service.py URL TRACE THREADS`` prints READY once it listens, and stops gracefully on SIGTERM.
+With ``--stock`` it runs on unchanged oslo.messaging: this is how the tests prove that their checks
+can fail.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+STOCK = "--stock" in sys.argv
+if not STOCK:
+    from osloxide import _bootstrap
+
+    _bootstrap.install()
+
+from oslo_service import backend
+
+# Before oslo.messaging is imported: on stock oslo.service that import selects eventlet.
+backend.init_backend(backend.BackendType.THREADING)
+
+import threading
+import time
+from typing import Any
+
+import oslo_messaging
+from oslo_config import cfg
+from oslo_service import service
+
+TOPIC = "osloxide-test"
+
+
+class Endpoint:
+    """Each finished request appends its number to the trace: one line, one write."""
+
+    target = oslo_messaging.Target(version="1.0")
+
+    def __init__(self, trace: str) -> None:
+        self._trace = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def work(self, ctxt: dict[str, Any], number: int, seconds: float) -> int:
+        time.sleep(seconds)
+        os.write(self._trace, b"%d\n" % number)
+        return number
+
+    def thread(self, ctxt: dict[str, Any]) -> str:
+        return threading.current_thread().name
+
+
+class RpcService(service.Service):
+    """What nova-conductor is, without nova."""
+
+    def __init__(self, conf: cfg.ConfigOpts, url: str, trace: str) -> None:
+        super().__init__()
+        self._transport = oslo_messaging.get_rpc_transport(conf, url=url)
+        self._trace = trace
+        self._server: Any = None
+
+    def start(self) -> None:
+        target = oslo_messaging.Target(topic=TOPIC, server=f"host-{os.getpid()}")
+        self._server = oslo_messaging.get_rpc_server(
+            self._transport, target, [Endpoint(self._trace)], executor="threading"
+        )
+        self._server.start()
+        print("READY", flush=True)
+
+    def stop(self, graceful: bool = False) -> None:
+        self._server.stop()
+        super().stop(graceful)
+
+    def wait(self) -> None:
+        self._server.wait()
+        super().wait()
+
+
+def main() -> None:
+    url, trace, threads = [word for word in sys.argv[1:] if not word.startswith("--")]
+    conf = cfg.CONF
+    conf([], project="rpc_service")
+    conf.register_opts(oslo_messaging.server._pool_opts)
+    conf.set_override("executor_thread_pool_size", int(threads))
+    launcher = service.launch(conf, RpcService(conf, url, trace), workers=1)
+    sys.exit(launcher.wait())
+
+
+if __name__ == "__main__":
+    main()
