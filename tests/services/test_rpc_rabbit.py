@@ -177,7 +177,7 @@ def test_an_idle_service_stops_at_once(
     serve: Callable[..., RunningService], figure: Callable[[str], None]
 ) -> None:
     service = serve(4)
-    # Stock doubles the sleep of its poll up to 5 s, and looks only then whether it has been stopped.
+    # Stock doubles the sleep of its poll up to 5 s, and only then looks whether it was stopped.
     size = service.mark()
     held("the service is idle", lambda: service.mark() == size, 11)
 

@@ -28,9 +28,7 @@ class Envelope:
 
     __slots__ = ("body", "reply")
 
-    def __init__(
-        self, body: str, reply: Callable[[str | None, str | None], None] | None
-    ) -> None:
+    def __init__(self, body: str, reply: Callable[[str | None, str | None], None] | None) -> None:
         """
         :param body: JSON of the pair (context, message): what a listener gets is always its own
             copy, as it would be from a broker.
@@ -104,9 +102,7 @@ class Exchange:
             queue = self._queues.get(address)
             return queue is not None and any(c.started for c in queue.consumers)
 
-    def publish(
-        self, address: Hashable, envelope: Envelope, *, drop_oldest: bool = False
-    ) -> None:
+    def publish(self, address: Hashable, envelope: Envelope, *, drop_oldest: bool = False) -> None:
         """Hand *envelope* to the next consumer of *address*, or keep it until there is one.
 
         :param drop_oldest: in a full queue make room instead of refusing, and say so once.

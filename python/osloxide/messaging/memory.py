@@ -1,10 +1,11 @@
 """The transport ``osloxide+memory://``: RPC between services of one process.
 
-Owns the driver that oslo.messaging loads for that URL: ``transport_url = osloxide+memory://``. Calls,
-casts, fanout and notifications keep the meaning they have over RabbitMQ (bodies travel as JSON,
-remote exceptions are rebuilt from the allowed modules, monitored calls get heartbeats), without a
-broker and without polling. Never crosses a process border: workers that are forked do not hear each
-other, which is what RabbitMQ is for. Rules: oslo_messaging/_drivers/base.py and amqpdriver.py.
+Owns the driver that oslo.messaging loads for that URL (``transport_url = osloxide+memory://``).
+Calls, casts, fanout and notifications keep the meaning they have over RabbitMQ (bodies travel as
+JSON, remote exceptions are rebuilt from the allowed modules, monitored calls get heartbeats),
+without a broker and without polling. Never crosses a process border: workers that are forked do not
+hear each other, which is what RabbitMQ is for.
+Rules: oslo_messaging/_drivers/base.py and amqpdriver.py.
 """
 
 import functools
@@ -27,7 +28,7 @@ LOG = logging.getLogger(__name__)
 _message_ids = itertools.count(1)
 
 
-class _Incoming(base.RpcIncomingMessage):
+class _Incoming(base.RpcIncomingMessage):  # type: ignore[misc]
     """One message as an endpoint's server sees it."""
 
     def __init__(
@@ -49,7 +50,7 @@ class _Incoming(base.RpcIncomingMessage):
                 answer(jsonutils.dumps(reply), None)
                 return
             except (TypeError, ValueError):
-                # What cannot travel is the endpoint's mistake; the caller must not wait for it in vain.
+                # What cannot travel is the endpoint's mistake; its caller must not wait in vain.
                 LOG.exception("The reply to message %s cannot be serialised", self.msg_id)
                 failure = sys.exc_info()
         answer(None, common.serialize_remote_exception(failure))
@@ -64,7 +65,7 @@ class _Incoming(base.RpcIncomingMessage):
         self._requeue(self._envelope)
 
 
-class _RpcListener(base.Listener):
+class _RpcListener(base.Listener):  # type: ignore[misc]
     """Hands each message to the server's callback on the sender's thread: no thread of its own."""
 
     def __init__(
@@ -107,7 +108,7 @@ class _RpcListener(base.Listener):
             self._exchange.unsubscribe(consumer, drop=self._fanout)
 
 
-class _PollListener(base.PollStyleListener):
+class _PollListener(base.PollStyleListener):  # type: ignore[misc]
     """Collects notifications in batches; its adapter's thread sleeps until one arrives."""
 
     def __init__(self, sources: list[tuple[exchanges.Exchange, Hashable]]) -> None:
@@ -167,8 +168,8 @@ class _PollListener(base.PollStyleListener):
             exchange.unsubscribe(consumer)
 
 
-class MemoryDriver(base.BaseDriver):
-    """``osloxide+memory://``: see the module. Constructing it starts nothing, so it survives a fork."""
+class MemoryDriver(base.BaseDriver):  # type: ignore[misc]
+    """``osloxide+memory://``. Constructing it starts nothing, so it may be built before a fork."""
 
     def _exchange(self, target: Any) -> exchanges.Exchange:
         return exchanges.exchange(target.exchange or self._default_exchange or "openstack")

@@ -1,21 +1,22 @@
 """RabbitMQ consumed at the pace of the endpoints: acknowledged when picked up, not on arrival.
 
 Owns the listener that takes the place of oslo.messaging's own for RPC over RabbitMQ. Stock
-oslo.messaging acknowledges a request as it arrives and keeps it in an unbounded queue of the process;
-whatever has not run when the process ends is lost. Here the broker keeps what no thread is free for:
-the prefetch equals the number of threads, a request is acknowledged at the moment a thread picks it
-up, and what was fetched but not picked up goes back to the broker when the listener stops. It never
-speaks AMQP itself: kombu does.
+oslo.messaging acknowledges a request as it arrives and keeps it in an unbounded queue of the
+process; whatever has not run when the process ends is lost. Here the broker keeps what no thread is
+free for: the prefetch equals the number of threads, a request is acknowledged at the moment a thread
+picks it up, and what was fetched but not picked up goes back to the broker when the listener stops.
+It never speaks AMQP itself: kombu does.
 
 Also here, because they live in the same objects: a reply to a client that has vanished is retried
-beside the endpoints' threads instead of blocking one, and a listener stops at once instead of at the
-end of its poll.
+beside the endpoints' threads instead of blocking one, and a listener stops at once instead of at
+the end of its poll.
 
-Rules: oslo_messaging/_drivers/amqpdriver.py (AMQPListener, AMQPIncomingMessage); RabbitMQ's consumer
-prefetch and acknowledgements.
+Rules: oslo_messaging/_drivers/amqpdriver.py (AMQPListener, AMQPIncomingMessage); RabbitMQ's
+consumer prefetch and acknowledgements.
 """
 
 import collections
+import contextlib
 import logging
 import os
 import select
@@ -80,9 +81,7 @@ class LateReplies:
         )
         self._running = False
 
-    def add(
-        self, seconds: float, attempt: Callable[[], bool], give_up: Callable[[], None]
-    ) -> None:
+    def add(self, seconds: float, attempt: Callable[[], bool], give_up: Callable[[], None]) -> None:
         """
         :param seconds: how long to go on trying; 0 gives up after the attempt already made.
         :param attempt: sends the reply; False when the queue is still missing.
@@ -110,9 +109,7 @@ class LateReplies:
                     return
 
     @staticmethod
-    def _settled(
-        deadline: float, attempt: Callable[[], bool], give_up: Callable[[], None]
-    ) -> bool:
+    def _settled(deadline: float, attempt: Callable[[], bool], give_up: Callable[[], None]) -> bool:
         try:
             if attempt():
                 return True
@@ -236,7 +233,7 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
             def guarded() -> None:
                 try:
                     operation()
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  (whatever kombu's transport raises)
                     LOG.warning("RabbitMQ connection lost before an acknowledgement: %s", error)
 
             self._message_operations_handler.do(guarded)
@@ -279,10 +276,8 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
                 self._bell.wait(socket, seconds)
                 if self._shutdown.is_set() or not self._message_operations_handler._tasks.empty():
                     return
-            try:
+            with contextlib.suppress(amqpdriver.rpc_common.Timeout):
                 self.conn.consume(timeout=0.001)
-            except amqpdriver.rpc_common.Timeout:
-                pass
 
         def stop(self) -> None:
             self._shutdown.set()

@@ -5,6 +5,8 @@ With ``--stock`` it runs on unchanged oslo.messaging: this is how the tests prov
 can fail.
 """
 
+# ruff: noqa: E402  (the hook and the choice of backend must precede other imports)
+
 from __future__ import annotations
 
 import os
