@@ -378,7 +378,7 @@ class Server(ServiceBase):  # type: ignore[misc]
         self._engines = [old for old in self._engines if not old.wait(0)] + [engine]
         self._pool.size = self.pool_size
         self._server = _Acceptor(engine)
-        _stop_at_exit(self)
+        _started.add(self)
 
     def stop(self) -> None:
         """Stop accepting and drain: requests in flight are answered, idle connections closed.
@@ -451,8 +451,8 @@ class _Pool:
                 engine.resize(size)
 
     def running(self) -> int:
-        """Count the requests in flight."""
-        return sum(engine.stats()["in_flight"] for engine in self._server._engines)
+        """Count the requests that the application is answering."""
+        return sum(engine.stats()["busy"] for engine in self._server._engines)
 
     def waiting(self) -> int:
         """Count the requests that wait for a thread."""
@@ -550,12 +550,7 @@ def _is_abandoned(path: str) -> bool:
 _started: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
-def _stop_at_exit(server: Server) -> None:
-    if not _started:
-        atexit.register(_drain_at_exit)
-    _started.add(server)
-
-
+@atexit.register
 def _drain_at_exit() -> None:
     """Drain servers that nobody stopped, before the interpreter goes away under their threads."""
     engines = [engine for server in tuple(_started) for engine in server._engines]

@@ -144,7 +144,7 @@ class Connection:
 
     def assert_open(self) -> None:
         """Check that the connection takes another request."""
-        assert self.request("OPTIONS", "*").status in (200, 204, 404, 405)
+        assert self.request("OPTIONS", "*").status
 
     def reset(self) -> None:
         """Vanish: the server gets a reset."""

@@ -1,0 +1,156 @@
+"""Clients that vanish, stall or misbehave: nothing of them stays, and others do not notice."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support.raw_http import DEADLINE, connect, serving
+from support.waiting import until
+
+CHUNK = b"x" * 65536
+
+
+class Endless:
+    """A body without end that notices when it is closed."""
+
+    def __init__(self, piece: bytes) -> None:
+        self.piece = piece
+        self.was_closed = threading.Event()
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return self.piece
+
+    def close(self) -> None:
+        self.closed += 1
+        self.was_closed.set()
+
+
+def app_of(body: Any) -> Callable[..., Any]:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/ok":
+            start_response("200 OK", [])
+            return [b"ok"]
+        start_response("200 OK", [])
+        return body
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("piece", "vanish"), [(CHUNK, "reset"), (CHUNK, "close"), (b"", "reset")]
+)
+def test_a_body_is_closed_once_its_client_is_gone(
+    piece: bytes, vanish: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A client that only closed may still be reading, so an idle body needs the reset.
+    body = Endless(piece)
+    with serving(app_of(body)) as server:
+        connection = connect(server)
+        connection.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        if piece:
+            connection.head()
+        getattr(connection, vanish)()
+
+        assert body.was_closed.wait(DEADLINE)
+        with connect(server) as other:
+            assert other.request("GET", "/ok").body == b"ok"
+    assert body.closed == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_an_application_that_writes_hears_that_its_client_is_gone() -> None:
+    heard: list[BaseException] = []
+    done = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        write = start_response("200 OK", [])
+        try:
+            while True:
+                write(CHUNK)
+        except OSError as error:
+            heard.append(error)
+            raise
+        finally:
+            done.set()
+
+    with serving(app) as server:
+        connection = connect(server)
+        connection.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.head()
+        connection.reset()
+        assert done.wait(DEADLINE)
+
+    assert isinstance(heard[0], ConnectionError)
+
+
+def test_a_client_that_closed_its_sending_side_is_answered() -> None:
+    with serving(app_of([b"x"])) as server, connect(server) as connection:
+        connection.send("GET /ok HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.socket.shutdown(socket.SHUT_WR)
+
+        assert connection.answer().body == b"ok"
+
+
+def test_a_client_that_stops_reading_is_cut_off_at_the_timeout() -> None:
+    body = Endless(CHUNK)
+    with serving(app_of(body), options={"client_socket_timeout": 1}) as server:
+        with connect(server) as stalled:
+            stalled.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            with connect(server) as other:
+                assert other.request("GET", "/ok").body == b"ok"
+            assert body.was_closed.wait(DEADLINE)
+    assert body.closed == 1
+
+
+def test_a_storm_of_resets_leaves_nothing_behind() -> None:
+    with serving(app_of([b"x"])) as server:
+        with connect(server) as connection:
+            connection.request("GET", "/ok")
+        (engine,) = server._engines
+        assert until(lambda: engine.stats()["connections"] == 0)
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(300):
+            connection = connect(server)
+            if number % 3:
+                connection.send("GET / HTTP/1.1\r\nHost: x\r\n" + ("\r\n" if number % 2 else ""))
+            connection.reset()
+
+        with connect(server) as connection:
+            assert connection.request("GET", "/ok").body == b"ok"
+        assert until(lambda: engine.stats()["connections"] == 0)
+        assert until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+def test_requests_beyond_the_pool_wait_and_are_served() -> None:
+    release = threading.Event()
+    inside = threading.Semaphore(0)
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        inside.release()
+        assert release.wait(DEADLINE)
+        start_response("200 OK", [])
+        return [b"served"]
+
+    with serving(app, pool_size=3) as server:
+        connections = [connect(server) for _ in range(8)]
+        for connection in connections:
+            connection.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(3):
+            assert inside.acquire(timeout=DEADLINE)
+        assert server._pool.running() == 3
+        assert server._pool.free() == 0
+        assert until(lambda: server._pool.waiting() >= 1)
+        assert not inside.acquire(blocking=False)  # a fourth would be a broken promise
+        release.set()
+        assert [connection.answer().body for connection in connections] == [b"served"] * 8
+        for connection in connections:
+            connection.close()
