@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "run": "run a service on osloxide",
     "check": "tell whether a service would run on osloxide, and what would be replaced",
     "status": "show the workers of running services",
+    "serve": "serve a WSGI application",
 }
 
 

@@ -7,6 +7,7 @@ plugin is ``osloxide.testing.plugin``; nothing here imports pytest.
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 from osloxide import _bootstrap, _environment
 
@@ -33,3 +34,10 @@ def activate() -> None:
     os.environ.setdefault("OSLO_SERVICE_SKIP_EVENTLET", "1")
     os.environ.update(_environment.activated(os.environ))
     _bootstrap.install(tolerate_eventlet=True)
+    # Tests lean on what oslo_service.wsgi imports for them, and on a server that forgives.
+    for name in ("routes.middleware", "webob.dec", "webob.exc"):
+        import_module(name)
+
+    from osloxide import wsgi
+
+    wsgi.Server._lenient = True
