@@ -274,7 +274,15 @@ class _AliasLoader:
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         from importlib import import_module
 
-        module = import_module(self._real)
+        try:
+            module = import_module(self._real)
+        except ModuleNotFoundError as error:
+            # oslo.service reports that class as "Unknown backend", whatever it was that is missing.
+            raise ImportError(
+                f"osloxide cannot serve {spec.name}: {error}; reinstall osloxide and what it "
+                "depends on",
+                name=error.name,
+            ) from error
         self._real_spec = module.__spec__
         return module
 
