@@ -57,10 +57,11 @@ def install(*, deferred: bool = False, tolerate_eventlet: bool = False) -> None:
     for alias, real in _finder.aliases().items():
         module = sys.modules.get(alias)
         if module is not None and module is not sys.modules.get(real):
+            place = getattr(module, "__file__", "an unknown place")
             raise ActivationError(
-                f"osloxide cannot replace {alias}: it is already imported from "
-                f"{getattr(module, '__file__', 'an unknown place')}; install the hook earlier: start "
-                "the service with 'osloxide run', or import osloxide before oslo_service"
+                f"osloxide cannot replace {alias}: it is already imported from {place}; install "
+                "the hook earlier: start the service with 'osloxide run', or call install() "
+                "before anything imports oslo_service"
             )
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
@@ -237,7 +238,7 @@ class _AliasFinder:
             announce()
             return ModuleSpec(
                 fullname,
-                _AliasLoader(name),
+                _AliasLoader(name),  # type: ignore[arg-type] # a Loader without the base class
                 origin=spec.origin,
                 is_package=spec.submodule_search_locations is not None,
             )

@@ -1,8 +1,8 @@
 """Run oslo.service's own test suite, unmodified, on osloxide and compare with what is expected.
 
 Owns isolation (one pytest process for each test file, no terminal, a deadline for each test) and
-the comparison with expectations.toml, which fails in both directions: a test that stops passing, one
-that starts to, one that is new or gone. Never edits upstream's tests: they are taken from the
+the comparison with expectations.toml, which fails in both directions: a test that stops passing,
+one that starts to, one that is new or gone. Never edits upstream's tests: they are taken from the
 installed oslo.service.
 
     python tests/parity/run.py [--backend eventlet|threading] [--only SUBSTRING] [--record FILE]
@@ -101,15 +101,16 @@ class Suite:
             events, output = self._pytest(arguments, watch=True)
             running = None
             for kind, test, detail in events:
+                if kind == "collected":
+                    continue
                 if kind == "started":
                     running = test
                 elif kind == "finished":
                     running = None
                     results.setdefault(test, Result(FAILED, "no outcome was reported"))
-                elif kind in (PASSED, FAILED, SKIPPED, HUNG):
-                    # Teardown may still turn a pass into a failure, never the reverse.
-                    if results.get(test, Result(PASSED)).outcome == PASSED:
-                        results[test] = Result(kind, detail)
+                # Teardown may still turn a pass into a failure, never the reverse.
+                elif results.get(test, Result(PASSED)).outcome == PASSED:
+                    results[test] = Result(kind, detail)
             if running is not None and running not in results:
                 results[running] = Result(FAILED, f"the process ended during this test\n{output}")
             before, left = left, [test for test in left if test not in results]
@@ -126,12 +127,7 @@ class Suite:
             output = Path(directory, "output")
             with output.open("wb") as sink:
                 process = subprocess.Popen(
-                    [
-                        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                        "-p", "osloxide.testing.plugin", "-p", "_recorder",
-                        "--osloxide-backend", self._backend,
-                        "--rootdir", str(self.root), "-c", os.devnull, *arguments,
-                    ],  # fmt: skip
+                    [sys.executable, *self._options(), *arguments],
                     cwd=self._top,
                     env=self._environ | {"OSLOXIDE_PARITY_RECORD": str(record)},
                     stdin=subprocess.DEVNULL,
@@ -144,11 +140,20 @@ class Suite:
             lines = record.read_text(encoding="utf-8").splitlines()
             events = [json.loads(line) for line in lines]
             if hung:
-                running = next((test for kind, test, _ in reversed(events) if kind == "started"), "")
-                events.append([HUNG, running, f"no event for {DEADLINE:.0f} s"])
+                started = [test for kind, test, _ in events if kind == "started"]
+                events.append([HUNG, started[-1] if started else "", f"no event for {DEADLINE} s"])
             for event in events:
                 event[1] = self._short(event[1])
             return events, output.read_text(encoding="utf-8", errors="replace")[-4000:]
+
+    def _options(self) -> list[str]:
+        options = "-m pytest -q -p no:cacheprovider -p osloxide.testing.plugin -p _recorder"
+        return [
+            *options.split(),
+            f"--osloxide-backend={self._backend}",
+            f"--rootdir={self.root}",
+            f"-c{os.devnull}",  # not this repository's configuration
+        ]
 
     @staticmethod
     def _watch(process: subprocess.Popen[bytes], record: Path) -> bool:
@@ -249,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _summary(results: dict[str, Result]) -> str:
-    counts = {name: 0 for name in (PASSED, FAILED, SKIPPED, HUNG)}
+    counts = dict.fromkeys((PASSED, FAILED, SKIPPED, HUNG), 0)
     for result in results.values():
         counts[result.outcome] += 1
     return f"{len(results):3}: " + ", ".join(f"{n:3} {name}" for name, n in counts.items() if n)

@@ -24,9 +24,7 @@ _OURS = ("OSLOXIDE", "OSLO_", "PYTHON", "NOTIFY_SOCKET", "OS_")
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment of this process without anything that switches osloxide on or off."""
-    environ = {
-        name: value for name, value in os.environ.items() if not name.startswith(_OURS)
-    }
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     environ["PYTHONDONTWRITEBYTECODE"] = "1"
     environ.update(changes)
     return environ

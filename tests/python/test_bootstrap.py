@@ -6,16 +6,13 @@ Each test starts its own, because modules are bound once for each process.
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from _children import environment, run_command, run_python
 
 from osloxide import _bootstrap, _environment
-
-if find_spec("osloxide.backends") is None:
-    pytest.skip("the backends are not there yet", allow_module_level=True)
+from osloxide.exceptions import ActivationError
 
 SUBMODULES = ("", ".service", ".loopingcall", ".threadgroup")
 
@@ -67,7 +64,7 @@ def test_other_modules_stay_upstream(name: str) -> None:
         from osloxide import _bootstrap
         _bootstrap.install()
         module = importlib.import_module("oslo_service.{name}")
-        assert pathlib.Path(module.__file__).parts[-{name.count('.') + 2}:][0] != "osloxide"
+        assert pathlib.Path(module.__file__).parts[-{name.count(".") + 2}:][0] != "osloxide"
         assert module.__name__ == module.__spec__.name == "oslo_service.{name}"
         assert type(module.__spec__.loader).__name__ == "SourceFileLoader"
     """)
@@ -297,13 +294,13 @@ def test_upstream_backend_imported_before_is_refused() -> None:
 
 @pytest.mark.parametrize("version", ["4.0.2", "3.5.0", "2.8.0", "4"])
 def test_too_old_oslo_service_is_refused(version: str) -> None:
-    with pytest.raises(_bootstrap.ActivationError, match="install oslo.service >= 4.1, < 5"):
+    with pytest.raises(ActivationError, match=r"install oslo\.service >= 4\.1, < 5"):
         _bootstrap.check_version(version)
 
 
 @pytest.mark.parametrize("version", ["5.0.0", "5.0.0.0rc1", "10.1"])
 def test_untested_newer_oslo_service_is_refused(version: str) -> None:
-    with pytest.raises(_bootstrap.ActivationError, match="or a newer osloxide"):
+    with pytest.raises(ActivationError, match="or a newer osloxide"):
         _bootstrap.check_version(version)
 
 
@@ -361,7 +358,11 @@ def test_sitecustomize_runs_the_one_it_hides(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.hidden_ran = 1\n")
 
     result = run_command(
-        [sys.executable, "-c", "import sys, sitecustomize; print(sys.hidden_ran, sitecustomize.__file__)"],
+        [
+            sys.executable,
+            "-c",
+            "import sys, sitecustomize; print(sys.hidden_ran, sitecustomize.__file__)",
+        ],
         environ=_environment.activated(environment(PYTHONPATH=str(tmp_path))),
     )
 
@@ -421,4 +422,6 @@ def _fake_distribution(where: Path, version: str) -> None:
     """Metadata of another oslo.service, found before the real one's."""
     info = where / f"oslo_service-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: oslo.service\nVersion: {version}\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: oslo.service\nVersion: {version}\n"
+    )

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,6 @@ from _children import environment, run_command, run_python
 
 from osloxide import _environment
 from osloxide.cli import status, target
-
-if find_spec("osloxide.backends") is None:
-    pytest.skip("the backends are not there yet", allow_module_level=True)
 
 OSLOXIDE = [sys.executable, "-m", "osloxide"]
 

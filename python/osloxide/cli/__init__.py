@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND")
     chosen = arguments[0] if arguments else ""
     for name, purpose in SUBCOMMANDS.items():
-        subparser = subparsers.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
+        subparser = subparsers.add_parser(
+            name, help=purpose, description=purpose.capitalize() + "."
+        )
         if name == chosen:
             import_module(f"osloxide.cli.{name}").add_arguments(subparser)
     options = parser.parse_args(arguments)

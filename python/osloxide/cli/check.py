@@ -84,11 +84,9 @@ def _probe(
     with tempfile.TemporaryDirectory(prefix="osloxide-check-") as directory:
         destination = Path(directory, "report")
         try:
-            result = subprocess.run(
-                [
-                    interpreter, *program.flags, "-m", "osloxide.cli._probe",
-                    str(destination), module,
-                ],  # fmt: skip
+            probe = ["-m", "osloxide.cli._probe", str(destination), module]
+            result = subprocess.run(  # noqa: S603 - the command that the user named
+                [interpreter, *program.flags, *probe],
                 env=dict(environ),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

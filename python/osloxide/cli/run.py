@@ -63,7 +63,7 @@ def main(options: argparse.Namespace) -> NoReturn:
         signal.signal(signo, signal.SIG_DFL)
     arguments = [options.command if not program.is_script else program.path, *options.arguments]
     try:
-        os.execve(program.path, arguments, environ)
+        os.execve(program.path, arguments, environ)  # noqa: S606 - what the user asked for
     except OSError as error:
         raise CommandError(
             f"{program.path} cannot be executed: {error.strerror}; check that file and the "

@@ -85,7 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ca-certs", metavar="FILE", help="demand client certificates from these")
     parser.add_argument("--ciphers", metavar="NAMES", help="OpenSSL names, separated by colons")
     parser.add_argument(
-        "--backlog", type=_count(1), default=2048, metavar="N", help="kernel's queue (default: 2048)"
+        "--backlog",
+        type=_count(1),
+        default=2048,
+        metavar="N",
+        help="kernel's queue (default: 2048)",
     )
     parser.add_argument(
         "--limit-request-line",
@@ -222,7 +226,7 @@ def site_service(site: Application, servers: Sequence[Server]) -> Any:
                 application = site.load()
             except Exception as error:
                 self._boot_failed(error)
-                raise
+                raise SystemExit(BOOT_FAILED) from error
             self._outcome[0] = _LOADED
             for server in servers:
                 server.app = application
@@ -334,7 +338,9 @@ def _preload(site: Application) -> None:
         raise
     except Exception as error:
         logging.getLogger("osloxide.serve").exception("cannot load %s", site.text)
-        raise CommandError(f"cannot load {site.text}: {_in_one_line(error)}", BOOT_FAILED) from error
+        raise CommandError(
+            f"cannot load {site.text}: {_in_one_line(error)}", BOOT_FAILED
+        ) from error
 
 
 def _configure_logging(options: argparse.Namespace) -> None:
@@ -345,7 +351,7 @@ def _configure_logging(options: argparse.Namespace) -> None:
         raise CommandError(f"--log-config {options.log_config}: no such file")
     try:
         logging.config.fileConfig(options.log_config, disable_existing_loggers=False)
-    except Exception as error:  # noqa: BLE001 - the module raises whatever its parsers raise
+    except Exception as error:
         raise CommandError(f"--log-config {options.log_config}: {_in_one_line(error)}") from error
 
 

@@ -35,10 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Print the snapshot; 1 when there is nothing to show."""
-    if options.pid is not None:
-        launchers = [snapshot.take(options.pid)]
-    else:
-        launchers = _all()
+    launchers = _all() if options.pid is None else [snapshot.take(options.pid)]
     if options.json:
         print(json.dumps([dataclasses.asdict(launcher) for launcher in launchers], indent=2))
     elif launchers:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from osloxide import _bootstrap
 from osloxide.cli.errors import NOT_EXECUTABLE, NOT_FOUND, CommandError
+from osloxide.exceptions import ActivationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,13 +28,14 @@ _PROBE = """
 import sys
 try:
     from osloxide import _bootstrap
+    from osloxide.exceptions import ActivationError
 except ImportError as error:
     sys.exit(f"cannot import osloxide: {error}")
 if not _bootstrap.is_installed():
     sys.exit("did not run osloxide's sitecustomize")
 try:
     _bootstrap.require_supported_version()
-except _bootstrap.ActivationError as error:
+except ActivationError as error:
     sys.exit(str(error))
 """
 
@@ -109,14 +111,14 @@ def verify(target: Target, environ: Mapping[str, str]) -> None:
     if os.path.abspath(target.interpreter) == os.path.abspath(sys.executable):
         try:
             _bootstrap.require_supported_version()
-        except _bootstrap.ActivationError as error:
+        except ActivationError as error:
             raise CommandError(str(error)) from error
         return
     # Only for an interpreter other than ours: this command stands in front of every start.
     import subprocess
 
     try:
-        probe = subprocess.run(
+        probe = subprocess.run(  # noqa: S603 - the interpreter of the command that is to run
             [target.interpreter, *target.flags, "-c", _PROBE],
             env=dict(environ),
             stdin=subprocess.DEVNULL,
@@ -236,6 +238,7 @@ def _leading_options(arguments: Sequence[str]) -> tuple[str, ...]:
         if not word.startswith("-") or word in ("-", "--") or re.match(r"-[A-Za-z]*[cm]", word):
             break
         if re.fullmatch(r"-[A-Za-z]*[WX]", word):
-            word += next(words, "")  # noqa: PLW2901 - "-X dev" and "-Xdev" mean the same
+            # "-X dev" and "-Xdev" mean the same.
+            word += next(words, "")
         options.append(word)
     return tuple(options)
