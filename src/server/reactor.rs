@@ -15,6 +15,7 @@ use super::framing::{Limits, Observer};
 use super::link::Link;
 use super::{Settings, Stats, socket};
 use crate::pool::{self, Source};
+use crate::scoreboard;
 use crate::wsgi::{Endpoints, Exchange, Handler};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -393,6 +394,7 @@ impl Reactor {
             self.slots.lock().remove(token);
             return;
         }
+        scoreboard::current().connection_opened();
         // Nobody else leads, so no event can have been missed yet.
         self.park(connection);
     }
@@ -724,6 +726,7 @@ impl Reactor {
         // The socket first: closing takes it out of the epoll, so that no event can come for a
         // token whose slot is gone. (Tokens are never used again either.)
         drop(connection);
+        scoreboard::current().connection_closed();
         let is_last = {
             let mut slots = self.slots.lock();
             slots.remove(token);
@@ -802,6 +805,7 @@ impl Source for Reactor {
         } = job;
         let timeout = self.settings.client_socket_timeout;
         let outcome = {
+            let _in_flight = scoreboard::current().begin();
             let mut live = Live::new(&mut connection, arrival, timeout, &self.is_draining);
             let exchange: &mut dyn Exchange = &mut live;
             let panicked =
@@ -831,7 +835,10 @@ impl Source for Reactor {
     }
 
     fn thread(&self, body: &mut dyn FnMut()) {
+        let row = scoreboard::current();
+        row.thread_started();
         self.handler.thread(body);
+        row.thread_ended();
     }
 
     fn ended(&self) {
