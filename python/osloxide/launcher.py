@@ -77,13 +77,6 @@ def check_workers(workers: object) -> None:
         raise ValueError(f"Number of workers should be positive! (got {workers})")
 
 
-def _check_start_method(start_method: str | None) -> None:
-    if start_method not in (*START_METHODS, "spawn"):
-        raise exceptions.StartMethodError(
-            f"Invalid start_method {start_method!r}; expected None or 'fork'"
-        )
-
-
 def refuse_spawn(start_method: str | None, service: Any) -> None:
     """Refuse a start method that is valid in oslo.service but not offered here.
 
@@ -165,7 +158,6 @@ class ServiceLauncher(Launcher):
         self, conf: Any, restart_method: str = "reload", start_method: str | None = None
     ) -> None:
         super().__init__(conf, restart_method=restart_method)
-        _check_start_method(start_method)
         self.start_method = start_method
         self.signal_handler = signalhandler.SignalHandler()
         self._service_manager = servicemanager.ServiceManager()
@@ -310,7 +302,6 @@ class ProcessLauncher:
         start_method: str | None = None,
     ) -> None:
         services.check_restart_method(restart_method)
-        _check_start_method(start_method)
         self.conf = conf
         configuration.register_options(conf)
         self.children: dict[int, ServiceWrapper] = {}

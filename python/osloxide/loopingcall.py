@@ -20,6 +20,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar
 
+from osloxide import waiting
+
 # oslo.service up to 4.0 logged here, and default_log_levels of designate, mistral and others
 # still name it.
 LOG = logging.getLogger("oslo_service.loopingcall")
@@ -57,23 +59,26 @@ class FutureEvent:
     def send(self, result: Any = None) -> None:
         """Record a value and wake everybody who waits."""
         self._result = result
-        self._event.set()
+        waiting.fire(self._event)
 
     def send_exception(
         self, exc_type: Any, exc_value: BaseException, tb: TracebackType | None
     ) -> None:
         """Record an exception and wake everybody who waits."""
         self._exc_info = (exc_type, exc_value, tb)
-        self._event.set()
+        waiting.fire(self._event)
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None, *, interruptible: bool = False) -> Any:
         """Wait for the loop to end.
 
         :param timeout: seconds; None waits for ever.
+        :param interruptible: see :func:`osloxide.waiting.wait_for`; without a timeout only.
         :returns: the value of ``LoopingCallDone``, True after ``stop()``.
         :raises RuntimeError: *timeout* seconds passed.
         """
-        if not self._event.wait(timeout):
+        if timeout is None:
+            waiting.wait_for(self._event, interruptible=interruptible)
+        elif not self._event.wait(timeout):
             raise RuntimeError("Timed out waiting for event")
         if self._exc_info is not None:
             _, exc_value, tb = self._exc_info

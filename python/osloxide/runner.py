@@ -24,7 +24,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from osloxide import _native, configuration, lifecycle
+from osloxide import _native, configuration, lifecycle, waiting
+from osloxide.signalhandler import SignalExit
 
 LOG = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class Runner:
         self._deadline: float | None = None
         self._reconfigure_wanted = False
         self._reconfiguring = False
+        self._mutated = False
+        self._again: SignalExit | None = None
         self._signal_mask: Iterable[int] = ()
 
     # ---- from anywhere, signal handlers included
@@ -119,6 +122,7 @@ class Runner:
         self._take_early_requests()
         control = self._begin_thread("control", self._control, blocked=True)
         ready_told = False
+        outer, waiting.interruption = waiting.interruption, self._leave_wait_after_mutating
         try:
             while not self._leaving:
                 self._begin_round()
@@ -137,6 +141,7 @@ class Runner:
             # A handler of the application raised in here, or on_ready() failed.
             self._end_round(_exit_status(exc, 2, "Unhandled exception"))
         finally:
+            waiting.interruption = outer
             self._requests.put(("end", ""))
         with contextlib.suppress(BaseException):
             self._end_round(0)
@@ -190,13 +195,32 @@ class Runner:
                     service.start()
                 elif service in self._begun:
                     self._awaited = service
-                    service.wait()
+                    self._wait_for(service)
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
                 text = "Error starting thread." if method == "start" else "Unhandled exception"
                 self._end_round(_exit_status(exc, failure_status, text))
                 return False
         self._awaited = None
         return True
+
+    def _wait_for(self, service: Any) -> None:
+        while True:
+            try:
+                return service.wait()  # type: ignore[no-any-return]
+            except SignalExit as exc:
+                if exc is not self._again:
+                    raise
+                self._again = None
+
+    def _leave_wait_after_mutating(self) -> None:
+        """Have a service that waits for its thread group enter wait() anew, as oslo.service does.
+
+        Only there: an exception in the middle of other code could leave a lock behind.
+        """
+        if self._mutated and self._awaited is not None:
+            self._mutated = False
+            self._again = SignalExit(signal.SIGHUP)
+            raise self._again
 
     def _end_round(self, status: int) -> None:
         """Stop what was started, if nobody did yet, and wait for that."""
@@ -316,6 +340,8 @@ class Runner:
                 continue
             if self._restart_method == "mutate":
                 self._reset(self._services)
+                self._mutated = True
+                _native.wake()
                 continue
             with self._changed:
                 if self._phase is not Phase.SERVING or self._leaving:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from osloxide import loopingcall
+from osloxide import loopingcall, waiting
 from osloxide._typing import override
 
 LOG = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class GroupThread(threading.Thread):
                 self._links = []
             for link in links:
                 _call_link(link)
-            self.released.set()
+            waiting.fire(self.released)
 
     def add_link(self, link: Callable[[], object]) -> None:
         """Call *link* when the thread ends, or now when it has."""
@@ -378,9 +378,9 @@ class ThreadGroup:
             if abort is not None:
                 abort.set()
             if isinstance(thread, GroupThread):
-                thread.released.set()
+                waiting.fire(thread.released)
 
-    def _wait_threads(self) -> None:
+    def _wait_threads(self, *, interruptible: bool = False) -> None:
         current = threading.current_thread()
         while True:
             with self._lock:
@@ -389,7 +389,7 @@ class ThreadGroup:
                 return
             for thread in pending:
                 if isinstance(thread, GroupThread):
-                    thread.released.wait()
+                    waiting.wait_for(thread.released, interruptible=interruptible)
                 else:
                     thread.join()
                     self.thread_done(thread)
@@ -403,8 +403,8 @@ class ThreadGroup:
         """
         with self._lock:
             timers = list(self.timers)
-        _wait_for_timers(timers)
-        self._wait_threads()
+        _wait_for_timers(timers, interruptible=True)
+        self._wait_threads(interruptible=True)
         with self._lock:
             leaving = self._exit
             self._exit = None
@@ -451,12 +451,15 @@ def _warn_of_arguments(method: str) -> None:
     )
 
 
-def _wait_for_timers(timers: list[Any]) -> None:
+def _wait_for_timers(timers: list[Any], *, interruptible: bool = False) -> None:
     current = threading.current_thread()
     for timer in timers:
         if getattr(timer, "_thread", None) is current:
             continue
         try:
-            timer.wait()
+            if interruptible and isinstance(timer, loopingcall.LoopingCallBase) and timer.done:
+                timer.done.wait(interruptible=True)
+            else:
+                timer.wait()
         except Exception:
             LOG.exception("Error waiting on timer.")

@@ -27,10 +27,10 @@ __all__ = [
 
 class _Event(loopingcall.FutureEvent):
     @override
-    def wait(self, timeout: float | None = None) -> Any:
-        if not self._event.wait(timeout):
+    def wait(self, timeout: float | None = None, *, interruptible: bool = False) -> Any:
+        if timeout is not None and not self._event.wait(timeout):
             return None
-        return super().wait()
+        return super().wait(interruptible=interruptible)
 
 
 class LoopingCallBase(loopingcall.LoopingCallBase):

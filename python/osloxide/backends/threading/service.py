@@ -7,12 +7,13 @@ launch_service() is called. Rules: oslo_service.backend._threading.service.
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import warnings
 from typing import Any
 
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import launcher, services
+from osloxide import exceptions, launcher, services
 from osloxide._typing import override
 from osloxide.backends.threading import threadgroup
 from osloxide.signalhandler import SignalExit, SignalHandler, Singleton
@@ -30,6 +31,14 @@ __all__ = [
     "Singleton",
     "launch",
 ]
+
+
+def _check_start_method(start_method: str | None) -> None:
+    """Refuse what no platform knows at once; what osloxide does not offer, when it is needed."""
+    if start_method not in (None, *multiprocessing.get_all_start_methods()):
+        raise exceptions.StartMethodError(
+            f"Invalid start_method {start_method!r}; leave it out or pass 'fork'"
+        )
 
 
 class Service(services.Service):
@@ -64,6 +73,7 @@ class ProcessLauncher(launcher.ProcessLauncher):
         no_fork: bool = False,
         start_method: str | None = None,
     ) -> None:
+        _check_start_method(start_method)
         super().__init__(conf, wait_interval, restart_method, no_fork, start_method)
         if wait_interval is not None:
             warnings.warn(
@@ -82,6 +92,7 @@ class ServiceLauncher(launcher.ServiceLauncher):
     def __init__(
         self, conf: Any, restart_method: str = "reload", start_method: str | None = None
     ) -> None:
+        _check_start_method(start_method)
         super().__init__(conf, restart_method, start_method)
         self._processes: ProcessLauncher | None = None
 
@@ -129,17 +140,22 @@ class ServiceLauncher(launcher.ServiceLauncher):
             self._processes.restart()
 
 
-class ServiceWrapper:
+class ServiceWrapper(launcher.ServiceWrapper):
     """One worker's view of its service, as the threading backend shapes it.
 
-    :param worker_id: number of the worker.
-    :param service_instance: the service.
+    :param worker_id: number of the worker; or the service, as the eventlet backend orders them.
+    :param service_instance: the service; or how many workers it shall have.
     """
 
-    def __init__(self, worker_id: int, service_instance: Any, **_kwargs: Any) -> None:
-        services.check_service_base(service_instance)
-        self.worker_id = worker_id
-        self.service_instance = service_instance
+    def __init__(self, worker_id: Any, service_instance: Any, **_kwargs: Any) -> None:
+        if isinstance(worker_id, ServiceBase):
+            super().__init__(worker_id, service_instance)
+            self.worker_id = 0
+        else:
+            services.check_service_base(service_instance)
+            super().__init__(service_instance, 1)
+            self.worker_id = worker_id
+        self.service_instance = self.service
 
     def run(self) -> None:
         """Start the service and wait for it."""
