@@ -39,14 +39,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-fork", action="store_true")
     parser.add_argument("--grace", type=int, default=60)
     parser.add_argument("--config", default=None)
-    parser.add_argument("--start", default="ok", help="ok, crash, exit:N, exit-none, exit-text, hang")
+    parser.add_argument(
+        "--start", default="ok", help="ok, crash, exit:N, exit-none, exit-text, hang"
+    )
     parser.add_argument("--stop", default="ok", help="ok, crash, hang, spin")
     parser.add_argument("--wait", default="until-stopped", help="or return, crash, drain:SECONDS")
     parser.add_argument("--reset", default="ok", help="ok, crash")
     parser.add_argument("--thread-before-fork", action="store_true")
     parser.add_argument("--handler", action="append", default=[], help="signals with own handlers")
     parser.add_argument("--signal-in-start", action="store_true")
-    parser.add_argument("--pause", action="store_true", help="between launch and wait, until SIGUSR1")
+    parser.add_argument(
+        "--pause", action="store_true", help="between launch and wait, until SIGUSR1"
+    )
     parser.add_argument("--stop-from-thread", action="store_true")
     return parser.parse_args()
 

@@ -1,0 +1,347 @@
+"""What launchers promise: order of calls, threads, exit statuses, forks. Real processes.
+
+Rules: docs/compatibility.md, docs/signals.md; oslo_service.service (oslo.service 4.8).
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Program, wait_until
+
+Start = Callable[..., Program]
+
+
+def stop(program: Program) -> int:
+    program.send(signal.SIGTERM)
+    return program.ended()
+
+
+def sequence(program: Program, pid: int, *names: str) -> list[str]:
+    """The events of one process among *names*, in order."""
+    found = re.findall(rf"^{pid} (\S+) ", program.output, re.MULTILINE)
+    return [name for name in found if name in names]
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_one_worker_runs_in_the_launching_process_on_its_main_thread(
+    running: Start, flavour: str, workers: int | None
+) -> None:
+    args = [] if workers is None else ["--workers", str(workers)]
+
+    program = running("probe.py", "--backend", flavour, *args)
+    program.expect("wait")
+
+    assert program.workers() == []
+    assert program.events("start") == [(program.pid, "0 main")]
+    assert program.events("wait") == [(program.pid, "0 main")]
+    assert stop(program) == 0
+    assert program.events("returned") == [(program.pid, "0")]
+
+
+def test_workers_start_and_wait_on_their_main_thread_and_stop_beside_it(
+    running: Start, flavour: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2")
+    program.expect("wait", 2)
+    workers = program.workers()
+
+    assert sorted(pid for pid, _ in program.events("start")) == sorted(workers)
+    assert stop(program) == 0
+    for pid in workers:
+        assert program.events("start", pid) == [(pid, "0 main")]
+        assert program.events("wait", pid) == [(pid, "0 main")]
+        assert program.events("stop", pid) == [(pid, "0 beside")]
+        steps = sequence(program, pid, "start", "started", "wait", "stop", "stopped", "waited")
+        assert steps[:3] == ["start", "started", "wait"]
+        assert sorted(steps[3:]) == ["stop", "stopped", "waited"]
+
+
+def test_the_parent_never_starts_or_stops_its_copy_of_the_service(
+    running: Start, flavour: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2")
+    program.expect("wait", 2)
+
+    assert stop(program) == 0
+
+    for event in ("start", "stop", "wait"):
+        assert program.events(event, program.pid) == []
+    assert program.events("returned", program.pid) == [(program.pid, "0")]
+
+
+def test_the_eventlet_flavour_forks_in_launch_and_the_threading_flavour_in_wait(
+    running: Start, flavour: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2", "--pause")
+    program.expect("paused")
+
+    if flavour == "eventlet":
+        program.expect("wait", 2)
+        assert len(program.workers()) == 2
+    else:
+        assert program.workers() == []
+        assert program.events("start") == []
+    program.send(signal.SIGUSR1)
+    program.expect("wait", 2)
+    assert stop(program) == 0
+
+
+def test_several_services_on_one_launcher_start_in_order_and_all_stop(
+    running: Start, flavour: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--launcher", "service", "--services", "3")
+    program.expect("wait")
+
+    assert [detail for _, detail in program.events("started")] == ["0", "1", "2"]
+    assert stop(program) == 0
+    assert [detail for _, detail in program.events("stopped")] == ["0", "1", "2"]
+    assert [detail for _, detail in program.events("waited")] == ["0", "1", "2"]
+
+
+def test_several_services_with_several_workers_each_have_their_own_processes(
+    running: Start, flavour: str
+) -> None:
+    args = ("--launcher", "process", "--services", "2", "--workers", "2")
+    program = running("probe.py", "--backend", flavour, *args)
+    program.expect("wait", 4)
+
+    assert len(program.workers()) == 4
+    assert sorted(detail for _, detail in program.events("started")) == ["0", "0", "1", "1"]
+    assert stop(program) == 0
+
+
+def test_no_fork_runs_the_service_inside_launch_on_the_main_thread(running: Start) -> None:
+    program = running("probe.py", "--backend", "threading", "--workers", "1", "--no-fork")
+    program.expect("wait")
+
+    assert program.events("start") == [(program.pid, "0 main")]
+    assert program.events("launched") == []
+    assert stop(program) == 0
+    assert program.events("stop") == [(program.pid, "0 beside")]
+    assert program.events("launched") == [(program.pid, "ProcessLauncher")]
+    assert program.events("returned") == [(program.pid, "0")]
+
+
+def test_no_fork_returns_when_the_service_has_ended_by_itself(running: Start) -> None:
+    program = running("probe.py", "--backend", "threading", "--no-fork", "--wait", "return")
+
+    assert program.ended() == 0
+    assert program.events("stop") == []
+
+
+def test_the_eventlet_flavour_ignores_no_fork(running: Start) -> None:
+    program = running("probe.py", "--backend", "eventlet", "--workers", "2", "--no-fork")
+    program.expect("wait", 2)
+
+    assert len(program.workers()) == 2
+    assert stop(program) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_service_whose_wait_has_returned_stays_until_it_is_stopped(
+    running: Start, flavour: str, workers: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", workers, "--wait", "return")
+    program.expect("waited", int(workers))
+
+    assert program.events("returned") == []
+    assert stop(program) == 0
+    assert len(program.events("stop")) == int(workers)
+
+
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [("crash", 1), ("exit:3", 3), ("exit:0", 0), ("exit-none", 0), ("exit-text", 1)],
+)
+def test_a_start_that_fails_ends_the_single_process_with_its_status(
+    running: Start, flavour: str, start: str, status: int
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--start", start)
+
+    assert program.ended() == status
+    assert program.events("wait") == []
+    assert program.events("returned") == [(program.pid, str(status))]
+    if start == "crash":
+        assert "Error starting thread." in program.log
+        assert "planted fault in start()" in program.log
+    if start == "exit-text":
+        assert "planted text" in program.log
+
+
+@pytest.mark.parametrize(
+    ("start", "text"),
+    [
+        ("crash", "exit status 1"),
+        ("exit:3", "exit status 3"),
+        ("exit-text", "exit status 1"),
+    ],
+)
+def test_a_worker_whose_start_fails_is_forked_again_and_never_runs_the_callers_code(
+    running: Start, flavour: str, start: str, text: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2", "--start", start)
+    program.expect("start", 5)
+    program.expect_log(rf"Worker \d \(pid \d+\) of Probe ended after [\d.]+ s: {text}")
+    program.expect_log("Worker [01] of Probe has failed 2 times in a row")
+
+    assert stop(program) == 0
+    assert {pid for pid, _ in program.events("launched")} <= {program.pid}
+    assert {pid for pid, _ in program.events("returned")} == {program.pid}
+
+
+def test_a_worker_that_exits_with_none_in_start_does_not_escape(
+    running: Start, flavour: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2", "--start", "exit-none")
+    program.expect("start", 3)
+    program.expect_log(r"Child \d+ exited with status 0")
+
+    assert stop(program) == 0
+    assert {pid for pid, _ in program.events("returned")} == {program.pid}
+
+
+def test_a_crash_in_wait_ends_the_process_with_2_after_stop(running: Start, flavour: str) -> None:
+    program = running("probe.py", "--backend", flavour, "--wait", "crash")
+
+    assert program.ended() == 2
+    assert len(program.events("stopped")) == 1
+    assert "planted fault in wait()" in program.log
+
+
+def test_a_failing_stop_is_logged_and_the_process_ends_with_1(running: Start, flavour: str) -> None:
+    program = running("probe.py", "--backend", flavour, "--stop", "crash", "--wait", "return")
+    program.expect("waited")
+
+    assert stop(program) == 1
+    assert "Error stopping Probe" in program.log
+    assert "planted fault in stop()" in program.log
+
+
+def test_a_killed_worker_is_replaced_and_the_log_names_slot_pid_and_signal(
+    running: Start, flavour: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2")
+    program.expect("wait", 2)
+    victim = program.workers()[1]
+
+    program.send(signal.SIGKILL, victim)
+
+    program.expect("wait", 3)
+    program.expect_log(rf"Child {victim} killed by signal 9")
+    program.expect_log(rf"Worker [01] \(pid {victim}\) of Probe .*killed by SIGKILL, which this")
+    assert victim not in program.workers()
+    assert len(program.workers()) == 2
+    assert stop(program) == 0
+
+
+def test_workers_leave_by_themselves_when_the_parent_is_killed(
+    running: Start, flavour: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2")
+    program.expect("wait", 2)
+    workers = program.workers()
+
+    program.send(signal.SIGKILL)
+
+    assert program.ended() == -signal.SIGKILL
+    for pid in workers:
+        program.expect_log(rf"{pid} .*Parent process has died unexpectedly, exiting")
+    wait_until(lambda: not program.members(), "the workers are gone")
+    assert len(program.events("stopped")) == 2
+
+
+def test_each_worker_draws_its_own_random_numbers(running: Start, flavour: str) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "3")
+    program.expect("random", 3)
+    program.expect("wait", 3)
+
+    assert len({detail for _, detail in program.events("random")}) == 3
+    assert stop(program) == 0
+
+
+def test_the_parent_starts_no_thread(running: Start, flavour: str) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2")
+    program.expect("wait", 2)
+
+    assert len(list(Path(f"/proc/{program.pid}/task").iterdir())) == 1
+    assert stop(program) == 0
+
+
+def test_threads_of_the_application_at_the_fork_are_named_in_a_warning(
+    running: Start, flavour: str
+) -> None:
+    args = ("--backend", flavour, "--workers", "2", "--thread-before-fork")
+    program = running("probe.py", *args)
+    program.expect("wait", 2)
+
+    program.expect_log(r"Forking workers while 1 other threads run \(bystander\)")
+    assert stop(program) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_systemd_hears_of_readiness_once_every_start_has_returned_and_of_the_end(
+    running: Start, flavour: str, workers: str, tmp_path: Path
+) -> None:
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service_manager:
+        service_manager.bind(address)
+        service_manager.settimeout(30)
+        program = running(
+            "probe.py", "--backend", flavour, "--workers", workers, NOTIFY_SOCKET=address
+        )
+
+        assert service_manager.recv(100) == b"READY=1"
+        assert len(program.events("started")) == int(workers)
+        assert stop(program) == 0
+        assert service_manager.recv(100) == b"STOPPING=1"
+    if workers == "2":
+        assert {detail for _, detail in program.events("notify-socket")} == {"None"}
+
+
+def test_systemd_hears_nothing_while_start_hangs(
+    running: Start, flavour: str, tmp_path: Path
+) -> None:
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service_manager:
+        service_manager.bind(address)
+        service_manager.setblocking(False)
+        program = running(
+            "probe.py",
+            "--backend",
+            flavour,
+            "--workers",
+            "2",
+            "--start",
+            "hang",
+            "--grace",
+            "1",
+            NOTIFY_SOCKET=address,
+        )
+        program.expect("start", 2)
+        program.send(signal.SIGTERM)
+
+        assert program.ended() == 1
+        with pytest.raises(BlockingIOError):
+            service_manager.recv(100)
+
+
+def test_stop_from_another_thread_returns_when_all_workers_have_left(
+    running: Start, flavour: str
+) -> None:
+    for workers in ("1", "2"):
+        args = ("--backend", flavour, "--workers", workers, "--stop-from-thread")
+        program = running("probe.py", *args)
+        program.expect("wait", int(workers))
+
+        assert program.process.stdin is not None
+        program.process.stdin.close()
+
+        assert program.ended() == 0
+        assert len(program.events("stopped")) == int(workers)
+        assert len(program.events("stopper")) == 1
