@@ -41,8 +41,9 @@ def wait_until(what: str, is_true: Callable[[], bool]) -> None:
 class Parent:
     """A running parent.py and what it has said so far."""
 
-    def __init__(self, *args: object) -> None:
-        command = [sys.executable, str(PARENT), *map(str, args)]
+    def __init__(self, *args: object, before: tuple[str, ...] = ()) -> None:
+        command = [*before, sys.executable, str(PARENT), *map(str, args)]
+        self.has_own_pids = bool(before)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.pid = self.process.pid
         self.said: list[list] = []
@@ -96,8 +97,8 @@ class Parent:
 def start() -> Iterator[Callable[..., Parent]]:
     started: list[Parent] = []
 
-    def start(*args: object) -> Parent:
-        started.append(Parent(*args))
+    def start(*args: object, **options: tuple[str, ...]) -> Parent:
+        started.append(Parent(*args, **options))
         return started[-1]
 
     yield start
@@ -105,7 +106,10 @@ def start() -> Iterator[Callable[..., Parent]]:
         if parent.process.poll() is None:
             parent.process.kill()
         parent.process.wait(LONGEST)
-        for pid in parent.workers():
+        for line in parent.all("stray"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(line[1], signal.SIGKILL)
+        for pid in parent.workers() if not parent.has_own_pids else ():
             wait_until(f"worker {pid} is gone", lambda pid=pid: not is_alive(pid))
         parent.process.stdout.close()
         parent.process.stderr.close()
@@ -292,8 +296,6 @@ def test_workers_end_when_their_parent_is_killed(start, behaviour):
     else:
         assert time.monotonic() - killed >= 2.4, "no time was given to drain"
         assert b"its parent is gone" in parent.process.stderr.read()
-    for line in parent.all("daemon"):
-        os.kill(line[1], signal.SIGKILL)
 
 
 def switches(pid: int) -> int:
@@ -334,5 +336,269 @@ def test_a_handler_of_the_application_runs_while_the_supervisor_is_parked(start)
         parent.hear("usr1", count)
 
     parent.hear("interrupted", 1)
+    assert {line[2] for line in parent.all("usr1")} == {3}, "the status of a command was stolen"
     parent.signal(signal.SIGTERM)
     assert parent.wait() == 0
+
+
+def test_two_hundred_respawns_leak_no_descriptor(start):
+    parent = start(50, 30)
+    parent.hear_running(50)
+    before = len(os.listdir(f"/proc/{parent.pid}/fd"))
+
+    for round_ in range(1, 5):
+        youngest = parent.all("ready")[-50:]
+        # Grown up, or the deaths would count as a crash loop and be put off.
+        newest = max(row["started_at"] for row in rows_of(parent.pid))
+        wait_until("grown up", lambda newest=newest: time.monotonic() - newest > 1.0)
+        for line in youngest:
+            os.kill(line[1], signal.SIGKILL)
+        parent.hear("announced", 50 * (round_ + 1))
+
+    assert not parent.all("backoff")
+    parent.signal(signal.SIGUSR1)
+    parent.hear("usr1")
+    wait_until("all is closed", lambda: len(os.listdir(f"/proc/{parent.pid}/fd")) <= before)
+    assert {line[4] for line in parent.all("ready")} == {parent.all("ready")[0][4]}, (
+        "workers inherit descriptors of their siblings"
+    )
+    assert sum(row["respawns"] for row in rows_of(parent.pid)) == 200
+    parent.signal(signal.SIGTERM)
+    assert parent.wait() == 0
+
+
+def rows_of(pid: int) -> list[dict]:
+    return _native.Scoreboard.attach(pid).read()
+
+
+def test_a_stopped_worker_is_replaced_after_the_worker_timeout(start):
+    parent = start(2, 30, "--worker-timeout", 0.4)
+    parent.hear_running(2)
+    victim = parent.all("ready")[0]
+
+    os.kill(victim[1], signal.SIGSTOP)
+
+    hung = parent.hear("hung")[0]
+    assert hung[1:3] == [victim[2], victim[1]]
+    assert hung[3] >= 0.4
+    assert parent.hear("ready", 3)[2][2] == victim[2]
+    parent.signal(signal.SIGTERM)
+    assert parent.wait() == 0
+
+
+def test_refused_forks_are_tried_again_until_all_slots_are_filled(start):
+    parent = start(3, 30, "--refuse-forks", 5)
+
+    parent.hear("ready", 3)
+
+    assert len(parent.all("backoff")) == 5
+    parent.signal(signal.SIGTERM)
+    assert parent.wait() == 0
+
+
+def test_without_pidfds_a_dead_worker_is_seen_through_sigchld(start):
+    parent = start(2, 30, "--without-pidfd")
+    parent.hear("ready", 2)
+
+    os.kill(parent.all("ready")[0][1], signal.SIGKILL)
+
+    parent.hear("ready", 3)
+    parent.signal(signal.SIGTERM)
+    assert parent.wait() == 0
+    assert parent.all("ended")[0][3] is True, "nothing but a timer would have noticed"
+
+
+def test_a_stray_child_of_a_killed_parent_does_not_keep_its_workers_alive(start):
+    parent = start(2, 30, "--stray-child")
+    parent.hear_running(2)
+
+    parent.process.kill()
+
+    parent.hear("left", 2)
+
+
+def test_two_supervisors_in_one_process_do_not_keep_each_others_workers_alive(start):
+    parent = start(2, 30, "--second")
+    parent.hear("announced", 3)
+
+    parent.process.kill()
+
+    parent.hear("left", 3)
+
+
+def test_process_1_reaps_and_reports_orphans(start):
+    unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare(1) may not make a PID namespace here")
+    parent = start(2, 30, "orphan", before=unshare)
+    parent.hear("ready", 2)
+    assert parent.all("parent")[0][1] == 1
+
+    stranger = parent.hear("stranger")[0]
+
+    assert os.waitstatus_to_exitcode(stranger[2]) == 5
+    assert stranger[1] not in parent.workers()
+    init = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text()
+    os.kill(int(init), signal.SIGTERM)
+    assert parent.wait() == 0
+
+
+def test_the_watch_thread_is_named_and_takes_no_signals(start):
+    parent = start(1, 30)
+    pid = parent.hear("ready", 1)[0][1]
+
+    threads = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = dict(
+            line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if "\t" in line
+        )
+        threads[status["Name"]] = int(status["SigBlk"], 16)
+
+    assert len(threads) == 2
+    blocked = threads["osloxide-watch"]
+    for signo in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        assert blocked & 1 << (signo - 1), f"signal {signo} may be delivered to the watch thread"
+    parent.signal(signal.SIGTERM)
+    assert parent.wait() == 0
+
+
+def run_alone(code: str, **options: object) -> subprocess.CompletedProcess:
+    program = f"import os, signal, sys, time\nfrom osloxide import _native\n{code}"
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, timeout=LONGEST, check=False, **options)
+
+
+def test_an_armed_deadline_ends_a_process_that_spins_in_the_interpreter():
+    ended = run_alone(
+        "_native.arm_deadline(3600)\n_native.arm_deadline(0.1)\n"
+        "while True: all(range(10**9))",
+        capture_output=True,
+    )
+
+    assert ended.returncode == 1
+    assert b"had 0.100 s to leave and is still there" in ended.stderr
+
+
+def test_a_deadline_that_was_taken_back_does_not_hold():
+    ended = run_alone(
+        "_native.arm_deadline(0.05)\n_native.disarm_deadline()\n"
+        "_native.arm_deadline(3600)\n_native.disarm_deadline()\ntime.sleep(0.3)\nsys.exit(5)",
+    )
+
+    assert ended.returncode == 5
+
+
+def test_a_full_standard_error_does_not_delay_the_deadline():
+    code = (
+        "os.set_blocking(2, False)\n"
+        "try:\n"
+        "    while True: os.write(2, b'x' * 4096)\n"
+        "except BlockingIOError: os.set_blocking(2, True)\n"
+        "_native.arm_deadline(0)\n"
+        "time.sleep(1000)"
+    )
+    read_end, write_end = os.pipe()
+    try:
+        assert run_alone(code, stderr=write_end).returncode == 1
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_a_deadline_that_is_no_time_is_refused(seconds):
+    with pytest.raises(ValueError, match="seconds must be a number of seconds"):
+        _native.arm_deadline(seconds)
+
+
+def test_outside_a_worker_there_is_no_parent():
+    _native.worker_ready()
+    assert _native.parent_died() is False
+
+
+def test_the_parent_itself_cannot_enter_a_worker():
+    board = _native.Scoreboard()
+    supervisor = _native.Supervisor(board)
+
+    with pytest.raises(RuntimeError, match="is the parent itself"):
+        _native.enter_worker(supervisor, board, 0, 0)
+
+
+def test_a_worker_cannot_drive_its_parents_supervisor():
+    ended = run_alone(
+        "board = _native.Scoreboard()\n"
+        "supervisor = _native.Supervisor(board)\n"
+        "if os.fork() == 0:\n"
+        "    try:\n"
+        "        supervisor.next()\n"
+        "    except RuntimeError as error:\n"
+        "        os._exit(4 if 'belongs to process' in str(error) else 5)\n"
+        "    os._exit(6)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))",
+    )
+
+    assert ended.returncode == 4
+
+
+def test_wrong_use_of_a_supervisor_is_named():
+    supervisor = _native.Supervisor(_native.Scoreboard())
+
+    with pytest.raises(ValueError, match='unknown request "restart"; use "stop"'):
+        supervisor.request("restart")
+    with pytest.raises(ValueError, match="graceful timeout must be a number of seconds"):
+        supervisor.set_graceful_timeout(-1)
+    with pytest.raises(ValueError, match="5000 workers are too many"):
+        supervisor.add_group("many", 5000)
+    with pytest.raises(RuntimeError, match="slot 3 has no fork to answer"):
+        supervisor.forked(3, 1)
+
+
+def test_due_hands_out_forks_without_parking():
+    supervisor = _native.Supervisor(_native.Scoreboard())
+    assert supervisor.due() is None
+    group = supervisor.add_group("now", 1)
+
+    assert supervisor.due() == ("fork", group, 0, 0)
+    with pytest.raises(RuntimeError, match="was not answered"):
+        supervisor.due()
+    supervisor.fork_failed(0, 11)
+    assert supervisor.due() == ("backoff", group, 0, 0.05, 1)
+    assert supervisor.due() is None
+
+
+def test_exit_statuses_are_kept_where_sigchld_was_ignored():
+    ended = run_alone(
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "_native.Supervisor(_native.Scoreboard())\n"
+        "sys.exit(0 if signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL else 1)",
+    )
+
+    assert ended.returncode == 0
+
+
+def test_a_scoreboard_is_read_from_outside(start):
+    parent = start(2, 30)
+    parent.hear_running(2)
+
+    board = _native.Scoreboard.attach(parent.pid)
+
+    rows = board.read()
+    assert (board.name, board.pid) == ("parent.py", parent.pid)
+    assert [row["slot"] for row in rows] == [0, 1]
+    assert {row["pid"] for row in rows} == parent.workers()
+    for row in rows:
+        assert row["state"] == "running"
+        assert row["started_at"] <= row["ready_at"] <= time.monotonic()
+        assert (row["in_flight"], row["oldest_since"], row["last_exit"]) == (0, None, None)
+    assert _native.Scoreboard.attach(rows[0]["pid"]).pid == parent.pid, "workers lead to it too"
+    with pytest.raises(PermissionError, match="read-only"):
+        board.claim(0, 0)
+    parent.signal(signal.SIGTERM)
+    assert parent.wait() == 0
+
+
+def test_a_process_without_a_scoreboard_is_refused():
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        with pytest.raises(ProcessLookupError, match=f"process {process.pid} has no scoreboard"):
+            _native.Scoreboard.attach(process.pid)
+        process.kill()
