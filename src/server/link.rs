@@ -1,6 +1,7 @@
 //! The two ends of a connection's socket: the one that hyper reads and writes, and ours.
 //!
-//! Owns the socket and what is known about its readiness. Never decides what is sent.
+//! Owns the socket, the TLS session on it and what is known about its readiness; shows every byte
+//! received to the [`Observer`] before hyper. Never decides what is sent, and never blocks.
 #![expect(unsafe_code, reason = "hyper lends uninitialised memory to read into")]
 
 use super::framing::Observer;
@@ -8,7 +9,9 @@ use super::socket;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
+use rustls::ServerConnection;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +26,10 @@ pub(super) struct Link {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, not a state machine"
+)]
 pub(super) struct State {
     /// The kernel had nothing more to read; a new readiness event clears it.
     pub(super) read_blocked: bool,
@@ -35,11 +42,16 @@ pub(super) struct State {
     /// The client was told that nothing more will be sent.
     pub(super) is_shut: bool,
     pub(super) framing: Observer,
+    tls: Option<Box<ServerConnection>>,
 }
 
 impl Link {
     /// Starts out blocked: epoll reports what is there already when the socket is added.
-    pub(super) fn new(socket: OwnedFd, framing: Observer) -> Self {
+    pub(super) fn new(
+        socket: OwnedFd,
+        framing: Observer,
+        tls: Option<Box<ServerConnection>>,
+    ) -> Self {
         let state = State {
             read_blocked: true,
             write_blocked: false,
@@ -47,6 +59,7 @@ impl Link {
             at_end: false,
             is_shut: false,
             framing,
+            tls,
         };
         Self {
             socket,
@@ -62,15 +75,174 @@ impl Link {
     /// not take at once is lost.
     pub(super) fn send_last(&self, text: &[u8]) {
         // Whether the client takes it makes no difference to what follows.
-        let _ = socket::send_one(&self.socket, text);
+        let _ = self.state.lock().send(&self.socket, &[IoSlice::new(text)]);
     }
 
     /// Tells the client that nothing more will be sent.
     pub(super) fn shut(&self) {
         let mut state = self.state.lock();
-        if !std::mem::replace(&mut state.is_shut, true) {
-            socket::end_sending(&self.socket);
+        if std::mem::replace(&mut state.is_shut, true) {
+            return;
         }
+        if let Some(tls) = &mut state.tls {
+            tls.send_close_notify();
+            // If the kernel does not take it, the client sees the end without the notice.
+            let _ = state.send_records(&self.socket);
+        }
+        socket::end_sending(&self.socket);
+    }
+}
+
+impl State {
+    /// True until both sides have agreed on keys.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Receives what the client sent, decrypted; 0 is the end of the stream. `WouldBlock` when
+    /// nothing is there.
+    fn receive<'b>(
+        &mut self,
+        socket: &OwnedFd,
+        memory: &'b mut [MaybeUninit<u8>],
+    ) -> io::Result<&'b mut [u8]> {
+        let Self {
+            read_blocked,
+            is_half_closed,
+            tls,
+            ..
+        } = self;
+        let mut wire = Wire {
+            socket,
+            blocked: read_blocked,
+            is_half_closed: *is_half_closed,
+        };
+        let Some(tls) = tls else {
+            return wire.receive(memory);
+        };
+        // rustls takes initialised memory only.
+        memory.fill(MaybeUninit::new(0));
+        // SAFETY: every byte was initialised just now, and MaybeUninit<u8> has the layout of u8.
+        let memory = unsafe { &mut *(std::ptr::from_mut(memory) as *mut [u8]) };
+        loop {
+            match io::Read::read(&mut tls.reader(), memory) {
+                Ok(count) => return Ok(&mut memory[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The stream ended without the notice that TLS wants: it may have been cut.
+                Err(error) => return Err(error),
+            }
+            let received = tls.read_tls(&mut wire);
+            let processed = tls.process_new_packets();
+            // Answers of the handshake, or the alert that says what was wrong.
+            while tls.wants_write() {
+                match tls.write_tls(&mut Sender(socket)) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.write_blocked = true;
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            received?;
+            processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        }
+    }
+
+    /// Sends from several buffers, encrypted; how much was taken.
+    fn send(&mut self, socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let result = match &mut self.tls {
+            None => match pieces {
+                [one] => socket::send_one(socket, one),
+                _ => socket::send_many(socket, pieces),
+            }
+            .map_err(io::Error::from),
+            Some(tls) => {
+                let taken = io::Write::write_vectored(&mut tls.writer(), pieces)?;
+                match self.send_records(socket) {
+                    // Records of before fill rustls's buffer.
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock || taken == 0 => {
+                        Err(error)
+                    }
+                    _ => return Ok(taken),
+                }
+            }
+        };
+        match &result {
+            Ok(_) => self.write_blocked = false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.write_blocked = true,
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Sends the records that rustls has ready.
+    fn send_records(&mut self, socket: &OwnedFd) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else {
+            return Ok(());
+        };
+        self.write_blocked = false;
+        while tls.wants_write() {
+            if let Err(error) = tls.write_tls(&mut Sender(socket)) {
+                self.write_blocked = error.kind() == io::ErrorKind::WouldBlock;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The socket as the source of bytes; remembers when it has no more.
+struct Wire<'s> {
+    socket: &'s OwnedFd,
+    blocked: &'s mut bool,
+    is_half_closed: bool,
+}
+
+impl Wire<'_> {
+    fn receive<'b>(&mut self, memory: &'b mut [MaybeUninit<u8>]) -> io::Result<&'b mut [u8]> {
+        if *self.blocked {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let room = memory.len();
+        let result = socket::receive(self.socket, memory);
+        *self.blocked = match &result {
+            // Less than asked for: the kernel has no more, the next read would only say so
+            // (epoll(7)); unless the end of the stream is there, which causes no event of its own
+            // once it was seen.
+            Ok(bytes) => bytes.len() < room && !bytes.is_empty() && !self.is_half_closed,
+            Err(error) => *error == Errno::EAGAIN,
+        };
+        Ok(result?)
+    }
+}
+
+impl io::Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: MaybeUninit<u8> has the layout of u8, and `receive` writes initialised bytes only.
+        let memory = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
+        self.receive(memory).map(|bytes| bytes.len())
+    }
+}
+
+/// The socket as the destination of records.
+struct Sender<'s>(&'s OwnedFd);
+
+impl io::Write for Sender<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(socket::send_one(self.0, bytes)?)
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(socket::send_many(self.0, pieces)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -87,60 +259,40 @@ impl Read for Io {
         let link = &*self.0;
         let mut state = link.state.lock();
         loop {
-            let room = buffer.remaining();
             let held = state.framing.held();
             if !held.is_empty() {
-                let count = held.len().min(room);
+                let count = held.len().min(buffer.remaining());
                 buffer.put_slice(&held[..count]);
                 state.framing.release(count);
                 return Poll::Ready(Ok(()));
             }
-            if state.read_blocked || state.framing.refusal().is_some() {
+            if state.framing.refusal().is_some() {
                 return Poll::Pending;
             }
             // SAFETY: `receive` only writes initialised bytes to it.
             let memory = unsafe { buffer.as_mut() };
-            match socket::receive(&link.socket, memory) {
+            match state.receive(&link.socket, memory) {
                 Ok([]) => {
                     state.at_end = true;
                     return Poll::Ready(Ok(()));
                 }
                 Ok(bytes) => {
-                    // Less than asked for: the kernel has no more, the next read would only say so
-                    // (epoll(7)); unless the end of the stream is there, which causes no event of
-                    // its own once it was seen.
-                    state.read_blocked = bytes.len() < room && !state.is_half_closed;
                     let passed = state.framing.observe(bytes);
                     if passed > 0 {
-                        // SAFETY: the kernel has initialised more than that at the cursor.
+                        // SAFETY: `receive` has initialised more than that at the cursor.
                         unsafe { buffer.advance(passed) };
                         return Poll::Ready(Ok(()));
                     }
                 }
-                Err(Errno::EAGAIN) => state.read_blocked = true,
-                Err(Errno::EINTR) => {}
-                Err(error) => {
-                    state.at_end = true;
-                    return Poll::Ready(Err(error.into()));
-                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Poll::Pending,
+                    io::ErrorKind::Interrupted => {}
+                    _ => {
+                        state.at_end = true;
+                        return Poll::Ready(Err(error));
+                    }
+                },
             }
-        }
-    }
-}
-
-impl Io {
-    fn sent(&self, result: nix::Result<usize>) -> Poll<io::Result<usize>> {
-        let mut state = self.0.state.lock();
-        match result {
-            Ok(count) => {
-                state.write_blocked = false;
-                Poll::Ready(Ok(count))
-            }
-            Err(Errno::EAGAIN) => {
-                state.write_blocked = true;
-                Poll::Pending
-            }
-            Err(error) => Poll::Ready(Err(error.into())),
         }
     }
 }
@@ -148,10 +300,10 @@ impl Io {
 impl Write for Io {
     fn poll_write(
         self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.sent(socket::send_one(&self.0.socket, bytes))
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -163,18 +315,22 @@ impl Write for Io {
         _: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.sent(match pieces {
-            [one] => socket::send_one(&self.0.socket, one),
-            _ => socket::send_many(&self.0.socket, pieces),
-        })
+        pending_if_blocked(self.0.state.lock().send(&self.0.socket, pieces))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        pending_if_blocked(self.0.state.lock().send_records(&self.0.socket))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.shut();
         Poll::Ready(Ok(()))
+    }
+}
+
+fn pending_if_blocked<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        other => Poll::Ready(other),
     }
 }

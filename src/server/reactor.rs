@@ -45,6 +45,8 @@ const EVENTS_PER_TURN: usize = 64;
 const COLLECT_BYTES: usize = 64 << 10;
 /// The longest that a request head may take altogether.
 const HEAD_TIME: Duration = Duration::from_secs(60);
+/// The longest that a TLS handshake may take.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
 /// The longest that an unread body may take to be thrown away.
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 /// How long and how much the server reads after its last word, so that the word is not lost to a
@@ -379,7 +381,20 @@ impl Reactor {
             local,
             tls: self.settings.tls.is_some(),
         };
-        let link = Link::new(socket, Observer::new(self.limits()));
+        let tls = match self
+            .settings
+            .tls
+            .as_ref()
+            .map(|tls| tls.accept())
+            .transpose()
+        {
+            Ok(tls) => tls.map(Box::new),
+            Err(error) => {
+                warn!(server = %self.settings.name, %error, "cannot begin TLS on a new connection; closing it");
+                return;
+            }
+        };
+        let link = Link::new(socket, Observer::new(self.limits()), tls);
         let token = self.slots.lock().add();
         let connection = Box::new(Connection::new(token, link, endpoints, &self.builder, now));
         let flags = EpollFlags::EPOLLIN
@@ -643,6 +658,11 @@ impl Reactor {
     fn deadline(&self, connection: &Connection) -> Option<Instant> {
         let patience = self.settings.client_socket_timeout;
         let normal = match &connection.phase {
+            Phase::Head { since: None }
+                if connection.endpoints.tls && connection.link.state().is_handshaking() =>
+            {
+                Some(connection.active + patience.unwrap_or(HANDSHAKE_TIME).min(HANDSHAKE_TIME))
+            }
             Phase::Head { since: None } => patience.map(|patience| connection.active + patience),
             Phase::Head { since: Some(since) } => {
                 Some(*since + patience.unwrap_or(HEAD_TIME).min(HEAD_TIME))
@@ -723,6 +743,9 @@ impl Reactor {
 
     fn drop_connection(&self, connection: Box<Connection>) {
         let token = connection.token;
+        if connection.link.state().is_encrypted() {
+            connection.link.shut();
+        }
         // The socket first: closing takes it out of the epoll, so that no event can come for a
         // token whose slot is gone. (Tokens are never used again either.)
         drop(connection);
