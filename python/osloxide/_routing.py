@@ -14,7 +14,7 @@ import webob.exc
 from routes import middleware
 
 
-class Request(webob.Request):  # type: ignore[misc]
+class Request(webob.Request):
     """The request that a :class:`Router` hands on; services extend it."""
 
 

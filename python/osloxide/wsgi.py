@@ -11,24 +11,22 @@ from __future__ import annotations
 
 import atexit
 import copy
-import errno
 import functools
 import os
 import socket
-import stat
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from logging import ERROR, INFO
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from oslo_log import log as logging
 from oslo_service import _options, backend
 from oslo_service.backend.base import ServiceBase
 from oslo_service.backend.exceptions import UnsupportedBackendError
 
-from osloxide import _native, lifecycle
+from osloxide import _listener, _native, lifecycle, testing
 
 if TYPE_CHECKING:
     from osloxide._routing import Request as Request
@@ -158,9 +156,7 @@ class Loader:
         """
         from paste import deploy
 
-        LOG.debug(
-            "Loading app %(name)s from %(path)s", {"name": name, "path": self.config_path}
-        )
+        LOG.debug("Loading app %(name)s from %(path)s", {"name": name, "path": self.config_path})
         try:
             return deploy.loadapp(f"config:{self.config_path}", name=name)
         except LookupError:
@@ -168,7 +164,7 @@ class Loader:
             raise PasteAppNotFound(name=name, path=self.config_path) from None
 
 
-class Server(ServiceBase):  # type: ignore[misc]
+class Server(ServiceBase):
     """Serves a WSGI application on a socket that it binds when it is made.
 
     The socket listens from the start, so that workers which are forked later share it; nothing is
@@ -197,10 +193,6 @@ class Server(ServiceBase):  # type: ignore[misc]
     :raises OSError: the socket cannot be bound, or a TLS file cannot be read.
     :raises RuntimeError: *use_ssl* without a certificate and a key.
     """
-
-    # oslo.service's own tests send requests without Host and answer with str; the test plugin
-    # turns this on for them.
-    _lenient: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -261,22 +253,10 @@ class Server(ServiceBase):  # type: ignore[misc]
     def _get_socket(self, host: str, port: int, backlog: int) -> socket.socket:
         """Bind and listen; subclasses may replace it."""
         try:
-            family, _, _, _, address = socket.getaddrinfo(
-                host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, socket.AI_PASSIVE
-            )[0]
-            listener = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:
+            listener = _listener.listen_tcp(self.name, host, port, backlog)
+        except OSError:
             LOG.error("Could not bind to %(host)s:%(port)s", {"host": host, "port": port})
-            raise _named(error, f"{self.name} cannot listen on {host}:{port}", _BIND_REMEDY) from None
-        try:
-            # Not SO_REUSEPORT: a second process on the same port must fail, not share its load.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(backlog)
-        except OSError as error:
-            listener.close()
-            LOG.error("Could not bind to %(host)s:%(port)s", {"host": host, "port": port})
-            raise _named(error, f"{self.name} cannot listen on {host}:{port}", _BIND_REMEDY) from None
+            raise
         try:
             listener = self._set_socket_opts(listener)
         except BaseException:
@@ -292,23 +272,11 @@ class Server(ServiceBase):  # type: ignore[misc]
         self, socket_file: str, socket_mode: int | None, backlog: int
     ) -> socket.socket:
         """Bind and listen on a path; subclasses may replace it."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            try:
-                listener.bind(socket_file)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or not _is_abandoned(socket_file):
-                    raise
-                os.unlink(socket_file)
-                listener.bind(socket_file)
-            # Nobody can connect before listen(), so the mode is never too wide.
-            if socket_mode is not None:
-                os.chmod(socket_file, socket_mode)
-            listener.listen(backlog)
-        except OSError as error:
-            listener.close()
+            listener = _listener.listen_unix(self.name, socket_file, socket_mode, backlog)
+        except OSError:
             LOG.error("Could not bind to %(socket_file)s", {"socket_file": socket_file})
-            raise _named(error, f"{self.name} cannot listen on {socket_file}", _UNIX_REMEDY) from None
+            raise
         LOG.info(
             "%(name)s listening on %(socket_file)s:",
             {"name": self.name, "socket_file": socket_file},
@@ -372,7 +340,8 @@ class Server(ServiceBase):  # type: ignore[misc]
             multiprocess=os.getpid() != self._pid,
             tls=self._tls,
             environ={"wsgi.errors": _ErrorStream(self._logger)},
-            lenient=self._lenient,
+            # oslo.service's own tests send requests without Host and answer with str.
+            lenient=testing.is_testing(),
         )
         engine.start()
         self._engines = [old for old in self._engines if not old.wait(0)] + [engine]
@@ -508,43 +477,6 @@ class _ErrorStream:
     def _log(self, line: str) -> None:
         if line.strip():
             self._logger.log(ERROR, "%s", line.rstrip("\r"))
-
-
-_BIND_REMEDY = {
-    errno.EADDRINUSE: "another process listens there; stop it or configure another port",
-    errno.EACCES: "ports below 1024 need a privilege; configure another port",
-    errno.EADDRNOTAVAIL: "this host has no such address; configure one that it has",
-}
-_UNIX_REMEDY = {
-    errno.EADDRINUSE: "another process listens there, or the path is not a socket; "
-    "stop it or configure another path",
-    errno.EACCES: "the directory cannot be written to; change its owner or configure another path",
-    errno.ENOENT: "the directory does not exist; create it or configure another path",
-}
-
-
-def _named(error: OSError, what: str, remedies: dict[int, str]) -> OSError:
-    """Say in *error* what was tried and what helps; its type and errno stay."""
-    remedy = remedies.get(error.errno or 0, "check the configured address")
-    return type(error)(error.errno, f"{what}: {error.strerror}; {remedy}")
-
-
-def _is_abandoned(path: str) -> bool:
-    """Tell whether *path* is a socket that nobody listens on."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return False
-    except OSError:
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full backlog must not hold us up: then somebody listens
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False
 
 
 _started: weakref.WeakSet[Server] = weakref.WeakSet()

@@ -309,7 +309,8 @@ def test_no_content_has_no_length() -> None:
 
 
 def test_head_tells_the_length_of_the_get() -> None:
-    app = routed(given=answering([], headers=[("Content-Length", "77")]), body=answering([b"12345"]))
+    given = answering([], headers=[("Content-Length", "77")])
+    app = routed(given=given, body=answering([b"12345"]))
     with serving(app) as server, connect(server) as connection:
         assert connection.request("HEAD", "/given").one("Content-Length") == "77"
         assert connection.request("HEAD", "/body").one("Content-Length") == "5"

@@ -45,9 +45,7 @@ def app_of(body: Any) -> Callable[..., Any]:
     return app
 
 
-@pytest.mark.parametrize(
-    ("piece", "vanish"), [(CHUNK, "reset"), (CHUNK, "close"), (b"", "reset")]
-)
+@pytest.mark.parametrize(("piece", "vanish"), [(CHUNK, "reset"), (CHUNK, "close"), (b"", "reset")])
 def test_a_body_is_closed_once_its_client_is_gone(
     piece: bytes, vanish: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,12 +100,14 @@ def test_a_client_that_closed_its_sending_side_is_answered() -> None:
 
 def test_a_client_that_stops_reading_is_cut_off_at_the_timeout() -> None:
     body = Endless(CHUNK)
-    with serving(app_of(body), options={"client_socket_timeout": 1}) as server:
-        with connect(server) as stalled:
-            stalled.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            with connect(server) as other:
-                assert other.request("GET", "/ok").body == b"ok"
-            assert body.was_closed.wait(DEADLINE)
+    with (
+        serving(app_of(body), options={"client_socket_timeout": 1}) as server,
+        connect(server) as stalled,
+    ):
+        stalled.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        with connect(server) as other:
+            assert other.request("GET", "/ok").body == b"ok"
+        assert body.was_closed.wait(DEADLINE)
     assert body.closed == 1
 
 

@@ -118,7 +118,7 @@ def test_a_body_of_many_megabytes_streams_through() -> None:
         assert app.outcome() == (24 * len(block), True)
 
 
-# ---- bodies that break off ------------------------------------------------------------------------
+# ---- bodies that break off ----------------------------------------------------------------------
 
 HEAD = "POST / HTTP/1.1\r\nHost: x\r\n"
 #: More than the server takes in before it calls the application.
@@ -269,7 +269,7 @@ def test_a_thread_still_reading_when_the_request_ends_is_waited_for() -> None:
         entered.set()
         try:
             outcomes.put(file.read())
-        except Exception as error:
+        except ValueError as error:
             outcomes.put(error)
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -324,7 +324,7 @@ def test_an_http_10_client_never_gets_an_interim_answer() -> None:
         assert connection.head().status == 200
 
 
-# ---- pipelines ------------------------------------------------------------------------------------
+# ---- pipelines ----------------------------------------------------------------------------------
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:

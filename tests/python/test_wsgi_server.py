@@ -20,7 +20,6 @@ from support.waiting import until
 
 from osloxide import lifecycle, wsgi
 
-
 # WebOb and Paste still import what Python has deprecated.
 web_framework = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -44,34 +43,35 @@ def made() -> Iterator[list[wsgi.Server]]:
             server.dup_socket.close()
 
 
-def make(made: list[wsgi.Server], *, options: dict[str, Any] | None = None, **arguments: Any) -> Any:
+def make(
+    made: list[wsgi.Server], *, options: dict[str, Any] | None = None, **arguments: Any
+) -> Any:
     arguments.setdefault("host", "127.0.0.1")
     server = wsgi.Server(configuration(**options or {}), "test", app, **arguments)
     made.append(server)
     return server
 
 
-# ---- names ---------------------------------------------------------------------------------------
+# ---- names --------------------------------------------------------------------------------------
 
 
 @web_framework
 def test_the_module_has_every_name_of_oslo_service_wsgi() -> None:
-    for name in (
+    names = (
         "Server Request Router Loader InvalidInput ConfigNotFound PasteAppNotFound list_opts "
         "register_opts _check_backend_compatibility backend"
-    ).split():
+    )
+    for name in names.split():
         assert getattr(wsgi, name), name
     with pytest.raises(AttributeError, match="nonsense"):
         wsgi.nonsense  # noqa: B018
 
 
 def test_the_constructor_takes_what_oslo_service_takes() -> None:
-    parameters = list(inspect.signature(wsgi.Server).parameters)
-
-    assert parameters == (
+    assert " ".join(inspect.signature(wsgi.Server).parameters) == (
         "conf name app host port pool_size protocol backlog use_ssl max_url_len logger_name "
         "socket_family socket_file socket_mode"
-    ).split()
+    )
     assert issubclass(wsgi.Server, ServiceBase)
 
 
@@ -113,14 +113,14 @@ def test_importing_and_serving_needs_no_eventlet_and_no_web_framework() -> None:
     assert outcome.stderr == ""
 
 
-# ---- sockets -------------------------------------------------------------------------------------
+# ---- sockets ------------------------------------------------------------------------------------
 
 
 def test_the_socket_listens_before_start_and_waits_for_it(made: list[wsgi.Server]) -> None:
     server = make(made)
     with connect(server) as connection:
         connection.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert threading.active_count() == 1
+        assert server._server is None
         server.start()
 
         assert connection.answer().body == b"ok"
@@ -250,7 +250,7 @@ def test_a_file_that_is_no_socket_is_left_alone(made: list[wsgi.Server], tmp_pat
     assert path.read_text() == "data"
 
 
-# ---- life cycle ----------------------------------------------------------------------------------
+# ---- life cycle ---------------------------------------------------------------------------------
 
 
 def test_pool_size_is_0_after_stop_and_back_after_reset(made: list[wsgi.Server]) -> None:
@@ -472,7 +472,7 @@ def test_an_interpreter_that_leaves_answers_what_is_in_flight() -> None:
     assert outcome.returncode == 0, outcome.stderr
 
 
-# ---- Router and Loader -----------------------------------------------------------------------------
+# ---- Router and Loader --------------------------------------------------------------------------
 
 
 @web_framework
@@ -525,6 +525,22 @@ def test_the_threading_backend_is_refused_only_when_asked(is_strict: bool) -> No
 
     assert ("UnsupportedBackendError" in outcome.stderr) is is_strict
     assert (outcome.returncode != 0) is is_strict
+
+
+def test_pool_threads_have_names_and_leave_no_trace() -> None:
+    before = set(threading.enumerate())
+    names: list[str] = []
+
+    def naming(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        names.append(threading.current_thread().name)
+        start_response("200 OK", [])
+        return [b""]
+
+    with serving(naming) as server, connect(server) as connection:
+        connection.request()
+
+    assert "Dummy" not in names[0]
+    assert until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_stats_settle_once_the_clients_are_gone() -> None:

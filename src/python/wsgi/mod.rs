@@ -407,8 +407,35 @@ impl Handler for Application {
 
     fn thread(&self, body: &mut dyn FnMut()) {
         // A thread state made for each request would cost more than the request.
-        Python::attach(|py| loan::detached(py, body));
+        Python::attach(|py| {
+            if let Err(error) = introduce_thread(py) {
+                error.write_unraisable(py, None);
+            }
+            loan::detached(py, body);
+            if let Err(error) = forget_thread(py) {
+                error.write_unraisable(py, None);
+            }
+        });
     }
+}
+
+/// Gives the pool thread its own name in Python, where logs would call it `Dummy-7`.
+fn introduce_thread(py: Python<'_>) -> PyResult<()> {
+    let current = std::thread::current();
+    let name = current.name().unwrap_or("osloxide");
+    py.import("threading")?
+        .call_method0("current_thread")?
+        .setattr("name", name)
+}
+
+/// Takes the pool thread off Python's list of threads. Before 3.13 nobody else does that for a
+/// thread that Python has not started.
+fn forget_thread(py: Python<'_>) -> PyResult<()> {
+    let threading = py.import("threading")?;
+    if let Some(active) = threading.getattr_opt("_active")? {
+        active.call_method1("pop", (threading.call_method0("get_ident")?, py.None()))?;
+    }
+    Ok(())
 }
 
 /// Answers what no environ can express.

@@ -95,7 +95,7 @@ class Connection:
     def head(self) -> Answer:
         """Read one head."""
         line, *fields = self.until(b"\r\n\r\n")[:-4].decode("latin-1").split("\r\n")
-        version, status, reason = (line.split(" ", 2) + [""])[:3]
+        version, status, reason = [*line.split(" ", 2), ""][:3]
         pairs = [(name, value.strip()) for name, _, value in (f.partition(":") for f in fields)]
         return Answer(version, int(status), reason, pairs)
 

@@ -1,0 +1,103 @@
+"""Listening sockets: bound so that a mistake is found at once and said in the operator's words.
+
+Owns binding, for TCP and for unix sockets, and the errors of it; accepts nothing. Called by
+:mod:`osloxide.wsgi`. Differs from what ``eventlet.listen`` did for oslo.service on purpose: no
+SO_REUSEPORT, so that a second process on one port fails instead of sharing its load, and an
+abandoned unix socket is replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+
+_TCP_REMEDIES = {
+    errno.EADDRINUSE: "another process listens there; stop it or configure another port",
+    errno.EACCES: "ports below 1024 need a privilege; configure another port",
+    errno.EADDRNOTAVAIL: "this host has no such address; configure one that it has",
+}
+_UNIX_REMEDIES = {
+    errno.EADDRINUSE: "another process listens there, or the path is not a socket; "
+    "stop it or configure another path",
+    errno.EACCES: "the directory cannot be written to; change its owner or configure another path",
+    errno.ENOENT: "the directory does not exist; create it or configure another path",
+}
+
+
+def listen_tcp(name: str, host: str, port: int, backlog: int) -> socket.socket:
+    """Listen on the first address that *host* resolves to.
+
+    :param name: who wants to listen, for the error.
+    :param port: 0 lets the kernel choose.
+    :param backlog: length of the kernel's queue of connections that wait to be accepted.
+    :raises OSError: names *name*, *host*, *port*, the problem and the remedy; ``socket.gaierror``
+        when *host* cannot be resolved.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(backlog)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise _explained(error, f"{name} cannot listen on {host}:{port}", _TCP_REMEDIES) from None
+    return listener
+
+
+def listen_unix(name: str, path: str, mode: int | None, backlog: int) -> socket.socket:
+    """Listen on *path*; a socket left there by a process that is gone is replaced.
+
+    :param name: who wants to listen, for the error.
+    :param mode: permissions of the socket, or ``None`` to leave them to the umask.
+    :param backlog: length of the kernel's queue of connections that wait to be accepted.
+    :raises OSError: names *name*, *path*, the problem and the remedy.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_abandoned(path):
+                raise
+            os.unlink(path)
+            listener.bind(path)
+        # Nobody can connect before listen(), so the mode is never too wide.
+        if mode is not None:
+            os.chmod(path, mode)
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise _explained(error, f"{name} cannot listen on {path}", _UNIX_REMEDIES) from None
+    return listener
+
+
+def _explained(error: OSError, what: str, remedies: dict[int, str]) -> OSError:
+    """Say what was tried and what helps; type and errno of *error* stay."""
+    remedy = remedies.get(error.errno or 0, "check the configured address")
+    return type(error)(error.errno, f"{what}: {error.strerror or error}; {remedy}")
+
+
+def _is_abandoned(path: str) -> bool:
+    """Tell whether *path* is a socket that nobody listens on."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+    except OSError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full backlog must not hold us up: then somebody listens
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
