@@ -55,6 +55,15 @@ backend_url = file://{run}/coordination
 fixed_key = {key}
 """
 
+# Behind the same filter as cinder's own health check.
+PROCESS_FACTS = """
+[pipeline:process]
+pipeline = request_id processapp
+
+[app:processapp]
+paste.app_factory = process_facts:app_factory
+"""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -76,7 +85,7 @@ def configure(run: Path, workers: int) -> tuple[Path, int]:
     if route not in paste:
         raise Failure(f"cinder's api-paste.ini has no line {route!r} to add /process behind")
     paste = paste.replace(route, route + "/process: process\n")
-    paste += "\n[app:process]\npaste.app_factory = process_facts:app_factory\n"
+    paste += PROCESS_FACTS
     (run / "api-paste.ini").write_text(paste)
     return config, port
 

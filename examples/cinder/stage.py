@@ -133,8 +133,9 @@ class Child:
                     os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
-    def tail(self, lines: int = 25) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+    def tail(self, lines: int = 25, columns: int = 240) -> str:
+        last = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join(line[:columns] for line in last)
 
 
 def _processes() -> Iterator[tuple[int, int, int]]:

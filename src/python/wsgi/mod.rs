@@ -9,6 +9,7 @@ mod access_log;
 mod call;
 mod environ;
 mod file_wrapper;
+mod first;
 mod input;
 mod loan;
 mod text;
@@ -25,6 +26,7 @@ use self::access_log::{AccessLog, Entry};
 use self::call::{Call, bytes_from, not_started};
 use self::environ::Environ;
 pub(super) use self::file_wrapper::FileWrapper;
+use self::first::First;
 use self::input::Input;
 use crate::wsgi::environ::{Target, TargetError};
 use crate::wsgi::response::{Ending, Head};
@@ -39,6 +41,7 @@ pub(super) struct Application {
     app: Py<PyAny>,
     environ: Environ,
     access_log: Option<AccessLog>,
+    first: First,
     /// Called with a message and the keyword `exc_info`, an exception or `None`: a logger's `error`.
     log_error: Py<PyAny>,
     shows_traceback: bool,
@@ -88,6 +91,7 @@ impl Application {
             app: options.app,
             environ: Environ::new(py, options.multiprocess, options.environ)?,
             access_log,
+            first: First::default(),
             log_error: options.log_error,
             shows_traceback: options.debug,
             is_lenient: options.lenient,
@@ -402,6 +406,7 @@ impl Application {
 
 impl Handler for Application {
     fn handle(&self, exchange: &mut dyn Exchange) {
+        let _turn = self.first.enter();
         Python::attach(|py| self.answer(py, exchange));
     }
 

@@ -1,0 +1,56 @@
+//! The first request of a server runs alone, for as long as [`PATIENCE`] allows.
+//!
+//! OpenStack services make singletons on first use without a lock ("if not enforcer: enforcer =
+//! ...; enforcer.load()"), which was safe while green threads switched only at I/O. On native
+//! threads a second request would find them half made: cinder answers 500 ("policy has not been
+//! registered") when a fresh worker gets two requests at once. Knows neither Python nor HTTP.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+
+/// How long a request waits for the first one. A first request that takes longer (a client that
+/// reads slowly, a long poll) must not hold up the others: they all go ahead then.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Lets one request through and the others after it; from then on everybody at once.
+#[derive(Debug, Default)]
+pub(super) struct First {
+    is_over: AtomicBool,
+    turn: Mutex<()>,
+}
+
+impl First {
+    /// Waits until the first request has ended, unless this is it. Must not be called attached to
+    /// the interpreter. To be held while the request is handled.
+    pub(super) fn enter(&self) -> Option<Turn<'_>> {
+        if self.is_over.load(Ordering::Acquire) {
+            return None;
+        }
+        let Some(guard) = self.turn.try_lock_for(PATIENCE) else {
+            self.is_over.store(true, Ordering::Release);
+            return None;
+        };
+        if self.is_over.load(Ordering::Acquire) {
+            return None; // dropping the guard wakes the next one that waits
+        }
+        Some(Turn {
+            first: self,
+            _guard: guard,
+        })
+    }
+}
+
+/// The first request; when it is dropped, panic or not, the others go ahead.
+#[derive(Debug)]
+pub(super) struct Turn<'a> {
+    first: &'a First,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.first.is_over.store(true, Ordering::Release);
+    }
+}
