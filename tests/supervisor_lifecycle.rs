@@ -138,6 +138,18 @@ fn stop_terminates_everybody_and_ends_after_the_last_has_left() {
 }
 
 #[test]
+fn a_stopped_worker_is_continued_so_that_it_can_drain() {
+    let mut rig = Rig::running(2, 0);
+    rig.stop_process(101);
+
+    rig.request(Request::Stop);
+    rig.run();
+
+    let continued = nix::libc::SIGCONT;
+    assert_eq!(rig.signals(), [(100, TERM), (101, TERM), (101, continued)]);
+}
+
+#[test]
 fn second_stop_is_ignored_and_does_not_move_the_deadline() {
     let mut rig = Rig::running(1, 60);
     rig.request(Request::Stop);
@@ -359,9 +371,9 @@ fn a_handler_that_requests_nothing_is_reported_and_one_that_does_is_obeyed() {
         rig.supervisor.next::<Error>(
             || now,
             |_, _| {
-                request
-                    .into_iter()
-                    .for_each(|request| rig.supervisor.request(request));
+                if let Some(request) = request {
+                    rig.supervisor.request(request);
+                }
                 Ok(true)
             },
         )

@@ -267,7 +267,7 @@ fn a_worker_that_starts_or_drains_does_not_hang() {
     rig.run();
     rig.advance(30.0);
     assert_eq!(rig.run(), []);
-    assert_eq!(rig.signals(), [(100, TERM)]);
+    assert_eq!(rig.signals(), [(100, TERM), (100, nix::libc::SIGCONT)]);
 }
 
 #[test]
@@ -278,4 +278,15 @@ fn without_a_worker_timeout_nobody_is_looked_at() {
     rig.supervisor.set_worker_timeout(Duration::ZERO, rig.now);
 
     assert_eq!(rig.next(), Err(None));
+}
+
+#[test]
+fn an_endless_worker_timeout_is_one_that_never_passes() {
+    let mut rig = Rig::running(1, 60);
+    rig.supervisor.set_worker_timeout(Duration::MAX, rig.now);
+    rig.stop_process(100);
+
+    rig.advance(1e9);
+
+    assert_eq!(rig.run(), []);
 }

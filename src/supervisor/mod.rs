@@ -14,6 +14,7 @@ pub mod state;
 use crate::scoreboard::{self, Scoreboard, Seat};
 use crate::signals::{Bell, Pending, Request};
 use nix::errno::Errno;
+use nix::libc;
 use pipes::Pipes;
 use process::Processes;
 use roster::{Phase, Roster};
@@ -237,7 +238,8 @@ impl<P: Processes> Supervisor<P> {
     /// Replaces workers that are stopped, or busy with one request, for longer than this; zero is
     /// never. With it the parent looks at its workers four times in that span.
     pub fn set_worker_timeout(&self, timeout: Duration, now: Instant) {
-        self.lock().patience = (!timeout.is_zero()).then(|| (timeout, now + timeout / 4));
+        let first_look = now.checked_add(timeout / 4).filter(|_| !timeout.is_zero());
+        self.lock().patience = first_look.map(|look| (timeout, look));
     }
 
     /// Records a request for [`Supervisor::next`] and wakes it. Any thread and any context may
@@ -580,7 +582,11 @@ impl<P: Processes> Inner<P> {
 
     fn signal(&mut self, pid: i32, number: i32) {
         let watch = self.live.get(&pid).and_then(|live| live.watch.clone());
-        self.processes
-            .signal(pid, watch.as_deref().map(AsFd::as_fd), number);
+        let watch = watch.as_deref().map(AsFd::as_fd);
+        self.processes.signal(pid, watch, number);
+        if number == libc::SIGTERM && self.processes.is_stopped(pid) {
+            // It would not see its SIGTERM before somebody continues it; systemd does the same.
+            self.processes.signal(pid, watch, libc::SIGCONT);
+        }
     }
 }

@@ -182,6 +182,17 @@ def test_a_worker_that_spins_in_the_interpreter_is_killed_at_the_deadline(start)
     assert len(parent.all("late")) == 1
 
 
+def test_a_stopped_worker_drains_like_any_other(start):
+    parent = start(2, 0)
+    parent.hear_running(2)
+    os.kill(parent.all("ready")[0][1], signal.SIGSTOP)
+
+    parent.signal(signal.SIGTERM)
+
+    assert parent.wait() == 0
+    assert len(parent.all("left")) == 2
+
+
 def test_an_abort_ends_everybody_at_once(start):
     parent = start(2, 0, "stubborn")
     parent.hear("ready", 2)

@@ -112,7 +112,7 @@ impl Rig {
     }
 
     /// The next command, if one is due.
-    pub fn due(&mut self) -> Option<Command> {
+    pub fn due(&self) -> Option<Command> {
         self.supervisor.due(self.now).unwrap()
     }
 
@@ -120,12 +120,10 @@ impl Rig {
     pub fn run(&mut self) -> Vec<Command> {
         let mut commands = Vec::new();
         while let Some(command) = self.due() {
-            match command {
-                Command::Fork { slot, .. } => {
-                    self.forked(slot);
-                }
-                Command::Reload | Command::Mutate => self.supervisor.configured(self.now),
-                _ => {}
+            if let Command::Fork { slot, .. } = command {
+                self.forked(slot);
+            } else if matches!(command, Command::Reload | Command::Mutate) {
+                self.supervisor.configured(self.now);
             }
             commands.push(command);
             assert!(
@@ -152,26 +150,26 @@ impl Rig {
         pid
     }
 
-    pub fn fork_failed(&mut self, slot: usize) {
+    pub fn fork_failed(&self, slot: usize) {
         self.supervisor.fork_failed(slot, self.now).unwrap();
     }
 
-    pub fn request(&mut self, request: Request) {
+    pub fn request(&self, request: Request) {
         self.supervisor.request(request);
     }
 
     /// Worker *pid* reports that it is ready.
-    pub fn ready(&mut self, pid: i32) {
+    pub fn ready(&self, pid: i32) {
         nix::unistd::write(&*self.supervisor.notices(), &pid.to_ne_bytes()).unwrap();
     }
 
     /// Worker *pid* ends with this wait status.
-    pub fn end(&mut self, pid: i32, status: i32) {
+    pub fn end(&self, pid: i32, status: i32) {
         self.fake.0.lock().unwrap().ended.insert(pid, status);
     }
 
     /// Process *pid* is stopped by a signal.
-    pub fn stop_process(&mut self, pid: i32) {
+    pub fn stop_process(&self, pid: i32) {
         self.fake.0.lock().unwrap().stopped.push(pid);
     }
 
@@ -180,7 +178,7 @@ impl Rig {
     }
 
     /// Signals sent since the last call.
-    pub fn signals(&mut self) -> Vec<(i32, i32)> {
+    pub fn signals(&self) -> Vec<(i32, i32)> {
         std::mem::take(&mut self.fake.0.lock().unwrap().signals)
     }
 
@@ -197,7 +195,7 @@ impl Rig {
     }
 
     /// What `next()` would do now: the command it returns, or the deadline it would park with.
-    pub fn next(&mut self) -> Result<Option<Command>, Option<Duration>> {
+    pub fn next(&self) -> Result<Option<Command>, Option<Duration>> {
         let now = self.now;
         self.supervisor
             .next(
@@ -228,13 +226,14 @@ impl From<Error> for Parked {
 }
 
 pub fn forks(commands: &[Command]) -> Vec<(usize, u32)> {
-    commands
-        .iter()
-        .filter_map(|command| match command {
-            Command::Fork {
-                slot, generation, ..
-            } => Some((*slot, *generation)),
-            _ => None,
-        })
-        .collect()
+    let mut forks = Vec::new();
+    for command in commands {
+        if let Command::Fork {
+            slot, generation, ..
+        } = command
+        {
+            forks.push((*slot, *generation));
+        }
+    }
+    forks
 }

@@ -1,0 +1,419 @@
+//! One worker's share of the scoreboard: its layout, its counters and its states.
+//!
+//! Everything is a relaxed atomic: nothing here orders anything else, and a reader may see a request
+//! in one counter and not yet in the other. Maps no memory; [`super`] does.
+
+use nix::time::{ClockId, clock_gettime};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// Requests in flight whose age is known, in one process; any above that are only counted.
+pub(super) const LANES: usize = 216;
+const NO_EXIT: i64 = -1;
+
+/// What a worker is doing, as others see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum State {
+    /// The row belongs to nobody.
+    Free = 0,
+    /// Forked, not ready yet.
+    Starting = 1,
+    /// Ready.
+    Running = 2,
+    /// SIGTERM was sent, or the process is leaving by itself.
+    Draining = 3,
+    /// SIGKILL was sent.
+    Killing = 4,
+    /// No process: the slot waits before its next fork.
+    Waiting = 5,
+    /// No process: it ended and was reaped.
+    Gone = 6,
+}
+
+impl State {
+    const ALL: [Self; 7] = [
+        Self::Free,
+        Self::Starting,
+        Self::Running,
+        Self::Draining,
+        Self::Killing,
+        Self::Waiting,
+        Self::Gone,
+    ];
+
+    /// Lower-case name, for display.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Draining => "draining",
+            Self::Killing => "killing",
+            Self::Waiting => "waiting",
+            Self::Gone => "gone",
+        }
+    }
+
+    fn from_raw(raw: u32) -> Self {
+        Self::ALL.get(raw as usize).copied().unwrap_or(Self::Free)
+    }
+}
+
+/// A copy of one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Slot of the worker, counted over all groups of its supervisor.
+    pub slot: u32,
+    /// Number of the slot's group.
+    pub group: u32,
+    /// Process, or 0 when there is none just now.
+    pub pid: u32,
+    /// Reload round that the process was forked in.
+    pub generation: u32,
+    /// What it is doing.
+    pub state: State,
+    /// `CLOCK_MONOTONIC` nanoseconds of the fork; 0 before it.
+    pub started_at: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds when it became ready; 0 before that.
+    pub ready_at: u64,
+    /// Open client connections.
+    pub connections: u32,
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// Requests finished since the fork.
+    pub served: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds when the oldest request in flight began.
+    pub oldest_since: Option<u64>,
+    /// Pool threads.
+    pub threads: u32,
+    /// How often the slot was forked again after its worker ended.
+    pub respawns: u32,
+    /// Wait status of the slot's previous worker.
+    pub last_exit: Option<i32>,
+}
+
+/// One worker's share of the memory. The first half is written by the parent, the rest by the
+/// worker, each on cache lines of its own.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Row {
+    state: AtomicU32,
+    slot: AtomicU32,
+    group: AtomicU32,
+    generation: AtomicU32,
+    pid: AtomicU32,
+    respawns: AtomicU32,
+    started_at: AtomicU64,
+    ready_at: AtomicU64,
+    last_exit: AtomicI64,
+    counters: Counters,
+    lanes: [AtomicU64; LANES],
+}
+
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct Counters {
+    served: AtomicU64,
+    connections: AtomicU32,
+    threads: AtomicU32,
+    beyond_lanes: AtomicU32,
+}
+
+const _: () = assert!(
+    size_of::<Row>() == 2048,
+    "rows of a fixed size, no page shared by three"
+);
+
+/// `CLOCK_MONOTONIC` in nanoseconds, as stored in rows. Precise.
+#[must_use]
+pub fn now() -> u64 {
+    clock(ClockId::CLOCK_MONOTONIC)
+}
+
+fn clock(id: ClockId) -> u64 {
+    clock_gettime(id)
+        .ok()
+        .and_then(|time| {
+            let seconds = u64::try_from(time.tv_sec()).ok()?;
+            Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+        })
+        .unwrap_or(0)
+}
+
+/// One request in flight; it ends when this is dropped.
+#[derive(Debug)]
+#[must_use = "the request counts as finished when this is dropped"]
+pub struct InFlight<'row> {
+    row: &'row Row,
+    lane: usize,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        match self.row.lanes.get(self.lane) {
+            Some(lane) => lane.store(0, Ordering::Relaxed),
+            None => decrement(&self.row.counters.beyond_lanes),
+        }
+        self.row.counters.served.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Row {
+    pub(super) const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(State::Free as u32),
+            slot: AtomicU32::new(0),
+            group: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            pid: AtomicU32::new(0),
+            respawns: AtomicU32::new(0),
+            started_at: AtomicU64::new(0),
+            ready_at: AtomicU64::new(0),
+            last_exit: AtomicI64::new(NO_EXIT),
+            counters: Counters {
+                served: AtomicU64::new(0),
+                connections: AtomicU32::new(0),
+                threads: AtomicU32::new(0),
+                beyond_lanes: AtomicU32::new(0),
+            },
+            lanes: [const { AtomicU64::new(0) }; LANES],
+        }
+    }
+
+    /// A client connected.
+    pub fn connection_opened(&self) {
+        self.counters.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A client's connection was closed.
+    pub fn connection_closed(&self) {
+        decrement(&self.counters.connections);
+    }
+
+    /// A pool thread began.
+    pub fn thread_started(&self) {
+        self.counters.threads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A pool thread ended.
+    pub fn thread_ended(&self) {
+        decrement(&self.counters.threads);
+    }
+
+    /// A request began just now. Costs one compare-and-swap, and its end two relaxed operations.
+    pub fn begin(&self) -> InFlight<'_> {
+        // Of millisecond resolution and a fifth of the price of the precise clock.
+        self.begin_at(clock(ClockId::CLOCK_MONOTONIC_COARSE))
+    }
+
+    /// A request began at this instant of [`now`]'s clock.
+    pub fn begin_at(&self, began: u64) -> InFlight<'_> {
+        thread_local! {
+            /// The lane that this thread used last: nearly always free again.
+            static LANE: Cell<usize> = Cell::new(first_lane());
+        }
+        let began = began.max(1);
+        let preferred = LANE.get();
+        for lane in (preferred..LANES).chain(0..preferred) {
+            let (ok, err) = (Ordering::Relaxed, Ordering::Relaxed);
+            if self.lanes[lane].compare_exchange(0, began, ok, err).is_ok() {
+                if lane != preferred {
+                    LANE.set(lane);
+                }
+                return InFlight { row: self, lane };
+            }
+        }
+        self.counters.beyond_lanes.fetch_add(1, Ordering::Relaxed);
+        InFlight {
+            row: self,
+            lane: LANES,
+        }
+    }
+
+    /// The worker is ready. Has no effect on a worker that is already being drained.
+    pub fn mark_ready(&self) {
+        self.ready_at.store(now(), Ordering::Relaxed);
+        self.exchange(State::Starting, State::Running);
+    }
+
+    /// The process is leaving by itself. Has no effect once SIGKILL was sent.
+    pub fn mark_leaving(&self) {
+        for state in [State::Starting, State::Running] {
+            self.exchange(state, State::Draining);
+        }
+    }
+
+    /// The parent says what the worker is doing.
+    pub fn mark(&self, state: State) {
+        self.state.store(state as u32, Ordering::Relaxed);
+    }
+
+    /// The parent forked the process.
+    pub fn mark_forked(&self, pid: u32) {
+        self.started_at.store(now(), Ordering::Relaxed);
+        self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// The parent reaped the process: nothing is in flight there any more.
+    pub fn mark_ended(&self, state: State, status: i32) {
+        self.last_exit.store(i64::from(status), Ordering::Relaxed);
+        self.pid.store(0, Ordering::Relaxed);
+        self.clear_gauges();
+        self.mark(state);
+    }
+
+    /// Nanoseconds since the oldest request in flight began; `None` without one.
+    #[must_use]
+    pub fn oldest_age(&self) -> Option<u64> {
+        let began = self.lanes.iter().map(|lane| lane.load(Ordering::Relaxed));
+        let oldest = began.filter(|began| *began != 0).min()?;
+        Some(now().saturating_sub(oldest))
+    }
+
+    fn exchange(&self, from: State, to: State) {
+        let (ok, err) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.state.compare_exchange(from as u32, to as u32, ok, err);
+    }
+
+    pub(super) fn state(&self) -> State {
+        State::from_raw(self.state.load(Ordering::Relaxed))
+    }
+
+    /// True when the last worker of *slot* had this row and is gone.
+    pub(super) fn is_left_by(&self, slot: u32) -> bool {
+        matches!(self.state(), State::Gone | State::Waiting)
+            && self.slot.load(Ordering::Relaxed) == slot
+    }
+
+    /// True when it was reserved for a worker that process *pid* can be.
+    pub(super) fn is_reserved_for(&self, slot: u32, generation: u32, pid: u32) -> bool {
+        self.state() == State::Starting
+            && self.slot.load(Ordering::Relaxed) == slot
+            && self.generation.load(Ordering::Relaxed) == generation
+            && [0, pid].contains(&self.pid.load(Ordering::Relaxed))
+    }
+
+    fn clear_gauges(&self) {
+        self.counters.connections.store(0, Ordering::Relaxed);
+        self.counters.threads.store(0, Ordering::Relaxed);
+        self.counters.beyond_lanes.store(0, Ordering::Relaxed);
+        for lane in &self.lanes {
+            lane.store(0, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn assign(&self, seat: Seat) {
+        self.slot.store(seat.slot, Ordering::Relaxed);
+        self.group.store(seat.group, Ordering::Relaxed);
+        self.generation.store(seat.generation, Ordering::Relaxed);
+        self.respawns.store(seat.respawns, Ordering::Relaxed);
+        self.last_exit
+            .store(seat.last_exit.map_or(NO_EXIT, i64::from), Ordering::Relaxed);
+        self.pid.store(0, Ordering::Relaxed);
+        self.started_at.store(0, Ordering::Relaxed);
+        self.ready_at.store(0, Ordering::Relaxed);
+        self.counters.served.store(0, Ordering::Relaxed);
+        self.clear_gauges();
+    }
+
+    pub(super) fn read(&self) -> Snapshot {
+        let began = self.lanes.iter().map(|lane| lane.load(Ordering::Relaxed));
+        let (mut in_flight, mut oldest_since) = (0, None);
+        for began in began.filter(|began| *began != 0) {
+            in_flight += 1;
+            oldest_since = Some(oldest_since.map_or(began, |oldest: u64| oldest.min(began)));
+        }
+        Snapshot {
+            slot: self.slot.load(Ordering::Relaxed),
+            group: self.group.load(Ordering::Relaxed),
+            pid: self.pid.load(Ordering::Relaxed),
+            generation: self.generation.load(Ordering::Relaxed),
+            state: self.state(),
+            started_at: self.started_at.load(Ordering::Relaxed),
+            ready_at: self.ready_at.load(Ordering::Relaxed),
+            connections: self.counters.connections.load(Ordering::Relaxed),
+            in_flight: in_flight + self.counters.beyond_lanes.load(Ordering::Relaxed),
+            served: self.counters.served.load(Ordering::Relaxed),
+            oldest_since,
+            threads: self.counters.threads.load(Ordering::Relaxed),
+            respawns: self.respawns.load(Ordering::Relaxed),
+            last_exit: i32::try_from(self.last_exit.load(Ordering::Relaxed))
+                .ok()
+                .filter(|status| i64::from(*status) != NO_EXIT),
+        }
+    }
+}
+
+/// Where a new thread looks first: eight lanes from the thread before it, on a cache line of its own.
+fn first_lane() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    let thread = THREADS.fetch_add(1, Ordering::Relaxed);
+    (thread * 8 + thread * 8 / LANES) % LANES
+}
+
+/// Subtracts one unless that would wrap: a gauge that was cleared meanwhile stays at 0.
+fn decrement(gauge: &AtomicU32) {
+    let less = |value: u32| value.checked_sub(1);
+    let _ = gauge.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+}
+
+/// Whom a row is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seat {
+    /// Slot, counted over all groups.
+    pub slot: u32,
+    /// Number of the slot's group.
+    pub group: u32,
+    /// Reload round.
+    pub generation: u32,
+    /// How often the slot was forked again before.
+    pub respawns: u32,
+    /// Wait status of the slot's previous worker.
+    pub last_exit: Option<i32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_request_is_the_one_that_began_first() {
+        let row = Row::new();
+        row.lanes[3].store(500, Ordering::Relaxed);
+        row.lanes[9].store(200, Ordering::Relaxed);
+
+        assert_eq!(row.read().oldest_since, Some(200));
+        row.lanes[9].store(0, Ordering::Relaxed);
+        assert_eq!(row.read().oldest_since, Some(500));
+    }
+
+    #[test]
+    fn gauges_of_a_reaped_worker_are_cleared_and_never_wrap() {
+        let row = Row::new();
+        row.connection_opened();
+        row.thread_started();
+        let request = row.begin();
+
+        row.mark_ended(State::Waiting, 9);
+        drop(request);
+        row.connection_closed();
+        row.thread_ended();
+
+        let seen = row.read();
+        assert_eq!((seen.connections, seen.threads, seen.in_flight), (0, 0, 0));
+        assert_eq!((seen.state, seen.last_exit), (State::Waiting, Some(9)));
+    }
+
+    #[test]
+    fn readiness_does_not_undo_a_drain() {
+        let row = Row::new();
+        row.mark(State::Draining);
+
+        row.mark_ready();
+
+        assert_eq!(row.state(), State::Draining);
+    }
+}
