@@ -1,12 +1,15 @@
 """pytest plugin of the parity run: writes what happens to each test, as it happens.
 
 One JSON array a line, ``[event, node id, detail]``, into the file named by OSLOXIDE_PARITY_RECORD.
-Written by the process that pytest runs in and by no child that a test forks.
+Written by the process that pytest runs in and by no child that a test forks. Adds the two module
+attributes without which a whole file of upstream's tests could not be imported, or one of its tests
+not patch what it then proves is never called.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,13 @@ if TYPE_CHECKING:
     import pytest
 
 _PID = os.getpid()
+
+
+def pytest_configure() -> None:
+    from osloxide.backends.threading import service
+
+    service.multiprocessing = multiprocessing  # type: ignore[attr-defined]
+    service._check_spawn_picklable = None  # type: ignore[attr-defined]
 
 
 def _record(*event: str) -> None:
@@ -24,6 +34,11 @@ def _record(*event: str) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     _record("collected", item.nodeid, "")
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.failed:
+        _record("failed", report.nodeid, str(report.longrepr))
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DEADLINE = 45.0
+DEADLINE = 30.0
 """Seconds without an event after which the running test counts as hung."""
 
 PASSED, FAILED, SKIPPED, HUNG = "passed", "failed", "skipped", "hung"
@@ -87,6 +87,9 @@ class Suite:
     def collect(self) -> list[str]:
         """Names of all tests, as ``path::Class::test`` below ``oslo_service/tests``."""
         events, output = self._pytest(["--collect-only", str(self.root)], watch=False)
+        broken = [f"{test}:\n{detail}" for kind, test, detail in events if kind == FAILED]
+        if broken:
+            raise SystemExit("cannot collect " + "\n".join(broken))
         tests = [test for kind, test, _ in events if kind == "collected"]
         if not tests:
             raise SystemExit(f"nothing was collected below {self.root}:\n{output}")
