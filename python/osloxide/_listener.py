@@ -32,9 +32,13 @@ def listen_tcp(name: str, host: str, port: int, backlog: int) -> socket.socket:
     :param name: who wants to listen, for the error.
     :param port: 0 lets the kernel choose.
     :param backlog: length of the kernel's queue of connections that wait to be accepted.
+    :raises ValueError: *port* is out of range.
     :raises OSError: names *name*, *host*, *port*, the problem and the remedy; ``socket.gaierror``
         when *host* cannot be resolved.
     """
+    # getaddrinfo() would take 70000 for 4464.
+    if isinstance(port, int) and not 0 <= port <= 65535:
+        raise ValueError(f"{name} cannot listen on port {port}; configure one from 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, socket.AI_PASSIVE

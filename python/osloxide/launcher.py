@@ -185,6 +185,7 @@ class ServiceLauncher(Launcher):
                 f"Launcher asked to start multiple workers ({workers}); use ProcessLauncher"
             )
         services.check_service_base(service)
+        configuration.grace_seconds(self.conf)  # refused now, not when somebody stops the service
         service.backdoor_port = self.backdoor_port
         if self._is_waiting:
             self.services.add(service)
@@ -365,7 +366,7 @@ class ProcessLauncher:
         if self._supervisor is None:
             self._scoreboard = _native.Scoreboard(Path(sys.argv[0] or "python").name)
             self._supervisor = _native.Supervisor(self._scoreboard)
-        self._supervisor.set_graceful_timeout(float(self.conf.graceful_shutdown_timeout or 0))
+        self._supervisor.set_graceful_timeout(configuration.grace_seconds(self.conf))
         return self._supervisor
 
     # ---- signals

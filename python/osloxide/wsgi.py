@@ -234,6 +234,14 @@ class Server(ServiceBase):
         if backlog < 1:
             raise InvalidInput(reason=f"backlog is {backlog}; it must be more than 0")
         _native.check_log_format(conf.wsgi_log_format)
+        # Refused here and not by start(): that runs in workers, which would be forked for ever.
+        for option, value, least in (
+            ("max_header_line", conf.max_header_line, 1),
+            ("client_socket_timeout", conf.client_socket_timeout, 0),
+            ("max_url_len", max_url_len or 0, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{option} is {value}; give at least {least}")
         self._tls = self._load_tls() if use_ssl else None
 
         if not socket_family or socket_family in (socket.AF_INET, socket.AF_INET6):
@@ -290,7 +298,11 @@ class Server(ServiceBase):
         """
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.conf.tcp_keepidle)
+        idle = self.conf.tcp_keepidle
+        try:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+        except OSError as error:
+            raise ValueError(f"tcp_keepidle is {idle}; give 1 to 32767 seconds") from error
         return listener
 
     def _load_tls(self) -> _native.TlsConfig:
