@@ -152,6 +152,8 @@ pub(super) struct Live<'c> {
     failure: Option<BodyError>,
     /// The connection ended: in order if true.
     end: Option<bool>,
+    /// The answer has announced that it is the connection's last.
+    is_last: bool,
     /// Only the end of the connection tells the client where the answer ends.
     is_ended_by_close: bool,
     next: Option<Request<Incoming>>,
@@ -172,6 +174,7 @@ impl<'c> Live<'c> {
             progress: Progress::Nothing,
             failure: None,
             end: None,
+            is_last: false,
             is_ended_by_close: false,
             next: None,
         }
@@ -186,7 +189,7 @@ impl<'c> Live<'c> {
             Progress::Started => self.abort(),
             Progress::Ended => {}
         }
-        if has_panicked && self.end.is_none() {
+        if (has_panicked || self.is_last) && self.end.is_none() {
             self.end = Some(true);
         }
         match (self.end, self.next) {
@@ -223,7 +226,8 @@ impl<'c> Live<'c> {
         {
             response.extensions_mut().insert(reason);
         }
-        if self.must_close() {
+        if self.must_close() || response.headers().get(CONNECTION).is_some_and(is_close) {
+            self.is_last = true;
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -408,6 +412,10 @@ pub(super) fn status_of(error: BodyError) -> StatusCode {
         BodyError::Disconnected | BodyError::Framing => StatusCode::BAD_REQUEST,
         BodyError::TimedOut => StatusCode::REQUEST_TIMEOUT,
     }
+}
+
+fn is_close(value: &HeaderValue) -> bool {
+    value.as_bytes().eq_ignore_ascii_case(b"close")
 }
 
 fn announced_length(headers: &HeaderMap) -> Option<u64> {
