@@ -1,5 +1,10 @@
 //! The server as its clients see it: real sockets on port 0 and a handler in Rust.
 #![cfg(feature = "server")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed step fails the test"
+)]
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -510,9 +515,9 @@ fn an_unread_long_body_ends_the_connection_after_the_answer() {
 fn continue_is_sent_only_once_the_application_reads() {
     let running = Running::new(|exchange| {
         if exchange.request().uri.path() == "/reads" {
-            echo(exchange)
+            echo(exchange);
         } else {
-            hello(exchange)
+            hello(exchange);
         }
     });
 

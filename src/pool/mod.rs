@@ -115,12 +115,14 @@ impl<S: Source> Pool<S> {
         }
     }
 
-    /// Starts waiting for jobs, or goes on after the source was over.
+    /// Starts waiting for jobs, or goes on after the source was over. `resume` tells the source
+    /// so, under the pool's lock: [`Source::ended`] is not called between it and the start.
     ///
     /// # Errors
     /// When the kernel refuses a thread.
-    pub fn start(&self) -> io::Result<()> {
+    pub fn start(&self, resume: impl FnOnce()) -> io::Result<()> {
         let mut state = self.shared.state.lock();
+        resume();
         state.is_ending = false;
         if state.is_led {
             Ok(())
@@ -135,6 +137,7 @@ impl<S: Source> Pool<S> {
     }
 
     /// One consistent view of the counters.
+    #[must_use]
     pub fn stats(&self) -> Stats {
         let state = self.shared.state.lock();
         Stats {

@@ -86,7 +86,7 @@ mod tests {
         let (mask, masks) = mpsc::channel();
 
         start("test-mask".into(), move || {
-            mask.send(SigSet::thread_get_mask().unwrap()).unwrap()
+            mask.send(SigSet::thread_get_mask().unwrap()).unwrap();
         })
         .unwrap();
         let mask = masks.recv().unwrap();

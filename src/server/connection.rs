@@ -5,6 +5,7 @@
 //! `poll`: hyper's service only leaves the request on the desk, and its future stays pending until
 //! an answer lies there.
 
+use super::exchange::Arrival;
 use super::framing::Refusal;
 use super::link::{Io, Link};
 use crate::wsgi::{BodyError, Endpoints};
@@ -38,7 +39,7 @@ pub(super) enum Phase {
         since: Option<Instant>,
     },
     /// The beginning of a body, so that a slow client costs no thread.
-    Collecting(Box<super::exchange::Arrival>),
+    Collecting(Box<Arrival>),
     /// The rest of a body that the application did not read.
     Discarding {
         body: Incoming,
@@ -53,8 +54,8 @@ pub(super) enum Phase {
 pub(super) enum Step {
     /// hyper is done with the connection; true when everything was sent.
     Closed(bool),
-    /// A request lies on the desk.
-    Request(Request<Incoming>),
+    /// A request's head is complete.
+    Request(Box<Arrival>),
     /// The socket has to become ready first.
     Blocked,
 }
@@ -172,7 +173,7 @@ impl Connection {
                 Poll::Pending => {}
             }
             if let Some(request) = self.desk.papers.lock().request.take() {
-                return Step::Request(request);
+                return Step::Request(Box::new(Arrival::new(request, Instant::now())));
             }
             if !self.desk.is_woken.load(Ordering::Relaxed) {
                 return Step::Blocked;

@@ -136,7 +136,7 @@ pub(super) enum Outcome {
     /// Nothing: close it, in order if true.
     Close(bool),
     /// The next request was already there.
-    Next(Request<Incoming>),
+    Next(Box<Arrival>),
     /// The next request; what is left of this one's body comes first.
     Wait(Option<Incoming>),
 }
@@ -144,7 +144,7 @@ pub(super) enum Outcome {
 /// See the module's text.
 pub(super) struct Live<'c> {
     connection: &'c mut Connection,
-    arrival: Arrival,
+    arrival: Box<Arrival>,
     timeout: Option<Duration>,
     is_draining: &'c AtomicBool,
     progress: Progress,
@@ -156,13 +156,13 @@ pub(super) struct Live<'c> {
     is_last: bool,
     /// Only the end of the connection tells the client where the answer ends.
     is_ended_by_close: bool,
-    next: Option<Request<Incoming>>,
+    next: Option<Box<Arrival>>,
 }
 
 impl<'c> Live<'c> {
     pub(super) fn new(
         connection: &'c mut Connection,
-        arrival: Arrival,
+        arrival: Box<Arrival>,
         timeout: Option<Duration>,
         is_draining: &'c AtomicBool,
     ) -> Self {
@@ -194,7 +194,7 @@ impl<'c> Live<'c> {
         }
         match (self.end, self.next) {
             (Some(in_order), _) => Outcome::Close(in_order),
-            (None, Some(request)) => Outcome::Next(request),
+            (None, Some(arrival)) => Outcome::Next(arrival),
             (None, None) => Outcome::Wait(self.arrival.body),
         }
     }
@@ -260,8 +260,8 @@ impl<'c> Live<'c> {
                     self.end = Some(in_order);
                     return if in_order { Ok(()) } else { Err(ClientGone) };
                 }
-                Step::Request(request) => {
-                    self.next = Some(request);
+                Step::Request(arrival) => {
+                    self.next = Some(arrival);
                     return Ok(());
                 }
                 Step::Blocked => {

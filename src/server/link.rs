@@ -99,10 +99,6 @@ impl State {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }
 
-    pub(super) fn is_encrypted(&self) -> bool {
-        self.tls.is_some()
-    }
-
     /// Receives what the client sent, decrypted; 0 is the end of the stream. `WouldBlock` when
     /// nothing is there.
     fn receive<'b>(
@@ -284,14 +280,12 @@ impl Read for Io {
                         return Poll::Ready(Ok(()));
                     }
                 }
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return Poll::Pending,
-                    io::ErrorKind::Interrupted => {}
-                    _ => {
-                        state.at_end = true;
-                        return Poll::Ready(Err(error));
-                    }
-                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    state.at_end = true;
+                    return Poll::Ready(Err(error));
+                }
             }
         }
     }

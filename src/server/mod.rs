@@ -181,11 +181,13 @@ impl Server {
                 })
             }
         };
-        engine.reactor.resume();
-        engine.pool.start().map_err(|source| Error::Resource {
-            what: "start a thread",
-            source,
-        })
+        engine
+            .pool
+            .start(|| engine.reactor.resume())
+            .map_err(|source| Error::Resource {
+                what: "start a thread",
+                source,
+            })
     }
 
     /// Stops accepting and drains: requests in flight are answered with `Connection: close`, idle
@@ -226,5 +228,12 @@ impl Server {
             Some(engine) => engine.reactor.count(engine.pool.stats()),
             None => Stats::default(),
         }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Threads own what they use; they leave once the last connection is over.
+        self.stop(true);
     }
 }

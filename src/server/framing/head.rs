@@ -189,12 +189,12 @@ impl Head {
         let chunked = codings
             .clone()
             .filter(|coding| coding.eq_ignore_ascii_case(b"chunked"));
-        let is_last = codings
+        let ends_chunked = codings
             .next_back()
             .is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"));
         match (is_list, chunked.count()) {
             (true, 0) => Err(Refusal::UnknownCoding),
-            (true, 1) if is_last => Err(Refusal::UnknownCoding),
+            (true, 1) if ends_chunked => Err(Refusal::UnknownCoding),
             _ => Err(Refusal::TransferEncoding),
         }
     }

@@ -139,9 +139,9 @@ pub(super) fn parse(
                 chosen.extend(new);
             }
             "+" => {
-                let (last, first) = chosen.iter().partition(|suite| matching.contains(suite));
-                chosen = first;
-                chosen.extend::<Vec<_>>(last);
+                let (moved, rest) = chosen.iter().partition(|suite| matching.contains(suite));
+                chosen = rest;
+                chosen.extend::<Vec<_>>(moved);
             }
             _ => {
                 chosen.retain(|suite| !matching.contains(suite));

@@ -1,0 +1,253 @@
+//! Accepting connections: the listening socket, pauses when descriptors run out, and its end.
+//!
+//! Owns the rules of accept(2): which errors concern one connection only, and which mean that the
+//! process or the machine has run out of something. An error never ends accepting.
+
+use super::{LISTENER, Reactor};
+use crate::scoreboard;
+use crate::server::connection::Connection;
+use crate::server::framing::{Limits, Observer};
+use crate::server::link::Link;
+use crate::server::socket;
+use crate::wsgi::Endpoints;
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+
+/// Connections accepted in one turn: few, so that the workers that share a listener share the work.
+pub(super) const ACCEPTS_PER_TURN: usize = 4;
+/// Pauses after the process or the machine has run out of descriptors or memory.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_LONGEST: Duration = Duration::from_secs(1);
+
+/// The listening socket and what has been asked of it.
+#[derive(Debug)]
+pub(super) struct Listening {
+    socket: Option<Arc<OwnedFd>>,
+    is_watched: bool,
+    /// What was asked for and the leader has not done yet.
+    order: Option<Order>,
+    is_stopped: bool,
+    paused_until: Option<Instant>,
+    pause: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Accept,
+    Drain { closes: bool },
+}
+
+impl Listening {
+    pub(super) fn new(socket: Arc<OwnedFd>) -> Self {
+        Self {
+            socket: Some(socket),
+            is_watched: false,
+            order: None,
+            is_stopped: true,
+            paused_until: None,
+            pause: PAUSE_FIRST,
+        }
+    }
+
+    /// When accepting is to be tried again.
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    pub(super) fn has_order(&self) -> bool {
+        self.order.is_some()
+    }
+}
+
+impl Reactor {
+    /// Asks for connections to be accepted. Called under the pool's lock, so that the last thread
+    /// of a drain cannot report its end afterwards.
+    pub(in crate::server) fn resume(&self) {
+        let mut listening = self.listening.lock();
+        if listening.order != (Some(Order::Drain { closes: true })) {
+            listening.order = Some(Order::Accept);
+            self.is_draining.store(false, Ordering::Release);
+            // Not drained any more; there is nothing to read when it was not.
+            let _ = self.drained.read();
+        }
+        drop(listening);
+        self.wake_leader();
+    }
+
+    /// Asks for the drain; `closes` also the listening socket.
+    pub(in crate::server) fn stop(&self, closes: bool) {
+        let mut listening = self.listening.lock();
+        let closes = closes || listening.order == Some(Order::Drain { closes: true });
+        listening.order = Some(Order::Drain { closes });
+        self.is_draining.store(true, Ordering::Release);
+        drop(listening);
+        self.wake_leader();
+    }
+
+    /// Does what was asked for meanwhile.
+    pub(super) fn obey(&self) {
+        let order = self.listening.lock().order;
+        match order {
+            None => return,
+            Some(Order::Accept) => {
+                self.listening.lock().is_stopped = false;
+                self.watch_listener();
+            }
+            Some(Order::Drain { closes }) => {
+                self.listening.lock().is_stopped = true;
+                self.ignore_listener();
+                if closes {
+                    // What the kernel has queued has been promised to its clients.
+                    while self.accept(ACCEPTS_PER_TURN) == ACCEPTS_PER_TURN {}
+                    self.listening.lock().socket = None;
+                }
+                self.hasten();
+            }
+        }
+        let mut listening = self.listening.lock();
+        // Nothing is over before the order was carried out; a newer one comes next.
+        if listening.order == order {
+            listening.order = None;
+        } else {
+            drop(listening);
+            self.wake_leader();
+        }
+    }
+
+    pub(super) fn watch_listener(&self) {
+        let mut listening = self.listening.lock();
+        listening.paused_until = None;
+        if listening.is_watched || listening.is_stopped {
+            return;
+        }
+        let Some(socket) = listening.socket.clone() else {
+            return;
+        };
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+        match self.epoll.add(&*socket, EpollEvent::new(flags, LISTENER)) {
+            Ok(()) | Err(Errno::EEXIST) => listening.is_watched = true,
+            Err(errno) => {
+                drop(listening);
+                self.pause_accepting(errno);
+            }
+        }
+    }
+
+    fn ignore_listener(&self) {
+        let mut listening = self.listening.lock();
+        if std::mem::take(&mut listening.is_watched)
+            && let Some(socket) = &listening.socket
+        {
+            // Fails only when it is not there, which is what is wanted.
+            let _ = self.epoll.delete(&**socket);
+        }
+    }
+
+    /// Accepts up to `most` connections; returns how many attempts found one.
+    pub(super) fn accept(&self, most: usize) -> usize {
+        let Some(socket) = self.listening.lock().socket.clone() else {
+            return 0;
+        };
+        for count in 0..most {
+            match socket::accept(socket.as_fd()) {
+                Ok(accepted) => self.adopt(accepted),
+                Err(Errno::EAGAIN) => return count,
+                // The client gave up while it was queued, or the network did: that one is lost, the
+                // next one need not be (accept(2)).
+                Err(
+                    Errno::EINTR
+                    | Errno::ECONNABORTED
+                    | Errno::EPROTO
+                    | Errno::ENETDOWN
+                    | Errno::ENOPROTOOPT
+                    | Errno::EHOSTDOWN
+                    | Errno::ENONET
+                    | Errno::EHOSTUNREACH
+                    | Errno::EOPNOTSUPP
+                    | Errno::ENETUNREACH
+                    | Errno::EPERM
+                    | Errno::ETIMEDOUT,
+                ) => {}
+                Err(errno) => {
+                    self.pause_accepting(errno);
+                    return 0;
+                }
+            }
+        }
+        most
+    }
+
+    /// Descriptors or memory ran out: new connections stay in the kernel's queue for a moment,
+    /// where other workers may take them. Says so once, and once more when it is over.
+    fn pause_accepting(&self, errno: Errno) {
+        self.ignore_listener();
+        let mut listening = self.listening.lock();
+        if listening.pause == PAUSE_FIRST {
+            warn!(server = %self.settings.name, error = %errno, "cannot accept connections; trying on");
+        }
+        listening.paused_until = Some(Instant::now() + listening.pause);
+        listening.pause = (listening.pause * 2).min(PAUSE_LONGEST);
+    }
+
+    fn end_pause(&self) {
+        let mut listening = self.listening.lock();
+        if listening.pause != PAUSE_FIRST {
+            listening.pause = PAUSE_FIRST;
+            info!(server = %self.settings.name, "accepting connections again");
+        }
+    }
+
+    fn adopt(&self, accepted: OwnedFd) {
+        self.end_pause();
+        let now = Instant::now();
+        let (socket, peer, local) = socket::prepare(accepted);
+        let tls = match self
+            .settings
+            .tls
+            .as_ref()
+            .map(|tls| tls.accept())
+            .transpose()
+        {
+            Ok(tls) => tls.map(Box::new),
+            Err(error) => {
+                warn!(server = %self.settings.name, %error, "cannot begin TLS on a new connection; closing it");
+                return;
+            }
+        };
+        let endpoints = Endpoints {
+            peer,
+            local,
+            tls: tls.is_some(),
+        };
+        let limits = Limits {
+            request_line: self.settings.max_url_len,
+            header_line: self.settings.max_header_line,
+            headers: self.settings.max_headers,
+            is_lenient: self.settings.lenient,
+        };
+        let link = Link::new(socket, Observer::new(limits), tls);
+        let token = self.slots.lock().add();
+        let connection = Box::new(Connection::new(token, link, endpoints, &self.builder, now));
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
+        if let Err(errno) = self
+            .epoll
+            .add(&connection.link.socket, EpollEvent::new(flags, token.0))
+        {
+            warn!(server = %self.settings.name, error = %errno, "cannot watch a new connection; closing it");
+            self.slots.lock().remove(token);
+            return;
+        }
+        scoreboard::current().connection_opened();
+        // The thread that accepts is the one that takes events, so none can have been missed yet.
+        let parked = self.park(connection);
+        debug_assert!(parked.is_none(), "an event was noted before the first wait");
+    }
+}

@@ -1,0 +1,340 @@
+//! Driving connections from phase to phase, without waiting: what happens between two requests.
+//!
+//! Owns the deadlines of each phase and the ways in which a connection ends. Every function takes
+//! the connection that it works on, and gives it back only if there is more to do at once.
+
+use super::{Job, Reactor};
+use crate::scoreboard;
+use crate::server::connection::{Connection, Phase, Step, Token};
+use crate::server::exchange::{Arrival, next_piece, status_of};
+use crate::server::socket;
+use http::StatusCode;
+use hyper::body::Incoming;
+use nix::errno::Errno;
+use nix::sys::epoll::EpollFlags;
+use std::mem::MaybeUninit;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tracing::debug;
+
+/// How much of a body is collected before a thread is spent on the request.
+const COLLECT_BYTES: usize = 64 << 10;
+/// The longest that a request head may take altogether.
+const HEAD_TIME: Duration = Duration::from_secs(60);
+/// The longest that a TLS handshake may take.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
+/// The longest that an unread body may take to be thrown away.
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+/// How long and how much the server reads after its last word, so that the word is not lost to a
+/// reset (RFC 9112 section 9.6).
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+/// During a drain: how long an idle connection is kept in case a request is on its way, and how
+/// long a head that has begun may still take.
+const QUIET_TIME: Duration = Duration::from_millis(250);
+const LAST_HEAD_TIME: Duration = Duration::from_secs(1);
+
+/// A connection with which to go on at once, because something happened to it meanwhile.
+type Again = Option<Box<Connection>>;
+
+impl Reactor {
+    /// The kernel has news of a connection.
+    pub(super) fn handle_event(&self, token: Token, events: EpollFlags, jobs: &mut Vec<Job>) {
+        let parked = self.slots.lock().take(token, events);
+        if let Some(connection) = parked {
+            let again = if connection.note(events) {
+                Some(connection)
+            } else {
+                self.park(connection)
+            };
+            self.drive(again, jobs);
+        }
+    }
+
+    /// Drives a connection as far as it goes without a thread of its own.
+    pub(super) fn drive(&self, mut again: Again, jobs: &mut Vec<Job>) {
+        while let Some(mut connection) = again {
+            let phase = std::mem::replace(&mut connection.phase, Phase::Head { since: None });
+            again = match phase {
+                Phase::Head { since } => match connection.advance() {
+                    Step::Request(arrival) => self.begin(connection, arrival, jobs),
+                    Step::Closed(in_order) => self.close(connection, in_order),
+                    Step::Blocked => self.await_head(connection, since),
+                },
+                Phase::Collecting(arrival) => self.collect(connection, arrival, jobs),
+                Phase::Discarding {
+                    body,
+                    budget,
+                    since,
+                } => self.discard(connection, body, budget, since),
+                Phase::Lingering { since, budget } => self.linger(connection, budget, since),
+            };
+        }
+    }
+
+    /// hyper has nothing to do until a whole head has come.
+    pub(super) fn await_head(
+        &self,
+        mut connection: Box<Connection>,
+        since: Option<Instant>,
+    ) -> Again {
+        let (refusal, is_idle) = {
+            let framing = &connection.link.state().framing;
+            (framing.refusal(), framing.is_between_messages())
+        };
+        if let Some(refusal) = refusal {
+            debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, %refusal, "request refused");
+            return self.apologise(connection, refusal.status(), false);
+        }
+        let since = if is_idle {
+            None
+        } else {
+            since.or_else(|| Some(Instant::now()))
+        };
+        connection.phase = Phase::Head { since };
+        self.park(connection)
+    }
+
+    /// A request's head is complete.
+    pub(super) fn begin(
+        &self,
+        mut connection: Box<Connection>,
+        arrival: Box<Arrival>,
+        jobs: &mut Vec<Job>,
+    ) -> Again {
+        connection.active = arrival.since;
+        if arrival.body.is_none() || arrival.is_expecting {
+            jobs.push(Job {
+                connection,
+                arrival,
+            });
+            None
+        } else {
+            self.collect(connection, arrival, jobs)
+        }
+    }
+
+    /// Collects the beginning of a body before a thread is spent on the request.
+    fn collect(
+        &self,
+        mut connection: Box<Connection>,
+        mut arrival: Box<Arrival>,
+        jobs: &mut Vec<Job>,
+    ) -> Again {
+        match arrival.collect(&mut connection, COLLECT_BYTES) {
+            Ok(true) => {
+                jobs.push(Job {
+                    connection,
+                    arrival,
+                });
+                None
+            }
+            Ok(false) => {
+                connection.phase = Phase::Collecting(arrival);
+                self.park(connection)
+            }
+            Err(error) => self.apologise(connection, status_of(error), true),
+        }
+    }
+
+    /// Throws away what the application left of a body, then goes on with the connection.
+    pub(super) fn discard(
+        &self,
+        mut connection: Box<Connection>,
+        body: Incoming,
+        mut budget: usize,
+        since: Instant,
+    ) -> Again {
+        let mut body = Some(body);
+        loop {
+            match next_piece(&mut connection, &mut body) {
+                Poll::Ready(Ok(Some(piece))) if piece.len() <= budget => budget -= piece.len(),
+                Poll::Ready(Ok(None)) => {
+                    connection.phase = Phase::Head { since: None };
+                    return Some(connection);
+                }
+                Poll::Ready(Ok(Some(_)) | Err(_)) => return self.close(connection, true),
+                Poll::Pending => {
+                    let Some(body) = body else {
+                        return self.close(connection, true);
+                    };
+                    connection.phase = Phase::Discarding {
+                        body,
+                        budget,
+                        since,
+                    };
+                    return self.park(connection);
+                }
+            }
+        }
+    }
+
+    /// Reads and drops what the client still sends after our last word.
+    fn linger(&self, mut connection: Box<Connection>, mut budget: usize, since: Instant) -> Again {
+        // A client that has sent whole messages only has no reason to send more.
+        let is_owed = !connection.link.state().framing.is_between_messages();
+        let mut buffer = [MaybeUninit::uninit(); 8192];
+        loop {
+            match socket::receive(&connection.link.socket, &mut buffer) {
+                Ok(bytes) if !bytes.is_empty() && bytes.len() <= budget => budget -= bytes.len(),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if is_owed => {
+                    connection.phase = Phase::Lingering { since, budget };
+                    return self.park(connection);
+                }
+                Ok(_) | Err(_) => {
+                    self.drop_connection(connection);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Puts a connection back; gives it back when something happened meanwhile.
+    pub(super) fn park(&self, mut connection: Box<Connection>) -> Again {
+        self.arm(&mut connection, Instant::now());
+        loop {
+            let missed = {
+                let mut slots = self.slots.lock();
+                let slot = slots.find(connection.token)?;
+                let missed = std::mem::replace(&mut slot.missed, EpollFlags::empty());
+                if missed.is_empty() {
+                    slot.connection = Some(connection);
+                    return None;
+                }
+                missed
+            };
+            if connection.note(missed) {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Makes sure that the connection is looked at when its deadline passes.
+    fn arm(&self, connection: &mut Connection, now: Instant) {
+        let Some(deadline) = self.deadline(connection) else {
+            return;
+        };
+        if connection
+            .armed
+            .is_none_or(|armed| deadline < armed || armed <= now)
+        {
+            connection.armed = Some(deadline);
+            if self.deadlines.add(deadline, connection.token) {
+                self.wake_leader();
+            }
+        }
+    }
+
+    /// When a connection that nobody has checked out has waited long enough.
+    fn deadline(&self, connection: &Connection) -> Option<Instant> {
+        let patience = self.settings.client_socket_timeout;
+        let at_most = |time: Duration| patience.map_or(time, |patience| patience.min(time));
+        let normal = match &connection.phase {
+            Phase::Head { since: None }
+                if connection.endpoints.tls && connection.link.state().is_handshaking() =>
+            {
+                Some(connection.active + at_most(HANDSHAKE_TIME))
+            }
+            Phase::Head { since: None } => patience.map(|patience| connection.active + patience),
+            Phase::Head { since: Some(since) } => Some(*since + at_most(HEAD_TIME)),
+            Phase::Collecting(arrival) => patience.map(|patience| arrival.since + patience),
+            Phase::Discarding { since, .. } => Some(*since + at_most(DISCARD_TIME)),
+            Phase::Lingering { since, .. } => Some(*since + LINGER_TIME),
+        };
+        if !self.is_draining.load(Ordering::Acquire) {
+            return normal;
+        }
+        let last = match &connection.phase {
+            Phase::Head { since: None } => connection.active + QUIET_TIME,
+            Phase::Head { since: Some(since) } => *since + LAST_HEAD_TIME,
+            Phase::Collecting(_) | Phase::Discarding { .. } | Phase::Lingering { .. } => {
+                return normal;
+            }
+        };
+        Some(normal.map_or(last, |normal| normal.min(last)))
+    }
+
+    /// Brings every deadline forward to what a drain allows.
+    pub(super) fn hasten(&self) {
+        let now = Instant::now();
+        for connection in self.slots.lock().parked() {
+            self.arm(connection, now);
+        }
+    }
+
+    /// A deadline entry is due: does the connection's true deadline agree?
+    pub(super) fn check_deadline(&self, token: Token, now: Instant, jobs: &mut Vec<Job>) {
+        let late = {
+            let mut slots = self.slots.lock();
+            let Some(slot) = slots.find(token) else {
+                return;
+            };
+            let Some(connection) = &mut slot.connection else {
+                return;
+            };
+            match self.deadline(connection) {
+                Some(deadline) if deadline <= now => slot.connection.take(),
+                _ => {
+                    self.arm(connection, now);
+                    None
+                }
+            }
+        };
+        let Some(connection) = late else {
+            return;
+        };
+        let again = match connection.phase {
+            Phase::Head { since: None } | Phase::Discarding { .. } | Phase::Lingering { .. } => {
+                self.drop_connection(connection);
+                None
+            }
+            Phase::Head { since: Some(_) } => {
+                self.apologise(connection, StatusCode::REQUEST_TIMEOUT, false)
+            }
+            Phase::Collecting(_) => self.apologise(connection, StatusCode::REQUEST_TIMEOUT, true),
+        };
+        self.drive(again, jobs);
+    }
+
+    /// Answers with a status of the server's own and ends the connection.
+    fn apologise(
+        &self,
+        mut connection: Box<Connection>,
+        status: StatusCode,
+        is_asked: bool,
+    ) -> Again {
+        connection.apologise(status, is_asked);
+        self.close(connection, true)
+    }
+
+    /// Ends a connection on which everything was said if `in_order`, and everything lost if not.
+    pub(super) fn close(&self, connection: Box<Connection>, in_order: bool) -> Again {
+        if in_order && !connection.link.state().at_end {
+            connection.link.shut();
+            return self.linger(connection, LINGER_BYTES, Instant::now());
+        }
+        self.drop_connection(connection);
+        None
+    }
+
+    fn drop_connection(&self, connection: Box<Connection>) {
+        let token = connection.token;
+        if connection.endpoints.tls {
+            connection.link.shut();
+        }
+        // The socket first: closing takes it out of the epoll, so that no event can come for a
+        // token whose slot is gone. (Tokens are never used again either.)
+        drop(connection);
+        scoreboard::current().connection_closed();
+        let is_last = {
+            let mut slots = self.slots.lock();
+            slots.remove(token);
+            slots.len() == 0
+        };
+        if is_last && self.is_draining.load(Ordering::Acquire) {
+            self.wake_leader();
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The reactor: waits for sockets, drives connections until a request is ready, closes what is over.
+//!
+//! Owns every connection that no thread has checked out, the listening socket and the deadlines.
+//! Runs on pool threads as their [`Source`]; runs an application only in [`Source::run`].
+//! docs/server.md draws the life of a connection.
+//!
+//! A connection is registered once, edge-triggered, and named by a token that is never used again;
+//! whoever takes it out of its slot owns it. An event that comes meanwhile is noted in the slot and
+//! seen when the connection is parked again, under the same lock.
+
+mod accepting;
+mod driving;
+mod slots;
+
+use super::connection::{Connection, Phase, Token};
+use super::deadlines::Deadlines;
+use super::exchange::{Arrival, DISCARD_BYTES, Live, Outcome};
+use super::{Settings, Stats};
+use crate::pool::{self, Source};
+use crate::scoreboard;
+use crate::wsgi::{Exchange, Handler};
+use accepting::{ACCEPTS_PER_TURN, Listening};
+use hyper::server::conn::http1;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
+use slots::Slots;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tracing::error;
+
+/// Tokens of what is not a connection.
+const LISTENER: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+
+/// Events fetched with one call.
+const EVENTS_PER_TURN: usize = 64;
+
+/// One request, ready for a thread.
+#[derive(Debug)]
+pub(super) struct Job {
+    connection: Box<Connection>,
+    arrival: Box<Arrival>,
+}
+
+/// See the module's text. Locks are taken in this order: the pool's, `listening`, `slots`,
+/// `deadlines`; `scratch` is the leader's alone.
+#[derive(Debug)]
+pub(super) struct Reactor {
+    settings: Settings,
+    handler: Arc<dyn Handler>,
+    builder: http1::Builder,
+    epoll: Epoll,
+    /// Makes the leader look up from its wait.
+    wake: EventFd,
+    drained: Arc<EventFd>,
+    slots: Mutex<Slots>,
+    deadlines: Deadlines,
+    listening: Mutex<Listening>,
+    is_draining: AtomicBool,
+    served: AtomicU64,
+    scratch: Mutex<Scratch>,
+}
+
+/// What only the leader uses; kept to spare it allocations.
+#[derive(Debug)]
+struct Scratch {
+    events: Vec<EpollEvent>,
+    due: Vec<Token>,
+}
+
+impl Reactor {
+    pub(super) fn new(
+        listener: Arc<OwnedFd>,
+        settings: Settings,
+        handler: Arc<dyn Handler>,
+    ) -> Result<Self, super::Error> {
+        let failed = |what| {
+            move |errno: Errno| super::Error::Resource {
+                what,
+                source: errno.into(),
+            }
+        };
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("make an epoll"))?;
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let wake = EventFd::from_flags(flags).map_err(failed("make an eventfd"))?;
+        let drained = EventFd::from_flags(flags).map_err(failed("make an eventfd"))?;
+        epoll
+            .add(
+                &wake,
+                EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE),
+            )
+            .map_err(failed("watch an eventfd"))?;
+        let mut builder = http1::Builder::new();
+        builder
+            // A client may end its half and still wait for the answer.
+            .half_close(true)
+            .title_case_headers(true)
+            .keep_alive(settings.keep_alive)
+            // Deadlines are the reactor's.
+            .header_read_timeout(None)
+            .max_headers(settings.max_headers);
+        Ok(Self {
+            settings,
+            handler,
+            builder,
+            epoll,
+            wake,
+            drained: Arc::new(drained),
+            slots: Mutex::default(),
+            deadlines: Deadlines::default(),
+            listening: Mutex::new(Listening::new(listener)),
+            is_draining: AtomicBool::new(false),
+            served: AtomicU64::new(0),
+            scratch: Mutex::new(Scratch {
+                events: vec![EpollEvent::empty(); EVENTS_PER_TURN],
+                due: Vec::new(),
+            }),
+        })
+    }
+
+    pub(super) fn drained(&self) -> Arc<EventFd> {
+        self.drained.clone()
+    }
+
+    pub(super) fn count(&self, pool: pool::Stats) -> Stats {
+        let mut slots = self.slots.lock();
+        let idle = slots
+            .parked()
+            .filter(|connection| matches!(connection.phase, Phase::Head { since: None }))
+            .count();
+        Stats {
+            threads: pool.threads,
+            busy: pool.busy,
+            queued: pool.queued,
+            connections: slots.len(),
+            idle,
+            in_flight: pool.busy + pool.queued,
+            served: self.served.load(Ordering::Relaxed),
+        }
+    }
+
+    fn wake_leader(&self) {
+        // Fails only when the counter is full, and then the reader is awake anyway.
+        let _ = self.wake.write(1);
+    }
+
+    /// Waits for events, until `until` at the latest.
+    fn fetch(&self, events: &mut [EpollEvent], until: Option<Instant>) -> usize {
+        let timeout = until.map_or(EpollTimeout::NONE, |until| {
+            let left = until.saturating_duration_since(Instant::now());
+            // Rounded up: waking early would cost another turn.
+            EpollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(EpollTimeout::MAX)
+        });
+        match self.epoll.wait(events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => {
+                // Cannot happen with a descriptor of our own; do not spin if it does.
+                error!(server = %self.settings.name, error = %errno, "cannot wait for sockets");
+                std::thread::sleep(Duration::from_millis(50));
+                0
+            }
+        }
+    }
+}
+
+impl Source for Reactor {
+    type Job = Job;
+
+    fn wait(&self, jobs: &mut Vec<Job>) {
+        let mut scratch = self.scratch.lock();
+        let Scratch { events, due } = &mut *scratch;
+        self.obey();
+        if self.is_over() {
+            return;
+        }
+        let paused_until = self.listening.lock().paused_until();
+        let until = match (self.deadlines.watch(), paused_until) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let count = self.fetch(events, until);
+        for event in &events[..count] {
+            match event.data() {
+                LISTENER => {
+                    self.accept(ACCEPTS_PER_TURN);
+                }
+                WAKE => {
+                    // Edge-triggered, so it need not be read empty; but it must not fill up.
+                    let _ = self.wake.read();
+                }
+                token => self.handle_event(Token(token), event.events(), jobs),
+            }
+        }
+        let now = Instant::now();
+        due.clear();
+        self.deadlines.due(now, due);
+        for token in due.iter() {
+            self.check_deadline(*token, now, jobs);
+        }
+        if paused_until.is_some_and(|until| until <= now) {
+            self.watch_listener();
+        }
+        self.obey();
+    }
+
+    fn interrupt(&self) {
+        self.wake_leader();
+    }
+
+    fn run(&self, job: Job) -> Option<Job> {
+        let Job {
+            mut connection,
+            arrival,
+        } = job;
+        let timeout = self.settings.client_socket_timeout;
+        let outcome = {
+            let _in_flight = scoreboard::current().begin();
+            let mut live = Live::new(&mut connection, arrival, timeout, &self.is_draining);
+            let exchange: &mut dyn Exchange = &mut live;
+            let panicked =
+                catch_unwind(AssertUnwindSafe(|| self.handler.handle(exchange))).is_err();
+            live.conclude(panicked)
+        };
+        self.served.fetch_add(1, Ordering::Relaxed);
+        connection.active = Instant::now();
+        connection.phase = Phase::Head { since: None };
+        let mut jobs = Vec::new();
+        let again = match outcome {
+            Outcome::Close(in_order) => self.close(connection, in_order),
+            Outcome::Next(arrival) => self.begin(connection, arrival, &mut jobs),
+            Outcome::Wait(None) => self.await_head(connection, None),
+            Outcome::Wait(Some(body)) => {
+                let since = connection.active;
+                self.discard(connection, body, DISCARD_BYTES, since)
+            }
+        };
+        self.drive(again, &mut jobs);
+        jobs.pop()
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_draining.load(Ordering::Acquire)
+            && !self.listening.lock().has_order()
+            && self.slots.lock().len() == 0
+    }
+
+    fn thread(&self, body: &mut dyn FnMut()) {
+        let row = scoreboard::current();
+        row.thread_started();
+        self.handler.thread(body);
+        row.thread_ended();
+    }
+
+    fn ended(&self) {
+        // Fails only when the counter is full, and then it is readable anyway.
+        let _ = self.drained.write(1);
+    }
+}
