@@ -272,7 +272,7 @@ fn a_worker_that_starts_or_drains_does_not_hang() {
 
 #[test]
 fn without_a_worker_timeout_nobody_is_looked_at() {
-    let mut rig = Rig::running(1, 60);
+    let rig = Rig::running(1, 60);
     rig.supervisor
         .set_worker_timeout(Duration::from_secs(8), rig.now);
     rig.supervisor.set_worker_timeout(Duration::ZERO, rig.now);

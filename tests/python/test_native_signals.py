@@ -44,9 +44,10 @@ def send_when_parked(action) -> threading.Thread:
     def run() -> None:
         deadline = time.monotonic() + FOREVER
         while time.monotonic() < deadline:
-            with open(f"/proc/self/task/{main}/wchan") as wchan, open(
-                f"/proc/self/task/{main}/stat"
-            ) as stat:
+            with (
+                open(f"/proc/self/task/{main}/wchan") as wchan,
+                open(f"/proc/self/task/{main}/stat") as stat,
+            ):
                 wchan.read()
                 if stat.read().rpartition(")")[2].split()[0] == "S":
                     break
@@ -170,9 +171,7 @@ def test_an_owner_that_came_later_gets_the_bytes_and_is_not_evicted_by_uninstall
     with ours, theirs:
         ours.setblocking(False)
         signal.set_wakeup_fd(ours.fileno())
-        thread = send_when_parked(
-            lambda: (os.kill(os.getpid(), signal.SIGUSR1), _native.wake())
-        )
+        thread = send_when_parked(lambda: (os.kill(os.getpid(), signal.SIGUSR1), _native.wake()))
         assert _native.park(FOREVER) is True
         thread.join()
         _native.park(0)

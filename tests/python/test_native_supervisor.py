@@ -249,7 +249,9 @@ def test_a_storm_of_reloads_leaves_one_generation_after_two_rounds_at_most(start
     for _ in range(20):
         parent.signal(signal.SIGHUP)
     # A worker that is asked last shows that the second round is over.
-    wait_until("two workers of one generation", lambda: bool(parent._read(0.01)) and one_left(parent))
+    wait_until(
+        "two workers of one generation", lambda: bool(parent._read(0.01)) and one_left(parent)
+    )
     assert len(parent.all("reload")) <= 2
     parent.signal(signal.SIGTERM)
     assert parent.wait() == 0
@@ -327,8 +329,11 @@ def test_an_idle_supervisor_and_its_workers_never_wake_up(start):
     time.sleep(0.2)
     wait_until(
         "idle",
-        lambda: before == (now := [switches(pid) for pid in everybody]) or bool(before.clear())
-        or bool(before.extend(now)),
+        lambda: (
+            before == (now := [switches(pid) for pid in everybody])
+            or bool(before.clear())
+            or bool(before.extend(now))
+        ),
     )
 
     time.sleep(1.5)  # The window that is looked at, not a wait for anything.
@@ -461,7 +466,9 @@ def test_the_watch_thread_is_named_and_takes_no_signals(start):
     threads = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         status = dict(
-            line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if "\t" in line
+            line.split(":\t", 1)
+            for line in (task / "status").read_text().splitlines()
+            if "\t" in line
         )
         threads[status["Name"]] = int(status["SigBlk"], 16)
 
@@ -481,8 +488,7 @@ def run_alone(code: str, **options: object) -> subprocess.CompletedProcess:
 
 def test_an_armed_deadline_ends_a_process_that_spins_in_the_interpreter():
     ended = run_alone(
-        "_native.arm_deadline(3600)\n_native.arm_deadline(0.1)\n"
-        "while True: all(range(10**9))",
+        "_native.arm_deadline(3600)\n_native.arm_deadline(0.1)\nwhile True: all(range(10**9))",
         capture_output=True,
     )
 
