@@ -1,12 +1,12 @@
 """The import hook: oslo.service's implementation modules are served from osloxide.
 
 Owns the table of aliases, the checks that guard it (oslo.service's version, monkey-patched
-processes, modules that were imported too early), the default backend type and the list of modules of
-oslo.messaging that are amended once they are imported. It never imports
-eventlet, never imports the modules it aliases before somebody asks for them, and leaves
-``oslo_service.backend``, ``_common``, ``_options``, ``opts``, ``exceptions``, ``periodic_task`` and
-``systemd`` to oslo.service. Loaded at the start of every interpreter below ``osloxide run``, so it
-imports nothing that the interpreter has not loaded already.
+processes, modules that were imported too early), the default backend type, and the list of modules
+of oslo.messaging that are amended once they are imported. It never imports eventlet, never imports
+the modules it aliases before somebody asks for them, and leaves ``oslo_service.backend``,
+``_common``, ``_options``, ``opts``, ``exceptions``, ``periodic_task`` and ``systemd`` to
+oslo.service. Loaded at the start of every interpreter below ``osloxide run``, so it imports nothing
+that the interpreter has not loaded already.
 
 Rules: PEP 451 (module specs), oslo_service.backend (selection of a backend).
 """

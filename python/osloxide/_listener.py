@@ -36,8 +36,9 @@ def listen_tcp(name: str, host: str, port: int, backlog: int) -> socket.socket:
     :raises OSError: names *name*, *host*, *port*, the problem and the remedy; ``socket.gaierror``
         when *host* cannot be resolved.
     """
-    # getaddrinfo() would take 70000 for 4464.
-    if isinstance(port, int) and not 0 <= port <= 65535:
+    # Names of services are looked up. getaddrinfo() would take 70000 for 4464.
+    number = int(port) if str(port).lstrip("-").isdigit() else 0
+    if not 0 <= number <= 65535:
         raise ValueError(f"{name} cannot listen on port {port}; configure one from 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(

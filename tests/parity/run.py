@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 DEADLINE = 30.0
 """Seconds without an event after which the running test counts as hung."""
+SHORT_DEADLINE = 10.0
+"""The same for a test that is expected to hang."""
 
 PASSED, FAILED, SKIPPED, HUNG = "passed", "failed", "skipped", "hung"
 
@@ -78,13 +80,14 @@ class Result:
 class Suite:
     """Upstream's suite in its place below site-packages, run file by file."""
 
-    def __init__(self, backend: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, backend: str, environ: Mapping[str, str], expected: Expectations) -> None:
         spec = importlib.util.find_spec("oslo_service")
         if spec is None or spec.origin is None:
             raise SystemExit("oslo.service is not installed; install oslo.service[threading]")
         self.root = Path(spec.origin).parent / "tests"
         self._top = self.root.parent.parent
         self._backend = backend
+        self._expected = expected
         self._environ = {
             **environ,
             "PYTHONPATH": os.pathsep.join(
@@ -156,8 +159,7 @@ class Suite:
             lines = record.read_text(encoding="utf-8").splitlines()
             events = [json.loads(line) for line in lines]
             if hung:
-                started = [test for kind, test, _ in events if kind == "started"]
-                events.append([HUNG, started[-1] if started else "", f"no event for {DEADLINE} s"])
+                events.append([HUNG, events[-1][1], "nothing happened any more"])
             for event in events:
                 event[1] = self._short(event[1])
             return events, output.read_text(encoding="utf-8", errors="replace")[-4000:]
@@ -171,10 +173,9 @@ class Suite:
             f"-c{os.devnull}",  # not this repository's configuration
         ]
 
-    @staticmethod
-    def _watch(process: subprocess.Popen[bytes], record: Path) -> bool:
+    def _watch(self, process: subprocess.Popen[bytes], record: Path) -> bool:
         """Wait for *process*; True when it had to be ended because nothing happened any more."""
-        size, since = -1, time.monotonic()
+        size, since, deadline = -1, time.monotonic(), DEADLINE
         while True:
             try:
                 process.wait(0.2)
@@ -184,11 +185,16 @@ class Suite:
                 return False
             now = record.stat().st_size
             if now != size:
-                size, since = now, time.monotonic()
-            elif time.monotonic() - since > DEADLINE:
+                size, since, deadline = now, time.monotonic(), self._deadline(record)
+            elif time.monotonic() - since > deadline:
                 process.kill()
                 process.wait()
                 return True
+
+    def _deadline(self, record: Path) -> float:
+        last = record.read_text(encoding="utf-8").splitlines()[-1:]
+        test = self._short(json.loads(last[0])[1]) if last else ""
+        return SHORT_DEADLINE if self._expected.outcome(test) == HUNG else DEADLINE
 
     def _short(self, test: str) -> str:
         """Node ids are relative to whatever pytest thinks its root is; ours are not."""
@@ -244,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     if version != expected.version:
         print(f"expectations are for oslo.service {expected.version}, found {version}")
         return 2
-    suite = Suite(options.backend, os.environ)
+    suite = Suite(options.backend, os.environ, expected)
     tests = [test for test in suite.collect() if not options.only or options.only in test]
     files: dict[str, list[str]] = {}
     for test in tests:
@@ -262,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"--- {test}: {result.outcome}\n{result.detail}", flush=True)
     print(f"{'total':52} {_summary(results)}")
     strict_tests = [test for test in tests if test in expected.strict]
-    strict = Suite(options.backend, os.environ | {"OSLOXIDE_STRICT": "1"})
+    strict = Suite(options.backend, os.environ | {"OSLOXIDE_STRICT": "1"}, expected)
     strict_results: dict[str, Result] = {}
     for name in files:
         members = [test for test in strict_tests if test.partition("::")[0] == name]
