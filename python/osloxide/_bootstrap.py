@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-OLDEST_SUPPORTED = (4, 1)
-"""The first oslo.service release with a ``backend`` package."""
+OLDEST_SUPPORTED = (4, 2)
+"""The first oslo.service release with two backends to choose from."""
 
 FIRST_UNSUPPORTED = (5,)
 """Releases from here on are refused until they have been tested."""
@@ -150,7 +150,8 @@ def check_version(version: str) -> tuple[int, ...]:
     limit = ".".join(map(str, FIRST_UNSUPPORTED))
     if tuple(release) < OLDEST_SUPPORTED:
         raise ActivationError(
-            f"osloxide cannot replace oslo.service {version}: it has no backend interface; "
+            f"osloxide cannot replace oslo.service {version}: it has no threading backend "
+            "whose place could be taken; "
             f"install oslo.service >= {oldest}, < {limit}"
         )
     if tuple(release) >= FIRST_UNSUPPORTED:
@@ -322,12 +323,9 @@ def _prefer_threading(backend: Any) -> None:
     Without this, importing oslo.messaging selects EVENTLET, and a later
     ``init_backend(THREADING)`` of the service fails.
     """
-    register = getattr(backend, "register_backend_default_hook", None)
-    if register is None:  # before 4.2 there was one backend type only
-        return
     chosen = getattr(backend, "_cached_backend_type", None)
     if chosen is None and getattr(backend, "_backend_hook", None) is None:
-        register(lambda: backend.BackendType.THREADING)
+        backend.register_backend_default_hook(lambda: backend.BackendType.THREADING)
 
 
 def _amend_messaging(module: Any) -> None:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from oslo_log import log as logging
 from oslo_service import _options, backend
 from oslo_service.backend.base import ServiceBase
-from oslo_service.backend.exceptions import UnsupportedBackendError
 
 from osloxide import _listener, _native, lifecycle, testing
 
@@ -76,6 +75,9 @@ def _check_backend_compatibility() -> None:
     if os.environ.get("OSLOXIDE_STRICT") != "1":
         return
     if backend.get_backend_type() == backend.BackendType.THREADING:
+        # oslo.service refuses, and has the exception, since 4.4.
+        from oslo_service.backend.exceptions import UnsupportedBackendError
+
         raise UnsupportedBackendError(
             "oslo.service.wsgi.Server is refused with the threading backend because "
             "OSLOXIDE_STRICT is 1; unset it, or deploy the application behind standard WSGI "

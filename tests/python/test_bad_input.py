@@ -188,7 +188,7 @@ def test_an_unsupported_oslo_service_is_refused(port: int, tmp_path: Path) -> No
 
     assert error == (
         "osloxide.exceptions.ActivationError: osloxide cannot replace oslo.service 3.5.0: it has "
-        "no backend interface; install oslo.service >= 4.1, < 5"
+        "no threading backend whose place could be taken; install oslo.service >= 4.2, < 5"
     )
 
 

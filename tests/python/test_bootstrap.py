@@ -292,9 +292,9 @@ def test_upstream_backend_imported_before_is_refused() -> None:
     assert "osloxide run" in stderr
 
 
-@pytest.mark.parametrize("version", ["4.0.2", "3.5.0", "2.8.0", "4"])
+@pytest.mark.parametrize("version", ["4.1.1", "4.0.2", "3.5.0", "2.8.0", "4"])
 def test_too_old_oslo_service_is_refused(version: str) -> None:
-    with pytest.raises(ActivationError, match=r"install oslo\.service >= 4\.1, < 5"):
+    with pytest.raises(ActivationError, match=r"install oslo\.service >= 4\.2, < 5"):
         _bootstrap.check_version(version)
 
 
@@ -304,7 +304,7 @@ def test_untested_newer_oslo_service_is_refused(version: str) -> None:
         _bootstrap.check_version(version)
 
 
-@pytest.mark.parametrize("version", ["4.1.0", "4.8.0", "4.10", "4.8.1.dev3"])
+@pytest.mark.parametrize("version", ["4.2.0", "4.8.0", "4.10", "4.8.1.dev3"])
 def test_supported_oslo_service_is_accepted(version: str) -> None:
     assert _bootstrap.check_version(version)[0] == 4
 

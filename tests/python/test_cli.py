@@ -182,7 +182,7 @@ def test_run_of_an_unsupported_oslo_service_is_refused(script, tmp_path: Path) -
 
     assert (result.returncode, result.stdout) == (1, "")
     assert "cannot replace oslo.service 3.5.0" in result.stderr
-    assert "install oslo.service >= 4.1, < 5" in result.stderr
+    assert "install oslo.service >= 4.2, < 5" in result.stderr
 
 
 def test_run_goes_on_when_the_interpreter_cannot_be_told() -> None:
