@@ -15,6 +15,8 @@ from typing import Any
 
 from oslo_service import _options
 
+from osloxide._typing import override
+
 LOG = logging.getLogger(__name__)
 
 
@@ -70,6 +72,7 @@ def read_again(conf: Any, restart_method: str) -> bool:
 class _Forgetful(dict[Any, Any]):
     """A cache that keeps nothing."""
 
+    @override
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
 

@@ -242,7 +242,6 @@ class ServiceLauncher(Launcher):
         on_main_thread = threading.current_thread() is threading.main_thread()
         if on_main_thread:
             self.handle_signal()
-            _native.install_wakeup()
         self._is_waiting = True
         try:
             return self._runner.run()
@@ -250,10 +249,9 @@ class ServiceLauncher(Launcher):
             self._is_waiting = False
             self._has_ended.set()
             self._service_manager.stopping()
-            if on_main_thread:
-                _native.uninstall_wakeup()
-                if not self._term_came:
-                    self.signal_handler.replace(self._handlers().values(), {})
+            _native.disarm_deadline()
+            if on_main_thread and not self._term_came:
+                self.signal_handler.replace(self._handlers().values(), {})
 
     @override
     def stop(self) -> None:
@@ -706,16 +704,12 @@ class ProcessLauncher:
             on_ready=self._service_manager.ready,
             parks=False,
         )
-        on_main_thread = threading.current_thread() is threading.main_thread()
-        if on_main_thread:
-            _native.install_wakeup()
         self._runner = runner
         try:
             status = runner.run()
         finally:
             self._runner = None
-            if on_main_thread:
-                _native.uninstall_wakeup()
+            _native.disarm_deadline()
         if runner.is_leaving:
             self._service_manager.stopping()
         if status:

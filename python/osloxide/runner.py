@@ -16,7 +16,6 @@ import contextlib
 import enum
 import logging
 import os
-import queue
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from osloxide import _native, configuration, lifecycle, waiting
+from osloxide.control import Control, Request, begin_thread
 from osloxide.signalhandler import SignalExit
 
 LOG = logging.getLogger(__name__)
@@ -32,7 +32,9 @@ LOG = logging.getLogger(__name__)
 DEADLINE_OF_START = 60.0
 """Seconds that a start() which hangs or failed may delay the end when the grace is "for ever"."""
 
-_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+NATIVE_MARGIN = 0.25
+"""Seconds after the deadline at which the native core ends a process that could not do it itself,
+because something holds the interpreter or the log."""
 
 
 class Phase(enum.Enum):
@@ -73,8 +75,8 @@ class Runner:
         self._on_ready = on_ready
         self._grace_margin = grace_margin
         self._parks = parks
-        # Signal handlers may only touch the queue: its put() is reentrant, locks are not.
-        self._requests: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        # All that a signal handler may touch: locks are not reentrant.
+        self._control = Control(self._handle, self._cut_off)
         self._changed = threading.Condition()
         self._phase = Phase.STOPPED
         self._begun: list[Any] = []
@@ -82,12 +84,11 @@ class Runner:
         self._awaited: Any = None
         self._leaving = False
         self._status = 0
-        self._deadline: float | None = None
         self._reconfigure_wanted = False
         self._reconfiguring = False
         self._mutated = False
         self._again: SignalExit | None = None
-        self._signal_mask: Iterable[int] = ()
+        self._signal_mask: set[int] | set[signal.Signals] = set()
 
     # ---- from anywhere, signal handlers included
 
@@ -96,14 +97,14 @@ class Runner:
 
         :param message: for the log, written when the request is taken up.
         """
-        self._requests.put(("stop", message))
+        self._control.put(("stop", message))
 
     def request_reconfigure(self, message: str = "") -> None:
         """Ask to reload or mutate the configuration; requests that coincide are handled as one.
 
         :param message: as for :meth:`request_stop`.
         """
-        self._requests.put(("reconfigure", message))
+        self._control.put(("reconfigure", message))
 
     # ---- the main thread
 
@@ -120,7 +121,7 @@ class Runner:
         """
         self._signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._take_early_requests()
-        control = self._begin_thread("control", self._control, blocked=True)
+        self._control.open()
         ready_told = False
         outer, waiting.interruption = waiting.interruption, self._leave_wait_after_mutating
         try:
@@ -142,23 +143,19 @@ class Runner:
             self._end_round(_exit_status(exc, 2, "Unhandled exception"))
         finally:
             waiting.interruption = outer
-            self._requests.put(("end", ""))
-        with contextlib.suppress(BaseException):
-            self._end_round(0)
-        control.join(1.0)
+            with contextlib.suppress(BaseException):
+                self._end_round(0)
+            self._control.put(("end", ""))
+            self._control.close()
         return self._status
 
     def _take_early_requests(self) -> None:
         """Honour what arrived before run(): no service is started only to be stopped."""
-        early = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                early.append(self._requests.get_nowait())
-        for kind, message in early:
+        for kind, message in self._control.take():
             if kind == "stop":
                 self._begin_leaving(message)
             else:
-                self._requests.put((kind, message))
+                self._control.put((kind, message))
 
     def _begin_round(self) -> None:
         with self._changed:
@@ -171,7 +168,8 @@ class Runner:
             self._phase = Phase.SERVING
             if self._leaving:
                 if self._grace() <= 0:
-                    self._deadline = None  # it was only for start()
+                    self._control.deadline = None  # it was only for start()
+                    _native.disarm_deadline()
                 self._begin_stopping()
             self._changed.notify_all()
 
@@ -236,30 +234,24 @@ class Runner:
         while self._phase is not Phase.STOPPED:
             _native.park()
 
-    # ---- the control thread: turns requests into work, and watches the clock
+    # ---- on the control thread
 
-    def _control(self) -> None:
-        while True:
-            left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0)
-            kind, message = "late", ""
-            with contextlib.suppress(queue.Empty):
-                kind, message = self._requests.get(timeout=left)
-            if kind == "late":
-                self._cut_off()
-            elif kind == "end":
-                if self._phase is Phase.STOPPED:
-                    return
-            elif kind == "stop":
-                self._begin_leaving(message)
-            else:
-                self._begin_reconfiguring(message)
+    def _handle(self, request: Request) -> bool:
+        kind, message = request
+        if kind == "end":
+            return False
+        if kind == "stop":
+            self._begin_leaving(message)
+        elif kind == "reconfigure":
+            self._begin_reconfiguring(message)
+        return True
 
     def _begin_leaving(self, message: str) -> None:
+        if message and not self._leaving:
+            LOG.info("%s", message)
         with self._changed:
             if self._leaving:
                 return
-            if message:
-                LOG.info("%s", message)
             self._set_leaving()
             if self._phase is Phase.SERVING:
                 self._begin_stopping()
@@ -278,13 +270,14 @@ class Runner:
         if grace <= 0 and self._phase is Phase.STARTING:
             grace = DEADLINE_OF_START
         if grace > 0:
-            self._deadline = time.monotonic() + grace + self._grace_margin
-            # Wake the control thread, so that it looks at the clock.
-            self._requests.put(("stop", ""))
+            grace += self._grace_margin
+            self._control.deadline = time.monotonic() + grace
+            self._control.put(("look at the clock", ""))
+            _native.arm_deadline(grace + NATIVE_MARGIN)
 
     def _begin_stopping(self) -> None:
         self._phase = Phase.STOPPING
-        self._begin_thread("stop", self._stop_services)
+        begin_thread("stop", self._stop_services, self._signal_mask)
 
     def _stop_services(self) -> None:
         for service in list(self._begun):
@@ -325,7 +318,7 @@ class Runner:
             if self._reconfiguring:
                 return
             self._reconfiguring = True
-        self._begin_thread("reconfigure", self._reconfigure)
+        begin_thread("reconfigure", self._reconfigure, self._signal_mask)
 
     def _reconfigure(self) -> None:
         while True:
@@ -352,32 +345,6 @@ class Runner:
     def _reset(self, services: Iterable[Any]) -> None:
         for service in list(services):
             reset(service)
-
-    # ---- threads
-
-    def _begin_thread(
-        self, name: str, target: Callable[[], None], *, blocked: bool = False
-    ) -> threading.Thread:
-        """Start a thread beside the main thread.
-
-        :param blocked: the thread never receives a signal. Only for code of our own: commands
-            that an application starts there would inherit the mask.
-        """
-
-        def body() -> None:
-            if not blocked:
-                signal.pthread_sigmask(signal.SIG_SETMASK, self._signal_mask)
-            target()
-
-        # Signals stay blocked until the thread has set its own mask: they belong to the main
-        # thread, which would not notice one that another thread received.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-        try:
-            thread = threading.Thread(target=body, name=f"service {name}", daemon=True)
-            thread.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return thread
 
 
 def reset(service: Any) -> None:

@@ -44,7 +44,7 @@ def check_restart_method(restart_method: str) -> None:
         )
 
 
-class Service(ServiceBase):  # type: ignore[misc]  # oslo.service is not typed for checkers
+class Service(ServiceBase):
     """A service with a thread group ``tg``; applications derive from it.
 
     :param threads: size of the thread group.

@@ -128,6 +128,16 @@ def test_sigterm_while_start_hangs_ends_the_process_at_the_deadline(
     program.expect_log("Graceful shutdown timeout exceeded, instantaneous exiting")
 
 
+def test_a_signal_that_the_kernel_gives_to_another_thread_is_heard(
+    running: Start, flavour: str
+) -> None:
+    """The main thread waits for a lock and would not notice by itself."""
+    program = running("probe.py", "--backend", flavour, "--signal-elsewhere")
+
+    assert program.ended() == 0
+    assert program.events("waited") == [(program.pid, "0")]
+
+
 # ---- the deadline
 
 
@@ -412,7 +422,7 @@ def test_a_hangup_in_the_foreground_of_a_terminal(
             stdin=terminal,
             stdout=terminal,
             stderr=log,
-            preexec_fn=in_foreground,  # noqa: PLW1509
+            preexec_fn=in_foreground,
         )
     os.close(terminal)
     try:

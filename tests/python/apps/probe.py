@@ -51,6 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--pause", action="store_true", help="between launch and wait, until SIGUSR1"
     )
+    parser.add_argument("--signal-elsewhere", action="store_true", help="to another thread")
     parser.add_argument("--stop-from-thread", action="store_true")
     return parser.parse_args()
 
@@ -96,12 +97,18 @@ class Probe(service.Service):
         behaviour = options.wait
         if behaviour == "crash":
             raise ValueError("planted fault in wait()")
+        if options.signal_elsewhere:
+            threading.Thread(target=self.signal_this_thread, daemon=True).start()
         if behaviour != "return":
             self.stopped.wait()
         if behaviour.startswith("drain:"):
             time.sleep(float(behaviour.partition(":")[2]))
         super().wait()
         emit("waited", self.number)
+
+    def signal_this_thread(self) -> None:
+        # Straight to this thread, as the kernel may choose to do with any signal.
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
     def stop(self) -> None:
         emit("stop", self.where())

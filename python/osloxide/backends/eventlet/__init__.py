@@ -14,7 +14,7 @@ from osloxide import signalhandler
 from osloxide.backends.eventlet import loopingcall, service, threadgroup
 
 
-class EventletBackend(BaseBackend):  # type: ignore[misc]  # oslo.service is not typed
+class EventletBackend(BaseBackend):
     """Hands out the components of the eventlet flavour."""
 
     @staticmethod

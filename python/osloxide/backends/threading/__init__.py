@@ -13,7 +13,7 @@ from osloxide import signalhandler
 from osloxide.backends.threading import loopingcall, service, threadgroup
 
 
-class ThreadingBackend(BaseBackend):  # type: ignore[misc]  # oslo.service is not typed
+class ThreadingBackend(BaseBackend):
     """Hands out the components of the threading flavour."""
 
     @staticmethod

@@ -1,0 +1,172 @@
+"""The control thread: takes requests from signal handlers and gets signals to the main thread.
+
+Owns the wakeup fd of a process that runs services, the queue of requests and one deadline. Knows
+no service and decides nothing. It closes a gap of CPython: handlers run on the main thread, but a
+main thread that waits for a lock does not notice a signal that the kernel delivered to another
+thread, or in the instant before it began to wait. So whenever a signal number comes out of the
+wakeup fd, this thread nudges the main thread with SIGURG, whose default is to be ignored, until a
+handler for that has run; all handlers that were due have run by then.
+
+Rules: signal(7), Python's documentation of signal.set_wakeup_fd.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from osloxide import _native
+
+NUDGE = signal.SIGURG
+_FIRST_PATIENCE = 0.005
+"""Seconds until the main thread is nudged again; doubled each time up to the next constant."""
+_LONGEST_PATIENCE = 1.0
+
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+
+Request = tuple[str, str]
+
+
+class Control:
+    """Requests, signals and the clock of one process.
+
+    :param handle: called on the control thread with each request; returns False to end it.
+    :param is_late: called on the control thread when :attr:`deadline` has passed.
+    """
+
+    def __init__(self, handle: Callable[[Request], bool], is_late: Callable[[], object]) -> None:
+        self.deadline: float | None = None
+        """``time.monotonic()`` seconds; write it before :meth:`put`, which has it looked at."""
+        self._handle = handle
+        self._is_late = is_late
+        self._requests: collections.deque[Request] = collections.deque()
+        self._read_end = self._write_end = -1
+        self._earlier_fd = -1
+        self._main_thread = 0
+        self._nudges = False
+        self._nudge_disposition: Any = None
+        self._is_nudging = False
+        self._is_heard = True
+        self._patience = _FIRST_PATIENCE
+        self._next_nudge = 0.0
+        self._thread: threading.Thread | None = None
+
+    def put(self, request: Request) -> None:
+        """Hand over a request. Callable from signal handlers: takes no lock, never blocks."""
+        self._requests.append(request)
+        if self._write_end != -1:
+            with contextlib.suppress(OSError):  # a full pipe wakes the thread as well
+                os.write(self._write_end, b"\0")
+
+    def take(self) -> list[Request]:
+        """What was put before :meth:`open`, and take it out."""
+        early = list(self._requests)
+        self._requests.clear()
+        return early
+
+    def open(self) -> None:
+        """Start the thread; on the main thread also take the wakeup fd."""
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        if threading.current_thread() is threading.main_thread():
+            self._main_thread = threading.get_ident()
+            _native.uninstall_wakeup()
+            self._earlier_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+            self._nudges = signal.getsignal(NUDGE) in (signal.SIG_DFL, signal.SIG_IGN)
+            if self._nudges:
+                self._nudge_disposition = signal.signal(NUDGE, self._on_nudge)
+        self._thread = begin_thread("control", self._serve, None)
+
+    def close(self) -> None:
+        """Give everything back. The thread must have been told to end."""
+        if self._thread is not None:
+            self._thread.join(1.0)
+        if self._main_thread:
+            signal.set_wakeup_fd(self._earlier_fd)
+            if self._nudges:
+                signal.signal(NUDGE, self._nudge_disposition)
+        if self._thread is not None and not self._thread.is_alive():
+            ends = self._read_end, self._write_end
+            self._read_end = self._write_end = -1
+            for end in ends:
+                os.close(end)
+
+    def _on_nudge(self, _signo: int, _frame: FrameType | None) -> None:
+        self._is_heard = True
+
+    def _serve(self) -> None:
+        poll = select.poll()
+        poll.register(self._read_end, select.POLLIN)
+        while True:
+            while self._requests:
+                if not self._handle(self._requests.popleft()):
+                    return
+            self._nudge()
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                self._is_late()
+            poll.poll(self._milliseconds_left())
+            if self._drain():
+                self._is_nudging = self._nudges
+                self._is_heard = False
+                self._patience = _FIRST_PATIENCE
+                self._next_nudge = 0.0
+
+    def _milliseconds_left(self) -> float | None:
+        ends = [] if self.deadline is None else [self.deadline]
+        if self._is_nudging:
+            ends.append(self._next_nudge)
+        return max(min(ends) - time.monotonic(), 0) * 1000 if ends else None
+
+    def _drain(self) -> bool:
+        """Empty the pipe; True when a signal has arrived that the main thread must hear of."""
+        arrived = b""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._read_end, 4096):
+                arrived += data
+        signals = bytes(number for number in arrived if number)
+        if signals and self._earlier_fd != -1:
+            with contextlib.suppress(OSError):
+                os.write(self._earlier_fd, signals)
+        return any(number != NUDGE for number in signals)
+
+    def _nudge(self) -> None:
+        if not self._is_nudging:
+            return
+        if self._is_heard:
+            self._is_nudging = False
+            return
+        now = time.monotonic()
+        if now >= self._next_nudge:
+            self._next_nudge = now + self._patience
+            self._patience = min(self._patience * 2, _LONGEST_PATIENCE)
+            signal.pthread_kill(self._main_thread, NUDGE)
+
+
+def begin_thread(
+    name: str, target: Callable[[], None], mask: set[int] | set[signal.Signals] | None
+) -> threading.Thread:
+    """Start a daemon thread beside the main thread.
+
+    :param mask: signals that the thread leaves to others; None means all, which is only for code
+        of our own: a command that an application starts there would inherit it.
+    """
+
+    def body() -> None:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        target()
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+    try:
+        thread = threading.Thread(target=body, name=f"service {name}", daemon=True)
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return thread
