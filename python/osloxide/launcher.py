@@ -119,6 +119,7 @@ class Launcher:
                 f"Launcher asked to start multiple workers ({workers}); use ProcessLauncher"
             )
         services.check_service_base(service)
+        _bootstrap.refuse_if_monkey_patched()
         service.backdoor_port = self.backdoor_port
         self.services.add(service)
 
@@ -185,6 +186,7 @@ class ServiceLauncher(Launcher):
                 f"Launcher asked to start multiple workers ({workers}); use ProcessLauncher"
             )
         services.check_service_base(service)
+        _bootstrap.refuse_if_monkey_patched()
         configuration.grace_seconds(self.conf)  # refused now, not when somebody stops the service
         service.backdoor_port = self.backdoor_port
         if self._is_waiting:
@@ -341,6 +343,7 @@ class ProcessLauncher:
         :raises ForkAfterThreadsError: native threads run in this process already.
         """
         services.check_service_base(service)
+        _bootstrap.refuse_if_monkey_patched()
         if self.no_fork:
             self._run_here(service)
             return

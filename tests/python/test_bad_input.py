@@ -192,6 +192,16 @@ def test_an_unsupported_oslo_service_is_refused(port: int, tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_patching_after_the_imports_is_refused_at_launch(port: int, workers: int) -> None:
+    pytest.importorskip("eventlet")
+    patch = "import eventlet\neventlet.monkey_patch()\n"
+
+    error = refused(port, patch + LAUNCH.format(f"workers={workers}"))
+
+    assert "eventlet has monkey-patched it" in error
+
+
 def test_a_monkey_patched_process_is_refused(port: int, tmp_path: Path) -> None:
     pytest.importorskip("eventlet")
     # As a service that patches before anything else does.
