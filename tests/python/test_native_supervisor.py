@@ -522,6 +522,62 @@ def test_a_full_standard_error_does_not_delay_the_deadline():
         os.close(write_end)
 
 
+def test_forks_beside_threads_that_log_and_use_the_native_core_never_deadlock():
+    code = """
+import logging, threading
+sys.setswitchinterval(0.0002)
+
+class Unbuffered(logging.Handler):  # CPython does not reset the lock of a buffered stream at fork.
+    def emit(self, record):
+        os.write(null, self.format(record).encode())
+
+null = os.open(os.devnull, os.O_WRONLY)
+logging.basicConfig(handlers=[Unbuffered()])
+board = _native.Scoreboard("threads")
+newest = _native.Supervisor(board)
+_native.install_wakeup()
+is_over = False
+
+def disturb(number):
+    while not is_over:
+        logging.warning("thread %d", number)
+        newest.pids(), board.read(), _native.park(0), newest.liveness_fd()
+        newest.set_graceful_timeout(5)
+        _native.wake()
+
+threads = [threading.Thread(target=disturb, args=(number,)) for number in range(3)]
+for thread in threads:
+    thread.start()
+statuses = []
+for _ in range(300):
+    newest = _native.Supervisor(board)
+    newest.add_group("one", 1)
+    while (command := newest.next()) is not None:
+        if command[0] == "exited":
+            statuses.append(command[4])
+            newest.request("stop")
+        if command[0] == "fork":
+            pid = os.fork()
+            if pid == 0:
+                _native.enter_worker(newest, board, command[2], command[3])
+                logging.warning("worker %d", command[2])
+                _native.wake()
+                os._exit(7 if _native.park(0) else 8)
+            newest.forked(command[2], pid)
+is_over = True
+for thread in threads:
+    thread.join()
+del newest
+print(len(statuses), set(map(os.waitstatus_to_exitcode, statuses)), len(os.listdir("/proc/self/fd")))
+"""
+    ended = run_alone(code, stdout=subprocess.PIPE)
+
+    assert ended.returncode == 0
+    forks, status, fds = ended.stdout.split()
+    assert (forks, status) == (b"300", b"{7}")
+    assert int(fds) < 15, "supervisors leave descriptors behind"
+
+
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
 def test_a_deadline_that_is_no_time_is_refused(seconds):
     with pytest.raises(ValueError, match="seconds must be a number of seconds"):
