@@ -568,7 +568,8 @@ is_over = True
 for thread in threads:
     thread.join()
 del newest
-print(len(statuses), set(map(os.waitstatus_to_exitcode, statuses)), len(os.listdir("/proc/self/fd")))
+codes = set(map(os.waitstatus_to_exitcode, statuses))
+print(len(statuses), codes, len(os.listdir("/proc/self/fd")))
 """
     ended = run_alone(code, stdout=subprocess.PIPE)
 
