@@ -14,9 +14,7 @@ from conformance.target import Target
 from conformance.verdict import SHORT, SHORT_TIMEOUT_ROWS, judge
 
 #: Row -> why it does not hold yet. Whoever makes a row hold removes it here.
-NOT_YET: dict[str, str] = {
-    "expect_100_not_read": "announces Connection: close, and closes 5 s later",
-}
+NOT_YET: dict[str, str] = {}
 
 
 class Fleet:

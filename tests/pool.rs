@@ -1,0 +1,307 @@
+//! The pool as its sources see it: who runs jobs, how many at once, and how it ends.
+#![cfg(feature = "pool")]
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use osloxide::pool::{Pool, Source, Stats};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Job = Box<dyn FnOnce() -> Option<Follow> + Send>;
+
+/// What a job leads to.
+struct Follow(Job);
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    is_interrupted: bool,
+    is_over: bool,
+}
+
+/// A source that is a plain queue.
+#[derive(Default)]
+struct Jobs {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    ended: AtomicUsize,
+}
+
+impl Jobs {
+    fn push(&self, job: impl FnOnce() + Send + 'static) {
+        let job: Job = Box::new(|| {
+            job();
+            None
+        });
+        self.queue.lock().unwrap().jobs.push_back(job);
+        self.changed.notify_one();
+    }
+
+    fn end(&self) {
+        self.queue.lock().unwrap().is_over = true;
+        self.interrupt();
+    }
+}
+
+impl Source for Jobs {
+    type Job = Job;
+
+    fn wait(&self, jobs: &mut Vec<Job>) {
+        let queue = self.queue.lock().unwrap();
+        let mut queue = self
+            .changed
+            .wait_while(queue, |queue| {
+                queue.jobs.is_empty() && !queue.is_interrupted
+            })
+            .unwrap();
+        queue.is_interrupted = false;
+        jobs.extend(queue.jobs.drain(..));
+    }
+
+    fn interrupt(&self) {
+        self.queue.lock().unwrap().is_interrupted = true;
+        self.changed.notify_one();
+    }
+
+    fn run(&self, job: Job) -> Option<Job> {
+        job().map(|follow| follow.0)
+    }
+
+    fn is_over(&self) -> bool {
+        self.queue.lock().unwrap().is_over
+    }
+
+    fn thread(&self, body: &mut dyn FnMut()) {
+        body();
+    }
+
+    fn ended(&self) {
+        self.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+struct Running {
+    jobs: Arc<Jobs>,
+    pool: Pool<Jobs>,
+}
+
+impl Running {
+    fn new(max: usize) -> Self {
+        let jobs = Arc::new(Jobs::default());
+        let pool = Pool::new("test", jobs.clone(), max);
+        pool.start(|| {}).unwrap();
+        Self { jobs, pool }
+    }
+
+    fn until(&self, what: &str, condition: impl Fn(Stats) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition(self.pool.stats()) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", self.pool.stats());
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.jobs.end();
+        if !std::thread::panicking() {
+            self.until("threads leave", |stats| stats.threads == 0);
+        }
+    }
+}
+
+/// A job that says when it has begun and ends when it is told to.
+fn held(jobs: &Jobs, begun: &Sender<()>) -> Sender<()> {
+    let (release, released) = mpsc::channel::<()>();
+    let begun = begun.clone();
+    jobs.push(move || {
+        begun.send(()).unwrap();
+        let _ = released.recv();
+    });
+    release
+}
+
+fn wait(begun: &Receiver<()>, count: usize) {
+    for _ in 0..count {
+        begun.recv_timeout(PATIENCE).unwrap();
+    }
+}
+
+#[test]
+fn blocking_jobs_run_side_by_side_up_to_the_bound() {
+    let running = Running::new(20);
+    let barrier = Arc::new(Barrier::new(20));
+    let (done, finished) = mpsc::channel();
+
+    for _ in 0..40 {
+        let (barrier, done) = (barrier.clone(), done.clone());
+        running.jobs.push(move || {
+            // Passes only once that many are inside at the same time.
+            barrier.wait();
+            done.send(()).unwrap();
+        });
+    }
+
+    wait(&finished, 40);
+    assert!(
+        running.pool.stats().threads <= 22,
+        "{:?}",
+        running.pool.stats()
+    );
+}
+
+#[test]
+fn no_more_jobs_run_than_the_bound_allows() {
+    let running = Running::new(3);
+    let (begun, beginnings) = mpsc::channel();
+    let releases: Vec<_> = (0..10).map(|_| held(&running.jobs, &begun)).collect();
+    wait(&beginnings, 3);
+
+    running.until("the rest is queued", |stats| stats.queued == 7);
+    assert_eq!(running.pool.stats().busy, 3);
+
+    drop(releases);
+    wait(&beginnings, 7);
+    running.until("all are done", |stats| stats.done == 10);
+}
+
+#[test]
+fn a_larger_bound_lets_waiting_jobs_in() {
+    let running = Running::new(1);
+    let (begun, beginnings) = mpsc::channel();
+    let releases: Vec<_> = (0..5).map(|_| held(&running.jobs, &begun)).collect();
+    wait(&beginnings, 1);
+
+    running.pool.resize(5);
+
+    wait(&beginnings, 4);
+    drop(releases);
+}
+
+#[test]
+fn short_jobs_pass_long_ones() {
+    let running = Running::new(100);
+    let (begun, beginnings) = mpsc::channel();
+    let releases: Vec<_> = (0..50).map(|_| held(&running.jobs, &begun)).collect();
+    wait(&beginnings, 50);
+    let (done, finished) = mpsc::channel();
+
+    for _ in 0..100 {
+        let done = done.clone();
+        running.jobs.push(move || done.send(()).unwrap());
+    }
+
+    wait(&finished, 100);
+    drop(releases);
+}
+
+#[test]
+fn jobs_that_compute_do_not_multiply_threads() {
+    let running = Running::new(100);
+    let (done, finished) = mpsc::channel();
+
+    for _ in 0..300 {
+        let done = done.clone();
+        running.jobs.push(move || {
+            let end = Instant::now() + Duration::from_micros(300);
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+            done.send(()).unwrap();
+        });
+    }
+
+    wait(&finished, 300);
+    assert!(
+        running.pool.stats().threads <= 10,
+        "{:?}",
+        running.pool.stats()
+    );
+}
+
+#[test]
+fn a_job_that_computes_for_ever_does_not_stop_the_others() {
+    let running = Running::new(10);
+    let (done, finished) = mpsc::channel();
+    let stop = Arc::new(AtomicUsize::new(0));
+    for _ in 0..2 {
+        let stop = stop.clone();
+        running.jobs.push(move || {
+            while stop.load(Ordering::Relaxed) == 0 {
+                std::hint::spin_loop();
+            }
+        });
+    }
+
+    running.jobs.push(move || done.send(()).unwrap());
+
+    wait(&finished, 1);
+    stop.store(1, Ordering::Relaxed);
+}
+
+#[test]
+fn a_panic_costs_one_job_and_no_thread() {
+    let running = Running::new(10);
+    let (done, finished) = mpsc::channel();
+
+    running.jobs.push(|| panic!("on purpose"));
+    running.jobs.push(move || done.send(()).unwrap());
+
+    wait(&finished, 1);
+    running.until("both are counted", |stats| stats.done == 2);
+    assert_eq!(running.pool.stats().panics, 1);
+}
+
+#[test]
+fn what_a_job_leads_to_waits_its_turn() {
+    let running = Running::new(1);
+    let (order, orders) = mpsc::channel();
+    let (first, other, follow) = (order.clone(), order.clone(), order);
+    let (begun, beginnings) = mpsc::channel();
+    let release = held(&running.jobs, &begun);
+    wait(&beginnings, 1);
+    let job: Job = Box::new(move || {
+        first.send("first").unwrap();
+        Some(Follow(Box::new(move || {
+            follow.send("follow").unwrap();
+            None
+        })))
+    });
+    running.jobs.queue.lock().unwrap().jobs.push_back(job);
+    running.jobs.push(move || other.send("other").unwrap());
+
+    drop(release);
+
+    let seen: Vec<_> = (0..3)
+        .map(|_| orders.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    assert_eq!(seen, ["first", "other", "follow"]);
+}
+
+#[test]
+fn the_end_waits_for_jobs_is_told_once_and_can_be_taken_back() {
+    let running = Running::new(10);
+    let (begun, beginnings) = mpsc::channel();
+    let release = held(&running.jobs, &begun);
+    wait(&beginnings, 1);
+
+    running.jobs.end();
+    running.until("only the job is left", |stats| stats.threads == 1);
+    assert_eq!(running.jobs.ended.load(Ordering::SeqCst), 0);
+    drop(release);
+    running.until("all threads have left", |stats| stats.threads == 0);
+    assert_eq!(running.jobs.ended.load(Ordering::SeqCst), 1);
+
+    running
+        .pool
+        .start(|| running.jobs.queue.lock().unwrap().is_over = false)
+        .unwrap();
+    let (done, finished) = mpsc::channel();
+    running.jobs.push(move || done.send(()).unwrap());
+    wait(&finished, 1);
+}
