@@ -174,3 +174,7 @@ class TlsConfig:
                 version: str | None = None, ciphers: str | None = None) -> TlsConfig:
         """Reads and checks everything now. Raises ValueError or OSError naming the option, the
         value and the remedy."""
+    def reload(self, cert_file: str, key_file: str, ca_file: str | None = None,
+               version: str | None = None, ciphers: str | None = None) -> None:
+        """Read and check again; connections accepted from now on use what was read. On an error
+        everything stays as it was."""

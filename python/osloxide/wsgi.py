@@ -318,10 +318,11 @@ class Server(ServiceBase):
                 f"{self.name} was asked to serve TLS, but cert_file and key_file of group [ssl] "
                 "are not set; set both"
             )
-        options = self.conf.ssl
-        return _native.TlsConfig(
-            options.cert_file, options.key_file, options.ca_file, options.version, options.ciphers
-        )
+        return _native.TlsConfig(*self._tls_options())
+
+    def _tls_options(self) -> tuple[str, str, str | None, str | None, str | None]:
+        ssl = self.conf.ssl
+        return ssl.cert_file, ssl.key_file, ssl.ca_file, ssl.version, ssl.ciphers
 
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more.
@@ -394,8 +395,19 @@ class Server(ServiceBase):
         self._pool.waitall()
 
     def reset(self) -> None:
-        """Bring the pool back to its size after :meth:`stop`; also called on SIGHUP."""
+        """Bring the pool back to its size after :meth:`stop`; also called on SIGHUP.
+
+        Certificate and key are read again: connections accepted from now on use them. If they
+        cannot be used, that is logged and the earlier ones stay.
+        """
         self._pool.resize(self.pool_size)
+        if self._tls is not None:
+            try:
+                self._tls.reload(*self._tls_options())
+            except (OSError, ValueError) as error:
+                LOG.error(
+                    "%(name)s keeps its TLS files: %(error)s", {"name": self.name, "error": error}
+                )
 
 
 class _Acceptor:

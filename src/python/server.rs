@@ -8,11 +8,11 @@
 )]
 
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -199,10 +199,6 @@ impl Server {
 impl TlsConfig {
     #[new]
     #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None))]
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "PyO3 extracts paths by value"
-    )]
     fn new(
         cert_file: PathBuf,
         key_file: PathBuf,
@@ -210,15 +206,40 @@ impl TlsConfig {
         version: Option<&str>,
         ciphers: Option<&str>,
     ) -> PyResult<Self> {
-        let config = tls::Config::load(&cert_file, &key_file, ca_file.as_deref(), version, ciphers)
-            .map_err(|error| match error {
-                tls::Error::Read { .. } => PyOSError::new_err(error.to_string()),
-                tls::Error::Value { .. } => PyValueError::new_err(error.to_string()),
-            })?;
+        let config = load(&cert_file, &key_file, ca_file.as_deref(), version, ciphers)?;
         Ok(Self {
             config: Arc::new(config),
         })
     }
+
+    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None))]
+    fn reload(
+        &self,
+        cert_file: PathBuf,
+        key_file: PathBuf,
+        ca_file: Option<PathBuf>,
+        version: Option<&str>,
+        ciphers: Option<&str>,
+    ) -> PyResult<()> {
+        let newer = load(&cert_file, &key_file, ca_file.as_deref(), version, ciphers)?;
+        self.config.replace(newer);
+        Ok(())
+    }
+}
+
+fn load(
+    cert_file: &Path,
+    key_file: &Path,
+    ca_file: Option<&Path>,
+    version: Option<&str>,
+    ciphers: Option<&str>,
+) -> PyResult<tls::Config> {
+    tls::Config::load(cert_file, key_file, ca_file, version, ciphers).map_err(|error| match error {
+        tls::Error::Read { ref source, .. } => {
+            PyErr::from(std::io::Error::new(source.kind(), error.to_string()))
+        }
+        tls::Error::Value { .. } => PyValueError::new_err(error.to_string()),
+    })
 }
 
 fn refused(error: server::Error) -> PyErr {

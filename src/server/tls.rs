@@ -7,6 +7,7 @@
 mod ciphers;
 mod validity;
 
+use parking_lot::Mutex;
 use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
@@ -20,7 +21,7 @@ use std::sync::Arc;
 /// A checked TLS configuration, shared by all connections of a server.
 #[derive(Debug)]
 pub struct Config {
-    server: Arc<ServerConfig>,
+    server: Mutex<Arc<ServerConfig>>,
 }
 
 /// Why a TLS configuration was refused.
@@ -113,13 +114,19 @@ impl Config {
             })?;
         server.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
-            server: Arc::new(server),
+            server: Mutex::new(Arc::new(server)),
         })
+    }
+
+    /// Connections accepted from now on use `newer`; those that exist keep what they have. This is
+    /// how a certificate is renewed without dropping anybody.
+    pub fn replace(&self, newer: Self) {
+        *self.server.lock() = newer.server.into_inner();
     }
 
     /// The server's side of a new connection.
     pub(super) fn accept(&self) -> Result<ServerConnection, rustls::Error> {
-        ServerConnection::new(self.server.clone())
+        ServerConnection::new(self.server.lock().clone())
     }
 }
 

@@ -1,0 +1,168 @@
+"""TLS as the options of group ssl say, and certificates that are renewed without a restart."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oslo_service import _options
+from support.raw_http import DEADLINE, Connection, Incomplete, configuration
+
+from osloxide import wsgi
+
+openssl = shutil.which("openssl")
+pytestmark = pytest.mark.skipif(openssl is None, reason="needs the openssl command")
+
+
+def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return [f"{environ['wsgi.url_scheme']} {environ.get('HTTPS')}".encode()]
+
+
+def certify(directory: Path, name: str) -> tuple[str, str]:
+    """A new self-signed certificate for localhost and its key."""
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    command = (
+        f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        f"-subj /CN={name} -addext subjectAltName=DNS:localhost"
+    )
+    subprocess.run(
+        [*command.split(), "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+        timeout=DEADLINE,
+    )
+    return str(certificate), str(key)
+
+
+class TLSConnection(Connection):
+    """A connection that encrypts and trusts anybody."""
+
+    def __init__(self, address: tuple[str, int], **options: Any) -> None:
+        super().__init__(address)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        for name, value in options.items():
+            setattr(context, name, value)
+        self.socket: ssl.SSLSocket = context.wrap_socket(self.socket)
+
+    @property
+    def certificate(self) -> str:
+        encoded = self.socket.getpeercert(binary_form=True)
+        assert encoded is not None
+        return ssl.DER_cert_to_PEM_cert(encoded)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Any]:
+    servers: list[wsgi.Server] = []
+
+    def make(**ssl_options: str) -> wsgi.Server:
+        conf = configuration()
+        conf.register_opts(_options.ssl_opts, "ssl")
+        for name, value in ssl_options.items():
+            conf.set_override(name, value, "ssl")
+        server = wsgi.Server(conf, "test", app, host="127.0.0.1", use_ssl=True)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in servers:
+        server.stop()
+        assert all(engine.wait(DEADLINE) for engine in server._engines)
+        server.socket.close()
+        assert server.dup_socket is not None
+        server.dup_socket.close()
+
+
+def address(server: wsgi.Server) -> tuple[str, int]:
+    return server.host, server.port
+
+
+def test_the_application_knows_that_its_client_came_encrypted(made: Any, tmp_path: Path) -> None:
+    certificate, key = certify(tmp_path, "first")
+    server = made(cert_file=certificate, key_file=key)
+
+    with TLSConnection(address(server)) as connection:
+        assert connection.request().body == b"https on"
+        assert connection.request("POST", "/", {}, b"x" * 300_000).status == 200
+
+
+def test_a_renewed_certificate_is_used_after_reset_and_nobody_is_dropped(
+    made: Any, tmp_path: Path
+) -> None:
+    certificate, key = certify(tmp_path, "first")
+    first = Path(certificate).read_text()
+    server = made(cert_file=certificate, key_file=key)
+    with TLSConnection(address(server)) as old:
+        assert old.request().status == 200
+        certify(tmp_path, "second")
+        server.reset()
+
+        with TLSConnection(address(server)) as new:
+            assert new.request().status == 200
+            assert new.certificate.split() == Path(certificate).read_text().split()
+        assert old.certificate.split() == first.split()
+        assert old.request().status == 200
+
+
+def test_a_broken_certificate_is_reported_and_the_earlier_one_kept(
+    made: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = certify(tmp_path, "first")
+    first = Path(certificate).read_text()
+    server = made(cert_file=certificate, key_file=key)
+    Path(certificate).write_text("not a certificate")
+    server.reset()
+
+    assert "cert_file" in caplog.text
+    with TLSConnection(address(server)) as connection:
+        assert connection.request().status == 200
+        assert connection.certificate.split() == first.split()
+
+
+def test_a_key_of_another_certificate_is_named_at_construction(made: Any, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    certificate, _ = certify(tmp_path, "first")
+    _, key = certify(tmp_path / "other", "second")
+
+    with pytest.raises(ValueError, match="key_file"):
+        made(cert_file=certificate, key_file=key)
+
+
+def is_answered(where: tuple[str, int]) -> bool:
+    try:
+        with TLSConnection(where) as connection:
+            return connection.request().status == 200
+    except (ssl.SSLError, ConnectionError, Incomplete):
+        return False
+
+
+def test_a_client_without_the_demanded_certificate_is_refused(made: Any, tmp_path: Path) -> None:
+    certificate, key = certify(tmp_path, "first")
+    server = made(cert_file=certificate, key_file=key, ca_file=certificate)
+
+    assert not is_answered(address(server))
+    with Connection(address(server)) as plain:
+        plain.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert not plain.rest().startswith(b"HTTP/1.1 200")
+
+
+def test_a_handshake_that_stalls_holds_up_nobody(made: Any, tmp_path: Path) -> None:
+    certificate, key = certify(tmp_path, "first")
+    server = made(cert_file=certificate, key_file=key)
+    stalled = [socket.create_connection(address(server)) for _ in range(200)]
+    try:
+        with TLSConnection(address(server)) as connection:
+            assert connection.request().status == 200
+    finally:
+        for client in stalled:
+            client.close()
