@@ -199,6 +199,10 @@ impl Server {
 impl TlsConfig {
     #[new]
     #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None))]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "PyO3 extracts paths by value"
+    )]
     fn new(
         cert_file: PathBuf,
         key_file: PathBuf,
@@ -213,6 +217,10 @@ impl TlsConfig {
     }
 
     #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None))]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "PyO3 extracts paths by value"
+    )]
     fn reload(
         &self,
         cert_file: PathBuf,

@@ -1,7 +1,7 @@
 //! The first request of a server runs alone, for as long as [`PATIENCE`] allows.
 //!
-//! OpenStack services make singletons on first use without a lock ("if not enforcer: enforcer =
-//! ...; enforcer.load()"), which was safe while green threads switched only at I/O. On native
+//! OpenStack services make singletons on first use without a lock (`if not enforcer: enforcer =
+//! ...; enforcer.load()`), which was safe while green threads switched only at I/O. On native
 //! threads a second request would find them half made: cinder answers 500 ("policy has not been
 //! registered") when a fresh worker gets two requests at once. Knows neither Python nor HTTP.
 
