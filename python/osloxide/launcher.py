@@ -28,6 +28,7 @@ from osloxide import (
     _native,
     configuration,
     exceptions,
+    forking,
     lifecycle,
     servicemanager,
     services,
@@ -581,7 +582,8 @@ class ProcessLauncher:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
             try:
-                pid = os.fork()
+                with forking.logging_paused():
+                    pid = os.fork()
             except OSError as exc:
                 LOG.warning(
                     "Worker %d of %s could not be forked: %s; it is tried again",

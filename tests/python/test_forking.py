@@ -1,0 +1,71 @@
+"""Promises about forks in a process whose threads log to a file."""
+
+import os
+import subprocess
+import sys
+import threading
+
+from osloxide import forking
+
+PROGRAM = """
+import logging, os, signal, sys, threading, time
+from osloxide import forking
+sys.setswitchinterval(0.0001)
+logging.basicConfig(filename=os.devnull)
+is_over = False
+
+def log(number):
+    while not is_over:
+        logging.warning("thread %d" + "x" * 200, number)
+
+threads = [threading.Thread(target=log, args=(number,)) for number in range(3)]
+for thread in threads:
+    thread.start()
+forks = 0
+for forks in range(1, 101):
+    with forking.logging_paused():
+        pid = os.fork()
+    if pid == 0:
+        logging.warning("child")
+        os._exit(0)
+    os.waitpid(pid, 0)
+is_over = True
+for thread in threads:
+    thread.join()
+print(forks)
+"""
+
+
+def test_a_child_can_log_to_the_file_that_threads_of_its_parent_log_to():
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM], timeout=60, check=True, stdout=subprocess.PIPE
+    )
+
+    assert ended.stdout == b"100\n"
+
+
+def test_a_handler_that_is_stuck_delays_a_fork_and_does_not_prevent_it(monkeypatch):
+    import logging
+
+    monkeypatch.setattr(forking, "PATIENCE", 0.05)
+    handler = logging.NullHandler()
+    handler.lock = threading.RLock()
+    locked, leave = threading.Event(), threading.Event()
+
+    def stick() -> None:
+        with handler.lock:
+            locked.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=stick)
+    thread.start()
+    assert locked.wait(60)
+
+    with forking.logging_paused():
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+    leave.set()
+    thread.join()
+
+    assert os.waitpid(pid, 0)[1] == 0
