@@ -215,6 +215,28 @@ if __name__ == "__main__":
     assert result.returncode == 0, result.stderr
 
 
+def test_an_interpreter_that_uses_no_oslo_service_imports_next_to_nothing() -> None:
+    root = Path(_bootstrap.__file__).parents[1]
+    result = run_command(
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            "import sys\n"
+            f"sys.path.insert(0, {str(root)!r})\n"
+            "before = set(sys.modules)\n"
+            "from osloxide import _bootstrap\n"
+            "_bootstrap.install(deferred=True)\n"
+            "print(*sorted(set(sys.modules) - before))\n",
+        ],
+        environ=environment(),
+    )
+    loaded = set(result.stdout.split())
+    assert "osloxide._bootstrap" in loaded
+    assert not loaded & {"contextlib", "importlib.metadata", "importlib.util", "logging", "re"}
+    assert not loaded & {"typing", "osloxide._native", "oslo_service"}
+
+
 def test_install_is_idempotent() -> None:
     passes("""
         import sys
