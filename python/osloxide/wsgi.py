@@ -15,6 +15,7 @@ import functools
 import os
 import socket
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -51,9 +52,9 @@ WSGIApplication = Callable[..., Iterable[bytes]]
 #: Longest request line in bytes, method and version included, unless a server says otherwise.
 DEFAULT_MAX_URL_LEN = 8192
 
-#: How long an interpreter that exits without having stopped its servers waits for requests in
-#: flight, in seconds. Threads that still hold requests afterwards die with the process.
-EXIT_GRACE_SECONDS = 5.0
+#: How long a program that ends without having stopped its servers waits for requests in flight, in
+#: seconds. Launchers stop servers themselves and have a deadline of their own.
+EXIT_GRACE_SECONDS = 60.0
 
 
 def __getattr__(name: str) -> Any:
@@ -506,13 +507,35 @@ class _ErrorStream:
 
 
 _started: weakref.WeakSet[Server] = weakref.WeakSet()
+# A forked child has none of the threads.
+os.register_at_fork(after_in_child=_started.clear)
 
 
 @atexit.register
 def _drain_at_exit() -> None:
-    """Drain servers that nobody stopped, before the interpreter goes away under their threads."""
-    engines = [engine for server in tuple(_started) for engine in server._engines]
+    """Drain servers that nobody stopped before the interpreter goes away under their threads.
+
+    A thread that wants the interpreter back afterwards would abort the process, so requests that
+    are still in flight after EXIT_GRACE_SECONDS end with it.
+    """
+    servers = tuple(_started)
+    engines = [engine for server in servers for engine in server._engines]
     for engine in engines:
         engine.stop(close=True)
-    for engine in engines:
-        engine.wait(EXIT_GRACE_SECONDS)
+    deadline = time.monotonic() + EXIT_GRACE_SECONDS
+    try:
+        # All of them are asked, also after a late one.
+        late = [not engine.wait(max(0.0, deadline - time.monotonic())) for engine in engines]
+    except KeyboardInterrupt:
+        late = [True]
+    if any(late):
+        from osloxide.runner import leave
+
+        for server in servers:
+            if running := server._pool.running():
+                LOG.error(
+                    "%(name)s left with %(running)d requests still running; stop it and wait() "
+                    "before the program ends",
+                    {"name": server.name, "running": running},
+                )
+        leave(1)

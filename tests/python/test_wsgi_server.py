@@ -472,6 +472,36 @@ def test_an_interpreter_that_leaves_answers_what_is_in_flight() -> None:
     assert outcome.returncode == 0, outcome.stderr
 
 
+@pytest.mark.parametrize("busy", ["while True: pass", "time.sleep(60)"])
+def test_an_interpreter_that_leaves_does_not_crash_under_a_late_request(busy: str) -> None:
+    outcome = run_python(
+        f"""
+        import logging, os, socket, threading, time
+        from oslo_config import cfg
+        from osloxide import wsgi
+
+        logging.basicConfig()
+        wsgi.EXIT_GRACE_SECONDS = 0.2
+        conf = cfg.ConfigOpts()
+        conf([], default_config_files=[])
+        inside = threading.Event()
+
+        def app(environ, start_response):
+            inside.set()
+            {busy}
+
+        server = wsgi.Server(conf, "test", app, host="127.0.0.1")
+        server.start()
+        client = socket.create_connection((server.host, server.port), timeout=10)
+        client.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+        inside.wait(10)
+        """
+    )
+
+    assert outcome.returncode == 1
+    assert "test left with 1 requests still running" in outcome.stderr
+
+
 # ---- Router and Loader --------------------------------------------------------------------------
 
 
