@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, final
 
 __version__: str
@@ -178,3 +179,31 @@ class TlsConfig:
                version: str | None = None, ciphers: str | None = None) -> None:
         """Read and check again; connections accepted from now on use what was read. On an error
         everything stays as it was."""
+
+# ---- RPC executor (src/python/rpc.rs) ---------------------------------------------------------------
+
+@final
+class Executor:
+    """Runs callables on elastic native threads; :class:`osloxide.rpc.Executor` is the public face.
+    Starts no thread before the first job. Refuses to work in a process other than its maker's."""
+    def __new__(
+        cls,
+        make_future: Callable[[], Future[Any]],
+        max_workers: int,
+        *,
+        max_queued: int = 0,
+        thread_name: str = "rpc",
+    ) -> Executor:
+        """*make_future* is called for each job; a future whose ``__dict__`` holds no ``_condition``
+        may be finished by writing its fields. *max_queued* 0 means no bound; otherwise submit()
+        waits for room."""
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        """:raises RuntimeError: closed, forked, or no thread to be had."""
+    def close(self, cancel: bool = False) -> list[Future[Any]]:
+        """Take no more jobs. With *cancel*, return the futures of those that nobody had begun; the
+        caller cancels them. Idempotent."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until a closed executor has ended, interpreter released, Python signal handlers
+        running; False on timeout."""
+    def stats(self) -> dict[str, Any]:
+        """threads, busy, queued, most_queued, begun, cancelled, oldest_wait and total_wait (seconds)."""

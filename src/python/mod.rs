@@ -4,6 +4,7 @@
 //! the rooms beside this one; they decide nothing.
 
 mod errors;
+mod rpc;
 mod scoreboard;
 mod server;
 mod signals;
@@ -18,6 +19,8 @@ use pyo3::prelude::*;
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::rpc::Executor;
     #[pymodule_export]
     use super::scoreboard::Scoreboard;
     #[pymodule_export]

@@ -1,1 +1,401 @@
-//! To be filled: see docs/architecture.md.
+//! The executor under oslo.messaging: jobs in order of arrival, on elastic threads.
+//!
+//! Owns the queue of jobs that no thread has begun, its bound, and the end of an executor (drain or
+//! cancel). Threads are the business of [`crate::pool`]; what a job is, that of a [`Work`]. Knows no
+//! interpreter, no messages and no sockets.
+//! The contract is that of Python's `concurrent.futures.Executor`; docs/rpc.md says what differs.
+//!
+//! The pool never sees a job. It passes *tickets*, each good for one turn at the queue, so that a
+//! job which nobody has begun can still be taken back when the executor is cancelled.
+
+mod queue;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::eventfd::EventFd;
+
+use crate::pool::{self, Pool};
+use queue::Queue;
+pub use queue::Refused;
+
+/// What is done with jobs.
+pub trait Work: Send + Sync + 'static {
+    /// One job.
+    type Job: Send;
+
+    /// Does one job. May block, and may panic: the pool's thread survives.
+    fn run(&self, job: Self::Job);
+    /// Wraps the life of a thread.
+    fn thread(&self, body: &mut dyn FnMut());
+}
+
+/// One consistent view of an executor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Threads alive.
+    pub threads: usize,
+    /// Jobs that run.
+    pub busy: usize,
+    /// Jobs that nobody has begun.
+    pub queued: usize,
+    /// The most jobs that were ever queued at once.
+    pub most_queued: usize,
+    /// Jobs that were begun since the executor was made.
+    pub begun: u64,
+    /// Jobs that were given back by [`Executor::close`].
+    pub cancelled: u64,
+    /// How long the job that would be begun next has waited; zero when none waits.
+    pub oldest_wait: Duration,
+    /// Sum of the waits of all jobs that were begun.
+    pub total_wait: Duration,
+}
+
+/// Runs jobs on at most `max_workers` threads at once.
+pub struct Executor<W: Work> {
+    queue: Arc<Queue<W>>,
+    pool: Pool<Queue<W>>,
+}
+
+impl<W: Work> fmt::Debug for Executor<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor")
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+impl<W: Work> Executor<W> {
+    /// Makes an executor; starts no thread before the first job.
+    ///
+    /// `max_workers` 0 counts as 1; `max_queued` 0 means no bound.
+    pub fn new(work: W, max_workers: usize, max_queued: usize) -> Self {
+        let queue = Arc::new(Queue::new(work, max_queued));
+        Self {
+            pool: Pool::new("rpc", Arc::clone(&queue), max_workers),
+            queue,
+        }
+    }
+
+    /// Queues a job behind all others.
+    ///
+    /// # Errors
+    /// [`Refused`] gives the job back: the executor is closed, its queue full, or the kernel gave no
+    /// thread to an executor that has none.
+    pub fn submit(&self, job: W::Job) -> Result<(), Refused<W::Job>> {
+        if self.queue.push(job)? {
+            // The first job of all. A job that is queued without a thread would be lost in silence.
+            if let Err(source) = self.pool.start(|| ()) {
+                return match self.queue.take_back() {
+                    Some(job) => Err(Refused::NoThread { job, source }),
+                    None => Ok(()),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until fewer jobs are queued than the bound, or the executor is closed. False when
+    /// `timeout` passed first.
+    pub fn wait_for_room(&self, timeout: Option<Duration>) -> bool {
+        self.queue.wait_for_room(timeout)
+    }
+
+    /// Takes no more jobs. Queued ones are still run, or given back when `cancels`. Idempotent.
+    pub fn close(&self, cancels: bool) -> Vec<W::Job> {
+        self.queue.close(cancels)
+    }
+
+    /// Readable once a closed executor has run what was queued and its threads have left.
+    ///
+    /// # Errors
+    /// When the kernel gives no descriptor.
+    pub fn ended_fd(&self) -> io::Result<Arc<EventFd>> {
+        self.queue.ended_fd()
+    }
+
+    /// One consistent view of the counters.
+    pub fn stats(&self) -> Stats {
+        let pool::Stats { threads, busy, .. } = self.pool.stats();
+        Stats {
+            threads,
+            busy,
+            ..self.queue.stats()
+        }
+    }
+
+    /// What runs the jobs.
+    pub fn work(&self) -> &W {
+        self.queue.work()
+    }
+}
+
+impl<W: Work> Drop for Executor<W> {
+    /// Lets the threads finish what is queued and leave.
+    fn drop(&mut self) {
+        self.queue.close(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::poll::{PollFd, PollFlags, poll};
+    use parking_lot::{Condvar, Mutex};
+    use std::collections::HashSet;
+    use std::os::fd::AsFd;
+    use std::thread;
+    use std::time::Instant;
+
+    type Job = Box<dyn FnOnce() + Send>;
+
+    struct Calls;
+
+    impl Work for Calls {
+        type Job = Job;
+
+        fn run(&self, job: Job) {
+            job();
+        }
+
+        fn thread(&self, body: &mut dyn FnMut()) {
+            body();
+        }
+    }
+
+    /// Counts arrivals and holds those who arrived until it is opened.
+    #[derive(Default)]
+    struct Gate {
+        state: Mutex<(usize, bool)>,
+        changed: Condvar,
+    }
+
+    impl Gate {
+        fn pass(&self) {
+            let mut state = self.state.lock();
+            state.0 += 1;
+            self.changed.notify_all();
+            self.changed.wait_while(&mut state, |(_, open)| !*open);
+        }
+
+        fn await_arrivals(&self, count: usize) {
+            let mut state = self.state.lock();
+            let patience = Duration::from_secs(20);
+            let late = self
+                .changed
+                .wait_while_for(&mut state, |(arrived, _)| *arrived < count, patience)
+                .timed_out();
+            assert!(!late, "{} of {count} arrived", state.0);
+        }
+
+        fn open(&self) {
+            self.state.lock().1 = true;
+            self.changed.notify_all();
+        }
+    }
+
+    fn executor(max_workers: usize, max_queued: usize) -> Executor<Calls> {
+        Executor::new(Calls, max_workers, max_queued)
+    }
+
+    fn submit(executor: &Executor<Calls>, job: impl FnOnce() + Send + 'static) {
+        assert!(executor.submit(Box::new(job)).is_ok());
+    }
+
+    fn end(executor: &Executor<Calls>) {
+        executor.close(false);
+        assert!(has_ended(executor, 20_000));
+    }
+
+    fn has_ended(executor: &Executor<Calls>, milliseconds: u16) -> bool {
+        let fd = executor.ended_fd().unwrap();
+        let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, milliseconds).unwrap() == 1
+    }
+
+    fn until(condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < deadline, "it never happened");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn an_unused_executor_has_no_thread_and_ends_at_once() {
+        let executor = executor(64, 0);
+
+        assert_eq!(executor.stats(), Stats::default());
+        end(&executor);
+    }
+
+    #[test]
+    fn every_job_runs_once() {
+        let executor = executor(8, 0);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+
+        for number in 0..10_000 {
+            let seen = Arc::clone(&seen);
+            submit(&executor, move || seen.lock().push(number));
+        }
+        end(&executor);
+
+        let seen = seen.lock();
+        assert_eq!(seen.len(), 10_000);
+        assert_eq!(seen.iter().collect::<HashSet<_>>().len(), 10_000);
+        assert_eq!(executor.stats().begun, 10_000);
+    }
+
+    #[test]
+    fn blocked_jobs_get_company_up_to_the_bound_and_no_further() {
+        let executor = executor(16, 0);
+        let gate = Arc::new(Gate::default());
+        for _ in 0..20 {
+            let gate = Arc::clone(&gate);
+            submit(&executor, move || gate.pass());
+        }
+
+        gate.await_arrivals(16);
+
+        assert_eq!(executor.stats().busy, 16);
+        assert_eq!(executor.stats().queued, 4);
+        gate.open();
+        end(&executor);
+        assert_eq!(executor.stats().begun, 20);
+    }
+
+    #[test]
+    fn jobs_one_after_the_other_need_no_crowd() {
+        let executor = executor(64, 0);
+
+        for _ in 0..500 {
+            let gate = Arc::new(Gate::default());
+            let arrived = Arc::clone(&gate);
+            gate.open();
+            submit(&executor, move || arrived.pass());
+            gate.await_arrivals(1);
+        }
+
+        assert!(executor.stats().threads <= 3, "{:?}", executor.stats());
+        end(&executor);
+    }
+
+    #[test]
+    fn cancelling_gives_back_what_nobody_has_begun() {
+        let executor = executor(1, 0);
+        let gate = Arc::new(Gate::default());
+        let running = Arc::clone(&gate);
+        submit(&executor, move || running.pass());
+        gate.await_arrivals(1);
+        for _ in 0..5 {
+            submit(&executor, || panic!("a cancelled job ran"));
+        }
+
+        let back = executor.close(true);
+
+        assert_eq!(back.len(), 5);
+        assert_eq!(executor.stats().cancelled, 5);
+        assert!(!has_ended(&executor, 0), "a job still runs");
+        gate.open();
+        assert!(has_ended(&executor, 20_000));
+    }
+
+    #[test]
+    fn a_closed_executor_gives_the_job_back() {
+        let executor = executor(1, 0);
+        end(&executor);
+
+        let refused = executor.submit(Box::new(|| ()));
+
+        assert!(matches!(refused, Err(Refused::Closed(_))));
+    }
+
+    #[test]
+    fn a_full_queue_refuses_until_there_is_room() {
+        let executor = executor(1, 2);
+        let gate = Arc::new(Gate::default());
+        let running = Arc::clone(&gate);
+        submit(&executor, move || running.pass());
+        gate.await_arrivals(1);
+        submit(&executor, || ());
+        submit(&executor, || ());
+
+        let refused = executor.submit(Box::new(|| ()));
+
+        assert!(matches!(refused, Err(Refused::Full { bound: 2, .. })));
+        assert!(!executor.wait_for_room(Some(Duration::ZERO)));
+        gate.open();
+        assert!(executor.wait_for_room(Some(Duration::from_secs(20))));
+        end(&executor);
+    }
+
+    #[test]
+    fn closing_wakes_those_who_wait_for_room() {
+        let executor = Arc::new(executor(1, 1));
+        let gate = Arc::new(Gate::default());
+        let running = Arc::clone(&gate);
+        submit(&executor, move || running.pass());
+        gate.await_arrivals(1);
+        submit(&executor, || ());
+        let waiting = Arc::clone(&executor);
+        let waiter = thread::spawn(move || waiting.wait_for_room(None));
+
+        executor.close(false);
+
+        assert!(waiter.join().unwrap());
+        gate.open();
+        end(&executor);
+    }
+
+    #[test]
+    fn a_panicking_job_costs_no_thread() {
+        let executor = executor(2, 0);
+        for _ in 0..10 {
+            submit(&executor, || panic!("on purpose"));
+        }
+        let gate = Arc::new(Gate::default());
+        let after = Arc::clone(&gate);
+        gate.open();
+
+        submit(&executor, move || after.pass());
+
+        gate.await_arrivals(1);
+        end(&executor);
+    }
+
+    #[test]
+    fn dropping_an_executor_runs_what_is_queued() {
+        let executor = executor(1, 0);
+        let gate = Arc::new(Gate::default());
+        gate.open();
+        for _ in 0..10 {
+            let gate = Arc::clone(&gate);
+            submit(&executor, move || gate.pass());
+        }
+
+        drop(executor);
+
+        gate.await_arrivals(10);
+    }
+
+    #[test]
+    fn waiting_jobs_are_measured() {
+        let executor = executor(1, 0);
+        let gate = Arc::new(Gate::default());
+        let running = Arc::clone(&gate);
+        submit(&executor, move || running.pass());
+        gate.await_arrivals(1);
+        submit(&executor, || ());
+
+        until(|| executor.stats().oldest_wait > Duration::from_millis(1));
+
+        gate.open();
+        end(&executor);
+        let stats = executor.stats();
+        assert!(stats.total_wait >= Duration::from_millis(1));
+        assert_eq!((stats.oldest_wait, stats.queued), (Duration::ZERO, 0));
+        assert_eq!(stats.most_queued, 1);
+    }
+}

@@ -96,7 +96,7 @@ impl Drop for Lent<'_> {
 }
 
 /// Runs *body* with the interpreter released, on this same thread.
-pub(super) fn detached(py: Python<'_>, body: &mut dyn FnMut()) {
+pub(in crate::python) fn detached(py: Python<'_>, body: &mut dyn FnMut()) {
     struct SameThread<'a>(&'a mut dyn FnMut());
     // SAFETY: `Python::detach` calls its closure on the thread that it was called on; it asks for
     // `Send` to keep references to Python objects out, and *body* comes from a room without any.

@@ -11,7 +11,7 @@ mod environ;
 mod file_wrapper;
 mod first;
 mod input;
-mod loan;
+pub(super) mod loan;
 mod text;
 
 use std::time::Instant;

@@ -1,0 +1,189 @@
+"""The executor under oslo.messaging: ``concurrent.futures`` on elastic native threads.
+
+Owns :class:`Executor`, its :class:`Future`, and :func:`install`, which puts the executor under
+oslo.messaging's servers. Queue and threads are native (``src/rpc``, ``src/pool``). Knows nothing of
+messages: what is acknowledged when is the transport's business (:mod:`osloxide.messaging`).
+Rules: PEP 3148; docs/rpc.md says what differs from futurist, which oslo.messaging uses otherwise.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from osloxide import _native
+from osloxide._typing import override
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_WORKERS = 64
+"""oslo.messaging's default of ``executor_thread_pool_size``."""
+
+_INTERNALS: dict[str, Callable[[], Any]] = {
+    "_condition": threading.Condition,
+    "_waiters": list,
+    "_done_callbacks": list,
+}
+
+
+class Future(concurrent.futures.Future[T]):
+    """A ``concurrent.futures.Future`` whose lock is made when somebody first needs it.
+
+    Most futures of an RPC server are dropped unseen. Making their condition would cost as much as
+    everything else that a job needs, so the executor finishes a future that nobody has looked into
+    by writing its fields; every method of the base class works as ever.
+    """
+
+    # What the base class sets for each instance; plain values may live here.
+    _state = "PENDING"
+    _result: Any = None
+    _exception: BaseException | None = None
+
+    def __init__(self) -> None:
+        """Make a pending future. Only executors and tests do."""
+        # Not the base class's: it would make the condition.
+
+    def __getattr__(self, name: str) -> Any:
+        """Make one of the base class's internals, once, whichever thread asks first."""
+        make = _INTERNALS.get(name)
+        if make is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.__dict__.setdefault(name, make())
+
+
+def _fields(future: concurrent.futures.Future[Any]) -> set[str]:
+    return set(vars(future))
+
+
+def _future_maker() -> Callable[[], concurrent.futures.Future[Any]]:
+    """What makes a :class:`Future`, without a frame of Python code; an ordinary future when this
+    Python's futures are made of other parts than :class:`Future` knows."""
+    known = {*_INTERNALS, "_state", "_result", "_exception"}
+    plain: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    if _fields(plain) != known:
+        return concurrent.futures.Future
+    return functools.partial(object.__new__, Future)
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs callables on at most *max_workers* native threads.
+
+    Threads come when jobs block and leave 15 s after a burst; none exists before the first job and
+    an idle executor wakes nobody up. They are ordinary to Python: ``threading.current_thread()``,
+    thread-local data, ``threading.settrace()`` and faulthandler work as usual.
+
+    :param max_workers: jobs that may run at once, at least 1; ``None`` means 64.
+    :param thread_name_prefix: beginning of the names of threads.
+    :param max_queued: jobs that may wait; 0 means no bound. :meth:`submit` waits for room, which
+        keeps a listener from taking messages that nobody can work on yet.
+    :raises ValueError: *max_workers* is below 1 or *max_queued* below 0.
+
+    Made in one process, it works in no other: make it after the fork.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        thread_name_prefix: str = "osloxide-rpc",
+        *,
+        max_queued: int = 0,
+    ) -> None:
+        if max_workers is None:
+            max_workers = DEFAULT_WORKERS
+        if max_workers < 1:
+            raise ValueError(f"max_workers is {max_workers}; give at least 1")
+        if max_queued < 0:
+            raise ValueError(f"max_queued is {max_queued}; give 0 for no bound, or more")
+        self._max_workers = max_workers
+        self._is_shut = False
+        self._native = _native.Executor(
+            _future_maker(), max_workers, max_queued=max_queued, thread_name=thread_name_prefix
+        )
+        # Without an attribute lookup and a Python frame for each job.
+        self.submit = self._native.submit  # type: ignore[method-assign]
+        _alive.add(self)
+
+    if False:  # pragma: no cover -- what type checkers see
+
+        @override
+        def submit(
+            self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+        ) -> concurrent.futures.Future[T]:
+            """Run ``fn(*args, **kwargs)`` on a thread; the future gets what it returns or raises.
+
+            :raises RuntimeError: the executor was shut down, belongs to another process, or the
+                kernel gave it no thread at all.
+            """
+
+    @override
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more jobs.
+
+        :param wait: return only when every job has ended. Signals are handled meanwhile.
+        :param cancel_futures: cancel the jobs that no thread has begun.
+        """
+        self._is_shut = True
+        for future in self._native.close(cancel_futures):
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        if wait:
+            self._native.wait()
+
+    def drain(self, timeout: float) -> bool:
+        """Take no more jobs and wait until the queued ones have ended.
+
+        :param timeout: seconds; 0 only asks.
+        :returns: False when *timeout* passed first. The jobs go on.
+        """
+        self._is_shut = True
+        self._native.close()
+        return self._native.wait(timeout)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of this moment.
+
+        :returns: ``threads``, ``busy``, ``queued``, ``most_queued``, ``begun``, ``cancelled``, and
+            in seconds ``oldest_wait`` (of the next job) and ``total_wait`` (of all that began).
+        """
+        return self._native.stats()
+
+    # ---- futurist's names, which some services read ---------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are still taken."""
+        return not self._is_shut
+
+    @property
+    def queue_size(self) -> int:
+        """Jobs that no thread has begun."""
+        return int(self.stats()["queued"])
+
+    @property
+    def num_workers(self) -> int:
+        """Threads alive."""
+        return int(self.stats()["threads"])
+
+    def get_num_idle_workers(self) -> int:
+        """Threads alive without a job."""
+        stats = self.stats()
+        return int(stats["threads"] - stats["busy"])
+
+
+_alive: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+@atexit.register
+def _finish_all() -> None:
+    """Run what is queued before the interpreter goes, as concurrent.futures does."""
+    for executor in list(_alive):
+        try:
+            executor.shutdown(wait=True)
+        except RuntimeError:
+            continue  # made by the process that this one was forked from

@@ -1,0 +1,293 @@
+//! Jobs that no thread has begun, and the tickets by which pool threads come for them.
+//!
+//! One mutex, held for a few instructions. Never runs a job under it, and wakes nobody who does not
+//! wait: submitting to a busy executor makes no system call.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::{Condvar, Mutex};
+
+use super::{Stats, Work};
+use crate::pool::Source;
+use crate::scoreboard;
+
+/// A job that was not queued, and why.
+#[non_exhaustive]
+pub enum Refused<J> {
+    /// The executor takes no more jobs.
+    Closed(J),
+    /// As many jobs wait as may.
+    Full {
+        /// The job.
+        job: J,
+        /// How many may wait.
+        bound: usize,
+    },
+    /// The executor has no thread and the kernel gave none.
+    NoThread {
+        /// The job.
+        job: J,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl<J> fmt::Debug for Refused<J> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed(_) => f.write_str("Closed"),
+            Self::Full { bound, .. } => write!(f, "Full {{ bound: {bound} }}"),
+            Self::NoThread { source, .. } => write!(f, "NoThread {{ source: {source} }}"),
+        }
+    }
+}
+
+/// One turn at the queue.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ticket;
+
+pub(super) struct Queue<W: Work> {
+    work: W,
+    max_queued: usize,
+    state: Mutex<State<W::Job>>,
+    /// The leader waits for tickets.
+    arrived: Condvar,
+    /// Submitters wait for room.
+    left: Condvar,
+}
+
+struct State<J> {
+    jobs: VecDeque<(Instant, J)>,
+    /// Tickets that the pool has not taken yet.
+    tickets: usize,
+    leader_waits: bool,
+    is_interrupted: bool,
+    submitters_wait: usize,
+    is_started: bool,
+    is_closed: bool,
+    is_ended: bool,
+    /// Readable once the executor has ended; made when somebody first asks.
+    ended: Option<Arc<EventFd>>,
+    most_queued: usize,
+    begun: u64,
+    cancelled: u64,
+    total_wait: Duration,
+}
+
+impl<J> State<J> {
+    fn end(&mut self) {
+        self.is_ended = true;
+        if let Some(ended) = &self.ended {
+            // Fails only when the counter is at its maximum: then it is readable already.
+            let _ = ended.write(1);
+        }
+    }
+}
+
+impl<W: Work> Queue<W> {
+    pub(super) fn new(work: W, max_queued: usize) -> Self {
+        Self {
+            work,
+            max_queued,
+            state: Mutex::new(State {
+                jobs: VecDeque::new(),
+                tickets: 0,
+                leader_waits: false,
+                is_interrupted: false,
+                submitters_wait: 0,
+                is_started: false,
+                is_closed: false,
+                is_ended: false,
+                ended: None,
+                most_queued: 0,
+                begun: 0,
+                cancelled: 0,
+                total_wait: Duration::ZERO,
+            }),
+            arrived: Condvar::new(),
+            left: Condvar::new(),
+        }
+    }
+
+    pub(super) fn work(&self) -> &W {
+        &self.work
+    }
+
+    /// Queues a job; true when it is the first one and the pool has to be started.
+    pub(super) fn push(&self, job: W::Job) -> Result<bool, Refused<W::Job>> {
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return Err(Refused::Closed(job));
+        }
+        if self.max_queued != 0 && state.jobs.len() >= self.max_queued {
+            let bound = self.max_queued;
+            return Err(Refused::Full { job, bound });
+        }
+        state.jobs.push_back((Instant::now(), job));
+        state.most_queued = state.most_queued.max(state.jobs.len());
+        state.tickets += 1;
+        let is_first = !state.is_started;
+        state.is_started = true;
+        let wakes = std::mem::take(&mut state.leader_waits);
+        drop(state);
+        if wakes {
+            self.arrived.notify_one();
+        }
+        Ok(is_first)
+    }
+
+    /// Takes back the newest job, for a pool that could not be started.
+    pub(super) fn take_back(&self) -> Option<W::Job> {
+        let mut state = self.state.lock();
+        state.is_started = false;
+        state.tickets = state.tickets.saturating_sub(1);
+        state.jobs.pop_back().map(|(_, job)| job)
+    }
+
+    pub(super) fn wait_for_room(&self, timeout: Option<Duration>) -> bool {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut state = self.state.lock();
+        while !state.is_closed && self.max_queued != 0 && state.jobs.len() >= self.max_queued {
+            state.submitters_wait += 1;
+            let timed_out = wait_until(&self.left, &mut state, deadline);
+            state.submitters_wait -= 1;
+            if timed_out {
+                return state.is_closed || state.jobs.len() < self.max_queued;
+            }
+        }
+        true
+    }
+
+    pub(super) fn close(&self, cancels: bool) -> Vec<W::Job> {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        let back: Vec<_> = if cancels {
+            state.jobs.drain(..).map(|(_, job)| job).collect()
+        } else {
+            Vec::new()
+        };
+        state.cancelled += back.len() as u64;
+        if !state.is_started {
+            state.end();
+        }
+        state.is_interrupted = true;
+        state.leader_waits = false;
+        drop(state);
+        self.arrived.notify_all();
+        self.left.notify_all();
+        back
+    }
+
+    pub(super) fn ended_fd(&self) -> io::Result<Arc<EventFd>> {
+        let mut state = self.state.lock();
+        if let Some(ended) = &state.ended {
+            return Ok(Arc::clone(ended));
+        }
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let ended = Arc::new(EventFd::from_flags(flags)?);
+        state.ended = Some(Arc::clone(&ended));
+        if state.is_ended {
+            state.end();
+        }
+        Ok(ended)
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let state = self.state.lock();
+        Stats {
+            queued: state.jobs.len(),
+            most_queued: state.most_queued,
+            begun: state.begun,
+            cancelled: state.cancelled,
+            oldest_wait: state
+                .jobs
+                .front()
+                .map_or(Duration::ZERO, |(since, _)| since.elapsed()),
+            total_wait: state.total_wait,
+            ..Stats::default()
+        }
+    }
+
+    /// The job that a ticket is good for; none when it was cancelled.
+    fn take(&self) -> Option<W::Job> {
+        let mut state = self.state.lock();
+        let (since, job) = state.jobs.pop_front()?;
+        state.begun += 1;
+        state.total_wait += since.elapsed();
+        let wakes = state.submitters_wait > 0;
+        drop(state);
+        if wakes {
+            self.left.notify_one();
+        }
+        Some(job)
+    }
+}
+
+/// Waits once; true when `deadline` passed.
+fn wait_until<J>(
+    condvar: &Condvar,
+    state: &mut parking_lot::MutexGuard<'_, State<J>>,
+    deadline: Option<Instant>,
+) -> bool {
+    match deadline {
+        Some(deadline) => condvar.wait_until(state, deadline).timed_out(),
+        None => {
+            condvar.wait(state);
+            false
+        }
+    }
+}
+
+impl<W: Work> Source for Queue<W> {
+    type Job = Ticket;
+
+    fn wait(&self, tickets: &mut Vec<Ticket>) {
+        let mut state = self.state.lock();
+        while state.tickets == 0 && !state.is_interrupted {
+            state.leader_waits = true;
+            self.arrived.wait(&mut state);
+        }
+        state.leader_waits = false;
+        // A closed executor stays interrupted: every leader has to find out that it is over.
+        state.is_interrupted = state.is_closed;
+        tickets.resize(state.tickets, Ticket);
+        state.tickets = 0;
+    }
+
+    fn interrupt(&self) {
+        let mut state = self.state.lock();
+        state.is_interrupted = true;
+        state.leader_waits = false;
+        drop(state);
+        self.arrived.notify_all();
+    }
+
+    fn run(&self, _ticket: Ticket) -> Option<Ticket> {
+        if let Some(job) = self.take() {
+            let _in_flight = scoreboard::current().begin();
+            self.work.run(job);
+        }
+        None
+    }
+
+    fn is_over(&self) -> bool {
+        let state = self.state.lock();
+        state.is_closed && state.tickets == 0
+    }
+
+    fn thread(&self, body: &mut dyn FnMut()) {
+        let row = scoreboard::current();
+        row.thread_started();
+        self.work.thread(body);
+        row.thread_ended();
+    }
+
+    fn ended(&self) {
+        self.state.lock().end();
+    }
+}
