@@ -14,7 +14,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from osloxide import _native
 from osloxide._typing import override
@@ -105,11 +105,12 @@ class Executor(concurrent.futures.Executor):
         self._native = _native.Executor(
             _future_maker(), max_workers, max_queued=max_queued, thread_name=thread_name_prefix
         )
-        # Without an attribute lookup and a Python frame for each job.
-        self.submit = self._native.submit  # type: ignore[method-assign]
+        if type(self).submit is concurrent.futures.Executor.submit:
+            # Without a Python frame for each job; a subclass may still have its own.
+            self.submit = self._native.submit  # type: ignore[method-assign]
         _alive.add(self)
 
-    if False:  # pragma: no cover -- what type checkers see
+    if TYPE_CHECKING:
 
         @override
         def submit(

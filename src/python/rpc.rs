@@ -41,7 +41,7 @@ struct Calls {
 #[pyclass(frozen, weakref, module = "osloxide._native")]
 #[derive(Debug)]
 pub(super) struct Executor {
-    executor: rpc::Executor<Calls>,
+    engine: rpc::Executor<Calls>,
     make_future: Py<PyAny>,
     has_bound: bool,
     /// Process that made it: its threads exist nowhere else.
@@ -68,7 +68,7 @@ impl Executor {
             numbers: AtomicU64::new(0),
         };
         Ok(Self {
-            executor: rpc::Executor::new(calls, max_workers, max_queued),
+            engine: rpc::Executor::new(calls, max_workers, max_queued),
             make_future,
             has_bound: max_queued != 0,
             process: std::process::id(),
@@ -98,12 +98,12 @@ impl Executor {
             keywords: keywords.map(Bound::unbind),
         };
         loop {
-            match self.executor.submit(job) {
+            match self.engine.submit(job) {
                 Ok(()) => return Ok(future),
                 Err(Refused::Full { job: back, .. }) if self.has_bound => job = back,
                 Err(refused) => return Err(refusal(&refused)),
             }
-            py.detach(|| self.executor.wait_for_room(Some(PATIENCE)));
+            py.detach(|| self.engine.wait_for_room(Some(PATIENCE)));
             py.check_signals()?;
         }
     }
@@ -111,7 +111,7 @@ impl Executor {
     #[pyo3(signature = (cancel=false))]
     fn close<'py>(&self, py: Python<'py>, cancel: bool) -> PyResult<Bound<'py, PyList>> {
         self.check_process()?;
-        let back = self.executor.close(cancel);
+        let back = self.engine.close(cancel);
         PyList::new(py, back.into_iter().map(|job| job.future))
     }
 
@@ -122,14 +122,14 @@ impl Executor {
             Some(seconds) => signals::deadline_in("timeout", seconds)?,
             None => None,
         };
-        let ended = self.executor.ended_fd()?;
+        let ended = self.engine.ended_fd()?;
         let ready = signals::wait_readable(py, &[ended.as_fd()], deadline)?;
         Ok(!ready.is_empty())
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.check_process()?;
-        let stats = self.executor.stats();
+        let stats = self.engine.stats();
         let fields = PyDict::new(py);
         fields.set_item("threads", stats.threads)?;
         fields.set_item("busy", stats.busy)?;
