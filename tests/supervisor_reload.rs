@@ -209,6 +209,20 @@ fn a_worker_that_dies_ahead_of_the_round_comes_back_new_and_is_not_replaced_agai
 }
 
 #[test]
+fn a_reload_during_the_first_start_replaces_workers_that_never_served() {
+    let mut rig = Rig::new(2, 60);
+    rig.run();
+
+    rig.request(Request::Reload);
+    assert_eq!(forks(&rig.run()), [(0, 1)]);
+    let commands = settle(&mut rig);
+
+    assert_eq!(forks(&commands), [(1, 1)]);
+    assert!(commands.contains(&Command::AllReady));
+    assert_eq!(rig.pids(), [102, 103]);
+}
+
+#[test]
 fn a_slot_that_waits_to_be_forked_comes_back_new_at_once() {
     let mut rig = Rig::new(1, 60);
     rig.run();

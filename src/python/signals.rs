@@ -32,8 +32,16 @@ struct Wakeup {
     /// Thread that installed it: the only one that may read it, and the one that runs handlers.
     main_thread: i32,
     pipe: WakeupPipe,
-    /// Who owned `set_wakeup_fd` before, or [`NOBODY`].
-    earlier: Mutex<RawFd>,
+    /// Who owned `set_wakeup_fd` before.
+    earlier: Mutex<Option<Owner>>,
+}
+
+/// Another owner of the wakeup fd. Its file is remembered too, since it may close the descriptor
+/// without a word and its number be given to a file that must not get our bytes.
+#[derive(Debug, Clone, Copy)]
+struct Owner {
+    fd: RawFd,
+    file: (u64, u64),
 }
 
 /// What ended a wait. Nothing ready and no signals means that the deadline passed.
@@ -57,9 +65,12 @@ pub(super) fn install_wakeup(py: Python<'_>) -> PyResult<()> {
     if let Some(inherited) = installed {
         // After a fork set_wakeup_fd returned the parent's pipe, or whoever the parent was
         // forwarding to: neither may hear of this process' signals.
-        let before = wakeup.earlier();
-        if before == inherited.write_fd() || before == inherited.earlier() {
-            wakeup.set_earlier(NOBODY);
+        let inherited_fds = [
+            Some(inherited.write_fd()),
+            inherited.earlier().map(|it| it.fd),
+        ];
+        if inherited_fds.contains(&wakeup.earlier().map(|owner| owner.fd)) {
+            wakeup.set_earlier(None);
         }
     }
     *lock(&WAKEUP) = Some(wakeup);
@@ -111,7 +122,6 @@ pub(super) fn wake() -> PyResult<()> {
 /// The interpreter is released. On the main thread Python signal handlers run promptly, whether or
 /// not a wakeup pipe is installed, and an exception that they raise is returned. On any other
 /// thread it only polls.
-#[allow(dead_code, reason = "for the waits of the server's boundary")]
 pub(super) fn wait_readable(
     py: Python<'_>,
     fds: &[BorrowedFd<'_>],
@@ -185,7 +195,7 @@ impl Wakeup {
             pid: std::process::id(),
             main_thread: gettid().as_raw(),
             pipe: WakeupPipe::new().map_err(os_error)?,
-            earlier: Mutex::new(NOBODY),
+            earlier: Mutex::new(None),
         })
     }
 
@@ -197,19 +207,21 @@ impl Wakeup {
         self.pipe.write_end().as_raw_fd()
     }
 
-    fn earlier(&self) -> RawFd {
-        *lock(&self.earlier)
+    /// The earlier owner, if its descriptor still is what it was.
+    fn earlier(&self) -> Option<Owner> {
+        lock(&self.earlier).filter(|owner| file_of(owner.fd) == Some(owner.file))
     }
 
-    fn set_earlier(&self, fd: RawFd) {
-        *lock(&self.earlier) = fd;
+    fn set_earlier(&self, owner: Option<Owner>) {
+        *lock(&self.earlier) = owner;
     }
 
     /// Takes the wakeup fd and remembers whom it was taken from.
     fn claim(&self, py: Python<'_>) -> PyResult<()> {
         let before = set_wakeup_fd(py, self.write_fd(), false)?;
-        if before != self.write_fd() && before != NOBODY {
-            self.set_earlier(before);
+        if before != self.write_fd() {
+            // Nobody, where we were: the last owner has given up, as asyncio does at its end.
+            self.set_earlier(file_of(before).map(|file| Owner { fd: before, file }));
         }
         Ok(())
     }
@@ -219,12 +231,12 @@ impl Wakeup {
         let before = set_wakeup_fd(py, NOBODY, true)?;
         self.drain();
         let heir = if before == self.write_fd() {
-            self.earlier()
+            self.earlier().map_or(NOBODY, |owner| owner.fd)
         } else {
             before
         };
         if heir != NOBODY && set_wakeup_fd(py, heir, true).is_err() {
-            set_wakeup_fd(py, NOBODY, true)?; // it has been closed since
+            set_wakeup_fd(py, NOBODY, true)?; // it is being closed just now
         }
         Ok(())
     }
@@ -260,10 +272,9 @@ impl Wakeup {
 
     /// Empties the pipe, passes the bytes on, and returns how many there were.
     fn drain(&self) -> usize {
-        let earlier = self.earlier();
         self.pipe.drain(|bytes| {
-            if earlier != NOBODY {
-                forward(earlier, bytes);
+            if let Some(owner) = self.earlier() {
+                forward(owner.fd, bytes);
             }
         })
     }
@@ -310,11 +321,21 @@ fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
     main.eq(threading.call_method0("get_ident")?)
 }
 
+/// Device and inode of an open descriptor; `None` when it is closed.
+#[expect(unsafe_code, reason = "the descriptor belongs to the application")]
+fn file_of(fd: RawFd) -> Option<(u64, u64)> {
+    if fd == NOBODY {
+        return None;
+    }
+    // SAFETY: borrowed for this call only, which answers EBADF if it is closed.
+    let stat = nix::sys::stat::fstat(unsafe { BorrowedFd::borrow_raw(fd) }).ok()?;
+    Some((stat.st_dev, stat.st_ino))
+}
+
 /// Best effort, as CPython's own write is: a full or vanished owner loses the byte.
 #[expect(unsafe_code, reason = "the descriptor belongs to the application")]
 fn forward(fd: RawFd, bytes: &[u8]) {
-    // SAFETY: borrowed for this call only. CPython would write to the same number; if its owner
-    // closed it meanwhile, the kernel answers EBADF.
+    // SAFETY: borrowed for this call only; CPython would write to the same number.
     let owner = unsafe { BorrowedFd::borrow_raw(fd) };
     let _ = nix::unistd::write(owner, bytes);
 }

@@ -195,6 +195,45 @@ def test_a_vanished_earlier_owner_is_not_restored():
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_an_earlier_owner_that_gave_up_is_forgotten(usr1):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        signal.set_wakeup_fd(ours.fileno())
+        _native.install_wakeup()
+        signal.set_wakeup_fd(-1)  # What asyncio does when its loop is closed.
+
+        _native.park(0)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        _native.park(0)
+
+        assert usr1
+        assert not select.select([theirs], [], [], 0)[0]
+        _native.uninstall_wakeup()
+        assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_file_that_got_the_number_of_a_vanished_owner_gets_no_bytes(usr1):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    signal.set_wakeup_fd(ours.fileno())
+    _native.install_wakeup()
+    stranger, other_end = socket.socketpair()
+    with stranger, other_end:
+        number = ours.detach()
+        os.dup2(stranger.fileno(), number)
+        theirs.close()
+
+        os.kill(os.getpid(), signal.SIGUSR1)
+        _native.park(0)
+
+        assert usr1
+        assert not select.select([other_end], [], [], 0)[0]
+        _native.uninstall_wakeup()
+        assert signal.set_wakeup_fd(-1) == -1
+        os.close(number)
+
+
 def test_install_off_the_main_thread_is_refused():
     errors = []
 
