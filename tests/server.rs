@@ -6,150 +6,18 @@
     reason = "a failed step fails the test"
 )]
 
+#[path = "support/serving.rs"]
+mod support;
+
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
 use osloxide::server::{Server, Settings};
-use osloxide::wsgi::{BodyError, Exchange, Handler, ResponseHead};
-use std::fmt;
+use osloxide::wsgi::BodyError;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A handler from a closure.
-struct App<F>(F);
-
-impl<F> fmt::Debug for App<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("App")
-    }
-}
-
-impl<F: Fn(&mut dyn Exchange) + Send + Sync> Handler for App<F> {
-    fn handle(&self, exchange: &mut dyn Exchange) {
-        (self.0)(exchange);
-    }
-
-    fn thread(&self, body: &mut dyn FnMut()) {
-        body();
-    }
-}
-
-struct Running {
-    server: Server,
-    address: SocketAddr,
-}
-
-impl Running {
-    fn new(app: impl Fn(&mut dyn Exchange) + Send + Sync + 'static) -> Self {
-        Self::with(Settings::default(), app)
-    }
-
-    fn with(settings: Settings, app: impl Fn(&mut dyn Exchange) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = Server::new(OwnedFd::from(listener), settings, Arc::new(App(app))).unwrap();
-        server.start().unwrap();
-        Self { server, address }
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
-        stream
-    }
-
-    /// Sends bytes on a connection of its own and returns all that comes back.
-    fn ask(&self, request: &[u8]) -> String {
-        let mut stream = self.connect();
-        stream.write_all(request).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        read_all(&mut stream)
-    }
-
-    fn is_drained(&self, limit: Duration) -> bool {
-        let Some(fd) = self.server.drained_fd() else {
-            return true;
-        };
-        let mut fds = [nix::poll::PollFd::new(
-            fd.as_fd(),
-            nix::poll::PollFlags::POLLIN,
-        )];
-        let millis = u16::try_from(limit.as_millis()).unwrap();
-        nix::poll::poll(&mut fds, millis).unwrap() == 1
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.server.stop(true);
-        if !std::thread::panicking() {
-            assert!(
-                self.is_drained(Duration::from_secs(10)),
-                "{:?}",
-                self.server.stats()
-            );
-            assert_eq!(self.server.stats().threads, 0);
-        }
-    }
-}
-
-fn read_all(stream: &mut TcpStream) -> String {
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).unwrap();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Reads one answer with a Content-Length from a connection that stays open.
-fn read_answer(stream: &mut TcpStream) -> String {
-    let mut bytes = Vec::new();
-    let mut byte = [0];
-    while !bytes.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte).unwrap();
-        bytes.push(byte[0]);
-    }
-    let head = String::from_utf8(bytes).unwrap();
-    let length = head
-        .lines()
-        .find_map(|line| {
-            line.to_ascii_lowercase()
-                .strip_prefix("content-length: ")
-                .map(str::to_owned)
-        })
-        .map_or(0, |length| length.parse().unwrap());
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).unwrap();
-    head + &String::from_utf8(body).unwrap()
-}
-
-fn ok() -> ResponseHead {
-    ResponseHead {
-        status: StatusCode::OK,
-        reason: None,
-        headers: HeaderMap::new(),
-    }
-}
-
-fn read_body(exchange: &mut dyn Exchange) -> Result<Vec<u8>, BodyError> {
-    let mut body = Vec::new();
-    while let Some(piece) = exchange.read()? {
-        body.extend_from_slice(&piece);
-    }
-    Ok(body)
-}
-
-fn hello(exchange: &mut dyn Exchange) {
-    let _ = exchange.respond(ok(), Bytes::from_static(b"hello"));
-}
-
-fn echo(exchange: &mut dyn Exchange) {
-    if let Ok(body) = read_body(exchange) {
-        let _ = exchange.respond(ok(), body.into());
-    }
-}
+use support::{Running, app, echo, hello, ok, read_all, read_answer, read_body};
 
 #[test]
 fn a_request_is_answered_and_the_connection_kept() {
@@ -682,4 +550,144 @@ fn a_client_that_only_ends_its_half_gets_its_answer() {
     let answer = running.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
 
     assert!(answer.ends_with("hello"), "{answer}");
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[test]
+fn connections_queued_in_the_kernel_are_served_when_the_listener_closes() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = Server::new(OwnedFd::from(listener), Settings::default(), app(hello)).unwrap();
+    let mut queued: Vec<_> = (0..50)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(10)))
+                .unwrap();
+            stream.write_all(GET).unwrap();
+            stream
+        })
+        .collect();
+    let running = Running { server, address };
+
+    running.server.start().unwrap();
+    running.server.stop(true);
+
+    for stream in &mut queued {
+        assert!(read_all(stream).ends_with("hello"));
+    }
+    assert!(running.is_drained(Duration::from_secs(10)));
+    assert!(TcpStream::connect(address).is_err());
+    assert!(running.server.start().is_err());
+}
+
+#[test]
+fn a_request_that_is_on_its_way_when_the_drain_begins_is_answered() {
+    let running = Running::new(hello);
+    let mut stream = running.connect();
+    stream.write_all(GET).unwrap();
+    read_answer(&mut stream);
+
+    running.server.stop(true);
+    stream.write_all(GET).unwrap();
+
+    let answer = read_all(&mut stream);
+    assert!(answer.contains("Connection: close\r\n"), "{answer}");
+    assert!(answer.ends_with("hello"), "{answer}");
+}
+
+#[test]
+fn a_start_during_a_drain_takes_the_drain_back() {
+    let running = Running::new(hello);
+    let mut stream = running.connect();
+    stream.write_all(GET).unwrap();
+    read_answer(&mut stream);
+
+    for _ in 0..50 {
+        running.server.stop(false);
+        running.server.start().unwrap();
+    }
+
+    assert!(running.ask(GET).ends_with("hello"));
+    assert!(!running.is_drained(Duration::ZERO));
+}
+
+#[test]
+fn a_client_that_resets_its_connection_leaves_nothing_behind() {
+    let running = Running::new(echo);
+    for n in 0..200 {
+        let mut stream = running.connect();
+        let bytes: &[u8] = match n % 3 {
+            0 => b"",
+            1 => b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nabc",
+            _ => GET,
+        };
+        stream.write_all(bytes).unwrap();
+        let reset = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &reset).unwrap();
+    }
+
+    assert!(running.ask(GET).starts_with("HTTP/1.1 200 "));
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while running.server.stats().connections > 0 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{:?}",
+            running.server.stats()
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_unix_socket_is_served_without_addresses() {
+    let directory = std::env::temp_dir().join(format!("osloxide-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("server.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let handler = app(|exchange| {
+        assert_eq!(exchange.endpoints().peer, None);
+        assert_eq!(exchange.endpoints().local, None);
+        hello(exchange);
+    });
+    let server = Server::new(OwnedFd::from(listener), Settings::default(), handler).unwrap();
+    let running = Running {
+        server,
+        address: "127.0.0.1:1".parse().unwrap(),
+    };
+    running.server.start().unwrap();
+
+    let mut stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+
+    assert!(answer.ends_with("hello"), "{answer}");
+}
+
+#[test]
+fn idle_connections_cost_no_thread() {
+    let running = Running::new(hello);
+    let mut streams: Vec<_> = (0..200).map(|_| running.connect()).collect();
+    for stream in &mut streams {
+        stream.write_all(GET).unwrap();
+        read_answer(stream);
+    }
+
+    let stats = running.server.stats();
+
+    assert_eq!(stats.connections, 200);
+    assert!(stats.threads <= 4, "{stats:?}");
+    for stream in &mut streams {
+        stream.write_all(GET).unwrap();
+        assert!(read_answer(stream).ends_with("hello"));
+    }
 }

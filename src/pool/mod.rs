@@ -67,7 +67,7 @@ pub struct Stats {
     pub limit: usize,
     /// How often waiting was taken over from a thread that was inside a job.
     pub takeovers: u64,
-    /// Jobs that panicked out of [`Source::run`].
+    /// Panics that came out of [`Source::run`] or [`Source::wait`].
     pub panics: u64,
 }
 
@@ -310,7 +310,11 @@ impl<S: Source> Shared<S> {
             if state.is_ending {
                 break;
             }
-            MutexGuard::unlocked(state, || self.source.wait(batch));
+            MutexGuard::unlocked(state, || {
+                if catch_unwind(AssertUnwindSafe(|| self.source.wait(batch))).is_err() {
+                    self.panics.fetch_add(1, Ordering::Relaxed);
+                }
+            });
             state.ready.extend(batch.drain(..));
             if state.ready.is_empty() && self.source.is_over() {
                 state.is_ending = true;
@@ -382,10 +386,12 @@ impl<S: Source> Shared<S> {
             if same > 0
                 && let Some(leader) = state.leader
             {
-                let blocks = !threads::is_computing(leader);
-                if blocks || same >= LONG_TICKS {
+                // Without the lock: a leader that waits for it would seem to block in its job.
+                let computes = MutexGuard::unlocked(state, || threads::is_computing(leader));
+                let is_same = state.leader_call == call && state.leader == Some(leader);
+                if is_same && (!computes || same >= LONG_TICKS) {
                     state.takeovers += 1;
-                    if blocks {
+                    if !computes {
                         state.gate.taken_over(Instant::now());
                     }
                     state.is_led = false;
@@ -406,17 +412,17 @@ impl<S: Source> Shared<S> {
                 continue;
             }
             if !state.may_run() && state.gate.can_grow() {
-                let computing = state
-                    .running
-                    .iter()
-                    .any(|thread| threads::is_computing(*thread));
-                let sample = if computing {
+                let running = state.running.clone();
+                let computes = MutexGuard::unlocked(state, || {
+                    running.iter().any(|thread| threads::is_computing(*thread))
+                });
+                let sample = if computes {
                     Sample::Computing
                 } else {
                     Sample::Waiting
                 };
                 let grew = state.gate.sample(sample)
-                    || (computing && stuck >= LONG_TICKS && state.gate.admit_one());
+                    || (computes && stuck >= LONG_TICKS && state.gate.admit_one());
                 if grew {
                     stuck = 0;
                 }

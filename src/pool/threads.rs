@@ -5,7 +5,9 @@
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{Pid, gettid};
-use std::{io, thread};
+use std::fs::File;
+use std::io::{self, Read};
+use std::thread;
 
 /// As large as a main thread's: applications recurse.
 const STACK_BYTES: usize = 8 << 20;
@@ -17,18 +19,17 @@ pub(super) fn own_id() -> Pid {
 
 /// True when the thread is on a CPU or ready to run; false when it sleeps, or is gone.
 pub(super) fn is_computing(thread: Pid) -> bool {
-    // The state is the first field after the name, which is in parentheses and may hold anything.
-    std::fs::read(format!("/proc/self/task/{thread}/stat"))
-        .ok()
-        .and_then(|stat| {
-            let name_end = memchr_rev(b')', &stat)?;
-            stat.get(name_end + 2).copied()
-        })
-        == Some(b'R')
-}
-
-fn memchr_rev(needle: u8, haystack: &[u8]) -> Option<usize> {
-    haystack.iter().rposition(|byte| *byte == needle)
+    // Long enough for the first three fields: a number, a name of up to 64 bytes, the state.
+    let mut stat = [0; 128];
+    let Ok(count) = File::open(format!("/proc/self/task/{thread}/stat"))
+        .and_then(|mut file| file.read(&mut stat))
+    else {
+        return false;
+    };
+    let stat = &stat[..count];
+    // The name is in parentheses and may hold anything, parentheses too.
+    let name_end = stat.iter().rposition(|byte| *byte == b')');
+    name_end.and_then(|end| stat.get(end + 2)) == Some(&b'R')
 }
 
 /// Starts a thread that takes none of the process's signals: those are for the main thread.

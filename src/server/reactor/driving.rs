@@ -327,10 +327,16 @@ impl Reactor {
         // The socket first: closing takes it out of the epoll, so that no event can come for a
         // token whose slot is gone. (Tokens are never used again either.)
         drop(connection);
-        scoreboard::current().connection_closed();
+        self.forget(token);
+    }
+
+    /// A connection is closed: its slot is free, and the drain may be over.
+    pub(super) fn forget(&self, token: Token) {
         let is_last = {
             let mut slots = self.slots.lock();
-            slots.remove(token);
+            if slots.remove(token) {
+                scoreboard::current().connection_closed();
+            }
             slots.len() == 0
         };
         if is_last && self.is_draining.load(Ordering::Acquire) {

@@ -194,14 +194,17 @@ impl Source for Reactor {
                     // Edge-triggered, so it need not be read empty; but it must not fill up.
                     let _ = self.wake.read();
                 }
-                token => self.handle_event(Token(token), event.events(), jobs),
+                token => {
+                    let token = Token(token);
+                    self.contain(token, || self.handle_event(token, event.events(), jobs));
+                }
             }
         }
         let now = Instant::now();
         due.clear();
         self.deadlines.due(now, due);
         for token in due.iter() {
-            self.check_deadline(*token, now, jobs);
+            self.contain(*token, || self.check_deadline(*token, now, jobs));
         }
         if paused_until.is_some_and(|until| until <= now) {
             self.watch_listener();
@@ -214,6 +217,42 @@ impl Source for Reactor {
     }
 
     fn run(&self, job: Job) -> Option<Job> {
+        let token = job.connection.token;
+        self.contain(token, || self.answer(job)).flatten()
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_draining.load(Ordering::Acquire)
+            && !self.listening.lock().has_order()
+            && self.slots.lock().len() == 0
+    }
+
+    fn thread(&self, body: &mut dyn FnMut()) {
+        let row = scoreboard::current();
+        row.thread_started();
+        self.handler.thread(body);
+        row.thread_ended();
+    }
+
+    fn ended(&self) {
+        // Fails only when the counter is full, and then it is readable anyway.
+        let _ = self.drained.write(1);
+    }
+}
+
+impl Reactor {
+    /// Does something with a connection; a panic costs that connection and nothing else.
+    fn contain<T>(&self, token: Token, work: impl FnOnce() -> T) -> Option<T> {
+        let result = catch_unwind(AssertUnwindSafe(work));
+        if result.is_err() {
+            error!(server = %self.settings.name, "closed a connection after a panic");
+            self.forget(token);
+        }
+        result.ok()
+    }
+
+    /// Has one request answered, and goes on with its connection.
+    fn answer(&self, job: Job) -> Option<Job> {
         let Job {
             mut connection,
             arrival,
@@ -242,23 +281,5 @@ impl Source for Reactor {
         };
         self.drive(again, &mut jobs);
         jobs.pop()
-    }
-
-    fn is_over(&self) -> bool {
-        self.is_draining.load(Ordering::Acquire)
-            && !self.listening.lock().has_order()
-            && self.slots.lock().len() == 0
-    }
-
-    fn thread(&self, body: &mut dyn FnMut()) {
-        let row = scoreboard::current();
-        row.thread_started();
-        self.handler.thread(body);
-        row.thread_ended();
-    }
-
-    fn ended(&self) {
-        // Fails only when the counter is full, and then it is readable anyway.
-        let _ = self.drained.write(1);
     }
 }

@@ -54,10 +54,13 @@ impl Slots {
         connection
     }
 
-    pub(super) fn remove(&mut self, token: Token) {
-        if self.find(token).is_some() {
+    /// Forgets a connection; false when it was forgotten before.
+    pub(super) fn remove(&mut self, token: Token) -> bool {
+        let is_there = self.find(token).is_some();
+        if is_there {
             self.slots.remove(split(token).0);
         }
+        is_there
     }
 
     pub(super) fn len(&self) -> usize {
