@@ -2,6 +2,26 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, final
 
+__all__ = [
+    "Executor",
+    "FileWrapper",
+    "Scoreboard",
+    "Server",
+    "Supervisor",
+    "TlsConfig",
+    "__version__",
+    "arm_deadline",
+    "check_log_format",
+    "disarm_deadline",
+    "enter_worker",
+    "install_wakeup",
+    "parent_died",
+    "park",
+    "uninstall_wakeup",
+    "wake",
+    "worker_ready",
+]
+
 __version__: str
 
 # ---- signals (src/python/signals.rs) ----------------------------------------------------------
@@ -127,7 +147,7 @@ class Server:
         *,
         pool_size: int = 100,
         keep_alive: bool = True,
-        client_socket_timeout: float | None = 900.0,
+        client_socket_timeout: float | None = ...,  # 900.0
         max_header_line: int = 16384,
         max_url_len: int = 8192,
         log: Callable[[str], None] | None = None,
