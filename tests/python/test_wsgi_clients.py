@@ -90,6 +90,25 @@ def test_an_application_that_writes_hears_that_its_client_is_gone() -> None:
     assert isinstance(heard[0], ConnectionError)
 
 
+def test_a_failure_of_the_application_is_logged_although_its_client_is_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        write = start_response("200 OK", [])
+        try:
+            while True:
+                write(CHUNK)
+        except OSError:
+            raise KeyError("its own mistake") from None
+
+    with serving(app) as server:
+        connection = connect(server)
+        connection.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.head()
+        connection.reset()
+        assert until(lambda: "its own mistake" in caplog.text)
+
+
 def test_a_client_that_closed_its_sending_side_is_answered() -> None:
     with serving(app_of([b"x"])) as server, connect(server) as connection:
         connection.send("GET /ok HTTP/1.1\r\nHost: x\r\n\r\n")

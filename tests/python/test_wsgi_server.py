@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import inspect
 import os
@@ -571,6 +572,23 @@ def test_pool_threads_have_names_and_leave_no_trace() -> None:
 
     assert "Dummy" not in names[0]
     assert until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_context_variables_of_one_request_are_not_seen_by_the_next() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="fresh")
+
+    def body(seen: str) -> Iterator[bytes]:
+        yield seen.encode()
+        yield variable.get().encode()  # still this request's
+
+    def setting(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        seen = variable.get()
+        variable.set("stale")
+        start_response("200 OK", [])
+        return body(seen)
+
+    with serving(setting, pool_size=1) as server, connect(server) as connection:
+        assert [connection.request().body for _ in range(3)] == [b"freshstale"] * 3
 
 
 def test_stats_settle_once_the_clients_are_gone() -> None:

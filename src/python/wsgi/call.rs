@@ -96,7 +96,12 @@ impl Call {
     pub(super) fn progress(&self) -> Progress {
         let state = self.state.lock();
         Progress {
-            status: state.status,
+            // Whatever the application answers to a broken body, the client gets this.
+            status: match state.body_error {
+                None | Some(BodyError::Disconnected) => state.status,
+                Some(BodyError::Framing) => 400,
+                Some(BodyError::TimedOut) => 408,
+            },
             sent: state.body.map_or(0, |body| body.sent()),
             has_begun: state.body.is_some(),
             is_client_gone: state.is_client_gone,

@@ -7,6 +7,7 @@
 
 mod access_log;
 mod call;
+mod context;
 mod environ;
 mod file_wrapper;
 mod first;
@@ -18,12 +19,14 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 pub(super) use self::access_log::check_log_format;
 use self::access_log::{AccessLog, Entry};
 use self::call::{Call, bytes_from, not_started};
+use self::context::Context;
 use self::environ::Environ;
 pub(super) use self::file_wrapper::FileWrapper;
 use self::first::First;
@@ -98,8 +101,11 @@ impl Application {
         })
     }
 
-    fn answer(&self, py: Python<'_>, exchange: &mut dyn Exchange) {
-        let entered = Instant::now();
+    fn answer(&self, py: Python<'_>, exchange: &mut dyn Exchange, arrived: Instant) {
+        let _context = match Context::enter(py) {
+            Ok(context) => context,
+            Err(error) => return self.report(py, "cannot serve a request", &error),
+        };
         let access_log = self.access_log.as_ref().filter(|log| log.is_enabled(py));
         let entry = access_log.map(|_| Entry::of(exchange.request(), exchange.endpoints()));
 
@@ -119,7 +125,7 @@ impl Application {
                 &entry,
                 progress.status,
                 progress.sent,
-                entered.elapsed(),
+                arrived.elapsed(),
             );
         }
     }
@@ -337,19 +343,15 @@ impl Application {
     ) {
         let call = call.get();
         let progress = call.progress();
-        if progress.is_client_gone {
-            // The application heard of it through an exception; that is no failure of its own.
-            return py.detach(|| exchange.abort());
+        // What a client did, the application hears through an OSError; that is no failure of its
+        // own, and clients shall not fill the log with tracebacks.
+        let is_oserror = error.is_instance_of::<PyOSError>(py);
+        let blamed = progress.body_error.filter(|_| is_oserror);
+        if blamed.is_none() && !(progress.is_client_gone && is_oserror) {
+            let line = crate::wsgi::access_log::request_line(exchange.request());
+            self.report(py, &format!("application failed to answer {line}"), error);
         }
-        let blamed = progress
-            .body_error
-            .filter(|_| error.is_instance_of::<pyo3::exceptions::PyOSError>(py));
-        let line = crate::wsgi::access_log::request_line(exchange.request());
-        match blamed {
-            Some(problem) => self.log(py, &format!("cannot serve {line}: {problem}"), None),
-            None => self.report(py, &format!("application failed to answer {line}"), error),
-        }
-        if progress.has_begun {
+        if progress.has_begun || progress.is_client_gone {
             return py.detach(|| exchange.abort());
         }
         let status = match blamed {
@@ -406,8 +408,9 @@ impl Application {
 
 impl Handler for Application {
     fn handle(&self, exchange: &mut dyn Exchange) {
+        let arrived = Instant::now();
         let _turn = self.first.enter();
-        Python::attach(|py| self.answer(py, exchange));
+        Python::attach(|py| self.answer(py, exchange, arrived));
     }
 
     fn thread(&self, body: &mut dyn FnMut()) {
