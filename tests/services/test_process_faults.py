@@ -53,7 +53,7 @@ def end(service: RunningService, within: float = 20) -> None:
 def assert_death_named(service: RunningService, pid: int, signo: signal.Signals) -> str:
     """The log says which process of which slot died of which signal; return that line."""
     lines = service.wait_log(rf"\b{pid}\b.*(signal {signo.value}\b|{signo.name})")
-    assert any(re.search(r"\bslot \d+\b", line) for line in lines), lines
+    assert any(re.search(rf"(?i)\bworker \d+ \(pid {pid}\)", line) for line in lines), lines
     return lines[0]
 
 
