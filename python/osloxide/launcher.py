@@ -430,7 +430,9 @@ class ProcessLauncher:
     def wait(self) -> int | None:
         """Keep the workers running until the launcher is stopped.
 
-        :returns: 0, or 1 when a worker had to be killed at the deadline; the caller goes on.
+        :returns: 0; the caller goes on.
+        :raises SystemExit: 1, when a worker had to be killed at the deadline. Most callers drop
+            what wait() returns, and a stop that lost work must not look like a clean one.
         :raises RuntimeError: not called on the main thread.
         """
         if self.no_fork or (not self._wrappers and not self.children):
@@ -453,7 +455,9 @@ class ProcessLauncher:
             self._has_ended.set()
             if self.sigcaught is None:
                 self._signals.replace(self._handlers().values(), {})
-        return 0 if self._supervisor is None else self._supervisor.exit_status()
+        if self._supervisor is not None and self._supervisor.exit_status() != 0:
+            raise SystemExit(self._supervisor.exit_status())
+        return 0
 
     def _supervise(self) -> None:
         """Rounds of supervising, each ended by a signal, until one asks to stop."""

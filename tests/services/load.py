@@ -130,16 +130,15 @@ class Load:
         self._process.stdin.close()
         try:
             self._process.wait(within)
-            self._reader.join(within)
+            raw = json.loads(self._report.read_text())
         finally:
             self.kill()
-        raw = json.loads(self._report.read_text())
-        self._directory.cleanup()
         return Report([Answer(*a) for a in raw["answers"]], [Failure(*f) for f in raw["failures"]])
 
     def kill(self) -> None:
         """End the driver without a report. Does nothing when it has ended."""
         end(self._process, self._reader)
+        self._directory.cleanup()
 
 
 def end(process: subprocess.Popen[str], reader: threading.Thread) -> None:
