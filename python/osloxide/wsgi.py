@@ -337,6 +337,9 @@ class Server(ServiceBase):
             return
         if self.dup_socket is not None:
             self.dup_socket.close()
+        # dup() hands the timeout of the socket object on, and with it O_NONBLOCK, which all workers
+        # share: without this line each start would make accept() blocking in all of them.
+        self.socket.setblocking(False)
         self.dup_socket = self.socket.dup()
         engine = _native.Server(
             self.app,

@@ -15,14 +15,22 @@ use nix::sys::socket::{
     MsgFlags, Shutdown, SockFlag, SockType, accept4, getsockopt, send, sendmsg, setsockopt,
     shutdown, sockopt,
 };
+use nix::sys::time::TimeVal;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Checks that the descriptor is a listening stream socket and makes it non-blocking. The flag is
-/// shared with every copy of the descriptor, also in other processes.
+/// How long accepting can block when somebody else has made the listener blocking again.
+const LONGEST_ACCEPT: TimeVal = TimeVal::new(0, 1000);
+
+/// Checks that the descriptor is a listening stream socket and makes it non-blocking.
+///
+/// The flag is shared with every copy of the descriptor, also in other processes, and one of them
+/// may clear it at any time: `socket.dup()` of a blocking Python socket does. A thread that then
+/// finds that another worker was quicker would sleep in accept until somebody connects, with the
+/// requests of its other connections unread. The receive timeout bounds that.
 pub(super) fn check_listener(listener: &OwnedFd) -> io::Result<()> {
     if getsockopt(listener, sockopt::SockType)? != SockType::Stream
         || !getsockopt(listener, sockopt::AcceptConn)?
@@ -31,6 +39,7 @@ pub(super) fn check_listener(listener: &OwnedFd) -> io::Result<()> {
     }
     let flags = OFlag::from_bits_retain(fcntl(listener, FcntlArg::F_GETFL)?);
     fcntl(listener, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    setsockopt(listener, sockopt::ReceiveTimeout, &LONGEST_ACCEPT)?;
     Ok(())
 }
 
