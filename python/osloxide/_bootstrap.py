@@ -55,21 +55,35 @@ def install(*, deferred: bool = False, tolerate_eventlet: bool = False) -> None:
         _finder.refuse_if_monkey_patched()
     if not deferred or "oslo_service" in sys.modules:
         _finder.check_version()
-    for alias, real in _finder.aliases().items():
-        module = sys.modules.get(alias)
-        if module is not None and module is not sys.modules.get(real):
-            place = getattr(module, "__file__", "an unknown place")
-            raise ActivationError(
-                f"osloxide cannot replace {alias}: it is already imported from {place}; install "
-                "the hook earlier: start the service with 'osloxide run', or call install() "
-                "before anything imports oslo_service"
-            )
+    alias = _imported_too_early()
+    if alias is not None:
+        place = getattr(sys.modules[alias], "__file__", "an unknown place")
+        raise ActivationError(
+            f"osloxide cannot replace {alias}: it is already imported from {place}; install the "
+            "hook earlier: start the service with 'osloxide run', or call install() before "
+            "anything imports oslo_service"
+        )
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
     backend = sys.modules.get("oslo_service.backend")
     if backend is not None:
         _prefer_threading(backend)
     announce()
+
+
+def adopt() -> bool:
+    """Install the hook for a program that imports osloxide by its own name, if it is not too late.
+
+    Then what imports oslo.service beside it, such as oslo.messaging, gets the same classes and
+    neither eventlet nor cotyledon.
+
+    :returns: False when oslo.service's own backends are in use already; they stay in use.
+    :raises ActivationError: oslo.service is imported, and its version is not supported.
+    """
+    if _imported_too_early() is not None:
+        return False
+    install(deferred=True)
+    return True
 
 
 def is_installed() -> bool:
@@ -316,6 +330,15 @@ class _AmendingLoader:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
+
+
+def _imported_too_early() -> str | None:
+    """The first aliased name that somebody has already imported from oslo.service, if any."""
+    for alias, real in _finder.aliases().items():
+        module = sys.modules.get(alias)
+        if module is not None and module is not sys.modules.get(real):
+            return alias
+    return None
 
 
 def _prefer_threading(backend: Any) -> None:

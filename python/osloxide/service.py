@@ -2,7 +2,8 @@
 
 Owns nothing: the names are those of the threading flavour (osloxide.backends.threading), whatever
 backend oslo.service itself has selected in this process. ``ServiceBase`` is oslo.service's own, so
-that services of other libraries are accepted.
+that services of other libraries are accepted. Importing this module puts the import hook into
+place, unless oslo.service's own backends are in use already.
 
 Rules: oslo_service.service (oslo.service 4.8).
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 from oslo_service import _options
 
+from osloxide import _bootstrap
 from osloxide.backends.threading.service import (
     Launcher,
     ProcessLauncher,
@@ -29,6 +31,8 @@ from osloxide.backends.threading.service import (
 )
 from osloxide.signalhandler import is_daemon as _is_daemon
 from osloxide.signalhandler import is_sighup_and_daemon as _is_sighup_and_daemon
+
+_bootstrap.adopt()
 
 __all__ = [
     "Launcher",

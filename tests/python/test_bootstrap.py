@@ -237,6 +237,25 @@ def test_an_interpreter_that_uses_no_oslo_service_imports_next_to_nothing() -> N
     assert not loaded & {"typing", "osloxide._native", "oslo_service"}
 
 
+def test_oslo_service_has_the_classes_that_osloxide_service_names() -> None:
+    passes("""
+        from osloxide import service
+        import oslo_service.service
+        for name in set(service.__all__) - {"list_opts"}:
+            assert getattr(oslo_service.service, name) is getattr(service, name), name
+    """)
+
+
+def test_osloxide_service_comes_too_late_without_harm() -> None:
+    passes("""
+        import oslo_service.backend._threading.service as upstream
+        from osloxide import _bootstrap, service
+        assert not _bootstrap.is_installed()
+        assert service.launch is not upstream.launch
+        assert service.ServiceBase is upstream.ServiceBase
+    """)
+
+
 def test_install_is_idempotent() -> None:
     passes("""
         import sys
