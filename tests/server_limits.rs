@@ -20,16 +20,12 @@ fn limit_descriptors(soft: libc::rlim_t) -> libc::rlim_t {
         rlim_max: 0,
     };
     // SAFETY: the kernel fills the structure it is given.
-    assert_eq!(
-        unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) },
-        0
-    );
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    assert_eq!(result, 0);
     let before = std::mem::replace(&mut limit.rlim_cur, soft);
     // SAFETY: the kernel reads the structure it is given.
-    assert_eq!(
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
-        0
-    );
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(result, 0);
     before
 }
 
@@ -56,11 +52,11 @@ fn accepting_goes_on_once_descriptors_are_free_again() {
     let before = limit_descriptors(used + 10);
 
     running.server.start().unwrap();
-    let mut served = Vec::new();
-    while served.len() < 3 {
+    let mut answered = Vec::new();
+    while answered.len() < 3 {
         let mut client = clients.remove(0);
         assert!(read_answer(&mut client).ends_with("hello"));
-        served.push(client);
+        answered.push(client);
     }
     assert!(running.server.stats().connections < 30);
     limit_descriptors(before);
