@@ -521,6 +521,37 @@ fn a_head_that_trickles_is_cut_off_although_bytes_keep_coming() {
 }
 
 #[test]
+fn a_long_body_that_trickles_is_cut_off_although_bytes_keep_coming() {
+    let (send, receive) = std::sync::mpsc::channel();
+    let running = Running::with(impatient(), move |exchange| {
+        send.send(read_body(exchange)).unwrap();
+        hello(exchange);
+    });
+    let mut stream = running.connect();
+    let mut writer = stream.try_clone().unwrap();
+    let trickle = std::thread::Builder::new()
+        .spawn(move || {
+            let _ =
+                writer.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n");
+            let _ = writer.write_all(&vec![b'a'; 65_536]);
+            // Ends with the connection.
+            while writer.write_all(b"a").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+        .unwrap();
+
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).unwrap();
+    drop(stream);
+    trickle.join().unwrap();
+
+    assert_eq!(&first, b"HTTP/1.1 408");
+    let result = receive.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(result, Err(BodyError::TimedOut));
+}
+
+#[test]
 fn a_client_that_stops_reading_is_given_up() {
     let (send, receive) = std::sync::mpsc::channel();
     let running = Running::with(impatient(), move |exchange| {

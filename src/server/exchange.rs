@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// How much of a body that the application left unread is thrown away to keep the connection.
 pub(super) const DISCARD_BYTES: usize = 64 << 10;
 
+/// The slowest client that a thread is spent on for longer than `client_socket_timeout`.
+const BYTES_PER_MS: usize = 1;
+
 /// A request, and as much of its body as has come.
 #[derive(Debug)]
 pub(super) struct Arrival {
@@ -150,6 +153,8 @@ pub(super) struct Live<'c> {
     progress: Progress,
     /// Reading the body failed; whatever the application answers, the client gets this.
     failure: Option<BodyError>,
+    /// When this thread first waited for the body, and how much of it has come since.
+    reading: Option<(Instant, usize)>,
     /// The connection ended: in order if true.
     end: Option<bool>,
     /// The answer has announced that it is the connection's last.
@@ -173,6 +178,7 @@ impl<'c> Live<'c> {
             is_draining,
             progress: Progress::Nothing,
             failure: None,
+            reading: None,
             end: None,
             is_last: false,
             is_ended_by_close: false,
@@ -213,7 +219,7 @@ impl<'c> Live<'c> {
             },
             Answer::Whole(body.into()),
         );
-        self.push()
+        self.push(0)
     }
 
     fn lay(&mut self, head: ResponseHead, body: Answer) {
@@ -249,11 +255,13 @@ impl<'c> Live<'c> {
         outstanding.is_some_and(|count| count > DISCARD_BYTES as u64)
     }
 
-    /// Drives the connection until the kernel has everything that was laid down.
-    fn push(&mut self) -> Result<(), ClientGone> {
+    /// Drives the connection until the kernel has everything that was laid down: `size` bytes, more
+    /// or less.
+    fn push(&mut self, size: usize) -> Result<(), ClientGone> {
         if let Some(in_order) = self.end {
             return if in_order { Ok(()) } else { Err(ClientGone) };
         }
+        let mut since = None;
         loop {
             match self.connection.advance() {
                 Step::Closed(in_order) => {
@@ -268,7 +276,8 @@ impl<'c> Live<'c> {
                     if !self.connection.link.state().write_blocked {
                         return Ok(());
                     }
-                    if !self.wait(PollFlags::POLLOUT) {
+                    let since = *since.get_or_insert_with(Instant::now);
+                    if !self.wait(PollFlags::POLLOUT, since, size) {
                         self.end = Some(false);
                         return Err(ClientGone);
                     }
@@ -277,10 +286,17 @@ impl<'c> Live<'c> {
         }
     }
 
-    /// Blocks until the socket is ready; false when it did not become so in time.
-    fn wait(&self, events: PollFlags) -> bool {
+    /// Blocks until the socket is ready; false when it did not become so in time, or when less than
+    /// `bytes` in the time `since` would hold up this thread for too long altogether.
+    fn wait(&self, events: PollFlags, since: Instant, bytes: usize) -> bool {
         let link = &self.connection.link;
-        let is_ready = socket::wait(&link.socket, events, self.timeout).unwrap_or(false);
+        let allowance =
+            Duration::from_millis(u64::try_from(bytes / BYTES_PER_MS).unwrap_or(u64::MAX));
+        let limit = self.timeout.map(|timeout| {
+            let altogether = timeout.saturating_add(allowance);
+            timeout.min(altogether.saturating_sub(since.elapsed()))
+        });
+        let is_ready = socket::wait(&link.socket, events, limit).unwrap_or(false);
         let mut state = link.state();
         if events.contains(PollFlags::POLLIN) {
             state.read_blocked = false;
@@ -310,16 +326,21 @@ impl Exchange for Live<'_> {
         if let Some(piece) = self.arrival.pieces.pop_front() {
             return Ok(Some(piece));
         }
+        let (since, mut bytes) = self.reading.unwrap_or_else(|| (Instant::now(), 0));
         loop {
             let error = match next_piece(self.connection, &mut self.arrival.body) {
-                Poll::Ready(Ok(piece)) => return Ok(piece),
+                Poll::Ready(Ok(piece)) => {
+                    bytes += piece.as_ref().map_or(0, Bytes::len);
+                    self.reading = Some((since, bytes));
+                    return Ok(piece);
+                }
                 Poll::Ready(Err(error)) => error,
                 Poll::Pending => {
                     let mut events = PollFlags::POLLIN;
                     if self.connection.link.state().write_blocked {
                         events |= PollFlags::POLLOUT;
                     }
-                    if self.wait(events) {
+                    if self.wait(events, since, bytes) {
                         continue;
                     }
                     BodyError::TimedOut
@@ -353,8 +374,9 @@ impl Exchange for Live<'_> {
             }
             _ => {
                 self.progress = Progress::Ended;
+                let size = body.len();
                 self.lay(head, Answer::Whole(body));
-                self.push()
+                self.push(size)
             }
         }
     }
@@ -368,7 +390,7 @@ impl Exchange for Live<'_> {
             && announced_length(&head.headers).is_none();
         let body = self.connection.pieces();
         self.lay(head, body);
-        self.push()
+        self.push(0)
     }
 
     fn write(&mut self, piece: Bytes) -> Result<(), ClientGone> {
@@ -379,8 +401,9 @@ impl Exchange for Live<'_> {
                 Ok(())
             };
         }
+        let size = piece.len();
         self.connection.lay_piece(piece);
-        self.push()
+        self.push(size)
     }
 
     fn finish(&mut self) -> Result<(), ClientGone> {
@@ -389,7 +412,7 @@ impl Exchange for Live<'_> {
         }
         self.progress = Progress::Ended;
         self.connection.end_pieces();
-        self.push()
+        self.push(0)
     }
 
     fn abort(&mut self) {

@@ -215,6 +215,14 @@ impl Server {
             .map(|engine| engine.reactor.drained())
     }
 
+    /// Encrypts connections that are accepted from now on with another configuration: a renewed
+    /// certificate, say. Open connections go on. Takes effect on a server that was started.
+    pub fn replace_tls(&self, config: Arc<tls::Config>) {
+        if let Some(engine) = &*self.engine.lock() {
+            engine.reactor.replace_tls(config);
+        }
+    }
+
     /// Changes how many requests may be in flight at once; 0 counts as 1.
     pub fn resize(&self, pool_size: usize) {
         if let Some(engine) = &*self.engine.lock() {

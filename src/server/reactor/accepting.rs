@@ -206,13 +206,8 @@ impl Reactor {
         self.end_pause();
         let now = Instant::now();
         let (socket, peer, local) = socket::prepare(accepted);
-        let tls = match self
-            .settings
-            .tls
-            .as_ref()
-            .map(|tls| tls.accept())
-            .transpose()
-        {
+        let tls = self.tls.lock().clone();
+        let tls = match tls.map(|tls| tls.accept()).transpose() {
             Ok(tls) => tls.map(Box::new),
             Err(error) => {
                 warn!(server = %self.settings.name, %error, "cannot begin TLS on a new connection; closing it");

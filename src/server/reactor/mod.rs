@@ -15,7 +15,7 @@ mod slots;
 use super::connection::{Connection, Phase, Token};
 use super::deadlines::Deadlines;
 use super::exchange::{Arrival, DISCARD_BYTES, Live, Outcome};
-use super::{Settings, Stats};
+use super::{Settings, Stats, tls};
 use crate::pool::{self, Source};
 use crate::scoreboard;
 use crate::wsgi::{Exchange, Handler};
@@ -58,6 +58,8 @@ pub(super) struct Reactor {
     /// Makes the leader look up from its wait.
     wake: EventFd,
     drained: Arc<EventFd>,
+    /// What new connections are encrypted with.
+    tls: Mutex<Option<Arc<tls::Config>>>,
     slots: Mutex<Slots>,
     deadlines: Deadlines,
     listening: Mutex<Listening>,
@@ -95,6 +97,7 @@ impl Reactor {
                 EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE),
             )
             .map_err(failed("watch an eventfd"))?;
+        let tls = settings.tls.clone();
         let mut builder = http1::Builder::new();
         builder
             // A client may end its half and still wait for the answer.
@@ -111,6 +114,7 @@ impl Reactor {
             epoll,
             wake,
             drained: Arc::new(drained),
+            tls: Mutex::new(tls),
             slots: Mutex::default(),
             deadlines: Deadlines::default(),
             listening: Mutex::new(Listening::new(listener)),
@@ -125,6 +129,10 @@ impl Reactor {
 
     pub(super) fn drained(&self) -> Arc<EventFd> {
         self.drained.clone()
+    }
+
+    pub(super) fn replace_tls(&self, config: Arc<tls::Config>) {
+        *self.tls.lock() = Some(config);
     }
 
     pub(super) fn count(&self, pool: pool::Stats) -> Stats {
