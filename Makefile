@@ -112,8 +112,10 @@ python: $(VENV)/.native $(VENV)/.test ## tests through the boundary, with real p
 	$(PY) -m pytest -q tests/python
 
 parity: $(VENV)/.native $(VENV)/.test ## oslo.service's own tests against osloxide
-	$(PY) tests/parity/run.py --backend eventlet
-	$(PY) tests/parity/run.py --backend threading
+	@status=0; for backend in eventlet threading; do \
+	    echo "tests/parity/run.py --backend $$backend"; \
+	    $(PY) tests/parity/run.py --backend $$backend || status=1; \
+	done; exit $$status
 
 services-setup: ## the Debian packages of the service tests: RabbitMQ and MariaDB
 	@tools/debian.sh rabbitmq-server mariadb-server

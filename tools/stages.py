@@ -15,11 +15,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from types import FrameType
 from typing import NamedTuple
 
 STAGE_SECONDS = 1500
-OUTCOMES = ("passed", "failed", "errors", "skipped", "ignored", "deselected", "xfailed", "xpassed")
-# "12 passed, 1 failed in 3.2s" (pytest), "test result: ok. 12 passed; 0 failed" (cargo), "total ..."
+END_SECONDS = 60
+OUTCOMES = ("passed", "failed", "hung", "errors", "skipped", "ignored", "xfailed", "xpassed")
+# pytest: "12 passed, 1 failed in 3.2s"; cargo: "test result: ok. 12 passed; 0 failed"; parity:
+# "total   221: 220 passed, 1 failed".
 SUMMARY = re.compile(r"^(test result: |total\s|=*\s*\d+ (passed|failed|skipped|error|xfailed))")
 COUNT = re.compile(r"(\d+) ([a-z]+)")
 
@@ -29,6 +32,20 @@ class Outcome(NamedTuple):
     passed: bool
     seconds: float
     counts: Counter[str]
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a stage: SIGINT lets pytest stop what its fixtures started; then SIGKILL."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def run(stage: str) -> Outcome:
@@ -46,12 +63,11 @@ def run(stage: str) -> Outcome:
         start_new_session=True,
     )
 
-    def end() -> None:
-        print(f"stage {stage} still runs after {STAGE_SECONDS} s; ended", flush=True)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    def give_up() -> None:
+        print(f"stage {stage} still runs after {STAGE_SECONDS} s; ending it", flush=True)
+        end(process)
 
-    timer = threading.Timer(STAGE_SECONDS, end)
+    timer = threading.Timer(STAGE_SECONDS, give_up)
     timer.start()
     try:
         assert process.stdout is not None
@@ -66,8 +82,7 @@ def run(stage: str) -> Outcome:
                         counts[name] += int(number)
         passed = process.wait() == 0
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        end(process)
         raise
     finally:
         timer.cancel()
@@ -97,6 +112,7 @@ def main(stages: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

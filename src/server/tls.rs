@@ -1,6 +1,6 @@
 //! TLS for the server: certificates, protocol versions and ciphers, checked when they are read.
 //!
-//! Never opens a socket; [`super::link`] moves the records. Option names and values are those of
+//! Never opens a socket; `link.rs` moves the records. Option names and values are those of
 //! oslo.service's `[ssl]` group (`sslutils`), which speak OpenSSL; what rustls cannot do is refused
 //! rather than ignored.
 

@@ -28,7 +28,7 @@ LOG = logging.getLogger(__name__)
 _message_ids = itertools.count(1)
 
 
-class _Incoming(base.RpcIncomingMessage):  # type: ignore[misc]
+class _Incoming(base.RpcIncomingMessage):
     """One message as an endpoint's server sees it."""
 
     def __init__(
@@ -65,7 +65,7 @@ class _Incoming(base.RpcIncomingMessage):  # type: ignore[misc]
         self._requeue(self._envelope)
 
 
-class _RpcListener(base.Listener):  # type: ignore[misc]
+class _RpcListener(base.Listener):
     """Hands each message to the server's callback on the sender's thread: no thread of its own."""
 
     def __init__(
@@ -108,7 +108,7 @@ class _RpcListener(base.Listener):  # type: ignore[misc]
             self._exchange.unsubscribe(consumer, drop=self._fanout)
 
 
-class _PollListener(base.PollStyleListener):  # type: ignore[misc]
+class _PollListener(base.PollStyleListener):
     """Collects notifications in batches; its adapter's thread sleeps until one arrives."""
 
     def __init__(self, sources: list[tuple[exchanges.Exchange, Hashable]]) -> None:
@@ -168,7 +168,7 @@ class _PollListener(base.PollStyleListener):  # type: ignore[misc]
             exchange.unsubscribe(consumer)
 
 
-class MemoryDriver(base.BaseDriver):  # type: ignore[misc]
+class MemoryDriver(base.BaseDriver):
     """``osloxide+memory://``. Constructing it starts nothing, so it may be built before a fork."""
 
     def _exchange(self, target: Any) -> exchanges.Exchange:

@@ -3,8 +3,9 @@
 Owns the listener that takes the place of oslo.messaging's own for RPC over RabbitMQ. Stock
 oslo.messaging acknowledges a request as it arrives and keeps it in an unbounded queue of the
 process; whatever has not run when the process ends is lost. Here the broker keeps what no thread is
-free for: the prefetch equals the number of threads, a request is acknowledged at the moment a thread
-picks it up, and what was fetched but not picked up goes back to the broker when the listener stops.
+free for: the prefetch equals the number of threads, a request is acknowledged at the moment a
+thread picks it up, and what was fetched but not picked up goes back to the broker when the listener
+stops.
 It never speaks AMQP itself: kombu does.
 
 Also here, because they live in the same objects: a reply to a client that has vanished is retried
