@@ -68,6 +68,12 @@ impl Pending {
         Some(request)
     }
 
+    /// True when *request* is recorded.
+    #[must_use]
+    pub fn contains(&self, request: Request) -> bool {
+        self.0.load(Ordering::Acquire) & request.bit() != 0
+    }
+
     /// True when nothing is recorded.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -363,6 +363,22 @@ fn a_fork_has_to_be_answered_once() {
 }
 
 #[test]
+fn a_fork_that_python_gave_up_on_does_not_prevent_a_stop() {
+    let mut rig = Rig::new(2, 60);
+    assert!(matches!(rig.due(), Some(Command::Fork { slot: 0, .. })));
+    let pid = rig.forked(0);
+    assert!(matches!(rig.due(), Some(Command::Fork { slot: 1, .. })));
+
+    rig.request(Request::Stop); // an exception left the loop and reached the launcher's stop()
+
+    assert!(rig.run().contains(&Command::Stopping { count: 1 }));
+    assert_eq!(rig.signals(), [(pid, TERM)]);
+    rig.end(pid, 0);
+    rig.run();
+    assert_eq!(rig.next(), Ok(None));
+}
+
+#[test]
 fn a_handler_that_requests_nothing_is_reported_and_one_that_does_is_obeyed() {
     let rig = Rig::running(1, 60);
     let now = rig.now;

@@ -50,3 +50,10 @@ pub(super) fn invalid_request(kind: &str) -> PyErr {
         "unknown request {kind:?}; use \"stop\", \"reload\", \"mutate\" or \"abort\""
     ))
 }
+
+/// For `Supervisor.kill_all()`.
+pub(super) fn invalid_signal(number: i32) -> PyErr {
+    PyValueError::new_err(format!(
+        "{number} is no signal; use a number from 1 to 64, such as signal.SIGTERM"
+    ))
+}

@@ -4,7 +4,7 @@
 //! INVARIANT: the supervisor's mutex is locked only while the interpreter is attached and never
 //! while parked, so a forked child does not inherit it locked.
 
-use crate::python::errors::invalid_request;
+use crate::python::errors::{invalid_request, invalid_signal};
 use crate::python::scoreboard::Scoreboard;
 use crate::python::signals::{duration, wait_once};
 use crate::signals::Request;
@@ -15,6 +15,9 @@ use pyo3::types::PyTuple;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
+
+/// The last real-time signal, on every architecture of Linux but MIPS.
+const LAST_SIGNAL: i32 = 64;
 
 type Native = supervisor::Supervisor<System>;
 
@@ -129,8 +132,12 @@ impl Supervisor {
         self.0.notices().as_raw_fd()
     }
 
-    fn kill_all(&self, signal: i32) {
+    fn kill_all(&self, signal: i32) -> PyResult<()> {
+        if !(1..=LAST_SIGNAL).contains(&signal) {
+            return Err(invalid_signal(signal));
+        }
         self.0.signal_all(signal);
+        Ok(())
     }
 }
 

@@ -331,11 +331,7 @@ impl<P: Processes> Supervisor<P> {
     /// [`Error::NotForking`].
     pub fn fork_failed(&self, slot: usize, now: Instant) -> Result<(), Error> {
         let mut inner = self.lock();
-        inner.roster.fork_failed(slot, now)?;
-        let row = inner.reserved.take();
-        if let Some(row) = row.and_then(|row| inner.board.row(row)) {
-            row.mark(scoreboard::State::Waiting);
-        }
+        inner.refused(slot, now)?;
         inner.act();
         Ok(())
     }
@@ -347,10 +343,14 @@ impl<P: Processes> Supervisor<P> {
         inner.act();
     }
 
-    /// Live workers, in order of slot.
+    /// Live workers, in order of slot; none in a worker, whose siblings they would be.
     #[must_use]
     pub fn pids(&self) -> Vec<i32> {
-        self.lock().roster.pids().collect()
+        if self.is_parent() {
+            self.lock().roster.pids().collect()
+        } else {
+            Vec::new()
+        }
     }
 
     /// What the supervisor as a whole is doing.
@@ -366,12 +366,11 @@ impl<P: Processes> Supervisor<P> {
         i32::from(self.lock().roster.was_late())
     }
 
-    /// Sends a signal to every live worker now.
+    /// Sends a signal to every live worker now. Does nothing in a worker, where a handler that it
+    /// inherited may call it.
     pub fn signal_all(&self, number: i32) {
-        let mut inner = self.lock();
-        let pids: Vec<_> = inner.roster.pids().collect();
-        for pid in pids {
-            inner.signal(pid, number);
+        for pid in self.pids() {
+            self.lock().signal(pid, number);
         }
     }
 
@@ -404,7 +403,11 @@ impl<P: Processes> Supervisor<P> {
         let _ = self.bell.answer(); // before looking, so that a later request rings again
         let mut inner = self.lock();
         if let Some(slot) = inner.roster.unanswered() {
-            return Err(Error::Unanswered { slot });
+            if !self.shall_end(&inner) {
+                return Err(Error::Unanswered { slot });
+            }
+            // Python gave up in the middle of it; the workers have to leave all the same.
+            inner.refused(slot, now)?;
         }
         inner.roster.forget_configuring();
         for pid in inner.pipes.take_notices() {
@@ -418,6 +421,12 @@ impl<P: Processes> Supervisor<P> {
         inner.roster.tick(now);
         inner.act();
         Ok(inner.next_step(now))
+    }
+
+    fn shall_end(&self, inner: &Inner<P>) -> bool {
+        self.requests.contains(Request::Stop)
+            || self.requests.contains(Request::Abort)
+            || matches!(inner.roster.phase(), Phase::Stopping { .. })
     }
 
     /// Held for the length of one step, with the interpreter attached and never while parked; so
@@ -467,6 +476,15 @@ impl<P: Processes> Inner<P> {
             .flatten()
             .min();
         Step::Park { fds, deadline }
+    }
+
+    fn refused(&mut self, slot: usize, now: Instant) -> Result<(), Error> {
+        self.roster.fork_failed(slot, now)?;
+        let row = self.reserved.take();
+        if let Some(row) = row.and_then(|row| self.board.row(row)) {
+            row.mark(scoreboard::State::Waiting);
+        }
+        Ok(())
     }
 
     fn reap(&mut self, now: Instant) {

@@ -298,24 +298,22 @@ impl Roster {
             status,
             lifetime: now.saturating_duration_since(forked),
         });
-        self.apply(index, role, Event::Exited, now);
-        let slot = &mut self.slots[index];
-        let mut role = role;
-        match role {
-            Role::Predecessor => slot.predecessor = None,
-            Role::Seated => {
-                // Its successor is on the way already, so nothing is forked in its place.
-                if let Some(successor) = slot.successor.take() {
-                    slot.seated = successor;
-                    role = Role::Predecessor;
-                }
+        let left = match role {
+            Role::Predecessor => {
+                slot.predecessor = None;
+                None
             }
-            Role::Successor => {}
-        }
-        let left = slot
-            .worker(role)
-            .filter(|_| role != Role::Predecessor)
-            .map(|left| left.state);
+            Role::Seated if slot.successor.is_some() => {
+                // Its successor is on the way already, so nothing is forked in its place.
+                slot.seated = slot.successor.take()?;
+                None
+            }
+            Role::Seated | Role::Successor => {
+                self.apply(index, role, Event::Exited, now);
+                self.slots[index].worker(role).map(|worker| worker.state)
+            }
+        };
+        let slot = &mut self.slots[index];
         let departure = Departure {
             slot: index,
             is_respawned: matches!(left, Some(State::Due | State::Waiting { .. })),

@@ -614,6 +614,28 @@ def test_a_worker_cannot_drive_its_parents_supervisor():
     assert ended.returncode == 4
 
 
+def test_a_handler_that_a_worker_inherited_cannot_kill_its_siblings():
+    ended = run_alone(
+        "board = _native.Scoreboard()\n"
+        "supervisor = _native.Supervisor(board)\n"
+        "supervisor.add_group('two', 2)\n"
+        "first = os.fork() or time.sleep(1000)\n"
+        "supervisor.due()\n"
+        "supervisor.forked(0, first)\n"
+        "second = os.fork()\n"
+        "if second == 0:\n"
+        "    supervisor.kill_all(signal.SIGKILL)\n"
+        "    os._exit(len(supervisor.pids()))\n"
+        "status = os.waitpid(second, 0)[1]\n"
+        "alive = supervisor.pids() == [first] and not os.waitpid(first, os.WNOHANG)[0]\n"
+        "supervisor.kill_all(signal.SIGKILL)\n"
+        "os.waitpid(first, 0)\n"
+        "sys.exit(0 if alive and status == 0 else 1)",
+    )
+
+    assert ended.returncode == 0
+
+
 def test_wrong_use_of_a_supervisor_is_named():
     supervisor = _native.Supervisor(_native.Scoreboard())
 
@@ -623,6 +645,8 @@ def test_wrong_use_of_a_supervisor_is_named():
         supervisor.set_graceful_timeout(-1)
     with pytest.raises(ValueError, match="5000 workers are too many"):
         supervisor.add_group("many", 5000)
+    with pytest.raises(ValueError, match="0 is no signal; use a number from 1 to 64"):
+        supervisor.kill_all(0)
     with pytest.raises(RuntimeError, match="slot 3 has no fork to answer"):
         supervisor.forked(3, 1)
 
