@@ -98,3 +98,58 @@ fn drain(notices: BorrowedFd<'_>) -> Vec<i32> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signals::poll_readable;
+    use nix::unistd::write;
+    use std::time::Instant;
+
+    #[test]
+    fn liveness_ends_with_the_last_write_end_and_not_before() {
+        let mut pipes = Pipes::new().unwrap();
+        let liveness = Arc::clone(pipes.liveness());
+        let now = || Some(Instant::now());
+        assert_eq!(poll_readable(&[liveness.as_fd()], now()), Ok(vec![]));
+
+        pipes.keep_worker_ends();
+
+        assert_eq!(poll_readable(&[liveness.as_fd()], now()), Ok(vec![0]));
+        assert_eq!(read(&*liveness, &mut [0]), Ok(0), "end-of-file");
+    }
+
+    #[test]
+    fn notices_are_taken_whole_in_order_and_once() {
+        let pipes = Pipes::new().unwrap();
+        let pids: Vec<i32> = (1000..1200).collect();
+        for pid in &pids {
+            write(&**pipes.notices(), &pid.to_ne_bytes()).unwrap();
+        }
+
+        assert_eq!(pipes.take_notices(), pids);
+        assert_eq!(pipes.take_notices(), []);
+    }
+
+    #[test]
+    fn every_end_closes_on_exec() {
+        let pipes = Pipes::new().unwrap();
+        let ends = [pipes.liveness().as_fd(), pipes.notices().as_fd()];
+        for end in ends
+            .into_iter()
+            .chain(pipes.incoming().iter().map(AsFd::as_fd))
+        {
+            assert_eq!(fcntl(end, FcntlArg::F_GETFD), Ok(nix::libc::FD_CLOEXEC));
+        }
+    }
+
+    #[test]
+    fn a_worker_has_nothing_to_read() {
+        let mut pipes = Pipes::new().unwrap();
+
+        pipes.keep_worker_ends();
+
+        assert!(pipes.incoming().is_none());
+        assert_eq!(pipes.take_notices(), []);
+    }
+}

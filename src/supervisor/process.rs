@@ -107,3 +107,76 @@ pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel just made it, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signals::poll_readable;
+    use std::os::fd::AsFd;
+    use std::process::{Child, Command};
+
+    fn child() -> (Child, i32) {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        (child, pid)
+    }
+
+    fn end(system: &mut System, pid: i32, number: i32) -> i32 {
+        let watch = system.watch(pid).unwrap();
+        assert_eq!(system.reap(pid), None);
+        system.signal(pid, Some(watch.as_fd()), number);
+        assert_eq!(poll_readable(&[watch.as_fd()], None), Ok(vec![0]));
+        system.reap(pid).unwrap()
+    }
+
+    #[test]
+    fn a_child_is_watched_signalled_and_reaped_once() {
+        let (mut system, (_child, pid)) = (System, child());
+
+        assert_eq!(end(&mut system, pid, libc::SIGTERM), libc::SIGTERM);
+
+        assert_eq!(system.reap(pid), Some(LOST_STATUS));
+    }
+
+    #[test]
+    fn the_status_of_a_child_that_a_real_time_signal_ended_is_kept() {
+        let (mut system, (_child, pid)) = (System, child());
+        let number = libc::SIGRTMIN() + 3;
+
+        assert_eq!(end(&mut system, pid, number), number);
+    }
+
+    #[test]
+    fn a_status_that_somebody_else_took_is_lost_and_not_waited_for() {
+        let (mut system, (mut child, pid)) = (System, child());
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        assert_eq!(system.reap(pid), Some(LOST_STATUS));
+    }
+
+    #[test]
+    fn without_a_pidfd_signals_go_to_the_pid() {
+        let (mut system, (mut child, pid)) = (System, child());
+
+        system.signal(pid, None, libc::SIGKILL);
+
+        assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_stopped_child_is_told_from_an_idle_one() {
+        let (mut system, (mut child, pid)) = (System, child());
+        assert!(!system.is_stopped(pid));
+
+        system.signal(pid, None, libc::SIGSTOP);
+        let mut status = 0;
+        // SAFETY: *status* lives as long as the call, which waits until the child has stopped.
+        let stopped = unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) };
+        assert_eq!(stopped, pid);
+
+        assert!(system.is_stopped(pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
