@@ -99,11 +99,13 @@ impl<W: Work> Executor<W> {
 
     /// Waits until fewer jobs are queued than the bound, or the executor is closed. False when
     /// `timeout` passed first.
+    #[must_use]
     pub fn wait_for_room(&self, timeout: Option<Duration>) -> bool {
         self.queue.wait_for_room(timeout)
     }
 
     /// Takes no more jobs. Queued ones are still run, or given back when `cancels`. Idempotent.
+    #[must_use = "jobs that are given back are not run"]
     pub fn close(&self, cancels: bool) -> Vec<W::Job> {
         self.queue.close(cancels)
     }
@@ -117,6 +119,7 @@ impl<W: Work> Executor<W> {
     }
 
     /// One consistent view of the counters.
+    #[must_use]
     pub fn stats(&self) -> Stats {
         let pool::Stats { threads, busy, .. } = self.pool.stats();
         Stats {
@@ -125,17 +128,12 @@ impl<W: Work> Executor<W> {
             ..self.queue.stats()
         }
     }
-
-    /// What runs the jobs.
-    pub fn work(&self) -> &W {
-        self.queue.work()
-    }
 }
 
 impl<W: Work> Drop for Executor<W> {
     /// Lets the threads finish what is queued and leave.
     fn drop(&mut self) {
-        self.queue.close(false);
+        drop(self.queue.close(false));
     }
 }
 
@@ -205,7 +203,7 @@ mod tests {
     }
 
     fn end(executor: &Executor<Calls>) {
-        executor.close(false);
+        drop(executor.close(false));
         assert!(has_ended(executor, 20_000));
     }
 
@@ -340,9 +338,11 @@ mod tests {
         gate.await_arrivals(1);
         submit(&executor, || ());
         let waiting = Arc::clone(&executor);
-        let waiter = thread::spawn(move || waiting.wait_for_room(None));
+        let waiter = thread::Builder::new()
+            .spawn(move || waiting.wait_for_room(None))
+            .unwrap();
 
-        executor.close(false);
+        drop(executor.close(false));
 
         assert!(waiter.join().unwrap());
         gate.open();

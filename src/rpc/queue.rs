@@ -61,6 +61,20 @@ pub(super) struct Queue<W: Work> {
     left: Condvar,
 }
 
+/// How far the life of an executor is. Each phase is entered from the one before, except that an
+/// unused executor ends as soon as it is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// No job has come: there is no thread.
+    Unused,
+    /// Jobs are taken.
+    Open,
+    /// Jobs are refused; what was queued is run.
+    Closed,
+    /// The last thread has left.
+    Ended,
+}
+
 struct State<J> {
     jobs: VecDeque<(Instant, J)>,
     /// Tickets that the pool has not taken yet.
@@ -68,9 +82,7 @@ struct State<J> {
     leader_waits: bool,
     is_interrupted: bool,
     submitters_wait: usize,
-    is_started: bool,
-    is_closed: bool,
-    is_ended: bool,
+    phase: Phase,
     /// Readable once the executor has ended; made when somebody first asks.
     ended: Option<Arc<EventFd>>,
     most_queued: usize,
@@ -81,7 +93,7 @@ struct State<J> {
 
 impl<J> State<J> {
     fn end(&mut self) {
-        self.is_ended = true;
+        self.phase = Phase::Ended;
         if let Some(ended) = &self.ended {
             // Fails only when the counter is at its maximum: then it is readable already.
             let _ = ended.write(1);
@@ -100,9 +112,7 @@ impl<W: Work> Queue<W> {
                 leader_waits: false,
                 is_interrupted: false,
                 submitters_wait: 0,
-                is_started: false,
-                is_closed: false,
-                is_ended: false,
+                phase: Phase::Unused,
                 ended: None,
                 most_queued: 0,
                 begun: 0,
@@ -114,14 +124,10 @@ impl<W: Work> Queue<W> {
         }
     }
 
-    pub(super) fn work(&self) -> &W {
-        &self.work
-    }
-
     /// Queues a job; true when it is the first one and the pool has to be started.
     pub(super) fn push(&self, job: W::Job) -> Result<bool, Refused<W::Job>> {
         let mut state = self.state.lock();
-        if state.is_closed {
+        if state.phase >= Phase::Closed {
             return Err(Refused::Closed(job));
         }
         if self.max_queued != 0 && state.jobs.len() >= self.max_queued {
@@ -131,8 +137,8 @@ impl<W: Work> Queue<W> {
         state.jobs.push_back((Instant::now(), job));
         state.most_queued = state.most_queued.max(state.jobs.len());
         state.tickets += 1;
-        let is_first = !state.is_started;
-        state.is_started = true;
+        let is_first = state.phase == Phase::Unused;
+        state.phase = Phase::Open;
         let wakes = std::mem::take(&mut state.leader_waits);
         drop(state);
         if wakes {
@@ -144,7 +150,9 @@ impl<W: Work> Queue<W> {
     /// Takes back the newest job, for a pool that could not be started.
     pub(super) fn take_back(&self) -> Option<W::Job> {
         let mut state = self.state.lock();
-        state.is_started = false;
+        if state.phase == Phase::Open {
+            state.phase = Phase::Unused;
+        }
         state.tickets = state.tickets.saturating_sub(1);
         state.jobs.pop_back().map(|(_, job)| job)
     }
@@ -152,12 +160,15 @@ impl<W: Work> Queue<W> {
     pub(super) fn wait_for_room(&self, timeout: Option<Duration>) -> bool {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
-        while !state.is_closed && self.max_queued != 0 && state.jobs.len() >= self.max_queued {
+        while state.phase < Phase::Closed
+            && self.max_queued != 0
+            && state.jobs.len() >= self.max_queued
+        {
             state.submitters_wait += 1;
             let timed_out = wait_until(&self.left, &mut state, deadline);
             state.submitters_wait -= 1;
             if timed_out {
-                return state.is_closed || state.jobs.len() < self.max_queued;
+                return state.phase >= Phase::Closed || state.jobs.len() < self.max_queued;
             }
         }
         true
@@ -165,16 +176,17 @@ impl<W: Work> Queue<W> {
 
     pub(super) fn close(&self, cancels: bool) -> Vec<W::Job> {
         let mut state = self.state.lock();
-        state.is_closed = true;
+        match state.phase {
+            Phase::Unused => state.end(),
+            Phase::Open => state.phase = Phase::Closed,
+            Phase::Closed | Phase::Ended => {}
+        }
         let back: Vec<_> = if cancels {
             state.jobs.drain(..).map(|(_, job)| job).collect()
         } else {
             Vec::new()
         };
         state.cancelled += back.len() as u64;
-        if !state.is_started {
-            state.end();
-        }
         state.is_interrupted = true;
         state.leader_waits = false;
         drop(state);
@@ -191,7 +203,7 @@ impl<W: Work> Queue<W> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let ended = Arc::new(EventFd::from_flags(flags)?);
         state.ended = Some(Arc::clone(&ended));
-        if state.is_ended {
+        if state.phase == Phase::Ended {
             state.end();
         }
         Ok(ended)
@@ -234,12 +246,11 @@ fn wait_until<J>(
     state: &mut parking_lot::MutexGuard<'_, State<J>>,
     deadline: Option<Instant>,
 ) -> bool {
-    match deadline {
-        Some(deadline) => condvar.wait_until(state, deadline).timed_out(),
-        None => {
-            condvar.wait(state);
-            false
-        }
+    if let Some(deadline) = deadline {
+        condvar.wait_until(state, deadline).timed_out()
+    } else {
+        condvar.wait(state);
+        false
     }
 }
 
@@ -254,7 +265,7 @@ impl<W: Work> Source for Queue<W> {
         }
         state.leader_waits = false;
         // A closed executor stays interrupted: every leader has to find out that it is over.
-        state.is_interrupted = state.is_closed;
+        state.is_interrupted = state.phase >= Phase::Closed;
         tickets.resize(state.tickets, Ticket);
         state.tickets = 0;
     }
@@ -277,7 +288,7 @@ impl<W: Work> Source for Queue<W> {
 
     fn is_over(&self) -> bool {
         let state = self.state.lock();
-        state.is_closed && state.tickets == 0
+        state.phase >= Phase::Closed && state.tickets == 0
     }
 
     fn thread(&self, body: &mut dyn FnMut()) {
