@@ -363,6 +363,7 @@ _AMENDMENTS: dict[str, Callable[[Any], None]] = {
     "oslo_service.backend": _prefer_threading,
     "oslo_messaging._drivers.amqpdriver": _amend_messaging,
     "oslo_messaging.rpc.server": _amend_messaging,
+    "oslo_messaging.server": _amend_messaging,
 }
 """What is done to a module of somebody else right after its own body ran."""
 

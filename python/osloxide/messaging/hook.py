@@ -6,7 +6,7 @@ Why each change: docs/rpc.md.
 """
 
 import functools
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from osloxide.messaging import rabbit
@@ -17,6 +17,7 @@ def amend(module: ModuleType) -> None:
     change = {
         "oslo_messaging._drivers.amqpdriver": _pace_rabbit,
         "oslo_messaging.rpc.server": _pick_up_before_running,
+        "oslo_messaging.server": _run_on_native_threads,
     }.get(module.__name__)
     if change is not None and not getattr(module, "_osloxide_amended", False):
         module._osloxide_amended = True  # type: ignore[attr-defined]
@@ -38,3 +39,30 @@ def _pick_up_before_running(server: ModuleType) -> None:
             process(self, incoming)
 
     server.RPCServer._process_incoming = process_incoming
+
+
+def _run_on_native_threads(server: ModuleType) -> None:
+    """Give servers our executor where they look up theirs.
+
+    A second distribution cannot register ``threading`` beside futurist's: stevedore refuses names
+    that are taken. Both names mean the same here, since nothing under osloxide has green threads;
+    and futurist is not loaded at all.
+    """
+    server.driver = _Executors(server.driver)  # type: ignore[attr-defined]
+
+
+class _Executors:
+    """``stevedore.driver`` as oslo_messaging.server uses it, knowing one more driver."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def DriverManager(self, namespace: str, name: str, **options: Any) -> Any:  # noqa: N802
+        if namespace == "oslo.messaging.executors":
+            from osloxide import rpc
+
+            return SimpleNamespace(driver=rpc.Executor)
+        return self._driver.DriverManager(namespace, name, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
