@@ -1,0 +1,330 @@
+"""What thread groups promise. Rules: oslo_service.threadgroup (oslo.service 4.8)."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import wait_until
+
+TIMEOUT = 30.0
+
+
+@pytest.fixture
+def threadgroup(flavour: str) -> ModuleType:
+    return importlib.import_module(f"osloxide.backends.{flavour}.threadgroup")
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Threads wait for it; opened at the end of the test in any case."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def native(entry: Any) -> threading.Thread:
+    return getattr(entry, "thread", entry)
+
+
+def test_a_thread_leaves_the_group_when_it_ends(threadgroup: ModuleType) -> None:
+    group = threadgroup.ThreadGroup()
+
+    thread = group.add_thread(lambda: None)
+    thread.wait()
+
+    assert group.threads == []
+
+
+def test_wait_returns_when_every_thread_has_ended(
+    threadgroup: ModuleType, gate: threading.Event
+) -> None:
+    group = threadgroup.ThreadGroup()
+    ended: list[int] = []
+
+    def work(number: int) -> None:
+        gate.wait()
+        ended.append(number)
+
+    for number in range(5):
+        group.add_thread(work, number)
+    gate.set()
+
+    group.wait()
+    assert sorted(ended) == [0, 1, 2, 3, 4]
+
+
+def test_wait_on_the_main_thread_ends_when_the_group_is_stopped(
+    threadgroup: ModuleType, gate: threading.Event
+) -> None:
+    """Although the thread itself runs on: a native thread cannot be killed."""
+    group = threadgroup.ThreadGroup()
+    thread = native(group.add_thread(gate.wait))
+    threading.Thread(target=group.stop).start()
+
+    group.wait()
+
+    assert group.threads == []
+    assert thread.is_alive()
+    assert thread.daemon, "it does not keep the process alive"
+
+
+def test_stop_tells_threads_through_their_abort_event(
+    threadgroup: ModuleType, gate: threading.Event
+) -> None:
+    group = threadgroup.ThreadGroup()
+    told = threading.Event()
+
+    def work() -> None:
+        threading.current_thread().abort.wait(TIMEOUT)  # type: ignore[attr-defined]
+        told.set()
+
+    group.add_thread(work)
+    group.stop()
+
+    assert told.wait(TIMEOUT)
+
+
+def test_a_graceful_stop_waits_for_threads_and_timers(
+    threadgroup: ModuleType, gate: threading.Event
+) -> None:
+    group = threadgroup.ThreadGroup()
+    ended: list[str] = []
+    begun = threading.Barrier(3)
+
+    def work(name: str) -> None:
+        if gate.is_set():
+            return
+        begun.wait(TIMEOUT)
+        gate.wait()
+        ended.append(name)
+
+    group.add_thread(work, "thread")
+    group.add_timer_args(3600, work, ["timer"])
+    begun.wait(TIMEOUT)
+    opener = threading.Timer(0.01, gate.set)
+    opener.start()
+
+    group.stop(graceful=True)
+
+    assert sorted(ended) == ["thread", "timer"]
+    assert group.threads == []
+    assert group.timers == []
+
+
+def test_a_graceful_stop_inside_the_group_does_not_wait_for_itself(
+    threadgroup: ModuleType,
+) -> None:
+    group = threadgroup.ThreadGroup()
+    done = threading.Event()
+
+    def work() -> None:
+        group.stop(graceful=True)
+        done.set()
+
+    group.add_thread(work)
+    assert done.wait(TIMEOUT)
+    done.clear()
+    group.add_timer(3600, work)
+    assert done.wait(TIMEOUT)
+
+
+def test_the_result_of_a_thread_comes_from_wait(threadgroup: ModuleType) -> None:
+    group = threadgroup.ThreadGroup()
+
+    assert group.add_thread(lambda: 42).wait() == 42
+
+
+def test_an_exception_of_a_thread_is_logged_and_surfaces_as_the_flavour_does(
+    threadgroup: ModuleType, flavour: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = threadgroup.ThreadGroup()
+
+    def fail() -> None:
+        raise KeyError("planted")
+
+    thread = group.add_thread(fail)
+    if flavour == "eventlet":
+        with pytest.raises(KeyError, match="planted"):
+            thread.wait()
+    else:
+        assert thread.wait() is None
+    group.wait()
+    assert "planted" in caplog.text
+
+
+def test_exit_in_a_thread_is_raised_once_by_the_groups_wait(threadgroup: ModuleType) -> None:
+    group = threadgroup.ThreadGroup()
+
+    def leave() -> None:
+        raise SystemExit(5)
+
+    group.add_thread(leave)
+
+    with pytest.raises(SystemExit, match="5"):
+        group.wait()
+    group.wait()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_links_are_called_with_the_outcome_whether_the_thread_has_ended_or_not(
+    threadgroup: ModuleType, gate: threading.Event, when: str
+) -> None:
+    group = threadgroup.ThreadGroup()
+    seen: list[Any] = []
+    called = threading.Event()
+
+    def link(outcome: Any, *args: Any, **kw: Any) -> None:
+        try:
+            outcome.wait()
+        except KeyError as exc:
+            seen.append((exc.args, args, kw))
+        called.set()
+
+    def fail() -> None:
+        gate.wait()
+        raise KeyError("planted")
+
+    thread = group.add_thread(fail)
+    if when == "after":
+        gate.set()
+        native(thread).join(TIMEOUT)
+    thread.link(link, 1, two=2)
+    gate.set()
+
+    assert called.wait(TIMEOUT)
+    assert seen == [(("planted",), (1,), {"two": 2})]
+
+
+def test_a_full_group_refuses_or_waits_as_the_flavour_does(
+    threadgroup: ModuleType, flavour: str, gate: threading.Event
+) -> None:
+    group = threadgroup.ThreadGroup(1)
+    group.add_thread(gate.wait)
+
+    if flavour == "threading":
+        with pytest.raises(RuntimeError, match="Maximum number of threads reached"):
+            group.add_thread(gate.wait)
+        return
+    added = threading.Event()
+    adder = threading.Thread(target=lambda: (group.add_thread(lambda: None), added.set()))
+    adder.start()
+    assert not added.is_set()
+    gate.set()
+    assert added.wait(TIMEOUT)
+
+
+@pytest.mark.parametrize("keyword", ["max_threads", "thread_pool_size"])
+def test_both_names_of_the_size_are_accepted(threadgroup: ModuleType, keyword: str) -> None:
+    group = threadgroup.ThreadGroup(**{keyword: 7})
+
+    assert group.thread_pool_size == 7
+    with pytest.warns(DeprecationWarning, match="max_threads"):
+        assert group.max_threads == 7
+
+
+def test_defaults_are_those_of_the_flavour(threadgroup: ModuleType, flavour: str) -> None:
+    sizes = {"eventlet": 10, "threading": 1000}
+
+    assert threadgroup.ThreadGroup().thread_pool_size == sizes[flavour]
+
+
+def test_threads_that_a_subclass_enters_by_itself_are_awaited(
+    threadgroup: ModuleType, gate: threading.Event
+) -> None:
+    class Group(threadgroup.ThreadGroup):  # type: ignore[misc, name-defined]
+        def add_thread(self, callback: Any, *args: Any, **kw: Any) -> Any:
+            thread = threading.Thread(target=callback, args=args, kwargs=kw)
+            with self._lock:
+                self.threads.append(thread)
+            thread.start()
+            return thread
+
+    group = Group()
+    thread = group.add_thread(gate.wait)
+    gate.set()
+
+    group.wait()
+
+    assert not thread.is_alive()
+    assert group.threads == []
+
+
+def test_timers_are_listed_until_they_are_done(threadgroup: ModuleType) -> None:
+    group = threadgroup.ThreadGroup()
+    timer = group.add_timer(3600, lambda: None)
+    dynamic = group.add_dynamic_timer(lambda: 3600)
+
+    assert group.timers == [timer, dynamic]
+    group.timer_done(timer)
+    group.timer_done(timer)
+    assert group.timers == [dynamic]
+    timer.stop()
+    group.stop()
+    assert group.timers == []
+    assert not dynamic._running
+
+
+def test_stop_timers_does_not_hold_up_others_while_it_waits(
+    threadgroup: ModuleType, gate: threading.Event
+) -> None:
+    group = threadgroup.ThreadGroup()
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.set()
+        gate.wait()
+
+    group.add_timer(3600, work)
+    assert begun.wait(TIMEOUT)
+    stopper = threading.Thread(target=group.stop_timers, kwargs={"wait": True})
+    stopper.start()
+    wait_until(lambda: group.timers == [], "the timers are taken out")
+
+    assert group.add_thread(lambda: 1).wait() == 1
+    assert stopper.is_alive()
+    gate.set()
+    stopper.join(TIMEOUT)
+    assert not stopper.is_alive()
+
+
+def test_arguments_in_the_old_form_reach_the_callback_and_are_deprecated(
+    threadgroup: ModuleType,
+) -> None:
+    group = threadgroup.ThreadGroup()
+    seen: list[Any] = []
+    called = threading.Event()
+
+    def work(*args: Any, **kw: Any) -> int:
+        seen.append((args, kw))
+        called.set()
+        return 3600
+
+    with pytest.warns(DeprecationWarning, match="add_timer_args"):
+        group.add_timer(3600, work, None, 1, two=2)
+    assert called.wait(TIMEOUT)
+    called.clear()
+    with pytest.warns(DeprecationWarning, match="add_dynamic_timer_args"):
+        group.add_dynamic_timer(work, None, None, 1, two=2)
+    assert called.wait(TIMEOUT)
+    assert seen == [((1,), {"two": 2})] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group.add_timer(3600, lambda: None)
+    group.stop()
+
+
+def test_cancel_with_a_timeout_stops_what_does_not_end(
+    threadgroup: ModuleType, gate: threading.Event
+) -> None:
+    group = threadgroup.ThreadGroup()
+    group.add_thread(gate.wait)
+
+    group.cancel(timeout=0.01)
+
+    assert group.threads == []
