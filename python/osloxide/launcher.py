@@ -27,6 +27,7 @@ from osloxide import (
     _bootstrap,
     _native,
     configuration,
+    counting,
     exceptions,
     forking,
     lifecycle,
@@ -170,7 +171,7 @@ class ServiceLauncher(Launcher):
             conf,
             self.services.services,
             restart_method=restart_method,
-            on_ready=self._service_manager.ready,
+            on_ready=self._ready,
         )
         lifecycle.begin_serving()
 
@@ -246,6 +247,7 @@ class ServiceLauncher(Launcher):
         if on_main_thread:
             self.handle_signal()
         self._is_waiting = True
+        counting.begin()
         try:
             return self._runner.run()
         finally:
@@ -255,6 +257,10 @@ class ServiceLauncher(Launcher):
             _native.disarm_deadline()
             if on_main_thread and not self._term_came:
                 self.signal_handler.replace(self._handlers().values(), {})
+
+    def _ready(self) -> None:
+        _native.worker_ready()
+        self._service_manager.ready()
 
     @override
     def stop(self) -> None:
@@ -366,7 +372,7 @@ class ProcessLauncher:
 
     def _supervisor_of_this_process(self) -> _native.Supervisor:
         if self._supervisor is None:
-            self._scoreboard = _native.Scoreboard(Path(sys.argv[0] or "python").name)
+            self._scoreboard = _native.Scoreboard(counting.program_name())
             self._supervisor = _native.Supervisor(self._scoreboard)
         self._supervisor.set_graceful_timeout(configuration.grace_seconds(self.conf))
         return self._supervisor
@@ -703,6 +709,7 @@ class ProcessLauncher:
         """Run *service* on the main thread; returns when it has ended."""
         LOG.warning("no_fork=True: running service in main process")
         _bootstrap.announce()
+        counting.begin()
         configuration.log_options(self.conf, LOG)
         self.service = service
         service.backdoor_port = None
@@ -710,7 +717,7 @@ class ProcessLauncher:
             self.conf,
             [service],
             restart_method=self.restart_method,
-            on_ready=self._service_manager.ready,
+            on_ready=self._ready,
             parks=False,
         )
         self._runner = runner
@@ -723,6 +730,10 @@ class ProcessLauncher:
             self._service_manager.stopping()
         if status:
             leave(status)
+
+    def _ready(self) -> None:
+        _native.worker_ready()
+        self._service_manager.ready()
 
     def _graceful_shutdown(self, *_args: Any) -> None:
         if self._runner is not None:

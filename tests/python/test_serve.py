@@ -223,6 +223,16 @@ def test_served_requests_are_shown(start: Callable[..., Running]) -> None:
     assert site.stop() == 0, site.log
 
 
+def test_a_process_that_serves_alone_is_shown(start: Callable[..., Running]) -> None:
+    site = serve(start, "mysite")
+    assert site.running(1) == [site.pid]
+    for _ in range(2):
+        fetch(site.port())
+
+    wait_until(lambda: [w["served"] for w in site.workers()] == [2], "2 served requests")
+    assert site.stop() == 0, site.log
+
+
 def test_tls_is_served(start: Callable[..., Running], tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     options = (

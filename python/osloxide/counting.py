@@ -1,0 +1,45 @@
+"""The scoreboard of a process that serves without a supervisor.
+
+Owns that such a process appears in ``osloxide status`` as one that has a single worker: itself.
+Workers of a supervisor are counted in the supervisor's scoreboard, which they inherit; nothing is
+added to it. A service that cannot be shown is served all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from osloxide import _native
+
+LOG = logging.getLogger(__name__)
+
+_boards: list[_native.Scoreboard] = []
+"""Kept until the process ends: others find the scoreboard by the descriptor."""
+
+
+def program_name() -> str:
+    """What ``osloxide status`` calls this process."""
+    return Path(sys.argv[0] or "python").name
+
+
+def begin() -> None:
+    """Count in this process from now on, unless it has a scoreboard or inherited one."""
+    try:
+        _native.Scoreboard.attach(os.getpid())
+    except ProcessLookupError:
+        pass
+    except (OSError, ValueError) as exc:
+        LOG.debug("This process has a scoreboard that cannot be read: %s", exc)
+        return
+    else:
+        return
+    try:
+        board = _native.Scoreboard(program_name())
+        board.claim(0, 0)
+    except OSError as exc:
+        LOG.warning("This process is not shown by osloxide status: %s", exc)
+        return
+    _boards.append(board)
