@@ -216,6 +216,17 @@ impl<J> State<J> {
         Some(job)
     }
 
+    /// A job for a thread that does not lead. While the leader is inside a job, what is queued is
+    /// left to it: a second thread would only compete with it, and if it blocks, the standby takes
+    /// over.
+    fn help(&mut self, thread: Pid) -> Option<J> {
+        if self.leader_call == 0 {
+            self.admit(thread)
+        } else {
+            None
+        }
+    }
+
     fn finish(&mut self, thread: Pid, next: Option<J>) {
         if let Some(at) = self.running.iter().position(|running| *running == thread) {
             self.running.swap_remove(at);
@@ -259,10 +270,10 @@ impl<S: Source> Shared<S> {
             }
             if !state.is_led {
                 self.lead(&mut state, own, &mut batch);
-            } else if let Some(job) = state.admit(own) {
-                self.work(&mut state, own, job);
             } else if state.standby.is_none() {
                 self.stand_by(&mut state, &seat);
+            } else if let Some(job) = state.help(own) {
+                self.work(&mut state, own, job);
             } else if !Self::idle(&mut state, &seat) {
                 break;
             }
@@ -338,7 +349,7 @@ impl<S: Source> Shared<S> {
             if !state.is_led {
                 return;
             }
-            job = state.admit(own);
+            job = state.help(own);
         }
     }
 
@@ -427,7 +438,9 @@ impl<S: Source> Shared<S> {
                     stuck = 0;
                 }
             }
-            self.summon_workers(state);
+            if state.leader_call == 0 {
+                self.summon_workers(state);
+            }
         }
         state.standby = None;
     }
