@@ -143,6 +143,8 @@ def test_a_vanished_client_does_not_hold_up_the_others(
     assert gone.stdout is not None
     reply_queue = gone.stdout.readline().strip()
     assert reply_queue.startswith("reply_")
+    begun = trace.with_name(f"{trace.name}.begun")
+    until("the call is at work", lambda: "7" in begun.read_text().split(), 30)
     gone.kill()
     gone.wait()
     gone.stdout.close()

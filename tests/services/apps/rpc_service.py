@@ -35,14 +35,20 @@ TOPIC = "osloxide-test"
 
 
 class Endpoint:
-    """Each finished request appends its number to the trace: one line, one write."""
+    """Each request appends its number to one file as it begins and to the trace as it ends.
+
+    One line, one write: requests of several threads and processes do not mix.
+    """
 
     target = oslo_messaging.Target(version="1.0")
 
     def __init__(self, trace: str) -> None:
-        self._trace = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._begun = os.open(f"{trace}.begun", flags, 0o600)
+        self._trace = os.open(trace, flags, 0o600)
 
     def work(self, ctxt: dict[str, Any], number: int, seconds: float) -> int:
+        os.write(self._begun, b"%d\n" % number)
         time.sleep(seconds)
         os.write(self._trace, b"%d\n" % number)
         return number
