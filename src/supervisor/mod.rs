@@ -602,8 +602,9 @@ impl<P: Processes> Inner<P> {
         let watch = self.live.get(&pid).and_then(|live| live.watch.clone());
         let watch = watch.as_deref().map(AsFd::as_fd);
         self.processes.signal(pid, watch, number);
-        if number == libc::SIGTERM && self.processes.is_stopped(pid) {
-            // It would not see its SIGTERM before somebody continues it; systemd does the same.
+        if number == libc::SIGTERM {
+            // One that is stopped would never see it; systemd does the same. Without asking first,
+            // for a SIGSTOP may be on its way; and others ignore SIGCONT unless they handle it.
             self.processes.signal(pid, watch, libc::SIGCONT);
         }
     }

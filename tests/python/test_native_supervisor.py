@@ -463,17 +463,16 @@ def test_the_watch_thread_is_named_and_takes_no_signals(start):
     parent = start(1, 30)
     pid = parent.hear("ready", 1)[0][1]
 
-    threads = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        status = dict(
-            line.split(":\t", 1)
-            for line in (task / "status").read_text().splitlines()
-            if "\t" in line
-        )
-        threads[status["Name"]] = int(status["SigBlk"], 16)
+    def threads() -> dict[str, int]:
+        masks = {}
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            lines = (task / "status").read_text().splitlines()
+            status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            masks[status["Name"]] = int(status["SigBlk"], 16)
+        return masks
 
-    assert len(threads) == 2
-    blocked = threads["osloxide-watch"]
+    wait_until("it has its name", lambda: "osloxide-watch" in threads())
+    blocked = threads()["osloxide-watch"]
     for signo in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         assert blocked & 1 << (signo - 1), f"signal {signo} may be delivered to the watch thread"
     parent.signal(signal.SIGTERM)

@@ -177,8 +177,15 @@ impl Rig {
         self.now += Duration::from_secs_f64(seconds);
     }
 
-    /// Signals sent since the last call.
+    /// Signals sent since the last call, without the SIGCONT that goes with each SIGTERM.
     pub fn signals(&self) -> Vec<(i32, i32)> {
+        let mut signals = self.all_signals();
+        signals.retain(|(_, number)| *number != nix::libc::SIGCONT);
+        signals
+    }
+
+    /// All signals sent since the last call.
+    pub fn all_signals(&self) -> Vec<(i32, i32)> {
         std::mem::take(&mut self.fake.0.lock().unwrap().signals)
     }
 
