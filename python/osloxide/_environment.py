@@ -36,7 +36,8 @@ def activated(environ: Mapping[str, str]) -> dict[str, str]:
     result[ENABLED] = "1"
     for switch in EVENTLET_SWITCHES:
         result.setdefault(switch, "1")
-    path = [entry for entry in result.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    # An empty entry means the current directory; an empty variable means nothing.
+    path = result["PYTHONPATH"].split(os.pathsep) if result.get("PYTHONPATH") else []
     result["PYTHONPATH"] = os.pathsep.join(
         [SITECUSTOMIZE_DIR, *(entry for entry in path if entry != SITECUSTOMIZE_DIR)]
     )

@@ -455,8 +455,11 @@ def test_switches_that_are_set_stay() -> None:
 
 
 def test_pythonpath_is_extended_once() -> None:
-    environ = _environment.activated(_environment.activated({"PYTHONPATH": "/a:/b"}))
-    assert environ["PYTHONPATH"] == f"{_environment.SITECUSTOMIZE_DIR}:/a:/b"
+    environ = _environment.activated(_environment.activated({"PYTHONPATH": "/a::/b"}))
+    assert environ["PYTHONPATH"] == f"{_environment.SITECUSTOMIZE_DIR}:/a::/b"
+    assert _environment.activated({"PYTHONPATH": ""})["PYTHONPATH"] == (
+        _environment.SITECUSTOMIZE_DIR
+    )
 
 
 def _fake_distribution(where: Path, version: str) -> None:

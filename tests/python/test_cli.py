@@ -173,6 +173,28 @@ def test_run_refuses_an_interpreter_without_osloxide(script, tmp_path: Path) -> 
     assert f"runs on {other}, which cannot import osloxide" in result.stderr
 
 
+@pytest.mark.parametrize(("flag", "status"), [("", 0), ("-s", 1)])
+def test_run_sees_what_a_flag_hides(script, tmp_path: Path, flag: str, status: int) -> None:
+    # osloxide installed for the user, beside an interpreter that has it not.
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    base = Path(sys.base_prefix, "bin", name)
+    if not base.exists():
+        pytest.skip(f"no {base}")
+    packages = tmp_path / "user/lib" / name / "site-packages"
+    packages.mkdir(parents=True)
+    ours = [path for path in sys.path if path.endswith("site-packages")]
+    ours.append(str(Path(_environment.__file__).parents[1]))
+    (packages / "user.pth").write_text("\n".join(ours) + "\n")
+
+    result = run_command(
+        [base, "-m", "osloxide", "run", script("print('ran')", shebang=f"#!{base} {flag}")],
+        environ=environment(PYTHONUSERBASE=str(tmp_path / "user")),
+    )
+
+    assert (result.returncode, result.stdout) == (status, "" if status else "ran\n")
+    assert ("cannot import osloxide" in result.stderr) is bool(status)
+
+
 def test_run_of_an_unsupported_oslo_service_is_refused(script, tmp_path: Path) -> None:
     info = tmp_path / "site/oslo_service-3.5.0.dist-info"
     info.mkdir(parents=True)

@@ -107,8 +107,10 @@ def verify(target: Target, environ: Mapping[str, str]) -> None:
                 else f"leave {hidden} out"
             )
         )
-    # Symbolic links are left alone: a virtual environment's python is a link to the system's.
-    if os.path.abspath(target.interpreter) == os.path.abspath(sys.executable):
+    # Symbolic links are left alone: a virtual environment's python is a link to the system's. An
+    # option may change what is found: -s hides what was installed for the user.
+    same = os.path.abspath(target.interpreter) == os.path.abspath(sys.executable)
+    if same and not target.flags:
         try:
             _bootstrap.require_supported_version()
         except ActivationError as error:
