@@ -13,10 +13,11 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
-use nix::unistd::{Pid, write};
+use nix::unistd::{Pid, gettid, write};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -26,6 +27,8 @@ use std::time::Duration;
 pub const GRACE_AFTER_PARENT: Duration = Duration::from_millis(2500);
 
 const NEVER: u64 = u64::MAX;
+/// Nanoseconds that the end of the watch thread is waited for: it takes microseconds.
+const LONGEST_END: u64 = 1_000_000_000;
 const STACK_BYTES: usize = 128 * 1024;
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
@@ -48,6 +51,7 @@ pub struct Parent {
 struct Watch {
     pid: u32,
     orders: Arc<Orders>,
+    is_worker: bool,
     notices: Option<Arc<OwnedFd>>,
 }
 
@@ -59,6 +63,10 @@ struct Orders {
     deadline: AtomicU64,
     /// Nanoseconds between arming and the deadline, for the message.
     allowed: AtomicU64,
+    /// The thread shall end.
+    is_over: AtomicBool,
+    /// Its kernel id, once it runs.
+    thread: AtomicI32,
 }
 
 /// Starts the watch thread of a worker that was just forked.
@@ -125,11 +133,24 @@ pub fn arm_deadline(allowed: Duration) -> io::Result<()> {
 }
 
 /// Takes an armed deadline back: the shutdown is complete and the process goes on with something
-/// else. That of a dead parent stays.
+/// else. That of a dead parent stays. Outside a worker the watch thread is ended too, and has ended
+/// on return, so that the process may fork again.
 pub fn disarm_deadline() {
-    if let Some(watch) = lock().as_ref().filter(|watch| watch.is_ours()) {
-        watch.orders.deadline.store(NEVER, Ordering::Relaxed);
-        watch.orders.ring();
+    let mut current = lock();
+    let Some(watch) = current.take_if(|watch| watch.is_ours()) else {
+        return;
+    };
+    watch.orders.deadline.store(NEVER, Ordering::Relaxed);
+    watch
+        .orders
+        .is_over
+        .store(!watch.is_worker, Ordering::Relaxed);
+    watch.orders.ring();
+    if watch.is_worker {
+        *current = Some(watch);
+    } else {
+        drop(current);
+        watch.orders.await_end();
     }
 }
 
@@ -139,8 +160,11 @@ impl Watch {
             bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             deadline: AtomicU64::new(NEVER),
             allowed: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
+            thread: AtomicI32::new(0),
         });
         let theirs = Arc::clone(&orders);
+        let is_worker = parent.is_some();
         // The thread inherits the mask: no signal is ever delivered to it.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let started = thread::Builder::new()
@@ -152,6 +176,7 @@ impl Watch {
         Ok(Self {
             pid: std::process::id(),
             orders,
+            is_worker,
             notices,
         })
     }
@@ -165,6 +190,20 @@ impl Orders {
     fn ring(&self) {
         let _ = self.bell.write(1);
     }
+
+    /// Waits until the kernel has forgotten the thread. Joining it would end a moment earlier, and
+    /// whoever counts threads before a fork would still find it.
+    fn await_end(&self) {
+        let is_there = |thread: i32| Path::new(&format!("/proc/self/task/{thread}")).exists();
+        let begun = scoreboard::now();
+        while scoreboard::now() - begun < LONGEST_END {
+            let thread = self.thread.load(Ordering::Relaxed);
+            if thread != 0 && !is_there(thread) {
+                return;
+            }
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
 }
 
 /// Locked for moments and only by threads that may not fork meanwhile; the watch thread never does.
@@ -173,8 +212,9 @@ fn lock() -> MutexGuard<'static, Option<Watch>> {
 }
 
 fn watch(orders: &Orders, mut parent: Option<Parent>) {
+    orders.thread.store(gettid().as_raw(), Ordering::Relaxed);
     let mut end_after_parent = NEVER;
-    loop {
+    while !orders.is_over.load(Ordering::Relaxed) {
         let armed = orders.deadline.load(Ordering::Relaxed);
         let now = scoreboard::now();
         if now >= end_after_parent {
@@ -260,6 +300,24 @@ mod tests {
         assert_eq!(timeout(2_000_001, 1), PollTimeout::try_from(2_i32).unwrap());
         assert_eq!(timeout(NEVER - 1, 0), PollTimeout::MAX);
         assert_eq!(timeout(1, 5), PollTimeout::ZERO);
+    }
+
+    #[test]
+    fn a_deadline_that_was_taken_back_leaves_no_thread() {
+        let threads = || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+            let names =
+                tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+            names
+                .filter(|name| name.starts_with("osloxide-watch"))
+                .count()
+        };
+        for _ in 0..50 {
+            arm_deadline(Duration::from_secs(3600)).unwrap();
+            disarm_deadline();
+            assert_eq!(threads(), 0);
+        }
+        disarm_deadline();
     }
 
     #[test]

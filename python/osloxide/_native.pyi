@@ -133,7 +133,8 @@ def arm_deadline(seconds: float) -> None:
     need be (then this process must not fork any more)."""
 
 def disarm_deadline() -> None:
-    """Take the armed deadline back: the shutdown is complete and this process goes on."""
+    """Take the armed deadline back: the shutdown is complete and this process goes on. Outside a
+    worker the watch thread has ended on return, so that this process may fork again."""
 
 # ---- WSGI server (src/python/server.rs, src/python/wsgi.rs) ---------------------------------------
 

@@ -504,6 +504,19 @@ def test_a_deadline_that_was_taken_back_does_not_hold():
     assert ended.returncode == 5
 
 
+def test_a_process_may_fork_again_after_a_deadline_was_taken_back():
+    ended = run_alone(
+        "_native.arm_deadline(3600)\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "_native.disarm_deadline()\n"
+        "after = len(os.listdir('/proc/self/task'))\n"
+        "_native.arm_deadline(0.1) if (before, after) == (2, 1) else sys.exit(5)\n"
+        "time.sleep(1000)",
+    )
+
+    assert ended.returncode == 1
+
+
 def test_a_full_standard_error_does_not_delay_the_deadline():
     code = (
         "os.set_blocking(2, False)\n"
