@@ -38,7 +38,6 @@ state_path = {run}/state
 transport_url = osloxide+memory://
 enabled_backends = fake
 glance_api_servers =
-report_interval = 2
 service_down_time = 30
 scheduler_driver_init_wait_time = 2
 graceful_shutdown_timeout = 20
@@ -47,6 +46,11 @@ volume_driver = cinder.tests.fake_driver.FakeLoggingVolumeDriver
 volume_backend_name = fake
 [database]
 connection = sqlite:///{run}/cinder.sqlite
+# SQLite refuses at once ("database is locked") a transaction that read before it writes while
+# another one commits. One connection for each process lets the threads take turns instead.
+max_pool_size = 1
+max_overflow = 0
+sqlite_synchronous = false
 [oslo_concurrency]
 lock_path = {run}/lock
 [coordination]

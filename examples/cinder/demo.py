@@ -36,7 +36,7 @@ CACHE = ROOT / ".cache"
 LOCK = ROOT / "requirements" / "cinder.lock"
 WORKERS = 3
 CLIENTS = 8
-REQUESTS_UNDER_LOAD = 400
+REQUESTS_UNDER_LOAD = 200
 
 
 class Lost(NamedTuple):

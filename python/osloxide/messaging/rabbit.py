@@ -133,7 +133,7 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
     """
     late_replies = LateReplies()
 
-    class PacedMessage(amqpdriver.AMQPIncomingMessage):  # type: ignore[misc, name-defined]
+    class PacedMessage(amqpdriver.AMQPIncomingMessage):  # type: ignore[name-defined]
         """A request that is still the broker's until :meth:`pick_up`."""
 
         def pick_up(self) -> bool:
@@ -175,7 +175,7 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
                 seconds,
             )
 
-    class PacedListener(amqpdriver.AMQPListener):  # type: ignore[misc, name-defined]
+    class PacedListener(amqpdriver.AMQPListener):  # type: ignore[name-defined]
         """Polls a connection for as many requests as there are threads."""
 
         message_cls = PacedMessage
