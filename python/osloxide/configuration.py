@@ -21,8 +21,19 @@ LOG = logging.getLogger(__name__)
 
 
 def register_options(conf: Any) -> None:
-    """Register ``log_options``, ``graceful_shutdown_timeout`` and the rest, if they are not yet."""
+    """Register ``log_options``, ``graceful_shutdown_timeout`` and the rest, if they are not yet.
+
+    Options that cannot be honoured are named in a warning when they are set.
+    """
     conf.register_opts(_options.service_opts)
+    conf.register_opts(_options.eventlet_backdoor_opts)
+    for name in ("backdoor_port", "backdoor_socket"):
+        if conf[name]:
+            LOG.warning(
+                "Option %s=%s has no effect: eventlet's backdoor needs green threads; unset it",
+                name,
+                conf[name],
+            )
 
 
 def grace_seconds(conf: Any) -> float:

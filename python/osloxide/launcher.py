@@ -441,7 +441,11 @@ class ProcessLauncher:
             what wait() returns, and a stop that lost work must not look like a clean one.
         :raises RuntimeError: not called on the main thread.
         """
-        if self.no_fork or (not self._wrappers and not self.children):
+        if self.no_fork:
+            return 0
+        if not self._wrappers and not self.children:
+            if threading.current_thread() is threading.main_thread():
+                self._signals.replace(self._handlers().values(), {})
             return 0
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(

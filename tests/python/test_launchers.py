@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import Program, wait_until
 
+from osloxide import _native
+
 Start = Callable[..., Program]
 
 
@@ -345,3 +347,14 @@ def test_stop_from_another_thread_returns_when_all_workers_have_left(
         assert program.ended() == 0
         assert len(program.events("stopped")) == int(workers)
         assert len(program.events("stopper")) == 1
+
+
+def test_a_single_process_shows_itself_on_a_scoreboard(running: Start, flavour: str) -> None:
+    program = running("probe.py", "--backend", flavour)
+    program.expect("wait")
+
+    (row,) = _native.Scoreboard.attach(program.pid).read()
+
+    assert (row["slot"], row["pid"], row["generation"]) == (0, program.pid, 0)
+    assert row["ready_at"] is not None
+    assert stop(program) == 0

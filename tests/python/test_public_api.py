@@ -354,3 +354,15 @@ def test_modules_of_a_flavour_are_where_oslo_service_has_them(flavour: str) -> N
 
         assert isinstance(module, ModuleType)
         assert getattr(package, name) is module
+
+
+def test_a_backdoor_that_is_asked_for_is_refused_in_the_log(
+    components: dict[str, Any], conf: cfg.ConfigOpts, caplog: pytest.LogCaptureFixture
+) -> None:
+    components["Launcher"](conf)
+    assert "backdoor" not in caplog.text
+    conf.set_override("backdoor_port", "4444")
+
+    components["Launcher"](conf)
+
+    assert "Option backdoor_port=4444 has no effect" in caplog.text
