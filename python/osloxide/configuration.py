@@ -13,11 +13,25 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from oslo_config import cfg
 from oslo_service import _options
 
 from osloxide._typing import override
 
 LOG = logging.getLogger(__name__)
+
+GROUP = "osloxide"
+OPTIONS = [
+    cfg.FloatOpt(
+        "worker_timeout",
+        default=0.0,
+        min=0.0,
+        mutable=True,
+        help="Seconds after which a worker that was stopped (SIGSTOP), or is busy with one and the "
+        "same request, is killed and replaced. 0, the default, never does that.",
+    ),
+]
+"""Options that oslo.service does not have."""
 
 
 def register_options(conf: Any) -> None:
@@ -27,6 +41,7 @@ def register_options(conf: Any) -> None:
     """
     conf.register_opts(_options.service_opts)
     conf.register_opts(_options.eventlet_backdoor_opts)
+    conf.register_opts(OPTIONS, group=GROUP)
     for name in ("backdoor_port", "backdoor_socket"):
         if conf[name]:
             LOG.warning(

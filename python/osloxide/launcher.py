@@ -363,6 +363,7 @@ class ProcessLauncher:
         self._handle_signals_on_main_thread()
         LOG.info("Starting %d workers", count)
         supervisor = self._supervisor_of_this_process()
+        self._set_timeouts()
         group = supervisor.add_group(type(service).__name__, count)
         assert group == len(self._wrappers)
         self._wrappers.append(wrapper)
@@ -374,8 +375,13 @@ class ProcessLauncher:
         if self._supervisor is None:
             self._scoreboard = _native.Scoreboard(counting.program_name())
             self._supervisor = _native.Supervisor(self._scoreboard)
-        self._supervisor.set_graceful_timeout(configuration.grace_seconds(self.conf))
         return self._supervisor
+
+    def _set_timeouts(self) -> None:
+        """Take the timeouts over from the configuration, at the start and whenever it is read."""
+        supervisor = self._supervisor_of_this_process()
+        supervisor.set_graceful_timeout(configuration.grace_seconds(self.conf))
+        supervisor.set_worker_timeout(self.conf[configuration.GROUP].worker_timeout)
 
     # ---- signals
 
@@ -456,6 +462,7 @@ class ProcessLauncher:
         _bootstrap.announce()
         configuration.log_options(self.conf, LOG)
         _native.install_wakeup()
+        self._set_timeouts()
         try:
             with self._until_green_thread_is_killed():
                 self._supervise()
@@ -504,6 +511,7 @@ class ProcessLauncher:
     def _reconfigure(self, restart_method: str) -> None:
         if not configuration.read_again(self.conf, restart_method):
             return
+        self._set_timeouts()
         known = [*self._wrappers, *self.children.values()]
         for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
             reset(service)
@@ -576,6 +584,8 @@ class ProcessLauncher:
             self._report_backoff(*details)
         elif kind == "late":
             self._report_late(*details)
+        elif kind == "hung":
+            self._report_hung(*details)
         elif kind == "all_ready":
             self._service_manager.ready()
         elif kind == "stranger":
@@ -693,6 +703,16 @@ class ProcessLauncher:
             pid,
             waited,
             sum(row["in_flight"] for row in busy),
+        )
+
+    def _report_hung(self, slot: int, pid: int, seconds: float) -> None:
+        self._killed_late.add(pid)
+        LOG.error(
+            "Worker %d (pid %d) did nothing for %.1f s, longer than [osloxide] worker_timeout; "
+            "sent SIGKILL, it is replaced",
+            slot,
+            pid,
+            seconds,
         )
 
     # ---- no_fork

@@ -242,6 +242,18 @@ def test_a_killed_worker_is_replaced_and_the_log_names_slot_pid_and_signal(
     assert stop(program) == 0
 
 
+def test_a_frozen_worker_is_replaced_after_the_worker_timeout(running: Start, flavour: str) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2", "--worker-timeout", "1")
+    program.expect("wait", 2)
+    frozen = program.workers()[0]
+
+    program.send(signal.SIGSTOP, frozen)
+
+    program.expect("wait", 3)
+    program.expect_log(rf"Worker [01] \(pid {frozen}\) did nothing for [\d.]+ s")
+    assert stop(program) == 0
+
+
 def test_workers_leave_by_themselves_when_the_parent_is_killed(
     running: Start, flavour: str
 ) -> None:

@@ -38,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--restart-method", default="reload")
     parser.add_argument("--no-fork", action="store_true")
     parser.add_argument("--grace", type=int, default=60)
+    parser.add_argument("--worker-timeout", type=float, default=0)
     parser.add_argument("--config", default=None)
     parser.add_argument(
         "--start", default="ok", help="ok, crash, exit:N, exit-none, exit-text, hang"
@@ -147,8 +148,13 @@ else:
     launcher = None
 from oslo_service import opts  # noqa: E402
 
+from osloxide import configuration  # noqa: E402
+
 opts.register_service_opts(conf)
 conf.set_override("graceful_shutdown_timeout", options.grace)
+if options.worker_timeout:
+    configuration.register_options(conf)
+    conf.set_override("worker_timeout", options.worker_timeout, group=configuration.GROUP)
 
 for name in options.handler:
     for number in (1, 2):
