@@ -6,6 +6,8 @@
 //! with an underscore are dropped, because `X-Auth` and `X_Auth` would share one environ key.
 
 use std::borrow::Cow;
+use std::fmt::{self, Write};
+use std::net::IpAddr;
 
 use http::request::Parts;
 use http::{Method, Uri};
@@ -102,6 +104,78 @@ fn hex_digit(byte: u8) -> Option<u8> {
         b'a'..=b'f' => Some(byte - b'a' + 10),
         b'A'..=b'F' => Some(byte - b'A' + 10),
         _ => None,
+    }
+}
+
+/// An IP address as text; IPv4 by hand, since each request needs it and formatting is slow.
+#[must_use]
+pub fn address_text(address: IpAddr) -> ArrayText {
+    let mut text = ArrayText::default();
+    match address.to_canonical() {
+        IpAddr::V4(address) => {
+            for (index, octet) in address.octets().into_iter().enumerate() {
+                if index > 0 {
+                    text.push(b'.');
+                }
+                text.push_number(u16::from(octet));
+            }
+        }
+        // Longer than the array it cannot be.
+        IpAddr::V6(address) => drop(write!(text, "{address}")),
+    }
+    text
+}
+
+/// A port as text.
+#[must_use]
+pub fn port_text(port: u16) -> ArrayText {
+    let mut text = ArrayText::default();
+    text.push_number(port);
+    text
+}
+
+/// A short ASCII text without an allocation.
+#[derive(Debug, Clone, Copy)]
+pub struct ArrayText {
+    bytes: [u8; 48], // the longest IPv6 address has 45 characters
+    length: usize,
+}
+
+impl Default for ArrayText {
+    fn default() -> Self {
+        Self {
+            bytes: [0; 48],
+            length: 0,
+        }
+    }
+}
+
+impl ArrayText {
+    /// The text.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.length) {
+            *place = byte;
+            self.length += 1;
+        }
+    }
+
+    fn push_number(&mut self, number: u16) {
+        if number >= 10 {
+            self.push_number(number / 10);
+        }
+        self.push(b'0' + (number % 10) as u8);
+    }
+}
+
+impl Write for ArrayText {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.bytes().for_each(|byte| self.push(byte));
+        Ok(())
     }
 }
 
@@ -211,6 +285,27 @@ mod tests {
         assert_eq!(&*percent_decoded(b"/%2F%e9%00"), b"//\xe9\x00");
         assert_eq!(&*percent_decoded(b"%%41"), b"%A");
         assert!(matches!(percent_decoded(b"/plain"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn addresses_and_ports_read_as_usual() {
+        for text in [
+            "0.0.0.0",
+            "127.0.0.1",
+            "255.10.100.9",
+            "::1",
+            "2001:db8:1111:2222:3333:4444:5555:6666",
+        ] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(address_text(address).as_bytes(), text.as_bytes());
+        }
+        assert_eq!(
+            address_text("::ffff:10.0.0.1".parse().unwrap()).as_bytes(),
+            b"10.0.0.1"
+        );
+        for port in [0, 9, 10, 80, 8080, 65535] {
+            assert_eq!(port_text(port).as_bytes(), port.to_string().as_bytes());
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 
-use super::ResponseHead;
+use super::{ClientGone, Exchange, ResponseHead};
 
 /// Headers that only a server may set: those which speak of one connection (PEP 3333 "Other HTTP
 /// Features" by way of RFC 2616 section 13.5.1). `Trailers` is that RFC's spelling of `Trailer`.
@@ -286,6 +286,60 @@ impl Body {
             },
             _ => Ending::Complete,
         }
+    }
+}
+
+/// A whole answer, ready to be sent.
+#[derive(Debug)]
+pub struct Ready {
+    head: ResponseHead,
+    body: Bytes,
+    count: Body,
+}
+
+impl Ready {
+    /// Puts head and body together: cuts what the head does not promise, and announces the end of
+    /// the connection where it does.
+    #[must_use]
+    pub fn new(mut head: Head, mut body: Bytes, method: &Method) -> Self {
+        let offered = body.len() as u64;
+        if head.length.is_some_and(|declared| declared < offered) {
+            head.close();
+        }
+        let (head, mut count) = head.into_parts(method, Some(offered));
+        body.truncate(count.admit(body.len()));
+        Self { head, body, count }
+    }
+
+    /// Status code.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.head.status
+    }
+
+    /// The count of the body.
+    #[must_use]
+    pub fn count(&self) -> Body {
+        self.count
+    }
+
+    /// Sends it all; a body that is too short is followed by a cut.
+    ///
+    /// # Errors
+    /// [`ClientGone`].
+    pub fn send(self, exchange: &mut dyn Exchange) -> Result<(), ClientGone> {
+        if !matches!(self.count.ending(), Ending::Short { .. }) {
+            return exchange.respond(self.head, self.body);
+        }
+        let sent = exchange.start(self.head).and_then(|()| {
+            if self.body.is_empty() {
+                Ok(())
+            } else {
+                exchange.write(self.body)
+            }
+        });
+        exchange.abort();
+        sent
     }
 }
 

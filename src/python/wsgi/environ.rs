@@ -19,7 +19,7 @@ use super::file_wrapper::FileWrapper;
 use super::input::Input;
 use super::text::native;
 use crate::wsgi::Endpoints;
-use crate::wsgi::environ::{HeaderSlot, Target, header_slot, separator};
+use crate::wsgi::environ::{HeaderSlot, Target, address_text, header_slot, port_text, separator};
 
 /// Headers whose keys are made beforehand: those that browsers, curl, requests, keystoneauth and
 /// the usual proxies send. Others work as well, a little slower.
@@ -178,19 +178,19 @@ impl Environ {
         let method = match request.method {
             Method::GET => pyo3::intern!(py, "GET").clone(),
             Method::POST => pyo3::intern!(py, "POST").clone(),
-            ref other => native(py, other.as_str().as_bytes()),
+            ref other => native(py, other.as_str().as_bytes())?,
         };
         environ.set_item(pyo3::intern!(py, "REQUEST_METHOD"), method)?;
-        let raw_path = native(py, target.raw_path.as_bytes());
+        let raw_path = native(py, target.raw_path.as_bytes())?;
         let path = target.path_info();
         if *path == *target.raw_path.as_bytes() {
             environ.set_item(pyo3::intern!(py, "PATH_INFO"), &raw_path)?;
         } else {
-            environ.set_item(pyo3::intern!(py, "PATH_INFO"), native(py, &path))?;
+            environ.set_item(pyo3::intern!(py, "PATH_INFO"), native(py, &path)?)?;
         }
         environ.set_item(pyo3::intern!(py, "RAW_PATH_INFO"), raw_path)?;
         if !target.query.is_empty() {
-            let query = native(py, target.query.as_bytes());
+            let query = native(py, target.query.as_bytes())?;
             environ.set_item(pyo3::intern!(py, "QUERY_STRING"), query)?;
         }
         let protocol = if request.version == Version::HTTP_10 {
@@ -200,14 +200,14 @@ impl Environ {
         };
         environ.set_item(pyo3::intern!(py, "SERVER_PROTOCOL"), protocol)?;
         if let Some(peer) = endpoints.peer {
-            let address = PyString::new(py, &peer.ip().to_canonical().to_string());
+            let address = native(py, address_text(peer.ip()).as_bytes())?;
             environ.set_item(pyo3::intern!(py, "REMOTE_ADDR"), address)?;
-            let port = PyString::new(py, &peer.port().to_string());
+            let port = native(py, port_text(peer.port()).as_bytes())?;
             environ.set_item(pyo3::intern!(py, "REMOTE_PORT"), port)?;
         }
         self.set_headers(&environ, request)?;
         if let Some(host) = target.host {
-            environ.set_item(pyo3::intern!(py, "HTTP_HOST"), native(py, host.as_bytes()))?;
+            environ.set_item(pyo3::intern!(py, "HTTP_HOST"), native(py, host.as_bytes())?)?;
         }
         if let Some(input) = input {
             environ.set_item(pyo3::intern!(py, "wsgi.input"), input)?;
@@ -275,10 +275,13 @@ impl Environ {
         };
         environ.set_item(pyo3::intern!(py, "SERVER_NAME"), name)?;
         environ.set_item(pyo3::intern!(py, "SERVER_PORT"), port)?;
-        environ.update(self.base.bind(py).as_mapping())?;
+        for (key, value) in self.base.bind(py) {
+            environ.set_item(key, value)?;
+        }
         if endpoints.peer.is_none() {
             environ.set_item(pyo3::intern!(py, "REMOTE_ADDR"), "unix")?;
         }
+        make_room(&environ)?;
         Ok(environ)
     }
 
@@ -302,13 +305,13 @@ impl Environ {
                 None => match header_slot(name.as_str()) {
                     HeaderSlot::ContentType => {
                         // Two types cannot both be true; the first one counts.
-                        let value = native(py, value.as_bytes());
+                        let value = native(py, value.as_bytes())?;
                         environ.set_item(pyo3::intern!(py, "CONTENT_TYPE"), value)?;
                         continue;
                     }
                     HeaderSlot::ContentLength => {
                         if !is_chunked {
-                            let value = native(py, value.as_bytes());
+                            let value = native(py, value.as_bytes())?;
                             environ.set_item(pyo3::intern!(py, "CONTENT_LENGTH"), value)?;
                         }
                         continue;
@@ -323,12 +326,30 @@ impl Environ {
                     .iter()
                     .map(HeaderValue::as_bytes)
                     .collect();
-                native(py, &values.join(separator(name.as_str())))
+                native(py, &values.join(separator(name.as_str())))?
             } else {
-                native(py, value.as_bytes())
+                native(py, value.as_bytes())?
             };
             environ.set_item(key, value)?;
         }
         Ok(())
     }
+}
+
+/// Lets the dictionary grow now, so that copies of it have room for a request's headers and need
+/// not grow one by one. CPython triples a dictionary that is full (21 entries); what is taken out
+/// again leaves the room behind.
+fn make_room(environ: &Bound<'_, PyDict>) -> PyResult<()> {
+    const GROWN: usize = 22;
+
+    let fillers: Vec<String> = (environ.len()..GROWN)
+        .map(|number| format!("filler {number}"))
+        .collect();
+    for filler in &fillers {
+        environ.set_item(filler, false)?;
+    }
+    for filler in &fillers {
+        environ.del_item(filler)?;
+    }
+    Ok(())
 }

@@ -32,7 +32,7 @@ pub(super) use self::file_wrapper::FileWrapper;
 use self::first::First;
 use self::input::Input;
 use crate::wsgi::environ::{Target, TargetError};
-use crate::wsgi::response::{Ending, Head};
+use crate::wsgi::response::{Ending, Head, Ready};
 use crate::wsgi::{BodyError, Exchange, Handler};
 
 /// Bodies up to this many bytes are put together and sent at once; longer ones go piece by piece.
@@ -65,18 +65,18 @@ pub(super) struct Options<'a, 'py> {
     pub(super) lenient: bool,
 }
 
-/// A body that is known as a whole before anything of it is sent.
-struct Whole {
-    head: Head,
-    body: Bytes,
-}
-
 /// What became of an application's result.
 enum Answer {
     /// Everything is there; nothing has been sent.
-    Whole(Whole),
+    Whole(Head, Bytes),
     /// It was sent piece by piece.
     Sent(Ending),
+}
+
+/// What is left to do once nothing of Python is needed any more.
+struct Unsent {
+    answer: Ready,
+    entry: Option<Entry>,
 }
 
 impl Application {
@@ -101,10 +101,20 @@ impl Application {
         })
     }
 
-    fn answer(&self, py: Python<'_>, exchange: &mut dyn Exchange, arrived: Instant) {
+    /// Answers, except for a whole answer that nothing of Python has to outlive: the caller sends
+    /// that after it has let the interpreter go, and need not wait to get it back.
+    fn answer(
+        &self,
+        py: Python<'_>,
+        exchange: &mut dyn Exchange,
+        arrived: Instant,
+    ) -> Option<Unsent> {
         let _context = match Context::enter(py) {
             Ok(context) => context,
-            Err(error) => return self.report(py, "cannot serve a request", &error),
+            Err(error) => {
+                self.report(py, "cannot serve a request", &error);
+                return None;
+            }
         };
         let access_log = self.access_log.as_ref().filter(|log| log.is_enabled(py));
         let entry = access_log.map(|_| Entry::of(exchange.request(), exchange.endpoints()));
@@ -112,11 +122,20 @@ impl Application {
         let method = exchange.request().method.clone();
         let call = match Bound::new(py, Call::new(method.clone(), self.is_lenient)) {
             Ok(call) => call,
-            Err(error) => return self.report(py, "cannot serve a request", &error),
+            Err(error) => {
+                self.report(py, "cannot serve a request", &error);
+                return None;
+            }
         };
-        match Target::of(exchange.request()) {
+        let unsent = match Target::of(exchange.request()) {
             Ok(_) => self.converse(py, exchange, &call, &method),
-            Err(error) => refuse(py, exchange, &call, &method, error),
+            Err(error) => {
+                refuse(py, exchange, &call, &method, error);
+                None
+            }
+        };
+        if let Some(answer) = unsent {
+            return Some(Unsent { answer, entry });
         }
         if let (Some(log), Some(entry)) = (access_log, entry) {
             let progress = call.get().progress();
@@ -128,19 +147,23 @@ impl Application {
                 arrived.elapsed(),
             );
         }
+        None
     }
 
-    /// Calls the application and sends what it answers, whatever that is.
+    /// Calls the application and sends what it answers, whatever that is, or returns it.
     fn converse(
         &self,
         py: Python<'_>,
         exchange: &mut dyn Exchange,
         call: &Bound<'_, Call>,
         method: &Method,
-    ) {
+    ) -> Option<Ready> {
         let environ = match self.environ(py, exchange, call) {
             Ok(environ) => environ,
-            Err(error) => return self.fail(py, exchange, call, method, &error),
+            Err(error) => {
+                self.fail(py, exchange, call, method, &error);
+                return None;
+            }
         };
         let lent = call.get().loan.lend(exchange);
         let result = self.app.bind(py).call1((environ, call));
@@ -149,14 +172,23 @@ impl Application {
             Err(error) => (Err(error), None),
         };
         lent.revoke(py);
+        let has_close = result.as_ref().is_some_and(|result| !is_plain(result));
         match answer {
-            Ok(Answer::Whole(whole)) => self.respond(py, exchange, call.get(), method, whole),
+            Ok(Answer::Whole(head, body)) => {
+                let ready = Ready::new(head, body, method);
+                if !has_close && call.get().progress().body_error.is_none() {
+                    call.get().record(ready.status().as_u16(), ready.count());
+                    return Some(ready);
+                }
+                self.respond(py, exchange, call.get(), ready);
+            }
             Ok(Answer::Sent(ending)) => self.judge(py, exchange, ending),
             Err(error) => self.fail(py, exchange, call, method, &error),
         }
-        if let Some(result) = result {
+        if let Some(result) = result.filter(|_| has_close) {
             self.close(py, exchange, &result);
         }
+        None
     }
 
     fn environ<'py>(
@@ -191,8 +223,8 @@ impl Application {
         } else {
             None
         };
-        if let Some(whole) = whole {
-            return Ok(Answer::Whole(whole));
+        if let Some((head, body)) = whole {
+            return Ok(Answer::Whole(head, body));
         }
         let is_single = !call.progress().has_begun && matches!(result.len(), Ok(1));
         let mut pieces = result.try_iter()?;
@@ -200,7 +232,7 @@ impl Application {
             let body = bytes_from(&first?, self.is_lenient)?;
             let Some(second) = pieces.next() else {
                 let head = call.take_head().ok_or_else(not_started)?;
-                return Ok(Answer::Whole(Whole { head, body }));
+                return Ok(Answer::Whole(head, body));
             };
             let second = second?;
             if !body.is_empty() {
@@ -213,10 +245,7 @@ impl Application {
         }
         if !call.progress().has_begun {
             let head = call.take_head().ok_or_else(not_started)?;
-            return Ok(Answer::Whole(Whole {
-                head,
-                body: Bytes::new(),
-            }));
+            return Ok(Answer::Whole(head, Bytes::new()));
         }
         Ok(Answer::Sent(call.end(py)))
     }
@@ -240,7 +269,7 @@ impl Application {
         call: &Call,
         count: usize,
         items: impl Fn() -> I,
-    ) -> PyResult<Option<Whole>> {
+    ) -> PyResult<Option<(Head, Bytes)>> {
         let body = match count {
             0 => Bytes::new(),
             1 => match items().next() {
@@ -265,49 +294,14 @@ impl Application {
             }
         };
         let head = call.take_head().ok_or_else(not_started)?;
-        Ok(Some(Whole { head, body }))
+        Ok(Some((head, body)))
     }
 
     /// Sends a whole answer.
-    fn respond(
-        &self,
-        py: Python<'_>,
-        exchange: &mut dyn Exchange,
-        call: &Call,
-        method: &Method,
-        whole: Whole,
-    ) {
-        let Whole { mut head, body } = whole;
-        let offered = body.len() as u64;
-        if head.length().is_some_and(|declared| declared < offered) {
-            head.close();
-        }
-        let status = head.status().as_u16();
-        let (head, mut count) = head.into_parts(method, Some(offered));
-        let admitted = count.admit(body.len());
-        let body = if admitted == body.len() {
-            body
-        } else {
-            body.slice(..admitted)
-        };
-        let ending = count.ending();
-        call.record(status, count);
-        let sent = py.detach(|| {
-            if matches!(ending, Ending::Short { .. }) {
-                let sent = exchange.start(head).and_then(|()| {
-                    if body.is_empty() {
-                        Ok(())
-                    } else {
-                        exchange.write(body)
-                    }
-                });
-                exchange.abort();
-                sent
-            } else {
-                exchange.respond(head, body)
-            }
-        });
-        if sent.is_err() {
+    fn respond(&self, py: Python<'_>, exchange: &mut dyn Exchange, call: &Call, ready: Ready) {
+        let ending = ready.count().ending();
+        call.record(ready.status().as_u16(), ready.count());
+        if py.detach(|| ready.send(exchange)).is_err() {
             call.record_client_gone();
         }
         self.judge(py, exchange, ending);
@@ -374,9 +368,6 @@ impl Application {
 
     /// Closes the application's result (PEP 3333), exactly once and on every path.
     fn close(&self, py: Python<'_>, exchange: &dyn Exchange, result: &Bound<'_, PyAny>) {
-        if result.is_exact_instance_of::<PyList>() || result.is_exact_instance_of::<PyTuple>() {
-            return; // they have no close()
-        }
         let closed = result
             .getattr_opt(pyo3::intern!(py, "close"))
             .and_then(|close| close.map(|close| close.call0()).transpose());
@@ -410,7 +401,22 @@ impl Handler for Application {
     fn handle(&self, exchange: &mut dyn Exchange) {
         let arrived = Instant::now();
         let _turn = self.first.enter();
-        Python::attach(|py| self.answer(py, exchange, arrived));
+        let unsent = Python::attach(|py| self.answer(py, exchange, arrived));
+        let Some(Unsent { answer, entry }) = unsent else {
+            return;
+        };
+        let (status, count) = (answer.status().as_u16(), answer.count());
+        // A client that is gone has nothing more to hear, and the application has finished.
+        let _ = answer.send(exchange);
+        if entry.is_none() && count.ending() == Ending::Complete {
+            return;
+        }
+        Python::attach(|py| {
+            self.judge(py, exchange, count.ending());
+            if let (Some(log), Some(entry)) = (&self.access_log, entry) {
+                log.write(py, &entry, status, count.sent(), arrived.elapsed());
+            }
+        });
     }
 
     fn thread(&self, body: &mut dyn FnMut()) {
@@ -446,6 +452,11 @@ fn forget_thread(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
+/// True for results that certainly have no `close()`.
+fn is_plain(result: &Bound<'_, PyAny>) -> bool {
+    result.is_exact_instance_of::<PyList>() || result.is_exact_instance_of::<PyTuple>()
+}
+
 /// Answers what no environ can express.
 fn refuse(
     py: Python<'_>,
@@ -476,13 +487,11 @@ fn send_own(
     call: &Call,
     method: &Method,
     head: Head,
-    mut body: Bytes,
+    body: Bytes,
 ) {
-    let status = head.status().as_u16();
-    let (head, mut count) = head.into_parts(method, Some(body.len() as u64));
-    body.truncate(count.admit(body.len()));
-    call.record(status, count);
-    if py.detach(|| exchange.respond(head, body)).is_err() {
+    let ready = Ready::new(head, body, method);
+    call.record(ready.status().as_u16(), ready.count());
+    if py.detach(|| ready.send(exchange)).is_err() {
         call.record_client_gone();
     }
 }
