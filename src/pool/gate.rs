@@ -4,7 +4,8 @@
 //! [`super::Pool`] under its lock. Two findings shape it: threads that compute gain nothing from
 //! company (they share one interpreter lock and, with real services, a small database pool), and
 //! threads that wait cost nothing. So the limit grows only on evidence that everything admitted is
-//! waiting, and shrinks on evidence that the process computes.
+//! waiting, and shrinks on evidence that the process computes. A thread that is ready to run but
+//! finds no CPU, because other processes have it, is evidence of neither.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use std::time::{Duration, Instant};
 const FLOOR: usize = 4;
 /// Samples in a row (net) that must show a waiting process before the limit grows.
 const PATIENCE: u32 = 2;
+/// Shares of a CPU below which a process is taken to wait, and above which to compute.
+const SCARCE: f64 = 0.25;
+const PLENTY: f64 = 0.75;
 /// Busy samples before the limit shrinks by a sixteenth.
 const STRAIN: u32 = 16;
 /// What one takeover adds to the score, and the score at which leadership is handed on early. A
@@ -24,10 +28,25 @@ const EAGER_FOR: Duration = Duration::from_secs(1);
 /// What a look at the running threads showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sample {
-    /// No running thread was on a CPU or ready for one.
+    /// No running thread was on a CPU or ready for one, or the process got next to none.
     Waiting,
-    /// At least one was.
+    /// Some of both.
+    Mixed,
+    /// At least one was, and the process used most of a CPU.
     Computing,
+}
+
+impl Sample {
+    /// Judges what was seen: whether a running thread was on a CPU or ready for one, and how much
+    /// of a CPU the process used lately (1.0 is a whole one), if known.
+    pub(super) fn new(is_any_ready: bool, usage: Option<f64>) -> Self {
+        match usage {
+            _ if !is_any_ready => Self::Waiting,
+            Some(usage) if usage < SCARCE => Self::Waiting,
+            Some(usage) if usage < PLENTY => Self::Mixed,
+            Some(_) | None => Self::Computing,
+        }
+    }
 }
 
 /// See the module's text.
@@ -83,6 +102,7 @@ impl Gate {
                     return true;
                 }
             }
+            Sample::Mixed => self.waiting = self.waiting.saturating_sub(1),
             Sample::Computing => {
                 self.waiting = self.waiting.saturating_sub(1);
                 self.computing += 1;
@@ -105,9 +125,13 @@ impl Gate {
         grows
     }
 
+    /// A leader ended a job and still leads.
+    pub(super) fn not_taken_over(&mut self) {
+        self.score = self.score.saturating_sub(1);
+    }
+
     /// A job ended, nothing waited, and `running` others go on: give back what is not used, slowly.
     pub(super) fn finished(&mut self, running: usize) {
-        self.score = self.score.saturating_sub(1);
         if running < self.limit / 2 {
             self.slack += 1;
             if self.slack > 512 {
@@ -204,6 +228,15 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_finds_no_cpu_is_not_taken_to_compute() {
+        assert_eq!(Sample::new(false, Some(1.0)), Sample::Waiting);
+        assert_eq!(Sample::new(true, Some(0.1)), Sample::Waiting);
+        assert_eq!(Sample::new(true, Some(0.5)), Sample::Mixed);
+        assert_eq!(Sample::new(true, Some(1.0)), Sample::Computing);
+        assert_eq!(Sample::new(true, None), Sample::Computing);
+    }
+
+    #[test]
     fn never_exceeds_a_small_pool() {
         let mut gate = Gate::new(2);
 
@@ -241,7 +274,7 @@ mod tests {
         for _ in 0..100 {
             gate.taken_over(now);
             for _ in 0..TAKEOVER {
-                gate.finished(0);
+                gate.not_taken_over();
             }
         }
 

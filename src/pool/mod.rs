@@ -22,6 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use threads::Meter;
 
 /// How often a standby looks at a leader that is inside a job.
 const TICK: Duration = Duration::from_micros(400);
@@ -313,6 +314,7 @@ impl<S: Source> Shared<S> {
                     return;
                 }
                 state.leader_call = 0;
+                state.gate.not_taken_over();
             }
             if !state.ready.is_empty() {
                 // Full: workers take what waits as they end, and the standby asks for more room.
@@ -366,6 +368,7 @@ impl<S: Source> Shared<S> {
             seat: seat.clone(),
             is_deep: false,
         });
+        let mut meter = Meter::default();
         let (mut quiet, mut same, mut seen_call, mut stuck, mut seen_done) = (0, 0, 0, 0, 0);
         while state.is_led && !(state.is_ending && state.ready.is_empty()) {
             if state.leader_call == 0 && state.ready.is_empty() {
@@ -427,11 +430,7 @@ impl<S: Source> Shared<S> {
                 let computes = MutexGuard::unlocked(state, || {
                     running.iter().any(|thread| threads::is_computing(*thread))
                 });
-                let sample = if computes {
-                    Sample::Computing
-                } else {
-                    Sample::Waiting
-                };
+                let sample = Sample::new(computes, meter.usage());
                 let grew = state.gate.sample(sample)
                     || (computes && stuck >= LONG_TICKS && state.gate.admit_one());
                 if grew {

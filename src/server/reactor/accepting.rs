@@ -148,6 +148,13 @@ impl Reactor {
         }
     }
 
+    /// Leaves the next connection to another worker: the kernel wakes the one that has watched the
+    /// listener longest, so without this an idle machine would give them all to the same.
+    pub(super) fn go_last(&self) {
+        self.ignore_listener();
+        self.watch_listener();
+    }
+
     /// Accepts up to `most` connections; returns how many attempts found one.
     pub(super) fn accept(&self, most: usize) -> usize {
         let Some(socket) = self.listening.lock().socket.clone() else {

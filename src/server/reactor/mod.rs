@@ -196,7 +196,9 @@ impl Source for Reactor {
         for event in &events[..count] {
             match event.data() {
                 LISTENER => {
-                    self.accept(ACCEPTS_PER_TURN);
+                    if self.accept(ACCEPTS_PER_TURN) > 0 {
+                        self.go_last();
+                    }
                 }
                 WAKE => {
                     // Edge-triggered, so it need not be read empty; but it must not fill up.
