@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from measure.wsgi import Round, Workload
+from measure.wsgi import DISTURBED, Round, Workload
 
 SUBJECT = "osloxide"
 
@@ -27,6 +27,11 @@ class Summary:
     counted: int
     rounds: int
     others: float
+
+    @property
+    def mark(self) -> str:
+        """What to say beside the number of rounds."""
+        return " (disturbed)" if self.others > DISTURBED else ""
 
 
 def summarise(server: str, rounds: Sequence[Round]) -> Summary:
@@ -66,8 +71,8 @@ def wsgi_table(workload: Workload, summaries: Sequence[Summary]) -> str:
         text += (
             f"| {item.server} | {item.cpu_us:.1f} ({item.user_us:.1f}) | {ratio} "
             f"| {item.best_rate:,.0f} | {item.p50_us:,.0f} / {item.p99_us:,.0f} "
-            f"| {item.pss_mib:.0f} | {item.counted} of {item.rounds} | {item.others:.0%} "
-            f"| {item.failed} |\n"
+            f"| {item.pss_mib:.0f} | {item.counted} of {item.rounds}{item.mark} "
+            f"| {item.others:.0%} | {item.failed} |\n"
         )
     return text + "\n"
 
