@@ -76,14 +76,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=f"any of {', '.join(wsgi.WORKLOADS)} (default: all)",
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each workload")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
+    parser.add_argument("--seconds", type=int, default=3, help="length of a round, at least 1")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
-    python = peers.python()
+    needs_peers = bool(args.peers) or args.parts != ["wsgi"]
+    python = peers.python() if needs_peers else sys.executable
     record = Record()
     facts = machine.description()
     record.line(part="machine", command=["benches/run.py", *arguments], **facts)

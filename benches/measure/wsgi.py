@@ -89,7 +89,7 @@ class Round:
         return self.others > DISTURBED
 
 
-def measure(serving: Serving, workload: Workload, core: int, seconds: float) -> Round:
+def measure(serving: Serving, workload: Workload, core: int, seconds: int) -> Round:
     """Load *serving* for *seconds* and read what it cost."""
     environment = dict(
         os.environ,
@@ -99,7 +99,7 @@ def measure(serving: Serving, workload: Workload, core: int, seconds: float) -> 
     )
     command = [
         "taskset", "-c", str(core), "wrk", "-t1", f"-c{workload.connections}",
-        f"-d{seconds:g}s", "--timeout", "10s", "-s", str(BENCHES / "programs" / "report.lua"),
+        f"-d{seconds}s", "--timeout", "10s", "-s", str(BENCHES / "programs" / "report.lua"),
         f"http://127.0.0.1:{serving.port}{workload.path}",
     ]  # fmt: skip
     busy, own, began = machine.busy(), machine.own_children(), time.monotonic()
@@ -129,7 +129,7 @@ def measure(serving: Serving, workload: Workload, core: int, seconds: float) -> 
 
 
 def side_by_side(
-    workload: Workload, servers: dict[str, str], rounds: int, seconds: float
+    workload: Workload, servers: dict[str, str], rounds: int, seconds: int
 ) -> Iterator[tuple[str, Round]]:
     """Measure *servers* (name -> interpreter) in *rounds*, rotating who comes first."""
     if shutil.which("wrk") is None:
@@ -150,7 +150,7 @@ def side_by_side(
                 continue
             up.append(stack.enter_context(serving))
         for serving in up:
-            measure(serving, workload, client_core, min(1.0, seconds))
+            measure(serving, workload, client_core, 1)
         for number in range(rounds):
             turn = number % max(len(up), 1)
             for serving in up[turn:] + up[:turn]:
