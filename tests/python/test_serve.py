@@ -318,6 +318,28 @@ def test_an_application_that_never_loads_ends_the_command(tmp_path: Path, worker
     assert "LookupError: no database" in result.stderr
 
 
+def test_a_worker_that_cannot_load_any_more_is_retried_while_others_serve(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    (tmp_path / "fragile.py").write_text(
+        "import os\n"
+        "if os.path.exists('broken'):\n"
+        "    raise LookupError('no database')\n"
+        "from mysite import application\n"
+    )
+    site = serve(start, "fragile", "--workers", "2")
+    first, second = site.running(2)
+    (tmp_path / "broken").touch()
+
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: "LookupError: no database" in site.log, "the failure in the log")
+    assert fetch(site.port())[0] == str(second)
+    (tmp_path / "broken").unlink()
+
+    assert second in site.running(2)
+    assert site.stop() == 0, site.log
+
+
 SERVICE = """
 import sys
 from oslo_config import cfg

@@ -39,7 +39,7 @@ BOOT_FAILED = 3
 _LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _ACCESS_LOGGER = "osloxide.access"
-_LOADED, _FAILED = 1, 2
+_LOADED, _GAVE_UP = 0, 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +138,7 @@ def main(options: argparse.Namespace) -> int:
     served = site_service(site, servers)
     launcher = service.launch(servers[0].conf, served, workers=options.workers)
     status = launcher.wait()
-    return BOOT_FAILED if served.never_loaded() else int(status or 0)
+    return BOOT_FAILED if served.gave_up() else int(status or 0)
 
 
 @dataclass
@@ -218,8 +218,8 @@ def site_service(site: Application, servers: Sequence[Server]) -> Any:
 
         def __init__(self) -> None:
             self._supervisor = os.getpid()
-            # Shared with all workers, for as long as one of them has it.
-            self._outcome = mmap.mmap(-1, 1)
+            # One flag each, shared with all workers.
+            self._outcome = mmap.mmap(-1, 2)
 
         def start(self) -> None:
             try:
@@ -227,7 +227,7 @@ def site_service(site: Application, servers: Sequence[Server]) -> Any:
             except Exception as error:
                 self._boot_failed(error)
                 raise SystemExit(BOOT_FAILED) from error
-            self._outcome[0] = _LOADED
+            self._outcome[_LOADED] = 1
             for server in servers:
                 server.app = application
                 server.start()
@@ -244,9 +244,9 @@ def site_service(site: Application, servers: Sequence[Server]) -> Any:
             for server in servers:
                 server.reset()
 
-        def never_loaded(self) -> bool:
-            """Whether workers tried to load the application, and all failed."""
-            return self._outcome[0] == _FAILED
+        def gave_up(self) -> bool:
+            """Whether everything was ended because the application could not be loaded."""
+            return self._outcome[_GAVE_UP] == 1
 
         def _boot_failed(self, error: Exception) -> None:
             """End everything when no worker has ever been able to load the application.
@@ -259,9 +259,9 @@ def site_service(site: Application, servers: Sequence[Server]) -> Any:
                 log.error("%s", error)
             else:
                 log.error("cannot load %s\n%s", site.text, traceback.format_exc().rstrip())
-            if self._outcome[0] == _LOADED:
+            if self._outcome[_LOADED]:
                 return
-            self._outcome[0] = _FAILED
+            self._outcome[_GAVE_UP] = 1
             if os.getpid() != self._supervisor:
                 os.kill(os.getppid(), signal.SIGTERM)
 
