@@ -324,7 +324,7 @@ def test_check_reports_an_import_that_fails(script) -> None:
 def test_check_reports_hiding_flags(script) -> None:
     result = osloxide("check", "--json", script(shebang=f"#!{sys.executable} -I"))
     assert result.returncode == 1
-    assert "-I ignores PYTHONPATH" in json.loads(result.stdout)["problems"][0]
+    assert "-I, which ignores PYTHONPATH" in json.loads(result.stdout)["problems"][0]
 
 
 def test_check_of_an_unknown_command_is_127() -> None:

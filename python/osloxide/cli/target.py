@@ -96,16 +96,12 @@ def verify(target: Target, environ: Mapping[str, str]) -> None:
         return
     hidden = hiding_flag(target.flags)
     if hidden is not None:
+        fault = "skips sitecustomize" if "S" in hidden else "ignores PYTHONPATH"
+        remedy = f"leave {hidden} out"
+        if target.is_script:
+            remedy = f"start it with 'osloxide run {target.interpreter} {target.path}'"
         raise CommandError(
-            (f"{target.path} runs " if target.is_script else "")
-            + f"{target.interpreter} {hidden} "
-            + ("skips sitecustomize" if "S" in hidden else "ignores PYTHONPATH")
-            + " and so would not load osloxide; "
-            + (
-                f"start it with 'osloxide run {target.interpreter} {target.path}'"
-                if target.is_script
-                else f"leave {hidden} out"
-            )
+            f"{_subject(target, hidden)} {fault} and so would not load osloxide; {remedy}"
         )
     # Symbolic links are left alone: a virtual environment's python is a link to the system's. An
     # option may change what is found: -s hides what was installed for the user.
@@ -143,12 +139,10 @@ def verify(target: Target, environ: Mapping[str, str]) -> None:
         ) from error
     if probe.returncode != 0:
         last = probe.stderr.strip().rpartition("\n")[2] or f"exit status {probe.returncode}"
+        reason = last if last.startswith(("cannot", "did not")) else f"said: {last}"
         raise CommandError(
-            (f"{target.path} runs on " if target.is_script else "")
-            + f"{target.interpreter}{',' if target.is_script else ''} "
-            + f"{'which ' if target.is_script else ''}{_clause(last)}; install osloxide "
-            "and a supported oslo.service there, or start the service with an interpreter that "
-            "has them"
+            f"{_subject(target)} {reason}; install osloxide and a supported oslo.service there, or "
+            "start the service with an interpreter that has them"
         )
 
 
@@ -160,8 +154,12 @@ def hiding_flag(flags: Sequence[str]) -> str | None:
     return None
 
 
-def _clause(reason: str) -> str:
-    return reason if reason.startswith(("cannot", "did not")) else f"said: {reason}"
+def _subject(target: Target, option: str = "") -> str:
+    """The beginning of a sentence about the interpreter of *target*."""
+    interpreter = f"{target.interpreter} {option}".rstrip()
+    if target.is_script:
+        return f"{target.path} runs on {interpreter}, which"
+    return interpreter
 
 
 def _find(command: str, environ: Mapping[str, str]) -> str:
