@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import block_storage
+import osloxide
 from block_storage import Client
 from stage import Child, Failure, Progress, eventually
 
@@ -156,7 +157,7 @@ class Demo:
         for fact in facts:
             if fact["patched"] or fact["hubs"]:
                 raise Failure(f"pid {fact['pid']} is monkey-patched or has an eventlet hub: {fact}")
-            if "osloxide" not in Path(fact["launcher"]).parts:
+            if not Path(fact["launcher"]).is_relative_to(Path(osloxide.__file__).parent):
                 raise Failure(f"pid {fact['pid']}: launchers come from {fact['launcher']}")
         return f"{len(facts)} process(es), none monkey-patched, no eventlet hub"
 
