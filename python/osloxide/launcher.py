@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -47,6 +48,10 @@ _HANDLED = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM}
 _NATIVE_THREAD_PREFIX = "osloxide"
 
 _gc_is_frozen = False
+
+
+_launchers: weakref.WeakSet[ProcessLauncher] = weakref.WeakSet()
+"""Those of this process: its signals and its end concern all of them."""
 
 
 class ServiceWrapper:
@@ -334,6 +339,7 @@ class ProcessLauncher:
         self._is_supervising = False
         self._has_ended = threading.Event()
         self._killed_late: set[int] = set()
+        _launchers.add(self)
         lifecycle.begin_serving()
         if no_fork:
             self.signal_handler = self._signals
@@ -430,11 +436,9 @@ class ProcessLauncher:
         try:
             LOG.info(message)
         finally:
-            # Not through the supervisor: this runs in a signal handler, which may have
-            # interrupted it.
-            for pid in list(self._own):
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+            for launcher in tuple(_launchers):
+                if launcher._pid == os.getpid() and launcher._supervisor is not None:
+                    launcher._supervisor.kill_all(signal.SIGKILL)
             os._exit(1)
 
     # ---- supervising
@@ -546,8 +550,9 @@ class ProcessLauncher:
     def _begin_shutdown(self) -> None:
         lifecycle.begin_shutdown()
         self._service_manager.stopping()
-        # Only now: a worker that is still to be forked needs them.
-        lifecycle.close_listeners()
+        # Not before: a worker that is still to be forked needs them.
+        if not any(other._own for other in _launchers if other is not self):
+            lifecycle.close_listeners()
 
     def _stop_adopted(self) -> None:
         """Stop children that a subclass forked by itself and entered into ``children``."""
@@ -644,7 +649,11 @@ class ProcessLauncher:
                     slot=slot,
                     generation=generation,
                     hup_needs_daemon=self.HUP_NEEDS_DAEMON,
-                    inherited=list(self._handlers().values()),
+                    inherited=[
+                        handler
+                        for launcher in _launchers
+                        for handler in launcher._handlers().values()
+                    ],
                     signal_mask=mask,
                 )
             )

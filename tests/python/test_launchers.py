@@ -370,3 +370,38 @@ def test_a_single_process_shows_itself_on_a_scoreboard(running: Start, flavour: 
     assert (row["slot"], row["pid"], row["generation"]) == (0, program.pid, 0)
     assert row["ready_at"] is not None
     assert stop(program) == 0
+
+
+def test_two_launchers_of_one_process_are_stopped_by_one_sigterm(
+    running: Start, flavour: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--launcher", "two", "--workers", "2")
+    # The threading flavour forks the second one's workers when the first has ended.
+    program.expect("wait", 4 if flavour == "eventlet" else 2)
+
+    assert stop(program) == 0
+    assert len(program.events("returned")) == 2
+    assert len(program.events("stopped")) == len(program.events("started"))
+
+
+def test_a_worker_of_one_launcher_does_not_touch_those_of_another(running: Start) -> None:
+    program = running("probe.py", "--backend", "eventlet", "--launcher", "two", "--workers", "1")
+    program.expect("wait", 2)
+    first, second = program.workers()
+
+    program.send(signal.SIGINT, second)
+
+    program.expect_log(rf"{second} .*Caught SIGINT signal, instantaneous exiting")
+    wait_until(lambda: not Path(f"/proc/{second}/exe").exists(), "the worker has left")
+    assert first in program.workers()
+    assert stop(program) == 0
+
+
+def test_sigint_ends_the_workers_of_every_launcher(running: Start) -> None:
+    program = running("probe.py", "--backend", "eventlet", "--launcher", "two", "--workers", "2")
+    program.expect("wait", 4)
+
+    program.send(signal.SIGINT)
+
+    assert program.ended() == 1
+    assert program.events("stop") == [], "nobody had the time to stop by itself"

@@ -32,7 +32,9 @@ def emit(event: str, detail: object = "") -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--backend", default="eventlet")
-    parser.add_argument("--launcher", default="launch", choices=("launch", "process", "service"))
+    parser.add_argument(
+        "--launcher", default="launch", choices=("launch", "process", "two", "service")
+    )
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--services", type=int, default=1)
     parser.add_argument("--restart-method", default="reload")
@@ -162,7 +164,14 @@ for name in options.handler:
 if options.thread_before_fork:
     threading.Thread(target=threading.Event().wait, name="bystander", daemon=True).start()
 
-if launcher is None:
+second = None
+if options.launcher == "two":
+    launcher, second = (
+        service.ProcessLauncher(conf, restart_method=options.restart_method) for _ in range(2)
+    )
+    launcher.launch_service(Probe(0), workers=options.workers)
+    second.launch_service(Probe(1), workers=options.workers)
+elif launcher is None:
     launcher = service.launch(
         conf,
         Probe(0),
@@ -184,4 +193,6 @@ if options.stop_from_thread:
     stopper.start()
 status = launcher.wait()
 emit("returned", status)
+if second is not None:
+    emit("returned", second.wait())
 sys.exit(status)
