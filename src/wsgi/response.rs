@@ -542,6 +542,86 @@ mod tests {
         assert_eq!(body.ending(), Ending::Excess { declared: 5 });
     }
 
+    /// Writes down what it is asked to do.
+    #[derive(Default)]
+    struct Record(Vec<String>);
+
+    impl Exchange for Record {
+        fn request(&self) -> &http::request::Parts {
+            unimplemented!("a whole answer does not ask for the request")
+        }
+        fn endpoints(&self) -> &crate::wsgi::Endpoints {
+            unimplemented!("a whole answer does not ask for addresses")
+        }
+        fn is_bodiless(&self) -> bool {
+            true
+        }
+        fn read(&mut self) -> Result<Option<Bytes>, crate::wsgi::BodyError> {
+            Ok(None)
+        }
+        fn respond(&mut self, head: ResponseHead, body: Bytes) -> Result<(), ClientGone> {
+            let closes = head.headers.contains_key(CONNECTION);
+            self.0.push(format!(
+                "respond {} {body:?} closes={closes}",
+                head.status.as_u16()
+            ));
+            Ok(())
+        }
+        fn start(&mut self, head: ResponseHead) -> Result<(), ClientGone> {
+            self.0.push(format!("start {}", head.status.as_u16()));
+            Ok(())
+        }
+        fn write(&mut self, piece: Bytes) -> Result<(), ClientGone> {
+            self.0.push(format!("write {piece:?}"));
+            Err(ClientGone)
+        }
+        fn finish(&mut self) -> Result<(), ClientGone> {
+            self.0.push("finish".to_owned());
+            Ok(())
+        }
+        fn abort(&mut self) {
+            self.0.push("abort".to_owned());
+        }
+        fn is_client_gone(&mut self) -> bool {
+            false
+        }
+    }
+
+    fn sent(headers: &[(&str, &str)], method: &Method) -> Vec<String> {
+        let mut record = Record::default();
+        let body = Bytes::from_static(b"12345");
+        let _ = Ready::new(head(headers).unwrap(), body, method).send(&mut record);
+        record.0
+    }
+
+    #[test]
+    fn a_whole_answer_is_one_call() {
+        let expected = ["respond 200 b\"12345\" closes=false"];
+
+        assert_eq!(sent(&[], &Method::GET), expected);
+        assert_eq!(sent(&[("Content-Length", "5")], &Method::GET), expected);
+        assert_eq!(
+            sent(&[("Content-Length", "9")], &Method::HEAD),
+            ["respond 200 b\"\" closes=false"]
+        );
+    }
+
+    #[test]
+    fn an_answer_too_long_is_cut_and_the_last_one() {
+        assert_eq!(
+            sent(&[("Content-Length", "3")], &Method::GET),
+            ["respond 200 b\"123\" closes=true"]
+        );
+    }
+
+    #[test]
+    fn an_answer_too_short_ends_in_a_cut_even_when_the_client_is_gone() {
+        assert_eq!(
+            sent(&[("Content-Length", "9")], &Method::GET),
+            ["start 200", "write b\"12345\"", "abort"]
+        );
+    }
+
     #[test]
     fn missing_bytes_are_noticed() {
         let (_, mut body) = head(&[("Content-Length", "5")])
