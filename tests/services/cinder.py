@@ -6,7 +6,9 @@ Versions are pinned by a lock file. The schema is made once and kept as a dump.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import importlib.metadata
 import json
 import os
 import signal
@@ -31,7 +33,7 @@ class Environment:
     """A virtual environment with pinned services.
 
     The one that runs the tests, when it holds the services (``make setup`` installs cinder there),
-    or else one of its own in the cache directory. There osloxide is reached through a path entry:
+    or else one of its own in the cache directory. There osloxide is reached through PYTHONPATH:
     what is under test is always the build that the tests import.
 
     :param name: what it is for, in the directory's name.
@@ -43,9 +45,12 @@ class Environment:
         pins = [line for line in lock.read_text().splitlines() if not line.startswith("#")]
         self.key = digest(*pins, sys.version)
         self.directory = Path(sys.prefix)
+        self._path = [str(APPS)]
         if not (self.bin / script).exists():
             self.directory = cache_directory() / f"{name}-{self.key}"
             self._install(lock)
+            if not IS_STOCK:
+                self._path.append(str(package_directory()))
 
     def _install(self, lock: Path) -> None:
         done = self.directory / "complete"
@@ -54,15 +59,6 @@ class Environment:
             pip = [self.python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
             subprocess.run([*pip, "--no-deps", "-r", str(lock)], check=True)
             done.touch()
-        site = next((self.directory / "lib").glob("python3.*/site-packages"))
-        entry = site / "osloxide-under-test.pth"
-        if IS_STOCK:
-            entry.unlink(missing_ok=True)
-            return
-        import osloxide
-
-        assert osloxide.__file__ is not None
-        entry.write_text(f"{Path(osloxide.__file__).parents[1]}\n")
 
     @property
     def bin(self) -> Path:
@@ -81,8 +77,24 @@ class Environment:
     def variables(self) -> dict[str, str]:
         variables = clean_environment()
         variables["PATH"] = f"{self.bin}:{variables['PATH']}"
-        variables["PYTHONPATH"] = str(APPS)
+        variables["PYTHONPATH"] = ":".join(self._path)
         return variables
+
+
+def package_directory() -> Path:
+    """A directory that holds nothing but the osloxide under test, with its metadata."""
+    import osloxide
+
+    assert osloxide.__file__ is not None
+    package = Path(osloxide.__file__).parent
+    site = Path(str(importlib.metadata.distribution("osloxide").locate_file("")))
+    (metadata,) = site.glob("osloxide-*.dist-info")
+    directory = cache_directory() / f"osloxide-{digest(str(package), str(metadata))}"
+    directory.mkdir(exist_ok=True)
+    for target in (package, metadata):
+        with contextlib.suppress(FileExistsError):
+            (directory / target.name).symlink_to(target)
+    return directory
 
 
 @dataclass

@@ -70,7 +70,7 @@ def application(environ: dict[str, Any], start_response: Respond) -> Iterable[by
     return [body]
 
 
-class Web(service.ServiceBase):  # type: ignore[misc]
+class Web(service.ServiceBase):
     """The server, with the hooks that the tests watch through the log."""
 
     def __init__(self) -> None:
