@@ -29,6 +29,8 @@ struct Jobs {
     queue: Mutex<Queue>,
     changed: Condvar,
     ended: AtomicUsize,
+    /// Threads between the beginning and the end of what the source wraps around their lives.
+    alive: AtomicUsize,
 }
 
 impl Jobs {
@@ -76,10 +78,13 @@ impl Source for Jobs {
     }
 
     fn thread(&self, body: &mut dyn FnMut()) {
+        self.alive.fetch_add(1, Ordering::SeqCst);
         body();
+        self.alive.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn ended(&self) {
+        assert_eq!(self.alive.load(Ordering::SeqCst), 0, "told before its time");
         self.ended.fetch_add(1, Ordering::SeqCst);
     }
 }

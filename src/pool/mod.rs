@@ -100,6 +100,7 @@ impl<S: Source> Pool<S> {
             idle: Vec::new(),
             standby: None,
             threads: 0,
+            leaving: 0,
             is_ending: false,
             done: 0,
             takeovers: 0,
@@ -142,7 +143,7 @@ impl<S: Source> Pool<S> {
     pub fn stats(&self) -> Stats {
         let state = self.shared.state.lock();
         Stats {
-            threads: state.threads,
+            threads: state.threads + state.leaving,
             busy: state.running.len(),
             queued: state.ready.len(),
             done: state.done,
@@ -187,7 +188,10 @@ struct State<J> {
     running: Vec<Pid>,
     idle: Vec<Arc<Seat>>,
     standby: Option<Standby>,
+    /// Threads that have or look for a role.
     threads: usize,
+    /// Threads that are done but for what the source does at the end of their lives.
+    leaving: usize,
     is_ending: bool,
     done: u64,
     takeovers: u64,
@@ -280,8 +284,19 @@ impl<S: Source> Shared<S> {
             }
         }
         state.threads -= 1;
+        state.leaving += 1;
+    }
+
+    /// A thread is over, whatever the source had wrapped around its life.
+    fn left(&self, has_lived: bool) {
+        let mut state = self.state.lock();
+        if has_lived {
+            state.leaving = state.leaving.saturating_sub(1);
+        } else {
+            state.threads -= 1;
+        }
         // The last one speaks under the lock: nobody may start the pool between the count and it.
-        if state.threads == 0 && state.is_ending {
+        if state.threads == 0 && state.leaving == 0 && state.is_ending {
             self.source.ended();
         }
     }
@@ -522,8 +537,18 @@ impl<S: Source> Shared<S> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let shared = self.clone();
         threads::start(format!("{}-{number}", self.name), move || {
-            let source = shared.source.clone();
-            source.thread(&mut || shared.live());
+            let mut has_lived = false;
+            let life = || {
+                shared.source.thread(&mut || {
+                    if !std::mem::replace(&mut has_lived, true) {
+                        shared.live();
+                    }
+                });
+            };
+            if catch_unwind(AssertUnwindSafe(life)).is_err() {
+                shared.panics.fetch_add(1, Ordering::Relaxed);
+            }
+            shared.left(has_lived);
         })?;
         state.threads += 1;
         Ok(())
