@@ -149,6 +149,27 @@ fn a_handler_that_panics_costs_only_its_own_request() {
 }
 
 #[test]
+fn a_second_answer_does_not_reach_the_next_request() {
+    let running = Running::new(|exchange| {
+        let path = exchange.request().uri.path().to_owned();
+        assert!(exchange.respond(ok(), path.into()).is_ok());
+        assert!(
+            exchange
+                .respond(ok(), Bytes::from_static(b"leaked"))
+                .is_err()
+        );
+        assert!(exchange.start(ok()).is_err());
+    });
+    let mut stream = running.connect();
+
+    for path in ["/1", "/2"] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        assert!(read_answer(&mut stream).ends_with(path));
+    }
+}
+
+#[test]
 fn a_handler_that_does_not_answer_gives_500_and_close() {
     let running = Running::new(|_| {});
 

@@ -353,6 +353,10 @@ impl Exchange for Live<'_> {
     }
 
     fn respond(&mut self, mut head: ResponseHead, body: Bytes) -> Result<(), ClientGone> {
+        if self.progress != Progress::Nothing {
+            // A second answer would be taken for that of the next request.
+            return Err(ClientGone);
+        }
         if let Some(error) = self.failure {
             return self.answer_shortly(status_of(error));
         }
@@ -382,6 +386,9 @@ impl Exchange for Live<'_> {
     }
 
     fn start(&mut self, head: ResponseHead) -> Result<(), ClientGone> {
+        if self.progress != Progress::Nothing {
+            return Err(ClientGone);
+        }
         if let Some(error) = self.failure {
             return self.answer_shortly(status_of(error));
         }
