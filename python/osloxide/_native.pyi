@@ -56,12 +56,16 @@ class Scoreboard:
     @property
     def pid(self) -> int:
         """The process that made it."""
+    @property
+    def started_at(self) -> float | None:
+        """``CLOCK_MONOTONIC`` seconds when it was made."""
     def claim(self, slot: int, generation: int) -> None:
         """In a worker: this process now counts in *slot* (server and pool find it by themselves)."""
     def read(self) -> list[dict[str, Any]]:
         """One dict for each slot in use: slot, group, pid, generation, state (str), started_at and
-        ready_at (CLOCK_MONOTONIC seconds), connections, in_flight, served, oldest_since (monotonic
-        seconds of the oldest request in flight, or None), threads, respawns, last_exit (wait status or None)."""
+        ready_at (CLOCK_MONOTONIC seconds), connections, in_flight, served (since the fork), slot_served
+        (by all workers that the slot ever had: never goes down), oldest_since (monotonic seconds of the
+        oldest request in flight, or None), threads, respawns, last_exit (wait status or None)."""
 
 # ---- supervisor (src/python/supervisor.rs) -----------------------------------------------------
 

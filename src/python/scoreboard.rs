@@ -47,6 +47,11 @@ impl Scoreboard {
     fn pid(&self) -> u32 {
         self.0.pid()
     }
+
+    #[getter]
+    fn started_at(&self) -> Option<f64> {
+        instant(self.0.started_at())
+    }
 }
 
 fn to_dict<'py>(py: Python<'py>, row: &Snapshot) -> PyResult<Bound<'py, PyDict>> {
@@ -61,6 +66,7 @@ fn to_dict<'py>(py: Python<'py>, row: &Snapshot) -> PyResult<Bound<'py, PyDict>>
     dict.set_item("connections", row.connections)?;
     dict.set_item("in_flight", row.in_flight)?;
     dict.set_item("served", row.served)?;
+    dict.set_item("slot_served", row.slot_served)?;
     dict.set_item("oldest_since", row.oldest_since.and_then(instant))?;
     dict.set_item("threads", row.threads)?;
     dict.set_item("respawns", row.respawns)?;

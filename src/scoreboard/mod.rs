@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::ftruncate;
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -28,7 +29,7 @@ pub const CAPACITY: usize = 4096;
 
 const MEMFD_NAME: &str = "osloxide-scoreboard";
 const MAGIC: u64 = u64::from_be_bytes(*b"osloxide");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 4096;
 const TOTAL_BYTES: usize = HEADER_BYTES + CAPACITY * size_of::<Row>();
 const NAME_BYTES: usize = 128;
@@ -205,7 +206,6 @@ impl Scoreboard {
         let index = rows
             .iter()
             .position(|row| row.is_left_by(seat.slot))
-            .or_else(|| rows.iter().position(|row| row.state() == State::Free))
             .or_else(|| (rows.len() < CAPACITY).then_some(rows.len()))
             .ok_or(Error::Full)?;
         let used = u32::try_from(index + 1).map_err(|_| Error::Full)?;
@@ -248,11 +248,18 @@ impl Scoreboard {
         Ok(row)
     }
 
-    /// Copies of all rows in use, ordered by slot and then by generation.
+    /// Copies of all rows with something to show, ordered by slot and then by generation.
     #[must_use]
     pub fn read(&self) -> Vec<Snapshot> {
         let mut rows: Vec<_> = self.used_rows().iter().map(Row::read).collect();
-        rows.retain(|row| row.state != State::Free);
+        let mut served: HashMap<u32, u64> = HashMap::new();
+        for row in &rows {
+            *served.entry(row.slot).or_default() += row.slot_served;
+        }
+        rows.retain(|row| !matches!(row.state, State::Free | State::Replaced));
+        for row in &mut rows {
+            row.slot_served = served.get(&row.slot).copied().unwrap_or_default();
+        }
         rows.sort_by_key(|row| (row.slot, row.generation));
         rows
     }
@@ -408,6 +415,39 @@ mod tests {
         board.row(old).unwrap().mark_ended(State::Gone, 0);
 
         assert_eq!(board.reserve(seat(0, 2)).unwrap(), old);
+    }
+
+    #[test]
+    fn what_a_slot_served_outlives_its_workers() {
+        let board = Scoreboard::new("").unwrap();
+        let serve = |index: usize, requests: usize| {
+            let row = board.row(index).unwrap();
+            (0..requests).for_each(|_| drop(row.begin()));
+        };
+        let seen = || {
+            let rows = board.read();
+            let of_slot = rows.iter().filter(|row| row.slot == 0);
+            of_slot
+                .map(|row| (row.served, row.slot_served))
+                .collect::<Vec<_>>()
+        };
+        let old = board.reserve(seat(0, 0)).unwrap();
+        serve(old, 5);
+        let new = board.reserve(seat(0, 1)).unwrap();
+        serve(new, 2);
+        assert_eq!(seen(), [(5, 7), (2, 7)]);
+
+        board.row(old).unwrap().mark_ended(State::Replaced, 0);
+        assert_eq!(seen(), [(2, 7)]);
+        assert_ne!(board.reserve(seat(1, 1)).unwrap(), old, "its slot's alone");
+
+        board.row(new).unwrap().mark_ended(State::Gone, 9);
+        assert_eq!(seen(), [(2, 7)]);
+        serve(board.reserve(seat(0, 1)).unwrap(), 1);
+        serve(board.reserve(seat(0, 2)).unwrap(), 1);
+        let mut seen = seen();
+        seen.sort_unstable();
+        assert_eq!(seen, [(1, 9), (1, 9)]);
     }
 
     #[test]

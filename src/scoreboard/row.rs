@@ -29,10 +29,13 @@ pub enum State {
     Waiting = 5,
     /// No process: it ended and was reaped.
     Gone = 6,
+    /// As `Gone`, while others of the slot go on: not shown, and only that slot may have the row, so
+    /// that what was served there is never lost from the slot's sum.
+    Replaced = 7,
 }
 
 impl State {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Free,
         Self::Starting,
         Self::Running,
@@ -40,6 +43,7 @@ impl State {
         Self::Killing,
         Self::Waiting,
         Self::Gone,
+        Self::Replaced,
     ];
 
     /// Lower-case name, for display.
@@ -53,6 +57,7 @@ impl State {
             Self::Killing => "killing",
             Self::Waiting => "waiting",
             Self::Gone => "gone",
+            Self::Replaced => "replaced",
         }
     }
 
@@ -85,6 +90,8 @@ pub struct Snapshot {
     pub in_flight: u32,
     /// Requests finished since the fork.
     pub served: u64,
+    /// Requests finished by all workers that the slot ever had; it never goes down.
+    pub slot_served: u64,
     /// `CLOCK_MONOTONIC` nanoseconds when the oldest request in flight began.
     pub oldest_since: Option<u64>,
     /// Pool threads.
@@ -109,6 +116,9 @@ pub struct Row {
     started_at: AtomicU64,
     ready_at: AtomicU64,
     last_exit: AtomicI64,
+    /// What `served` was when the row was assigned. That one is never set back, so a reader sees the
+    /// sum of a slot grow only, whatever happens between two of its loads.
+    served_before: AtomicU64,
     counters: Counters,
     lanes: [AtomicU64; LANES],
 }
@@ -173,6 +183,7 @@ impl Row {
             started_at: AtomicU64::new(0),
             ready_at: AtomicU64::new(0),
             last_exit: AtomicI64::new(NO_EXIT),
+            served_before: AtomicU64::new(0),
             counters: Counters {
                 served: AtomicU64::new(0),
                 connections: AtomicU32::new(0),
@@ -284,7 +295,7 @@ impl Row {
 
     /// True when the last worker of *slot* had this row and is gone.
     pub(super) fn is_left_by(&self, slot: u32) -> bool {
-        matches!(self.state(), State::Gone | State::Waiting)
+        matches!(self.state(), State::Gone | State::Waiting | State::Replaced)
             && self.slot.load(Ordering::Relaxed) == slot
     }
 
@@ -315,11 +326,16 @@ impl Row {
         self.pid.store(0, Ordering::Relaxed);
         self.started_at.store(0, Ordering::Relaxed);
         self.ready_at.store(0, Ordering::Relaxed);
-        self.counters.served.store(0, Ordering::Relaxed);
+        // Nobody counts in it now: its process was reaped.
+        let served = self.counters.served.load(Ordering::Relaxed);
+        self.served_before.store(served, Ordering::Relaxed);
         self.clear_gauges();
     }
 
+    /// The copy's `slot_served` is that of this row alone.
     pub(super) fn read(&self) -> Snapshot {
+        let served = self.counters.served.load(Ordering::Relaxed);
+        let served_before = self.served_before.load(Ordering::Relaxed);
         let began = self.lanes.iter().map(|lane| lane.load(Ordering::Relaxed));
         let (mut in_flight, mut oldest_since) = (0, None);
         for began in began.filter(|began| *began != 0) {
@@ -336,7 +352,8 @@ impl Row {
             ready_at: self.ready_at.load(Ordering::Relaxed),
             connections: self.counters.connections.load(Ordering::Relaxed),
             in_flight: in_flight + self.counters.beyond_lanes.load(Ordering::Relaxed),
-            served: self.counters.served.load(Ordering::Relaxed),
+            served: served.saturating_sub(served_before),
+            slot_served: served,
             oldest_since,
             threads: self.counters.threads.load(Ordering::Relaxed),
             respawns: self.respawns.load(Ordering::Relaxed),

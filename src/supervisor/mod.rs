@@ -543,8 +543,7 @@ impl<P: Processes> Inner<P> {
         let state = match departure {
             Some(departure) if departure.is_put_off => scoreboard::State::Waiting,
             Some(departure) if departure.is_respawned => scoreboard::State::Gone,
-            // While others of its slot go on, the row is free for anybody.
-            Some(departure) if self.has_workers(departure.slot) => scoreboard::State::Free,
+            Some(departure) if self.has_workers(departure.slot) => scoreboard::State::Replaced,
             Some(_) | None => scoreboard::State::Gone,
         };
         row.mark_ended(state, status);
