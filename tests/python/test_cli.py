@@ -13,7 +13,7 @@ import pytest
 from _children import environment, run_command, run_python
 
 from osloxide import _environment
-from osloxide.cli import status, target
+from osloxide.cli import table, target
 
 OSLOXIDE = [sys.executable, "-m", "osloxide"]
 
@@ -368,9 +368,10 @@ def test_status_shows_a_launcher_as_a_table(launcher: int) -> None:
     heading, columns, row = result.stdout.splitlines()
     assert heading.startswith(f"demo {launcher}: {sys.executable} -c")
     assert columns.split() == [
-        "SLOT", "PID", "STATE", "UP", "CONN", "IN", "FLIGHT", "OLDEST", "SERVED", "RESPAWNS", "RSS",
+        "GROUP", "SLOT", "PID", "STATE", "UP", "CONN", "IN", "FLIGHT", "OLDEST", "SERVED",
+        "THREADS", "RESPAWNS", "RSS",
     ]  # fmt: skip
-    assert row.split()[:3] == ["0", str(launcher), "starting"]
+    assert row.split()[:4] == ["0", "0", str(launcher), "starting"]
 
 
 def test_status_without_a_pid_finds_the_launchers(launcher: int) -> None:
@@ -402,7 +403,7 @@ def test_status_of_no_process_says_so() -> None:
     ],
 )  # fmt: skip
 def test_durations_are_short(seconds: float | None, text: str) -> None:
-    assert status._duration(seconds) == text
+    assert table.duration(seconds) == text
 
 
 # ---- the command itself

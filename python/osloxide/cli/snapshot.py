@@ -1,7 +1,8 @@
 """What running launchers are doing, read from outside.
 
 Finds launchers by the scoreboard that their processes keep open, and adds what only /proc knows.
-Reads only: a launcher does not notice that it is being looked at. ``status`` prints one snapshot.
+Reads only: a launcher does not notice that it is being looked at. ``status``, ``top`` and
+``metrics`` differ in how they show it and in nothing else.
 
 Rules: proc(5) (fd, status), osloxide's scoreboard (src/scoreboard.rs).
 """
@@ -17,6 +18,8 @@ from typing import Any
 from osloxide._native import Scoreboard
 from osloxide.cli.errors import CommandError
 
+NONE_FOUND = "no running launcher was found; name a PID, or run this as its user"
+
 _MEMFD = "/memfd:osloxide-scoreboard"
 
 
@@ -25,6 +28,8 @@ class Worker:
     """One slot of a launcher.
 
     :param pid: None while the slot has no process.
+    :param served: requests finished since the fork.
+    :param slot_served: requests finished by all workers that the slot ever had; never goes down.
     :param uptime: seconds since the fork; None without a process.
     :param oldest: seconds that the oldest request in flight has been running, or None.
     :param rss_bytes: resident memory; None without a process.
@@ -40,6 +45,7 @@ class Worker:
     connections: int
     in_flight: int
     served: int
+    slot_served: int
     oldest: float | None
     threads: int
     respawns: int
@@ -49,14 +55,63 @@ class Worker:
 
 @dataclass(frozen=True)
 class Launcher:
-    """A supervisor, or a process that serves alone, with its workers."""
+    """A supervisor, or a process that serves alone, with its workers.
+
+    :param read_at: ``CLOCK_MONOTONIC`` seconds of the look.
+    :param uptime: seconds since its scoreboard was made.
+    :param rss_bytes: resident memory of the supervisor itself; None once it is gone.
+    """
 
     pid: int
     name: str
     command: str
+    read_at: float
+    uptime: float
     is_alive: bool
     rss_bytes: int | None
     workers: list[Worker]
+
+
+class View:
+    """A launcher that is looked at again and again, through one mapping of its scoreboard.
+
+    The figures can still be read when the launcher has ended; then they stay as they were.
+
+    :param pid: of its supervisor, or of a worker.
+    :raises CommandError: there is no such process, it may not be read, or it has no scoreboard.
+    """
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._board = Scoreboard.attach(pid)
+        except (ProcessLookupError, FileNotFoundError) as error:
+            what = "has no osloxide launcher" if Path(f"/proc/{pid}").exists() else "does not exist"
+            raise CommandError(
+                f"process {pid} {what}; run 'osloxide status' without a number to list launchers"
+            ) from error
+        except PermissionError as error:
+            raise CommandError(
+                f"process {pid} belongs to another user; run this as that user or as root"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise CommandError(str(error)) from error
+        self.pid = self._board.pid
+        self._command = _command(self.pid)
+
+    def read(self) -> Launcher:
+        """Look once."""
+        rows = self._board.read()
+        now = time.monotonic()
+        return Launcher(
+            pid=self.pid,
+            name=_printable(self._board.name),
+            command=self._command,
+            read_at=now,
+            uptime=_age(self._board.started_at, now) or 0.0,
+            is_alive=Path(f"/proc/{self.pid}").exists(),
+            rss_bytes=_rss_bytes(self.pid),
+            workers=[_worker(row, now) for row in rows],
+        )
 
 
 def take(pid: int) -> Launcher:
@@ -64,29 +119,18 @@ def take(pid: int) -> Launcher:
 
     :raises CommandError: there is no such process, it may not be read, or it has no scoreboard.
     """
-    try:
-        board = Scoreboard.attach(pid)
-        rows = board.read()
-    except (ProcessLookupError, FileNotFoundError) as error:
-        what = "has no osloxide launcher" if Path(f"/proc/{pid}").exists() else "does not exist"
-        raise CommandError(
-            f"process {pid} {what}; run 'osloxide status' without a number to list launchers"
-        ) from error
-    except PermissionError as error:
-        raise CommandError(
-            f"process {pid} belongs to another user; run this as that user or as root"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CommandError(str(error)) from error
-    now = time.monotonic()
-    return Launcher(
-        pid=board.pid,
-        name=board.name,
-        command=_command(board.pid),
-        is_alive=Path(f"/proc/{board.pid}").exists(),
-        rss_bytes=_rss_bytes(board.pid),
-        workers=[_worker(row, now) for row in rows],
-    )
+    return View(pid).read()
+
+
+def views() -> list[View]:
+    """Every launcher whose processes this user may look at, in order of their pid."""
+    found = []
+    for pid in find():
+        try:
+            found.append(View(pid))
+        except CommandError:
+            continue  # it ended between the two looks
+    return found
 
 
 def find() -> list[int]:
@@ -127,6 +171,7 @@ def _worker(row: dict[str, Any], now: float) -> Worker:
         connections=row["connections"],
         in_flight=row["in_flight"],
         served=row["served"],
+        slot_served=row["slot_served"],
         oldest=_age(row["oldest_since"], now),
         threads=row["threads"],
         respawns=row["respawns"],
@@ -156,4 +201,11 @@ def _command(pid: int) -> str:
     except OSError:
         return ""
     # Arguments may hold newlines (python -c); the heading is one line.
-    return " ".join(b" ".join(words).decode("utf-8", "replace").split())
+    return _printable(" ".join(b" ".join(words).decode("utf-8", "replace").split()))
+
+
+def _printable(text: str) -> str:
+    """*text* without control characters: what others run must not steer our terminal."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
