@@ -21,6 +21,8 @@ SUBCOMMANDS = {
     "run": "run a service on osloxide",
     "check": "tell whether a service would run on osloxide, and what would be replaced",
     "status": "show the workers of running services",
+    "top": "show the workers of running services, live",
+    "metrics": "offer the figures of running services to Prometheus",
     "serve": "serve a WSGI application",
 }
 

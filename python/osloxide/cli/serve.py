@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osloxide.cli import address
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-b", "--bind",
         action="append",
-        type=_address,
+        type=address.parse,
         metavar="ADDRESS",
         help="HOST:PORT, [IPV6]:PORT or unix:PATH; may be repeated (default: 127.0.0.1:8000)",
     )  # fmt: skip
@@ -277,12 +278,12 @@ def _bind(options: argparse.Namespace) -> list[Server]:
 
     conf = _configuration(options)
     servers: list[Server] = []
-    for address in options.bind or [("127.0.0.1", 8000)]:
+    for where in options.bind or [("127.0.0.1", 8000)]:
         place: dict[str, Any]
-        if isinstance(address, str):
-            place = {"socket_family": socket.AF_UNIX, "socket_file": address}
+        if isinstance(where, str):
+            place = {"socket_family": socket.AF_UNIX, "socket_file": where}
         else:
-            place = {"host": address[0], "port": address[1]}
+            place = {"host": where[0], "port": where[1]}
         try:
             servers.append(
                 wsgi.Server(
@@ -358,22 +359,6 @@ def _configure_logging(options: argparse.Namespace) -> None:
 def _in_one_line(error: Exception) -> str:
     text = str(error) if not isinstance(error, OSError) else (error.strerror or str(error))
     return " ".join(text.split()) or type(error).__name__
-
-
-def _address(text: str) -> tuple[str, int] | str:
-    """``(host, port)``, or the path of a unix socket."""
-    if text.startswith("unix:"):
-        if path := text.removeprefix("unix:"):
-            return path
-        raise argparse.ArgumentTypeError("unix: needs a path, for example unix:/run/app.sock")
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no address; give HOST:PORT with a port from 0 to 65535, or unix:PATH"
-        )
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise argparse.ArgumentTypeError(f"{text!r}: write an IPv6 address in brackets, [::1]:8000")
-    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - what ":8000" means everywhere
 
 
 def _count(least: int) -> Callable[[str], int]:

@@ -1,0 +1,247 @@
+"""``osloxide metrics``: the figures of running services for Prometheus.
+
+Owns the names and the meaning of the metrics, and the process that answers scrapes: one of its own,
+so that no scrape can disturb a supervisor, which starts no thread and serves nothing itself. Each
+scrape reads the scoreboards anew; nothing is kept in between.
+
+Rules: Prometheus' text format and naming conventions; osloxide's scoreboard (src/scoreboard).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from osloxide.cli import address, snapshot
+from osloxide.cli.arrivals import Arrivals
+from osloxide.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator
+
+    from osloxide.cli.snapshot import Launcher, Worker
+
+_LEAVING = (signal.SIGINT, signal.SIGTERM)
+_SCRAPES = 4
+"""At once; more than one Prometheus is rare."""
+_CLIENT_TIMEOUT = 30.0
+"""Seconds that a client may stay silent."""
+_BACKLOG = 128
+
+_SUPERVISOR_LABELS = ("service", "supervisor")
+_WORKER_LABELS = ("service", "supervisor", "group", "slot")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``osloxide metrics``."""
+    parser.add_argument(
+        "pid",
+        metavar="PID",
+        type=int,
+        nargs="?",
+        help="a supervisor or a worker, whose end ends the command (default: at each scrape, "
+        "every launcher that may be read)",
+    )
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument(
+        "--listen", type=address.parse, metavar="HOST:PORT", help="answer GET /metrics there"
+    )
+    way.add_argument("--unix", metavar="PATH", help="answer GET /metrics on a unix socket")
+    way.add_argument("--once", action="store_true", help="print the metrics and end")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the metrics, or answer scrapes until a signal or the end of the one supervisor."""
+    try:
+        import prometheus_client
+    except ImportError as error:
+        raise CommandError(
+            f"metrics need the package prometheus_client ({error}); install it with "
+            "pip install 'osloxide[metrics]'"
+        ) from error
+    only = None if options.pid is None else snapshot.View(options.pid)
+    source = (lambda: [only]) if only is not None else snapshot.views
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(Collector(source))
+    if options.once:
+        if only is None and not snapshot.find():
+            raise CommandError(snapshot.NONE_FOUND)
+        sys.stdout.write(prometheus_client.generate_latest(registry).decode())
+        return 0
+    with Arrivals(_LEAVING) as arrivals:
+        if only is not None and not arrivals.add_process(only.pid):
+            raise CommandError(f"supervisor {only.pid} has ended; name one that runs")
+        _serve(prometheus_client.make_wsgi_app(registry), options, arrivals)
+    return 0
+
+
+class Collector:
+    """prometheus_client's side of a scrape: reads every launcher and names its figures."""
+
+    def __init__(self, source: Callable[[], Iterable[snapshot.View]]) -> None:
+        self._source = source
+
+    def describe(self) -> list[Any]:
+        """Nothing: registering must not look at the launchers."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """All metrics, of one look at each launcher."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        launchers = [view.read() for view in self._source()]
+        found = GaugeMetricFamily("osloxide_supervisors", "Launchers that were found.")
+        found.add_metric([], len(launchers))
+        yield found
+        for name, text, figure in _OF_SUPERVISORS:
+            gauge = GaugeMetricFamily(name, text, labels=_SUPERVISOR_LABELS)
+            for launcher in launchers:
+                gauge.add_metric(_identity(launcher), figure(launcher))
+            yield gauge
+        slots = [
+            ([*_identity(launcher), str(workers[0].group), str(slot)], workers)
+            for launcher in launchers
+            for slot, workers in _slots(launcher).items()
+        ]
+        for is_counter, name, text, of in _OF_SLOTS:
+            family = (CounterMetricFamily if is_counter else GaugeMetricFamily)(
+                name, text, labels=_WORKER_LABELS
+            )
+            for labels, workers in slots:
+                family.add_metric(labels, of(workers))
+            yield family
+
+
+def _identity(launcher: Launcher) -> list[str]:
+    # The pid keeps services of one name apart, and the old from the new one across a restart: two
+    # samples with the same labels would make Prometheus refuse the whole scrape.
+    return [launcher.name, str(launcher.pid)]
+
+
+def _slots(launcher: Launcher) -> dict[int, list[Worker]]:
+    """Workers of each slot: during a reload the one that drains and the one that serves."""
+    slots: dict[int, list[Worker]] = {}
+    for worker in launcher.workers:
+        slots.setdefault(worker.slot, []).append(worker)
+    return slots
+
+
+_OF_SUPERVISORS: tuple[tuple[str, str, Callable[[Launcher], float]], ...] = (
+    ("osloxide_supervisor_up", "1 while the supervisor runs.", lambda it: it.is_alive),
+    (
+        "osloxide_supervisor_start_time_seconds",
+        "When the launcher was made, seconds since the epoch.",
+        # Two clocks: to the hundredth, so that the same instant is the same figure every time.
+        lambda it: round(time.time() - (time.monotonic() - it.read_at) - it.uptime, 2),
+    ),
+    (
+        "osloxide_supervisor_resident_memory_bytes",
+        "Resident memory of the supervisor without its workers.",
+        lambda it: it.rss_bytes or 0,
+    ),
+)
+
+_OF_SLOTS: tuple[tuple[bool, str, str, Callable[[list[Worker]], float]], ...] = (
+    (
+        False,
+        "osloxide_worker_up",
+        "1 while the slot has a worker that is ready to serve.",
+        lambda its: any(it.state == "running" for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_processes",
+        "Processes of the slot; 2 while one drains and its successor is there already.",
+        lambda its: sum(it.pid is not None for it in its),
+    ),
+    (
+        True,
+        "osloxide_worker_requests",
+        "Requests finished by all workers that the slot ever had.",
+        lambda its: max(it.slot_served for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_in_flight",
+        "Requests that are being handled.",
+        lambda its: sum(it.in_flight for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_oldest_request_seconds",
+        "Age of the oldest request in flight; 0 without one.",
+        lambda its: max(it.oldest or 0.0 for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_connections",
+        "Open client connections.",
+        lambda its: sum(it.connections for it in its),
+    ),
+    (False, "osloxide_worker_threads", "Pool threads.", lambda its: sum(it.threads for it in its)),
+    (
+        True,
+        "osloxide_worker_respawns",
+        "How often the slot was forked again after its worker had ended by itself.",
+        lambda its: max(it.respawns for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_uptime_seconds",
+        "Seconds since the fork of the slot's youngest worker; 0 without one.",
+        lambda its: min((it.uptime for it in its if it.uptime is not None), default=0.0),
+    ),
+    (
+        False,
+        "osloxide_worker_resident_memory_bytes",
+        "Resident memory of the slot's processes.",
+        lambda its: sum(it.rss_bytes or 0 for it in its),
+    ),
+)
+
+
+def _serve(scrape: Callable[..., Any], options: argparse.Namespace, arrivals: Arrivals) -> None:
+    """Answer scrapes until a signal arrives or the supervisor that is watched ends."""
+    # The native server itself: osloxide.wsgi would show this process as a launcher.
+    from osloxide import _listener, _native
+
+    where = options.unix or options.listen
+    try:
+        if isinstance(where, str):
+            listener = _listener.listen_unix("osloxide metrics", where, None, _BACKLOG)
+            at = f"unix:{where}"
+        else:
+            host, port = where
+            listener = _listener.listen_tcp("osloxide metrics", host, port, _BACKLOG)
+            host, port = listener.getsockname()[:2]
+            at = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    except OSError as error:
+        raise CommandError(error.strerror or str(error)) from error
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/metrics":
+            start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"osloxide metrics answers GET /metrics alone\n"]
+        answer: Iterable[bytes] = scrape(environ, start_response)
+        return answer
+
+    with listener:
+        server = _native.Server(
+            application,
+            listener.fileno(),
+            pool_size=_SCRAPES,
+            client_socket_timeout=_CLIENT_TIMEOUT,
+            name="metrics",
+        )
+        server.start()
+        print(f"osloxide: {at}/metrics", file=sys.stderr, flush=True)
+        arrived = arrivals.wait()
+        while not arrived.signals and not arrived.ended:
+            arrived = arrivals.wait()
+    for pid in arrived.ended:
+        print(f"osloxide: supervisor {pid} has ended", file=sys.stderr, flush=True)
+    server.stop(close=True)
+    server.wait(_CLIENT_TIMEOUT)
