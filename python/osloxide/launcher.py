@@ -869,7 +869,9 @@ def _prepare_to_fork() -> None:
 def _native_threads() -> list[str]:
     """Names of this process' threads that the native core started."""
     names = []
-    for task in Path("/proc/self/task").glob("*/comm"):
-        with contextlib.suppress(OSError):
-            names.append(task.read_text().strip())
+    for task in Path("/proc/self/task").iterdir():
+        # The main thread is called as the program is: "osloxide", for one.
+        if task.name != str(os.getpid()):
+            with contextlib.suppress(OSError):
+                names.append((task / "comm").read_text().strip())
     return sorted(name for name in names if name.startswith(_NATIVE_THREAD_PREFIX))

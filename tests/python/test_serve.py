@@ -213,6 +213,23 @@ def test_a_request_in_flight_is_counted_and_answered_during_the_stop(
     assert site.process.wait(30) == 0, site.log
 
 
+def test_the_installed_command_forks_workers(
+    start: Callable[..., Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Started by its own name, and not as python -m: the kernel calls the main thread by it.
+    command = tmp_path / "osloxide"
+    command.write_text(
+        f"#!{sys.executable}\nimport osloxide.cli as c\nraise SystemExit(c.main())\n"
+    )
+    command.chmod(0o755)
+    monkeypatch.setitem(globals(), "OSLOXIDE", [str(command)])
+
+    site = serve(start, "mysite", "--workers", "2")
+
+    assert site.pid not in site.running(2)
+    assert site.stop() == 0, site.log
+
+
 def test_served_requests_are_shown(start: Callable[..., Running]) -> None:
     site = serve(start, "mysite", "--workers", "2")
     site.running(2)
