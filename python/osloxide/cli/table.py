@@ -96,12 +96,12 @@ def totals(launcher: Launcher, rates: Rates) -> str:
     return ", ".join(
         (
             f"up {duration(launcher.uptime)}",
-            f"{len(living)} worker{'' if len(living) == 1 else 's'} ({running} running)",
-            f"{sum(worker.connections for worker in workers)} connections",
+            f"{count(len(living), 'worker')} ({running} running)",
+            count(sum(worker.connections for worker in workers), "connection"),
             f"{sum(worker.in_flight for worker in workers)} in flight",
             f"{_served(launcher)} served ({rate(rates.total)}/s)",
-            f"{sum(_by_slot(launcher, lambda worker: worker.respawns).values())} respawns",
-            f"{sum(worker.threads for worker in workers)} threads",
+            count(sum(_by_slot(launcher, lambda worker: worker.respawns).values()), "respawn"),
+            count(sum(worker.threads for worker in workers), "thread"),
             size(sum(worker.rss_bytes or 0 for worker in living)),
         )
     )
@@ -146,6 +146,11 @@ def rate(amount: float | None) -> str:
 def size(amount: int) -> str:
     """``48.3 MB``, ``1.25 GB``."""
     return f"{amount / 1024**2:.1f} MB" if amount < 1024**3 else f"{amount / 1024**3:.2f} GB"
+
+
+def count(number: int, what: str) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _served(launcher: Launcher) -> int:

@@ -217,7 +217,11 @@ class _Screen:
             parts.append(Text(table.totals(launcher, rates), **cut))
             parts.append(_grid(shown, table.columns(rates)))
             parts.append(Text(""))
-        more = f"; {hidden} more workers below the edge of this terminal" if hidden else ""
+        more = (
+            f"; {table.count(hidden, 'more worker')} below the edge of this terminal"
+            if hidden
+            else ""
+        )
         parts.append(Text(f"q leaves{more}", style="dim", no_wrap=True, overflow="ellipsis"))
         self._live.update(Group(*parts), refresh=True)
 
