@@ -24,7 +24,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::{fs, io, ptr, slice};
 
-/// Processes that one launcher can account for, workers that are being replaced included.
+/// Processes that one launcher can account for, workers that are being replaced included: a slot
+/// keeps as many rows as it ever needed at once.
 pub const CAPACITY: usize = 4096;
 
 const MEMFD_NAME: &str = "osloxide-scoreboard";
