@@ -170,7 +170,7 @@ def test_threads_leave_pythons_list_when_they_end() -> None:
 
     executor.shutdown()
 
-    assert until(lambda: not [t for t in threading.enumerate() if t.name.startswith("leaving")])
+    assert not [t for t in threading.enumerate() if t.name.startswith("leaving")]
 
 
 def test_thread_local_data_stays_with_its_thread(executor: rpc.Executor) -> None:
