@@ -136,6 +136,8 @@ def side_by_side(
         raise RuntimeError("wrk is not installed; apt-get install wrk")
     server_core, client_core = machine.cores()
     options = [] if workload.threads is None else ["--threads", str(workload.threads)]
+    if workload.headers.get("Connection") == "close":
+        options += ["--keep-alive", "0"]
     if workload.access_log:
         options.append("--access-log")
     with contextlib.ExitStack() as stack:

@@ -231,12 +231,9 @@ def uwsgi(args: argparse.Namespace) -> None:
     program = os.path.join(os.path.dirname(sys.executable), "uwsgi")
     command = [
         program,
-        "--http-socket",
+        # Keep-alive is the socket's property in uWSGI, whatever a request asks for.
+        "--http11-socket" if args.keep_alive else "--http-socket",
         f"127.0.0.1:{port}",
-        "--http-keepalive",
-        "--add-header",
-        "Connection: keep-alive",
-        "--so-keepalive",
         "--threads",
         str(args.threads or 4),
         "--master",
@@ -293,7 +290,9 @@ def main() -> None:
     parser.add_argument("app", help="module:attribute of the WSGI application")
     parser.add_argument("--threads", type=int, help="pool size (default: the server's own)")
     parser.add_argument("--timeout", type=float, help="client timeout in seconds")
-    parser.add_argument("--keep-alive", type=int, default=75, help="gunicorn's idle seconds")
+    parser.add_argument(
+        "--keep-alive", type=int, default=75, help="idle seconds, 0 for none (gunicorn, uwsgi)"
+    )
     parser.add_argument("--backlog", type=int, default=1024)
     parser.add_argument("--access-log", action="store_true")
     args = parser.parse_args()
