@@ -248,6 +248,8 @@ def uwsgi(args: argparse.Namespace) -> None:
         "--need-app",
         "--enable-threads",
     ]
+    if not args.keep_alive:
+        command += ["--add-header", "Connection: close"]  # uWSGI closes without saying so
     os.execv(program, command)
 
 
