@@ -67,6 +67,9 @@ WORKLOADS = {
     )
 }  # fmt: skip
 
+#: Servers of serve.py that write an access log when asked; the others are left out of that workload.
+LOGGING = {"osloxide", "eventlet", "gunicorn", "granian"}
+
 DISTURBED = 0.15
 
 
@@ -143,6 +146,8 @@ def side_by_side(
     with contextlib.ExitStack() as stack:
         up: list[Serving] = []
         for name, interpreter in servers.items():
+            if workload.access_log and name not in LOGGING:
+                continue
             try:
                 serving = Serving(
                     name, f"bench_app:{workload.app}", server_core, interpreter, *options
