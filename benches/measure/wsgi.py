@@ -67,7 +67,7 @@ WORKLOADS = {
     )
 }  # fmt: skip
 
-#: Servers of serve.py that write an access log when asked; the others are left out of that workload.
+#: Servers of serve.py that write an access log when asked; others are left out of that workload.
 LOGGING = {"osloxide", "eventlet", "gunicorn", "granian"}
 
 DISTURBED = 0.15
