@@ -122,7 +122,9 @@ class Supervisor:
 
 # ---- worker (src/python/worker.rs) ---------------------------------------------------------------
 
-def enter_worker(supervisor: Supervisor, scoreboard: Scoreboard, slot: int, generation: int) -> None:
+def enter_worker(
+    supervisor: Supervisor, scoreboard: Scoreboard, slot: int, generation: int
+) -> None:
     """First call in a forked child: closes the parent's ends of the pipes, claims the slot, makes a
     fresh wakeup pipe and starts the watch thread, which on the parent's death sets parent_died(),
     sends SIGTERM to this process and ends it hard after 2.5 s."""
@@ -196,12 +198,24 @@ class FileWrapper:
 
 @final
 class TlsConfig:
-    def __new__(cls, cert_file: str, key_file: str, ca_file: str | None = None,
-                version: str | None = None, ciphers: str | None = None) -> TlsConfig:
+    def __new__(
+        cls,
+        cert_file: str,
+        key_file: str,
+        ca_file: str | None = None,
+        version: str | None = None,
+        ciphers: str | None = None,
+    ) -> TlsConfig:
         """Reads and checks everything now. Raises ValueError or OSError naming the option, the
         value and the remedy."""
-    def reload(self, cert_file: str, key_file: str, ca_file: str | None = None,
-               version: str | None = None, ciphers: str | None = None) -> None:
+    def reload(
+        self,
+        cert_file: str,
+        key_file: str,
+        ca_file: str | None = None,
+        version: str | None = None,
+        ciphers: str | None = None,
+    ) -> None:
         """Read and check again; connections accepted from now on use what was read. On an error
         everything stays as it was."""
 
@@ -222,7 +236,9 @@ class Executor:
         """*make_future* is called for each job; a future whose ``__dict__`` holds no ``_condition``
         may be finished by writing its fields. *max_queued* 0 means no bound; otherwise submit()
         waits for room."""
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Future[Any]:
+    def submit(
+        self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
+    ) -> Future[Any]:
         """:raises RuntimeError: closed, forked, or no thread to be had."""
     def close(self, cancel: bool = False) -> list[Future[Any]]:
         """Take no more jobs. With *cancel*, return the futures of those that nobody had begun; the

@@ -1,15 +1,28 @@
 """What has to hold around ``os.fork()`` in a parent of workers.
 
-Owns the pause of logging: a thread that is in the middle of a record holds the lock of its stream,
+Owns the check that no native thread runs, the warning about other threads, and the pause of
+logging: a thread that is in the middle of a record holds the lock of its stream,
 which CPython resets in the child for the standard streams only (a log file stays locked there for
 ever). The locks of ``logging`` itself are reset by its own at-fork hooks. Forks nothing.
 """
 
+from __future__ import annotations
+
 import contextlib
+import gc
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+
+from osloxide import exceptions
+
+LOG = logging.getLogger(__name__)
+
+_NATIVE_THREAD_PREFIX = "osloxide"
+_gc_is_frozen = False
 
 PATIENCE = 1.0
 """Seconds that a fork waits for handlers in all; one that is stuck longer keeps its risk."""
@@ -33,3 +46,39 @@ def logging_paused() -> Iterator[None]:
         if os.getpid() == parent:
             for lock in reversed(held):
                 lock.release()
+
+
+def prepare() -> None:
+    """Check that a fork is sound, and keep the collector from copying every page in the child."""
+    global _gc_is_frozen
+    native = _native_threads()
+    if native:
+        raise exceptions.ForkAfterThreadsError(
+            f"cannot fork a worker: native threads run in this process already "
+            f"({', '.join(native)}); launch services before starting servers or executors"
+        )
+    if _gc_is_frozen:
+        return
+    gc.freeze()
+    _gc_is_frozen = True
+    others = [
+        thread.name for thread in threading.enumerate() if thread is not threading.current_thread()
+    ]
+    if others:
+        LOG.warning(
+            "Forking workers while %d other threads run (%s): a lock that one of them holds now "
+            "stays locked in the worker for ever; start threads in the service's start()",
+            len(others),
+            ", ".join(sorted(others)),
+        )
+
+
+def _native_threads() -> list[str]:
+    """Names of this process' threads that the native core started."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        # The main thread is called as the program is: "osloxide", for one.
+        if task.name != str(os.getpid()):
+            with contextlib.suppress(OSError):
+                names.append((task / "comm").read_text().strip())
+    return sorted(name for name in names if name.startswith(_NATIVE_THREAD_PREFIX))

@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import threadgroup
+from osloxide import exceptions, threadgroup
 from osloxide._typing import override
 
 LOG = logging.getLogger(__name__)
 
 RESTART_METHODS = ("reload", "mutate")
+START_METHODS = (None, "fork")
 
 
 def check_service_base(service: object) -> None:
@@ -41,6 +42,35 @@ def check_restart_method(restart_method: str) -> None:
         raise ValueError(
             f"Invalid restart_method: {restart_method} (expected one of "
             f"{', '.join(RESTART_METHODS)})"
+        )
+
+
+def check_workers(workers: object) -> None:
+    """Refuse what is no number of workers; None is one.
+
+    :raises TypeError: not an int.
+    :raises ValueError: not positive.
+    """
+    if workers is None:
+        return
+    if not isinstance(workers, int):
+        raise TypeError(
+            f"Type of workers should be int! (got {workers!r}, a {type(workers).__name__})"
+        )
+    if workers <= 0:
+        raise ValueError(f"Number of workers should be positive! (got {workers})")
+
+
+def refuse_spawn(start_method: str | None, service: Any) -> None:
+    """Refuse a start method that is valid in oslo.service but not offered here.
+
+    :raises StartMethodError: neither None nor ``"fork"``.
+    """
+    if start_method not in START_METHODS:
+        raise exceptions.StartMethodError(
+            f"start_method {start_method!r} is not offered for {type(service).__name__}: workers "
+            "are forked before any thread exists, so the reasons for spawning do not apply; "
+            "leave start_method out"
         )
 
 

@@ -2,7 +2,7 @@
 
 Owns the clean cut between parent and child: own signal handlers, own random numbers, no
 NOTIFY_SOCKET, and an exit that never returns into the code that forked. Serving itself is
-osloxide.runner's part. Called by osloxide.launcher only, in the child.
+osloxide.runner's part. Called by osloxide.processlauncher only, in the child.
 
 Rules: oslo_service.service.ProcessLauncher._child_process (oslo.service 4.8).
 """

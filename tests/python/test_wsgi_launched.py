@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 from conftest import Program, wait_until
@@ -34,6 +35,22 @@ def refuses(where: Address) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+def answers_of_all(program: Program) -> dict[int, bool]:
+    """``wsgi.multiprocess`` as each process that serves tells it, by pid.
+
+    Every one of them has then answered its first request, which a server handles alone.
+    """
+    where = address(program)
+    answers: dict[int, bool] = {}
+
+    def all_seen() -> bool:
+        answers.update([ask(where)])
+        return len(answers) == (len(program.workers()) or 1)
+
+    wait_until(all_seen, "an answer of every process")
+    return answers
 
 
 class Load:
@@ -86,39 +103,31 @@ def web(running: Start, flavour: str, request: pytest.FixtureRequest) -> Iterato
 
 
 def test_every_worker_serves_and_says_whether_it_has_siblings(web: Program) -> None:
-    where = address(web)
-    workers = set(web.workers())
+    answers = answers_of_all(web)
 
-    seen = set()
-
-    def all_seen() -> bool:
-        pid, is_multiprocess = ask(where)
-        assert is_multiprocess is bool(workers)
-        seen.add(pid)
-        return seen == (workers or {web.pid})
-
-    wait_until(all_seen, "an answer of every process")
+    assert set(answers) == set(web.workers() or [web.pid])
+    assert set(answers.values()) == {bool(web.workers())}
 
 
 def test_term_answers_what_is_in_flight_and_refuses_what_is_new(web: Program) -> None:
     where = address(web)
-    busy = [Connection(where) for _ in range(4)]
-    idle = Connection(where)
-    assert idle.request().status == 200
-    for connection in busy:
-        connection.send("GET /slow?1 HTTP/1.1\r\nHost: x\r\n\r\n")
-    web.expect("request", 4)
+    answers_of_all(web)
+    with ExitStack() as connections:
+        busy = [connections.enter_context(Connection(where)) for _ in range(4)]
+        idle = connections.enter_context(Connection(where))
+        assert idle.request().status == 200
+        for connection in busy:
+            connection.send("GET /slow?1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        web.expect("request", 4)
 
-    web.send(signal.SIGTERM)
-    wait_until(lambda: refuses(where), "the port to be refused")
-    answers = [connection.answer() for connection in busy]
+        web.send(signal.SIGTERM)
+        wait_until(lambda: refuses(where), "the port to be refused")
+        answers = [connection.answer() for connection in busy]
 
-    assert [answer.status for answer in answers] == [200] * 4
-    assert {answer.one("Connection") for answer in answers} == {"close"}
-    idle.assert_closed()
-    assert web.ended() == 0
-    for connection in [*busy, idle]:
-        connection.close()
+        assert [answer.status for answer in answers] == [200] * 4
+        assert {answer.one("Connection") for answer in answers} == {"close"}
+        idle.assert_closed()
+        assert web.ended() == 0
 
 
 def test_connections_in_the_backlog_are_served_before_the_end(web: Program) -> None:

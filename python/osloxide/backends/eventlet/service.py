@@ -11,9 +11,9 @@ from typing import Any
 
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import launcher, services
+from osloxide import launcher, processlauncher, services
 from osloxide.backends.eventlet import threadgroup
-from osloxide.launcher import ServiceWrapper
+from osloxide.processlauncher import ServiceWrapper
 from osloxide.signalhandler import SignalExit, SignalHandler, Singleton
 
 __all__ = [
@@ -59,7 +59,7 @@ class ServiceLauncher(launcher.ServiceLauncher, Launcher):
         super().__init__(conf, restart_method=restart_method)
 
 
-class ProcessLauncher(launcher.ProcessLauncher):
+class ProcessLauncher(processlauncher.ProcessLauncher):
     """Runs services in workers, which launch_service() forks.
 
     :param wait_interval: accepted for compatibility: the end of a worker is noticed at once.

@@ -13,7 +13,7 @@ from typing import Any
 
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import exceptions, launcher, services
+from osloxide import exceptions, launcher, processlauncher, services
 from osloxide._typing import override
 from osloxide.backends.threading import threadgroup
 from osloxide.signalhandler import SignalExit, SignalHandler, Singleton
@@ -59,7 +59,7 @@ class Launcher(launcher.Launcher):
     SERVICES = Services
 
 
-class ProcessLauncher(launcher.ProcessLauncher):
+class ProcessLauncher(processlauncher.ProcessLauncher):
     """Runs services in workers, which wait() forks.
 
     :param wait_interval: deprecated, has no effect.
@@ -103,7 +103,7 @@ class ServiceLauncher(launcher.ServiceLauncher):
         :param workers: with more than one, this launcher forks as a ProcessLauncher does, and
             services launched before and after run in workers too.
         """
-        launcher.check_workers(workers)
+        services.check_workers(workers)
         services.check_service_base(service_instance)
         if self._processes is None and workers not in (None, 1):
             self._processes = ProcessLauncher(
@@ -115,7 +115,7 @@ class ServiceLauncher(launcher.ServiceLauncher):
         if self._processes is not None:
             self._processes.launch_service(service_instance, workers)
         else:
-            launcher.refuse_spawn(self.start_method, service_instance)
+            services.refuse_spawn(self.start_method, service_instance)
             super().launch_service(service_instance, workers)
 
     @override
@@ -140,7 +140,7 @@ class ServiceLauncher(launcher.ServiceLauncher):
             self._processes.restart()
 
 
-class ServiceWrapper(launcher.ServiceWrapper):
+class ServiceWrapper(processlauncher.ServiceWrapper):
     """One worker's view of its service, as the threading backend shapes it.
 
     :param worker_id: number of the worker; or the service, as the eventlet backend orders them.

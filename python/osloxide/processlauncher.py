@@ -1,0 +1,591 @@
+"""The launcher that runs services in worker processes.
+
+Owns what a signal means to the parent of workers, the fork of workers (always through
+``os.fork()`` on the main thread), and the log of their lives. Which worker is forked, signalled or
+killed when is decided by the native supervisor; what a worker does is osloxide.worker's part.
+Starts no thread and never starts or stops a service, except with *no_fork*.
+
+Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8); docs/signals.md, docs/lifecycle.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, ClassVar
+
+from osloxide import (
+    _bootstrap,
+    _native,
+    configuration,
+    counting,
+    forking,
+    lifecycle,
+    servicemanager,
+    services,
+    signalhandler,
+    worker,
+)
+from osloxide.runner import Runner, leave, reset
+
+LOG = logging.getLogger(__name__)
+
+_HANDLED = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM}
+
+_launchers: weakref.WeakSet[ProcessLauncher] = weakref.WeakSet()
+"""Those of this process: its signals and its end concern all of them."""
+
+
+class ServiceWrapper:
+    """The parent's record of one service and its workers.
+
+    :param service: the service; the parent never starts or stops it.
+    :param workers: how many workers it shall have.
+    """
+
+    def __init__(self, service: Any, workers: int) -> None:
+        self.service = service
+        self.workers = workers
+        self.children: set[int] = set()
+        self.forktimes: list[float] = []
+
+
+class ProcessLauncher:
+    """Runs services in worker processes and replaces those that die.
+
+    :param conf: configuration.
+    :param wait_interval: accepted for compatibility: the end of a worker is noticed at once.
+    :param restart_method: what SIGHUP does: ``"reload"`` reads the configuration files again and
+        replaces the workers one by one; ``"mutate"`` reads them again and calls reset() in the
+        parent and in every worker, and no process is replaced.
+    :param no_fork: run the service in this process, inside :meth:`launch_service`.
+    :param start_method: None or ``"fork"``.
+    :raises ValueError: *restart_method* or *start_method* is unknown.
+    """
+
+    FORKS_AT_LAUNCH: ClassVar[bool] = False
+    """Whether launch_service() forks; otherwise wait() does."""
+    HUP_NEEDS_DAEMON: ClassVar[bool] = False
+    """Whether SIGHUP is a SIGTERM for a process in the foreground of a terminal."""
+
+    def __init__(
+        self,
+        conf: Any,
+        wait_interval: float | None = None,
+        restart_method: str = "reload",
+        no_fork: bool = False,
+        start_method: str | None = None,
+    ) -> None:
+        services.check_restart_method(restart_method)
+        self.conf = conf
+        configuration.register_options(conf)
+        self.children: dict[int, ServiceWrapper] = {}
+        self.sigcaught: int | None = None
+        self.running = True
+        self.wait_interval = wait_interval
+        self.launcher: Any = None
+        self.restart_method = restart_method
+        self.no_fork = no_fork
+        self.start_method = start_method
+        self.service: Any = None
+        self.signal_handler: signalhandler.SignalHandler | None = None
+        self._signals = signalhandler.SignalHandler()
+        self._service_manager = servicemanager.ServiceManager()
+        self._wrappers: list[ServiceWrapper] = []
+        self._scoreboard: _native.Scoreboard | None = None
+        self._supervisor: _native.Supervisor | None = None
+        self._runner: Runner | None = None
+        self._pid = os.getpid()
+        self._own: set[int] = set()
+        self._due: str | None = None
+        self._is_supervising = False
+        self._has_ended = threading.Event()
+        self._killed_late: set[int] = set()
+        _launchers.add(self)
+        lifecycle.begin_serving()
+        if no_fork:
+            self.signal_handler = self._signals
+            self.add_signal_handlers()
+
+    # ---- launching
+
+    def launch_service(self, service: Any, workers: int | None = 1) -> None:
+        """Have *service* run in workers.
+
+        :param workers: how many; None means 1, 0 none.
+        :raises TypeError: *service* is no ServiceBase.
+        :raises ValueError: *workers* is negative.
+        :raises ForkAfterThreadsError: native threads run in this process already.
+        """
+        services.check_service_base(service)
+        _bootstrap.refuse_if_monkey_patched()
+        if self.no_fork:
+            self._run_here(service)
+            return
+        services.refuse_spawn(self.start_method, service)
+        count = 1 if workers is None else workers
+        if count < 0:
+            raise ValueError(f"Number of workers should be positive! (got {workers!r})")
+        service.backdoor_port = None
+        wrapper = ServiceWrapper(service, count)
+        self._handle_signals_on_main_thread()
+        LOG.info("Starting %d workers", count)
+        supervisor = self._supervisor_of_this_process()
+        self._set_timeouts()
+        group = supervisor.add_group(type(service).__name__, count)
+        assert group == len(self._wrappers)
+        self._wrappers.append(wrapper)
+        if self.FORKS_AT_LAUNCH:
+            while self._due is None and (command := supervisor.due()) is not None:
+                self._obey(command)
+
+    def _supervisor_of_this_process(self) -> _native.Supervisor:
+        if self._supervisor is None:
+            self._scoreboard = _native.Scoreboard(counting.program_name())
+            self._supervisor = _native.Supervisor(self._scoreboard)
+        return self._supervisor
+
+    def _set_timeouts(self) -> None:
+        """Take the timeouts over from the configuration, at the start and whenever it is read."""
+        supervisor = self._supervisor_of_this_process()
+        supervisor.set_graceful_timeout(configuration.grace_seconds(self.conf))
+        supervisor.set_worker_timeout(self.conf[configuration.GROUP].worker_timeout)
+
+    # ---- signals
+
+    def handle_signal(self) -> None:
+        """Install the launcher's signal handlers, behind those of the application."""
+        self._signals.add_last(self._handlers())
+
+    def _handle_signals_on_main_thread(self) -> None:
+        # Asked here and not in handle_signal(), which applications replace.
+        if threading.current_thread() is threading.main_thread():
+            self.handle_signal()
+
+    def _handlers(self) -> dict[str, signalhandler.Handler]:
+        return {
+            "SIGTERM": self._handle_term,
+            "SIGHUP": self._handle_hup,
+            "SIGINT": self._fast_exit,
+            "SIGALRM": self._on_alarm_exit,
+        }
+
+    def _handle_term(self, signo: int, _frame: FrameType | None) -> None:
+        self.sigcaught = signo
+        self.running = False
+        self._supervisor_of_this_process().request("stop")
+
+    def _handle_hup(self, signo: int, _frame: FrameType | None) -> None:
+        if self.sigcaught == signal.SIGTERM:
+            return
+        self.sigcaught = signo
+        self.running = False
+        wanted = self.restart_method if self._asks_for_reload(signo) else "stop"
+        self._supervisor_of_this_process().request(wanted)
+
+    def _asks_for_reload(self, signo: int) -> bool:
+        if self.HUP_NEEDS_DAEMON:
+            return signalhandler.is_sighup_and_daemon(signo, self._signals)
+        return signo == signal.SIGHUP
+
+    def _fast_exit(self, _signo: int, _frame: FrameType | None) -> None:
+        self._leave_at_once("Caught SIGINT signal, instantaneous exiting")
+
+    def _on_alarm_exit(self, _signo: int, _frame: FrameType | None) -> None:
+        self._leave_at_once("Graceful shutdown timeout exceeded, instantaneous exiting")
+
+    def _leave_at_once(self, message: str) -> None:
+        try:
+            LOG.info(message)
+        finally:
+            for launcher in tuple(_launchers):
+                if launcher._pid == os.getpid() and launcher._supervisor is not None:
+                    launcher._supervisor.kill_all(signal.SIGKILL)
+            os._exit(1)
+
+    # ---- supervising
+
+    def wait(self) -> int | None:
+        """Keep the workers running until the launcher is stopped.
+
+        :returns: 0; the caller goes on.
+        :raises SystemExit: 1, when a worker had to be killed at the deadline. Most callers drop
+            what wait() returns, and a stop that lost work must not look like a clean one.
+        :raises RuntimeError: not called on the main thread.
+        """
+        if self.no_fork:
+            return 0
+        if not self._wrappers and not self.children:
+            if threading.current_thread() is threading.main_thread():
+                self._signals.replace(self._handlers().values(), {})
+            return 0
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError(
+                "ProcessLauncher.wait() was called on thread "
+                f"{threading.current_thread().name}; workers can only be forked and signals only "
+                "be handled on the main thread"
+            )
+        _bootstrap.announce()
+        configuration.log_options(self.conf, LOG)
+        _native.install_wakeup()
+        self._set_timeouts()
+        try:
+            with self._until_green_thread_is_killed():
+                self._supervise()
+            self.stop()
+        finally:
+            _native.uninstall_wakeup()
+            self._has_ended.set()
+            if self.sigcaught is None:
+                self._signals.replace(self._handlers().values(), {})
+        if self._supervisor is not None and self._supervisor.exit_status() != 0:
+            raise SystemExit(self._supervisor.exit_status())
+        return 0
+
+    def _supervise(self) -> None:
+        """Rounds of supervising, each ended by a signal, until one asks to stop."""
+        while True:
+            self.handle_signal()
+            self._respawn_children()
+            due, self._due = self._due, None
+            signo = self.sigcaught
+            if due is None and signo is not None and self._asks_for_reload(signo):
+                due = self.restart_method
+            if signo is not None:
+                ending = "handling" if due == "mutate" else "stopping children"
+                LOG.info("Caught %s, %s", signalhandler.signal_name(signo), ending)
+            if due not in services.RESTART_METHODS:
+                return
+            self.sigcaught = None
+            self._reconfigure(due)
+            self.running = True
+
+    def _respawn_children(self) -> None:
+        """Supervise until a request asks for more than forking and reaping."""
+        while self._due is None:
+            self._is_supervising = True
+            try:
+                command = self._supervisor_of_this_process().next()
+            finally:
+                self._is_supervising = False
+            if command is None:
+                self._due = "stopping"
+                self.running = False
+            else:
+                self._obey(command)
+
+    def _reconfigure(self, restart_method: str) -> None:
+        if not configuration.read_again(self.conf, restart_method):
+            return
+        self._set_timeouts()
+        known = [*self._wrappers, *self.children.values()]
+        for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
+            reset(service)
+        self._supervisor_of_this_process().configured()
+
+    def stop(self) -> None:
+        """Stop all workers and wait until they have left.
+
+        Called in a signal handler while wait() runs, it only asks for that.
+        """
+        self.running = False
+        LOG.debug("Stop services.")
+        self._stop_adopted()
+        if self._supervisor is None:
+            return
+        LOG.debug("Killing children.")
+        self._supervisor.request("stop")
+        if threading.current_thread() is not threading.main_thread():
+            _native.wake()
+            self._has_ended.wait()
+        elif not self._is_supervising:
+            self._drain()
+
+    def _drain(self) -> None:
+        if self._own:
+            LOG.info("Waiting on %d children to exit", len(self._own))
+        self._begin_shutdown()
+        assert self._supervisor is not None
+        while (command := self._supervisor.next()) is not None:
+            self._obey(command)
+
+    def _begin_shutdown(self) -> None:
+        lifecycle.begin_shutdown()
+        self._service_manager.stopping()
+        # Not before: a worker that is still to be forked needs them.
+        if not any(other._own for other in _launchers if other is not self):
+            lifecycle.close_listeners()
+
+    def _stop_adopted(self) -> None:
+        """Stop children that a subclass forked by itself and entered into ``children``."""
+        adopted = {pid: wrap for pid, wrap in self.children.items() if pid not in self._own}
+        for service in {id(wrap.service): wrap.service for wrap in adopted.values()}.values():
+            service.stop()
+        for pid in adopted:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        while any(pid not in self._own for pid in self.children):
+            self._wait_child()
+
+    def _wait_child(self) -> ServiceWrapper | None:
+        """Wait for one child that a subclass forked; others are the native supervisor's."""
+        pid = next((pid for pid in self.children if pid not in self._own), None)
+        if pid is None:
+            return None
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        wrap = self.children.pop(pid)
+        wrap.children.discard(pid)
+        return wrap
+
+    # ---- the supervisor's commands
+
+    def _obey(self, command: tuple[Any, ...]) -> None:
+        kind, *details = command
+        if kind == "fork":
+            group, slot, generation = details
+            self._start_child(self._wrappers[group], slot, generation)
+        elif kind == "exited":
+            self._report_exit(*details)
+        elif kind == "backoff":
+            self._report_backoff(*details)
+        elif kind == "late":
+            self._report_late(*details)
+        elif kind == "hung":
+            self._report_hung(*details)
+        elif kind == "all_ready":
+            self._service_manager.ready()
+        elif kind == "stranger":
+            pid, status = details
+            LOG.warning("pid %d not in child list", pid)
+            LOG.info("Adopted process %d has ended (%s)", pid, _describe(status))
+        elif kind in ("reload", "mutate", "stopping"):
+            self._due = kind
+
+    def _start_child(
+        self, wrap: ServiceWrapper, slot: int | None = None, generation: int = 0
+    ) -> int | None:
+        """Fork one worker; returns its pid, or None when the system refused."""
+        supervisor = self._supervisor_of_this_process()
+        assert slot is not None
+        forking.prepare()
+        # A signal that reaches the child before it has handlers of its own must wait for them.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        try:
+            try:
+                with forking.logging_paused():
+                    pid = os.fork()
+            except OSError as exc:
+                LOG.warning(
+                    "Worker %d of %s could not be forked: %s; it is tried again",
+                    slot,
+                    type(wrap.service).__name__,
+                    exc,
+                )
+                supervisor.fork_failed(slot, exc.errno or 0)
+                return None
+            if pid == 0:
+                self._run_child(wrap, slot, generation, mask)
+            supervisor.forked(slot, pid)
+            self._own.add(pid)
+        finally:
+            if os.getpid() == self._pid:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        wrap.children.add(pid)
+        self.children[pid] = wrap
+        LOG.debug("Started child %d", pid)
+        return pid
+
+    def _run_child(self, wrap: ServiceWrapper, slot: int, generation: int, mask: Any) -> None:
+        status = 1
+        try:
+            assert self._supervisor is not None
+            assert self._scoreboard is not None
+            worker.run(
+                worker.Assignment(
+                    conf=self.conf,
+                    service=wrap.service,
+                    restart_method=self.restart_method,
+                    supervisor=self._supervisor,
+                    scoreboard=self._scoreboard,
+                    slot=slot,
+                    generation=generation,
+                    hup_needs_daemon=self.HUP_NEEDS_DAEMON,
+                    inherited=[
+                        handler
+                        for launcher in _launchers
+                        for handler in launcher._handlers().values()
+                    ],
+                    signal_mask=mask,
+                )
+            )
+        finally:
+            os._exit(status)  # never into the code that launched, whatever happened above
+
+    def _forget(self, pid: int) -> None:
+        self._own.discard(pid)
+        wrap = self.children.pop(pid, None)
+        if wrap is not None:
+            wrap.children.discard(pid)
+
+    def _report_exit(self, pid: int, group: int, slot: int, status: int, lifetime: float) -> None:
+        self._forget(pid)
+        if os.WIFSIGNALED(status):
+            LOG.info(
+                "Child %(pid)d killed by signal %(sig)d", {"pid": pid, "sig": os.WTERMSIG(status)}
+            )
+        else:
+            LOG.info(
+                "Child %(pid)s exited with status %(code)d",
+                {"pid": pid, "code": os.waitstatus_to_exitcode(status)},
+            )
+        expected = status == 0 or pid in self._killed_late
+        self._killed_late.discard(pid)
+        if expected:
+            return
+        LOG.warning(
+            "Worker %d (pid %d) of %s ended after %.1f s: %s",
+            slot,
+            pid,
+            type(self._wrappers[group].service).__name__,
+            lifetime,
+            _describe(status),
+        )
+
+    def _report_backoff(self, group: int, slot: int, seconds: float, failures: int) -> None:
+        LOG.info("Forking too fast, sleeping")
+        LOG.error(
+            "Worker %d of %s has failed %d times in a row, most recently as logged above; its next "
+            "start is in %.1f s, the other workers go on",
+            slot,
+            type(self._wrappers[group].service).__name__,
+            failures,
+            seconds,
+        )
+
+    def _report_late(self, slot: int, pid: int, waited: float) -> None:
+        self._killed_late.add(pid)
+        assert self._scoreboard is not None
+        busy = [row for row in self._scoreboard.read() if row["pid"] == pid]
+        LOG.warning(
+            "Worker %d (pid %d) still running %.1f s after SIGTERM with %d requests in flight; "
+            "sent SIGKILL",
+            slot,
+            pid,
+            waited,
+            sum(row["in_flight"] for row in busy),
+        )
+
+    def _report_hung(self, slot: int, pid: int, seconds: float) -> None:
+        self._killed_late.add(pid)
+        LOG.error(
+            "Worker %d (pid %d) did nothing for %.1f s, longer than [osloxide] worker_timeout; "
+            "sent SIGKILL, it is replaced",
+            slot,
+            pid,
+            seconds,
+        )
+
+    # ---- no_fork
+
+    def add_signal_handlers(self) -> None:
+        """Install the handlers of a launcher that does not fork, instead of all others."""
+        self._signals.clear()
+        self._signals.add_last(
+            {
+                "SIGTERM": self._graceful_shutdown,
+                "SIGINT": self._fast_exit,
+                "SIGHUP": self._reload_service,
+                "SIGALRM": self._on_alarm_exit,
+            }
+        )
+
+    def _run_here(self, service: Any) -> None:
+        """Run *service* on the main thread; returns when it has ended."""
+        LOG.warning("no_fork=True: running service in main process")
+        _bootstrap.announce()
+        counting.begin()
+        configuration.log_options(self.conf, LOG)
+        self.service = service
+        service.backdoor_port = None
+        runner = Runner(
+            self.conf,
+            [service],
+            restart_method=self.restart_method,
+            on_ready=self._ready,
+            parks=False,
+        )
+        self._runner = runner
+        try:
+            status = runner.run()
+        finally:
+            self._runner = None
+            _native.disarm_deadline()
+        if runner.is_leaving:
+            self._service_manager.stopping()
+        if status:
+            leave(status)
+
+    def _ready(self) -> None:
+        _native.worker_ready()
+        self._service_manager.ready()
+
+    def _graceful_shutdown(self, *_args: Any) -> None:
+        if self._runner is not None:
+            self._runner.request_stop("Caught SIGTERM, stopping")
+            return
+        # The service has returned from wait() by itself: nothing is left to wait for.
+        LOG.info("Graceful shutdown start")
+        self._signals.ignore_handler("SIGTERM")
+        if self.conf.graceful_shutdown_timeout:
+            signal.alarm(self.conf.graceful_shutdown_timeout)
+        if self.service is not None:
+            self.service.stop()
+        LOG.info("Graceful shutdown finish")
+        os._exit(0)
+
+    def _reload_service(self, *_args: Any) -> None:
+        if self._runner is not None:
+            self._runner.request_reconfigure("Caught SIGHUP, handling")
+
+    def restart(self) -> None:
+        """Do what SIGHUP does."""
+        if self._runner is not None:
+            self._runner.request_reconfigure()
+        elif self._supervisor is not None:
+            self._supervisor.request(self.restart_method)
+
+    # ---- callers that use green threads themselves
+
+    @contextlib.contextmanager
+    def _until_green_thread_is_killed(self) -> Iterator[None]:
+        """Treat greenlet's GreenletExit as a request to stop, without ever importing greenlet."""
+        try:
+            yield
+        except BaseException as exc:
+            greenlet = sys.modules.get("greenlet")
+            if greenlet is None or not isinstance(exc, greenlet.GreenletExit):
+                raise
+            LOG.info("Wait called after thread killed. Cleaning up.")
+
+
+def _describe(status: int) -> str:
+    """A wait status in words."""
+    if not os.WIFSIGNALED(status):
+        code = os.waitstatus_to_exitcode(status)
+        return f"exit status {code}" + (" (see its log above)" if code else "")
+    signo = os.WTERMSIG(status)
+    text = f"killed by {signalhandler.signal_name(signo)}"
+    if signo == signal.SIGKILL:
+        text += ", which this process did not send; if the kernel did because memory ran out, its "
+        text += "log says 'Out of memory' (dmesg)"
+    if os.WCOREDUMP(status):
+        text += ", core dumped"
+    return text
