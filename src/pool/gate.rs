@@ -1,22 +1,24 @@
 //! The gate: how many jobs may run at once, and whether leadership is handed on before each job.
 //!
-//! Pure arithmetic on samples and instants; knows no thread and reads no clock. Called by
+//! Pure arithmetic on looks and instants; knows no thread and reads no clock. Called by
 //! [`super::Pool`] under its lock. Two findings shape it: threads that compute gain nothing from
-//! company (they share one interpreter lock and, with real services, a small database pool), and
-//! threads that wait cost nothing. So the limit grows only on evidence that everything admitted is
-//! waiting, and shrinks on evidence that the process computes. A thread that is ready to run but
-//! finds no CPU, because other processes have it, is evidence of neither.
+//! company (they share one interpreter lock and, with real services, locks of logging and a small
+//! database pool), and threads that wait cost nothing. So the limit grows only on evidence that
+//! everything admitted is waiting, and shrinks on evidence that there always is one that computes.
+//! A thread that is ready to run but finds no CPU, because other processes have it, computes too:
+//! a second one would not get any further.
 
 use std::time::{Duration, Instant};
 
 /// Jobs that may run at once without any evidence.
 const FLOOR: usize = 4;
-/// Samples in a row (net) that must show a waiting process before the limit grows.
-const PATIENCE: u32 = 2;
-/// Shares of a CPU below which a process is taken to wait, and above which to compute.
-const SCARCE: f64 = 0.25;
-const PLENTY: f64 = 0.75;
-/// Busy samples before the limit shrinks by a sixteenth.
+/// How much one look counts in the load: the share of looks that found a job that computes.
+const WEIGHT: f32 = 0.25;
+/// Loads below which the limit doubles, below which it grows, and above which it shrinks.
+const IDLE: f32 = 0.1;
+const SCARCE: f32 = 0.6;
+const PLENTY: f32 = 0.9;
+/// Looks at plenty of load before the limit shrinks by an eighth.
 const STRAIN: u32 = 16;
 /// What one takeover adds to the score, and the score at which leadership is handed on early. A
 /// job that was not taken over takes one off: more than about one blocking job in fifty.
@@ -25,37 +27,13 @@ const EAGER_AT: u32 = 100;
 /// How long early hand-over lasts before the pool tries again without.
 const EAGER_FOR: Duration = Duration::from_secs(1);
 
-/// What a look at the running threads showed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sample {
-    /// No running thread was on a CPU or ready for one, or the process got next to none.
-    Waiting,
-    /// Some of both.
-    Mixed,
-    /// At least one was, and the process used most of a CPU.
-    Computing,
-}
-
-impl Sample {
-    /// Judges what was seen: whether a running thread was on a CPU or ready for one, and how much
-    /// of a CPU the process used lately (1.0 is a whole one), if known.
-    pub(super) fn new(is_any_ready: bool, usage: Option<f64>) -> Self {
-        match usage {
-            _ if !is_any_ready => Self::Waiting,
-            Some(usage) if usage < SCARCE => Self::Waiting,
-            Some(usage) if usage < PLENTY => Self::Mixed,
-            Some(_) | None => Self::Computing,
-        }
-    }
-}
-
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Gate {
     limit: usize,
     max: usize,
-    waiting: u32,
-    computing: u32,
+    load: f32,
+    strain: u32,
     slack: u32,
     score: u32,
     eager_until: Option<Instant>,
@@ -67,8 +45,8 @@ impl Gate {
         Self {
             limit: FLOOR.min(max),
             max,
-            waiting: 0,
-            computing: 0,
+            load: SCARCE,
+            strain: 0,
             slack: 0,
             score: 0,
             eager_until: None,
@@ -89,30 +67,33 @@ impl Gate {
         self.limit < self.max
     }
 
-    /// Jobs wait for admission and this is what the running ones do. True when the limit grew.
-    pub(super) fn sample(&mut self, sample: Sample) -> bool {
-        match sample {
-            Sample::Waiting => {
-                self.waiting += 1;
-                self.computing = 0;
-                if self.waiting >= PATIENCE && self.can_grow() {
-                    self.waiting = 0;
-                    self.slack = 0;
-                    self.limit = (self.limit + (self.limit / 4).max(1)).min(self.max);
-                    return true;
-                }
+    /// True while more jobs run than need no evidence.
+    pub(super) fn is_crowded(running: usize) -> bool {
+        running > FLOOR
+    }
+
+    /// A look at the `running` jobs: whether any was on a CPU or ready for one, and whether others
+    /// wait for admission. True when the limit grew.
+    pub(super) fn look(&mut self, is_any_ready: bool, running: usize, is_wanted: bool) -> bool {
+        let seen = if is_any_ready { 1.0 } else { 0.0 };
+        self.load += (seen - self.load) * WEIGHT;
+        if is_any_ready {
+            self.strain += u32::from(self.load > PLENTY);
+            if self.strain >= STRAIN {
+                self.strain = 0;
+                self.limit = self.limit.min(running);
+                self.shrink(self.limit / 8);
             }
-            Sample::Mixed => self.waiting = self.waiting.saturating_sub(1),
-            Sample::Computing => {
-                self.waiting = self.waiting.saturating_sub(1);
-                self.computing += 1;
-                if self.computing >= STRAIN {
-                    self.computing = 0;
-                    self.shrink(self.limit / 16);
-                }
-            }
+            return false;
         }
-        false
+        self.strain = 0;
+        if !is_wanted || self.load > SCARCE || !self.can_grow() {
+            return false;
+        }
+        self.slack = 0;
+        let step = if self.load < IDLE { 1 } else { 4 };
+        self.limit = (self.limit + (self.limit / step).max(1)).min(self.max);
+        true
     }
 
     /// Jobs wait although one has been computing for long: let the scheduler share the CPU among
@@ -174,66 +155,90 @@ impl Gate {
 mod tests {
     use super::*;
 
-    #[test]
-    fn grows_to_its_maximum_while_everything_waits() {
-        let mut gate = Gate::new(100);
-        let mut samples = 0;
+    /// Looks of which every `one_in`-th finds nothing that computes; jobs fill the limit.
+    fn mostly_computing(gate: &mut Gate, looks: usize, one_in: usize) {
+        for look in 1..=looks {
+            gate.look(look % one_in != 0, gate.limit(), true);
+        }
+    }
 
+    fn opened() -> Gate {
+        let mut gate = Gate::new(100);
         while gate.limit() < 100 {
-            gate.sample(Sample::Waiting);
-            samples += 1;
+            gate.look(false, gate.limit(), true);
+        }
+        gate
+    }
+
+    #[test]
+    fn doubles_to_its_maximum_while_everything_waits() {
+        let mut gate = Gate::new(100);
+
+        let looks = (1..100).find(|_| {
+            gate.look(false, gate.limit(), true);
+            gate.limit() == 100
+        });
+
+        assert!(looks < Some(16), "{looks:?} looks");
+        assert!(!gate.look(false, 100, true));
+    }
+
+    #[test]
+    fn does_not_grow_unless_a_job_waits_for_admission() {
+        let mut gate = Gate::new(100);
+
+        for _ in 0..100 {
+            assert!(!gate.look(false, 4, false));
         }
 
-        assert!(samples < 60, "{samples} samples");
-        assert!(!gate.sample(Sample::Waiting));
-        assert_eq!(gate.limit(), 100);
+        assert_eq!(gate.limit(), FLOOR);
     }
 
     #[test]
     fn stays_at_its_floor_while_threads_compute() {
         let mut gate = Gate::new(100);
 
-        for _ in 0..10_000 {
-            assert!(!gate.sample(Sample::Computing));
-        }
+        mostly_computing(&mut gate, 10_000, usize::MAX);
 
         assert_eq!(gate.limit(), FLOOR);
     }
 
     #[test]
-    fn an_occasional_wait_does_not_grow_it() {
+    fn an_occasional_wait_of_all_does_not_grow_it() {
         let mut gate = Gate::new(100);
 
-        for _ in 0..1_000 {
-            gate.sample(Sample::Computing);
-            gate.sample(Sample::Waiting);
-            gate.sample(Sample::Computing);
-        }
+        mostly_computing(&mut gate, 1_000, 4);
 
         assert_eq!(gate.limit(), FLOOR);
+    }
+
+    #[test]
+    fn grows_while_there_is_cpu_to_spare() {
+        let mut gate = Gate::new(100);
+
+        mostly_computing(&mut gate, 1_000, 2);
+
+        assert_eq!(gate.limit(), 100);
     }
 
     #[test]
     fn shrinks_once_the_process_computes() {
-        let mut gate = Gate::new(100);
-        while gate.limit() < 100 {
-            gate.sample(Sample::Waiting);
-        }
+        let mut gate = opened();
 
-        for _ in 0..10_000 {
-            gate.sample(Sample::Computing);
-        }
+        mostly_computing(&mut gate, 1_000, usize::MAX);
 
         assert_eq!(gate.limit(), FLOOR);
     }
 
     #[test]
-    fn a_process_that_finds_no_cpu_is_not_taken_to_compute() {
-        assert_eq!(Sample::new(false, Some(1.0)), Sample::Waiting);
-        assert_eq!(Sample::new(true, Some(0.1)), Sample::Waiting);
-        assert_eq!(Sample::new(true, Some(0.5)), Sample::Mixed);
-        assert_eq!(Sample::new(true, Some(1.0)), Sample::Computing);
-        assert_eq!(Sample::new(true, None), Sample::Computing);
+    fn shrinks_to_what_runs_when_the_limit_was_far_off() {
+        let mut gate = opened();
+
+        for _ in 0..2 * STRAIN {
+            gate.look(true, 16, false);
+        }
+
+        assert!(gate.limit() < 16, "{}", gate.limit());
     }
 
     #[test]
@@ -241,7 +246,7 @@ mod tests {
         let mut gate = Gate::new(2);
 
         for _ in 0..10 {
-            gate.sample(Sample::Waiting);
+            gate.look(false, 2, true);
             gate.admit_one();
         }
         assert_eq!(gate.limit(), 2);

@@ -12,7 +12,7 @@
 mod gate;
 mod threads;
 
-use gate::{Gate, Sample};
+use gate::Gate;
 use nix::unistd::Pid;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -22,7 +22,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use threads::Meter;
 
 /// How often a standby looks at a leader that is inside a job.
 const TICK: Duration = Duration::from_micros(400);
@@ -30,6 +29,10 @@ const TICK: Duration = Duration::from_micros(400);
 const QUIET_TICKS: u32 = 10;
 /// Looks after which a job that computes loses leadership, or lets one more job in (20 ms).
 const LONG_TICKS: u32 = 50;
+/// Ticks between two looks at all running jobs: one for each so many jobs, since a look costs some
+/// microseconds for each; and how much longer when no job waits for admission.
+const JOBS_PER_TICK: usize = 5;
+const UNWANTED: usize = 8;
 /// How long an idle thread stays beyond leader and standby.
 const RETIRE_AFTER: Duration = Duration::from_secs(15);
 
@@ -383,8 +386,8 @@ impl<S: Source> Shared<S> {
             seat: seat.clone(),
             is_deep: false,
         });
-        let mut meter = Meter::default();
         let (mut quiet, mut same, mut seen_call, mut stuck, mut seen_done) = (0, 0, 0, 0, 0);
+        let mut ticks = 0;
         while state.is_led && !(state.is_ending && state.ready.is_empty()) {
             if state.leader_call == 0 && state.ready.is_empty() {
                 quiet += 1;
@@ -437,20 +440,27 @@ impl<S: Source> Shared<S> {
                 0
             };
             seen_done = state.done;
-            if state.ready.is_empty() || state.is_ending {
+            if state.is_ending {
                 continue;
             }
-            if !state.may_run() && state.gate.can_grow() {
+            let is_wanted = !state.ready.is_empty() && !state.may_run() && state.gate.can_grow();
+            ticks += 1;
+            let spacing = if is_wanted { 1 } else { UNWANTED };
+            let is_due = ticks > spacing * (state.running.len() / JOBS_PER_TICK);
+            if is_due && (is_wanted || Gate::is_crowded(state.running.len())) {
+                ticks = 0;
                 let running = state.running.clone();
                 let computes = MutexGuard::unlocked(state, || {
                     running.iter().any(|thread| threads::is_computing(*thread))
                 });
-                let sample = Sample::new(computes, meter.usage());
-                let grew = state.gate.sample(sample)
-                    || (computes && stuck >= LONG_TICKS && state.gate.admit_one());
+                let grew = state.gate.look(computes, running.len(), is_wanted)
+                    || (is_wanted && computes && stuck >= LONG_TICKS && state.gate.admit_one());
                 if grew {
                     stuck = 0;
                 }
+            }
+            if state.ready.is_empty() {
+                continue;
             }
             if state.leader_call == 0 {
                 self.summon_workers(state);

@@ -4,16 +4,11 @@
 //! Never schedules anything.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, gettid};
 use std::fs::File;
 use std::io::{self, Read};
 use std::thread;
-use std::time::{Duration, Instant};
 
-/// The shortest and the longest time over which the use of CPU is averaged.
-const METER_LEAST: Duration = Duration::from_millis(2);
-const METER_MOST: Duration = Duration::from_millis(50);
 /// As large as a main thread's: applications recurse.
 const STACK_BYTES: usize = 8 << 20;
 
@@ -35,33 +30,6 @@ pub(super) fn is_computing(thread: Pid) -> bool {
     // The name is in parentheses and may hold anything, parentheses too.
     let name_end = stat.iter().rposition(|byte| *byte == b')');
     name_end.and_then(|end| stat.get(end + 2)) == Some(&b'R')
-}
-
-/// How much of a CPU the process uses.
-#[derive(Debug, Default)]
-pub(super) struct Meter {
-    last: Option<(Instant, Duration)>,
-    usage: Option<f64>,
-}
-
-impl Meter {
-    /// The share of a CPU that all threads together used lately; more than 1.0 when several ran at
-    /// once. `None` when the last look is too long ago to tell, or there was none.
-    pub(super) fn usage(&mut self) -> Option<f64> {
-        let now = Instant::now();
-        let used = Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).ok()?);
-        let Some((then, used_then)) = self.last else {
-            self.last = Some((now, used));
-            return None;
-        };
-        let elapsed = now - then;
-        if elapsed >= METER_LEAST {
-            self.last = Some((now, used));
-            self.usage = (elapsed <= METER_MOST)
-                .then(|| used.saturating_sub(used_then).as_secs_f64() / elapsed.as_secs_f64());
-        }
-        self.usage
-    }
 }
 
 /// Starts a thread that takes none of the process's signals: those are for the main thread.
@@ -91,6 +59,7 @@ pub(super) fn start(name: String, body: impl FnOnce() + Send + 'static) -> io::R
 mod tests {
     use super::*;
     use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn a_spinning_thread_computes_and_a_blocked_one_does_not() {
