@@ -138,9 +138,10 @@ impl Connection {
     }
 
     /// Answers with a status of the server's own, and ends this side of the connection.
-    /// `is_asked`: hyper has a request that waits for its answer.
-    pub(super) fn apologise(&mut self, status: StatusCode, is_asked: bool) {
+    /// `is_asked`: hyper has a request that waits for its answer. Returns the length of the body.
+    pub(super) fn apologise(&mut self, status: StatusCode, is_asked: bool) -> usize {
         let reason = status.canonical_reason().unwrap_or_default();
+        let length = reason.len() + 1;
         if is_asked {
             let mut response = Response::new(Answer::Whole(format!("{reason}\n").into()));
             *response.status_mut() = status;
@@ -150,7 +151,6 @@ impl Connection {
             self.lay_answer(response);
             let _ = self.advance();
         } else {
-            let length = reason.len() + 1;
             let code = status.as_u16();
             self.link.send_last(
                 format!(
@@ -161,6 +161,7 @@ impl Connection {
             );
         }
         self.link.shut();
+        length
     }
 
     /// Lets hyper go as far as it can without waiting.

@@ -5,8 +5,9 @@
 //! connection survives the exchange; [`super::reactor`] acts on it.
 
 use super::connection::{Answer, Connection, Step};
+use super::link::FileSent;
 use super::socket;
-use crate::wsgi::{BodyError, ClientGone, Endpoints, Exchange, ResponseHead};
+use crate::wsgi::{BodyError, ClientGone, Endpoints, Exchange, FilePart, ResponseHead};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
 use http::request::Parts;
@@ -15,12 +16,20 @@ use hyper::body::{Body, Incoming};
 use hyper::ext::ReasonPhrase;
 use nix::poll::PollFlags;
 use std::collections::VecDeque;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// How much of a body that the application left unread is thrown away to keep the connection.
 pub(super) const DISCARD_BYTES: usize = 64 << 10;
+
+/// Bytes of a file that are sent in one step, and those that are read in one where they cannot be.
+const FILE_STEP: usize = 1 << 20;
+const FILE_READ: usize = 64 << 10;
+
+/// Stands for bytes of a file that hyper counts and never sees; the pages are never touched.
+static UNSEEN: [u8; FILE_STEP] = [0; FILE_STEP];
 
 /// The slowest client that a thread is spent on for longer than `client_socket_timeout`.
 const BYTES_PER_MS: usize = 1;
@@ -161,6 +170,8 @@ pub(super) struct Live<'c> {
     is_last: bool,
     /// Only the end of the connection tells the client where the answer ends.
     is_ended_by_close: bool,
+    /// A Content-Length delimits the answer: what hyper sends of its body is the body, unframed.
+    is_counted: bool,
     next: Option<Box<Arrival>>,
 }
 
@@ -182,6 +193,7 @@ impl<'c> Live<'c> {
             end: None,
             is_last: false,
             is_ended_by_close: false,
+            is_counted: false,
             next: None,
         }
     }
@@ -284,6 +296,49 @@ impl<'c> Live<'c> {
                 }
             }
         }
+    }
+
+    /// Lets the kernel move the file to the socket. hyper keeps the count: it is given bytes that
+    /// stand for those of the file, and the link sends the file in their place.
+    fn hand_over(&mut self, part: FilePart) -> Result<u64, ClientGone> {
+        let mut left = part.length;
+        self.connection.link.lend_file(part.file, part.offset);
+        while left > 0 {
+            let step = usize::try_from(left).map_or(FILE_STEP, |left| left.min(FILE_STEP));
+            self.connection
+                .lay_piece(Bytes::from_static(&UNSEEN[..step]));
+            if self.push(step).is_err() {
+                break;
+            }
+            left -= step as u64;
+        }
+        let FileSent { bytes, has_ended } = self.connection.link.reclaim_file();
+        if has_ended || bytes == part.length {
+            return Ok(bytes);
+        }
+        // Whatever hyper still has to send stands for bytes that nobody can send any more.
+        self.end = Some(false);
+        Err(ClientGone)
+    }
+
+    /// Reads the file and sends it like any other body: encrypted, or in chunks.
+    fn copy(&mut self, part: &FilePart) -> Result<u64, ClientGone> {
+        let mut sent = 0;
+        while sent < part.length {
+            let mut piece = vec![0; FILE_READ];
+            let most = usize::try_from(part.length - sent).map_or(FILE_READ, |n| n.min(FILE_READ));
+            match part.file.read_at(&mut piece[..most], part.offset + sent) {
+                Ok(0) => break,
+                Ok(count) => {
+                    piece.truncate(count);
+                    self.write(piece.into())?;
+                    sent += count as u64;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        Ok(sent)
     }
 
     /// Blocks until the socket is ready; false when it did not become so in time, or when less than
@@ -393,8 +448,8 @@ impl Exchange for Live<'_> {
             return self.answer_shortly(status_of(error));
         }
         self.progress = Progress::Started;
-        self.is_ended_by_close = self.arrival.parts.version == Version::HTTP_10
-            && announced_length(&head.headers).is_none();
+        self.is_counted = announced_length(&head.headers).is_some();
+        self.is_ended_by_close = self.arrival.parts.version == Version::HTTP_10 && !self.is_counted;
         let body = self.connection.pieces();
         self.lay(head, body);
         self.push(0)
@@ -411,6 +466,21 @@ impl Exchange for Live<'_> {
         let size = piece.len();
         self.connection.lay_piece(piece);
         self.push(size)
+    }
+
+    fn write_file(&mut self, part: FilePart) -> Result<u64, ClientGone> {
+        if self.progress != Progress::Started {
+            return if self.end == Some(false) {
+                Err(ClientGone)
+            } else {
+                Ok(part.length)
+            };
+        }
+        if self.is_counted && !self.connection.endpoints.tls {
+            self.hand_over(part)
+        } else {
+            self.copy(&part)
+        }
     }
 
     fn finish(&mut self) -> Result<(), ClientGone> {

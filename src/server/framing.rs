@@ -9,6 +9,7 @@
 mod chunked;
 mod head;
 
+use crate::wsgi::Refused;
 use chunked::Chunked;
 use head::{Head, Length};
 use http::StatusCode;
@@ -103,6 +104,8 @@ pub(super) struct Observer {
     held: Vec<u8>,
     /// Bytes of `held` that may pass.
     passed: usize,
+    /// The request line of a refused head, as much of it as is kept.
+    refused_line: Vec<u8>,
 }
 
 impl Observer {
@@ -113,6 +116,17 @@ impl Observer {
             head: Head::default(),
             held: Vec::new(),
             passed: 0,
+            refused_line: Vec::new(),
+        }
+    }
+
+    /// The request line of the head that was refused, or of the one that has begun, for the log: as
+    /// it came, as far as it came, cut off where it is long.
+    pub(super) fn request_line(&self) -> &[u8] {
+        match self.state {
+            State::Refused(_) => &self.refused_line,
+            State::Head => first_line(&self.held[self.passed..]),
+            State::Counted(_) | State::Chunked(_) => &[],
         }
     }
 
@@ -187,9 +201,11 @@ impl Observer {
                         };
                         continue;
                     }
-                    Ok(None) if rest.len() > HEAD_BYTES => Refusal::HeadersTooLarge,
-                    Ok(None) => return at,
-                    Err(refusal) => refusal,
+                    Ok(None) if rest.len() <= HEAD_BYTES => return at,
+                    result => {
+                        self.refused_line = first_line(rest).to_vec();
+                        result.err().unwrap_or(Refusal::HeadersTooLarge)
+                    }
                 },
                 State::Counted(left) => {
                     let count = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
@@ -216,6 +232,20 @@ impl Observer {
             };
             self.state = State::Refused(refused);
         }
+    }
+}
+
+/// The first line that is not blank, without its end.
+fn first_line(bytes: &[u8]) -> &[u8] {
+    let begin = bytes
+        .iter()
+        .position(|byte| !matches!(byte, b'\r' | b'\n'))
+        .unwrap_or(bytes.len());
+    let line = &bytes[begin..];
+    let line = &line[..line.len().min(Refused::LONGEST_LINE)];
+    match memchr::memchr(b'\n', line) {
+        Some(end) => line[..end].strip_suffix(b"\r").unwrap_or(&line[..end]),
+        None => line,
     }
 }
 

@@ -10,6 +10,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
 use rustls::ServerConnection;
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -43,6 +44,25 @@ pub(super) struct State {
     pub(super) is_shut: bool,
     pub(super) framing: Observer,
     tls: Option<Box<ServerConnection>>,
+    /// While present, what hyper sends stands for bytes of this file.
+    file: Option<Box<LentFile>>,
+}
+
+#[derive(Debug)]
+struct LentFile {
+    file: File,
+    begin: u64,
+    offset: u64,
+    has_ended: bool,
+}
+
+/// What became of a file that was lent to a link.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct FileSent {
+    /// Bytes of it that the kernel has taken.
+    pub(super) bytes: u64,
+    /// The file ended behind them, or could not be read any further.
+    pub(super) has_ended: bool,
 }
 
 impl Link {
@@ -60,6 +80,7 @@ impl Link {
             is_shut: false,
             framing,
             tls,
+            file: None,
         };
         Self {
             socket,
@@ -76,6 +97,26 @@ impl Link {
     pub(super) fn send_last(&self, text: &[u8]) {
         // Whether the client takes it makes no difference to what follows.
         let _ = self.state.lock().send(&self.socket, &[IoSlice::new(text)]);
+    }
+
+    /// From now on each byte that hyper sends stands for the next byte of `file`, from `offset` on.
+    /// Everything before that must have been sent, and the connection must not be encrypted.
+    pub(super) fn lend_file(&self, file: File, offset: u64) {
+        self.state.lock().file = Some(Box::new(LentFile {
+            file,
+            begin: offset,
+            offset,
+            has_ended: false,
+        }));
+    }
+
+    /// Ends what [`Link::lend_file`] began.
+    pub(super) fn reclaim_file(&self) -> FileSent {
+        let lent = self.state.lock().file.take();
+        lent.map_or_else(FileSent::default, |lent| FileSent {
+            bytes: lent.offset - lent.begin,
+            has_ended: lent.has_ended,
+        })
     }
 
     /// Tells the client that nothing more will be sent.
@@ -152,6 +193,7 @@ impl State {
     /// Sends from several buffers, encrypted; how much was taken.
     fn send(&mut self, socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         let result = match &mut self.tls {
+            None if self.file.is_some() => self.send_file(socket, pieces),
             None => match pieces {
                 [one] => socket::send_one(socket, one),
                 _ => socket::send_many(socket, pieces),
@@ -174,6 +216,25 @@ impl State {
             Err(_) => {}
         }
         result
+    }
+
+    /// Sends as much of the lent file as the pieces are long.
+    fn send_file(&mut self, socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let most = pieces.iter().map(|piece| piece.len()).sum();
+        let Some(lent) = &mut self.file else {
+            return Ok(0);
+        };
+        match socket::send_file(socket, &lent.file, lent.offset, most) {
+            Ok(Some(count)) => {
+                lent.offset += count as u64;
+                Ok(count)
+            }
+            Ok(None) => {
+                lent.has_ended = true;
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Sends the records that rustls has ready.

@@ -11,15 +11,18 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::sendfile::sendfile64;
 use nix::sys::socket::{
     MsgFlags, Shutdown, SockFlag, SockType, accept4, getsockopt, send, sendmsg, setsockopt,
     shutdown, sockopt,
 };
 use nix::sys::time::TimeVal;
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// How long accepting can block when somebody else has made the listener blocking again.
@@ -99,6 +102,34 @@ pub(super) fn send_many(socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> nix::Result
         MsgFlags::MSG_NOSIGNAL,
         None,
     )
+}
+
+/// Sends up to `most` bytes of a file without copying them, or with a copy where its file system
+/// knows no other way. `None` when the file has no byte there, or none that could be read.
+///
+/// sendfile(2) knows no `MSG_NOSIGNAL`: SIGPIPE must be blocked or ignored, as in the pool's threads.
+pub(super) fn send_file(
+    socket: &OwnedFd,
+    file: &File,
+    offset: u64,
+    most: usize,
+) -> nix::Result<Option<usize>> {
+    let Ok(mut position) = i64::try_from(offset) else {
+        return Ok(None);
+    };
+    match sendfile64(socket, file, Some(&mut position), most) {
+        Ok(0) | Err(Errno::EIO | Errno::EOVERFLOW | Errno::ENOMEM) => Ok(None),
+        Ok(count) => Ok(Some(count)),
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
+            let mut buffer = [0; 16 << 10];
+            let room = most.min(buffer.len());
+            match file.read_at(&mut buffer[..room], offset) {
+                Ok(0) | Err(_) => Ok(None),
+                Ok(count) => send_one(socket, &buffer[..count]).map(Some),
+            }
+        }
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Tells the client that nothing more will be sent.

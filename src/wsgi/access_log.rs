@@ -45,16 +45,25 @@ pub fn escape_into(line: &mut String, text: &[u8]) {
 /// The request line as it arrived, escaped.
 #[must_use]
 pub fn request_line(request: &Parts) -> String {
-    let target = request.uri.to_string();
-    let mut line = String::with_capacity(target.len() + 24);
-    escape_into(&mut line, request.method.as_str().as_bytes());
-    line.push(' ');
-    escape_into(&mut line, target.as_bytes());
-    line.push_str(if request.version == Version::HTTP_10 {
-        " HTTP/1.0"
+    escaped(plain_request_line(request).as_bytes())
+}
+
+/// The request line as it arrived.
+#[must_use]
+pub fn plain_request_line(request: &Parts) -> String {
+    let version = if request.version == Version::HTTP_10 {
+        "HTTP/1.0"
     } else {
-        " HTTP/1.1"
-    });
+        "HTTP/1.1"
+    };
+    format!("{} {} {version}", request.method, request.uri)
+}
+
+/// *text* as [`escape_into`] writes it.
+#[must_use]
+pub fn escaped(text: &[u8]) -> String {
+    let mut line = String::with_capacity(text.len() + 8);
+    escape_into(&mut line, text);
     line
 }
 

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use std::fmt::Debug;
+use std::fs::File;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Where a request came from and where it arrived, as the environ shows it.
 #[derive(Debug, Clone)]
@@ -56,6 +58,18 @@ pub struct ResponseHead {
     pub headers: HeaderMap,
 }
 
+/// A stretch of a regular file, to be sent as it is.
+#[derive(Debug)]
+pub struct FilePart {
+    /// The file, under a descriptor of its own: the application may close its copy at any time, and
+    /// the number could then stand for something else.
+    pub file: File,
+    /// Where to begin, in bytes from the start of the file.
+    pub offset: u64,
+    /// How many bytes to send.
+    pub length: u64,
+}
+
 /// One request and its answer, lent by the server to a [`Handler`].
 ///
 /// Every call may block the calling thread on the client's socket, bounded by
@@ -90,6 +104,14 @@ pub trait Exchange: Send {
     /// # Errors
     /// [`ClientGone`].
     fn write(&mut self, piece: Bytes) -> Result<(), ClientGone>;
+    /// Sends a part of a file as one piece, without copying it where the connection allows. Returns
+    /// how many bytes were sent: fewer than asked for when the file has become shorter or cannot be
+    /// read; then nothing but [`Exchange::abort`] can follow. To be called only in an answer that
+    /// was started with a `Content-Length`.
+    ///
+    /// # Errors
+    /// [`ClientGone`].
+    fn write_file(&mut self, part: FilePart) -> Result<u64, ClientGone>;
     /// Ends an answer begun with [`Exchange::start`].
     ///
     /// # Errors
@@ -102,12 +124,38 @@ pub trait Exchange: Send {
     fn is_client_gone(&mut self) -> bool;
 }
 
+/// A request that the server answered by itself, because it could not be passed on.
+#[derive(Debug)]
+pub struct Refused {
+    /// Where it came from.
+    pub endpoints: Endpoints,
+    /// The request line as far as it came, cut off after [`Refused::LONGEST_LINE`] bytes; empty when
+    /// nothing came. Anything may stand in it.
+    pub line: Vec<u8>,
+    /// What the client was told.
+    pub status: StatusCode,
+    /// Bytes of body that it was told with.
+    pub sent: u64,
+    /// How long the server had to do with it.
+    pub wall: Duration,
+}
+
+impl Refused {
+    /// How much is kept of the request line of a refused request.
+    pub const LONGEST_LINE: usize = 1024;
+}
+
 /// Answers requests. One value serves all threads of a server.
 pub trait Handler: Send + Sync + Debug {
     /// Answers one request. Called without the interpreter held, on a pool thread.
     ///
     /// When it returns without having answered, the server sends `500` and closes.
     fn handle(&self, exchange: &mut dyn Exchange);
+    /// Takes note of a request that never came to [`Handler::handle`]. Called on a pool thread,
+    /// after the answer was sent.
+    fn refused(&self, refused: &Refused) {
+        let _ = refused;
+    }
     /// Wraps the life of a pool thread: keeps its interpreter thread state between requests.
     fn thread(&self, body: &mut dyn FnMut());
 }

@@ -263,6 +263,23 @@ impl Body {
         admitted as usize
     }
 
+    /// How many of the next *offered* bytes of a file may be sent. A file may be longer than its
+    /// Content-Length, which then tells where to stop (PEP 3333 "Optional Platform-Specific File
+    /// Handling"). Counts nothing; see [`Body::count`].
+    #[must_use]
+    pub fn room(&self, offered: u64) -> u64 {
+        match self.declared {
+            _ if self.is_bodiless => 0,
+            Some(declared) => offered.min(declared - self.sent),
+            None => offered,
+        }
+    }
+
+    /// Counts bytes that were sent within [`Body::room`].
+    pub fn count(&mut self, sent: u64) {
+        self.sent += sent;
+    }
+
     /// Bytes admitted so far.
     #[must_use]
     pub fn sent(&self) -> u64 {
@@ -575,6 +592,10 @@ mod tests {
             self.0.push(format!("write {piece:?}"));
             Err(ClientGone)
         }
+        fn write_file(&mut self, part: crate::wsgi::FilePart) -> Result<u64, ClientGone> {
+            self.0.push(format!("file {}", part.length));
+            Ok(part.length)
+        }
         fn finish(&mut self) -> Result<(), ClientGone> {
             self.0.push("finish".to_owned());
             Ok(())
@@ -620,6 +641,19 @@ mod tests {
             sent(&[("Content-Length", "9")], &Method::GET),
             ["start 200", "write b\"12345\"", "abort"]
         );
+    }
+
+    #[test]
+    fn a_file_ends_where_its_declared_length_does() {
+        let (_, mut body) = head(&[("Content-Length", "5")])
+            .unwrap()
+            .into_parts(&Method::GET, None);
+
+        assert_eq!(body.room(9), 5);
+        body.count(5);
+
+        assert_eq!(body.room(4), 0);
+        assert_eq!(body.ending(), Ending::Complete);
     }
 
     #[test]

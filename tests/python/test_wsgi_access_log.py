@@ -196,3 +196,79 @@ def test_what_an_application_writes_to_wsgi_errors_is_logged(
 
     logged = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert logged == ["one %s", "two", "threefour", "five"]
+
+
+REFUSED = {
+    "malformed": (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400, "GET / HTTP/1.1"),
+    "smuggling": (
+        b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        400,
+        "POST /x HTTP/1.1",
+    ),
+    "too long": (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", 414, "GET /" + "a" * 1019),
+    "headers": (
+        b"GET /h HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+        431,
+        "GET /h HTTP/1.1",
+    ),
+    "coding": (
+        b"GET /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+        501,
+        "GET /c HTTP/1.1",
+    ),
+    "version": (b"GET /v HTTP/2.0\r\nHost: a\r\n\r\n", 505, "GET /v HTTP/2.0"),
+    "broken body": (
+        b"PUT /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        400,
+        "PUT /b HTTP/1.1",
+    ),
+    "forged": (b'\r\n\x1b[2J"\xe9\n', 400, '\\x1b[2J\\"\\xe9'),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_request_that_the_server_refuses_has_a_line(
+    kind: str, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    request, status, expected = REFUSED[kind]
+    address, port = connection.socket.getsockname()
+    connection.send(request)
+    answer = connection.answer()
+    connection.assert_closed()
+
+    assert answer.status == status
+    (line,) = lines(caplog, 1)
+    client, client_port, _, request_line, *rest = line.split("|")
+    assert (client, client_port) == (address, str(port))
+    assert request_line == expected
+    assert rest[:2] == [str(status), str(len(answer.body))]
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"GET /slow HTTP/1.1\r\nHost", "GET /slow HTTP/1.1"),
+        (b"GE", "GE"),
+        (b"POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx", "POST /body HTTP/1.1"),
+    ],
+)
+def test_a_request_that_does_not_come_in_time_has_a_line(
+    sent: bytes, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"wsgi_log_format": EVERY_KEY, "client_socket_timeout": 1}
+    with serving(app, options=options) as server, connect(server) as connection:
+        connection.send(sent)
+        assert connection.answer().status == 408
+        (line,) = lines(caplog, 1)
+
+    assert line.split("|")[3:5] == [expected, "408"]
+    assert float(line.split("|")[6]) > 0.5
+
+
+def test_a_connection_without_a_request_has_no_line(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection.request()
+    connection.close()
+
+    lines(caplog, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from oslo_service import _options
-from support.raw_http import DEADLINE, Connection, Incomplete, configuration
+from support.raw_http import DEADLINE, Connection, Incomplete, configuration, serving
 
 from osloxide import wsgi
 
@@ -94,6 +95,29 @@ def test_the_application_knows_that_its_client_came_encrypted(made: Any, tmp_pat
     with TLSConnection(address(server)) as connection:
         assert connection.request().body == b"https on"
         assert connection.request("POST", "/", {}, b"x" * 300_000).status == 200
+
+
+def test_a_file_is_sent_encrypted(tmp_path: Path) -> None:
+    certificate, key = certify(tmp_path, "first")
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(3_000_001))
+
+    def files(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return environ["wsgi.file_wrapper"](path.open("rb"))
+
+    conf = configuration()
+    conf.register_opts(_options.ssl_opts, "ssl")
+    conf.set_override("cert_file", certificate, "ssl")
+    conf.set_override("key_file", key, "ssl")
+    with (
+        serving(files, use_ssl=True, conf=conf) as server,
+        TLSConnection(address(server)) as connection,
+    ):
+        for _ in range(2):
+            answer = connection.request()
+            assert answer.one("Content-Length") == "3000001"
+            assert answer.body == path.read_bytes()
 
 
 def test_a_renewed_certificate_is_used_after_reset_and_nobody_is_dropped(

@@ -10,8 +10,8 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use crate::wsgi::Endpoints;
 use crate::wsgi::access_log::{self as line, KEYS};
+use crate::wsgi::{Endpoints, Refused};
 
 /// Where lines go and what they look like.
 #[derive(Debug)]
@@ -32,19 +32,35 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// A request that the server refused. What its head says about addresses in between is left
+    /// out: nothing of it was found fit to be believed.
+    pub(super) fn of_refused(refused: &Refused) -> Self {
+        let (client_ip, client_port) = peer_of(&refused.endpoints);
+        Self {
+            client_ip,
+            client_port,
+            request_line: line::escaped(&refused.line),
+        }
+    }
+
     pub(super) fn of(request: &Parts, endpoints: &Endpoints) -> Self {
-        let (address, client_port) = match endpoints.peer {
-            Some(peer) => (
-                peer.ip().to_canonical().to_string(),
-                peer.port().to_string(),
-            ),
-            None => ("unix".to_owned(), String::new()),
-        };
+        let (address, client_port) = peer_of(endpoints);
         Self {
             client_ip: line::client_ip(request, &address),
             client_port,
             request_line: line::request_line(request),
         }
+    }
+}
+
+/// The peer's address and port.
+fn peer_of(endpoints: &Endpoints) -> (String, String) {
+    match endpoints.peer {
+        Some(peer) => (
+            peer.ip().to_canonical().to_string(),
+            peer.port().to_string(),
+        ),
+        None => ("unix".to_owned(), String::new()),
     }
 }
 

@@ -15,7 +15,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 use super::loan::{Loan, Revoked};
 use super::text;
 use crate::wsgi::response::{Body, Ending, Head};
-use crate::wsgi::{BodyError, ClientGone};
+use crate::wsgi::{BodyError, ClientGone, FilePart, ResponseHead};
 
 /// The `start_response` of one request.
 #[pyclass(frozen, freelist = 64, module = "osloxide._native")]
@@ -38,6 +38,20 @@ struct State {
     status: u16,
     is_client_gone: bool,
     body_error: Option<BodyError>,
+}
+
+impl State {
+    /// Takes the head for the first piece of a body; `None` for the pieces after it.
+    fn begin(&mut self, method: &Method) -> PyResult<Option<ResponseHead>> {
+        if self.body.is_some() {
+            return Ok(None);
+        }
+        let head = self.head.take().ok_or_else(not_started)?;
+        self.status = head.status().as_u16();
+        let (head, body) = head.into_parts(method, self.total);
+        self.body = Some(body);
+        Ok(Some(head))
+    }
 }
 
 /// How far an answer came.
@@ -127,15 +141,7 @@ impl Call {
             if state.is_client_gone {
                 return Err(client_gone());
             }
-            let begin = if state.body.is_none() {
-                let head = state.head.take().ok_or_else(not_started)?;
-                state.status = head.status().as_u16();
-                let (head, body) = head.into_parts(&self.method, state.total);
-                state.body = Some(body);
-                Some(head)
-            } else {
-                None
-            };
+            let begin = state.begin(&self.method)?;
             match state.body.as_mut() {
                 Some(body) => (begin, body.admit(piece.len()), body.is_bodiless()),
                 None => (begin, 0, true),
@@ -164,6 +170,51 @@ impl Call {
                 "write() was called after the request had ended",
             )),
         }
+    }
+
+    /// Sends a part of a file as the body, as far as the declared length has room for it.
+    ///
+    /// # Errors
+    /// As for [`Call::send`].
+    pub(super) fn send_file(&self, py: Python<'_>, mut part: FilePart) -> PyResult<()> {
+        let (begin, is_bodiless) = {
+            let mut state = self.state.lock();
+            let begin = state.begin(&self.method)?;
+            let body = state.body.as_ref();
+            part.length = body.map_or(0, |body| body.room(part.length));
+            (begin, body.is_none_or(Body::is_bodiless))
+        };
+        let sent = py.detach(|| {
+            self.loan.with(|exchange| {
+                match begin {
+                    Some(head) if is_bodiless => {
+                        exchange.respond(head, Bytes::new())?;
+                        return Ok(0);
+                    }
+                    Some(head) => exchange.start(head)?,
+                    None => {}
+                }
+                exchange.write_file(part)
+            })
+        });
+        match sent {
+            Ok(Ok(count)) => {
+                if let Some(body) = &mut self.state.lock().body {
+                    body.count(count);
+                }
+                Ok(())
+            }
+            Ok(Err(ClientGone)) => {
+                self.record_client_gone();
+                Err(client_gone())
+            }
+            Err(Revoked) => Err(not_started()),
+        }
+    }
+
+    /// `Content-Length` as the application gave it, while the head waits to be sent.
+    pub(super) fn declared(&self) -> Option<u64> {
+        self.state.lock().head.as_ref().and_then(Head::length)
     }
 
     /// Ends an answer that was sent in pieces: completes it, or cuts the connection where its

@@ -28,12 +28,13 @@ use self::access_log::{AccessLog, Entry};
 use self::call::{Call, bytes_from, not_started};
 use self::context::Context;
 use self::environ::Environ;
+use self::file_wrapper::Content;
 pub(super) use self::file_wrapper::FileWrapper;
 use self::first::First;
 use self::input::Input;
 use crate::wsgi::environ::{Target, TargetError};
 use crate::wsgi::response::{Ending, Head, Ready};
-use crate::wsgi::{BodyError, Exchange, Handler};
+use crate::wsgi::{BodyError, Exchange, Handler, Refused};
 
 /// Bodies up to this many bytes are put together and sent at once; longer ones go piece by piece.
 const LARGEST_JOINED: usize = 256 * 1024;
@@ -226,6 +227,11 @@ impl Application {
         if let Some((head, body)) = whole {
             return Ok(Answer::Whole(head, body));
         }
+        if let Ok(wrapper) = result.cast_exact::<FileWrapper>()
+            && !call.progress().has_begun
+        {
+            return self.send_file(call, wrapper);
+        }
         let is_single = !call.progress().has_begun && matches!(result.len(), Ok(1));
         let mut pieces = result.try_iter()?;
         if is_single && let Some(first) = pieces.next() {
@@ -246,6 +252,41 @@ impl Application {
         if !call.progress().has_begun {
             let head = call.take_head().ok_or_else(not_started)?;
             return Ok(Answer::Whole(head, Bytes::new()));
+        }
+        Ok(Answer::Sent(call.end(py)))
+    }
+
+    /// Sends what a `wsgi.file_wrapper` holds, up to the declared length (PEP 3333): a longer file is
+    /// no mistake of the application.
+    fn send_file(&self, call: &Call, wrapper: &Bound<'_, FileWrapper>) -> PyResult<Answer> {
+        let py = wrapper.py();
+        if !call.is_started() {
+            return Err(not_started());
+        }
+        let declared = call.declared();
+        match wrapper.get().content(py, declared)? {
+            Some(Content::Small(body)) => {
+                let head = call.take_head().ok_or_else(not_started)?;
+                return Ok(Answer::Whole(head, body));
+            }
+            Some(Content::Large(part)) => {
+                call.expect_total(part.length);
+                call.send_file(py, part)?;
+            }
+            None => {
+                let mut left = declared.unwrap_or(u64::MAX);
+                while left > 0
+                    && let Some(block) = wrapper.get().block(py, left)?
+                {
+                    let bytes = bytes_from(&block, self.is_lenient)?;
+                    left = left.saturating_sub(bytes.len() as u64);
+                    call.send(py, &bytes)?;
+                }
+                if !call.progress().has_begun {
+                    let head = call.take_head().ok_or_else(not_started)?;
+                    return Ok(Answer::Whole(head, Bytes::new()));
+                }
+            }
         }
         Ok(Answer::Sent(call.end(py)))
     }
@@ -415,6 +456,19 @@ impl Handler for Application {
             self.judge(py, exchange, count.ending());
             if let (Some(log), Some(entry)) = (&self.access_log, entry) {
                 log.write(py, &entry, status, count.sent(), arrived.elapsed());
+            }
+        });
+    }
+
+    fn refused(&self, refused: &Refused) {
+        let Some(log) = &self.access_log else {
+            return;
+        };
+        Python::attach(|py| {
+            if log.is_enabled(py) {
+                let entry = Entry::of_refused(refused);
+                let status = refused.status.as_u16();
+                log.write(py, &entry, status, refused.sent, refused.wall);
             }
         });
     }

@@ -3,11 +3,12 @@
 //! Owns the deadlines of each phase and the ways in which a connection ends. Every function takes
 //! the connection that it works on, and gives it back only if there is more to do at once.
 
-use super::{Job, Reactor};
+use super::{Job, Reactor, Task};
 use crate::scoreboard;
 use crate::server::connection::{Connection, Phase, Step, Token};
 use crate::server::exchange::{Arrival, next_piece, status_of};
 use crate::server::socket;
+use crate::wsgi::{Refused, access_log};
 use http::StatusCode;
 use hyper::body::Incoming;
 use nix::errno::Errno;
@@ -60,7 +61,7 @@ impl Reactor {
                 Phase::Head { since } => match connection.advance() {
                     Step::Request(arrival) => self.begin(connection, arrival, jobs),
                     Step::Closed(in_order) => self.close(connection, in_order),
-                    Step::Blocked => self.await_head(connection, since),
+                    Step::Blocked => self.await_head(connection, since, jobs),
                 },
                 Phase::Collecting(arrival) => self.collect(connection, arrival, jobs),
                 Phase::Discarding {
@@ -78,6 +79,7 @@ impl Reactor {
         &self,
         mut connection: Box<Connection>,
         since: Option<Instant>,
+        jobs: &mut Vec<Job>,
     ) -> Again {
         let (refusal, is_idle) = {
             let framing = &connection.link.state().framing;
@@ -85,7 +87,8 @@ impl Reactor {
         };
         if let Some(refusal) = refusal {
             debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, %refusal, "request refused");
-            return self.apologise(connection, refusal.status(), false);
+            refuse(connection, refusal.status(), since, jobs);
+            return None;
         }
         let since = if is_idle {
             None
@@ -107,7 +110,7 @@ impl Reactor {
         if arrival.body.is_none() || arrival.is_expecting {
             jobs.push(Job {
                 connection,
-                arrival,
+                task: Task::Answer(arrival),
             });
             None
         } else {
@@ -126,7 +129,7 @@ impl Reactor {
             Ok(true) => {
                 jobs.push(Job {
                     connection,
-                    arrival,
+                    task: Task::Answer(arrival),
                 });
                 None
             }
@@ -134,7 +137,10 @@ impl Reactor {
                 connection.phase = Phase::Collecting(arrival);
                 self.park(connection)
             }
-            Err(error) => self.apologise(connection, status_of(error), true),
+            Err(error) => {
+                give_up(connection, &arrival, status_of(error), jobs);
+                None
+            }
         }
     }
 
@@ -285,28 +291,19 @@ impl Reactor {
         let Some(connection) = late else {
             return;
         };
-        let again = match connection.phase {
+        let mut connection = connection;
+        let phase = std::mem::replace(&mut connection.phase, Phase::Head { since: None });
+        match phase {
             Phase::Head { since: None } | Phase::Discarding { .. } | Phase::Lingering { .. } => {
                 self.drop_connection(connection);
-                None
             }
-            Phase::Head { since: Some(_) } => {
-                self.apologise(connection, StatusCode::REQUEST_TIMEOUT, false)
+            Phase::Head { since } => {
+                refuse(connection, StatusCode::REQUEST_TIMEOUT, since, jobs);
             }
-            Phase::Collecting(_) => self.apologise(connection, StatusCode::REQUEST_TIMEOUT, true),
-        };
-        self.drive(again, jobs);
-    }
-
-    /// Answers with a status of the server's own and ends the connection.
-    fn apologise(
-        &self,
-        mut connection: Box<Connection>,
-        status: StatusCode,
-        is_asked: bool,
-    ) -> Again {
-        connection.apologise(status, is_asked);
-        self.close(connection, true)
+            Phase::Collecting(arrival) => {
+                give_up(connection, &arrival, StatusCode::REQUEST_TIMEOUT, jobs);
+            }
+        }
     }
 
     /// Ends a connection on which everything was said if `in_order`, and everything lost if not.
@@ -343,4 +340,52 @@ impl Reactor {
             self.wake_leader();
         }
     }
+}
+
+/// Answers a head that hyper never saw with a status of the server's own.
+fn refuse(
+    mut connection: Box<Connection>,
+    status: StatusCode,
+    since: Option<Instant>,
+    jobs: &mut Vec<Job>,
+) {
+    let line = connection.link.state().framing.request_line().to_vec();
+    let sent = connection.apologise(status, false);
+    report(connection, line, status, sent, since, jobs);
+}
+
+/// Answers a request whose body nobody will see with a status of the server's own.
+fn give_up(
+    mut connection: Box<Connection>,
+    arrival: &Arrival,
+    status: StatusCode,
+    jobs: &mut Vec<Job>,
+) {
+    let mut line = access_log::plain_request_line(&arrival.parts).into_bytes();
+    line.truncate(Refused::LONGEST_LINE);
+    let sent = connection.apologise(status, true);
+    report(connection, line, status, sent, Some(arrival.since), jobs);
+}
+
+/// Has the handler told of a request that was refused, on a thread that may wait for it, and the
+/// connection ended then.
+fn report(
+    connection: Box<Connection>,
+    line: Vec<u8>,
+    status: StatusCode,
+    sent: usize,
+    since: Option<Instant>,
+    jobs: &mut Vec<Job>,
+) {
+    let refused = Refused {
+        endpoints: connection.endpoints.clone(),
+        line,
+        status,
+        sent: sent as u64,
+        wall: since.map_or(Duration::ZERO, |since| since.elapsed()),
+    };
+    jobs.push(Job {
+        connection,
+        task: Task::Report(Box::new(refused)),
+    });
 }

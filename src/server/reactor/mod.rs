@@ -18,7 +18,7 @@ use super::exchange::{Arrival, DISCARD_BYTES, Live, Outcome};
 use super::{Settings, Stats, tls};
 use crate::pool::{self, Source};
 use crate::scoreboard;
-use crate::wsgi::{Exchange, Handler};
+use crate::wsgi::{Exchange, Handler, Refused};
 use accepting::{ACCEPTS_PER_TURN, Listening};
 use hyper::server::conn::http1;
 use nix::errno::Errno;
@@ -40,11 +40,19 @@ const WAKE: u64 = u64::MAX - 1;
 /// Events fetched with one call.
 const EVENTS_PER_TURN: usize = 64;
 
-/// One request, ready for a thread.
+/// Something that is ready for a thread.
 #[derive(Debug)]
 pub(super) struct Job {
     connection: Box<Connection>,
-    arrival: Box<Arrival>,
+    task: Task,
+}
+
+#[derive(Debug)]
+enum Task {
+    /// A request is to be answered.
+    Answer(Box<Arrival>),
+    /// One was refused: the handler is to hear of it, then the connection is to be closed.
+    Report(Box<Refused>),
 }
 
 /// See the module's text. Locks are taken in this order: the pool's, `listening`, `slots`,
@@ -227,8 +235,18 @@ impl Source for Reactor {
     }
 
     fn run(&self, job: Job) -> Option<Job> {
-        let token = job.connection.token;
-        self.contain(token, || self.answer(job)).flatten()
+        let Job { connection, task } = job;
+        let token = connection.token;
+        self.contain(token, || match task {
+            Task::Answer(arrival) => self.answer(connection, arrival),
+            Task::Report(refused) => {
+                self.handler.refused(&refused);
+                let mut jobs = Vec::new();
+                self.drive(self.close(connection, true), &mut jobs);
+                jobs.pop()
+            }
+        })
+        .flatten()
     }
 
     fn is_over(&self) -> bool {
@@ -262,11 +280,7 @@ impl Reactor {
     }
 
     /// Has one request answered, and goes on with its connection.
-    fn answer(&self, job: Job) -> Option<Job> {
-        let Job {
-            mut connection,
-            arrival,
-        } = job;
+    fn answer(&self, mut connection: Box<Connection>, arrival: Box<Arrival>) -> Option<Job> {
         let timeout = self.settings.client_socket_timeout;
         let outcome = {
             let _in_flight = scoreboard::current().begin();
@@ -280,10 +294,11 @@ impl Reactor {
         connection.active = Instant::now();
         connection.phase = Phase::Head { since: None };
         let mut jobs = Vec::new();
+        // A connection leads to one job at most before it is parked.
         let again = match outcome {
             Outcome::Close(in_order) => self.close(connection, in_order),
             Outcome::Next(arrival) => self.begin(connection, arrival, &mut jobs),
-            Outcome::Wait(None) => self.await_head(connection, None),
+            Outcome::Wait(None) => self.await_head(connection, None, &mut jobs),
             Outcome::Wait(Some(body)) => {
                 let since = connection.active;
                 self.discard(connection, body, DISCARD_BYTES, since)

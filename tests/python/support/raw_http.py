@@ -187,11 +187,19 @@ def configuration(**options: Any) -> cfg.ConfigOpts:
 
 @contextlib.contextmanager
 def serving(
-    app: Any, *, options: dict[str, Any] | None = None, **arguments: Any
+    app: Any,
+    *,
+    options: dict[str, Any] | None = None,
+    conf: cfg.ConfigOpts | None = None,
+    **arguments: Any,
 ) -> Iterator[wsgi.Server]:
-    """Run *app* on a port of its own; afterwards prove that the server has drained."""
+    """Run *app* on a port of its own; afterwards prove that the server has drained.
+
+    :param options: options of the group DEFAULT, or *conf*: all of them.
+    """
     arguments.setdefault("host", "127.0.0.1")
-    server = wsgi.Server(configuration(**options or {}), "test", app, **arguments)
+    conf = conf or configuration(**options or {})
+    server = wsgi.Server(conf, "test", app, **arguments)
     server.start()
     try:
         yield server
