@@ -359,8 +359,19 @@ def _amend_messaging(module: Any) -> None:
     hook.amend(module)
 
 
+def _amend_nova(module: Any) -> None:
+    """Let nova's API serve without eventlet (see :mod:`osloxide.adapters.nova`)."""
+    from osloxide.adapters import nova
+
+    nova.amend(module)
+
+
 _AMENDMENTS: dict[str, Callable[[Any], None]] = {
     "oslo_service.backend": _prefer_threading,
+    "nova.compute.multi_cell_list": _amend_nova,
+    "nova.context": _amend_nova,
+    "nova.service": _amend_nova,
+    "nova.utils": _amend_nova,
     "oslo_messaging._drivers.amqpdriver": _amend_messaging,
     "oslo_messaging.rpc.server": _amend_messaging,
     "oslo_messaging.server": _amend_messaging,

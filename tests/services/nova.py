@@ -1,4 +1,4 @@
-"""nova 34's conductor and scheduler as their users run them: configuration, schema, RPC clients.
+"""nova as its users run it: 34's conductor and scheduler, 31's API; configuration, schema, clients.
 
 Nothing of nova is changed. Its versions are pinned by a lock file; the schema is made once and kept
 as a dump, in which the cell's addresses are then replaced by those of this session.
@@ -16,10 +16,11 @@ from typing import Any
 from services.cinder import Environment
 from services.infra import Broker, Database
 from services.load import end
-from services.processes import RunningService
+from services.processes import RunningService, accepts_connections, free_port, until
 from services.subject import APPS, REPOSITORY
 
 LOCK = REPOSITORY / "requirements" / "nova.lock"
+LOCK_31 = REPOSITORY / "requirements" / "nova31.lock"
 API, CELL0, CELL1 = "nova_api", "nova_cell0", "nova_cell1"
 
 
@@ -119,6 +120,56 @@ send_service_user_token = False
         )
         service.wait_log(f"Starting {name} node", within=90, times=self.workers)
         service.wait_workers(self.workers)
+        return service
+
+
+class NovaApi(Nova):
+    """nova 31 with the programs that serve its API themselves."""
+
+    def __init__(
+        self, environment: Environment, broker: Broker, database: Database, directory: Path
+    ) -> None:
+        self.port, self.metadata_port = free_port(), free_port()
+        super().__init__(environment, broker, database, directory)
+
+    def write(self, debug: bool = False) -> None:
+        """(Re)write nova.conf, api-paste.ini and the policy."""
+        super().write(debug)
+        paste = (self.environment.directory / "etc" / "nova" / "api-paste.ini").read_text()
+        (self.directory / "api-paste.ini").write_text(paste)
+        # Without keystone there are no roles; nova's policies ask for them.
+        (self.directory / "policy.yaml").write_text(
+            'context_is_admin: "role:admin or is_admin:True"\n'
+        )
+        with self.config.open("a") as config:
+            config.write(f"""\
+[DEFAULT]
+osapi_compute_listen = 127.0.0.1
+osapi_compute_listen_port = {self.port}
+osapi_compute_workers = {self.workers}
+metadata_listen = 127.0.0.1
+metadata_listen_port = {self.metadata_port}
+metadata_workers = 1
+enabled_apis = osapi_compute,metadata
+[wsgi]
+api_paste_config = {self.directory / "api-paste.ini"}
+wsgi_log_format = %(client_ip)s "%(request_line)s" %(status_code)s %(body_length)s
+[api]
+auth_strategy = noauth2
+[oslo_policy]
+policy_file = {self.directory / "policy.yaml"}
+""")
+
+    def start_api(self, start: Callable[..., RunningService]) -> RunningService:
+        """Start nova-api and wait until both of its APIs answer."""
+        service = start(
+            self.environment.command("nova-api", "--config-file", str(self.config)),
+            self.directory / "logs" / "api.log",
+            self.environment.variables(),
+        )
+        service.wait_workers(self.workers + 1)
+        for port in (self.port, self.metadata_port):
+            until(f"port {port} accepts", lambda p=port: accepts_connections(p), 60)  # type: ignore[misc]
         return service
 
 

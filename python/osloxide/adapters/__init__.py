@@ -1,0 +1,6 @@
+"""What osloxide changes in a service that uses eventlet by itself, beside oslo.service.
+
+One module for each project. :mod:`osloxide._bootstrap` calls it right after a module of the project
+was imported; a program that does not import the project never loads it. An adapter recognises the
+releases it is for by the names that it is going to replace, and leaves all others alone.
+"""
