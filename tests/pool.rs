@@ -28,6 +28,8 @@ struct Queue {
 struct Jobs {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Jobs that only a glance finds.
+    aside: Mutex<VecDeque<Job>>,
     ended: AtomicUsize,
     /// Threads between the beginning and the end of what the source wraps around their lives.
     alive: AtomicUsize,
@@ -52,7 +54,7 @@ impl Jobs {
 impl Source for Jobs {
     type Job = Job;
 
-    fn wait(&self, jobs: &mut Vec<Job>) {
+    fn wait(&self, jobs: &mut Vec<Job>, _: usize) {
         let queue = self.queue.lock().unwrap();
         let mut queue = self
             .changed
@@ -62,6 +64,10 @@ impl Source for Jobs {
             .unwrap();
         queue.is_interrupted = false;
         jobs.extend(queue.jobs.drain(..));
+    }
+
+    fn glance(&self, jobs: &mut Vec<Job>) {
+        jobs.extend(self.aside.lock().unwrap().pop_front());
     }
 
     fn interrupt(&self) {
@@ -203,6 +209,31 @@ fn short_jobs_pass_long_ones() {
 
     wait(&finished, 100);
     drop(releases);
+}
+
+#[test]
+fn where_jobs_block_the_end_of_one_looks_for_the_next() {
+    let running = Running::new(8);
+    let (begun, begins) = mpsc::channel();
+    let (ran, found) = mpsc::channel();
+    let aside: Job = Box::new(move || {
+        ran.send(()).unwrap();
+        None
+    });
+    running.jobs.aside.lock().unwrap().push_back(aside);
+
+    // Nobody but a thread that has ended a job finds it, and only once taking leadership over from
+    // blocked threads has become usual.
+    let deadline = Instant::now() + PATIENCE;
+    while found.try_recv().is_err() {
+        assert!(Instant::now() < deadline, "{:?}", running.pool.stats());
+        let taken = running.pool.stats().takeovers;
+        let releases = [held(&running.jobs, &begun), held(&running.jobs, &begun)];
+        wait(&begins, 2);
+        drop(releases);
+        running.until("jobs end", |stats| stats.busy == 0);
+        assert!(running.pool.stats().takeovers >= taken);
+    }
 }
 
 #[test]

@@ -183,7 +183,8 @@ class Server:
         """Wait until drained, interpreter released, Python signal handlers running; False on timeout."""
     def resize(self, pool_size: int) -> None: ...
     def stats(self) -> dict[str, int]:
-        """threads, busy, queued, connections, idle, in_flight, served."""
+        """threads, busy, queued, connections, idle, in_flight, served, limit (what the gate admits
+        at once just now, at most pool_size), takeovers (from threads inside the application)."""
 
 def check_log_format(format: str) -> None:
     """Raises ValueError when *format* cannot serve as ``wsgi_log_format``."""

@@ -18,6 +18,10 @@ const WEIGHT: f32 = 0.25;
 const IDLE: f32 = 0.1;
 const SCARCE: f32 = 0.6;
 const PLENTY: f32 = 0.9;
+/// Looks after growth during which another one that finds nobody ready doubles the limit, below this
+/// load: those who were let in wait as well, and so soon that they will hardly do anything else.
+const RUN: u32 = 5;
+const RUN_LOAD: f32 = 0.4;
 /// Looks at plenty of load before the limit shrinks by an eighth.
 const STRAIN: u32 = 16;
 /// What one takeover adds to the score, and the score at which leadership is handed on early. A
@@ -34,6 +38,8 @@ pub(super) struct Gate {
     max: usize,
     load: f32,
     strain: u32,
+    /// Looks that are left of a run of growth.
+    run: u32,
     slack: u32,
     score: u32,
     eager_until: Option<Instant>,
@@ -47,6 +53,7 @@ impl Gate {
             max,
             load: SCARCE,
             strain: 0,
+            run: 0,
             slack: 0,
             score: 0,
             eager_until: None,
@@ -75,6 +82,8 @@ impl Gate {
     /// A look at the `running` jobs: whether any was on a CPU or ready for one, and whether others
     /// wait for admission. True when the limit grew.
     pub(super) fn look(&mut self, is_any_ready: bool, running: usize, is_wanted: bool) -> bool {
+        let is_on_a_run = self.is_on_a_run();
+        self.run = self.run.saturating_sub(1);
         let seen = if is_any_ready { 1.0 } else { 0.0 };
         self.load += (seen - self.load) * WEIGHT;
         if is_any_ready {
@@ -91,9 +100,16 @@ impl Gate {
             return false;
         }
         self.slack = 0;
-        let step = if self.load < IDLE { 1 } else { 4 };
+        let doubles = self.load < IDLE || (is_on_a_run && self.load < RUN_LOAD);
+        let step = if doubles { 1 } else { 4 };
         self.limit = (self.limit + (self.limit / step).max(1)).min(self.max);
+        self.run = RUN;
         true
+    }
+
+    /// True while the limit is worth another look soon: it grew, and may have to grow much more.
+    pub(super) fn is_on_a_run(&self) -> bool {
+        self.run > 0 && self.can_grow()
     }
 
     /// Jobs wait although one has been computing for long: let the scheduler share the CPU among
@@ -131,10 +147,10 @@ impl Gate {
     }
 
     /// True while leadership should be handed on before a job rather than taken over during it.
-    pub(super) fn is_eager(&mut self, now: impl FnOnce() -> Instant) -> bool {
+    pub(super) fn is_eager(&mut self, now: Instant) -> bool {
         match self.eager_until {
             None => false,
-            Some(until) if now() < until => true,
+            Some(until) if now < until => true,
             Some(_) => {
                 // One more takeover makes it eager again, so that an application which always
                 // blocks pays about a millisecond a second for the question.
@@ -143,6 +159,11 @@ impl Gate {
                 false
             }
         }
+    }
+
+    /// [`Gate::is_eager`] as of the last time it was asked.
+    pub(super) fn was_eager(&self) -> bool {
+        self.eager_until.is_some()
     }
 
     fn shrink(&mut self, by: usize) {
@@ -259,16 +280,16 @@ mod tests {
     fn frequent_takeovers_make_it_eager_and_the_question_is_asked_again() {
         let start = Instant::now();
         let mut gate = Gate::new(100);
-        assert!(!gate.is_eager(|| start));
+        assert!(!gate.is_eager(start));
 
         for _ in 0..3 {
             gate.taken_over(start);
         }
 
-        assert!(gate.is_eager(|| start));
-        assert!(!gate.is_eager(|| start + EAGER_FOR));
+        assert!(gate.is_eager(start));
+        assert!(!gate.is_eager(start + EAGER_FOR));
         gate.taken_over(start + EAGER_FOR);
-        assert!(gate.is_eager(|| start + EAGER_FOR));
+        assert!(gate.is_eager(start + EAGER_FOR));
     }
 
     #[test]
@@ -283,6 +304,6 @@ mod tests {
             }
         }
 
-        assert!(!gate.is_eager(|| now));
+        assert!(!gate.is_eager(now));
     }
 }

@@ -10,6 +10,7 @@
 //! - **idle** threads are kept in a stack, warmest on top, and leave after a while.
 
 mod gate;
+mod standby;
 mod threads;
 
 use gate::Gate;
@@ -22,17 +23,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use threads::Bell;
 
-/// How often a standby looks at a leader that is inside a job.
+/// How long a leader is inside a job before the standby looks at it, and how often it looks at jobs
+/// that wait for admission.
 const TICK: Duration = Duration::from_micros(400);
-/// Looks without anything to see before a standby sleeps for good.
-const QUIET_TICKS: u32 = 10;
-/// Looks after which a job that computes loses leadership, or lets one more job in (20 ms).
-const LONG_TICKS: u32 = 50;
-/// Ticks between two looks at all running jobs: one for each so many jobs, since a look costs some
-/// microseconds for each; and how much longer when no job waits for admission.
-const JOBS_PER_TICK: usize = 5;
-const UNWANTED: usize = 8;
 /// How long an idle thread stays beyond leader and standby.
 const RETIRE_AFTER: Duration = Duration::from_secs(15);
 
@@ -43,7 +38,16 @@ pub trait Source: Send + Sync + 'static {
 
     /// Blocks until there are jobs or [`Source::interrupt`] was called; appends the jobs. Called by
     /// one thread at a time. May return without any.
-    fn wait(&self, jobs: &mut Vec<Self::Job>);
+    ///
+    /// A source that works for what it appends should not do so for more than `most` of them: each
+    /// will be given to another thread, and those that are ready should not wait for the rest.
+    fn wait(&self, jobs: &mut Vec<Self::Job>, most: usize);
+    /// Appends a job if there is one, without blocking; another thread may be inside
+    /// [`Source::wait`]. Called by threads that have just ended a job, where jobs block: what came
+    /// meanwhile then begins in turn with what ends, instead of behind all of it.
+    fn glance(&self, jobs: &mut Vec<Self::Job>) {
+        let _ = jobs;
+    }
     /// Makes the thread inside [`Source::wait`], or the next one to enter it, return soon.
     fn interrupt(&self);
     /// Does one job; what it leads to next, if anything, queues behind the jobs that wait.
@@ -98,10 +102,12 @@ impl<S: Source> Pool<S> {
             is_led: false,
             leader: None,
             leader_call: 0,
+            call_since: Instant::now(),
             calls: 0,
             running: Vec::new(),
             idle: Vec::new(),
-            standby: None,
+            has_standby: false,
+            ring: Ring::Never,
             threads: 0,
             leaving: 0,
             is_ending: false,
@@ -111,6 +117,7 @@ impl<S: Source> Pool<S> {
         let shared = Shared {
             name,
             source,
+            bell: Bell::default(),
             state: Mutex::new(state),
             numbers: AtomicU64::new(0),
             panics: AtomicU64::new(0),
@@ -124,8 +131,9 @@ impl<S: Source> Pool<S> {
     /// so, under the pool's lock: [`Source::ended`] is not called between it and the start.
     ///
     /// # Errors
-    /// When the kernel refuses a thread.
+    /// When the kernel refuses a thread or a timer.
     pub fn start(&self, resume: impl FnOnce()) -> io::Result<()> {
+        self.shared.bell.hang()?;
         let mut state = self.shared.state.lock();
         resume();
         state.is_ending = false;
@@ -160,21 +168,27 @@ impl<S: Source> Pool<S> {
 struct Shared<S: Source> {
     name: &'static str,
     source: Arc<S>,
+    /// Wakes the standby.
+    bell: Bell,
     state: Mutex<State<S::Job>>,
     numbers: AtomicU64,
     panics: AtomicU64,
 }
 
-/// Where a thread sleeps while it is standby or idle.
+/// Where a thread sleeps while it is idle.
 #[derive(Default)]
 struct Seat {
     condvar: Condvar,
 }
 
-struct Standby {
-    seat: Arc<Seat>,
-    /// Sleeps without a timeout: must be woken when something happens.
-    is_deep: bool,
+/// When the bell rings for the standby.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ring {
+    /// Nothing happens that it should look at.
+    Never,
+    At(Instant),
+    /// It is wanted and must not be put off.
+    Now,
 }
 
 struct State<J> {
@@ -187,10 +201,13 @@ struct State<J> {
     leader: Option<Pid>,
     /// Number of the job that the leader is inside of, 0 while it waits.
     leader_call: u64,
+    /// When that job began.
+    call_since: Instant,
     calls: u64,
     running: Vec<Pid>,
     idle: Vec<Arc<Seat>>,
-    standby: Option<Standby>,
+    has_standby: bool,
+    ring: Ring,
     /// Threads that have or look for a role.
     threads: usize,
     /// Threads that are done but for what the source does at the end of their lives.
@@ -211,7 +228,7 @@ impl<J> State<J> {
         self.threads
             - self.running.len()
             - self.idle.len()
-            - usize::from(self.standby.is_some())
+            - usize::from(self.has_standby)
             - usize::from(waits_as_leader)
     }
 
@@ -235,6 +252,14 @@ impl<J> State<J> {
         }
     }
 
+    /// True while the leader waits and there is room for what it has not seen yet.
+    fn may_glance(&self) -> bool {
+        self.is_led
+            && self.leader_call == 0
+            && !self.is_ending
+            && self.running.len() < self.gate.limit()
+    }
+
     fn finish(&mut self, thread: Pid, next: Option<J>) {
         if let Some(at) = self.running.iter().position(|running| *running == thread) {
             self.running.swap_remove(at);
@@ -243,24 +268,6 @@ impl<J> State<J> {
         self.ready.extend(next);
         if self.ready.is_empty() {
             self.gate.finished(self.running.len());
-        }
-    }
-
-    fn wake_standby(&mut self) {
-        if let Some(standby) = &mut self.standby
-            && standby.is_deep
-        {
-            standby.is_deep = false;
-            standby.seat.condvar.notify_one();
-        }
-    }
-
-    fn wake_all(&self) {
-        for seat in &self.idle {
-            seat.condvar.notify_one();
-        }
-        if let Some(standby) = &self.standby {
-            standby.seat.condvar.notify_one();
         }
     }
 }
@@ -278,10 +285,10 @@ impl<S: Source> Shared<S> {
             }
             if !state.is_led {
                 self.lead(&mut state, own, &mut batch);
-            } else if state.standby.is_none() {
-                self.stand_by(&mut state, &seat);
+            } else if !state.has_standby {
+                self.stand_by(&mut state);
             } else if let Some(job) = state.help(own) {
-                self.work(&mut state, own, job);
+                self.work(&mut state, own, job, &mut batch);
             } else if !Self::idle(&mut state, &seat) {
                 break;
             }
@@ -318,13 +325,16 @@ impl<S: Source> Shared<S> {
         let term = state.term;
         loop {
             while let Some(job) = state.admit(own) {
-                let is_eager = state.gate.is_eager(Instant::now);
+                let now = Instant::now();
+                let is_eager = state.gate.is_eager(now);
                 if is_eager && self.hand_on(state) {
-                    self.work(state, own, job);
+                    self.work(state, own, job, batch);
                     return;
                 }
                 state.calls += 1;
                 state.leader_call = state.calls;
+                state.call_since = now;
+                self.put_off(state, now);
                 self.ensure_standby(state);
                 let next = MutexGuard::unlocked(state, || self.run(job));
                 state.finish(own, next);
@@ -341,15 +351,20 @@ impl<S: Source> Shared<S> {
             if state.is_ending {
                 break;
             }
-            MutexGuard::unlocked(state, || {
-                if catch_unwind(AssertUnwindSafe(|| self.source.wait(batch))).is_err() {
-                    self.panics.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+            // Jobs that block do not run one after the other: none should wait for its batch.
+            let most = if state.gate.was_eager() {
+                1
+            } else {
+                usize::MAX
+            };
+            MutexGuard::unlocked(state, || self.contain(|| self.source.wait(batch, most)));
             state.ready.extend(batch.drain(..));
             if state.ready.is_empty() && self.source.is_over() {
                 state.is_ending = true;
-                state.wake_all();
+                for seat in &state.idle {
+                    seat.condvar.notify_one();
+                }
+                self.ring(state);
                 break;
             }
         }
@@ -358,7 +373,13 @@ impl<S: Source> Shared<S> {
     }
 
     /// Runs jobs without leading, as long as there are any.
-    fn work(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>, own: Pid, first: S::Job) {
+    fn work(
+        self: &Arc<Self>,
+        state: &mut MutexGuard<'_, State<S::Job>>,
+        own: Pid,
+        first: S::Job,
+        batch: &mut Vec<S::Job>,
+    ) {
         let mut job = Some(first);
         while let Some(current) = job {
             if state.leader_call != 0 || !state.ready.is_empty() {
@@ -370,103 +391,24 @@ impl<S: Source> Shared<S> {
                 return;
             }
             job = state.help(own);
+            if job.is_none() && state.gate.was_eager() && state.may_glance() {
+                MutexGuard::unlocked(state, || self.contain(|| self.source.glance(batch)));
+                state.ready.extend(batch.drain(..));
+                job = state.help(own);
+            }
         }
     }
 
-    fn run(&self, job: S::Job) -> Option<S::Job> {
-        catch_unwind(AssertUnwindSafe(|| self.source.run(job))).unwrap_or_else(|_| {
+    /// Does something of the source's; a panic is counted and costs nothing else.
+    fn contain<T: Default>(&self, work: impl FnOnce() -> T) -> T {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
             self.panics.fetch_add(1, Ordering::Relaxed);
-            None
+            T::default()
         })
     }
 
-    /// Watches the leader and the queue; returns when leadership was taken or the pool ends.
-    fn stand_by(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>, seat: &Arc<Seat>) {
-        state.standby = Some(Standby {
-            seat: seat.clone(),
-            is_deep: false,
-        });
-        let (mut quiet, mut same, mut seen_call, mut stuck, mut seen_done) = (0, 0, 0, 0, 0);
-        let mut ticks = 0;
-        while state.is_led && !(state.is_ending && state.ready.is_empty()) {
-            if state.leader_call == 0 && state.ready.is_empty() {
-                quiet += 1;
-            } else {
-                quiet = 0;
-            }
-            if quiet > QUIET_TICKS {
-                quiet = 0;
-                if let Some(standby) = &mut state.standby {
-                    standby.is_deep = true;
-                }
-                seat.condvar.wait(state);
-                if let Some(standby) = &mut state.standby {
-                    standby.is_deep = false;
-                }
-                continue;
-            }
-            seat.condvar.wait_for(state, TICK);
-
-            // The leader: has it been inside one and the same job since the last look?
-            let call = state.leader_call;
-            same = if call != 0 && call == seen_call {
-                same + 1
-            } else {
-                0
-            };
-            seen_call = call;
-            if same > 0
-                && let Some(leader) = state.leader
-            {
-                // Without the lock: a leader that waits for it would seem to block in its job.
-                let computes = MutexGuard::unlocked(state, || threads::is_computing(leader));
-                let is_same = state.leader_call == call && state.leader == Some(leader);
-                if is_same && (!computes || same >= LONG_TICKS) {
-                    state.takeovers += 1;
-                    if !computes {
-                        state.gate.taken_over(Instant::now());
-                    }
-                    state.is_led = false;
-                    state.leader = None;
-                    state.leader_call = 0;
-                    break;
-                }
-            }
-
-            // The queue: is there no room because everything admitted waits, or computes for long?
-            stuck = if state.done == seen_done {
-                stuck + 1
-            } else {
-                0
-            };
-            seen_done = state.done;
-            if state.is_ending {
-                continue;
-            }
-            let is_wanted = !state.ready.is_empty() && !state.may_run() && state.gate.can_grow();
-            ticks += 1;
-            let spacing = if is_wanted { 1 } else { UNWANTED };
-            let is_due = ticks > spacing * (state.running.len() / JOBS_PER_TICK);
-            if is_due && (is_wanted || Gate::is_crowded(state.running.len())) {
-                ticks = 0;
-                let running = state.running.clone();
-                let computes = MutexGuard::unlocked(state, || {
-                    running.iter().any(|thread| threads::is_computing(*thread))
-                });
-                let grew = state.gate.look(computes, running.len(), is_wanted)
-                    || (is_wanted && computes && stuck >= LONG_TICKS && state.gate.admit_one());
-                if grew {
-                    stuck = 0;
-                }
-            }
-            if state.ready.is_empty() {
-                continue;
-            }
-            if state.leader_call == 0 {
-                self.summon_workers(state);
-            }
-        }
-        state.standby = None;
+    fn run(&self, job: S::Job) -> Option<S::Job> {
+        self.contain(|| self.source.run(job))
     }
 
     /// Sleeps until there is something to do; false when the thread should leave.
@@ -508,9 +450,8 @@ impl<S: Source> Shared<S> {
         } else if let Some(seat) = state.idle.pop() {
             seat.condvar.notify_one();
             Ok(())
-        } else if let Some(standby) = &mut state.standby {
-            standby.is_deep = false;
-            standby.seat.condvar.notify_one();
+        } else if state.has_standby {
+            self.ring(state);
             Ok(())
         } else {
             self.spawn(state)
@@ -530,17 +471,43 @@ impl<S: Source> Shared<S> {
         }
     }
 
+    /// The leader begins a job `now`: a ring that was meant for an earlier one would come too early.
+    /// Put off from time to time, the bell stays silent while one short job follows the other.
+    fn put_off(&self, state: &mut State<S::Job>, now: Instant) {
+        if let Ring::At(at) = state.ring
+            && at < now + TICK
+            // Where more jobs run the gate wants its looks.
+            && !Gate::is_crowded(state.running.len())
+            && state.running.len() < state.gate.limit()
+        {
+            self.set_bell(state, now + 2 * TICK, 2 * TICK);
+        }
+    }
+
+    /// Makes sure that somebody looks at the leader's job, should it last, and at what is queued.
     fn ensure_standby(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) {
-        if state.standby.is_some() {
-            state.wake_standby();
-        } else if state.arriving() > 0 {
-            // The first to arrive becomes it.
+        if state.ring == Ring::Never {
+            self.set_bell(state, Instant::now() + TICK, TICK);
+        }
+        if state.has_standby || state.arriving() > 0 {
+            // There is one, or the first to arrive becomes it.
         } else if let Some(seat) = state.idle.pop() {
             seat.condvar.notify_one();
         } else {
             // Without a standby jobs run one by one, no worse.
             let _ = self.spawn(state);
         }
+    }
+
+    fn set_bell(&self, state: &mut State<S::Job>, at: Instant, delay: Duration) {
+        state.ring = Ring::At(at);
+        self.bell.ring_in(delay);
+    }
+
+    /// Wakes the standby at once.
+    fn ring(&self, state: &mut State<S::Job>) {
+        state.ring = Ring::Now;
+        self.bell.ring_in(Duration::ZERO);
     }
 
     fn spawn(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) -> io::Result<()> {

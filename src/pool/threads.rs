@@ -1,13 +1,17 @@
-//! What the pool asks the kernel about its threads, and how it starts one.
+//! What the pool asks the kernel about its threads, how it starts one, and how it wakes its standby.
 //!
-//! Owns thread creation (name, stack, signal mask) and the question whether a thread computes.
-//! Never schedules anything.
+//! Owns thread creation (name, stack, signal mask), the question whether a thread computes, and the
+//! bell. Never schedules anything.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::{Pid, gettid};
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::OnceLock;
 use std::thread;
+use std::time::Duration;
 
 /// As large as a main thread's: applications recurse.
 const STACK_BYTES: usize = 8 << 20;
@@ -30,6 +34,49 @@ pub(super) fn is_computing(thread: Pid) -> bool {
     // The name is in parentheses and may hold anything, parentheses too.
     let name_end = stat.iter().rposition(|byte| *byte == b')');
     name_end.and_then(|end| stat.get(end + 2)) == Some(&b'R')
+}
+
+/// Wakes one sleeper at a chosen time. Unlike a wait with a timeout, whoever knows that there will
+/// be nothing to see can put the ring off without waking the sleeper.
+#[derive(Debug, Default)]
+pub(super) struct Bell(OnceLock<TimerFd>);
+
+impl Bell {
+    /// To be called before anything else; once is enough.
+    pub(super) fn hang(&self) -> io::Result<()> {
+        if self.0.get().is_none() {
+            let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)?;
+            // Somebody else may have been quicker.
+            let _ = self.0.set(timer);
+        }
+        Ok(())
+    }
+
+    /// Rings after `delay`, and not at the time set before. Zero rings at once.
+    pub(super) fn ring_in(&self, delay: Duration) {
+        if let Some(timer) = self.0.get() {
+            // A timer that is set to zero never rings.
+            let delay = TimeSpec::from(delay.max(Duration::from_nanos(1)));
+            // Fails only on values that no Duration has.
+            let _ = timer.set(Expiration::OneShot(delay), TimerSetTimeFlags::empty());
+        }
+    }
+
+    /// Takes back a ring that nobody has heard yet.
+    pub(super) fn silence(&self) {
+        if let Some(timer) = self.0.get() {
+            let _ = timer.unset();
+        }
+    }
+
+    /// Sleeps until it rings; returns at once if it rang meanwhile.
+    pub(super) fn wait(&self) {
+        match self.0.get().map(TimerFd::wait) {
+            Some(Ok(())) => {}
+            // Signals are blocked on these threads, so this is for debuggers.
+            Some(Err(_)) | None => thread::yield_now(),
+        }
+    }
 }
 
 /// Starts a thread that takes none of the process's signals: those are for the main thread.
@@ -59,7 +106,7 @@ pub(super) fn start(name: String, body: impl FnOnce() + Send + 'static) -> io::R
 mod tests {
     use super::*;
     use std::sync::mpsc;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     #[test]
     fn a_spinning_thread_computes_and_a_blocked_one_does_not() {

@@ -191,6 +191,8 @@ impl Server {
         fields.set_item("idle", stats.idle)?;
         fields.set_item("in_flight", stats.in_flight)?;
         fields.set_item("served", stats.served)?;
+        fields.set_item("limit", stats.limit)?;
+        fields.set_item("takeovers", stats.takeovers)?;
         Ok(fields)
     }
 }

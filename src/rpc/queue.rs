@@ -257,7 +257,7 @@ fn wait_until<J>(
 impl<W: Work> Source for Queue<W> {
     type Job = Ticket;
 
-    fn wait(&self, tickets: &mut Vec<Ticket>) {
+    fn wait(&self, tickets: &mut Vec<Ticket>, _: usize) {
         let mut state = self.state.lock();
         while state.tickets == 0 && !state.is_interrupted {
             state.leader_waits = true;

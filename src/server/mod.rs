@@ -108,6 +108,11 @@ pub struct Stats {
     pub in_flight: usize,
     /// Requests answered since the server was made.
     pub served: u64,
+    /// Requests that may be in the handler at once at this moment: what the gate allows, at most
+    /// `pool_size`.
+    pub limit: usize,
+    /// How often waiting for sockets was taken over from a thread inside the handler.
+    pub takeovers: u64,
 }
 
 /// Accepts connections on one listening socket and answers their requests through a [`Handler`].

@@ -157,6 +157,8 @@ impl Reactor {
             idle,
             in_flight: pool.busy + pool.queued,
             served: self.served.load(Ordering::Relaxed),
+            limit: pool.limit,
+            takeovers: pool.takeovers,
         }
     }
 
@@ -188,7 +190,7 @@ impl Reactor {
 impl Source for Reactor {
     type Job = Job;
 
-    fn wait(&self, jobs: &mut Vec<Job>) {
+    fn wait(&self, jobs: &mut Vec<Job>, most: usize) {
         let mut scratch = self.scratch.lock();
         let Scratch { events, due } = &mut *scratch;
         self.obey();
@@ -200,7 +202,8 @@ impl Source for Reactor {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         };
-        let count = self.fetch(events, until);
+        let room = events.len().min(most);
+        let count = self.fetch(&mut events[..room], until);
         for event in &events[..count] {
             match event.data() {
                 LISTENER => {
@@ -228,6 +231,21 @@ impl Source for Reactor {
             self.watch_listener();
         }
         self.obey();
+    }
+
+    fn glance(&self, jobs: &mut Vec<Job>) {
+        let mut events = [EpollEvent::empty()];
+        if !matches!(self.epoll.wait(&mut events, EpollTimeout::ZERO), Ok(1)) {
+            return;
+        }
+        match events[0].data() {
+            // The leader's business.
+            LISTENER | WAKE => self.wake_leader(),
+            token => {
+                let token = Token(token);
+                self.contain(token, || self.handle_event(token, events[0].events(), jobs));
+            }
+        }
     }
 
     fn interrupt(&self) {

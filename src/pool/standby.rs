@@ -1,0 +1,150 @@
+//! The standby's watch: over a leader that is inside a job, and over jobs that wait for admission.
+//!
+//! Owns the decision to take leadership over and the looks on which the gate grows. It sleeps until
+//! the bell rings, and the bell is put off while one short job follows the other: a busy pool wakes
+//! its standby as little as an idle one.
+
+use super::gate::Gate;
+use super::threads;
+use super::{Ring, Shared, Source, State, TICK};
+use parking_lot::MutexGuard;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Looks at all running jobs are the rarer the more they are, since each costs some microseconds:
+/// one more [`TICK`] apart for each so many jobs, and so much rarer while no job waits for admission.
+const JOBS_PER_TICK: u32 = 5;
+const UNWANTED: u32 = 8;
+/// How soon the standby looks again at a pool that has just grown.
+const BRIEF: Duration = Duration::from_micros(100);
+/// How long a job may compute before it loses leadership, or lets one more job in.
+const LONG: Duration = Duration::from_millis(20);
+
+impl<S: Source> Shared<S> {
+    /// Watches the leader and the queue; returns when leadership was taken or the pool ends.
+    pub(super) fn stand_by(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) {
+        state.has_standby = true;
+        // When the running jobs were looked at, and how many were done then.
+        let mut looked = (Instant::now(), state.done);
+        // How many jobs were done at the last look, and since when.
+        let mut seen = (state.done, Instant::now());
+        while state.is_led && !(state.is_ending && state.ready.is_empty()) {
+            let now = Instant::now();
+            if state.leader_call != 0 && Self::takes_over(state, now) {
+                break;
+            }
+            if state.done != seen.0 || state.ready.is_empty() {
+                seen = (state.done, now);
+            }
+            let due = state.next_look(looked);
+            if due.is_some_and(|due| due <= now) {
+                looked = (now, state.done);
+                if Self::grows(state, now - seen.1) {
+                    seen.1 = now;
+                }
+            }
+            if state.leader_call == 0 && !state.ready.is_empty() {
+                self.summon_workers(state);
+            }
+            let due = state.next_look(looked);
+            self.sleep(state, due);
+        }
+        state.has_standby = false;
+    }
+
+    /// Has the leader been inside one and the same job for too long? Then leadership is vacant.
+    fn takes_over(state: &mut MutexGuard<'_, State<S::Job>>, now: Instant) -> bool {
+        let (call, age) = (state.leader_call, now - state.call_since);
+        let Some(leader) = state.leader.filter(|_| age >= TICK) else {
+            return false;
+        };
+        // Without the lock: a leader that waits for it would seem to block in its job.
+        let computes = MutexGuard::unlocked(state, || threads::is_computing(leader));
+        let is_same = state.leader_call == call && state.leader == Some(leader);
+        if !is_same || (computes && age < LONG) {
+            return false;
+        }
+        state.takeovers += 1;
+        if !computes {
+            state.gate.taken_over(now);
+        }
+        state.is_led = false;
+        state.leader = None;
+        state.leader_call = 0;
+        true
+    }
+
+    /// Looks at the running jobs: is there no room because all of them wait, or compute for long?
+    fn grows(state: &mut MutexGuard<'_, State<S::Job>>, stuck: Duration) -> bool {
+        let is_wanted = state.is_room_wanted();
+        let running = state.running.clone();
+        let computes = MutexGuard::unlocked(state, || {
+            running.iter().any(|thread| threads::is_computing(*thread))
+        });
+        state.gate.look(computes, running.len(), is_wanted)
+            || (is_wanted && computes && stuck >= LONG && state.gate.admit_one())
+    }
+
+    /// Sleeps until there may be something to see, or for good.
+    fn sleep(&self, state: &mut MutexGuard<'_, State<S::Job>>, due: Option<Instant>) {
+        if state.ring == Ring::Now {
+            // It rang during a look.
+            state.ring = Ring::Never;
+            return;
+        }
+        let now = Instant::now();
+        let of_leader = (state.leader_call != 0).then(|| {
+            // A job that computes is looked at less and less often.
+            let age = now - state.call_since;
+            match TICK.checked_sub(age) {
+                Some(left) if !left.is_zero() => left,
+                _ => TICK.max(age / 2),
+            }
+        });
+        let of_queue = due.map(|due| due.saturating_duration_since(now));
+        let next = match (of_leader, of_queue) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        if let Some(delay) = next {
+            self.set_bell(state, now + delay, delay);
+        } else {
+            state.ring = Ring::Never;
+            self.bell.silence();
+        }
+        MutexGuard::unlocked(state, || self.bell.wait());
+        state.ring = Ring::Never;
+    }
+}
+
+impl<J> State<J> {
+    /// True while a job waits for admission and could have it if the limit grew.
+    fn is_room_wanted(&self) -> bool {
+        // Room that nobody has taken yet tells nothing about those who will.
+        !self.ready.is_empty() && !self.may_run() && self.gate.can_grow() && !self.is_ending
+    }
+
+    /// When the running jobs are to be looked at again, if at all.
+    fn next_look(&self, (looked, done): (Instant, u64)) -> Option<Instant> {
+        let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+        let spacing = TICK * (1 + running / JOBS_PER_TICK);
+        if self.is_room_wanted() {
+            Some(
+                looked
+                    + if self.gate.is_on_a_run() {
+                        BRIEF
+                    } else {
+                        spacing
+                    },
+            )
+        } else if Gate::is_crowded(self.running.len()) && self.done != done && !self.is_ending {
+            // Many that go on for long, and nothing else, are left in peace.
+            Some(looked + spacing * UNWANTED)
+        } else if !self.ready.is_empty() {
+            // Those who were called may not have come.
+            Some(looked.max(Instant::now()) + TICK)
+        } else {
+            None
+        }
+    }
+}
