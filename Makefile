@@ -111,11 +111,13 @@ rust: ## Rust tests of every room (no Python needed)
 python: $(VENV)/.native $(VENV)/.test ## tests through the boundary, with real processes
 	$(PY) -m pytest -q tests/python
 
+# The tests mostly wait, so both backends run at once.
 parity: $(VENV)/.native $(VENV)/.test ## oslo.service's own tests against osloxide
-	@status=0; for backend in eventlet threading; do \
-	    echo "tests/parity/run.py --backend $$backend"; \
-	    $(PY) tests/parity/run.py --backend $$backend || status=1; \
-	done; exit $$status
+	@$(MAKE) --no-print-directory --silent --output-sync=target -j2 parity-eventlet parity-threading
+
+parity-%:
+	@echo "tests/parity/run.py --backend $*"
+	@$(PY) tests/parity/run.py --backend $*
 
 services-setup: ## the Debian packages of the service tests: RabbitMQ and MariaDB
 	@tools/debian.sh rabbitmq-server mariadb-server

@@ -111,12 +111,19 @@ def patched_by() -> str | None:
 
 
 def refuse_if_monkey_patched() -> None:
-    """Check once more, for callers that start processes or threads.
+    """Check that native threads can work here, for callers that start some or fork.
 
     :raises ActivationError: eventlet or gevent has replaced the primitives that native threads
-        need, and the hook was not told to tolerate that.
+        need. A test suite may do that and import what it likes; nothing can be launched there.
     """
-    _finder.refuse_if_monkey_patched()
+    library = patched_by()
+    if library is not None:
+        raise ActivationError(
+            f"osloxide cannot work in process {_pid()}: {library} has monkey-patched it, and "
+            "native threads would wait on green primitives; do not patch (set "
+            "OS_<PROJECT>_DISABLE_EVENTLET_PATCHING=1 where the project knows it), or start "
+            "this service without osloxide"
+        )
 
 
 def require_supported_version() -> str:
@@ -226,14 +233,8 @@ class _AliasFinder:
         return table
 
     def refuse_if_monkey_patched(self) -> None:
-        library = None if self.tolerate_eventlet else patched_by()
-        if library is not None:
-            raise ActivationError(
-                f"osloxide cannot work in process {_pid()}: {library} has monkey-patched it, and "
-                "native threads would wait on green primitives; do not patch (set "
-                "OS_<PROJECT>_DISABLE_EVENTLET_PATCHING=1 where the project knows it), or start "
-                "this service without osloxide"
-            )
+        if not self.tolerate_eventlet:
+            refuse_if_monkey_patched()
 
     def _alias_spec(self, fullname: str) -> ModuleSpec | None:
         """The spec of an aliased module, or None when no such module exists in osloxide.

@@ -94,6 +94,7 @@ class Suite:
                 [str(HERE), *filter(None, [environ.get("PYTHONPATH", "")])]
             ),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "EVENTLET_HUB": "_hub:Hub",
         }
 
     def collect(self) -> list[str]:
@@ -289,7 +290,18 @@ def main(arguments: list[str] | None = None) -> int:
     for difference in differences:
         print(difference)
     print("as expected" if not differences else f"{len(differences)} differences")
+    print(_verdict(expected, results, len(differences)))
     return 1 if differences else 0
+
+
+def _verdict(expected: Expectations, results: dict[str, Result], differences: int) -> str:
+    """The counts in pytest's words: what is expected not to pass, and does not, is xfailed."""
+    passed = sum(result.outcome == PASSED for result in results.values())
+    xfailed = sum(
+        result.outcome == expected.outcome(test) != PASSED for test, result in results.items()
+    )
+    failed = f", {differences} failed" if differences else ""
+    return f"{passed} passed, {xfailed} xfailed{failed}"
 
 
 def _summary(results: dict[str, Result]) -> str:
