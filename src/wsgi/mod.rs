@@ -24,6 +24,33 @@ pub struct Endpoints {
     pub local: Option<SocketAddr>,
     /// True when the connection is encrypted: `wsgi.url_scheme` is then `https`.
     pub tls: bool,
+    /// Address and port of `peer` as text, made once for all requests of the connection.
+    text: Option<(environ::ArrayText, environ::ArrayText)>,
+}
+
+impl Endpoints {
+    /// Both ends of a connection; `None` for those of a unix socket.
+    #[must_use]
+    pub fn new(peer: Option<SocketAddr>, local: Option<SocketAddr>, tls: bool) -> Self {
+        Self {
+            peer,
+            local,
+            tls,
+            text: peer.map(|peer| {
+                (
+                    environ::address_text(peer.ip()),
+                    environ::port_text(peer.port()),
+                )
+            }),
+        }
+    }
+
+    /// The client's address and port as text; `None` for a unix socket.
+    #[must_use]
+    pub fn peer_text(&self) -> Option<(&[u8], &[u8])> {
+        let (address, port) = self.text.as_ref()?;
+        Some((address.as_bytes(), port.as_bytes()))
+    }
 }
 
 /// Why the body of a request could not be read to its end.

@@ -3,9 +3,10 @@
 //! Applies `wsgi_log_format` with Python's own % operator and hands the line on. What may stand in
 //! it is [`crate::wsgi::access_log`]'s business. A log that fails never breaks a request.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::request::Parts;
+use parking_lot::Mutex;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
@@ -13,11 +14,15 @@ use pyo3::types::{PyDict, PyString};
 use crate::wsgi::access_log::{self as line, KEYS};
 use crate::wsgi::{Endpoints, Refused};
 
+/// How late a logger's new level may count.
+const VALID: Duration = Duration::from_millis(20);
+
 /// Where lines go and what they look like.
 #[derive(Debug)]
 pub(super) struct AccessLog {
     log: Py<PyAny>,
     is_enabled: Option<Py<PyAny>>,
+    asked: Mutex<Option<(Instant, bool)>>,
     format: Py<PyString>,
     has_date: bool,
     localtime: Py<PyAny>,
@@ -84,6 +89,7 @@ impl AccessLog {
         let access_log = Self {
             log,
             is_enabled,
+            asked: Mutex::new(None),
             format: PyString::new(py, format).unbind(),
             has_date: format.contains("%(date_time)"),
             localtime: py.import("time")?.getattr("localtime")?.unbind(),
@@ -111,11 +117,24 @@ impl AccessLog {
         Ok(access_log)
     }
 
-    /// Asked before anything is prepared for a line.
-    pub(super) fn is_enabled(&self, py: Python<'_>) -> bool {
+    /// Asked before anything is prepared for a line. An answer holds for [`VALID`], since asking
+    /// costs a tenth of what a short request costs altogether.
+    pub(super) fn is_enabled(&self, py: Python<'_>, now: Instant) -> bool {
         let Some(is_enabled) = &self.is_enabled else {
             return true;
         };
+        // The lock is never held while Python runs: whoever waits for it holds the interpreter.
+        if let Some((when, answer)) = *self.asked.lock()
+            && now.saturating_duration_since(when) < VALID
+        {
+            return answer;
+        }
+        let answer = Self::ask(py, is_enabled);
+        *self.asked.lock() = Some((now, answer));
+        answer
+    }
+
+    fn ask(py: Python<'_>, is_enabled: &Py<PyAny>) -> bool {
         is_enabled
             .call0(py)
             .and_then(|answer| answer.is_truthy(py))

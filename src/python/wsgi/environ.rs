@@ -19,7 +19,7 @@ use super::file_wrapper::FileWrapper;
 use super::input::Input;
 use super::text::native;
 use crate::wsgi::Endpoints;
-use crate::wsgi::environ::{HeaderSlot, Target, address_text, header_slot, port_text, separator};
+use crate::wsgi::environ::{HeaderSlot, Target, header_slot, separator};
 
 /// Headers whose keys are made beforehand: those that browsers, curl, requests, keystoneauth and
 /// the usual proxies send. Others work as well, a little slower.
@@ -115,17 +115,23 @@ impl Environ {
         let base = PyDict::new(py);
         // Every key that a request sets is here from the start: setting it later reuses its place.
         for key in [
-            "REQUEST_METHOD",
             "PATH_INFO",
             "RAW_PATH_INFO",
             "QUERY_STRING",
-            "SERVER_PROTOCOL",
             "REMOTE_ADDR",
             "REMOTE_PORT",
             "SCRIPT_NAME",
         ] {
             base.set_item(PyString::intern(py, key), pyo3::intern!(py, ""))?;
         }
+        base.set_item(
+            pyo3::intern!(py, "REQUEST_METHOD"),
+            pyo3::intern!(py, "GET"),
+        )?;
+        base.set_item(
+            pyo3::intern!(py, "SERVER_PROTOCOL"),
+            pyo3::intern!(py, "HTTP/1.1"),
+        )?;
         base.set_item(pyo3::intern!(py, "GATEWAY_INTERFACE"), "CGI/1.1")?;
         base.set_item(
             pyo3::intern!(py, "SERVER_SOFTWARE"),
@@ -175,12 +181,15 @@ impl Environ {
         input: Option<Bound<'py, Input>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let environ = self.template(py, endpoints)?.copy()?;
+        // The template is that of a GET with HTTP/1.1.
         let method = match request.method {
-            Method::GET => pyo3::intern!(py, "GET").clone(),
-            Method::POST => pyo3::intern!(py, "POST").clone(),
-            ref other => native(py, other.as_str().as_bytes())?,
+            Method::GET => None,
+            Method::POST => Some(pyo3::intern!(py, "POST").clone()),
+            ref other => Some(native(py, other.as_str().as_bytes())?),
         };
-        environ.set_item(pyo3::intern!(py, "REQUEST_METHOD"), method)?;
+        if let Some(method) = method {
+            environ.set_item(pyo3::intern!(py, "REQUEST_METHOD"), method)?;
+        }
         let raw_path = native(py, target.raw_path.as_bytes())?;
         let path = target.path_info();
         if *path == *target.raw_path.as_bytes() {
@@ -193,17 +202,13 @@ impl Environ {
             let query = native(py, target.query.as_bytes())?;
             environ.set_item(pyo3::intern!(py, "QUERY_STRING"), query)?;
         }
-        let protocol = if request.version == Version::HTTP_10 {
-            pyo3::intern!(py, "HTTP/1.0")
-        } else {
-            pyo3::intern!(py, "HTTP/1.1")
-        };
-        environ.set_item(pyo3::intern!(py, "SERVER_PROTOCOL"), protocol)?;
-        if let Some(peer) = endpoints.peer {
-            let address = native(py, address_text(peer.ip()).as_bytes())?;
-            environ.set_item(pyo3::intern!(py, "REMOTE_ADDR"), address)?;
-            let port = native(py, port_text(peer.port()).as_bytes())?;
-            environ.set_item(pyo3::intern!(py, "REMOTE_PORT"), port)?;
+        if request.version == Version::HTTP_10 {
+            let protocol = pyo3::intern!(py, "HTTP/1.0");
+            environ.set_item(pyo3::intern!(py, "SERVER_PROTOCOL"), protocol)?;
+        }
+        if let Some((address, port)) = endpoints.peer_text() {
+            environ.set_item(pyo3::intern!(py, "REMOTE_ADDR"), native(py, address)?)?;
+            environ.set_item(pyo3::intern!(py, "REMOTE_PORT"), native(py, port)?)?;
         }
         self.set_headers(&environ, request)?;
         if let Some(host) = target.host {

@@ -108,7 +108,7 @@ impl Application {
         &self,
         py: Python<'_>,
         exchange: &mut dyn Exchange,
-        arrived: Instant,
+        arrived: Option<Instant>,
     ) -> Option<Unsent> {
         let _context = match Context::enter(py) {
             Ok(context) => context,
@@ -117,7 +117,11 @@ impl Application {
                 return None;
             }
         };
-        let access_log = self.access_log.as_ref().filter(|log| log.is_enabled(py));
+        let access_log = self
+            .access_log
+            .as_ref()
+            .zip(arrived)
+            .filter(|(log, arrived)| log.is_enabled(py, *arrived));
         let entry = access_log.map(|_| Entry::of(exchange.request(), exchange.endpoints()));
 
         let method = exchange.request().method.clone();
@@ -138,7 +142,7 @@ impl Application {
         if let Some(answer) = unsent {
             return Some(Unsent { answer, entry });
         }
-        if let (Some(log), Some(entry)) = (access_log, entry) {
+        if let (Some((log, arrived)), Some(entry)) = (access_log, entry) {
             let progress = call.get().progress();
             log.write(
                 py,
@@ -440,7 +444,8 @@ impl Application {
 
 impl Handler for Application {
     fn handle(&self, exchange: &mut dyn Exchange) {
-        let arrived = Instant::now();
+        // Nothing but the access log wants to know.
+        let arrived = self.access_log.as_ref().map(|_| Instant::now());
         let _turn = self.first.enter();
         let unsent = Python::attach(|py| self.answer(py, exchange, arrived));
         let Some(Unsent { answer, entry }) = unsent else {
@@ -454,7 +459,7 @@ impl Handler for Application {
         }
         Python::attach(|py| {
             self.judge(py, exchange, count.ending());
-            if let (Some(log), Some(entry)) = (&self.access_log, entry) {
+            if let (Some(log), Some(entry), Some(arrived)) = (&self.access_log, entry, arrived) {
                 log.write(py, &entry, status, count.sent(), arrived.elapsed());
             }
         });
@@ -465,7 +470,7 @@ impl Handler for Application {
             return;
         };
         Python::attach(|py| {
-            if log.is_enabled(py) {
+            if log.is_enabled(py, Instant::now()) {
                 let entry = Entry::of_refused(refused);
                 let status = refused.status.as_u16();
                 log.write(py, &entry, status, refused.sent, refused.wall);

@@ -149,9 +149,7 @@ impl Head {
 
     fn host(&mut self, value: &[u8]) -> Result<(), Refusal> {
         self.hosts += 1;
-        let is_valid =
-            |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&byte);
-        if self.hosts > 1 || !value.iter().copied().all(is_valid) {
+        if self.hosts > 1 || !value.iter().copied().all(is_host) {
             return Err(Refusal::Host);
         }
         Ok(())
@@ -213,6 +211,26 @@ impl Head {
 }
 
 /// Name and value of a header line, the value without the white space around it.
+/// Characters of a host and port (RFC 3986 section 3.2.2); that they are in order is not checked.
+fn is_host(byte: u8) -> bool {
+    const HOST: [bool; 256] = {
+        let mut table = [false; 256];
+        let others = b"-._~%!$&'()*+;=:[]";
+        let mut at = 0;
+        while at < others.len() {
+            table[others[at] as usize] = true;
+            at += 1;
+        }
+        let mut byte = 0;
+        while byte < 128_u8 {
+            table[byte as usize] |= byte.is_ascii_alphanumeric();
+            byte += 1;
+        }
+        table
+    };
+    HOST[usize::from(byte)]
+}
+
 pub(super) fn split_header(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     let colon = memchr(b':', line).ok_or(Refusal::HeaderLine)?;
     let (name, value) = (&line[..colon], &line[colon + 1..]);

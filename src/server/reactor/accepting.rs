@@ -221,11 +221,7 @@ impl Reactor {
                 return;
             }
         };
-        let endpoints = Endpoints {
-            peer,
-            local,
-            tls: tls.is_some(),
-        };
+        let endpoints = Endpoints::new(peer, local, tls.is_some());
         let limits = Limits {
             request_line: self.settings.max_url_len,
             header_line: self.settings.max_header_line,
