@@ -53,6 +53,8 @@ struct Watch {
     orders: Arc<Orders>,
     is_worker: bool,
     notices: Option<Arc<OwnedFd>>,
+    /// The parent knows that this worker is ready.
+    is_announced: bool,
 }
 
 /// What the watch thread is told, without a lock.
@@ -87,10 +89,30 @@ pub fn enter(parent: Parent) -> io::Result<()> {
 /// What writing to the notice pipe gives; a parent that is gone is no error.
 pub fn announce_ready() -> io::Result<()> {
     scoreboard::current().mark_ready();
-    let notices = lock()
+    let is_first = lock()
         .as_mut()
+        .is_some_and(|watch| !std::mem::replace(&mut watch.is_announced, true));
+    if is_first { notify_parent() } else { Ok(()) }
+}
+
+/// Tells the parent that the configuration was mutated, as its SIGHUP asked. Does nothing before
+/// [`announce_ready`]: the parent would take the one for the other.
+///
+/// # Errors
+/// As for [`announce_ready`].
+pub fn announce_reconfigured() -> io::Result<()> {
+    if lock().as_ref().is_some_and(|watch| watch.is_announced) {
+        notify_parent()
+    } else {
+        Ok(())
+    }
+}
+
+fn notify_parent() -> io::Result<()> {
+    let notices = lock()
+        .as_ref()
         .filter(|watch| watch.is_ours())
-        .and_then(|it| it.notices.take());
+        .and_then(|it| it.notices.clone());
     let Some(notices) = notices else {
         return Ok(());
     };
@@ -178,6 +200,7 @@ impl Watch {
             orders,
             is_worker,
             notices,
+            is_announced: false,
         })
     }
 

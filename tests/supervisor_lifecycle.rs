@@ -298,6 +298,24 @@ fn mutate_hangs_up_ready_workers_now_and_starting_ones_when_they_are_ready() {
 }
 
 #[test]
+fn a_mutation_is_over_when_every_worker_has_said_so_or_ended() {
+    let mut rig = Rig::running(3, 60);
+    rig.request(Request::Mutate);
+    assert_eq!(rig.run(), [Command::Mutate]);
+
+    rig.ready(100);
+    rig.ready(101);
+    assert_eq!(rig.run(), []);
+    rig.end(102, 9);
+
+    let commands = rig.run();
+    assert_eq!(commands[0], Command::Reloaded);
+    assert_eq!(forks(&commands), [(2, 0)]);
+    rig.ready(100); // somebody sent it a SIGHUP of its own
+    assert_eq!(rig.run(), []);
+}
+
+#[test]
 fn a_worker_forked_after_a_mutation_is_not_told_of_it() {
     let mut rig = Rig::running(1, 60);
     rig.request(Request::Mutate);
@@ -337,9 +355,9 @@ fn without_workers_it_parks_until_it_is_stopped() {
     assert_eq!(rig.next(), Err(None));
 
     rig.request(Request::Mutate);
-    assert_eq!(rig.run(), [Command::Mutate]);
+    assert_eq!(rig.run(), [Command::Mutate, Command::Reloaded]);
     rig.request(Request::Reload);
-    assert_eq!(rig.run(), [Command::Reload]);
+    assert_eq!(rig.run(), [Command::Reload, Command::Reloaded]);
 
     rig.request(Request::Stop);
     assert_eq!(rig.run(), [Command::Stopping { count: 0 }]);
@@ -444,20 +462,56 @@ fn children_of_the_application_are_never_asked_for() {
 }
 
 #[test]
-fn unknown_child_is_reaped_and_reported_by_process_1_and_is_not_counted() {
+fn process_1_asks_about_an_unknown_child_that_nobody_waited_for_and_adopts_it() {
     let mut rig = Rig::init(1);
     rig.run();
 
     rig.end(4242, 256);
 
-    assert_eq!(
-        rig.run(),
-        [Command::Stranger {
-            pid: 4242,
-            status: 256
-        }]
-    );
+    assert_eq!(rig.run(), [], "somebody may be waiting for it");
+    assert_eq!(rig.sleep(), 2000);
+    assert_eq!(rig.run(), [Command::Stranger { pid: 4242 }]);
+    assert_eq!(rig.supervisor.adopt(4242), Some(256));
+    assert_eq!(rig.supervisor.adopt(4242), None, "once");
     assert_eq!(rig.pids(), [100]);
+    assert_eq!(rig.next(), Err(None));
+}
+
+#[test]
+fn process_1_leaves_a_child_to_the_application_that_waits_for_it() {
+    let mut rig = Rig::init(1);
+    rig.run();
+    rig.end(4242, 256);
+    rig.end(4243, 256);
+    rig.run();
+    rig.waited_for(4242);
+    rig.advance(2.0);
+
+    assert_eq!(rig.run(), [Command::Stranger { pid: 4243 }]);
+
+    assert_eq!(rig.supervisor.adopt(4242), None);
+    assert_eq!(
+        rig.sleep(),
+        60_000,
+        "not adopted: asked again a minute later"
+    );
+    assert_eq!(rig.run(), [Command::Stranger { pid: 4243 }]);
+}
+
+#[test]
+fn a_tick_is_handed_out_at_its_interval_and_missed_ones_are_not_made_up_for() {
+    let mut rig = Rig::running(1, 60);
+    rig.supervisor.set_tick(Duration::from_secs(10), rig.now);
+
+    assert_eq!(rig.sleep(), 10_000);
+    assert_eq!(rig.run(), [Command::Tick]);
+    rig.advance(35.0);
+    assert_eq!(rig.run(), [Command::Tick]);
+    assert_eq!(rig.sleep(), 10_000);
+
+    rig.supervisor.set_tick(Duration::ZERO, rig.now);
+    assert_eq!(rig.run(), []);
+    assert_eq!(rig.next(), Err(None));
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn workers_are_replaced_one_by_one_and_each_only_when_its_successor_is_ready() {
     assert_eq!(rig.signals(), [(100, TERM)]);
 
     rig.ready(103);
-    assert_eq!(rig.run(), []);
+    assert_eq!(rig.run(), [Command::Reloaded]);
     assert_eq!(rig.signals(), [(101, TERM)]);
 
     rig.end(100, 0);
@@ -90,6 +90,12 @@ fn a_storm_of_reloads_makes_two_rounds_and_leaves_one_generation() {
     let commands = settle(&mut rig);
 
     assert_eq!(reloads(&commands), 1, "one more round for all twenty");
+    let is_over = |command: &&Command| **command == Command::Reloaded;
+    assert_eq!(
+        commands.iter().filter(is_over).count(),
+        1,
+        "once, at the end"
+    );
     assert_eq!(forks(&commands), [(1, 1), (2, 1), (0, 2), (1, 2), (2, 2)]);
     let generations: Vec<_> = rig
         .rows()
@@ -188,7 +194,7 @@ fn an_old_worker_that_dies_while_its_successor_starts_is_not_forked_again() {
     assert!(matches!(rig.run()[..], [Command::Exited { pid: 100, .. }]));
     assert_eq!(rig.pids(), [101]);
     rig.ready(101);
-    assert_eq!(rig.run(), []);
+    assert_eq!(rig.run(), [Command::Reloaded]);
     assert_eq!(rig.supervisor.phase(), Phase::Running);
     assert_eq!(rig.signals(), []);
 }
@@ -322,6 +328,33 @@ fn a_slot_is_not_replaced_again_while_its_last_worker_still_drains() {
 
     rig.end(100, 0);
     assert_eq!(forks(&rig.run()), [(0, 2)]);
+}
+
+#[test]
+fn without_a_grace_period_a_slot_is_replaced_again_while_earlier_workers_still_drain() {
+    let mut rig = Rig::running(1, 0);
+    for generation in 1..=8 {
+        rig.request(Request::Reload);
+        let pid = 100 + i32::try_from(generation).unwrap();
+        assert_eq!(forks(&rig.run()), [(0, generation)]);
+        rig.ready(pid);
+        rig.run();
+        assert_eq!(rig.signals(), [(pid - 1, TERM)]);
+    }
+    assert_eq!(rig.pids().len(), 9, "one serves, eight drain for ever");
+
+    rig.request(Request::Reload);
+    assert_eq!(rig.run(), [Command::Reload], "not without bounds");
+    rig.end(103, 0);
+
+    assert_eq!(forks(&rig.run()), [(0, 9)]);
+    rig.request(Request::Stop);
+    rig.run();
+    for pid in rig.pids() {
+        rig.end(pid, 0);
+    }
+    rig.run();
+    assert_eq!((rig.next(), rig.supervisor.exit_status()), (Ok(None), 0));
 }
 
 #[test]

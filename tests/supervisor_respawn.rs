@@ -6,7 +6,7 @@ mod support;
 use osloxide::signals::Request;
 use osloxide::supervisor::Command;
 use std::time::Duration;
-use support::{KILL, Rig, TERM, forks};
+use support::{ABRT, KILL, Rig, TERM, forks};
 
 /// Lets the youngest worker die at once, and returns how long its slot then waits.
 fn crash(rig: &mut Rig) -> u128 {
@@ -218,9 +218,11 @@ fn a_stopped_worker_is_replaced_after_the_worker_timeout() {
         }]
     );
     assert_eq!(slept, 10_000, "seen after 2 s, and stopped for 8 s then");
-    assert_eq!(rig.signals(), [(101, KILL)]);
-    rig.sleep();
-    assert_eq!(rig.run(), [], "reported and killed once");
+    assert_eq!(rig.signals(), [(101, ABRT)]);
+    while rig.signals().is_empty() {
+        rig.sleep();
+        assert_eq!(rig.run(), [], "reported once");
+    }
     rig.end(101, 9);
     assert_eq!(forks(&rig.run()), [(1, 0)]);
 }
@@ -248,7 +250,87 @@ fn a_worker_that_is_stuck_in_a_request_is_replaced_after_the_worker_timeout() {
             ..
         }]
     ));
+    assert_eq!(rig.signals(), [(100, ABRT)]);
+}
+
+#[test]
+fn a_hung_worker_that_ignores_sigabrt_gets_sigkill_two_seconds_later_and_once() {
+    let mut rig = Rig::running(1, 60);
+    rig.supervisor
+        .set_worker_timeout(Duration::from_secs(8), rig.now);
+    let board = std::sync::Arc::clone(&rig.board);
+    let long_ago = osloxide::scoreboard::now() - 9_000_000_000;
+    let _stuck = board.row(0).unwrap().begin_at(long_ago);
+    rig.sleep();
+    rig.run();
+    assert_eq!(rig.signals(), [(100, ABRT)]);
+
+    assert_eq!(rig.sleep(), 2000);
+    rig.run();
+
     assert_eq!(rig.signals(), [(100, KILL)]);
+    rig.sleep();
+    rig.run();
+    assert_eq!(rig.signals(), []);
+}
+
+#[test]
+fn a_worker_that_has_ceased_to_beat_is_replaced_and_one_that_never_did_is_not() {
+    let mut rig = Rig::running(2, 60);
+    let timeout = Duration::from_millis(40);
+    rig.supervisor.set_worker_timeout(timeout, rig.now);
+    let board = std::sync::Arc::clone(&rig.board);
+    board.row(1).unwrap().beat(timeout);
+
+    // A beat is stamped by the real clock, which the test's instants do not move.
+    while board.row(1).unwrap().overdue().is_none() {
+        std::thread::yield_now();
+    }
+    let mut commands = Vec::new();
+    while commands.is_empty() {
+        rig.sleep();
+        commands = rig.run();
+    }
+
+    assert!(matches!(commands[..], [Command::Hung { pid: 101, .. }]));
+    assert_eq!(rig.signals(), [(101, ABRT)]);
+}
+
+#[test]
+fn a_worker_is_not_hung_before_the_beat_that_it_promised_itself() {
+    let mut rig = Rig::running(1, 60);
+    let board = std::sync::Arc::clone(&rig.board);
+    board.row(0).unwrap().beat(Duration::from_secs(3600));
+
+    // The timeout was shortened, and the worker does not know that yet.
+    let timeout = Duration::from_millis(1);
+    rig.supervisor.set_worker_timeout(timeout, rig.now);
+    for _ in 0..8 {
+        rig.sleep();
+        assert_eq!(rig.run(), []);
+    }
+}
+
+#[test]
+fn nobody_hangs_who_was_paused_together_with_the_supervisor() {
+    let mut rig = Rig::running(1, 60);
+    rig.supervisor
+        .set_worker_timeout(Duration::from_secs(8), rig.now);
+    rig.stop_process(100);
+    rig.sleep();
+    rig.run();
+
+    rig.advance(3600.0); // a frozen container, a suspended machine
+
+    assert_eq!(rig.run(), []);
+    rig.advance(2.0);
+    assert_eq!(rig.run(), []);
+    assert_eq!(rig.signals(), []);
+    for _ in 0..3 {
+        rig.sleep();
+        rig.run();
+    }
+    assert_eq!(rig.signals(), [(100, ABRT)], "it is still stopped");
 }
 
 #[test]

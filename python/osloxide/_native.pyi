@@ -11,6 +11,7 @@ __all__ = [
     "TlsConfig",
     "__version__",
     "arm_deadline",
+    "beat",
     "check_log_format",
     "disarm_deadline",
     "enter_worker",
@@ -19,7 +20,9 @@ __all__ = [
     "park",
     "uninstall_wakeup",
     "wake",
+    "worker_leaving",
     "worker_ready",
+    "worker_reconfigured",
 ]
 
 __version__: str
@@ -61,8 +64,10 @@ class Scoreboard:
         """``CLOCK_MONOTONIC`` seconds when it was made."""
     def claim(self, slot: int, generation: int) -> None:
         """In a worker: this process now counts in *slot* (server and pool find it by themselves)."""
+    def name_group(self, group: int, name: str) -> None:
+        """What status and top call *group*; cut at 64 bytes. add_group() does it by itself."""
     def read(self) -> list[dict[str, Any]]:
-        """One dict for each slot in use: slot, group, pid, generation, state (str), started_at and
+        """One dict for each slot in use: slot, group, group_name, pid, generation, state (str), started_at and
         ready_at (CLOCK_MONOTONIC seconds), connections, in_flight, served (since the fork), slot_served
         (by all workers that the slot ever had: never goes down), oldest_since (monotonic seconds of the
         oldest request in flight, or None), threads, respawns, last_exit (wait status or None)."""
@@ -79,8 +84,14 @@ class Supervisor:
     def set_graceful_timeout(self, seconds: float) -> None:
         """How long workers may drain after stop/TERM before SIGKILL; 0 = for ever."""
     def set_worker_timeout(self, seconds: float) -> None:
-        """Replace a worker that is stopped (SIGSTOP), or busy with one request, for longer than this;
-        0 = never, the default. The parent looks at its workers four times in that span."""
+        """Replace a worker that is stopped (SIGSTOP), busy with one request, or has not kept the promise
+        of its last beat(), for longer than this; 0 = never, the default. The parent looks at its
+        workers four times in that span."""
+    def set_tick(self, seconds: float) -> None:
+        """Have next() return ``("tick",)`` this often; 0 = never, the default."""
+    def adopt(self, pid: int) -> int | None:
+        """Reap a child that ``("stranger", pid)`` told of: its wait status, or None when somebody else
+        has waited for it."""
     def request(self, kind: str) -> None:
         """Record ``"stop"``, ``"reload"``, ``"mutate"`` or ``"abort"``; next() acts on the most urgent."""
     def due(self) -> tuple[Any, ...] | None:
@@ -95,12 +106,18 @@ class Supervisor:
         ``("stopping", count)``                 shutdown begins, *count* workers have been sent SIGTERM
         ``("exited", pid, group, slot, status, lifetime)``  a worker ended (*status* as from os.waitpid,
                                                 *lifetime* in seconds)
-        ``("stranger", pid, status)``           only as PID 1: a child that is not a worker was reaped
+        ``("stranger", pid)``                   only as PID 1: a child that is no worker has ended, and
+                                                nobody has waited for it for 2 s; adopt() reaps it.
+                                                Without that it is reported again a minute later
         ``("backoff", group, slot, seconds, failures)``  a slot that keeps dying waits before its next fork
         ``("late", slot, pid, waited)``         the deadline passed; SIGKILL was sent
-        ``("hung", slot, pid, seconds)``        the worker timeout passed; SIGKILL was sent, a respawn follows
+        ``("hung", slot, pid, seconds)``        the worker timeout passed; SIGABRT was sent, SIGKILL follows 2 s
+                                                later, then a respawn
         ``("all_ready",)``                      every slot has a ready worker, for the first time since
                                                 the last add_group()
+        ``("reloaded",)``                       every worker is of the new generation and ready, or has
+                                                mutated its configuration (worker_reconfigured())
+        ``("tick",)``                           the interval of set_tick() has passed
         ``("interrupted",)``                    a signal handler ran that requested nothing
         """
     def forked(self, slot: int, pid: int) -> None: ...
@@ -131,6 +148,17 @@ def enter_worker(
 
 def worker_ready() -> None:
     """start() has returned: tell the parent. Does nothing outside a worker."""
+
+def worker_reconfigured() -> None:
+    """The configuration was mutated, as SIGHUP asked: tell the parent. Does nothing outside a worker,
+    and before worker_ready()."""
+
+def worker_leaving() -> None:
+    """This process is on its way out: shown as draining from now on."""
+
+def beat(seconds: float) -> None:
+    """The interpreter runs, and this is called again within *seconds*; 0 promises nothing. A worker that
+    breaks its promise hangs, see Supervisor.set_worker_timeout()."""
 
 def parent_died() -> bool: ...
 def arm_deadline(seconds: float) -> None:

@@ -32,6 +32,8 @@ _LONGEST_PATIENCE = 1.0
 
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 
+_UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN)
+
 Request = tuple[str, str]
 
 
@@ -40,13 +42,23 @@ class Control:
 
     :param handle: called on the control thread with each request; returns False to end it.
     :param is_late: called on the control thread when :attr:`deadline` has passed.
+    :param pulse: called on the control thread at its start and whenever the seconds that it
+        returned have passed; 0 is never. :meth:`look`, and in process 1 the end of a child, have it
+        called out of turn.
     """
 
-    def __init__(self, handle: Callable[[Request], bool], is_late: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Request], bool],
+        is_late: Callable[[], object],
+        pulse: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.deadline: float | None = None
         """``time.monotonic()`` seconds; write it before :meth:`put`, which has it looked at."""
         self._handle = handle
         self._is_late = is_late
+        self._pulse = pulse
+        self._next_pulse: float | None = 0.0
         self._requests: collections.deque[Request] = collections.deque()
         self._read_end = self._write_end = -1
         self._earlier_fd = -1
@@ -66,6 +78,11 @@ class Control:
             with contextlib.suppress(OSError):  # a full pipe wakes the thread as well
                 os.write(self._write_end, b"\0")
 
+    def look(self) -> None:
+        """Have the clock looked at and the pulse called, from any thread."""
+        self._next_pulse = 0.0
+        self.put(("look at the clock", ""))
+
     def take(self) -> list[Request]:
         """What was put before :meth:`open`, and take it out."""
         early = list(self._requests)
@@ -79,9 +96,13 @@ class Control:
             self._main_thread = threading.get_ident()
             _native.uninstall_wakeup()
             self._earlier_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-            self._nudges = signal.getsignal(NUDGE) in (signal.SIG_DFL, signal.SIG_IGN)
+            self._nudges = signal.getsignal(NUDGE) in _UNHANDLED
             if self._nudges:
                 self._nudge_disposition = signal.signal(NUDGE, self._on_nudge)
+            if os.getpid() == 1 and signal.getsignal(signal.SIGCHLD) in _UNHANDLED:
+                # Only a signal with a handler shows on the wakeup fd. Ignored, it would have the
+                # kernel throw exit statuses away.
+                signal.signal(signal.SIGCHLD, lambda *_: None)
         self._thread = begin_thread("control", self._serve, None)
 
     def close(self) -> None:
@@ -109,6 +130,11 @@ class Control:
                 if not self._handle(self._requests.popleft()):
                     return
             self._nudge()
+            if self._next_pulse is not None and time.monotonic() >= self._next_pulse:
+                self._next_pulse = None  # before the call: look() may come during it
+                seconds = self._pulse()
+                if seconds and self._next_pulse is None:
+                    self._next_pulse = time.monotonic() + seconds
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self._is_late()
             poll.poll(self._milliseconds_left())
@@ -122,6 +148,8 @@ class Control:
         ends = [] if self.deadline is None else [self.deadline]
         if self._is_nudging:
             ends.append(self._next_nudge)
+        if self._next_pulse is not None:
+            ends.append(self._next_pulse)
         return max(min(ends) - time.monotonic(), 0) * 1000 if ends else None
 
     def _drain(self) -> bool:
@@ -134,6 +162,8 @@ class Control:
         if signals and self._earlier_fd != -1:
             with contextlib.suppress(OSError):
                 os.write(self._earlier_fd, signals)
+        if signal.SIGCHLD in signals and os.getpid() == 1:
+            self._next_pulse = 0.0
         return any(number != NUDGE for number in signals)
 
     def _nudge(self) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from osloxide import _native
 
@@ -25,8 +27,11 @@ def program_name() -> str:
     return Path(sys.argv[0] or "python").name
 
 
-def begin() -> None:
-    """Count in this process from now on, unless it has a scoreboard or inherited one."""
+def begin(services: Iterable[Any]) -> None:
+    """Count in this process from now on, unless it has a scoreboard or inherited one.
+
+    :param services: what it serves, to be named.
+    """
     try:
         _native.Scoreboard.attach(os.getpid())
     except ProcessLookupError:
@@ -38,6 +43,7 @@ def begin() -> None:
         return
     try:
         board = _native.Scoreboard(program_name())
+        board.name_group(0, ",".join(type(service).__name__ for service in services))
         board.claim(0, 0)
     except OSError as exc:
         LOG.warning("This process is not shown by osloxide status: %s", exc)

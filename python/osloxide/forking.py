@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from osloxide import exceptions
+from osloxide import exceptions, strangers
 
 LOG = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ def prepare() -> None:
         )
     if _gc_is_frozen:
         return
+    if os.getpid() == 1:
+        strangers.remember()
     gc.freeze()
     _gc_is_frozen = True
     others = [

@@ -111,7 +111,8 @@ class ServiceLauncher(Launcher):
             conf,
             self.services.services,
             restart_method=restart_method,
-            on_ready=self._ready,
+            on_ready=_native.worker_ready,
+            service_manager=self._service_manager,
         )
         lifecycle.begin_serving()
 
@@ -187,20 +188,15 @@ class ServiceLauncher(Launcher):
         if on_main_thread:
             self.handle_signal()
         self._is_waiting = True
-        counting.begin()
+        counting.begin(self.services.services)
         try:
             return self._runner.run()
         finally:
             self._is_waiting = False
             self._has_ended.set()
-            self._service_manager.stopping()
             _native.disarm_deadline()
             if on_main_thread and not self._term_came:
                 self.signal_handler.replace(self._handlers().values(), {})
-
-    def _ready(self) -> None:
-        _native.worker_ready()
-        self._service_manager.ready()
 
     @override
     def stop(self) -> None:

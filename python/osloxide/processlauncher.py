@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from types import FrameType
@@ -27,10 +28,13 @@ from osloxide import (
     configuration,
     counting,
     forking,
+    lastwords,
     lifecycle,
     servicemanager,
     services,
     signalhandler,
+    strangers,
+    titles,
     worker,
 )
 from osloxide.runner import Runner, leave, reset
@@ -108,7 +112,10 @@ class ProcessLauncher:
         self._is_supervising = False
         self._has_ended = threading.Event()
         self._killed_late: set[int] = set()
+        self._last_words: dict[int, lastwords.LastWords] = {}
+        self._last_exits: dict[int, str] = {}
         _launchers.add(self)
+        strangers.own_children.add(self)
         lifecycle.begin_serving()
         if no_fork:
             self.signal_handler = self._signals
@@ -236,6 +243,7 @@ class ProcessLauncher:
         configuration.log_options(self.conf, LOG)
         _native.install_wakeup()
         self._set_timeouts()
+        titles.of_supervisor()
         try:
             with self._until_green_thread_is_killed():
                 self._supervise()
@@ -282,7 +290,9 @@ class ProcessLauncher:
                 self._obey(command)
 
     def _reconfigure(self, restart_method: str) -> None:
+        self._service_manager.reloading()
         if not configuration.read_again(self.conf, restart_method):
+            self._service_manager.reloaded()
             return
         self._set_timeouts()
         known = [*self._wrappers, *self.children.values()]
@@ -362,10 +372,13 @@ class ProcessLauncher:
             self._report_hung(*details)
         elif kind == "all_ready":
             self._service_manager.ready()
+            self._supervisor_of_this_process().set_tick(self._service_manager.watchdog_interval)
+        elif kind == "reloaded":
+            self._service_manager.reloaded()
+        elif kind == "tick":
+            self._service_manager.alive()
         elif kind == "stranger":
-            pid, status = details
-            LOG.warning("pid %d not in child list", pid)
-            LOG.info("Adopted process %d has ended (%s)", pid, _describe(status))
+            self._adopt(*details)
         elif kind in ("reload", "mutate", "stopping"):
             self._due = kind
 
@@ -376,6 +389,7 @@ class ProcessLauncher:
         supervisor = self._supervisor_of_this_process()
         assert slot is not None
         forking.prepare()
+        last_words = lastwords.LastWords()
         # A signal that reaches the child before it has handlers of its own must wait for them.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
@@ -389,12 +403,14 @@ class ProcessLauncher:
                     type(wrap.service).__name__,
                     exc,
                 )
+                last_words.close()
                 supervisor.fork_failed(slot, exc.errno or 0)
                 return None
             if pid == 0:
-                self._run_child(wrap, slot, generation, mask)
+                self._run_child(wrap, slot, generation, mask, last_words)
             supervisor.forked(slot, pid)
             self._own.add(pid)
+            self._last_words[pid] = last_words
         finally:
             if os.getpid() == self._pid:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -403,9 +419,19 @@ class ProcessLauncher:
         LOG.debug("Started child %d", pid)
         return pid
 
-    def _run_child(self, wrap: ServiceWrapper, slot: int, generation: int, mask: Any) -> None:
+    def _run_child(
+        self,
+        wrap: ServiceWrapper,
+        slot: int,
+        generation: int,
+        mask: Any,
+        last_words: lastwords.LastWords,
+    ) -> None:
         status = 1
         try:
+            for launcher in _launchers:
+                for others in launcher._last_words.values():
+                    others.close()
             assert self._supervisor is not None
             assert self._scoreboard is not None
             worker.run(
@@ -424,6 +450,7 @@ class ProcessLauncher:
                         for handler in launcher._handlers().values()
                     ],
                     signal_mask=mask,
+                    last_words=last_words,
                 )
             )
         finally:
@@ -437,6 +464,7 @@ class ProcessLauncher:
 
     def _report_exit(self, pid: int, group: int, slot: int, status: int, lifetime: float) -> None:
         self._forget(pid)
+        self._last_exits[slot] = _describe(status)
         if os.WIFSIGNALED(status):
             LOG.info(
                 "Child %(pid)d killed by signal %(sig)d", {"pid": pid, "sig": os.WTERMSIG(status)}
@@ -446,6 +474,7 @@ class ProcessLauncher:
                 "Child %(pid)s exited with status %(code)d",
                 {"pid": pid, "code": os.waitstatus_to_exitcode(status)},
             )
+        self._report_last_words(slot, pid)
         expected = status == 0 or pid in self._killed_late
         self._killed_late.discard(pid)
         if expected:
@@ -462,36 +491,63 @@ class ProcessLauncher:
     def _report_backoff(self, group: int, slot: int, seconds: float, failures: int) -> None:
         LOG.info("Forking too fast, sleeping")
         LOG.error(
-            "Worker %d of %s has failed %d times in a row, most recently as logged above; its next "
-            "start is in %.1f s, the other workers go on",
+            "Worker %d of %s has failed %d times in a row (most recently: %s); its next start is "
+            "in %.1f s, the other workers go on",
             slot,
             type(self._wrappers[group].service).__name__,
             failures,
+            self._last_exits.get(slot, "it could not be forked"),
             seconds,
         )
 
+    def _report_last_words(self, slot: int, pid: int) -> None:
+        last_words = self._last_words.pop(pid, None)
+        if last_words is None:
+            return
+        text = last_words.read()
+        last_words.close()
+        if text:
+            LOG.error("Worker %d (pid %d) ended here:\n%s", slot, pid, text)
+
     def _report_late(self, slot: int, pid: int, waited: float) -> None:
         self._killed_late.add(pid)
-        assert self._scoreboard is not None
-        busy = [row for row in self._scoreboard.read() if row["pid"] == pid]
         LOG.warning(
-            "Worker %d (pid %d) still running %.1f s after SIGTERM with %d requests in flight; "
-            "sent SIGKILL",
+            "Worker %d (pid %d) still running %.1f s after SIGTERM with %s; sent SIGKILL",
             slot,
             pid,
             waited,
-            sum(row["in_flight"] for row in busy),
+            self._work_of(pid),
         )
 
     def _report_hung(self, slot: int, pid: int, seconds: float) -> None:
         self._killed_late.add(pid)
         LOG.error(
-            "Worker %d (pid %d) did nothing for %.1f s, longer than [osloxide] worker_timeout; "
-            "sent SIGKILL, it is replaced",
+            "Worker %d (pid %d) did nothing for %.1f s, longer than [osloxide] worker_timeout, "
+            "with %s; sent SIGABRT, it is replaced",
             slot,
             pid,
             seconds,
+            self._work_of(pid),
         )
+
+    def _work_of(self, pid: int) -> str:
+        """What a worker is busy with, in words."""
+        assert self._scoreboard is not None
+        rows = [row for row in self._scoreboard.read() if row["pid"] == pid]
+        count = sum(row["in_flight"] for row in rows)
+        text = f"{count} request{'' if count == 1 else 's'} in flight"
+        oldest = [row["oldest_since"] for row in rows if row["oldest_since"] is not None]
+        if oldest:
+            text += f", the oldest for {time.monotonic() - min(oldest):.1f} s"
+        return text
+
+    def _adopt(self, pid: int) -> None:
+        """Reap an orphan of the container, for which this is process 1."""
+        if strangers.belongs_to_application(pid):
+            return
+        status = self._supervisor_of_this_process().adopt(pid)
+        if status is not None:
+            strangers.adopted(pid, status)
 
     # ---- no_fork
 
@@ -511,7 +567,7 @@ class ProcessLauncher:
         """Run *service* on the main thread; returns when it has ended."""
         LOG.warning("no_fork=True: running service in main process")
         _bootstrap.announce()
-        counting.begin()
+        counting.begin([service])
         configuration.log_options(self.conf, LOG)
         self.service = service
         service.backdoor_port = None
@@ -519,7 +575,8 @@ class ProcessLauncher:
             self.conf,
             [service],
             restart_method=self.restart_method,
-            on_ready=self._ready,
+            on_ready=_native.worker_ready,
+            service_manager=self._service_manager,
             parks=False,
         )
         self._runner = runner
@@ -528,14 +585,8 @@ class ProcessLauncher:
         finally:
             self._runner = None
             _native.disarm_deadline()
-        if runner.is_leaving:
-            self._service_manager.stopping()
         if status:
             leave(status)
-
-    def _ready(self) -> None:
-        _native.worker_ready()
-        self._service_manager.ready()
 
     def _graceful_shutdown(self, *_args: Any) -> None:
         if self._runner is not None:

@@ -23,8 +23,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from osloxide import _native, configuration, lifecycle, waiting
+from osloxide import _native, configuration, lifecycle, strangers, waiting
 from osloxide.control import Control, Request, begin_thread
+from osloxide.servicemanager import ServiceManager
 from osloxide.signalhandler import SignalExit
 
 LOG = logging.getLogger(__name__)
@@ -53,6 +54,10 @@ class Runner:
     :param services: started in this order. The list may grow until run() is entered.
     :param restart_method: ``"reload"`` or ``"mutate"``, what :meth:`request_reconfigure` does.
     :param on_ready: called once on the main thread when every start() has returned.
+    :param on_reconfigured: called each time the configuration was read again and acted upon.
+    :param service_manager: told what happens here; None where a parent does that.
+    :param beats: whether this process shows its parent that the interpreter runs, for
+        ``worker_timeout``.
     :param grace_margin: seconds to wait beyond the grace period: workers leave the first word to
         their parent, which enforces the same deadline.
     :param parks: whether run() goes on when every wait() has returned by itself, until a stop is
@@ -66,6 +71,9 @@ class Runner:
         *,
         restart_method: str,
         on_ready: Callable[[], object],
+        on_reconfigured: Callable[[], object] = lambda: None,
+        service_manager: ServiceManager | None = None,
+        beats: bool = False,
         grace_margin: float = 0.0,
         parks: bool = True,
     ) -> None:
@@ -73,10 +81,13 @@ class Runner:
         self._services = services
         self._restart_method = restart_method
         self._on_ready = on_ready
+        self._on_reconfigured = on_reconfigured
+        self._service_manager = service_manager
+        self._beats = beats
         self._grace_margin = grace_margin
         self._parks = parks
         # All that a signal handler may touch: locks are not reentrant.
-        self._control = Control(self._handle, self._cut_off)
+        self._control = Control(self._handle, self._cut_off, self._pulse)
         self._changed = threading.Condition()
         self._phase = Phase.STOPPED
         self._begun: list[Any] = []
@@ -108,11 +119,6 @@ class Runner:
 
     # ---- the main thread
 
-    @property
-    def is_leaving(self) -> bool:
-        """Whether a stop was requested or a service failed."""
-        return self._leaving
-
     def run(self) -> int:
         """Serve until stopped (main thread only).
 
@@ -129,9 +135,12 @@ class Runner:
                 self._begin_round()
                 if not self._attempt("start", 1):
                     break
-                if not ready_told and not self._leaving:
-                    self._on_ready()
-                    ready_told = True
+                if not self._leaving:
+                    if ready_told:
+                        self._reconfigured()
+                    else:
+                        self._ready()
+                        ready_told = True
                 self._start_done()
                 if not self._attempt("wait", 2) or self._is_over():
                     break
@@ -156,6 +165,19 @@ class Runner:
                 self._begin_leaving(message)
             else:
                 self._control.put((kind, message))
+
+    def _ready(self) -> None:
+        self._on_ready()
+        if self._service_manager is not None:
+            self._service_manager.ready()
+        self._control.look()
+
+    def _reconfigured(self) -> None:
+        """The configuration was read again and every service has heard of it."""
+        if self._service_manager is not None:
+            self._service_manager.reloaded()
+        self._on_reconfigured()
+        self._control.look()
 
     def _begin_round(self) -> None:
         with self._changed:
@@ -246,6 +268,24 @@ class Runner:
             self._begin_reconfiguring(message)
         return True
 
+    def _pulse(self) -> float:
+        """What is to be done from time to time; returns the seconds until then, 0 for never.
+
+        Shows that the interpreter runs, to whom it concerns, and reaps orphans as process 1.
+        """
+        intervals = []
+        if self._service_manager is not None and self._service_manager.watchdog_interval:
+            self._service_manager.alive()
+            intervals.append(self._service_manager.watchdog_interval)
+        if self._beats:
+            timeout = self._conf[configuration.GROUP].worker_timeout
+            _native.beat(timeout)
+            if timeout:
+                intervals.append(timeout / 4)
+        if os.getpid() == 1 and (seconds := strangers.reap()):
+            intervals.append(seconds)
+        return min(intervals, default=0.0)
+
     def _begin_leaving(self, message: str) -> None:
         if message and not self._leaving:
             LOG.info("%s", message)
@@ -266,6 +306,9 @@ class Runner:
             return
         self._leaving = True
         lifecycle.begin_shutdown()
+        _native.worker_leaving()
+        if self._service_manager is not None:
+            self._service_manager.stopping()
         grace = self._grace()
         if grace <= 0 and self._phase is Phase.STARTING:
             grace = DEADLINE_OF_START
@@ -329,15 +372,20 @@ class Runner:
                     self._reconfiguring = False
                     return
                 self._reconfigure_wanted = False
+            if self._service_manager is not None:
+                self._service_manager.reloading()
             if not configuration.read_again(self._conf, self._restart_method):
+                self._reconfigured()
                 continue
             if self._restart_method == "mutate":
                 self._reset(self._services)
                 self._mutated = True
                 _native.wake()
+                self._reconfigured()
                 continue
             with self._changed:
                 if self._phase is not Phase.SERVING or self._leaving:
+                    self._reconfigured()
                     continue
                 self._phase = Phase.STOPPING
             self._stop_services()

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any, NoReturn
 
-from osloxide import _native, lifecycle, servicemanager, signalhandler
+from osloxide import _native, lastwords, lifecycle, servicemanager, signalhandler, titles
 from osloxide.runner import Runner, leave
 
 LOG = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Assignment:
     :param hup_needs_daemon: whether SIGHUP stops a worker in the foreground of a terminal.
     :param inherited: the parent's signal handlers, to be replaced.
     :param signal_mask: the mask to return to; launchers fork with their signals blocked.
+    :param last_words: where this worker says where it was, should it be ended by force.
     """
 
     conf: Any
@@ -49,6 +50,7 @@ class Assignment:
     hup_needs_daemon: bool
     inherited: Iterable[signalhandler.Handler]
     signal_mask: Iterable[int]
+    last_words: lastwords.LastWords
 
 
 def run(assignment: Assignment) -> NoReturn:
@@ -67,14 +69,18 @@ def _serve(assignment: Assignment) -> int:
     _native.enter_worker(
         assignment.supervisor, assignment.scoreboard, assignment.slot, assignment.generation
     )
+    assignment.last_words.keep()
     lifecycle.begin_serving()
     servicemanager.forget()
+    titles.of_worker(assignment.slot)
     random.seed()
     runner = Runner(
         assignment.conf,
         [assignment.service],
         restart_method=assignment.restart_method,
         on_ready=_native.worker_ready,
+        on_reconfigured=_native.worker_reconfigured,
+        beats=True,
         grace_margin=GRACE_MARGIN,
     )
 

@@ -30,7 +30,10 @@ mod _native {
     #[pymodule_export]
     use super::supervisor::Supervisor;
     #[pymodule_export]
-    use super::worker::{arm_deadline, disarm_deadline, enter_worker, parent_died, worker_ready};
+    use super::worker::{
+        arm_deadline, beat, disarm_deadline, enter_worker, parent_died, worker_leaving,
+        worker_ready, worker_reconfigured,
+    };
     #[pymodule_export]
     use super::wsgi::{FileWrapper, check_log_format};
 

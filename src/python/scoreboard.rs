@@ -35,7 +35,17 @@ impl Scoreboard {
     }
 
     fn read<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
-        self.0.read().iter().map(|row| to_dict(py, row)).collect()
+        let rows = self.0.read();
+        let rows = rows.iter().map(|row| {
+            let dict = to_dict(py, row)?;
+            dict.set_item("group_name", self.0.group_name(row.group as usize))?;
+            Ok(dict)
+        });
+        rows.collect()
+    }
+
+    fn name_group(&self, group: usize, name: &str) {
+        self.0.name_group(group, name);
     }
 
     #[getter]

@@ -72,6 +72,15 @@ impl Supervisor {
         Ok(())
     }
 
+    fn set_tick(&self, seconds: f64) -> PyResult<()> {
+        self.0.set_tick(duration("tick", seconds)?, Instant::now());
+        Ok(())
+    }
+
+    fn adopt(&self, pid: i32) -> Option<i32> {
+        self.0.adopt(pid)
+    }
+
     fn request(&self, kind: &str) -> PyResult<()> {
         let request = match kind {
             "stop" => Request::Stop,
@@ -158,7 +167,7 @@ fn to_tuple(py: Python<'_>, command: Command) -> PyResult<Bound<'_, PyTuple>> {
             status,
             lifetime,
         } => ("exited", pid, group, slot, status, lifetime.as_secs_f64()).into_pyobject(py),
-        Command::Stranger { pid, status } => ("stranger", pid, status).into_pyobject(py),
+        Command::Stranger { pid } => ("stranger", pid).into_pyobject(py),
         Command::Backoff {
             group,
             slot,
@@ -172,6 +181,8 @@ fn to_tuple(py: Python<'_>, command: Command) -> PyResult<Bound<'_, PyTuple>> {
             ("hung", slot, pid, silent.as_secs_f64()).into_pyobject(py)
         }
         Command::AllReady => ("all_ready",).into_pyobject(py),
+        Command::Reloaded => ("reloaded",).into_pyobject(py),
+        Command::Tick => ("tick",).into_pyobject(py),
         Command::Interrupted => ("interrupted",).into_pyobject(py),
     }
 }

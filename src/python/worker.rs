@@ -4,6 +4,7 @@ use crate::python::errors::{os_error, scoreboard_error};
 use crate::python::scoreboard::Scoreboard;
 use crate::python::signals::{duration, install_wakeup};
 use crate::python::supervisor::{Supervisor, leave_parenthood};
+use crate::scoreboard;
 use crate::supervisor::process::pidfd_open;
 use crate::worker::{self, Parent};
 use pyo3::exceptions::PyRuntimeError;
@@ -50,6 +51,26 @@ fn parent_pidfd(owner: u32) -> Option<std::os::fd::OwnedFd> {
 pub(super) fn worker_ready(py: Python<'_>) -> PyResult<()> {
     py.detach(worker::announce_ready)
         .map_err(|error| os_error("cannot tell the parent that this worker is ready", &error))
+}
+
+/// The worker is on its way out: shown on the scoreboard.
+#[pyfunction]
+pub(super) fn worker_leaving() {
+    scoreboard::current().mark_leaving();
+}
+
+/// The interpreter of this worker runs, and shows it again within *seconds*; 0 promises nothing.
+#[pyfunction]
+pub(super) fn beat(seconds: f64) -> PyResult<()> {
+    scoreboard::current().beat(duration("seconds", seconds)?);
+    Ok(())
+}
+
+/// The configuration was mutated: tell the parent.
+#[pyfunction]
+pub(super) fn worker_reconfigured(py: Python<'_>) -> PyResult<()> {
+    py.detach(worker::announce_reconfigured)
+        .map_err(|error| os_error("cannot tell the parent of the new configuration", &error))
 }
 
 /// True once the parent is known to be gone.

@@ -30,10 +30,13 @@ pub const CAPACITY: usize = 4096;
 
 const MEMFD_NAME: &str = "osloxide-scoreboard";
 const MAGIC: u64 = u64::from_be_bytes(*b"osloxide");
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 4096;
 const TOTAL_BYTES: usize = HEADER_BYTES + CAPACITY * size_of::<Row>();
 const NAME_BYTES: usize = 128;
+const GROUP_NAME_BYTES: usize = 64;
+/// Groups whose names are kept; those of any further ones are not shown.
+const NAMED_GROUPS: usize = 60;
 
 /// Why a scoreboard cannot be made, found or written.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +81,7 @@ struct Header {
     /// Rows that were ever used; readers stop there, which keeps the rest of the memory unmade.
     used: AtomicU32,
     name: [AtomicU8; NAME_BYTES],
+    groups: [[AtomicU8; GROUP_NAME_BYTES]; NAMED_GROUPS],
 }
 
 /// The row of this process: what server and pool count in.
@@ -136,9 +140,7 @@ impl Scoreboard {
             u32::try_from(size_of::<Row>()).unwrap_or(0),
             Ordering::Relaxed,
         );
-        for (place, byte) in header.name.iter().zip(name.bytes()) {
-            place.store(byte, Ordering::Relaxed);
-        }
+        write_name(&header.name, name);
         header.magic.store(MAGIC, Ordering::Release);
         Ok(board)
     }
@@ -268,13 +270,24 @@ impl Scoreboard {
     /// The name given to [`Scoreboard::new`].
     #[must_use]
     pub fn name(&self) -> String {
-        let bytes = self
-            .header()
-            .name
-            .iter()
-            .map(|byte| byte.load(Ordering::Relaxed));
-        let bytes: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        read_name(&self.header().name)
+    }
+
+    /// Records what *group* is called, for display; a name is cut at 64 bytes. Does nothing where
+    /// the scoreboard is read-only, or has no place for it.
+    pub fn name_group(&self, group: usize, name: &str) {
+        if self.writable
+            && let Some(place) = self.header().groups.get(group)
+        {
+            write_name(place, name);
+        }
+    }
+
+    /// What *group* is called; empty when nobody said so.
+    #[must_use]
+    pub fn group_name(&self, group: usize) -> String {
+        let place = self.header().groups.get(group);
+        place.map_or_else(String::new, |place| read_name(place))
     }
 
     /// The process that made it.
@@ -368,6 +381,19 @@ impl Drop for Scoreboard {
         // longer than self lives, for only claim() does that.
         let _ = unsafe { munmap(self.memory.cast(), TOTAL_BYTES) };
     }
+}
+
+fn write_name(place: &[AtomicU8], name: &str) {
+    let bytes = name.bytes().chain(std::iter::repeat(0));
+    for (place, byte) in place.iter().zip(bytes) {
+        place.store(byte, Ordering::Relaxed);
+    }
+}
+
+fn read_name(place: &[AtomicU8]) -> String {
+    let bytes = place.iter().map(|byte| byte.load(Ordering::Relaxed));
+    let bytes: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn os(action: &'static str) -> impl FnOnce(Errno) -> Error {
@@ -486,6 +512,18 @@ mod tests {
         assert!(matches!(view.reserve(seat(0, 0)), Err(Error::ReadOnly)));
         assert!(matches!(view.claim(0, 0), Err(Error::ReadOnly)));
         assert!(view.row(0).is_none());
+    }
+
+    #[test]
+    fn groups_are_called_what_they_were_named_last() {
+        let board = Scoreboard::new("").unwrap();
+        board.name_group(1, "a longer name");
+        board.name_group(1, "CinderAPI");
+        board.name_group(NAMED_GROUPS, "beyond");
+
+        let names = [0, 1, NAMED_GROUPS].map(|group| board.group_name(group));
+
+        assert_eq!(names, ["", "CinderAPI", ""]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use nix::time::{ClockId, clock_gettime};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Requests in flight whose age is known, in one process; any above that are only counted.
 pub(super) const LANES: usize = 216;
@@ -130,6 +131,8 @@ struct Counters {
     connections: AtomicU32,
     threads: AtomicU32,
     beyond_lanes: AtomicU32,
+    /// Until when the worker promised to show again that its interpreter runs; 0 is no promise.
+    beat_by: AtomicU64,
 }
 
 const _: () = assert!(
@@ -189,6 +192,7 @@ impl Row {
                 connections: AtomicU32::new(0),
                 threads: AtomicU32::new(0),
                 beyond_lanes: AtomicU32::new(0),
+                beat_by: AtomicU64::new(0),
             },
             lanes: [const { AtomicU64::new(0) }; LANES],
         }
@@ -242,6 +246,24 @@ impl Row {
             row: self,
             lane: LANES,
         }
+    }
+
+    /// The worker's interpreter runs, and will show it again within *promise*; zero promises nothing.
+    pub fn beat(&self, promise: Duration) {
+        let promise = u64::try_from(promise.as_nanos()).unwrap_or(u64::MAX);
+        let beat_by = if promise == 0 {
+            0
+        } else {
+            now().saturating_add(promise)
+        };
+        self.counters.beat_by.store(beat_by, Ordering::Relaxed);
+    }
+
+    /// By how many nanoseconds a promised beat is overdue; `None` when it is not.
+    #[must_use]
+    pub fn overdue(&self) -> Option<u64> {
+        let beat_by = self.counters.beat_by.load(Ordering::Relaxed);
+        now().checked_sub(beat_by).filter(|_| beat_by != 0)
     }
 
     /// The worker is ready. Has no effect on a worker that is already being drained.
@@ -311,6 +333,7 @@ impl Row {
         self.counters.connections.store(0, Ordering::Relaxed);
         self.counters.threads.store(0, Ordering::Relaxed);
         self.counters.beyond_lanes.store(0, Ordering::Relaxed);
+        self.beat(Duration::ZERO);
         for lane in &self.lanes {
             lane.store(0, Ordering::Relaxed);
         }

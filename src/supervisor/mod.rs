@@ -6,14 +6,17 @@
 //! thread, blocks no signal and forks nothing: fork is a command, because CPython must do it.
 //! Rules: oslo.service `ProcessLauncher`; tables in docs/lifecycle.md.
 
+mod command;
 pub mod pipes;
 pub mod process;
 pub mod roster;
+pub mod slot;
 pub mod state;
+
+pub use command::{Command, Error};
 
 use crate::scoreboard::{self, Scoreboard, Seat};
 use crate::signals::{Bell, Pending, Request};
-use nix::errno::Errno;
 use nix::libc;
 use pipes::Pipes;
 use process::Processes;
@@ -32,120 +35,10 @@ pub const MOST_WORKERS: usize = scoreboard::CAPACITY / 2 - 1;
 /// handler of the application.
 const POLL_WITHOUT_PIDFD: Duration = Duration::from_secs(1);
 
-/// What Python shall do or know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Command {
-    /// Fork a worker; to be answered by [`Supervisor::forked`] or [`Supervisor::fork_failed`].
-    Fork {
-        /// Number of the group.
-        group: usize,
-        /// Slot, counted over all groups.
-        slot: usize,
-        /// Reload round.
-        generation: u32,
-    },
-    /// Reload the configuration; to be answered by [`Supervisor::configured`].
-    Reload,
-    /// Mutate the configuration; to be answered by [`Supervisor::configured`].
-    Mutate,
-    /// Shutdown begins.
-    Stopping {
-        /// Live workers.
-        count: usize,
-    },
-    /// A worker ended.
-    Exited {
-        /// The process.
-        pid: i32,
-        /// Number of its group.
-        group: usize,
-        /// Its slot.
-        slot: usize,
-        /// Wait status as `waitpid(2)` gives it.
-        status: i32,
-        /// Time since its fork.
-        lifetime: Duration,
-    },
-    /// Process 1 reaped a child that is no worker.
-    Stranger {
-        /// The process.
-        pid: i32,
-        /// Wait status.
-        status: i32,
-    },
-    /// A slot waits before its next fork.
-    Backoff {
-        /// Number of its group.
-        group: usize,
-        /// The slot.
-        slot: usize,
-        /// For how long.
-        delay: Duration,
-        /// Failures in a row.
-        failures: u32,
-    },
-    /// A worker was still there at its deadline; SIGKILL was sent.
-    Late {
-        /// Its slot.
-        slot: usize,
-        /// The process.
-        pid: i32,
-        /// Time since SIGTERM.
-        waited: Duration,
-    },
-    /// A worker hung; SIGKILL was sent, and its slot will be forked again.
-    Hung {
-        /// Its slot.
-        slot: usize,
-        /// The process.
-        pid: i32,
-        /// How long it was stopped, or busy with one request.
-        silent: Duration,
-    },
-    /// Every slot has a ready worker, for the first time since the last group was added.
-    AllReady,
-    /// Signal handlers ran and requested nothing.
-    Interrupted,
-}
-
-/// Why a supervisor refuses.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// More workers than there is room for.
-    #[error("{wanted} workers are too many: a supervisor has room for {MOST_WORKERS}")]
-    TooManyWorkers {
-        /// Workers of all groups, the refused one included.
-        wanted: usize,
-    },
-    /// An answer to a fork that was not handed out.
-    #[error("slot {slot} has no fork to answer; answer each fork command of next() once")]
-    NotForking {
-        /// The slot.
-        slot: usize,
-    },
-    /// The fork command was not answered.
-    #[error("the fork of slot {slot} was not answered; call forked() or fork_failed() first")]
-    Unanswered {
-        /// The slot.
-        slot: usize,
-    },
-    /// A worker used its parent's supervisor.
-    #[error(
-        "this supervisor belongs to process {owner}, not to process {here}; \
-         make a new one in a worker that has workers of its own"
-    )]
-    NotTheParent {
-        /// Process that made it.
-        owner: u32,
-        /// Process that used it.
-        here: u32,
-    },
-    /// The kernel refused.
-    #[error("cannot make the pipes of a supervisor")]
-    Pipes(#[source] Errno),
-}
+/// How long process 1 leaves an ended child that is no worker to whoever may be waiting for it.
+pub const STRANGER_GRACE: Duration = Duration::from_secs(2);
+/// When Python is asked again about a stranger that it did not want to be adopted.
+const STRANGER_AGAIN: Duration = Duration::from_secs(60);
 
 /// Supervises workers. All methods take `&self`: signal handlers of the main thread call
 /// [`Supervisor::request`] and [`Supervisor::signal_all`] while [`Supervisor::next`] is parked.
@@ -167,11 +60,50 @@ struct Inner<P> {
     board: Arc<Scoreboard>,
     /// What tells of the end of each live worker, and its row on the scoreboard.
     live: BTreeMap<i32, Live>,
-    /// How long a worker may hang, and when it is looked at next; `None` is for ever.
-    patience: Option<(Duration, Instant)>,
+    /// How long a worker may hang; `None` is for ever.
+    patience: Option<Patience>,
+    /// Python is told that time passes, this often and next then.
+    tick: Option<(Duration, Instant)>,
     /// Row reserved for the fork that was handed out.
     reserved: Option<usize>,
-    strangers: Vec<Command>,
+    /// Children of process 1 that ended and are no workers, and when Python is asked about each.
+    strangers: BTreeMap<i32, Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    timeout: Duration,
+    /// When workers are looked at next.
+    look: Instant,
+    /// When this process last woke up long after it meant to look. What seems to hang since before
+    /// was held up with everything else: a paused container, a machine without time for anybody.
+    awake_since: Option<Instant>,
+}
+
+impl Patience {
+    fn new(timeout: Duration, now: Instant) -> Option<Self> {
+        let look = now
+            .checked_add(timeout / 4)
+            .filter(|_| !timeout.is_zero())?;
+        Some(Self {
+            timeout,
+            look,
+            awake_since: None,
+        })
+    }
+
+    /// True when it is time to look, which is then noted.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let quarter = self.timeout / 4;
+        if now < self.look {
+            return false;
+        }
+        if now.saturating_duration_since(self.look) > quarter {
+            self.awake_since = Some(now);
+        }
+        self.look = now + quarter;
+        true
+    }
 }
 
 #[derive(Debug)]
@@ -206,8 +138,9 @@ impl<P: Processes> Supervisor<P> {
             board,
             live: BTreeMap::new(),
             patience: None,
+            tick: None,
             reserved: None,
-            strangers: Vec::new(),
+            strangers: BTreeMap::new(),
         };
         Ok(Self {
             requests: Pending::new(),
@@ -227,7 +160,9 @@ impl<P: Processes> Supervisor<P> {
         if wanted > MOST_WORKERS {
             return Err(Error::TooManyWorkers { wanted });
         }
-        Ok(inner.roster.add_group(name, workers))
+        let group = inner.roster.add_group(name, workers);
+        inner.board.name_group(group, name);
+        Ok(group)
     }
 
     /// How long workers may drain before SIGKILL; zero is for ever.
@@ -235,11 +170,23 @@ impl<P: Processes> Supervisor<P> {
         self.lock().roster.set_grace(grace);
     }
 
-    /// Replaces workers that are stopped, or busy with one request, for longer than this; zero is
-    /// never. With it the parent looks at its workers four times in that span.
+    /// Replaces workers that are stopped, busy with one request, or have ceased to beat, for longer
+    /// than this; zero is never. With it the parent looks at its workers four times in that span.
     pub fn set_worker_timeout(&self, timeout: Duration, now: Instant) {
-        let first_look = now.checked_add(timeout / 4).filter(|_| !timeout.is_zero());
-        self.lock().patience = first_look.map(|look| (timeout, look));
+        self.lock().patience = Patience::new(timeout, now);
+    }
+
+    /// Hands out [`Command::Tick`] this often; zero is never, the default.
+    pub fn set_tick(&self, interval: Duration, now: Instant) {
+        let next = now.checked_add(interval).filter(|_| !interval.is_zero());
+        self.lock().tick = next.map(|next| (interval, next));
+    }
+
+    /// Reaps a stranger whose end [`Command::Stranger`] told of; `None` when somebody else has.
+    pub fn adopt(&self, pid: i32) -> Option<i32> {
+        let mut inner = self.lock();
+        inner.strangers.remove(&pid)?;
+        inner.processes.reap_stranger(pid)
     }
 
     /// Records a request for [`Supervisor::next`] and wakes it. Any thread and any context may
@@ -411,9 +358,12 @@ impl<P: Processes> Supervisor<P> {
         }
         inner.roster.forget_configuring();
         for pid in inner.pipes.take_notices() {
-            inner.roster.ready(pid, now);
+            inner.roster.heard_from(pid, now);
         }
         inner.reap(now);
+        if inner.is_init {
+            inner.look_for_strangers(now);
+        }
         while let Some(request) = self.requests.take_most_urgent() {
             inner.roster.request(request, now);
         }
@@ -438,7 +388,9 @@ impl<P: Processes> Supervisor<P> {
 
 impl<P: Processes> Inner<P> {
     fn next_step(&mut self, now: Instant) -> Step {
-        if let Some(command) = self.roster.take_command().or_else(|| self.strangers.pop()) {
+        let command = self.roster.take_command();
+        let command = command.or_else(|| self.stranger(now));
+        if let Some(command) = command.or_else(|| self.tick(now)) {
             match command {
                 Command::Reload => self.roster.begin_configuring(Request::Reload),
                 Command::Mutate => self.roster.begin_configuring(Request::Mutate),
@@ -450,6 +402,8 @@ impl<P: Processes> Inner<P> {
                 | Command::Late { .. }
                 | Command::Hung { .. }
                 | Command::AllReady
+                | Command::Reloaded
+                | Command::Tick
                 | Command::Interrupted => {}
             }
             return Step::Do(command);
@@ -470,8 +424,10 @@ impl<P: Processes> Inner<P> {
         let hung_by = self
             .patience
             .filter(|_| !self.live.is_empty())
-            .map(|(_, look)| look);
-        let deadline = [self.roster.deadline(), look_again, hung_by]
+            .map(|patience| patience.look);
+        let tick_by = self.tick.map(|(_, next)| next);
+        let ask_by = self.strangers.values().min().copied();
+        let deadline = [self.roster.deadline(), look_again, hung_by, tick_by, ask_by]
             .into_iter()
             .flatten()
             .min();
@@ -494,28 +450,48 @@ impl<P: Processes> Inner<P> {
                 self.ended(pid, status, now);
             }
         }
-        while self.is_init
-            && let Some(pid) = self.processes.ended_child()
-        {
-            let Some(status) = self.processes.reap(pid) else {
-                return;
-            };
-            if self.live.contains_key(&pid) {
-                self.ended(pid, status, now); // it ended since we looked
-            } else {
-                self.strangers.push(Command::Stranger { pid, status });
+    }
+
+    /// Notes children that ended and are no workers, and forgets those that somebody waited for.
+    fn look_for_strangers(&mut self, now: Instant) {
+        let ended = self.processes.ended_children();
+        self.strangers.retain(|pid, _| ended.contains(pid));
+        for pid in ended {
+            if !self.live.contains_key(&pid) {
+                self.strangers.entry(pid).or_insert(now + STRANGER_GRACE);
             }
         }
     }
 
+    fn stranger(&mut self, now: Instant) -> Option<Command> {
+        let (pid, ask_by) = self
+            .strangers
+            .iter_mut()
+            .find(|(_, ask_by)| **ask_by <= now)?;
+        *ask_by = now + STRANGER_AGAIN;
+        Some(Command::Stranger { pid: *pid })
+    }
+
+    fn tick(&mut self, now: Instant) -> Option<Command> {
+        let (interval, next) = self.tick.filter(|(_, next)| *next <= now)?;
+        // Not from the last one: what was missed is not made up for.
+        self.tick = Some((interval, next.max(now) + interval));
+        Some(Command::Tick)
+    }
+
     fn look_after_hung(&mut self, now: Instant) {
-        let Some((timeout, look)) = self.patience else {
+        let Some(patience) = &mut self.patience else {
             return;
         };
-        if now < look {
+        if !patience.is_due(now) {
             return;
         }
-        self.patience = Some((timeout, now + timeout / 4));
+        let (timeout, longest) = (
+            patience.timeout,
+            patience
+                .awake_since
+                .map_or(Duration::MAX, |since| now.saturating_duration_since(since)),
+        );
         for (pid, live) in &mut self.live {
             let is_stopped = self.processes.is_stopped(*pid);
             live.stopped = is_stopped.then(|| live.stopped.unwrap_or(now));
@@ -526,7 +502,12 @@ impl<P: Processes> Inner<P> {
             let busy = row
                 .and_then(scoreboard::Row::oldest_age)
                 .map(Duration::from_nanos);
-            if let Some(silent) = stopped.max(busy).filter(|silent| *silent >= timeout) {
+            // Promised for as long as the worker believes the timeout to be: it may have changed.
+            let mute = row
+                .and_then(scoreboard::Row::overdue)
+                .map(|overdue| timeout.saturating_add(Duration::from_nanos(overdue)));
+            let silent = stopped.max(busy).max(mute).map(|it| it.min(longest));
+            if let Some(silent) = silent.filter(|silent| *silent >= timeout) {
                 self.roster.hung(*pid, silent, now);
             }
         }
@@ -601,7 +582,7 @@ impl<P: Processes> Inner<P> {
         let watch = self.live.get(&pid).and_then(|live| live.watch.clone());
         let watch = watch.as_deref().map(AsFd::as_fd);
         self.processes.signal(pid, watch, number);
-        if number == libc::SIGTERM {
+        if matches!(number, libc::SIGTERM | libc::SIGABRT) {
             // One that is stopped would never see it; systemd does the same. Without asking first,
             // for a SIGSTOP may be on its way; and others ignore SIGCONT unless they handle it.
             self.processes.signal(pid, watch, libc::SIGCONT);

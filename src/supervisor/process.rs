@@ -30,9 +30,14 @@ pub trait Processes {
     /// True when child *pid* is stopped by a signal (SIGSTOP, SIGTTIN ...) and not merely idle.
     fn is_stopped(&mut self, pid: i32) -> bool;
 
-    /// The pid of any child that has ended and was not reaped; it stays unreaped. Asked only as
-    /// process 1, which inherits the orphans of its container.
-    fn ended_child(&mut self) -> Option<i32>;
+    /// Every child that has ended and was not reaped; they stay unreaped. Asked only as process 1,
+    /// which inherits the orphans of its container.
+    fn ended_children(&mut self) -> Vec<i32>;
+
+    /// Reaps a child that is no worker; `None` when somebody else has.
+    fn reap_stranger(&mut self, pid: i32) -> Option<i32> {
+        self.reap(pid).filter(|status| *status != LOST_STATUS)
+    }
 }
 
 /// Real processes.
@@ -73,27 +78,50 @@ impl Processes for System {
     }
 
     fn is_stopped(&mut self, pid: i32) -> bool {
-        // proc(5): the state follows the name, which is in parentheses and may hold anything.
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-            stat.rsplit(')')
-                .next()
-                .is_some_and(|rest| rest.starts_with(" T"))
-        })
+        stat(pid).is_some_and(|stat| stat.state == "T")
     }
 
-    fn ended_child(&mut self) -> Option<i32> {
-        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        // SAFETY: siginfo_t is plain data, for which zeroes are valid.
-        let mut ended: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        // SAFETY: *ended* lives as long as the call.
-        let found = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut ended, options) };
-        if found != 0 {
-            return None;
+    fn ended_children(&mut self) -> Vec<i32> {
+        if !has_ended_child() {
+            return Vec::new(); // nearly always, and one system call instead of a walk
         }
-        // SAFETY: waitid filled in the fields for a child, or left the zeroes.
-        let pid = unsafe { ended.si_pid() };
-        (pid > 0).then_some(pid)
+        let own = std::process::id().cast_signed();
+        let Ok(entries) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        // waitid(2) tells of one only, and of the same again while that one is left alone.
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| stat(*pid).is_some_and(|it| it.state == "Z" && it.parent == own))
+            .collect()
     }
+}
+
+struct Stat {
+    state: String,
+    parent: i32,
+}
+
+/// proc(5): the state and the parent follow the name, which is in parentheses and may hold anything.
+fn stat(pid: i32) -> Option<Stat> {
+    let line = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let line = String::from_utf8_lossy(&line);
+    let mut fields = line.rsplit(')').next()?.split_ascii_whitespace();
+    Some(Stat {
+        state: fields.next()?.to_owned(),
+        parent: fields.next()?.parse().ok()?,
+    })
+}
+
+fn has_ended_child() -> bool {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: siginfo_t is plain data, for which zeroes are valid.
+    let mut ended: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: *ended* lives as long as the call.
+    let found = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut ended, options) };
+    // SAFETY: waitid filled in the fields for a child, or left the zeroes.
+    found == 0 && unsafe { ended.si_pid() } > 0
 }
 
 /// A descriptor that becomes readable when process *pid* ends; closed on exec.
@@ -153,6 +181,25 @@ mod tests {
         child.wait().unwrap();
 
         assert_eq!(system.reap(pid), Some(LOST_STATUS));
+    }
+
+    #[test]
+    fn ended_children_are_all_found_and_stay_unreaped() {
+        let (mut system, (mut first, one), (mut second, other)) = (System, child(), child());
+        first.kill().unwrap();
+        second.kill().unwrap();
+        for pid in [one, other] {
+            let watch = system.watch(pid).unwrap();
+            assert_eq!(poll_readable(&[watch.as_fd()], None), Ok(vec![0]));
+        }
+
+        for _ in 0..2 {
+            let ended = system.ended_children();
+            assert!(ended.contains(&one) && ended.contains(&other), "{ended:?}");
+        }
+        assert_eq!(system.reap_stranger(one), Some(libc::SIGKILL));
+        assert_eq!(system.reap_stranger(one), None);
+        second.wait().unwrap();
     }
 
     #[test]

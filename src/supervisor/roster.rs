@@ -3,15 +3,17 @@
 //! Pure like [`super::state`]: instants come in, signals to send and commands for Python go out.
 //! Forks nothing, sends nothing, reads no clock. The tables in docs/lifecycle.md mirror it.
 
+use super::slot::{Departure, Role, Slot};
 use super::state::{Action, Event, STABLE, State, Worker};
 use super::{Command, Error};
 use crate::signals::Request;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 const HANGUP: i32 = nix::libc::SIGHUP;
 const TERMINATE: i32 = nix::libc::SIGTERM;
 const KILL: i32 = nix::libc::SIGKILL;
+const ABORT: i32 = nix::libc::SIGABRT;
 
 /// What the supervisor as a whole is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,17 +32,6 @@ pub enum Phase {
     },
 }
 
-/// Which of the workers of a slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The one that keeps the slot.
-    Seated,
-    /// The one that starts while the seated one still serves.
-    Successor,
-    /// The one that drains after its successor became ready.
-    Predecessor,
-}
-
 /// A signal to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signal {
@@ -48,64 +39,6 @@ pub struct Signal {
     pub pid: i32,
     /// Its number.
     pub number: i32,
-}
-
-/// A worker that ended, as [`Roster::exited`] found it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Departure {
-    /// Its slot.
-    pub slot: usize,
-    /// True when its place in the slot remains, for it will be forked again.
-    pub is_respawned: bool,
-    /// True when the slot waits before that fork.
-    pub is_put_off: bool,
-}
-
-/// A place for one worker at a time, and for up to two more while that one is being replaced.
-#[derive(Debug)]
-pub struct Slot {
-    /// Number of its group.
-    pub group: usize,
-    /// How often it was forked again after its worker ended.
-    pub respawns: u32,
-    /// Wait status of its previous worker.
-    pub last_exit: Option<i32>,
-    seated: Worker,
-    successor: Option<Worker>,
-    predecessor: Option<Worker>,
-}
-
-impl Slot {
-    /// Its workers, whoever has a process or will have one.
-    pub fn workers(&self) -> impl Iterator<Item = (Role, &Worker)> {
-        [
-            (Role::Seated, Some(&self.seated)),
-            (Role::Successor, self.successor.as_ref()),
-            (Role::Predecessor, self.predecessor.as_ref()),
-        ]
-        .into_iter()
-        .filter_map(|(role, worker)| worker.map(|worker| (role, worker)))
-    }
-
-    fn worker(&mut self, role: Role) -> Option<&mut Worker> {
-        match role {
-            Role::Seated => Some(&mut self.seated),
-            Role::Successor => self.successor.as_mut(),
-            Role::Predecessor => self.predecessor.as_mut(),
-        }
-    }
-
-    fn role_of(&self, is_wanted: impl Fn(&Worker) -> bool) -> Option<Role> {
-        self.workers()
-            .find(|(_, worker)| is_wanted(worker))
-            .map(|(role, _)| role)
-    }
-
-    fn live(&self) -> usize {
-        self.workers()
-            .filter(|(_, worker)| worker.pid().is_some())
-            .count()
-    }
 }
 
 /// All groups and slots, and the phase they are in.
@@ -123,6 +56,8 @@ pub struct Roster {
     is_reload_owed: bool,
     /// [`Command::AllReady`] is still to be reported.
     is_ready_owed: bool,
+    /// Workers that were told to mutate their configuration and have not said yet that they did.
+    mutating: BTreeSet<i32>,
     /// A worker had to be killed during the shutdown.
     was_late: bool,
     signals: Vec<Signal>,
@@ -140,6 +75,7 @@ impl Default for Roster {
             configuring: None,
             is_reload_owed: false,
             is_ready_owed: false,
+            mutating: BTreeSet::new(),
             was_late: false,
             signals: Vec::new(),
             commands: VecDeque::new(),
@@ -158,14 +94,7 @@ impl Roster {
             if matches!(self.phase, Phase::Stopping { .. }) {
                 seated.state = State::Gone;
             }
-            self.slots.push(Slot {
-                group,
-                respawns: 0,
-                last_exit: None,
-                seated,
-                successor: None,
-                predecessor: None,
-            });
+            self.slots.push(Slot::new(group, seated));
         }
         group
     }
@@ -204,7 +133,11 @@ impl Roster {
     pub fn configured(&mut self, now: Instant) {
         match self.configuring.take() {
             Some(Request::Reload) => self.begin_round(now),
-            Some(Request::Mutate) => self.broadcast(Event::Mutated, now),
+            Some(Request::Mutate) => {
+                self.mutating.clear();
+                self.broadcast(Event::Mutated, now);
+                self.report_mutated();
+            }
             Some(Request::Stop | Request::Abort) | None => {}
         }
     }
@@ -272,9 +205,12 @@ impl Roster {
         Ok(())
     }
 
-    /// Process *pid* reported that it is ready. Reports of processes that ended are ignored.
-    pub fn ready(&mut self, pid: i32, now: Instant) {
-        if let Some((slot, role)) = self.find(pid) {
+    /// Process *pid* reported that it is ready, or that it has mutated its configuration: whichever
+    /// is awaited. Reports of processes that ended are ignored.
+    pub fn heard_from(&mut self, pid: i32, now: Instant) {
+        if self.mutating.remove(&pid) {
+            self.report_mutated();
+        } else if let Some((slot, role)) = self.find(pid) {
             self.apply(slot, role, Event::Ready, now);
         }
         let is_running = |slot: &Slot| matches!(slot.seated.state, State::Running { .. });
@@ -288,6 +224,9 @@ impl Roster {
     /// Process *pid* ended with *status*; `None` when it is not a worker.
     pub fn exited(&mut self, pid: i32, status: i32, now: Instant) -> Option<Departure> {
         let (index, role) = self.find(pid)?;
+        if self.mutating.remove(&pid) {
+            self.report_mutated();
+        }
         let slot = &mut self.slots[index];
         slot.last_exit = Some(status);
         let forked = slot.worker(role)?.forked()?;
@@ -299,8 +238,8 @@ impl Roster {
             lifetime: now.saturating_duration_since(forked),
         });
         let left = match role {
-            Role::Predecessor => {
-                slot.predecessor = None;
+            Role::Predecessor(index) => {
+                slot.predecessors.remove(index);
                 None
             }
             Role::Seated if slot.successor.is_some() => {
@@ -438,6 +377,7 @@ impl Roster {
         self.phase = Phase::Stopping { deadline };
         self.configuring = None;
         self.is_reload_owed = false;
+        self.mutating.clear();
         self.commands
             .retain(|command| !matches!(command, Command::Reload | Command::Mutate));
         self.broadcast(event, now);
@@ -455,10 +395,7 @@ impl Roster {
         for index in 0..self.slots.len() {
             // Left over from a round that stalled: it never served.
             if let Some(unready) = self.slots[index].successor.take() {
-                self.slots[index].predecessor = Some(unready);
-                self.apply(index, Role::Predecessor, Event::Stop { deadline }, now);
-                let slot = &mut self.slots[index];
-                slot.predecessor = slot.predecessor.filter(|worker| worker.pid().is_some());
+                self.retire(index, unready, deadline, now);
             }
         }
         self.phase = Phase::Reloading { cursor: 0 };
@@ -473,6 +410,8 @@ impl Roster {
                 self.phase = Phase::Running;
                 if std::mem::take(&mut self.is_reload_owed) {
                     self.configure(Request::Reload);
+                } else {
+                    self.commands.push_back(Command::Reloaded);
                 }
                 return;
             };
@@ -488,20 +427,36 @@ impl Roster {
                 return;
             } else {
                 match slot.successor {
-                    None if slot.predecessor.is_some() => return, // at most three per slot
+                    None if !slot.has_room() => return,
                     None => {
                         slot.successor = Some(Worker::new(generation));
                         return;
                     }
                     Some(successor) if is_running(&successor) => {
-                        slot.predecessor = Some(std::mem::replace(&mut slot.seated, successor));
+                        let replaced = std::mem::replace(&mut slot.seated, successor);
                         slot.successor = None;
-                        self.apply(cursor, Role::Predecessor, Event::Stop { deadline }, now);
+                        self.retire(cursor, replaced, deadline, now);
                         self.phase = Phase::Reloading { cursor: cursor + 1 };
                     }
                     Some(_) => return,
                 }
             }
+        }
+    }
+
+    /// Has a worker leave that lost its place in slot *index*; one without a process is gone at once.
+    fn retire(&mut self, index: usize, worker: Worker, deadline: Option<Instant>, now: Instant) {
+        let slot = &mut self.slots[index];
+        let role = Role::Predecessor(slot.predecessors.len());
+        slot.predecessors.push(worker);
+        self.apply(index, role, Event::Stop { deadline }, now);
+        let slot = &mut self.slots[index];
+        slot.predecessors.retain(|worker| worker.pid().is_some());
+    }
+
+    fn report_mutated(&mut self) {
+        if self.mutating.is_empty() && !matches!(self.phase, Phase::Stopping { .. }) {
+            self.commands.push_back(Command::Reloaded);
         }
     }
 
@@ -516,7 +471,8 @@ impl Roster {
 
     fn broadcast(&mut self, event: Event, now: Instant) {
         for index in 0..self.slots.len() {
-            for role in [Role::Seated, Role::Successor, Role::Predecessor] {
+            let roles: Vec<_> = self.slots[index].workers().map(|(role, _)| role).collect();
+            for role in roles {
                 self.apply(index, role, event, now);
             }
         }
@@ -532,10 +488,13 @@ impl Roster {
         *worker = next;
         match action {
             None => {}
-            Some(Action::HangUp(pid)) => self.signals.push(Signal {
-                pid,
-                number: HANGUP,
-            }),
+            Some(Action::HangUp(pid)) => {
+                self.mutating.insert(pid);
+                self.signals.push(Signal {
+                    pid,
+                    number: HANGUP,
+                });
+            }
             Some(Action::Terminate(pid)) => self.signals.push(Signal {
                 pid,
                 number: TERMINATE,
@@ -550,8 +509,8 @@ impl Roster {
                     waited,
                 });
             }
-            Some(Action::KillHung { pid, silent }) => {
-                self.signals.push(Signal { pid, number: KILL });
+            Some(Action::AbortHung { pid, silent }) => {
+                self.signals.push(Signal { pid, number: ABORT });
                 self.commands.push_back(Command::Hung {
                     slot: index,
                     pid,

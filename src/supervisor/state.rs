@@ -18,6 +18,9 @@ pub const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// Longest back-off while the system refuses to fork: trying is cheap, and strength is missing.
 pub const LONGEST_FORK_BACKOFF: Duration = Duration::from_secs(2);
 
+/// How long a hung worker may take to say where it hangs and to end, after SIGABRT.
+pub const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Where a worker is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -95,7 +98,7 @@ pub enum Event {
     },
     /// The worker shall be ended at once.
     Abort,
-    /// It is stopped, or busy with one request, for longer than the worker timeout.
+    /// It is stopped, busy with one request, or without a beat for longer than the worker timeout.
     Hung {
         /// For how long.
         silent: Duration,
@@ -120,8 +123,8 @@ pub enum Action {
         /// Time since SIGTERM.
         waited: Duration,
     },
-    /// Send SIGKILL and report that the worker hung.
-    KillHung {
+    /// Send SIGABRT and report that the worker hung.
+    AbortHung {
         /// The process.
         pid: i32,
         /// For how long.
@@ -149,8 +152,17 @@ pub struct Worker {
     refusals: u32,
     /// The configuration was mutated after its fork and before it was ready.
     is_outdated: bool,
-    /// SIGKILL was sent because it hung; it will be forked again when it has been reaped.
-    is_given_up: bool,
+    /// It hung and SIGABRT was sent; SIGKILL follows then. It is forked again when it was reaped.
+    given_up: Option<GivenUp>,
+}
+
+/// What is still to be done about a worker that hung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GivenUp {
+    /// SIGKILL is sent at this instant, in case SIGABRT does nothing.
+    KilledAt(Instant),
+    /// SIGKILL was sent.
+    Killed,
 }
 
 impl Worker {
@@ -163,7 +175,7 @@ impl Worker {
             failures: 0,
             refusals: 0,
             is_outdated: false,
-            is_given_up: false,
+            given_up: None,
         }
     }
 
@@ -186,7 +198,7 @@ impl Worker {
                 let fresh = Self {
                     refusals: 0,
                     is_outdated: false,
-                    is_given_up: false,
+                    given_up: None,
                     ..self
                 };
                 fresh.enter(State::Starting { pid, forked: now })
@@ -225,12 +237,12 @@ impl Worker {
                 State::Forking | State::Killing { .. } | State::Gone => (self, None),
             },
             Event::Hung { silent } => match self.state {
-                State::Running { pid, .. } if !self.is_given_up => (
+                State::Running { pid, .. } if self.given_up.is_none() => (
                     Self {
-                        is_given_up: true,
+                        given_up: Some(GivenUp::KilledAt(now + LAST_WORDS)),
                         ..self
                     },
-                    Some(Action::KillHung { pid, silent }),
+                    Some(Action::AbortHung { pid, silent }),
                 ),
                 // A worker that starts has its own time, and one that drains has a deadline.
                 State::Due
@@ -276,10 +288,13 @@ impl Worker {
         match self.state {
             State::Draining { deadline, .. } => deadline,
             State::Waiting { until } => Some(until),
+            State::Running { .. } => match self.given_up {
+                Some(GivenUp::KilledAt(at)) => Some(at),
+                Some(GivenUp::Killed) | None => None,
+            },
             State::Due
             | State::Forking
             | State::Starting { .. }
-            | State::Running { .. }
             | State::Killing { .. }
             | State::Gone => None,
         }
@@ -474,6 +489,15 @@ impl Worker {
                 )
             }
             State::Waiting { until } if until <= now => self.enter(State::Due),
+            State::Running { pid, .. } if matches!(self.given_up, Some(GivenUp::KilledAt(at)) if at <= now) => {
+                (
+                    Self {
+                        given_up: Some(GivenUp::Killed),
+                        ..self
+                    },
+                    Some(Action::Kill(pid)),
+                )
+            }
             State::Due
             | State::Forking
             | State::Starting { .. }

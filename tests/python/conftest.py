@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,16 +34,21 @@ def wait_until(condition: Callable[[], object], what: str, deadline: float = DEA
 
 
 class Program:
-    """A running program of apps/ in a session of its own."""
+    """A running program of apps/ in a session of its own.
 
-    def __init__(self, directory: Path, app: str, *args: str, **environ: str) -> None:
+    :param prefix: a command that runs the program, such as ``unshare``; ``pid`` is its own then.
+    """
+
+    def __init__(
+        self, directory: Path, app: str, *args: str, prefix: Sequence[str] = (), **environ: str
+    ) -> None:
         directory.mkdir()
         self._stdout = directory / "stdout"
         self._stderr = directory / "stderr"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("OSLO", "NOTIFY"))}
         with self._stdout.open("wb") as out, self._stderr.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, str(APPS / app), *args],
+                [*prefix, sys.executable, str(APPS / app), *args],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,
@@ -98,6 +104,13 @@ class Program:
             return [int(pid) for pid in text.split()]
         return []
 
+    def switches(self, pid: int | None = None) -> int:
+        """Context switches of all threads of the parent, or of another process, so far."""
+        total = 0
+        for status in Path(f"/proc/{self.pid if pid is None else pid}/task").glob("*/status"):
+            total += sum(map(int, re.findall(r"ctxt_switches:\s+(\d+)", status.read_text())))
+        return total
+
     def send(self, signo: int, pid: int | None = None) -> None:
         os.kill(self.pid if pid is None else pid, signo)
 
@@ -140,7 +153,7 @@ def running(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """Start programs: ``running("probe.py", "--workers", "2")``; each must have ended."""
     started: list[Program] = []
 
-    def start(app: str, *args: str, **environ: str) -> Program:
+    def start(app: str, *args: str, **environ: Any) -> Program:
         program = Program(tmp_path / f"program{len(started)}", app, *args, **environ)
         started.append(program)
         return program

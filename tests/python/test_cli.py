@@ -368,7 +368,7 @@ def test_status_shows_a_launcher_as_a_table(launcher: int) -> None:
     heading, columns, row = result.stdout.splitlines()
     assert heading.startswith(f"demo {launcher}: {sys.executable} -c")
     assert columns.split() == [
-        "GROUP", "SLOT", "PID", "STATE", "UP", "CONN", "IN", "FLIGHT", "OLDEST", "SERVED",
+        "SERVICE", "SLOT", "PID", "STATE", "UP", "CONN", "IN", "FLIGHT", "OLDEST", "SERVED",
         "THREADS", "RESPAWNS", "RSS",
     ]  # fmt: skip
     assert row.split()[:4] == ["0", "0", str(launcher), "starting"]

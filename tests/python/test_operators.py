@@ -74,9 +74,9 @@ def without(package: str, directory: Path) -> str:
 def look(at: float, *served: tuple[int, int, int, int]) -> snapshot.Launcher:
     """Workers given as slot, pid, served, slot_served."""
     idle = snapshot.Worker(
-        slot=0, group=0, pid=None, state="running", generation=0, uptime=1.0, connections=0,
-        in_flight=0, served=0, slot_served=0, oldest=None, threads=0, respawns=0, rss_bytes=None,
-        last_exit=None,
+        slot=0, group=0, service="it", pid=None, state="running", generation=0, uptime=1.0,
+        connections=0, in_flight=0, served=0, slot_served=0, oldest=None, threads=0, respawns=0,
+        rss_bytes=None, last_exit=None,
     )  # fmt: skip
     workers = [
         dataclasses.replace(idle, slot=slot, pid=pid, served=own, slot_served=of_slot)
@@ -198,7 +198,7 @@ def test_top_follows_the_requests_of_a_running_service(web: Program, terminal) -
 
     top.shows(r" 8 served ")
     for pid in seen:
-        top.shows(rf"0 +\d +{pid} +running ")
+        top.shows(rf"WebService +\d +{pid} +running ")
     until_rated = time.monotonic() + DEADLINE
     rated = None
     while rated is None and time.monotonic() < until_rated:
@@ -389,7 +389,7 @@ def test_a_scrape_shows_every_slot_of_the_service(web: Program, exporter) -> Non
     assert status == 200
     requests = samples(text, "osloxide_worker_requests_total")
     assert [dict(labels) for labels in requests] == [
-        {"service": "web.py", "supervisor": str(web.pid), "group": "0", "slot": slot}
+        {"service": "web.py", "supervisor": str(web.pid), "group": "WebService", "slot": slot}
         for slot in ("0", "1")
     ]
     assert sum(requests.values()) == 1

@@ -132,9 +132,14 @@ class SmallService:
         self._prefix = prefix
 
     def write(self, **options: object) -> None:
-        """(Re)write the configuration file with *options* on top of the present ones."""
+        """(Re)write the configuration file with *options* on top of the present ones.
+
+        :param worker_timeout: goes to osloxide's own section, all others to ``[DEFAULT]``.
+        """
         self.options.update(options)
-        lines = [f"{name} = {value}" for name, value in self.options.items()]
+        lines = [f"{n} = {v}" for n, v in self.options.items() if n != "worker_timeout"]
+        if "worker_timeout" in self.options:
+            lines += ["[osloxide]", f"worker_timeout = {self.options['worker_timeout']}"]
         self.config.write_text("\n".join(["[DEFAULT]", *lines, ""]))
 
     def launch(self, log: Path | None = None, **options: object) -> RunningService:

@@ -63,6 +63,12 @@ def replaced(service: RunningService, old: list[int], count: int) -> bool:
     return len(now) == count and not set(now) & set(old)
 
 
+def replaced_one(service: RunningService, old: int, count: int) -> bool:
+    """True when *old* has left and *count* workers run."""
+    now = service.workers()
+    return len(now) == count and old not in now
+
+
 def settle(service: RunningService, count: int, within: float = 60) -> None:
     """Wait until the same *count* workers have been seen for a second."""
     seen: tuple[float, list[int]] = (time.monotonic(), [])
@@ -184,7 +190,7 @@ def test_no_descriptor_is_lost_over_many_respawns(small: SmallService, figure: F
     service = small.start(workers=2)
     before = open_fds(service.pid)
 
-    for count in range(20):
+    for count in range(8):
         workers = service.workers()
         mark = service.mark()
         os.kill(workers[count % 2], signal.SIGKILL)
@@ -197,7 +203,7 @@ def test_no_descriptor_is_lost_over_many_respawns(small: SmallService, figure: F
         lambda: open_fds(service.pid) <= before,
         5,
     )
-    figure(f"{before} descriptors before, {open_fds(service.pid)} after 20 respawns")
+    figure(f"{before} descriptors before, {open_fds(service.pid)} after 8 respawns")
     end(service)
 
 
@@ -276,13 +282,33 @@ def test_a_stopped_worker_does_not_hold_up_the_clients_of_the_others(
     end(service)
 
 
-@pytest.mark.xfail(reason="worker_timeout is not built yet", run=False)
-def test_a_hung_worker_is_replaced_after_worker_timeout(small: SmallService) -> None:
+@pytest.mark.parametrize("how", ["frozen", "holding_the_interpreter"])
+def test_a_hung_worker_is_replaced_after_worker_timeout_and_shows_where_it_hung(
+    small: SmallService, figure: Figure, how: str
+) -> None:
     service = small.start(workers=2, worker_timeout=2)
-    frozen = service.workers()[0]
-    os.kill(frozen, signal.SIGSTOP)
-    until("the hung worker is replaced", lambda: frozen not in service.workers(), 15)
-    service.wait_workers(2)
+    before = service.workers()
+    begin = time.monotonic()
+    if how == "frozen":
+        hung = before[0]
+        os.kill(hung, signal.SIGSTOP)
+    else:
+        lost = Held(small.port, "/spin?s=600", 1)
+        (line,) = service.wait_log("spinning")
+        hung = next(pid for pid in before if str(pid) in line)
+
+    until("the hung worker is replaced", lambda: replaced_one(service, hung, 2), 30)
+    took = time.monotonic() - begin
+    service.wait_log("worker serves", times=3)
+
+    (line, *_) = service.wait_log(rf"\(pid {hung}\) did nothing")
+    service.wait_log(rf"\(pid {hung}\) ended here")
+    if how != "frozen":
+        service.wait_log(r"small\.py.* in application")
+        assert "1 request in flight" in line
+        assert [o.status for o in lost.wait(5)] == [0]
+    assert [get(small.port)[0] for _ in range(10)] == [200] * 10
+    figure(f"replaced {took:.1f} s after it hung (worker_timeout 2 s), tracebacks in the log")
     end(service)
 
 
@@ -538,7 +564,9 @@ def test_at_the_deadline_everything_leaves_with_status_1(
     assert took >= grace - 0.1, "the grace period was cut short"
     assert status == 1
     assert [o.status for o in request.wait(5)] == [0]
-    service.wait_log(rf"\b{late}\b.*still running.*\b1 requests? in flight")
+    service.wait_log(
+        rf"Worker \d \(pid {late}\) still running.*\b1 request in flight, the oldest for [\d.]+ s"
+    )
     figure(f"grace {grace} s: parent left after {took:.2f} s, the last worker {gone:.2f} s later")
 
 

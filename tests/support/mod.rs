@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 pub const HUP: i32 = nix::libc::SIGHUP;
 pub const TERM: i32 = nix::libc::SIGTERM;
 pub const KILL: i32 = nix::libc::SIGKILL;
+pub const ABRT: i32 = nix::libc::SIGABRT;
 
 /// What the fake operating system knows.
 #[derive(Debug, Default)]
@@ -59,10 +60,10 @@ impl Processes for Fake {
         self.0.lock().unwrap().stopped.contains(&pid)
     }
 
-    fn ended_child(&mut self) -> Option<i32> {
+    fn ended_children(&mut self) -> Vec<i32> {
         let mut book = self.0.lock().unwrap();
         book.asked_for_any += 1;
-        book.ended.keys().next().copied()
+        book.ended.keys().copied().collect()
     }
 }
 
@@ -166,6 +167,11 @@ impl Rig {
     /// Worker *pid* ends with this wait status.
     pub fn end(&self, pid: i32, status: i32) {
         self.fake.0.lock().unwrap().ended.insert(pid, status);
+    }
+
+    /// Somebody else waits for process *pid*, which has ended.
+    pub fn waited_for(&self, pid: i32) {
+        self.fake.0.lock().unwrap().ended.remove(&pid);
     }
 
     /// Process *pid* is stopped by a signal.

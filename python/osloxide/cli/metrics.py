@@ -102,7 +102,7 @@ class Collector:
                 gauge.add_metric(_identity(launcher), figure(launcher))
             yield gauge
         slots = [
-            ([*_identity(launcher), str(workers[0].group), str(slot)], workers)
+            ([*_identity(launcher), workers[0].service, str(slot)], workers)
             for launcher in launchers
             for slot, workers in _slots(launcher).items()
         ]

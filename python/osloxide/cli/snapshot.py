@@ -27,6 +27,8 @@ _MEMFD = "/memfd:osloxide-scoreboard"
 class Worker:
     """One slot of a launcher.
 
+    :param service: what its group is called: the class of the service, with the group's number
+        where two groups are called the same, or the number alone.
     :param pid: None while the slot has no process.
     :param served: requests finished since the fork.
     :param slot_served: requests finished by all workers that the slot ever had; never goes down.
@@ -38,6 +40,7 @@ class Worker:
 
     slot: int
     group: int
+    service: str
     pid: int | None
     state: str
     generation: int
@@ -110,7 +113,7 @@ class View:
             uptime=_age(self._board.started_at, now) or 0.0,
             is_alive=Path(f"/proc/{self.pid}").exists(),
             rss_bytes=_rss_bytes(self.pid),
-            workers=[_worker(row, now) for row in rows],
+            workers=[_worker(row, now, name) for row, name in zip(rows, _names(rows), strict=True)],
         )
 
 
@@ -159,11 +162,25 @@ def _has_scoreboard(process: Path) -> bool:
     return False
 
 
-def _worker(row: dict[str, Any], now: float) -> Worker:
+def _names(rows: list[dict[str, Any]]) -> list[str]:
+    """What the group of each row is called."""
+    named = {row["group"]: _printable(row["group_name"]) for row in rows}
+    taken = list(named.values())
+
+    def name(group: int) -> str:
+        if not named[group]:
+            return str(group)
+        return named[group] if taken.count(named[group]) == 1 else f"{named[group]}/{group}"
+
+    return [name(row["group"]) for row in rows]
+
+
+def _worker(row: dict[str, Any], now: float, service: str) -> Worker:
     pid = row["pid"] or None
     return Worker(
         slot=row["slot"],
         group=row["group"],
+        service=service,
         pid=pid,
         state=row["state"],
         generation=row["generation"],

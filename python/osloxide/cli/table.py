@@ -61,7 +61,7 @@ def columns(rates: Rates | None = None) -> tuple[Column, ...]:
     if rates is not None:
         served.append(Column("REQ/S", lambda worker: rate(rates.of(worker))))
     return (
-        Column("GROUP", lambda worker: str(worker.group)),
+        Column("SERVICE", lambda worker: worker.service, is_word=True),
         Column("SLOT", lambda worker: str(worker.slot)),
         Column("PID", lambda worker: "-" if worker.pid is None else str(worker.pid)),
         Column("STATE", lambda worker: worker.state, is_word=True),

@@ -8,14 +8,19 @@ type, which it selects as an application would; never imports eventlet.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
 import os
 import random
+import re
 import signal
+import ssl
+import subprocess
 import sys
 import threading
 import time
+import uuid
 
 from osloxide import _bootstrap
 
@@ -55,6 +60,10 @@ def parse() -> argparse.Namespace:
         "--pause", action="store_true", help="between launch and wait, until SIGUSR1"
     )
     parser.add_argument("--signal-elsewhere", action="store_true", help="to another thread")
+    parser.add_argument("--burn-on-usr2", action="store_true", help="hold the interpreter then")
+    parser.add_argument("--segv-on-usr2", action="store_true")
+    parser.add_argument("--burn-here-on-winch", action="store_true", help="the launching process")
+    parser.add_argument("--command-in-start", action="store_true", help="run one and list its fds")
     parser.add_argument("--stop-from-thread", action="store_true")
     return parser.parse_args()
 
@@ -91,8 +100,19 @@ class Probe(service.Service):
             threading.Event().wait()
         if options.signal_in_start:
             signal.signal(signal.SIGUSR2, lambda *_: emit("usr2"))
-        emit("random", random.random())
-        emit("notify-socket", os.environ.get("NOTIFY_SOCKET"))
+        if options.burn_on_usr2:
+            signal.signal(signal.SIGUSR2, burn)
+        if options.segv_on_usr2:
+            signal.signal(signal.SIGUSR2, crash)
+        if options.command_in_start:
+            # Without close_fds, as any library may do it: what does not close on exec is seen.
+            command = ["ls", "-l", "/proc/self/fd"]
+            listed = subprocess.run(command, close_fds=False, stdout=subprocess.PIPE).stdout
+            emit("inherited-fds", json.dumps(re.findall(r"(\d+) -> (\S+)", listed.decode())))
+        drawn = random.random(), ssl.RAND_bytes(16), uuid.uuid1(), uuid.uuid4(), os.urandom(8)
+        emit("random", json.dumps([str(value) for value in drawn]))
+        variables = ("NOTIFY_SOCKET", "WATCHDOG_USEC")
+        emit("notify-socket", " ".join(str(os.environ.get(name)) for name in variables))
         emit("started", self.number)
 
     def wait(self) -> None:
@@ -132,10 +152,27 @@ class Probe(service.Service):
             raise ValueError("planted fault in reset()")
 
 
+def burn(*_: object) -> None:
+    emit("burning")
+    sum(range(10**12))  # one bytecode that never releases the interpreter
+
+
+def crash(*_: object) -> None:
+    ctypes.string_at(0)
+
+
 def handler(name: str, number: int):
     return lambda *_: emit("handler", f"{name} {number}")
 
 
+def count_threads() -> None:
+    # What CPython counts since 3.12 before it warns of a fork with threads.
+    emit("fork-with-threads", len(os.listdir("/proc/self/task")))
+
+
+if options.burn_here_on_winch:
+    signal.signal(signal.SIGWINCH, burn)
+os.register_at_fork(before=count_threads)
 logging.basicConfig(level=logging.DEBUG, format="%(process)d %(levelname)s %(name)s %(message)s")
 conf = cfg.ConfigOpts()
 conf.register_opts([cfg.StrOpt("colour", default="none", mutable=True)])

@@ -1,0 +1,44 @@
+"""What a worker that is about to end by force still says: where each of its threads was.
+
+Owns a piece of memory that the parent and one worker share. In the worker Python's faulthandler
+writes the tracebacks of all threads into it when a fatal signal arrives, without needing the
+interpreter: SIGABRT, which the parent sends to a worker that hangs, SIGSEGV and their like. The
+parent reads it when it has reaped the worker. Sends no signal and logs nothing.
+
+Rules: faulthandler (Python library reference), memfd_create(2).
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+
+LONGEST = 256 * 1024
+"""Bytes that are read; faulthandler itself stops at 100 frames of each of 100 threads."""
+
+
+class LastWords:
+    """The memory of one worker; made by its parent before the fork."""
+
+    def __init__(self) -> None:
+        try:
+            self._memfd = os.memfd_create("osloxide-last-words")
+        except OSError:
+            self._memfd = -1  # a worker without last words is a worker all the same
+
+    def keep(self) -> None:
+        """In the worker: have faulthandler write there, unless the application uses it already."""
+        if self._memfd != -1 and not faulthandler.is_enabled():
+            faulthandler.enable(self._memfd, all_threads=True)
+
+    def read(self) -> str:
+        """What was written so far; empty when nothing was."""
+        if self._memfd == -1:
+            return ""
+        return os.pread(self._memfd, LONGEST, 0).decode(errors="replace").strip()
+
+    def close(self) -> None:
+        """Give the descriptor back. In a worker: of another one."""
+        if self._memfd != -1:
+            os.close(self._memfd)
+            self._memfd = -1

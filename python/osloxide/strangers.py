@@ -1,0 +1,114 @@
+"""Whose is a child that has ended and is no worker?
+
+Process 1 inherits the orphans of its container and has to reap them. Owns the answer to whom a
+child belongs, which launchers ask, and the reaping in a process that serves alone; with workers the
+native supervisor reaps. What a live ``subprocess.Popen`` or ``multiprocessing.Process`` of this
+process stands for belongs to the application, which would otherwise be told "exit status 0" of a
+command that failed. A child that the application forked by itself is recognised by nothing; it is
+left alone for two seconds, for the application to wait for.
+
+Rules: waitpid(2); subprocess, gc (Python library reference).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LOG = logging.getLogger(__name__)
+
+GRACE = 2.0
+"""Seconds that an ended child is left to whoever may be waiting for it."""
+
+AGAIN = 60.0
+"""Seconds after which one that belongs to the application is looked at again."""
+
+_LASTS = 1.0
+"""Seconds that one look at all objects is used: shorter than a stranger is left alone, so that no
+command can have been started after the look and be asked about before the next."""
+
+own_children: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Launchers; the pids in their ``children`` are nobody else's."""
+
+_asked_at: dict[int, float] = {}
+_frozen: weakref.WeakSet[subprocess.Popen[Any]] = weakref.WeakSet()
+_looked_at = float("-inf")
+_pids: frozenset[int] = frozenset()
+
+
+def remember() -> None:
+    """Note what there is now: ``gc.freeze()`` follows, and hides it from later looks."""
+    for popen in _popens():
+        _frozen.add(popen)
+
+
+def belongs_to_application(pid: int) -> bool:
+    """Tell whether somebody in this process may still ask how child *pid* ended."""
+    if any(pid in launcher.children for launcher in own_children):
+        return True
+    global _looked_at, _pids
+    now = time.monotonic()
+    if now - _looked_at > _LASTS:
+        _looked_at, _pids = now, frozenset(_awaited())
+    return pid in _pids
+
+
+def reap() -> float:
+    """Reap the orphans of the container in a process that serves alone.
+
+    :returns: seconds after which to call it again; 0 where the next SIGCHLD will do.
+    """
+    now = time.monotonic()
+    ended = set(_ended_children())
+    for pid in _asked_at.keys() - ended:
+        del _asked_at[pid]
+    for pid in ended:
+        ask_at = _asked_at.setdefault(pid, now + GRACE)
+        if now < ask_at:
+            continue
+        _asked_at[pid] = now + AGAIN
+        if not belongs_to_application(pid):
+            adopted(pid, os.waitpid(pid, os.WNOHANG)[1])
+            del _asked_at[pid]
+    return max(min(_asked_at.values()) - now, 0.01) if _asked_at else 0.0
+
+
+def adopted(pid: int, status: int) -> None:
+    """Log that an orphan was reaped."""
+    LOG.warning("pid %d not in child list", pid)
+    LOG.info("Adopted process %d has ended (wait status %d)", pid, status)
+
+
+def _ended_children() -> Iterator[int]:
+    own = str(os.getpid())
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue  # it was reaped meanwhile
+            if state == "Z" and parent == own:
+                yield int(entry.name)
+
+
+def _awaited() -> set[int]:
+    popens = [*_popens(), *_frozen]
+    found = {popen.pid for popen in popens if getattr(popen, "returncode", 0) is None}
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    for process in tuple(getattr(multiprocessing, "_children", ())):
+        if process.pid is not None:
+            found.add(process.pid)
+    return found
+
+
+def _popens() -> list[subprocess.Popen[Any]]:
+    # By type and not isinstance(), which asks proxies what they stand for.
+    return [item for item in gc.get_objects() if issubclass(type(item), subprocess.Popen)]

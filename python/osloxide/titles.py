@@ -1,0 +1,42 @@
+"""What ps(1) shows of a launcher and its workers.
+
+Owns the text, and the rule that nothing is changed where setproctitle is not installed. The name
+of the process (``comm``) stays the program's in any case, for ``pgrep -x``, ``pidof`` and
+monitoring go by it, and the command line follows in brackets, for those who look for that
+(``pgrep -f``).
+
+Rules: cotyledon sets titles likewise, with setproctitle where that is installed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from osloxide import counting
+
+LOG = logging.getLogger(__name__)
+
+
+def of_supervisor() -> None:
+    """Show this process as the parent of workers."""
+    _show(f"osloxide: supervisor of {counting.program_name()}")
+
+
+def of_worker(slot: int) -> None:
+    """Show this process as the worker of *slot*."""
+    _show(f"osloxide: worker {slot} of {counting.program_name()}")
+
+
+def _show(role: str) -> None:
+    try:
+        import setproctitle  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        return
+    try:
+        comm = Path("/proc/self/comm").read_text().rstrip("\n")
+        setproctitle.setproctitle(f"{role} [{' '.join(sys.orig_argv)}]")
+        setproctitle.setthreadtitle(comm)  # the call above has changed that too
+    except Exception:
+        LOG.debug("The process title could not be set", exc_info=True)

@@ -1,0 +1,99 @@
+//! A slot: the worker that has it, the one that will, and those that had it and still drain.
+//!
+//! Pure data and questions about it. What happens to a slot is decided by [`super::roster`], what a
+//! worker does by [`super::state`]; docs/lifecycle.md has the table of who is in a slot and when.
+
+use super::state::{State, Worker};
+
+/// Workers of one slot that may drain for ever at a time; a reload waits for one of them then.
+pub const MOST_DRAINING: usize = 8;
+
+/// Which of the workers of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The one that keeps the slot.
+    Seated,
+    /// The one that starts while the seated one still serves.
+    Successor,
+    /// One that drains after its successor became ready, counted from the one replaced first.
+    Predecessor(usize),
+}
+
+/// A worker that ended, as [`super::roster::Roster::exited`] found it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Departure {
+    /// Its slot.
+    pub slot: usize,
+    /// True when its place in the slot remains, for it will be forked again.
+    pub is_respawned: bool,
+    /// True when the slot waits before that fork.
+    pub is_put_off: bool,
+}
+
+/// A place for one worker at a time, and for others while that one is being replaced.
+#[derive(Debug)]
+pub struct Slot {
+    /// Number of its group.
+    pub group: usize,
+    /// How often it was forked again after its worker ended.
+    pub respawns: u32,
+    /// Wait status of its previous worker.
+    pub last_exit: Option<i32>,
+    pub(super) seated: Worker,
+    pub(super) successor: Option<Worker>,
+    pub(super) predecessors: Vec<Worker>,
+}
+
+impl Slot {
+    /// A slot of *group* whose worker is to be forked.
+    #[must_use]
+    pub const fn new(group: usize, seated: Worker) -> Self {
+        Self {
+            group,
+            respawns: 0,
+            last_exit: None,
+            seated,
+            successor: None,
+            predecessors: Vec::new(),
+        }
+    }
+
+    /// Its workers, whoever has a process or will have one.
+    pub fn workers(&self) -> impl Iterator<Item = (Role, &Worker)> {
+        let seated = [(Role::Seated, &self.seated)].into_iter();
+        let successor = self.successor.iter().map(|it| (Role::Successor, it));
+        let predecessors = self.predecessors.iter().enumerate();
+        seated
+            .chain(successor)
+            .chain(predecessors.map(|(index, it)| (Role::Predecessor(index), it)))
+    }
+
+    pub(super) fn worker(&mut self, role: Role) -> Option<&mut Worker> {
+        match role {
+            Role::Seated => Some(&mut self.seated),
+            Role::Successor => self.successor.as_mut(),
+            Role::Predecessor(index) => self.predecessors.get_mut(index),
+        }
+    }
+
+    /// True when one more worker may come. One that has to leave by its deadline is waited for; of
+    /// those that may drain for ever there can be [`MOST_DRAINING`].
+    pub(super) fn has_room(&self) -> bool {
+        let leaves_in_time = |worker: &Worker| {
+            worker.deadline().is_some() || matches!(worker.state, State::Killing { .. })
+        };
+        self.predecessors.len() < MOST_DRAINING && !self.predecessors.iter().any(leaves_in_time)
+    }
+
+    pub(super) fn role_of(&self, is_wanted: impl Fn(&Worker) -> bool) -> Option<Role> {
+        self.workers()
+            .find(|(_, worker)| is_wanted(worker))
+            .map(|(role, _)| role)
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.workers()
+            .filter(|(_, worker)| worker.pid().is_some())
+            .count()
+    }
+}
