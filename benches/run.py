@@ -13,9 +13,9 @@ import sys
 import time
 from typing import Any
 
-from measure import executor, launchers, machine, peers, report, wsgi
+from measure import cinder, executor, launchers, machine, peers, report, wsgi
 
-PARTS = ("wsgi", "launchers", "executor")
+PARTS = ("wsgi", "launchers", "cinder", "executor")
 
 
 class Record:
@@ -90,11 +90,16 @@ def main(arguments: list[str]) -> int:
     record.line(part="machine", command=["benches/run.py", *arguments], **facts)
     text, sound = "", True
     if "wsgi" in args.parts:
-        tables, sound = run_wsgi(args, record, python)
-        text += tables
-    for part, module in (("launchers", launchers), ("executor", executor)):
+        wsgi_tables, sound = run_wsgi(args, record, python)
+        text += wsgi_tables
+    runs = {
+        "launchers": lambda: launchers.run(python, args.rounds),
+        "cinder": lambda: cinder.run(args.rounds),
+        "executor": lambda: executor.run(python, args.rounds),
+    }
+    for part, tables in runs.items():
         if part in args.parts:
-            for title, note, rows in module.run(python, args.rounds):
+            for title, note, rows in tables():
                 for row in rows:
                     record.line(part=part, title=title, **row)
                 table = report.plain_table(title, note, rows)

@@ -1,6 +1,7 @@
-"""The supervisor beside oslo.service's launchers: respawn, idle cost, shutdown, memory.
+"""The supervisor beside oslo.service's launchers: respawn, reload, idle cost, shutdown, memory.
 
-Every flavour runs programs/service.py. Times are CLOCK_MONOTONIC, which all processes share.
+Every flavour runs programs/service.py, and those that have a WSGI server also tests/services'
+small service, under load. Times are CLOCK_MONOTONIC, which all processes share.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from measure import machine
-from measure.peers import BENCHES, until
+from measure.peers import BENCHES, ROOT, until
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from services.load import Load, Report
+
+SMALL = ROOT / "tests" / "services" / "apps" / "small.py"
 
 WORKERS = 4
 IDLE_SECONDS = 5.0
@@ -63,6 +70,21 @@ class Launched:
             raise RuntimeError("the worker was not replaced within 30 s")
         return self.started()[-1][1] - killed
 
+    def reload(self) -> float:
+        """SIGHUP; seconds until every worker is a new one and none of the old is left."""
+        seen, began = self.started(), time.monotonic()
+        old = machine.members(self.process.pid)
+        old.remove(self.process.pid)
+        self.process.send_signal(signal.SIGHUP)
+
+        def is_over() -> bool:
+            now = machine.members(self.process.pid)
+            return len(self.started()) >= len(seen) + WORKERS and not set(old) & set(now)
+
+        if not until(is_over, 60, 0.001):
+            raise RuntimeError("the workers were not replaced within 60 s")
+        return time.monotonic() - began
+
     def idle(self) -> tuple[float, float]:
         """Wake-ups a second of the parent, and of one worker, while nothing happens."""
         worker = self.started()[-1][0]
@@ -104,10 +126,12 @@ def run(python: str, rounds: int) -> Tables:
                 pss = machine.pss(machine.members(launched.process.pid)) / 1024
                 # The first kill only: what follows is the back-off's business.
                 seconds = launched.respawn()
+                reload_seconds = launched.reload()
                 found[flavour].append(
                     {
                         "start ms": launched.start_seconds * 1000,
                         "respawn ms": seconds * 1000,
+                        "reload ms": reload_seconds * 1000,
                         "parent wake-ups/s": parent,
                         "worker wake-ups/s": worker,
                         "PSS MiB": pss,
@@ -122,7 +146,103 @@ def run(python: str, rounds: int) -> Tables:
         "Launchers",
         f"One parent and {WORKERS} idle workers, medians of {rounds} rounds. Start: from exec to "
         "the last worker's start(). Respawn: from kill -9 of a worker to the start() of its "
-        "successor. Wake-ups: voluntary context switches while idle. PSS: the whole tree. Stop: "
-        "from SIGTERM until the last process left.",
+        "successor. Reload: from SIGHUP until only new workers are left. Wake-ups: voluntary "
+        "context switches while idle. PSS: the whole tree. Stop: from SIGTERM until the last "
+        "process left.",
         rows,
     )
+    yield reload_under_load(rounds)
+
+
+class Small:
+    """The small WSGI service of the service tests, on osloxide or on eventlet."""
+
+    def __init__(self, flavour: str, interpreter: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="bench-"))
+        config, self.port_file = self.directory / "small.conf", self.directory / "port"
+        config.write_text(
+            f"[DEFAULT]\nport_file = {self.port_file}\nworkers = {WORKERS}\n"
+            "restart_method = reload\ngraceful_shutdown_timeout = 30\n"
+        )
+        stock = [] if flavour == "osloxide" else ["--stock"]
+        self.log = self.directory / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [interpreter, str(SMALL), *stock, "--config-file", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        serve = b"worker serves"
+        if not until(lambda: self.log.read_bytes().count(serve) >= WORKERS, 30):
+            text = self.log.read_text()[-2000:]
+            self.close()
+            raise RuntimeError(f"{flavour}: the small service did not start:\n{text}")
+        self.port = int(self.port_file.read_text())
+
+    def workers(self) -> set[int]:
+        return set(machine.members(self.process.pid)) - {self.process.pid}
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def reload_under_load(rounds: int) -> tuple[str, str, list[dict[str, Any]]]:
+    """SIGHUP while clients ask: how long it takes, and what it costs them."""
+    rows: list[dict[str, Any]] = []
+    for keep_alive in (True, False):
+        for flavour in ("osloxide", "eventlet"):
+            seconds, answered, failed = [], 0, 0
+            for _ in range(rounds):
+                took, report = one_reload(flavour, keep_alive=keep_alive)
+                seconds.append(took)
+                answered += len(report.answers)
+                failed += len(report.failures)
+            rows.append(
+                {
+                    "launcher": flavour,
+                    "connections": "8 kept alive" if keep_alive else "8 new ones at a time",
+                    "reload ms": statistics.median(seconds) * 1000,
+                    "answered": answered,
+                    "failed": failed,
+                }
+            )
+    nothing = {"connections": "-", "reload ms": "cannot run", "answered": "-", "failed": "-"}
+    rows.append({"launcher": "threading", **nothing})
+    return (
+        "Reload under load",
+        f"A WSGI service with {WORKERS} workers is told to reload (SIGHUP) while clients ask: time "
+        "until only new workers are left (median), and requests of all rounds. Stock oslo.service "
+        "refuses to serve WSGI with native threads.",
+        rows,
+    )
+
+
+def one_reload(flavour: str, *, keep_alive: bool) -> tuple[float, Report]:
+    """Seconds until only new workers were left, and what the clients saw."""
+    # Both run on this interpreter: eventlet is in the environment that the tests need.
+    small = Small(flavour, sys.executable)
+    try:
+        load = Load(small.port, connections=8, keep_alive=keep_alive)
+        try:
+            load.wait_answered(200)
+            old, began = small.workers(), time.monotonic()
+            small.process.send_signal(signal.SIGHUP)
+
+            def is_over() -> bool:
+                now = small.workers()
+                return len(now) == WORKERS and not old & now
+
+            if not until(is_over, 60, 0.001):
+                raise RuntimeError(f"{flavour}: the workers were not replaced within 60 s")
+            took = time.monotonic() - began
+            load.wait_answered(200)
+            return took, load.stop()
+        finally:
+            load.kill()
+    finally:
+        small.close()

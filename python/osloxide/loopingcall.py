@@ -1,12 +1,13 @@
-"""Looping calls: a function that is called again and again on a thread of its own.
+"""Looping calls: a function that is called again and again, never twice at a time.
 
-Owns the thread and the sleep between two calls; never interrupts a call that is running. stop()
-ends the sleep at once, a sleeping call costs no wake-up, and its thread does not keep the process
-alive. The thread ends with the loop: nothing is pooled, nothing leaks.
+Owns the loop and the sleep between two calls; never interrupts a call that is running. stop()
+ends the sleep at once, and a sleeping call costs no wake-up. A loop that sleeps for long gives its
+thread up meanwhile (osloxide.timers), and the next call is made on a new one: a thousand idle loops
+have one thread together. What it runs on does not keep the process alive and ends with the loop.
 
 Rules: oslo_service.loopingcall (oslo.service 4.8), names, signatures, messages and arithmetic.
-Differs in three points: time is monotonic throughout, RetryDecorator counts each call on its own,
-and a call may be started again as soon as wait() has returned.
+Differs in four points: time is monotonic throughout, RetryDecorator counts each call on its own,
+a call may be started again as soon as wait() has returned, and the thread may change between calls.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar
 
-from osloxide import waiting
+from osloxide import timers, waiting
 
 # oslo.service up to 4.0 logged here, and default_log_levels of designate, mistral and others
 # still name it.
 LOG = logging.getLogger("oslo_service.loopingcall")
 
 IdleFor = Callable[[Any, float], float]
+
+SHORT = 0.5
+"""Seconds; a loop that sleeps for less keeps its thread, for starting one would cost more."""
 
 
 class LoopingCallDone(Exception):
@@ -124,7 +128,9 @@ class LoopingCallBase:
         self.kw = self.kwargs = kw
         self.done: FutureEvent | None = None
         self._thread: threading.Thread | None = None
+        """The thread that runs or ran a call last, as long as the loop has not ended."""
         self._abort = threading.Event()
+        self._timer: timers.Timer | None = None
 
     @property
     def _running(self) -> bool:
@@ -133,6 +139,9 @@ class LoopingCallBase:
     def stop(self) -> None:
         """End the loop: a sleep ends now, a call that is running is the last one."""
         self._abort.set()
+        # Read after the flag was set: a timer that is begun later looks at the flag.
+        if self._timer is not None:
+            timers.wake(self._timer)
 
     def wait(self) -> Any:
         """Wait for the loop to end; returns and raises as the event that start() returned."""
@@ -159,28 +168,33 @@ class LoopingCallBase:
             raise RuntimeError(self._RUN_ONLY_ONE_MESSAGE)
         self.done = done = self._EVENT()
         self._abort.clear()
+        self._timer = None
+        loop = functools.partial(self._run_loop, done, idle_for, stop_on_exception)
+        name = f"looping call {_callable_name(self.f)}"
         self._thread = threading.Thread(
-            target=self._run_loop,
-            args=(done, idle_for, initial_delay, stop_on_exception),
-            name=f"looping call {_callable_name(self.f)}",
-            daemon=True,
+            target=loop, args=(initial_delay or 0,), name=name, daemon=True
         )
         self._thread.start()
         return done
 
     def _run_loop(
-        self,
-        done: FutureEvent,
-        idle_for: IdleFor,
-        initial_delay: float | None,
-        stop_on_exception: bool,
+        self, done: FutureEvent, idle_for: IdleFor, stop_on_exception: bool, idle: float
     ) -> None:
+        """Sleep for *idle* seconds, call, and so on, until the loop ends or gives its thread up."""
+        self._thread = threading.current_thread()
         failure: BaseException | None = None
         result: Any = True
         try:
-            if initial_delay:
-                self._sleep(initial_delay)
-            while self._running:
+            while True:
+                if idle >= SHORT and not self._sleeps_its_own_way():
+                    loop = functools.partial(self._run_loop, done, idle_for, stop_on_exception)
+                    end = functools.partial(self._end, done, True, None)
+                    if self._rests(idle, functools.partial(loop, 0), end):
+                        return
+                if idle:
+                    self._sleep(idle)
+                if not self._running:
+                    break
                 watch = _Stopwatch()
                 outcome = self._call(stop_on_exception)
                 watch.stop()
@@ -191,7 +205,8 @@ class LoopingCallBase:
                     "%(kind)s %(func_name)r sleeping for %(idle).02f seconds",
                     {"kind": self._KIND, "func_name": _callable_name(self.f), "idle": idle},
                 )
-                self._sleep(idle)
+                if not idle:
+                    self._sleep(0)
         except LoopingCallDone as exc:
             result = exc.retvalue
         except Exception as exc:  # noqa: BLE001  # for wait() to raise
@@ -199,6 +214,28 @@ class LoopingCallBase:
             failure = exc
         except BaseException as exc:  # noqa: BLE001  # SystemExit: wait() must not last for ever
             failure = exc
+        self._end(done, result, failure)
+
+    def _sleeps_its_own_way(self) -> bool:
+        """Whether a subclass, or a test, replaces _sleep(), which then has to be called."""
+        return type(self)._sleep is not _OWN_SLEEP or "_sleep" in vars(self)
+
+    def _rests(
+        self, seconds: float, go_on: Callable[[], object], end: Callable[[], object]
+    ) -> bool:
+        """Sleep without a thread; then either of the two is called. False: sleep on this one."""
+        name = threading.current_thread().name
+        self._timer = timers.Timer(
+            seconds, name, on_due=go_on, on_woken=end, is_over=self._abort.is_set
+        )
+        try:
+            timers.begin(self._timer)
+        except RuntimeError as exc:
+            LOG.debug("%s keeps its thread while it sleeps: %s", name, exc)
+            return False
+        return True
+
+    def _end(self, done: FutureEvent, result: Any, failure: BaseException | None) -> None:
         # Before the outcome is known, so that a caller of wait() may start() again.
         self._thread = None
         if failure is None:
@@ -234,6 +271,9 @@ class LoopingCallBase:
                 {"func_name": _callable_name(self.f), "delay": delay},
             )
         return -delay if delay < 0 else 0
+
+
+_OWN_SLEEP = LoopingCallBase._sleep
 
 
 class FixedIntervalLoopingCall(LoopingCallBase):

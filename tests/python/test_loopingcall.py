@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import threading
 import time
 from types import ModuleType
 from typing import Any
 
 import pytest
+from _children import run_python
+from conftest import wait_until
 
 TIMEOUT = 30.0
 
@@ -90,21 +93,131 @@ def test_starting_twice_is_refused_while_it_runs(loopingcall: ModuleType) -> Non
     done.wait(TIMEOUT)
 
 
-def test_no_thread_is_left_after_the_end(loopingcall: ModuleType) -> None:
-    before = set(threading.enumerate())
-    calls = [loopingcall.FixedIntervalLoopingCall(lambda: None) for _ in range(20)]
-    events = [call.start(interval=3600) for call in calls]
-    threads = set(threading.enumerate()) - before
-    assert len(threads) == 20
-    assert all(thread.daemon for thread in threads), "none keeps the process alive"
+def named(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
 
+
+def test_a_thousand_idle_loops_share_one_thread_and_all_end_at_once(
+    loopingcall: ModuleType,
+) -> None:
+    wait_until(lambda: not named("timers"), "the thread of earlier tests has ended")
+    before = set(threading.enumerate())
+    called = threading.Semaphore(0)
+    calls = [loopingcall.FixedIntervalLoopingCall(called.release) for _ in range(1000)]
+    events = [call.start(interval=3600) for call in calls]
+    for _ in calls:
+        assert called.acquire(timeout=TIMEOUT)
+
+    wait_until(lambda: len(set(threading.enumerate()) - before) == 1, "one thread is left")
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.daemon, "it does not keep the process alive"
     for call in calls:
         call.stop()
-    for event in events:
-        event.wait(TIMEOUT)
 
-    for thread in threads:
-        until_ended(thread)
+    assert [event.wait(TIMEOUT) for event in events] == [True] * 1000
+    until_ended(thread)
+
+
+def test_loops_that_rest_are_called_again_in_time_whatever_another_one_does(
+    loopingcall: ModuleType,
+) -> None:
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        go_on.wait(TIMEOUT)
+
+    blocker = loopingcall.FixedIntervalLoopingCall(block)
+    blocker.start(interval=1)
+    assert blocked.wait(TIMEOUT)
+    instants: list[float] = []
+
+    def note() -> None:
+        instants.append(time.monotonic())
+        if len(instants) == 3:
+            raise loopingcall.LoopingCallDone
+
+    loopingcall.FixedIntervalLoopingCall(note).start(interval=0.6).wait(TIMEOUT)
+    blocker.stop()
+    go_on.set()
+    blocker.wait()
+
+    gaps = [later - earlier for earlier, later in itertools.pairwise(instants)]
+    # The arithmetic of oslo.service rounds to hundredths.
+    assert all(gap >= 0.58 for gap in gaps), gaps
+
+
+def test_a_stop_at_any_moment_ends_a_loop_that_rests_and_wakes(loopingcall: ModuleType) -> None:
+    loops = [loopingcall.DynamicLoopingCall(lambda: 0.5) for _ in range(200)]
+    events = [loop.start() for loop in loops]
+
+    # One after the other, while they wake up all around.
+    for loop in loops:
+        time.sleep(0.005)
+        loop.stop()
+
+    assert [event.wait(TIMEOUT) for event in events] == [True] * 200
+
+
+def test_a_forked_child_begins_without_loops_and_can_start_its_own(
+    loopingcall: ModuleType,
+) -> None:
+    program = f"""
+import os, threading
+from osloxide.backends.{loopingcall.__name__.split(".")[-2]} import loopingcall
+parents = loopingcall.FixedIntervalLoopingCall(lambda: None)
+outcome = parents.start(interval=3600)
+while parents._timer is None:
+    pass
+pid = os.fork()
+if pid == 0:
+    calls = []
+    def count():
+        calls.append(1)
+        if len(calls) == 2:
+            raise loopingcall.LoopingCallDone(len(calls))
+    os._exit(loopingcall.FixedIntervalLoopingCall(count).start(interval=0.6).wait())
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+parents.stop()
+print(status, outcome.wait())
+"""
+    assert run_python(program).stdout.split() == ["2", "True"]
+
+
+def test_a_loop_waits_for_a_thread_when_the_system_has_none(
+    loopingcall: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    called = threading.Semaphore(0)
+    call = loopingcall.FixedIntervalLoopingCall(called.release)
+    outcome = call.start(interval=0.6)
+    assert called.acquire(timeout=TIMEOUT)
+    wait_until(lambda: call._timer is not None, "it rests")
+    start, refusals = threading.Thread.start, [1]
+
+    def refuse(thread: threading.Thread) -> None:
+        if refusals:
+            refusals.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    assert called.acquire(timeout=TIMEOUT), "it was given up"
+    assert "can't start new thread; tried again" in caplog.text
+    call.stop()
+    assert outcome.wait(TIMEOUT) is True
+
+
+def test_a_subclass_that_sleeps_its_own_way_is_let_sleep(loopingcall: ModuleType) -> None:
+    slept: list[float] = []
+
+    class Mine(loopingcall.FixedIntervalLoopingCall):
+        def _sleep(self, timeout: float) -> None:
+            slept.append(timeout)
+            self.stop()
+
+    assert Mine(lambda: None).start(interval=3600).wait(TIMEOUT) is True
+    assert slept == [pytest.approx(3600, abs=1)]
 
 
 def test_an_exception_ends_the_loop_is_logged_and_raised_by_wait(
@@ -269,3 +382,21 @@ def test_messages_go_to_the_logger_that_default_log_levels_name(
     done.wait(TIMEOUT)
 
     assert {record.name for record in caplog.records} <= {"oslo_service.loopingcall"}
+
+
+def test_neutrons_private_import_is_the_public_class() -> None:
+    """neutron's DHCP agent imports the backend's module at run time."""
+    program = """
+from osloxide import _bootstrap
+_bootstrap.install()
+from oslo_service.backend._threading import loopingcall as private
+from oslo_service import loopingcall
+assert private.FixedIntervalLoopingCall is loopingcall.FixedIntervalLoopingCall
+calls = []
+def twice():
+    calls.append(1)
+    if len(calls) == 2:
+        raise private.LoopingCallDone("done")
+print(private.FixedIntervalLoopingCall(f=twice).start(interval=0.6).wait())
+"""
+    assert run_python(program).stdout.split() == ["done"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -328,3 +328,38 @@ def test_cancel_with_a_timeout_stops_what_does_not_end(
     group.cancel(timeout=0.01)
 
     assert group.threads == []
+
+
+def test_a_subclass_written_as_heats_is_works_and_its_timers_cost_no_threads() -> None:
+    """heat.engine.service.ThreadGroupManager's way: its own add_thread() on the group's fields."""
+    from osloxide.backends.threading import threadgroup
+
+    class Group(threadgroup.ThreadGroup):
+        def add_thread(self, callback: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                if len(self.threads) >= self.max_threads:
+                    raise RuntimeError("full")
+            return super().add_thread(callback, *args, **kwargs)
+
+    before = set(threading.enumerate())
+    group, gate = Group(max_threads=2), threading.Event()
+    ticks = threading.Semaphore(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of max_threads, which heat reads
+        threads = [group.add_thread(gate.wait) for _ in range(2)]
+        with pytest.raises(RuntimeError, match="full"):
+            group.add_thread(gate.wait)
+    for _ in range(200):
+        group.add_timer(3600, ticks.release)
+    for _ in range(200):
+        assert ticks.acquire(timeout=TIMEOUT)
+
+    # Its own two, and the one that all timers share.
+    wait_until(lambda: len(set(threading.enumerate()) - before) <= 3, "idle timers cost nothing")
+    gate.set()
+    for thread in threads:
+        thread.wait()
+    assert len(group.timers) == 200
+    group.stop(graceful=True)
+    assert group.timers == []
+    group.wait()

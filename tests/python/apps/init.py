@@ -32,8 +32,10 @@ def emit(event: str, detail: object = "") -> None:
 
 
 def leave_orphan(*_: object) -> None:
-    # Waited for by nobody but process 1; its parent ends and is waited for here.
-    subprocess.run(["sh", "-c", "(exit 5) & true"], check=True)
+    # It ends when its input does, after its own parent: nobody but process 1 can wait for it.
+    orphan = "exec 3<&0; (read line <&3; exit 5) & true"
+    with subprocess.Popen(["sh", "-c", orphan], stdin=subprocess.PIPE) as shell:
+        shell.wait()
     emit("orphaned")
 
 
