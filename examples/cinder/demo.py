@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import block_storage
 import osloxide
 from block_storage import Client
-from stage import Child, Failure, Progress, eventually
+from stage import Child, Failure, Progress, eventually, started
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -296,12 +296,15 @@ class Demo:
             before = child.workers()
             with Crowd(port) as crowd:
                 eventually("the load", 30, lambda: crowd.served() >= CLIENTS, child)
-                os.kill(before[0], signal.SIGKILL)
+                since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
                 since = time.monotonic()
+                os.kill(before[0], signal.SIGKILL)
                 replaced = eventually(
                     "a new worker", 20, lambda: self.replaced(child, before[0]), child
                 )
                 reaped = time.monotonic()
+                # The kernel's word: this process is busy with its clients and looks late.
+                forked = max(started(worker) for worker in replaced) - since_boot
                 self.every_worker(port, replaced)
                 serving = time.monotonic() - since
             late = [lost for lost in crowd.cut() if lost.since > reaped]
@@ -310,7 +313,7 @@ class Demo:
             if not self.stock and sum(w["respawns"] for w in self.status(child)) != 1:
                 raise Failure(f"the scoreboard should count one respawn: {self.status(child)}")
             notes.append(
-                f"replaced after {1000 * (reaped - since):.0f} ms, "
+                f"replaced after {max(0, 1000 * forked):.0f} ms, "
                 f"serving after {1000 * serving:.0f} ms, "
                 f"{crowd.served()} answers meanwhile, {len(crowd.cut())} lost with the worker"
             )

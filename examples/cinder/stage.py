@@ -138,6 +138,12 @@ class Child:
         return "\n".join(line[:columns] for line in last)
 
 
+def started(pid: int) -> float:
+    """When a process was forked: seconds on CLOCK_BOOTTIME, cut to the kernel's ticks."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
 def _processes() -> Iterator[tuple[int, int, int]]:
     """``(pid, parent, session)`` of every process that is not a zombie."""
     for entry in Path("/proc").iterdir():

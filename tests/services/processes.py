@@ -63,6 +63,8 @@ class Stat:
     parent: int
     session: int
     ticks: int
+    started: float
+    """Seconds on CLOCK_BOOTTIME, cut to the kernel's ticks of 10 ms."""
 
 
 def stat(pid: int) -> Stat | None:
@@ -72,7 +74,9 @@ def stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = line[line.rindex(")") + 2 :].split()
-    return Stat(pid, fields[0], int(fields[1]), int(fields[3]), int(fields[11]) + int(fields[12]))
+    ticks = int(fields[11]) + int(fields[12])
+    started = int(fields[19]) / TICKS_PER_SECOND
+    return Stat(pid, fields[0], int(fields[1]), int(fields[3]), ticks, started)
 
 
 def is_alive(pid: int) -> bool:

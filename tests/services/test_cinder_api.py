@@ -36,6 +36,7 @@ from services.processes import (
     is_alive,
     is_refused,
     main_thread_switches,
+    stat,
     until,
 )
 from services.subject import LONG_RUN_SECONDS
@@ -273,11 +274,15 @@ def test_a_killed_worker_costs_only_its_own_requests_and_is_back_at_once(
     victim = before[1]
 
     killed_at = time.monotonic()
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     os.kill(victim, signal.SIGKILL)
-    until("forked again", lambda: len(set(api.workers()) - set(before)) == 1, 10, every=0.002)
-    forked = time.monotonic() - killed_at
-    driver.wait_answered(200)
+    until("forked again", lambda: len(set(api.workers()) - set(before)) == 1, 10)
     (successor,) = set(api.workers()) - set(before)
+    born = stat(successor)
+    assert born is not None, f"worker {successor} has ended"
+    # The kernel's word: on a busy machine this test looks later than it happens.
+    forked = born.started - since_boot
+    driver.wait_answered(200)
     until("the new worker answers", lambda: get(cinder.port, "/")[1] == successor, 60)
     report = driver.stop()
 
@@ -287,7 +292,7 @@ def test_a_killed_worker_costs_only_its_own_requests_and_is_back_at_once(
     api.wait_log(rf"Child {victim} killed by signal 9")
     others = {pid for pid in report.pids(since=killed_at) if pid in before and pid != victim}
     assert others == set(before) - {victim}, "the other workers went on answering"
-    figure(f"forked after {forked * 1e3:.0f} ms; {report.summary()}")
+    figure(f"forked after {forked * 1e3:.0f} ms (a tick is 10 ms); {report.summary()}")
     assert stop_politely(api) == 0
 
 
