@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from osloxide import forking
 
 PROGRAM = """
@@ -22,7 +24,7 @@ threads = [threading.Thread(target=log, args=(number,)) for number in range(3)]
 for thread in threads:
     thread.start()
 forks = 0
-for forks in range(1, 101):
+for forks in range(1, 1001):
     with forking.logging_paused():
         pid = os.fork()
     if pid == 0:
@@ -36,12 +38,13 @@ print(forks)
 """
 
 
-def test_a_child_can_log_to_the_file_that_threads_of_its_parent_log_to():
+@pytest.mark.timeout(150)
+def test_a_thousand_children_can_log_to_the_file_that_threads_of_their_parent_log_to():
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM], timeout=60, check=True, stdout=subprocess.PIPE
+        [sys.executable, "-c", PROGRAM], timeout=120, check=True, stdout=subprocess.PIPE
     )
 
-    assert ended.stdout == b"100\n"
+    assert ended.stdout == b"1000\n"
 
 
 def test_a_handler_that_is_stuck_delays_a_fork_and_does_not_prevent_it(monkeypatch):

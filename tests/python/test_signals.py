@@ -209,6 +209,70 @@ def test_sigint_and_sigalrm_end_everything_at_once_with_1_and_leave_no_orphan(
     wait_until(lambda: not program.members(), "no orphan is left")
 
 
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGALRM])
+def test_sigint_and_sigalrm_end_one_worker_at_once_with_1_and_another_takes_its_place(
+    running: Start, flavour: str, signo: int
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", "2")
+    program.expect("wait", 2)
+    leaving, staying = program.workers()
+
+    program.send(signo, leaving)
+
+    program.expect("wait", 3)
+    program.expect_log(rf"Child {leaving} exited with status 1")
+    assert program.events("stop") == []
+    assert staying in program.workers()
+    assert stop(program) == 0
+
+
+@pytest.mark.parametrize("signo", [signal.SIGCHLD, signal.SIGPIPE, signal.SIGURG, signal.SIGWINCH])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signals_that_ask_for_nothing_disturb_neither_parent_nor_worker(
+    running: Start, flavour: str, workers: str, signo: int
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", workers)
+    program.expect("wait", int(workers))
+    before = program.workers()
+
+    for pid in (program.pid, *before):
+        for _ in range(20):
+            program.send(signo, pid)
+
+    assert stop(program) == 0, "they are still heard"
+    assert len(program.events("start")) == int(workers)
+    assert len(program.events("stopped")) == int(workers)
+    assert program.events("reset") == []
+
+
+def test_no_fork_obeys_the_signals_of_a_single_process(running: Start, config: Path) -> None:
+    args = ("--backend", "threading", "--workers", "1", "--no-fork", "--config", str(config))
+    for method, steps in (("mutate", ["reset"]), ("reload", ["stop", "waited", "reset", "start"])):
+        program = running("probe.py", *args, "--restart-method", method)
+        program.expect("wait")
+
+        program.send(signal.SIGHUP)
+        program.expect("reset" if method == "mutate" else "started", len(steps) // 3 + 1)
+
+        seen = re.findall(r"^\d+ (start|stop|reset|waited) ", program.output, re.MULTILINE)
+        assert seen[1:] == steps
+        program.send(signal.SIGTERM)
+        program.send(signal.SIGTERM)
+        assert program.ended() == 0
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGALRM])
+def test_no_fork_ends_at_once_with_1(running: Start, signo: int) -> None:
+    program = running("probe.py", "--backend", "threading", "--workers", "1", "--no-fork")
+    program.expect("wait")
+
+    program.send(signo)
+
+    assert program.ended() == 1
+    assert program.events("stop") == []
+    assert "instantaneous exiting" in program.log
+
+
 def test_sigint_cuts_a_drain_short(running: Start, flavour: str) -> None:
     args = ("--workers", "2", "--stop", "hang")
     program = running("probe.py", "--backend", flavour, *args)
@@ -394,6 +458,26 @@ def test_a_hangup_during_start_waits_for_start_to_return(
     order = re.findall(r"^\d+ (started|reset) ", program.output, re.MULTILINE)
     assert order == ["started", "reset"]
     assert stop(program) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("method", ["reload", "mutate"])
+def test_sigterm_while_a_hangup_is_handled_ends_gracefully(
+    running: Start, flavour: str, workers: str, method: str, config: Path
+) -> None:
+    """reset() waits for stop(): after a mutate the HUP is still under way when SIGTERM comes."""
+    args = ("--workers", workers, "--restart-method", method, "--config", str(config))
+    program = running("probe.py", "--backend", flavour, *args, "--reset", "wait")
+    program.expect("wait", int(workers))
+
+    target = program.pid if workers == "1" else program.workers()[0]
+    program.send(signal.SIGHUP, target)
+    program.expect("reset", 1, target)
+    program.send(signal.SIGHUP, target)
+    program.send(signal.SIGTERM)
+
+    assert program.ended() == 0
+    assert len(program.events("stopped", target)) == len(program.events("started", target))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

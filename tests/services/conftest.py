@@ -128,6 +128,7 @@ class SmallService:
             "workers": 2,
             "graceful_shutdown_timeout": 30,
         }
+        self.environment = clean_environment()
         self._start = start
         self._prefix = prefix
 
@@ -148,7 +149,7 @@ class SmallService:
         self.port_file.unlink(missing_ok=True)
         log = log or self.directory / "small.log"
         command = small_service_command(self.config)
-        return self._start(command, log, clean_environment(), self._prefix)
+        return self._start(command, log, self.environment, self._prefix)
 
     def start(self, log: Path | None = None, **options: object) -> RunningService:
         """Start the service and wait until every worker serves."""

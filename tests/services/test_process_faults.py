@@ -330,6 +330,27 @@ def test_a_worker_that_is_told_to_stop_drains_and_is_replaced(
     end(service)
 
 
+def test_workers_terminated_one_by_one_under_load_lose_no_request(
+    small: SmallService, load: StartLoad, figure: Figure
+) -> None:
+    service = small.start(workers=3)
+    driver = load(small.port, connections=9)
+    driver.wait_answered(200)
+
+    for _ in range(3):
+        before = service.workers()
+        mark = service.mark()
+        os.kill(before[0], signal.SIGTERM)
+        until("it has left", lambda b=before: b[0] not in service.workers(), 30)  # type: ignore[misc]
+        service.wait_log("worker serves", since=mark)
+        driver.wait_answered(100)
+    report = driver.stop()
+
+    assert_unharmed(report)
+    figure(f"3 of 3 workers replaced; {report.summary()}")
+    end(service)
+
+
 def test_a_storm_of_sigchld_costs_nothing_but_a_look(small: SmallService) -> None:
     service = small.start(workers=2)
     before = service.workers()
@@ -464,6 +485,90 @@ def test_a_broken_configuration_file_at_a_reload_keeps_the_old_one_and_says_so(
     service.signal(signal.SIGHUP)
     until("the repaired file is in use", lambda: get(small.port)[2].startswith(b"repaired"), 30)
     end(service)
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <time.h>
+
+static volatile long *jump;
+static long zero;
+
+__attribute__((constructor)) static void begin(void) {
+    int fd = open(getenv("CLOCK_JUMP"), O_RDONLY | O_CLOEXEC);
+    void *memory = fd < 0 ? MAP_FAILED : mmap(0, sizeof(long), PROT_READ, MAP_SHARED, fd, 0);
+    jump = memory == MAP_FAILED ? &zero : memory;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int status = real(clock, now);
+    if (jump && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += *jump;
+    return status;
+}
+
+time_t time(time_t *result) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (result) *result = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def jumping_clock(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
+    """A library that moves the wall clock of a program, and the file that says how far."""
+    directory = tmp_path_factory.mktemp("clock")
+    (directory / "clock.c").write_text(CLOCK)
+    library, jump = directory / "clock.so", directory / "jump"
+    compile_it = ["cc", "-shared", "-fPIC", "-O1", "-o", library, directory / "clock.c", "-ldl"]
+    subprocess.run(compile_it, check=True)
+    jump.write_bytes(bytes(8))
+    return {"LD_PRELOAD": str(library), "CLOCK_JUMP": str(jump)}, jump
+
+
+@pytest.mark.parametrize("days", [1, -1], ids=["forward", "back"])
+def test_a_jump_of_the_wall_clock_moves_no_deadline_and_no_back_off(
+    small: SmallService, jumping_clock: tuple[dict[str, str], Path], figure: Figure, days: int
+) -> None:
+    variables, file = jumping_clock
+    small.environment.update(variables)
+
+    def jump(seconds: int) -> None:
+        with file.open("r+b") as memory:  # never shorter than what is mapped
+            memory.write(seconds.to_bytes(8, "little", signed=True))
+
+    jump(0)
+    service = small.start(workers=2, graceful_shutdown_timeout=3, worker_timeout=20)
+    before = service.workers()
+    stamp = service.text().split()[0]
+
+    jump(days * 86400)
+    os.kill(before[0], signal.SIGKILL)
+    until("a death is seen at once", lambda: replaced_one(service, before[0], 2), 20)
+    service.wait_log("worker serves", times=3)
+    request = Held(small.port, "/hold?s=60", 1)
+    (line,) = service.wait_log(HOLD)
+    assert not line.startswith(stamp), "the clock of the service did not jump"
+    begin = time.monotonic()
+    service.signal(signal.SIGTERM)
+    jump(0)
+    status = service.wait_exit(20)
+    took = time.monotonic() - begin
+
+    service.wait_gone()
+    request.wait(5)
+    assert status == 1
+    assert took >= 2.9, "the grace period was cut short"
+    assert "did nothing" not in service.text(), "a worker was taken to hang"
+    figure(f"the clock jumped {days:+} day and back: grace of 3 s took {took:.1f} s")
 
 
 def test_a_stop_in_the_middle_of_a_reload_still_leaves_with_status_0(

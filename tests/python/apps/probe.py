@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--stop", default="ok", help="ok, crash, hang, spin")
     parser.add_argument("--wait", default="until-stopped", help="or return, crash, drain:SECONDS")
-    parser.add_argument("--reset", default="ok", help="ok, crash")
+    parser.add_argument("--reset", default="ok", help="ok, crash, wait (for stop)")
     parser.add_argument("--thread-before-fork", action="store_true")
     parser.add_argument("--handler", action="append", default=[], help="signals with own handlers")
     parser.add_argument("--signal-in-start", action="store_true")
@@ -148,6 +148,8 @@ class Probe(service.Service):
 
     def reset(self) -> None:
         emit("reset", f"{self.where()} {conf.colour}")
+        if options.reset == "wait":
+            self.stopped.wait()
         if options.reset == "crash":
             raise ValueError("planted fault in reset()")
 
