@@ -106,7 +106,7 @@ stubs: $(VENV)/.native $(VENV)/.test ## _native.pyi says what the compiled modul
 # ---- suites ------------------------------------------------------------------------------------
 
 rust: ## Rust tests of every room (no Python needed)
-	cargo test --quiet --locked --no-default-features --features "$(CORE)"
+	cargo test --quiet --locked --no-default-features --features "$(CORE) fuzzing"
 
 python: $(VENV)/.native $(VENV)/.test ## tests through the boundary, with real processes
 	$(PY) -m pytest -q tests/python

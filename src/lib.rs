@@ -15,6 +15,8 @@
 //! | [`rpc`] | the executor under oslo.messaging | knows HTTP |
 //! | `python` | the boundary: the only room that names PyO3 | decides anything |
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 #[cfg(feature = "pool")]
 pub mod pool;
 #[cfg(feature = "python")]

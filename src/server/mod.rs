@@ -7,6 +7,8 @@ mod connection;
 mod deadlines;
 mod exchange;
 mod framing;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod link;
 mod reactor;
 mod socket;

@@ -4,7 +4,7 @@
 //! oslo.service's `[ssl]` group (`sslutils`), which speak OpenSSL; what rustls cannot do is refused
 //! rather than ignored.
 
-mod ciphers;
+pub(super) mod ciphers;
 mod validity;
 
 use parking_lot::Mutex;

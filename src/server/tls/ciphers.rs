@@ -40,6 +40,13 @@ const SUITES: [(&str, CipherSuite, &[&str]); 6] = [
     ),
 ];
 
+/// OpenSSL's names of the TLS 1.3 suites. A list cannot switch them off; nor can it with OpenSSL.
+const TLS13: [&str; 3] = [
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_CHACHA20_POLY1305_SHA256",
+];
+
 /// Properties that all our suites have.
 const COMMON: [&str; 12] = [
     "ALL",
@@ -105,7 +112,7 @@ const ABSENT_TOO: [&str; 7] = ["SSLv2", "SSLv3", "TLSv1", "TLSv1.0", "SHA1", "SH
 
 /// The suites that a list asks for, in its order, and all those of TLS 1.3, which OpenSSL's lists
 /// do not concern.
-pub(super) fn parse(
+pub(in crate::server) fn parse(
     list: &str,
     available: &[SupportedCipherSuite],
 ) -> Result<Vec<SupportedCipherSuite>, Error> {
@@ -115,6 +122,7 @@ pub(super) fn parse(
         problem,
         remedy: "use ECDHE suites with AES-GCM or CHACHA20-POLY1305, or leave the option empty",
     };
+    let mut names_tls13 = false;
     let mut chosen: Vec<CipherSuite> = Vec::new();
     let mut banned: Vec<CipherSuite> = Vec::new();
     for item in list.split([':', ',', ' ']).filter(|item| !item.is_empty()) {
@@ -130,6 +138,15 @@ pub(super) fn parse(
             Some((operation @ ("!" | "-" | "+"), name)) => (operation, name),
             _ => ("", item),
         };
+        if name.starts_with("TLS_") {
+            if !operation.is_empty() || !TLS13.contains(&name) {
+                return Err(refused(format!(
+                    "{item} is not supported; the suites of TLS 1.3 are always on"
+                )));
+            }
+            names_tls13 = true;
+            continue;
+        }
         let matching = matching(name).ok_or_else(unknown)?;
         match operation {
             "" if matching.is_empty() => return Err(unknown()),
@@ -151,7 +168,7 @@ pub(super) fn parse(
             }
         }
     }
-    if chosen.is_empty() {
+    if chosen.is_empty() && !names_tls13 {
         return Err(refused("names no supported cipher".to_owned()));
     }
     let is_tls13 = |suite: &&SupportedCipherSuite| suite.tls13().is_some();
@@ -166,10 +183,6 @@ pub(super) fn parse(
 fn matching(name: &str) -> Option<Vec<CipherSuite>> {
     if let Some((_, suite, _)) = SUITES.iter().find(|(known, ..)| *known == name) {
         return Some(vec![*suite]);
-    }
-    // Suites of TLS 1.3 are always on; naming them here is harmless.
-    if name.starts_with("TLS_AES_") || name.starts_with("TLS_CHACHA20_") {
-        return Some(SUITES.iter().map(|(_, suite, _)| *suite).collect());
     }
     let mut left: Vec<_> = SUITES.iter().collect();
     for property in name.split('+') {
@@ -193,6 +206,22 @@ fn matching(name: &str) -> Option<Vec<CipherSuite>> {
 mod tests {
     use super::*;
     use rustls::crypto::ring::ALL_CIPHER_SUITES;
+
+    #[test]
+    fn suites_of_tls_13_select_none_of_tls_12_and_cannot_be_excluded() {
+        assert!(tls12("TLS_AES_128_GCM_SHA256").is_empty());
+        assert_eq!(
+            tls12("TLS_AES_256_GCM_SHA384:ECDHE-RSA-AES128-GCM-SHA256"),
+            [CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]
+        );
+        for list in [
+            "ALL:!TLS_AES_128_GCM_SHA256",
+            "TLS_AES_128_CCM_SHA256",
+            "TLS_AES_",
+        ] {
+            assert!(parse(list, ALL_CIPHER_SUITES).is_err(), "{list}");
+        }
+    }
 
     fn tls12(list: &str) -> Vec<CipherSuite> {
         parse(list, ALL_CIPHER_SUITES)

@@ -1,0 +1,208 @@
+//! What is fuzzed: for each thing that we parse or decide ourselves, one function over bytes.
+//!
+//! Owns the properties that hold for every input; a function panics when one does not. Generates no
+//! input: tests/fuzz.rs does, with the corpus in fuzz/corpus, and any other fuzzer may. No part of
+//! what is shipped.
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a property that does not hold is a panic"
+)]
+
+use crate::server::fuzzing::{ciphers, framing};
+
+use crate::wsgi::access_log;
+use crate::wsgi::environ::{self, HeaderSlot, Target};
+use crate::wsgi::response::{Ending, Head, is_bodiless};
+use http::{HeaderName, HeaderValue, Method, Request, Uri};
+
+/// A name, as the corpus has it, and its function.
+pub type Entry = (&'static str, fn(&[u8]));
+
+/// Everything that is fuzzed.
+pub const TARGETS: [Entry; 5] = [
+    ("ciphers", ciphers),
+    ("environ", environ),
+    ("framing", framing),
+    ("log", log),
+    ("response", response),
+];
+
+/// A request target and header names: what an application finds in its environ. First line: method
+/// and target, the rest: header names.
+pub fn environ(input: &[u8]) {
+    let mut lines = input.split(|byte| *byte == b'\n');
+    let first = lines.next().unwrap_or_default();
+    let (method, target) = match first.iter().position(|byte| *byte == b' ') {
+        Some(at) => (&first[..at], &first[at + 1..]),
+        None => (&b"GET"[..], first),
+    };
+    assert_eq!(
+        &*environ::percent_decoded(target),
+        naively_decoded(target),
+        "percent escapes"
+    );
+    if let (Ok(method), Ok(uri)) = (Method::from_bytes(method), Uri::try_from(target)) {
+        let mut request = Request::new(());
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        let (parts, ()) = request.into_parts();
+        if let Ok(target) = Target::of(&parts) {
+            let path = target.path_info();
+            // PEP 3333: empty, or beginning with a slash.
+            assert!(path.is_empty() || path.starts_with(b"/"), "{path:?}");
+            assert!(!target.raw_path.contains('?'));
+            if let Some(host) = target.host {
+                assert!(!host.contains('@'), "credentials in {host}");
+            }
+        }
+        assert!(is_printable(&access_log::request_line(&parts)));
+    }
+    for name in lines {
+        let Ok(name) = HeaderName::from_bytes(name) else {
+            continue;
+        };
+        if let HeaderSlot::Key(key) = environ::header_slot(name.as_str()) {
+            let back = key.strip_prefix("HTTP_").unwrap().replace('_', "-");
+            // Nothing but this very header can be found under its key.
+            assert_eq!(back.to_ascii_lowercase(), name.as_str());
+            assert!(!key.bytes().any(|byte| byte.is_ascii_lowercase()));
+            assert_ne!(key, "HTTP_PROXY");
+        }
+    }
+}
+
+/// Another way to decode percent escapes, slow and plain.
+fn naively_decoded(raw: &[u8]) -> Vec<u8> {
+    let digit = |index: usize| {
+        let byte = raw.get(index)?;
+        char::from(*byte).to_digit(16)
+    };
+    let mut decoded = Vec::new();
+    let mut at = 0;
+    while at < raw.len() {
+        let escaped = digit(at + 1).zip(digit(at + 2)).filter(|_| raw[at] == b'%');
+        if let Some((high, low)) = escaped {
+            decoded.push(u8::try_from(high * 16 + low).unwrap());
+            at += 3;
+        } else {
+            decoded.push(raw[at]);
+            at += 1;
+        }
+    }
+    decoded
+}
+
+/// What an application says: a status, headers, and sizes of the pieces of its body. Lines: method,
+/// status, `name: value` for each header; after a blank line one byte for the size of each piece.
+pub fn response(input: &[u8]) {
+    let (text, pieces) = match input.windows(2).position(|pair| pair == b"\n\n") {
+        Some(at) => (&input[..at], &input[at + 2..]),
+        None => (input, &[][..]),
+    };
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let Ok(method) = Method::from_bytes(lines.next().unwrap_or_default()) else {
+        return;
+    };
+    let Ok(mut head) = Head::new(lines.next().unwrap_or_default(), 4) else {
+        return;
+    };
+    for line in lines {
+        let at = line.iter().position(|byte| *byte == b':');
+        let (name, value) = at.map_or((line, &[][..]), |at| (&line[..at], &line[at + 1..]));
+        if head.header(name, value).is_ok() {
+            let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+            assert!(!["connection", "transfer-encoding", "upgrade"].contains(&&*name));
+            assert!(
+                !value
+                    .iter()
+                    .any(|byte| matches!(byte, b'\r' | b'\n' | b'\0'))
+            );
+        }
+    }
+    let declared = head.length();
+    let is_bodiless = is_bodiless(&method, head.status());
+    let total: u64 = pieces.iter().map(|size| u64::from(*size)).sum();
+    let known = (pieces.len() % 2 == 0).then_some(total);
+    let (head, mut body) = head.into_parts(&method, known);
+
+    assert!(!head.status.is_informational());
+    let lengths: Vec<_> = head.headers.get_all("content-length").iter().collect();
+    assert!(lengths.len() <= 1, "{lengths:?}");
+    let mut admitted = 0;
+    for size in pieces {
+        let room = body.room(u64::from(*size));
+        let count = body.admit(usize::from(*size)) as u64;
+        assert_eq!(
+            count, room,
+            "a file and a piece of one size get the same room"
+        );
+        admitted += count;
+    }
+    assert_eq!(admitted, body.sent());
+    assert!(!is_bodiless || admitted == 0);
+    if let (Some(declared), false) = (declared, is_bodiless) {
+        assert!(admitted <= declared);
+        let expected = match total.cmp(&declared) {
+            std::cmp::Ordering::Less => Ending::Short {
+                declared,
+                sent: total,
+            },
+            std::cmp::Ordering::Equal => Ending::Complete,
+            std::cmp::Ordering::Greater => Ending::Excess { declared },
+        };
+        assert_eq!(body.ending(), expected);
+    }
+}
+
+/// A request line and values of `X-Forwarded-For`: what reaches the access log.
+pub fn log(input: &[u8]) {
+    let line = access_log::escaped(input);
+    assert!(is_printable(&line), "{line:?}");
+    assert_eq!(unescaped(&line), input, "no two inputs share a line");
+    let mut request = Request::new(());
+    for value in input.split(|byte| *byte == b'\n') {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            request.headers_mut().append("x-forwarded-for", value);
+        }
+    }
+    let (parts, ()) = request.into_parts();
+    let client = access_log::client_ip(&parts, "peer");
+    assert!(is_printable(&client), "{client:?}");
+    assert!(client == "peer" || client.ends_with(",peer"), "{client:?}");
+}
+
+/// True for printable ASCII in which a quotation mark closes nothing.
+fn is_printable(line: &str) -> bool {
+    let mut is_escaped = false;
+    line.bytes().all(|byte| {
+        let is_open = byte == b'"' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        matches!(byte, 0x20..=0x7e) && !is_open
+    })
+}
+
+fn unescaped(line: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = line.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = match (byte, tail) {
+            (b'\\', [b'x', high, low, after @ ..]) => {
+                let code = [*high, *low];
+                let code = std::str::from_utf8(&code).unwrap();
+                bytes.push(u8::from_str_radix(code, 16).unwrap());
+                after
+            }
+            (b'\\', [other, after @ ..]) => {
+                bytes.push(*other);
+                after
+            }
+            _ => {
+                bytes.push(byte);
+                tail
+            }
+        };
+    }
+    bytes
+}
