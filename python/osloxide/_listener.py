@@ -60,17 +60,27 @@ def listen_tcp(name: str, host: str, port: int, backlog: int) -> socket.socket:
 def listen_unix(name: str, path: str, mode: int | None, backlog: int) -> socket.socket:
     """Listen on *path*; a socket left there by a process that is gone is replaced.
 
+    A *path* that begins with a NUL is an abstract name (unix(7)): there is no file, and nothing is
+    left of it once nobody listens.
+
     :param name: who wants to listen, for the error.
     :param mode: permissions of the socket, or ``None`` to leave them to the umask.
     :param backlog: length of the kernel's queue of connections that wait to be accepted.
+    :raises ValueError: an abstract name was given a mode.
     :raises OSError: names *name*, *path*, the problem and the remedy.
     """
+    shown = path.replace("\0", "@", 1)
+    if path.startswith("\0") and mode is not None:
+        raise ValueError(
+            f"{name} cannot give {shown} the mode {mode:o}: it is no file; leave the mode out"
+        )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         try:
             listener.bind(path)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_abandoned(path):
+            is_taken = path.startswith("\0") or not _is_abandoned(path)
+            if error.errno != errno.EADDRINUSE or is_taken:
                 raise
             os.unlink(path)
             listener.bind(path)
@@ -80,8 +90,16 @@ def listen_unix(name: str, path: str, mode: int | None, backlog: int) -> socket.
         listener.listen(backlog)
     except OSError as error:
         listener.close()
-        raise _explained(error, f"{name} cannot listen on {path}", _UNIX_REMEDIES) from None
+        raise _explained(error, f"{name} cannot listen on {shown}", _UNIX_REMEDIES) from None
     return listener
+
+
+def address_of(listener: socket.socket) -> tuple[str, int]:
+    """Host and port of *listener*; for a unix socket its path (abstract: NUL in front) and 0."""
+    name = listener.getsockname()
+    if isinstance(name, tuple):
+        return name[0], name[1]
+    return (name.decode(errors="surrogateescape") if isinstance(name, bytes) else name), 0
 
 
 def _explained(error: OSError, what: str, remedies: dict[int, str]) -> OSError:

@@ -185,6 +185,7 @@ class Server:
         client_socket_timeout: float | None = ...,  # 900.0
         max_header_line: int = 16384,
         max_url_len: int = 8192,
+        max_headers: int = 100,
         log: Callable[[str], None] | None = None,
         log_format: str = "",
         log_enabled: Callable[[], bool] | None = None,

@@ -189,13 +189,16 @@ class Server(ServiceBase):
     :param socket_family: ``AF_INET``, ``AF_INET6``, ``AF_UNIX`` or ``None``; *host* decides
         between the first two.
     :param socket_file: path of a unix socket. A file left behind by an earlier process is
-        replaced; one that somebody listens on is not.
+        replaced; one that somebody listens on is not. A NUL in front means an abstract name.
     :param socket_mode: permissions of *socket_file*, or ``None`` to leave them to the umask.
     :raises InvalidInput: *backlog* or *pool_size* is out of range.
     :raises ValueError: *socket_family* is not supported, or an option has an impossible value.
     :raises OSError: the socket cannot be bound, or a TLS file cannot be read.
     :raises RuntimeError: *use_ssl* without a certificate and a key.
     """
+
+    #: Most header lines in a request; more are answered with 431. Subclasses may change it.
+    max_headers = 100
 
     def __init__(
         self,
@@ -249,7 +252,7 @@ class Server(ServiceBase):
 
         if not socket_family or socket_family in (socket.AF_INET, socket.AF_INET6):
             self.socket = self._get_socket(host, port, backlog)
-            self.host, self.port = self.socket.getsockname()[:2]
+            self.host, self.port = _listener.address_of(self.socket)
         elif socket_family == socket.AF_UNIX:
             if not socket_file:
                 raise InvalidInput(reason="socket_file is not set; a unix socket needs its path")
@@ -290,7 +293,7 @@ class Server(ServiceBase):
             raise
         LOG.info(
             "%(name)s listening on %(socket_file)s:",
-            {"name": self.name, "socket_file": socket_file},
+            {"name": self.name, "socket_file": socket_file.replace("\0", "@", 1)},
         )
         return listener
 
@@ -350,6 +353,7 @@ class Server(ServiceBase):
             client_socket_timeout=self.client_socket_timeout,
             max_header_line=self.conf.max_header_line,
             max_url_len=self._max_url_len or DEFAULT_MAX_URL_LEN,
+            max_headers=self.max_headers,
             log=self._logger.info,
             log_format=self.conf.wsgi_log_format,
             log_enabled=functools.partial(self._logger.isEnabledFor, INFO),

@@ -61,7 +61,7 @@ impl Server {
     #[new]
     #[pyo3(signature = (
         app, fd, *, pool_size=100, keep_alive=true, client_socket_timeout=Some(900.0),
-        max_header_line=16384, max_url_len=8192, log=None, log_format="", log_enabled=None,
+        max_header_line=16384, max_url_len=8192, max_headers=100, log=None, log_format="", log_enabled=None,
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
         name="server",
     ))]
@@ -79,6 +79,7 @@ impl Server {
         client_socket_timeout: Option<f64>,
         max_header_line: usize,
         max_url_len: usize,
+        max_headers: usize,
         log: Option<Py<PyAny>>,
         log_format: &str,
         log_enabled: Option<Py<PyAny>>,
@@ -94,6 +95,7 @@ impl Server {
             ("pool_size", pool_size),
             ("max_header_line", max_header_line),
             ("max_url_len", max_url_len),
+            ("max_headers", max_headers),
         ] {
             if value == 0 {
                 return Err(PyValueError::new_err(format!(
@@ -134,9 +136,9 @@ impl Server {
             client_socket_timeout,
             max_header_line,
             max_url_len,
+            max_headers,
             lenient,
             tls: tls.map(|tls| Arc::clone(&tls.get().config)),
-            ..Settings::default()
         };
         let options = Options {
             app,

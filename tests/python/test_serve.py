@@ -48,6 +48,7 @@ class Running:
 
     def __init__(self, log: Path, *arguments: str, cwd: Path, **changes: str) -> None:
         self._log = log
+        self.cwd = cwd
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
                 [*OSLOXIDE, *arguments],
@@ -286,6 +287,10 @@ def test_tls_is_served(start: Callable[..., Running], tmp_path: Path) -> None:
         (["mysite", "-w", "0"], 2, "'0' is no whole number of at least 1"),
         (["mysite", "-w", "two"], 2, "'two' is no whole number of at least 1"),
         (["mysite", "-t", "-1"], 2, "--timeout"),
+        (["mysite", "-b", "fd://"], 2, "fd:// needs a number or a name"),
+        (["mysite", "-e", "NAME"], 2, "'NAME' is no NAME=VALUE"),
+        (["mysite", "--reload", "--preload"], 1, "--reload cannot replace what --preload loads"),
+        (["mysite", "--pid", "/nowhere/pid"], 1, "--pid /nowhere/pid: No such file or directory"),
         (["mysite", "--umask", "9"], 2, "'9' is no octal mode from 0 to 777"),
         (["mysite", "--chdir", "/nowhere"], 1, "--chdir /nowhere: No such file or directory"),
         (["mysite", "--log-config", "/nowhere"], 1, "--log-config /nowhere: no such file"),
@@ -388,3 +393,299 @@ def test_run_supervises_an_unmodified_service(
     command = Path(f"/proc/{service.pid}/cmdline").read_bytes().split(b"\0")
     assert command[:2] == [sys.executable.encode(), str(script).encode()]
     assert service.stop() == 0, service.log
+
+
+def answer_of(client: socket.socket) -> bytes:
+    """What the application says to one request on a connection of its own."""
+    with client:
+        client.settimeout(30)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        with client.makefile("rb") as reader:
+            return reader.read()
+
+
+def listener(family: socket.AddressFamily = socket.AF_INET, where: object = None) -> socket.socket:
+    """A listening socket that a child may inherit."""
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.bind(("127.0.0.1", 0) if where is None else where)
+    made.listen(16)
+    made.set_inheritable(True)
+    return made
+
+
+HAND_OVER = """
+import fcntl, json, os, sys
+numbers, variables, command = json.loads(sys.argv[1])
+for index, number in enumerate([fcntl.fcntl(n, fcntl.F_DUPFD, 64) for n in numbers]):
+    os.dup2(number, 3 + index, inheritable=True)
+    os.close(number)
+for name, value in variables.items():
+    os.environ[name] = value.replace("$$", str(os.getpid()))
+os.execv(command[0], command)
+"""
+
+
+def inheriting(
+    tmp_path: Path, sockets: list[socket.socket], *arguments: str, **variables: str
+) -> subprocess.Popen[bytes]:
+    """``osloxide serve`` with *sockets* as descriptors 3 and up, as systemd passes them.
+
+    ``$$`` in *variables* stands for the pid of the command.
+    """
+    (tmp_path / "mysite.py").write_text(SITE)
+    numbers = [made.fileno() for made in sockets]
+    handed = json.dumps([numbers, variables, [*OSLOXIDE, "serve", *arguments]])
+    with (tmp_path / "log").open("wb") as sink:
+        return subprocess.Popen(
+            [sys.executable, "-c", HAND_OVER, handed],
+            cwd=tmp_path,
+            env=environment(PYTHONUNBUFFERED="1"),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=numbers,
+        )
+
+
+def ended(process: subprocess.Popen[bytes], log: Path) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(30) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert not session_members(process.pid)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sockets_that_systemd_passed_are_served(tmp_path: Path, workers: str) -> None:
+    path = str(tmp_path / "socket")
+    with listener() as first, listener(socket.AF_UNIX, path) as second:
+        process = inheriting(
+            tmp_path, [first, second], "mysite", "-w", workers, LISTEN_PID="$$", LISTEN_FDS="2"
+        )
+        try:
+            tcp = answer_of(socket.create_connection(first.getsockname(), 30))
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(path)
+            unix = answer_of(client)
+        finally:
+            ended(process, tmp_path / "log")
+
+    assert tcp.startswith(b"HTTP/1.1 200 OK")
+    assert unix.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_connection_of_before_the_start_is_served(tmp_path: Path) -> None:
+    with listener() as made:
+        client = socket.create_connection(made.getsockname(), 30)
+        process = inheriting(tmp_path, [made], "mysite", "-b", "fd://3")
+        try:
+            answer = answer_of(client)
+        finally:
+            ended(process, tmp_path / "log")
+
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_socket_is_found_by_the_name_that_systemd_gave(tmp_path: Path) -> None:
+    with listener() as first, listener() as second:
+        process = inheriting(
+            tmp_path, [first, second], "mysite", "-b", "fd://api",
+            LISTEN_PID="$$", LISTEN_FDS="2", LISTEN_FDNAMES="other:api",
+        )  # fmt: skip
+        try:
+            answer = answer_of(socket.create_connection(second.getsockname(), 30))
+        finally:
+            ended(process, tmp_path / "log")
+
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert "does not name: fd://3" in (tmp_path / "log").read_text()
+
+
+def test_sockets_meant_for_another_process_are_left_alone(tmp_path: Path) -> None:
+    with listener() as made:
+        process = inheriting(
+            tmp_path, [made], "mysite", "-b", "127.0.0.1:0", LISTEN_PID="1", LISTEN_FDS="1"
+        )
+        log = tmp_path / "log"
+        try:
+            pattern = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
+            wait_until(lambda: pattern.search(log.read_text()) is not None, "listening")
+            found = pattern.search(log.read_text())
+            assert found is not None
+            assert fetch(int(found[1]))
+        finally:
+            ended(process, log)
+
+    assert "inherited" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "error"),
+    [
+        (["-b", "fd://9"], {}, "fd://9 is not open; pass a listening"),
+        (["-b", "fd://0"], {}, "fd://0 is no socket; pass a listening"),
+        (["-b", "fd://3"], {}, "fd://3 does not listen; pass a listening"),
+        (["-b", "fd://web"], {}, "fd://web: no inherited socket has that name (known: none)"),
+        ([], {"LISTEN_PID": "$$", "LISTEN_FDS": "x"}, "LISTEN_FDS='x' is no number of sockets"),
+        (
+            [],
+            {"LISTEN_PID": "$$", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a:b"},
+            "LISTEN_FDNAMES names 2 sockets, LISTEN_FDS says 1",
+        ),
+    ],
+)
+def test_descriptors_that_cannot_be_served_are_refused(
+    tmp_path: Path, arguments: list[str], variables: dict[str, str], error: str
+) -> None:
+    with socket.socket() as silent:
+        process = inheriting(tmp_path, [silent], "mysite", *arguments, **variables)
+        assert process.wait(30) == 1
+
+    assert error in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_an_abstract_unix_socket_is_served(start: Callable[..., Running]) -> None:
+    name = f"osloxide-test-{os.getpid()}-{os.urandom(4).hex()}"
+    site = start("serve", "mysite", "--bind", f"unix:@{name}")
+    wait_until(lambda: f"listening on @{name}" in site.log, f"listening\n{site.log}")
+
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(f"\0{name}")
+    assert answer_of(client).startswith(b"HTTP/1.1 200 OK")
+
+    other = run_command([*OSLOXIDE, "serve", "mysite", "-b", f"unix:@{name}"],
+                        environ=environment(PYTHONPATH=str(site.cwd)))  # fmt: skip
+    assert f"cannot listen on @{name}: Address already in use" in other.stderr
+    assert site.stop() == 0, site.log
+
+
+def test_an_ipv6_address_is_served(start: Callable[..., Running]) -> None:
+    site = start("serve", "mysite", "--bind", "[::1]:0")
+    pattern = re.compile(r"listening on ::1:(\d+)")
+    wait_until(lambda: pattern.search(site.log) is not None, f"listening\n{site.log}")
+    found = pattern.search(site.log)
+    assert found is not None
+
+    client = socket.create_connection(("::1", int(found[1])), 30)
+
+    assert answer_of(client).startswith(b"HTTP/1.1 200 OK")
+    assert site.stop() == 0, site.log
+
+
+def test_the_environment_configures_and_the_command_line_wins(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    site = start(
+        "serve", "mysite", "--workers", "2", "--pid", str(tmp_path / "pid"),
+        OSLOXIDE_SERVE_BIND=f"127.0.0.1:0,unix:{tmp_path}/socket",
+        OSLOXIDE_SERVE_WORKERS="3",
+        OSLOXIDE_SERVE_ACCESS_LOGFORMAT="seen %(status_code)d",
+        OSLOXIDE_SERVE_PRELOAD="1",
+    )  # fmt: skip
+    site.running(2)
+
+    assert fetch(site.port())[1] == str(site.pid)  # --preload: loaded by the parent
+    wait_until(lambda: "seen 200" in site.log, "the access log")
+    assert (tmp_path / "socket").exists()
+    assert (tmp_path / "pid").read_text() == f"{site.pid}\n"
+    assert site.stop() == 0, site.log
+    assert not (tmp_path / "pid").exists()
+
+
+def test_an_address_on_the_command_line_replaces_those_of_the_environment(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    site = start(
+        "serve", "mysite", "-b", "127.0.0.1:0", OSLOXIDE_SERVE_BIND=f"unix:{tmp_path}/socket"
+    )
+
+    assert fetch(site.port())
+    assert not (tmp_path / "socket").exists()
+    assert site.stop() == 0, site.log
+
+
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        ({"OSLOXIDE_SERVE_WORKRS": "2"}, "OSLOXIDE_SERVE_WORKRS: osloxide serve has no option"),
+        ({"OSLOXIDE_SERVE_WORKERS": "two"}, "OSLOXIDE_SERVE_WORKERS: 'two' is no whole number"),
+        ({"OSLOXIDE_SERVE_RELOAD": "maybe"}, "OSLOXIDE_SERVE_RELOAD: 'maybe' is neither true"),
+        ({"OSLOXIDE_SERVE_LOG_LEVEL": "loud"}, "OSLOXIDE_SERVE_LOG_LEVEL: 'loud' is none of debug"),
+        ({"OSLOXIDE_SERVE_BIND": "::1:80"}, "OSLOXIDE_SERVE_BIND: '::1:80': write an IPv6"),
+    ],
+)
+def test_wrong_variables_are_refused(tmp_path: Path, variables: dict[str, str], error: str) -> None:
+    (tmp_path / "mysite.py").write_text(SITE)
+    result = run_command(
+        [*OSLOXIDE, "serve", "mysite"], environ=environment(**variables), cwd=tmp_path
+    )
+
+    assert result.returncode == 2
+    assert error in result.stderr
+
+
+def test_too_many_header_lines_are_refused(start: Callable[..., Running]) -> None:
+    site = serve(start, "mysite", "--limit-request-fields", "5")
+    port = site.port()
+
+    def status(lines: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), 30) as client:
+            client.sendall(
+                b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                + b"X: y\r\n" * (lines - 2)
+                + b"\r\n"
+            )
+            with client.makefile("rb") as reader:
+                return reader.readline()
+
+    assert status(5) == b"HTTP/1.1 200 OK\r\n"
+    assert status(6) == b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    assert site.stop() == 0, site.log
+
+
+def test_a_worker_that_is_busy_for_too_long_is_replaced(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    site = serve(start, "mysite", "--timeout", "1")
+    (before,) = site.running(1)
+    assert before != site.pid
+    with socket.create_connection(("127.0.0.1", site.port()), 30) as client:
+        client.sendall(f"GET /slow?{fifo} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer = os.open(fifo, os.O_WRONLY)
+        assert client.makefile("rb").read() == b""  # the end of the worker
+        os.close(writer)
+
+    wait_until(lambda: site.running(1) != [before], "another worker")
+    assert fetch(site.port())
+    assert site.stop() == 0, site.log
+
+
+def test_a_changed_module_is_loaded_anew(start: Callable[..., Running], tmp_path: Path) -> None:
+    (tmp_path / "fresh.py").write_text("text = b'one'\n")
+    (tmp_path / "changing.py").write_text(
+        "import fresh\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [fresh.text]\n"
+    )
+    site = serve(start, "changing", "--reload", "--workers", "2")
+    first = set(site.running(2))
+    assert fetch(site.port()) == ["one"]
+
+    (tmp_path / "fresh.py").write_text("text = b'second'\n")
+    wait_until(lambda: not set(site.running(2)) & first, "replaced workers")
+    assert fetch(site.port()) == ["second"]
+    assert site.log.count("reloading") == 1
+
+    (tmp_path / "fresh.py").write_text("text = b'broken\n")
+    wait_until(lambda: "SyntaxError" in site.log, "the report")
+    assert fetch(site.port()) == ["second"]  # the old code goes on
+    (tmp_path / "fresh.py").write_text("text = b'third!'\n")
+    wait_until(lambda: fetch(site.port()) == ["third!"], "the new code", 60)
+    assert site.stop() == 0, site.log

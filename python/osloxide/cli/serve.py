@@ -1,8 +1,8 @@
 """``osloxide serve``: any WSGI application on osloxide's server and supervisor.
 
-Owns gunicorn's option names, their checks, and the service that loads the application in each
-worker. Everything is checked and bound before the first fork; the application is imported after it,
-so that connections it opens at import are its own worker's.
+Owns the service that loads the application in each worker, and what it listens on. Everything is
+checked and bound before the first fork; the application is imported after it, so that connections
+it opens at import are its own worker's.
 
 Rules: PEP 3333; gunicorn's settings for the names; nothing else is shared with gunicorn.
 """
@@ -10,6 +10,7 @@ Rules: PEP 3333; gunicorn's settings for the names; nothing else is shared with 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -24,11 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address
+from osloxide.cli import address, inherited, reloading, serve_options
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from oslo_config.cfg import ConfigOpts
 
@@ -38,108 +39,87 @@ BOOT_FAILED = 3
 """Exit status when no worker could ever load the application, as for gunicorn."""
 
 _LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"
-_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _ACCESS_LOGGER = "osloxide.access"
 _LOADED, _GAVE_UP = 0, 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``osloxide serve``."""
-    parser.add_argument(
-        "application",
-        metavar="MODULE:APP",
-        help="the WSGI callable; MODULE alone means MODULE:application, MODULE:make() calls make",
-    )
-    parser.add_argument(
-        "-b", "--bind",
-        action="append",
-        type=address.parse,
-        metavar="ADDRESS",
-        help="HOST:PORT, [IPV6]:PORT or unix:PATH; may be repeated (default: 127.0.0.1:8000)",
-    )  # fmt: skip
-    parser.add_argument(
-        "-w", "--workers", type=_count(1), default=1, metavar="N", help="processes (default: 1)"
-    )
-    parser.add_argument(
-        "--threads",
-        type=_count(1),
-        metavar="N",
-        help="most requests in flight in each process (default: 100)",
-    )
-    parser.add_argument(
-        "--graceful-timeout",
-        type=_count(0),
-        metavar="SECONDS",
-        help="how long requests may still run after SIGTERM; 0 = for ever (default: 60)",
-    )
-    parser.add_argument(
-        "-t", "--timeout",
-        type=_count(0),
-        metavar="SECONDS",
-        help="how long a client may stay silent; 0 = for ever (default: 900)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-keep-alive", action="store_true", help="one request for each connection"
-    )
-    parser.add_argument("--certfile", metavar="FILE", help="PEM certificate chain: serve TLS")
-    parser.add_argument("--keyfile", metavar="FILE", help="PEM private key of the certificate")
-    parser.add_argument("--ca-certs", metavar="FILE", help="demand client certificates from these")
-    parser.add_argument("--ciphers", metavar="NAMES", help="OpenSSL names, separated by colons")
-    parser.add_argument(
-        "--backlog",
-        type=_count(1),
-        default=2048,
-        metavar="N",
-        help="kernel's queue (default: 2048)",
-    )
-    parser.add_argument(
-        "--limit-request-line",
-        type=_count(1),
-        metavar="BYTES",
-        help="longest request line (default: 8192)",
-    )
-    parser.add_argument(
-        "--umask", type=_octal, metavar="MODE", help="octal; applies to unix sockets as well"
-    )
-    parser.add_argument("--chdir", metavar="DIR", help="change to DIR before loading anything")
-    parser.add_argument(
-        "--preload",
-        action="store_true",
-        help="import the application once, before the fork; connections that it opens are shared",
-    )
-    parser.add_argument("--log-level", choices=_LOG_LEVELS, default="info")
-    parser.add_argument("--log-config", metavar="FILE", help="logging configuration (INI)")
-    parser.add_argument(
-        "--access-logformat",
-        metavar="FORMAT",
-        help="with %%(client_ip)s and the other keys of wsgi_log_format",
-    )
+    """Declare the options of ``osloxide serve``; the environment may have set them."""
+    serve_options.declare(parser)
+    try:
+        serve_options.take_from(os.environ, parser)
+    except CommandError as error:
+        parser.error(str(error))
 
 
 def main(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; returns the exit status."""
+    _prepare(options)
+    _configure_logging(options)
+    site = Application.parse(options.application)
+    site.check()
+    if options.preload:
+        if options.reload:
+            raise CommandError(
+                "--reload cannot replace what --preload loads; leave one of them out"
+            )
+        _preload(site)
+    reloader = reloading.Reloader(options.reload_extra_file or ()) if options.reload else None
+    servers = _bind(options)
+
+    from osloxide import service
+
+    served = site_service(site, servers, reloader)
+    conf = servers[0].conf
+    # Only a parent can replace a worker.
+    needs_parent = options.workers > 1 or options.reload or options.timeout
+    launcher: Any
+    if needs_parent:
+        launcher = service.ProcessLauncher(conf)
+        launcher.launch_service(served, workers=options.workers)
+    else:
+        launcher = service.launch(conf, served, workers=1)
+    with _pid_file(options.pid):
+        status = launcher.wait()
+    return BOOT_FAILED if served.gave_up() else int(status or 0)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """Directory, path, environment and umask, before anything is loaded."""
+    os.environ.update(options.env or ())
     if options.chdir is not None:
         try:
             os.chdir(options.chdir)
         except OSError as error:
             raise CommandError(f"--chdir {options.chdir}: {error.strerror}") from error
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    directories = (options.pythonpath or "").split(",")
+    for directory in (str(Path.cwd()), *(os.path.abspath(d) for d in directories if d)):
+        if directory not in sys.path:
+            sys.path.insert(0, directory)
     if options.umask is not None:
         os.umask(options.umask)
-    _configure_logging(options)
-    site = Application.parse(options.application)
-    site.check()
-    if options.preload:
-        _preload(site)
-    servers = _bind(options)
 
-    from osloxide import service
 
-    served = site_service(site, servers)
-    launcher = service.launch(servers[0].conf, served, workers=options.workers)
-    status = launcher.wait()
-    return BOOT_FAILED if served.gave_up() else int(status or 0)
+@contextlib.contextmanager
+def _pid_file(path: str | None) -> Iterator[None]:
+    """The parent's pid in a file, for as long as it runs.
+
+    :raises CommandError: the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    file = Path(path)
+    try:
+        file.write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        raise CommandError(f"--pid {path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        # A successor may have written its own.
+        if file.exists() and file.read_text() == f"{os.getpid()}\n":
+            file.unlink()
 
 
 @dataclass
@@ -209,8 +189,10 @@ class Application:
         return found  # type: ignore[no-any-return]
 
 
-def site_service(site: Application, servers: Sequence[Server]) -> Any:
-    """The service that loads *site* and serves it on all *servers*."""
+def site_service(
+    site: Application, servers: Sequence[Server], reloader: reloading.Reloader | None = None
+) -> Any:
+    """The service that loads *site* and serves it on all *servers*, and watches what it loaded."""
     # Not at module level: osloxide.cli is imported before oslo.service may be.
     from osloxide.service import ServiceBase
 
@@ -232,6 +214,8 @@ def site_service(site: Application, servers: Sequence[Server]) -> Any:
             for server in servers:
                 server.app = application
                 server.start()
+            if reloader is not None:
+                reloader.watch()
 
         def stop(self, *_args: object) -> None:
             for server in servers:
@@ -274,32 +258,80 @@ def _bind(options: argparse.Namespace) -> list[Server]:
 
     :raises CommandError: an address is taken, a file cannot be read, an option does not fit.
     """
-    from osloxide import wsgi
+    from osloxide import _listener, wsgi
+    from osloxide._typing import override
+
+    class SiteServer(wsgi.Server):
+        """A server that may have been given its socket."""
+
+        max_headers = options.limit_request_fields or wsgi.Server.max_headers
+
+        def __init__(self, listener: socket.socket | None, **place: Any) -> None:
+            self._given = listener
+            super().__init__(
+                conf,
+                options.application,
+                None,
+                backlog=options.backlog,
+                use_ssl=options.certfile is not None or options.keyfile is not None,
+                max_url_len=options.limit_request_line,
+                logger_name=_ACCESS_LOGGER,
+                **place,
+            )
+
+        @override
+        def _get_socket(self, host: str, port: int, backlog: int) -> socket.socket:
+            if self._given is None:
+                return super()._get_socket(host, port, backlog)
+            if self._given.family in (socket.AF_INET, socket.AF_INET6):
+                self._set_socket_opts(self._given)
+            where = ":".join(map(str, _listener.address_of(self._given))).replace("\0", "@", 1)
+            logging.getLogger("osloxide.serve").info(
+                "%s listening on %s, inherited as fd %d", self.name, where, self._given.fileno()
+            )
+            return self._given
 
     conf = _configuration(options)
     servers: list[Server] = []
-    for where in options.bind or [("127.0.0.1", 8000)]:
-        place: dict[str, Any]
-        if isinstance(where, str):
+    for where in _addresses(options.bind):
+        place: dict[str, Any] = {}
+        listener: socket.socket | None = None
+        if isinstance(where, socket.socket):
+            listener = where
+        elif isinstance(where, str):
             place = {"socket_family": socket.AF_UNIX, "socket_file": where}
         else:
             place = {"host": where[0], "port": where[1]}
         try:
-            servers.append(
-                wsgi.Server(
-                    conf,
-                    options.application,
-                    None,
-                    backlog=options.backlog,
-                    use_ssl=options.certfile is not None or options.keyfile is not None,
-                    max_url_len=options.limit_request_line,
-                    logger_name=_ACCESS_LOGGER,
-                    **place,
-                )
-            )
+            servers.append(SiteServer(listener, **place))
         except (OSError, ValueError, RuntimeError, wsgi.InvalidInput) as error:
             raise CommandError(_in_one_line(error)) from error
     return servers
+
+
+def _addresses(
+    bind: list[tuple[str, int] | str | address.Inherited] | None,
+) -> list[tuple[str, int] | str | socket.socket]:
+    """Where to listen: as asked for, else on what systemd passed, else on port 8000."""
+    passed = inherited.passed_by_systemd(os.environ)
+    if not bind:
+        found = [inherited.adopt(descriptor) for descriptor, _ in passed]
+        return [*found] or [("127.0.0.1", 8000)]
+    places: list[tuple[str, int] | str | socket.socket] = []
+    unused = {descriptor for descriptor, _ in passed}
+    for where in bind:
+        if not isinstance(where, address.Inherited):
+            places.append(where)
+            continue
+        for descriptor in inherited.find(where.name, passed):
+            unused.discard(descriptor)
+            places.append(inherited.adopt(descriptor))
+    if unused:
+        logging.getLogger("osloxide.serve").warning(
+            "systemd passed sockets that --bind does not name: %s; nobody accepts on them",
+            ", ".join(f"fd://{descriptor}" for descriptor in sorted(unused)),
+        )
+    return places
 
 
 def _configuration(options: argparse.Namespace) -> ConfigOpts:
@@ -307,16 +339,20 @@ def _configuration(options: argparse.Namespace) -> ConfigOpts:
     from oslo_config import cfg
     from oslo_service import _options
 
+    from osloxide import configuration
+
     conf = cfg.ConfigOpts()
     conf([], project="osloxide", default_config_files=[], default_config_dirs=[])
     conf.register_opts(_options.service_opts)
     conf.register_opts(_options.wsgi_opts)
     conf.register_opts(_options.ssl_opts, "ssl")
+    conf.register_opts(configuration.OPTIONS, configuration.GROUP)
     for name, value in (
         ("log_options", False),
         ("graceful_shutdown_timeout", options.graceful_timeout),
         ("wsgi_default_pool_size", options.threads),
-        ("client_socket_timeout", options.timeout),
+        ("client_socket_timeout", options.client_timeout),
+        ("max_header_line", options.limit_request_field_size),
         ("wsgi_keep_alive", False if options.no_keep_alive else None),
         ("wsgi_log_format", options.access_logformat),
     ):
@@ -327,8 +363,11 @@ def _configuration(options: argparse.Namespace) -> ConfigOpts:
         ("key_file", options.keyfile),
         ("ca_file", options.ca_certs),
         ("ciphers", options.ciphers),
+        ("version", options.ssl_version),
     ):
         conf.set_override(name, value, "ssl")
+    if options.timeout:
+        conf.set_override("worker_timeout", options.timeout, configuration.GROUP)
     return conf
 
 
@@ -359,22 +398,3 @@ def _configure_logging(options: argparse.Namespace) -> None:
 def _in_one_line(error: Exception) -> str:
     text = str(error) if not isinstance(error, OSError) else (error.strerror or str(error))
     return " ".join(text.split()) or type(error).__name__
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
-        return int(text)
-
-    return parse
-
-
-def _octal(text: str) -> int:
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o777:
-        raise argparse.ArgumentTypeError(f"{text!r} is no octal mode from 0 to 777")
-    return mode

@@ -1,0 +1,95 @@
+"""``osloxide serve --reload``: a worker notices that code which it has loaded was changed.
+
+Owns the list of files and how they are compared. Decides nothing about processes: it asks the
+parent for a reload, once, and the parent replaces the workers one by one. The parent itself watches
+nothing: it has loaded no application, and shall stay without threads. Compares times and sizes once
+a second; for development, where that costs nothing that matters and works on every file system.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+PERIOD = 1.0
+"""Seconds between two looks."""
+
+_TIME = struct.Struct("d")
+
+Stamp = tuple[int, int]
+
+
+class Reloader:
+    """Made before the fork, so that all workers know when a reload was last asked for.
+
+    :param extra: further files to watch.
+    """
+
+    def __init__(self, extra: Iterable[str] = ()) -> None:
+        self._extra = tuple(os.path.abspath(path) for path in extra)
+        self._asked_at = mmap.mmap(-1, _TIME.size)
+
+    def watch(self) -> None:
+        """Start watching, on a thread of this worker, what it has loaded and will load."""
+        files = Files(self._paths)
+        loaded_at = time.monotonic()
+
+        def run() -> None:
+            while (changed := files.changed()) is None:
+                time.sleep(PERIOD)
+            # A worker that is older than the last reload is about to be replaced anyway.
+            if self._last() < loaded_at:
+                _TIME.pack_into(self._asked_at, 0, time.monotonic())
+                logging.getLogger("osloxide.serve").info("%s changed; reloading", changed)
+                os.kill(os.getppid(), signal.SIGHUP)
+
+        threading.Thread(target=run, name="reload", daemon=True).start()
+
+    def _last(self) -> float:
+        last: float = _TIME.unpack_from(self._asked_at)[0]
+        return last
+
+    def _paths(self) -> set[str]:
+        modules = tuple(sys.modules.values())
+        files = (getattr(module, "__file__", None) for module in modules)
+        return {file for file in files if isinstance(file, str)}.union(self._extra)
+
+
+class Files:
+    """What files looked like when they were first seen.
+
+    :param paths: called at each look: modules are loaded at any time.
+    """
+
+    def __init__(self, paths: Callable[[], set[str]]) -> None:
+        self._paths = paths
+        self._seen: dict[str, Stamp] = {}
+        self.changed()
+
+    def changed(self) -> str | None:
+        """The path of a file that does not look as it did, if there is one."""
+        for path in self._paths():
+            stamp = _stamp(path)
+            if stamp is None:
+                continue  # editors remove a file before they write it anew
+            if self._seen.setdefault(path, stamp) != stamp:
+                return path
+        return None
+
+
+def _stamp(path: str) -> Stamp | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

@@ -1,0 +1,241 @@
+"""The options of ``osloxide serve``: gunicorn's names, on the command line or in the environment.
+
+Owns names, checks and defaults; starts nothing. Each option ``--some-thing`` may be given as
+``OSLOXIDE_SERVE_SOME_THING``; the command line wins. Table with uWSGI's names: docs/serve.md.
+
+Rules: gunicorn's settings for the names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from osloxide.cli import address
+from osloxide.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PREFIX = "OSLOXIDE_SERVE_"
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+_REPEATED = ("bind", "env", "reload_extra_file")
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "application",
+        metavar="MODULE:APP",
+        help="the WSGI callable; MODULE alone means MODULE:application, MODULE:make() calls make",
+    )
+    _declare_addresses(parser)
+    _declare_processes(parser)
+    _declare_limits(parser)
+    _declare_tls(parser)
+    _declare_logs(parser)
+
+
+def _declare_addresses(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-b", "--bind",
+        action="append",
+        type=address.parse_listener,
+        metavar="ADDRESS",
+        help="HOST:PORT, [IPV6]:PORT, unix:PATH, unix:@ABSTRACT, fd://NUMBER or fd://NAME of an "
+        "inherited socket; may be repeated (default: all sockets that systemd passed, else "
+        "127.0.0.1:8000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backlog",
+        type=_count(1),
+        default=2048,
+        metavar="N",
+        help="kernel's queue (default: 2048)",
+    )
+    parser.add_argument(
+        "-m", "--umask",
+        type=_octal,
+        metavar="MODE",
+        help="octal; applies to unix sockets as well",
+    )  # fmt: skip
+
+
+def _declare_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-w", "--workers", type=_count(1), default=1, metavar="N", help="processes (default: 1)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=_count(1),
+        metavar="N",
+        help="most requests in flight in each process (default: 100)",
+    )
+    parser.add_argument(
+        "-t", "--timeout",
+        type=_count(0),
+        metavar="SECONDS",
+        help="replace a worker that is busy with one and the same request, or stopped, for longer; "
+        "0 = never (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--graceful-timeout",
+        type=_count(0),
+        metavar="SECONDS",
+        help="how long requests may still run after SIGTERM; 0 = for ever (default: 60)",
+    )
+    parser.add_argument(
+        "--preload",
+        action="store_true",
+        help="import the application once, before the fork; connections that it opens are shared",
+    )
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="for development: replace the workers when a loaded module's file changes",
+    )
+    parser.add_argument(
+        "--reload-extra-file",
+        action="append",
+        metavar="FILE",
+        help="also watch FILE; may be repeated",
+    )
+    parser.add_argument("--chdir", metavar="DIR", help="change to DIR before loading anything")
+    parser.add_argument(
+        "--pythonpath", metavar="DIRS", help="look for modules there first; separated by commas"
+    )
+    parser.add_argument(
+        "-e", "--env",
+        action="append",
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="set an environment variable; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("-p", "--pid", metavar="FILE", help="write the parent's pid there")
+
+
+def _declare_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--client-timeout",
+        type=_count(0),
+        metavar="SECONDS",
+        help="how long a client may neither send nor take anything; 0 = for ever (default: 900)",
+    )
+    parser.add_argument(
+        "--no-keep-alive", action="store_true", help="one request for each connection"
+    )
+    parser.add_argument(
+        "--limit-request-line",
+        type=_count(1),
+        metavar="BYTES",
+        help="longest request line (default: 8192)",
+    )
+    parser.add_argument(
+        "--limit-request-fields",
+        type=_count(1),
+        metavar="N",
+        help="most header lines (default: 100)",
+    )
+    parser.add_argument(
+        "--limit-request-field-size", "--limit-request-field_size",
+        type=_count(1),
+        metavar="BYTES",
+        help="longest header line (default: 16384)",
+    )  # fmt: skip
+
+
+def _declare_tls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--certfile", metavar="FILE", help="PEM certificate chain: serve TLS")
+    parser.add_argument("--keyfile", metavar="FILE", help="PEM private key of the certificate")
+    parser.add_argument("--ca-certs", metavar="FILE", help="demand client certificates from these")
+    parser.add_argument("--ciphers", metavar="NAMES", help="OpenSSL names, separated by colons")
+    parser.add_argument(
+        "--ssl-version", metavar="NAME", help="TLSv1_2 or TLSv1_3 alone (default: both)"
+    )
+
+
+def _declare_logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info")
+    parser.add_argument("--log-config", metavar="FILE", help="logging configuration (INI)")
+    parser.add_argument(
+        "--access-logformat",
+        metavar="FORMAT",
+        help="with %%(client_ip)s and the other keys of wsgi_log_format",
+    )
+
+
+def take_from(environ: Mapping[str, str], parser: argparse.ArgumentParser) -> None:
+    """Make what *environ* says the defaults of *parser*.
+
+    :raises CommandError: a variable names no option, or has a value that its option refuses.
+    """
+    actions = {
+        PREFIX + option.removeprefix("--").replace("-", "_").upper(): action
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--") and option != "--help"
+    }
+    defaults: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        action = actions.get(variable)
+        if action is None:
+            option = "--" + variable.removeprefix(PREFIX).lower().replace("_", "-")
+            raise CommandError(
+                f"environment variable {variable}: osloxide serve has no option {option}"
+            )
+        try:
+            defaults[action.dest] = _value(action, text)
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise CommandError(f"environment variable {variable}: {error}") from error
+    parser.set_defaults(**defaults)
+
+
+def _value(action: argparse.Action, text: str) -> Any:
+    convert: Callable[[str], Any] = action.type if callable(action.type) else str
+    if action.nargs == 0:
+        if text.lower() not in _TRUE + _FALSE:
+            raise ValueError(f"{text!r} is neither true nor false; give 1 or 0")
+        return text.lower() in _TRUE
+    if action.choices is not None and text not in action.choices:
+        raise ValueError(f"{text!r} is none of {', '.join(action.choices)}")
+    if action.dest in _REPEATED:
+        return FromEnvironment(convert(item.strip()) for item in text.split(",") if item.strip())
+    return convert(text)
+
+
+class FromEnvironment(list[Any]):
+    """A list that the command line replaces, where argparse would add to it."""
+
+    def __copy__(self) -> list[Any]:
+        # argparse copies the default before it appends the first value.
+        return []
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def _octal(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"{text!r} is no octal mode from 0 to 777")
+    return mode
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
+    return name, value
