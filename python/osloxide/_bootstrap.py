@@ -368,12 +368,15 @@ def _amend_nova(module: Any) -> None:
 
 
 _AMENDMENTS: dict[str, Callable[[Any], None]] = {
+    "amqp.connection": _amend_messaging,
     "oslo_service.backend": _prefer_threading,
     "nova.compute.multi_cell_list": _amend_nova,
     "nova.context": _amend_nova,
     "nova.service": _amend_nova,
     "nova.utils": _amend_nova,
     "oslo_messaging._drivers.amqpdriver": _amend_messaging,
+    "oslo_messaging._drivers.impl_rabbit": _amend_messaging,
+    "oslo_messaging.rpc.dispatcher": _amend_messaging,
     "oslo_messaging.rpc.server": _amend_messaging,
     "oslo_messaging.server": _amend_messaging,
 }

@@ -5,6 +5,8 @@ from typing import Any, final
 __all__ = [
     "Executor",
     "FileWrapper",
+    "Heart",
+    "HeartLine",
     "Scoreboard",
     "Server",
     "Supervisor",
@@ -252,6 +254,33 @@ class TlsConfig:
 # ---- RPC executor (src/python/rpc.rs) ---------------------------------------------------------------
 
 @final
+class Heart:
+    """A native thread that sends AMQP heartbeats on the lines of this process while it has any."""
+    def __new__(cls) -> Heart: ...
+    def line(self, fd: int, interval: float) -> HeartLine:
+        """Take over the writing side of a connected socket, of which the peer expects something
+        every *interval* seconds. The descriptor is duplicated.
+
+        :raises ValueError: *fd* is negative or *interval* not above 0.
+        :raises OSError: no such socket, no descriptor or no thread to be had.
+        """
+
+@final
+class HeartLine:
+    """The writing side of one connection; beats until it is closed or collected."""
+    def write(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
+        """Send *data*, whole AMQP frames, interpreter released. *timeout* in seconds.
+
+        :raises TimeoutError: the peer took nothing for so long; a frame may be half sent.
+        :raises OSError: the connection is lost, or the line closed.
+        """
+    def close(self) -> None:
+        """Beat and write no more. Shutting the socket down is its owner's business."""
+    @property
+    def beats(self) -> int:
+        """Heartbeats that were sent because the owner was silent."""
+
+@final
 class Executor:
     """Runs callables on elastic native threads; :class:`osloxide.rpc.Executor` is the public face.
     Starts no thread before the first job. Refuses to work in a process other than its maker's."""
@@ -270,6 +299,10 @@ class Executor:
         self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
     ) -> Future[Any]:
         """:raises RuntimeError: closed, forked, or no thread to be had."""
+    def submit_as(
+        self, name: str, function: Callable[..., Any], /, *arguments: Any
+    ) -> Future[Any]:
+        """As submit(), counted under *name*; False as the result counts as a failure."""
     def close(self, cancel: bool = False) -> list[Future[Any]]:
         """Take no more jobs. With *cancel*, return the futures of those that nobody had begun; the
         caller cancels them. Idempotent."""
@@ -277,4 +310,4 @@ class Executor:
         """Wait until a closed executor has ended, interpreter released, Python signal handlers
         running; False on timeout."""
     def stats(self) -> dict[str, Any]:
-        """threads, busy, queued, most_queued, begun, cancelled, oldest_wait and total_wait (seconds)."""
+        """threads, busy, queued, held, most_queued, begun, cancelled, oldest_wait and total_wait (seconds)."""

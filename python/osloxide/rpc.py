@@ -76,7 +76,13 @@ class Executor(concurrent.futures.Executor):
 
     Threads come when jobs block and leave 15 s after a burst; none exists before the first job and
     an idle executor wakes nobody up. They are ordinary to Python: ``threading.current_thread()``,
-    thread-local data, ``threading.settrace()`` and faulthandler work as usual.
+    ``join()``, thread-local data, ``threading.settrace()`` and faulthandler work as usual.
+
+    A job that returns a coroutine (a function written as ``async def``) goes on with it on the
+    worker's event loop and lets go of its thread; the future gets what the coroutine returns or
+    raises. Such jobs and those on threads are *max_workers* together.
+    ``submit_as(name, fn, *args)`` is ``submit`` for a job that ``osloxide top`` and the metrics
+    count under *name*, and as failed when it raises or returns False.
 
     :param max_workers: jobs that may run at once, at least 1; ``None`` means 64.
     :param thread_name_prefix: beginning of the names of threads.
@@ -108,6 +114,7 @@ class Executor(concurrent.futures.Executor):
         if type(self).submit is concurrent.futures.Executor.submit:
             # Without a Python frame for each job; a subclass may still have its own.
             self.submit = self._native.submit  # type: ignore[method-assign]
+        self.submit_as = self._native.submit_as
         _alive.add(self)
 
     if TYPE_CHECKING:
@@ -149,8 +156,9 @@ class Executor(concurrent.futures.Executor):
     def stats(self) -> dict[str, Any]:
         """Counters of this moment.
 
-        :returns: ``threads``, ``busy``, ``queued``, ``most_queued``, ``begun``, ``cancelled``, and
-            in seconds ``oldest_wait`` (of the next job) and ``total_wait`` (of all that began).
+        :returns: ``threads``, ``busy``, ``queued``, ``held`` (coroutines), ``most_queued``,
+            ``begun``, ``cancelled``, and in seconds ``oldest_wait`` (of the next job) and
+            ``total_wait`` (of all that began).
         """
         return self._native.stats()
 

@@ -24,6 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use threads::Bell;
+#[cfg(feature = "rpc")]
+pub(crate) use threads::start as start_thread;
 
 /// How long a leader is inside a job before the standby looks at it, and how often it looks at jobs
 /// that wait for admission.

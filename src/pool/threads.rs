@@ -80,7 +80,7 @@ impl Bell {
 }
 
 /// Starts a thread that takes none of the process's signals: those are for the main thread.
-pub(super) fn start(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub(crate) fn start(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     // Faults are delivered to the thread that causes them; blocking those would hide a traceback.
     let mut blocked = SigSet::all();
     for fault in [

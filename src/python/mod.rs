@@ -4,6 +4,7 @@
 //! the rooms beside this one; they decide nothing.
 
 mod errors;
+mod heart;
 mod rpc;
 mod scoreboard;
 mod server;
@@ -19,6 +20,8 @@ use pyo3::prelude::*;
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::heart::{Heart, HeartLine};
     #[pymodule_export]
     use super::rpc::Executor;
     #[pymodule_export]

@@ -7,16 +7,20 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyDict, PyList, PyString, PyTuple};
 
 use super::signals;
 use super::wsgi::loan;
 use crate::rpc::{self, Refused, Work};
+use crate::scoreboard::InFlight;
+use parking_lot::Mutex;
 
 /// How long a submitter waits for room before it lets Python signal handlers run.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -27,6 +31,10 @@ struct Job {
     function: Py<PyAny>,
     arguments: Py<PyTuple>,
     keywords: Option<Py<PyDict>>,
+    /// Counted under a name: then a result of `False` says that it failed.
+    is_named: bool,
+    /// It ran before, as far as a coroutine.
+    is_resumed: bool,
 }
 
 /// What the pool's threads do.
@@ -35,13 +43,17 @@ struct Calls {
     /// Beginning of the names of threads.
     name: String,
     numbers: AtomicU64,
+    /// The executor that these are the calls of.
+    engine: Arc<OnceLock<Engine>>,
 }
+
+type Engine = Weak<rpc::Executor<Calls>>;
 
 /// Runs callables on elastic native threads.
 #[pyclass(frozen, weakref, module = "osloxide._native")]
 #[derive(Debug)]
 pub(super) struct Executor {
-    engine: rpc::Executor<Calls>,
+    engine: Arc<rpc::Executor<Calls>>,
     make_future: Py<PyAny>,
     has_bound: bool,
     /// Process that made it: its threads exist nowhere else.
@@ -63,12 +75,16 @@ impl Executor {
                 "max_workers is 0; give at least 1".to_owned(),
             ));
         }
+        let engine = Arc::new(OnceLock::new());
         let calls = Calls {
             name: thread_name.to_owned(),
             numbers: AtomicU64::new(0),
+            engine: Arc::clone(&engine),
         };
+        let executor = Arc::new(rpc::Executor::new(calls, max_workers, max_queued));
+        let _ = engine.set(Arc::downgrade(&executor));
         Ok(Self {
-            engine: rpc::Executor::new(calls, max_workers, max_queued),
+            engine: executor,
             make_future,
             has_bound: max_queued != 0,
             process: std::process::id(),
@@ -83,29 +99,18 @@ impl Executor {
         arguments: Bound<'_, PyTuple>,
         keywords: Option<Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
-        self.check_process()?;
-        if !function.is_callable() {
-            return Err(PyTypeError::new_err(format!(
-                "{} is not callable; give a function and its arguments",
-                function.repr()?
-            )));
-        }
-        let future = self.make_future.call0(py)?;
-        let mut job = Job {
-            future: future.clone_ref(py),
-            function: function.unbind(),
-            arguments: arguments.unbind(),
-            keywords: keywords.map(Bound::unbind),
-        };
-        loop {
-            match self.engine.submit(job) {
-                Ok(()) => return Ok(future),
-                Err(Refused::Full { job: back, .. }) if self.has_bound => job = back,
-                Err(refused) => return Err(refusal(&refused)),
-            }
-            py.detach(|| self.engine.wait_for_room(Some(PATIENCE)));
-            py.check_signals()?;
-        }
+        self.queue(py, None, function, arguments, keywords)
+    }
+
+    #[pyo3(signature = (name, function, /, *arguments))]
+    fn submit_as(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        function: Bound<'_, PyAny>,
+        arguments: Bound<'_, PyTuple>,
+    ) -> PyResult<Py<PyAny>> {
+        self.queue(py, Some(name), function, arguments, None)
     }
 
     #[pyo3(signature = (cancel=false))]
@@ -134,6 +139,7 @@ impl Executor {
         fields.set_item("threads", stats.threads)?;
         fields.set_item("busy", stats.busy)?;
         fields.set_item("queued", stats.queued)?;
+        fields.set_item("held", stats.held)?;
         fields.set_item("most_queued", stats.most_queued)?;
         fields.set_item("begun", stats.begun)?;
         fields.set_item("cancelled", stats.cancelled)?;
@@ -144,6 +150,41 @@ impl Executor {
 }
 
 impl Executor {
+    fn queue(
+        &self,
+        py: Python<'_>,
+        name: Option<&str>,
+        function: Bound<'_, PyAny>,
+        arguments: Bound<'_, PyTuple>,
+        keywords: Option<Bound<'_, PyDict>>,
+    ) -> PyResult<Py<PyAny>> {
+        self.check_process()?;
+        if !function.is_callable() {
+            return Err(PyTypeError::new_err(format!(
+                "{} is not callable; give a function and its arguments",
+                function.repr()?
+            )));
+        }
+        let future = self.make_future.call0(py)?;
+        let mut job = Job {
+            future: future.clone_ref(py),
+            function: function.unbind(),
+            arguments: arguments.unbind(),
+            keywords: keywords.map(Bound::unbind),
+            is_named: name.is_some(),
+            is_resumed: false,
+        };
+        loop {
+            match self.engine.submit(job, name) {
+                Ok(()) => return Ok(future),
+                Err(Refused::Full { job: back, .. }) if self.has_bound => job = back,
+                Err(refused) => return Err(refusal(&refused)),
+            }
+            py.detach(|| self.engine.wait_for_room(Some(PATIENCE)));
+            py.check_signals()?;
+        }
+    }
+
     fn check_process(&self) -> PyResult<()> {
         let own = std::process::id();
         if own == self.process {
@@ -172,61 +213,188 @@ fn refusal(refused: &Refused<Job>) -> PyErr {
 impl Work for Calls {
     type Job = Job;
 
-    fn run(&self, job: Job) {
+    fn run(&self, job: Job, in_flight: InFlight<'static>) {
         Python::attach(|py| {
-            let future = job.future.bind(py);
-            if let Err(error) = job.run(py) {
+            let future = job.future.clone_ref(py);
+            if let Err(error) = self.call(py, job, in_flight) {
                 // Somebody else has finished or broken the future: it is not ours to judge.
-                error.write_unraisable(py, Some(future));
+                error.write_unraisable(py, Some(future.bind(py)));
             }
-            drop(job);
         });
     }
 
     fn thread(&self, body: &mut dyn FnMut()) {
         Python::attach(|py| {
             let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = adopt(py, &format!("{}_{number}", self.name)) {
-                error.write_unraisable(py, None);
-            }
+            let thread = match adopt(py, &format!("{}_{number}", self.name)) {
+                Ok(thread) => Some(thread),
+                Err(error) => {
+                    error.write_unraisable(py, None);
+                    None
+                }
+            };
             loan::detached(py, body);
-            if let Err(error) = disown(py) {
+            if let Some(Err(error)) = thread.map(|thread| thread.call_method0("leave")) {
                 error.write_unraisable(py, None);
             }
         });
     }
 }
 
+impl Calls {
+    fn call(&self, py: Python<'_>, job: Job, mut in_flight: InFlight<'static>) -> PyResult<()> {
+        if !job.is_resumed && !job.begin(py)? {
+            return Ok(());
+        }
+        let keywords = job.keywords.as_ref().map(|keywords| keywords.bind(py));
+        let called = job.function.bind(py).call(job.arguments.bind(py), keywords);
+        match called {
+            Ok(result) if goes_on(&result)? => self.hold(py, job, in_flight, result),
+            Ok(result) => {
+                if job.is_named && result.is(&*PyBool::new(py, false)) {
+                    in_flight.fail();
+                }
+                job.finish(
+                    py,
+                    intern!(py, "_result"),
+                    intern!(py, "set_result"),
+                    result,
+                )
+            }
+            Err(error) => {
+                in_flight.fail();
+                job.fail(py, error)
+            }
+        }
+    }
+
+    /// Lets the worker's event loop finish the job, while this thread does something else.
+    fn hold(
+        &self,
+        py: Python<'_>,
+        job: Job,
+        in_flight: InFlight<'static>,
+        coroutine: Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let Some(engine) = self.engine.get().and_then(Weak::upgrade) else {
+            let _ = coroutine.call_method0("close")?;
+            return job.fail(py, PyRuntimeError::new_err("the executor is gone"));
+        };
+        engine.hold();
+        let resume = Resume {
+            engine: Arc::downgrade(&engine),
+            rest: Mutex::new(Some((job, in_flight))),
+        };
+        let resume = Bound::new(py, resume)?;
+        let started = py
+            .import("osloxide._loop")?
+            .call_method1("start", (coroutine, &resume));
+        if let Err(error) = started {
+            return match resume.get().take() {
+                Some((job, _)) => job.fail(py, error),
+                None => Err(error),
+            };
+        }
+        py.detach(|| engine.wait_for_resumed());
+        Ok(())
+    }
+}
+
+/// What is left of a job that goes on without a thread. Called once, with a function and its
+/// arguments, it runs them in the job's place; dropped instead, the job is over.
+#[pyclass(frozen, module = "osloxide._native")]
+struct Resume {
+    engine: Engine,
+    rest: Mutex<Option<(Job, InFlight<'static>)>>,
+}
+
+#[pymethods]
+impl Resume {
+    #[pyo3(signature = (function, /, *arguments))]
+    fn __call__(&self, function: Bound<'_, PyAny>, arguments: Bound<'_, PyTuple>) -> bool {
+        let rest = self.rest.lock().take();
+        let (Some((job, in_flight)), Some(engine)) = (rest, self.engine.upgrade()) else {
+            return false;
+        };
+        let py = function.py();
+        let job = Job {
+            function: function.unbind(),
+            arguments: arguments.unbind(),
+            keywords: None,
+            is_resumed: true,
+            ..job
+        };
+        py.detach(|| engine.resume(job, in_flight));
+        true
+    }
+}
+
+impl Resume {
+    fn take(&self) -> Option<(Job, InFlight<'static>)> {
+        let rest = self.rest.lock().take();
+        if let (true, Some(engine)) = (rest.is_some(), self.engine.upgrade()) {
+            engine.release();
+        }
+        rest
+    }
+}
+
+impl Drop for Resume {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
+/// True for a coroutine, and for what osloxide's own code wants to be treated like one.
+fn goes_on(result: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static LATER: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
+    let py = result.py();
+    let kinds = LATER.get_or_try_init(py, || {
+        let coroutine = py.import("types")?.getattr("CoroutineType")?;
+        let later = py.import("osloxide._loop")?.getattr("Later")?;
+        PyResult::Ok((coroutine.unbind(), later.unbind()))
+    })?;
+    let kind = result.get_type();
+    Ok(kind.is(&kinds.0) || kind.is(&kinds.1))
+}
+
 impl Job {
-    fn run(&self, py: Python<'_>) -> PyResult<()> {
+    /// False when it was cancelled.
+    fn begin(&self, py: Python<'_>) -> PyResult<bool> {
         let future = self.future.bind(py);
         let (state, running) = (intern!(py, "_state"), intern!(py, "RUNNING"));
         if is_private(future)? {
             future.setattr(state, running)?;
-        } else {
-            let runs = future.call_method0(intern!(py, "set_running_or_notify_cancel"))?;
-            if !runs.is_truthy()? {
-                return Ok(());
-            }
+            return Ok(true);
         }
-        let keywords = self.keywords.as_ref().map(|keywords| keywords.bind(py));
-        match self
-            .function
-            .bind(py)
-            .call(self.arguments.bind(py), keywords)
-        {
-            Ok(result) => finish(
-                future,
-                intern!(py, "_result"),
-                intern!(py, "set_result"),
-                result,
-            ),
-            Err(error) => finish(
-                future,
-                intern!(py, "_exception"),
-                intern!(py, "set_exception"),
-                error.into_value(py).into_bound(py).into_any(),
-            ),
+        future
+            .call_method0(intern!(py, "set_running_or_notify_cancel"))?
+            .is_truthy()
+    }
+
+    fn fail(&self, py: Python<'_>, error: PyErr) -> PyResult<()> {
+        self.finish(
+            py,
+            intern!(py, "_exception"),
+            intern!(py, "set_exception"),
+            error.into_value(py).into_bound(py).into_any(),
+        )
+    }
+
+    fn finish<'py>(
+        &self,
+        py: Python<'py>,
+        field: &Bound<'py, PyString>,
+        method: &Bound<'py, PyString>,
+        value: Bound<'py, PyAny>,
+    ) -> PyResult<()> {
+        let future = self.future.bind(py);
+        let (state, finished) = (intern!(py, "_state"), intern!(py, "FINISHED"));
+        if is_private(future)? {
+            future.setattr(field, value)?;
+            future.setattr(state, finished)
+        } else {
+            future.call_method1(method, (value,)).map(drop)
         }
     }
 }
@@ -241,43 +409,8 @@ fn is_private(future: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(!dict.contains(intern!(py, "_condition"))?)
 }
 
-fn finish(
-    future: &Bound<'_, PyAny>,
-    field: &Bound<'_, PyString>,
-    method: &Bound<'_, PyString>,
-    value: Bound<'_, PyAny>,
-) -> PyResult<()> {
-    let py = future.py();
-    let (state, finished) = (intern!(py, "_state"), intern!(py, "FINISHED"));
-    if is_private(future)? {
-        future.setattr(field, value)?;
-        future.setattr(state, finished)
-    } else {
-        future.call_method1(method, (value,)).map(drop)
-    }
-}
-
-/// Makes the calling thread one of Python's: listed, named, traced like any other.
-fn adopt(py: Python<'_>, name: &str) -> PyResult<()> {
-    let threading = py.import("threading")?;
-    // Threads that threading did not start are entered in its list when they first ask.
-    let thread = threading.call_method0("current_thread")?;
-    thread.setattr("name", name)?;
-    for (reader, setter) in [("gettrace", "settrace"), ("getprofile", "setprofile")] {
-        let hook = threading.call_method0(reader)?;
-        if !hook.is_none() {
-            py.import("sys")?.call_method1(setter, (hook,))?;
-        }
-    }
-    Ok(())
-}
-
-/// Takes the calling thread off threading's list, which before CPython 3.12 nobody else does.
-fn disown(py: Python<'_>) -> PyResult<()> {
-    let threading = py.import("threading")?;
-    if let Ok(active) = threading.getattr("_active") {
-        let ident = threading.call_method0("get_ident")?;
-        active.call_method1("pop", (ident, py.None()))?;
-    }
-    Ok(())
+/// Makes the calling thread one of Python's: listed, named, joined and traced like any other.
+fn adopt<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import("osloxide._threads")?
+        .call_method1("adopt", (name,))
 }

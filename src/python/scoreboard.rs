@@ -1,7 +1,7 @@
 //! The boundary of the scoreboard room: one class and the conversion of a snapshot to a dict.
 
 use crate::python::errors::scoreboard_error;
-use crate::scoreboard::{self, Snapshot};
+use crate::scoreboard::{self, MethodSnapshot, Snapshot};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
@@ -81,6 +81,19 @@ fn to_dict<'py>(py: Python<'py>, row: &Snapshot) -> PyResult<Bound<'py, PyDict>>
     dict.set_item("threads", row.threads)?;
     dict.set_item("respawns", row.respawns)?;
     dict.set_item("last_exit", row.last_exit)?;
+    let methods: PyResult<Vec<_>> = row.methods.iter().map(|it| method(py, it)).collect();
+    dict.set_item("methods", methods?)?;
+    Ok(dict)
+}
+
+fn method<'py>(py: Python<'py>, method: &MethodSnapshot) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("name", &method.name)?;
+    dict.set_item("queued", method.queued)?;
+    dict.set_item("running", method.running)?;
+    dict.set_item("done", method.done)?;
+    dict.set_item("failed", method.failed)?;
+    dict.set_item("oldest_since", method.oldest_since.and_then(instant))?;
     Ok(dict)
 }
 

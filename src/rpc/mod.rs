@@ -8,6 +8,7 @@
 //! The pool never sees a job. It passes *tickets*, each good for one turn at the queue, so that a
 //! job which nobody has begun can still be taken back when the executor is cancelled.
 
+pub mod heart;
 mod queue;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use nix::sys::eventfd::EventFd;
 
 use crate::pool::{self, Pool};
+use crate::scoreboard::InFlight;
 use queue::Queue;
 pub use queue::Refused;
 
@@ -26,8 +28,12 @@ pub trait Work: Send + Sync + 'static {
     /// One job.
     type Job: Send;
 
-    /// Does one job. May block, and may panic: the pool's thread survives.
-    fn run(&self, job: Self::Job);
+    /// Does one job. May block, and may panic: the pool's thread survives. The job counts as in
+    /// flight until `in_flight` is dropped.
+    ///
+    /// A job may go on without the thread: then [`Executor::hold`] is called before it does, and
+    /// [`Executor::resume`] with what is left to do.
+    fn run(&self, job: Self::Job, in_flight: InFlight<'static>);
     /// Wraps the life of a thread.
     fn thread(&self, body: &mut dyn FnMut());
 }
@@ -41,6 +47,8 @@ pub struct Stats {
     pub busy: usize,
     /// Jobs that nobody has begun.
     pub queued: usize,
+    /// Jobs that go on without a thread.
+    pub held: usize,
     /// The most jobs that were ever queued at once.
     pub most_queued: usize,
     /// Jobs that were begun since the executor was made.
@@ -57,6 +65,7 @@ pub struct Stats {
 pub struct Executor<W: Work> {
     queue: Arc<Queue<W>>,
     pool: Pool<Queue<W>>,
+    max_workers: usize,
 }
 
 impl<W: Work> fmt::Debug for Executor<W> {
@@ -76,16 +85,17 @@ impl<W: Work> Executor<W> {
         Self {
             pool: Pool::new("rpc", Arc::clone(&queue), max_workers),
             queue,
+            max_workers: max_workers.max(1),
         }
     }
 
-    /// Queues a job behind all others.
+    /// Queues a job behind all others. With a *name* it is counted under it (docs/rpc.md).
     ///
     /// # Errors
     /// [`Refused`] gives the job back: the executor is closed, its queue full, or the kernel gave no
     /// thread to an executor that has none.
-    pub fn submit(&self, job: W::Job) -> Result<(), Refused<W::Job>> {
-        if self.queue.push(job)? {
+    pub fn submit(&self, job: W::Job, name: Option<&str>) -> Result<(), Refused<W::Job>> {
+        if self.queue.push(job, name)? {
             // The first job of all. A job that is queued without a thread would be lost in silence.
             if let Err(source) = self.pool.start(|| ()) {
                 return match self.queue.take_back() {
@@ -95,6 +105,37 @@ impl<W: Work> Executor<W> {
             }
         }
         Ok(())
+    }
+
+    /// Says that a job goes on without the thread that runs it; called by that thread, before.
+    /// Threads and held jobs together stay within `max_workers`.
+    pub fn hold(&self) {
+        let held = self.queue.hold();
+        self.pool.resize(self.max_workers.saturating_sub(held));
+    }
+
+    /// Blocks a thread whose job goes on without it while as many jobs are held as may run at all:
+    /// it would only begin one more.
+    pub fn wait_for_resumed(&self) {
+        self.queue.wait_for_resumed(self.max_workers);
+    }
+
+    /// Gives a held job back, to be run in front of all that wait, also by a closed executor.
+    pub fn resume(&self, job: W::Job, in_flight: InFlight<'static>) {
+        let mut held = 0;
+        // Fails only where there is no thread at all and the kernel gives none: the next job that
+        // is submitted, or the end of the process, finds this one in the queue.
+        let started = self.pool.start(|| held = self.queue.resume(job, in_flight));
+        self.pool.resize(self.max_workers.saturating_sub(held));
+        drop(started);
+    }
+
+    /// Forgets a held job: nothing is left to do for it.
+    pub fn release(&self) {
+        let mut held = 0;
+        let started = self.pool.start(|| held = self.queue.release());
+        self.pool.resize(self.max_workers.saturating_sub(held));
+        drop(started);
     }
 
     /// Waits until fewer jobs are queued than the bound, or the executor is closed. False when
@@ -140,6 +181,7 @@ impl<W: Work> Drop for Executor<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scoreboard;
     use nix::poll::{PollFd, PollFlags, poll};
     use parking_lot::{Condvar, Mutex};
     use std::collections::HashSet;
@@ -154,7 +196,7 @@ mod tests {
     impl Work for Calls {
         type Job = Job;
 
-        fn run(&self, job: Job) {
+        fn run(&self, job: Job, _in_flight: InFlight<'static>) {
             job();
         }
 
@@ -199,7 +241,7 @@ mod tests {
     }
 
     fn submit(executor: &Executor<Calls>, job: impl FnOnce() + Send + 'static) {
-        assert!(executor.submit(Box::new(job)).is_ok());
+        assert!(executor.submit(Box::new(job), None).is_ok());
     }
 
     fn end(executor: &Executor<Calls>) {
@@ -305,7 +347,7 @@ mod tests {
         let executor = executor(1, 0);
         end(&executor);
 
-        let refused = executor.submit(Box::new(|| ()));
+        let refused = executor.submit(Box::new(|| ()), None);
 
         assert!(matches!(refused, Err(Refused::Closed(_))));
     }
@@ -320,7 +362,7 @@ mod tests {
         submit(&executor, || ());
         submit(&executor, || ());
 
-        let refused = executor.submit(Box::new(|| ()));
+        let refused = executor.submit(Box::new(|| ()), None);
 
         assert!(matches!(refused, Err(Refused::Full { bound: 2, .. })));
         assert!(!executor.wait_for_room(Some(Duration::ZERO)));
@@ -378,6 +420,57 @@ mod tests {
         drop(executor);
 
         gate.await_arrivals(10);
+    }
+
+    #[test]
+    fn jobs_that_go_on_without_a_thread_need_none_and_are_waited_for() {
+        let executor = Arc::new(executor(64, 0));
+        let flights: Arc<Mutex<Vec<InFlight<'static>>>> = Arc::default();
+        for _ in 0..50 {
+            let (held, flights) = (Arc::clone(&executor), Arc::clone(&flights));
+            submit(&executor, move || {
+                held.hold();
+                flights.lock().push(scoreboard::Queued::new(None).begin());
+            });
+        }
+        until(|| executor.stats().held == 50 && executor.stats().busy == 0);
+        assert!(executor.stats().threads < 10, "{:?}", executor.stats());
+
+        drop(executor.close(true));
+
+        assert!(!has_ended(&executor, 50), "jobs are held");
+        let done = Arc::new(Mutex::new(0));
+        for in_flight in flights.lock().drain(..) {
+            let done = Arc::clone(&done);
+            executor.resume(Box::new(move || *done.lock() += 1), in_flight);
+        }
+        assert!(has_ended(&executor, 20_000));
+        assert_eq!((*done.lock(), executor.stats().held), (50, 0));
+    }
+
+    #[test]
+    fn held_jobs_and_threads_stay_within_the_bound_together() {
+        let executor = Arc::new(executor(4, 0));
+        let flights: Arc<Mutex<Vec<InFlight<'static>>>> = Arc::default();
+        for _ in 0..20 {
+            let (held, flights) = (Arc::clone(&executor), Arc::clone(&flights));
+            submit(&executor, move || {
+                held.hold();
+                flights.lock().push(scoreboard::Queued::new(None).begin());
+                held.wait_for_resumed();
+            });
+        }
+        until(|| executor.stats().held == 4 && executor.stats().busy == 1);
+        for _ in 0..20 {
+            until(|| !flights.lock().is_empty());
+            assert!(executor.stats().held <= 4);
+            let in_flight = flights.lock().pop().unwrap();
+            executor.resume(Box::new(|| ()), in_flight);
+        }
+
+        end(&executor);
+
+        assert_eq!(executor.stats().begun, 20);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{Stats, Work};
 use crate::pool::Source;
-use crate::scoreboard;
+use crate::scoreboard::{InFlight, Queued};
 
 /// A job that was not queued, and why.
 #[non_exhaustive]
@@ -59,6 +59,8 @@ pub(super) struct Queue<W: Work> {
     arrived: Condvar,
     /// Submitters wait for room.
     left: Condvar,
+    /// Threads wait for a held job to come back.
+    resumed: Condvar,
 }
 
 /// How far the life of an executor is. Each phase is entered from the one before, except that an
@@ -75,8 +77,23 @@ enum Phase {
     Ended,
 }
 
+/// A job and what it counts as.
+struct Entry<J> {
+    since: Instant,
+    job: J,
+    place: Place,
+}
+
+/// A job that is queued is new, or one that has gone on without a thread.
+enum Place {
+    Queued(Queued),
+    InFlight(InFlight<'static>),
+}
+
 struct State<J> {
-    jobs: VecDeque<(Instant, J)>,
+    jobs: VecDeque<Entry<J>>,
+    /// Jobs that go on without a thread and will be queued again.
+    held: usize,
     /// Tickets that the pool has not taken yet.
     tickets: usize,
     leader_waits: bool,
@@ -92,6 +109,11 @@ struct State<J> {
 }
 
 impl<J> State<J> {
+    /// Closed, and nothing is left to come.
+    fn is_over(&self) -> bool {
+        self.phase >= Phase::Closed && self.tickets == 0 && self.held == 0
+    }
+
     fn end(&mut self) {
         self.phase = Phase::Ended;
         if let Some(ended) = &self.ended {
@@ -108,6 +130,7 @@ impl<W: Work> Queue<W> {
             max_queued,
             state: Mutex::new(State {
                 jobs: VecDeque::new(),
+                held: 0,
                 tickets: 0,
                 leader_waits: false,
                 is_interrupted: false,
@@ -121,11 +144,12 @@ impl<W: Work> Queue<W> {
             }),
             arrived: Condvar::new(),
             left: Condvar::new(),
+            resumed: Condvar::new(),
         }
     }
 
     /// Queues a job; true when it is the first one and the pool has to be started.
-    pub(super) fn push(&self, job: W::Job) -> Result<bool, Refused<W::Job>> {
+    pub(super) fn push(&self, job: W::Job, name: Option<&str>) -> Result<bool, Refused<W::Job>> {
         let mut state = self.state.lock();
         if state.phase >= Phase::Closed {
             return Err(Refused::Closed(job));
@@ -134,7 +158,11 @@ impl<W: Work> Queue<W> {
             let bound = self.max_queued;
             return Err(Refused::Full { job, bound });
         }
-        state.jobs.push_back((Instant::now(), job));
+        state.jobs.push_back(Entry {
+            since: Instant::now(),
+            job,
+            place: Place::Queued(Queued::new(name)),
+        });
         state.most_queued = state.most_queued.max(state.jobs.len());
         state.tickets += 1;
         let is_first = state.phase == Phase::Unused;
@@ -154,7 +182,51 @@ impl<W: Work> Queue<W> {
             state.phase = Phase::Unused;
         }
         state.tickets = state.tickets.saturating_sub(1);
-        state.jobs.pop_back().map(|(_, job)| job)
+        state.jobs.pop_back().map(|entry| entry.job)
+    }
+
+    /// Counts the calling thread's job as one that goes on without it; returns how many there are.
+    pub(super) fn hold(&self) -> usize {
+        let mut state = self.state.lock();
+        state.held += 1;
+        state.held
+    }
+
+    /// Waits until fewer than `most` jobs are held.
+    pub(super) fn wait_for_resumed(&self, most: usize) {
+        let mut state = self.state.lock();
+        self.resumed
+            .wait_while(&mut state, |state| state.held >= most);
+    }
+
+    /// Forgets a held job; returns how many are still held.
+    pub(super) fn release(&self) -> usize {
+        let mut state = self.state.lock();
+        state.held = state.held.saturating_sub(1);
+        state.leader_waits = false;
+        let held = state.held;
+        drop(state);
+        self.arrived.notify_one(); // it may be over now
+        self.resumed.notify_one();
+        held
+    }
+
+    /// Queues a held job in front of all others, closed or not; returns how many are still held.
+    pub(super) fn resume(&self, job: W::Job, in_flight: InFlight<'static>) -> usize {
+        let mut state = self.state.lock();
+        state.held = state.held.saturating_sub(1);
+        state.jobs.push_front(Entry {
+            since: Instant::now(),
+            job,
+            place: Place::InFlight(in_flight),
+        });
+        state.tickets += 1;
+        state.leader_waits = false;
+        let held = state.held;
+        drop(state);
+        self.arrived.notify_one();
+        self.resumed.notify_one();
+        held
     }
 
     pub(super) fn wait_for_room(&self, timeout: Option<Duration>) -> bool {
@@ -181,11 +253,15 @@ impl<W: Work> Queue<W> {
             Phase::Open => state.phase = Phase::Closed,
             Phase::Closed | Phase::Ended => {}
         }
-        let back: Vec<_> = if cancels {
-            state.jobs.drain(..).map(|(_, job)| job).collect()
-        } else {
-            Vec::new()
-        };
+        let mut back = Vec::new();
+        if cancels {
+            for entry in std::mem::take(&mut state.jobs) {
+                match entry.place {
+                    Place::Queued(_) => back.push(entry.job),
+                    Place::InFlight(_) => state.jobs.push_back(entry),
+                }
+            }
+        }
         state.cancelled += back.len() as u64;
         state.is_interrupted = true;
         state.leader_waits = false;
@@ -213,30 +289,36 @@ impl<W: Work> Queue<W> {
         let state = self.state.lock();
         Stats {
             queued: state.jobs.len(),
+            held: state.held,
             most_queued: state.most_queued,
             begun: state.begun,
             cancelled: state.cancelled,
             oldest_wait: state
                 .jobs
                 .front()
-                .map_or(Duration::ZERO, |(since, _)| since.elapsed()),
+                .map_or(Duration::ZERO, |entry| entry.since.elapsed()),
             total_wait: state.total_wait,
             ..Stats::default()
         }
     }
 
     /// The job that a ticket is good for; none when it was cancelled.
-    fn take(&self) -> Option<W::Job> {
+    fn take(&self) -> Option<(W::Job, InFlight<'static>)> {
         let mut state = self.state.lock();
-        let (since, job) = state.jobs.pop_front()?;
-        state.begun += 1;
+        let Entry { since, job, place } = state.jobs.pop_front()?;
+        let begins = matches!(place, Place::Queued(_));
+        state.begun += u64::from(begins);
         state.total_wait += since.elapsed();
         let wakes = state.submitters_wait > 0;
         drop(state);
         if wakes {
             self.left.notify_one();
         }
-        Some(job)
+        let in_flight = match place {
+            Place::Queued(queued) => queued.begin(),
+            Place::InFlight(in_flight) => in_flight,
+        };
+        Some((job, in_flight))
     }
 }
 
@@ -259,13 +341,12 @@ impl<W: Work> Source for Queue<W> {
 
     fn wait(&self, tickets: &mut Vec<Ticket>, _: usize) {
         let mut state = self.state.lock();
-        while state.tickets == 0 && !state.is_interrupted {
+        while state.tickets == 0 && !state.is_interrupted && !state.is_over() {
             state.leader_waits = true;
             self.arrived.wait(&mut state);
         }
         state.leader_waits = false;
-        // A closed executor stays interrupted: every leader has to find out that it is over.
-        state.is_interrupted = state.phase >= Phase::Closed;
+        state.is_interrupted = false;
         tickets.resize(state.tickets, Ticket);
         state.tickets = 0;
     }
@@ -279,26 +360,28 @@ impl<W: Work> Source for Queue<W> {
     }
 
     fn run(&self, _ticket: Ticket) -> Option<Ticket> {
-        if let Some(job) = self.take() {
-            let _in_flight = scoreboard::current().begin();
-            self.work.run(job);
+        if let Some((job, in_flight)) = self.take() {
+            self.work.run(job, in_flight);
         }
         None
     }
 
     fn is_over(&self) -> bool {
-        let state = self.state.lock();
-        state.phase >= Phase::Closed && state.tickets == 0
+        self.state.lock().is_over()
     }
 
     fn thread(&self, body: &mut dyn FnMut()) {
-        let row = scoreboard::current();
+        let row = crate::scoreboard::current();
         row.thread_started();
         self.work.thread(body);
         row.thread_ended();
     }
 
     fn ended(&self) {
-        self.state.lock().end();
+        let mut state = self.state.lock();
+        // Else the last thread has left while its job goes on: the pool is started again for it.
+        if state.is_over() {
+            state.end();
+        }
     }
 }

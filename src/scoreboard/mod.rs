@@ -1,16 +1,20 @@
 //! Counters that every process of a launcher shares, in a memfd that outsiders can read.
 //!
-//! Owns the layout of the shared memory: a header page, then one [`Row`] for each worker process.
+//! Owns the layout of the shared memory: a header page, then one [`Row`] for each worker process,
+//! then one table of named counters for each.
 //! The parent writes who a row belongs to and its state; the worker counts in it with relaxed
 //! atomics. Takes no lock and needs no live writer, so a worker that is killed in the middle of a
 //! request leaves nothing broken; the parent clears its gauges when it reaps.
 //! Sealing and naming: `memfd_create(2)`, `fcntl(2)` with `F_ADD_SEALS`.
 #![expect(unsafe_code, reason = "mmap(2) and references into the mapping")]
 
+mod methods;
 mod row;
 
+pub use methods::{METHODS, MethodSnapshot, Queued};
 pub use row::{InFlight, Row, Seat, Snapshot, State, now};
 
+use methods::Methods;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -32,7 +36,8 @@ const MEMFD_NAME: &str = "osloxide-scoreboard";
 const MAGIC: u64 = u64::from_be_bytes(*b"osloxide");
 const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 4096;
-const TOTAL_BYTES: usize = HEADER_BYTES + CAPACITY * size_of::<Row>();
+const METHODS_AT: usize = HEADER_BYTES + CAPACITY * size_of::<Row>();
+const TOTAL_BYTES: usize = METHODS_AT + CAPACITY * size_of::<Methods>();
 const NAME_BYTES: usize = 128;
 const GROUP_NAME_BYTES: usize = 64;
 /// Groups whose names are kept; those of any further ones are not shown.
@@ -100,6 +105,19 @@ pub fn current() -> &'static Row {
 }
 
 static CURRENT: AtomicPtr<Row> = AtomicPtr::new(ptr::null_mut());
+
+/// The table beside [`current`].
+fn current_methods() -> &'static Methods {
+    static PRIVATE: Methods = Methods::new();
+    let methods = CURRENT_METHODS.load(Ordering::Acquire);
+    if methods.is_null() {
+        return &PRIVATE;
+    }
+    // SAFETY: as for the row.
+    unsafe { &*methods }
+}
+
+static CURRENT_METHODS: AtomicPtr<Methods> = AtomicPtr::new(ptr::null_mut());
 
 /// The shared memory, made by a parent or attached read-only by an outsider.
 #[derive(Debug)]
@@ -247,6 +265,13 @@ impl Scoreboard {
         // SAFETY: the row is inside the mapping, which from here on is never unmapped (see Drop).
         let row: &'static Row = unsafe { &*row };
         row.mark_forked(pid);
+        let methods = &raw const self.all_methods()[index];
+        // SAFETY: as for the row.
+        let methods: &'static Methods = unsafe { &*methods };
+        if row.names_methods() {
+            methods.clear_gauges();
+        }
+        CURRENT_METHODS.store(ptr::from_ref(methods).cast_mut(), Ordering::Release);
         CURRENT.store(ptr::from_ref(row).cast_mut(), Ordering::Release);
         Ok(row)
     }
@@ -255,6 +280,7 @@ impl Scoreboard {
     #[must_use]
     pub fn read(&self) -> Vec<Snapshot> {
         let mut rows: Vec<_> = self.used_rows().iter().map(Row::read).collect();
+        self.read_methods(&mut rows);
         let mut served: HashMap<u32, u64> = HashMap::new();
         for row in &rows {
             *served.entry(row.slot).or_default() += row.slot_served;
@@ -265,6 +291,33 @@ impl Scoreboard {
         }
         rows.sort_by_key(|row| (row.slot, row.generation));
         rows
+    }
+
+    /// Adds the named counters to copies of all used rows, summed up over each slot.
+    fn read_methods(&self, rows: &mut [Snapshot]) {
+        let mut sums: HashMap<(u32, String), (u64, u64)> = HashMap::new();
+        for ((copy, row), methods) in rows
+            .iter_mut()
+            .zip(self.used_rows())
+            .zip(self.all_methods())
+        {
+            if row.names_methods() {
+                copy.methods = methods.read(row, copy.pid != 0);
+            }
+            for method in &copy.methods {
+                let sum = sums.entry((copy.slot, method.name.clone())).or_default();
+                sum.0 += method.done;
+                sum.1 += method.failed;
+            }
+        }
+        for copy in rows {
+            let slot = copy.slot;
+            for method in &mut copy.methods {
+                if let Some(sum) = sums.get(&(slot, method.name.clone())) {
+                    (method.done, method.failed) = *sum;
+                }
+            }
+        }
     }
 
     /// The name given to [`Scoreboard::new`].
@@ -342,6 +395,13 @@ impl Scoreboard {
         // SAFETY: the mapping begins with a header, is page-aligned and at least that long; all
         // fields are atomics, for which every bit pattern is valid.
         unsafe { self.memory.cast::<Header>().as_ref() }
+    }
+
+    fn all_methods(&self) -> &[Methods] {
+        // SAFETY: the offset is inside the mapping (see TOTAL_BYTES).
+        let first = unsafe { self.memory.add(METHODS_AT) };
+        // SAFETY: CAPACITY page-aligned tables of atomics end the mapping; every bit pattern is valid.
+        unsafe { slice::from_raw_parts(first.cast::<Methods>().as_ptr(), CAPACITY) }
     }
 
     fn all_rows(&self) -> &[Row] {

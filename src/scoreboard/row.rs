@@ -3,6 +3,7 @@
 //! Everything is a relaxed atomic: nothing here orders anything else, and a reader may see a request
 //! in one counter and not yet in the other. Maps no memory; [`super`] does.
 
+use super::methods::{Method, MethodSnapshot};
 use nix::time::{ClockId, clock_gettime};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -101,6 +102,8 @@ pub struct Snapshot {
     pub respawns: u32,
     /// Wait status of the slot's previous worker.
     pub last_exit: Option<i32>,
+    /// The same requests by name, where they have one; `done` and `failed` of the whole slot.
+    pub methods: Vec<MethodSnapshot>,
 }
 
 /// One worker's share of the memory. The first half is written by the parent, the rest by the
@@ -133,6 +136,8 @@ struct Counters {
     beyond_lanes: AtomicU32,
     /// Until when the worker promised to show again that its interpreter runs; 0 is no promise.
     beat_by: AtomicU64,
+    /// 1 once a request with a name was counted; without any, readers leave that memory unmade.
+    has_methods: AtomicU32,
 }
 
 const _: () = assert!(
@@ -162,10 +167,23 @@ fn clock(id: ClockId) -> u64 {
 pub struct InFlight<'row> {
     row: &'row Row,
     lane: usize,
+    method: Option<Method>,
+    failed: bool,
+}
+
+impl InFlight<'_> {
+    /// The request has ended in an error that nobody expected.
+    pub fn fail(&mut self) {
+        self.failed = true;
+    }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
+        if let Some(method) = self.method {
+            // Before the lane is free for another one.
+            method.ended(self.lane, self.failed);
+        }
         match self.row.lanes.get(self.lane) {
             Some(lane) => lane.store(0, Ordering::Relaxed),
             None => decrement(&self.row.counters.beyond_lanes),
@@ -193,6 +211,7 @@ impl Row {
                 threads: AtomicU32::new(0),
                 beyond_lanes: AtomicU32::new(0),
                 beat_by: AtomicU64::new(0),
+                has_methods: AtomicU32::new(0),
             },
             lanes: [const { AtomicU64::new(0) }; LANES],
         }
@@ -224,6 +243,24 @@ impl Row {
         self.begin_at(clock(ClockId::CLOCK_MONOTONIC_COARSE))
     }
 
+    pub(super) fn begin_method(&self, method: Option<Method>) -> InFlight<'_> {
+        let mut begun = self.begin();
+        begun.method = method;
+        if let Some(method) = method {
+            method.began(begun.lane);
+        }
+        begun
+    }
+
+    /// Requests with names are counted from now on.
+    pub(super) fn name_methods(&self) {
+        self.counters.has_methods.store(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn names_methods(&self) -> bool {
+        self.counters.has_methods.load(Ordering::Relaxed) != 0
+    }
+
     /// A request began at this instant of [`now`]'s clock.
     pub fn begin_at(&self, began: u64) -> InFlight<'_> {
         thread_local! {
@@ -238,13 +275,19 @@ impl Row {
                 if lane != preferred {
                     LANE.set(lane);
                 }
-                return InFlight { row: self, lane };
+                return self.in_flight(lane);
             }
         }
         self.counters.beyond_lanes.fetch_add(1, Ordering::Relaxed);
+        self.in_flight(LANES)
+    }
+
+    const fn in_flight(&self, lane: usize) -> InFlight<'_> {
         InFlight {
             row: self,
-            lane: LANES,
+            lane,
+            method: None,
+            failed: false,
         }
     }
 
@@ -266,6 +309,11 @@ impl Row {
         now().checked_sub(beat_by).filter(|_| beat_by != 0)
     }
 
+    /// When the request in each lane began; 0 for none.
+    pub(super) fn began(&self) -> impl Iterator<Item = u64> {
+        self.lanes.iter().map(|lane| lane.load(Ordering::Relaxed))
+    }
+
     /// The worker is ready. Has no effect on a worker that is already being drained.
     pub fn mark_ready(&self) {
         self.ready_at.store(now(), Ordering::Relaxed);
@@ -284,8 +332,11 @@ impl Row {
         self.state.store(state as u32, Ordering::Relaxed);
     }
 
-    /// The parent forked the process.
+    /// The process was forked: both sides say so, and the first one tells when.
     pub fn mark_forked(&self, pid: u32) {
+        if self.pid.load(Ordering::Relaxed) == pid {
+            return;
+        }
         self.started_at.store(now(), Ordering::Relaxed);
         self.pid.store(pid, Ordering::Relaxed);
     }
@@ -355,7 +406,7 @@ impl Row {
         self.clear_gauges();
     }
 
-    /// The copy's `slot_served` is that of this row alone.
+    /// The copy's `slot_served` is that of this row alone, and `methods` is empty.
     pub(super) fn read(&self) -> Snapshot {
         let served = self.counters.served.load(Ordering::Relaxed);
         let served_before = self.served_before.load(Ordering::Relaxed);
@@ -383,6 +434,7 @@ impl Row {
             last_exit: i32::try_from(self.last_exit.load(Ordering::Relaxed))
                 .ok()
                 .filter(|status| i64::from(*status) != NO_EXIT),
+            methods: Vec::new(),
         }
     }
 }
@@ -395,7 +447,7 @@ fn first_lane() -> usize {
 }
 
 /// Subtracts one unless that would wrap: a gauge that was cleared meanwhile stays at 0.
-fn decrement(gauge: &AtomicU32) {
+pub(super) fn decrement(gauge: &AtomicU32) {
     let less = |value: u32| value.checked_sub(1);
     let _ = gauge.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
 }

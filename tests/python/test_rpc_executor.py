@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -159,6 +160,43 @@ def test_jobs_run_on_threads_that_python_knows(executor: rpc.Executor) -> None:
     assert name.startswith("osloxide-rpc_")
     assert is_listed
     assert is_daemon
+
+
+def test_threads_can_be_joined_like_any_other() -> None:
+    executor = rpc.Executor(2)
+    gate = threading.Event()
+
+    def job() -> threading.Thread:
+        with pytest.raises(RuntimeError, match="cannot join current thread"):
+            threading.current_thread().join()
+        gate.wait(PATIENCE)
+        return threading.current_thread()
+
+    future = executor.submit(job)
+    assert until(lambda: executor.stats()["busy"] == 1)
+    [thread] = [t for t in threading.enumerate() if t.name.startswith("osloxide-rpc_0")]
+
+    assert type(thread).__mro__[1] is threading.Thread
+    assert thread.native_id in {int(task) for task in os.listdir("/proc/self/task")}
+    with pytest.raises(RuntimeError, match="only be started once"):
+        thread.start()
+    thread.join(0.01)
+    assert thread.is_alive()
+    gate.set()
+    assert future.result(PATIENCE) is thread
+    executor.shutdown()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_a_forked_child_knows_that_the_threads_are_not_there(executor: rpc.Executor) -> None:
+    thread = executor.submit(threading.current_thread).result(PATIENCE)
+    assert thread.is_alive()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(int(thread.is_alive() or thread in threading.enumerate()))
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_threads_leave_pythons_list_when_they_end() -> None:

@@ -108,7 +108,12 @@ class Broker:
         epmd = required("epmd", "erlang-base")
         self._run([epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], "epmd.log", env)
         until("epmd accepts connections", lambda: accepts_connections(epmd_port), 20)
-        server = self._run([RABBITMQ_SERVER], "console.log", env)
+        self._env = env
+        self.start_server()
+
+    def start_server(self) -> None:
+        """Start the node, also again: on the same port, with what it kept on disk."""
+        server = self._run([RABBITMQ_SERVER], "console.log", self._env)
 
         def is_up() -> bool:
             server.assert_running()
@@ -116,10 +121,26 @@ class Broker:
 
         until("rabbitmq accepts connections", is_up, 120, every=0.05)
 
+    def kill_server(self) -> None:
+        """End the node as a crash would. What is not on disk is lost."""
+        self._processes.pop().kill()
+
     def _run(self, argv: list[str], log: str, env: dict[str, str]) -> RunningService:
         process = RunningService(argv, self.directory / log, env)
         self._processes.append(process)
         return process
+
+    def log_size(self) -> int:
+        """The present end of the broker's log, for :meth:`log`."""
+        return sum(path.stat().st_size for path in self._logs())
+
+    def log(self, since: int = 0) -> str:
+        """What the broker logged after *since*."""
+        text = b"".join(path.read_bytes() for path in self._logs())
+        return text[since:].decode(errors="replace")
+
+    def _logs(self) -> list[Path]:
+        return sorted((self.directory / "log").glob("*[!e].log"))
 
     def stop(self) -> None:
         """End both processes and prove it. There is nothing to save, so this is abrupt."""

@@ -39,8 +39,9 @@ def serve(
     """Start one RPC service and wait until it listens."""
     started = []
 
-    def run(threads: int) -> RunningService:
+    def run(threads: int, *settings: str) -> RunningService:
         argv = [sys.executable, str(APP), broker.url, str(trace), str(threads)]
+        argv += [word for setting in settings for word in ("--set", setting)]
         log = tmp_path / f"service-{len(started)}.log"
         service = start(argv + (["--stock"] if STOCK else []), log, clean_environment())
         started.append(service)
@@ -187,3 +188,27 @@ def test_an_idle_service_stops_at_once(
 
     assert service.wait_exit(3) == 0
     figure("an idle RPC service left without finishing a poll")
+
+
+def test_heartbeats_survive_an_endpoint_that_holds_the_interpreter(
+    serve: Callable[..., RunningService],
+    broker: Broker,
+    client: Any,
+    figure: Callable[[str], None],
+) -> None:
+    heartbeat, frozen = 4, 14
+    service = serve(4, f"heartbeat_timeout_threshold={heartbeat}")
+    # Connections for replies are made on demand: have one that is idle while the freeze lasts.
+    assert client.prepare(timeout=20).call({}, "work", number=1, seconds=0) == 1
+    mark = broker.log_size()
+
+    answer = client.prepare(timeout=60).call({}, "freeze", seconds=frozen)
+    after = client.prepare(timeout=20).call({}, "work", number=2, seconds=0)
+
+    missed = broker.log(mark).count("missed heartbeats from client")
+    figure(f"{frozen} s without the interpreter at a heartbeat of {heartbeat} s: "
+           f"{missed} connections closed by the broker")  # fmt: skip
+    assert (answer, after) == (frozen, 2)
+    assert missed == 0
+    assert "Too many heartbeats missed" not in service.text()
+    service.stop()

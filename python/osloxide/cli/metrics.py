@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Iterator
 
-    from osloxide.cli.snapshot import Launcher, Worker
+    from osloxide.cli.snapshot import Launcher, Method, Worker
 
 _LEAVING = (signal.SIGINT, signal.SIGTERM)
 _SCRAPES = 4
@@ -33,6 +33,7 @@ _BACKLOG = 128
 
 _SUPERVISOR_LABELS = ("service", "supervisor")
 _WORKER_LABELS = ("service", "supervisor", "group", "slot")
+_METHOD_LABELS = ("service", "supervisor", "method")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +113,15 @@ class Collector:
             )
             for labels, workers in slots:
                 family.add_metric(labels, of(workers))
+            yield family
+        for is_counter, name, text, of_method in _OF_METHODS:
+            family = (CounterMetricFamily if is_counter else GaugeMetricFamily)(
+                name, text, labels=_METHOD_LABELS
+            )
+            for launcher in launchers:
+                for method in launcher.methods():
+                    labels = [*_identity(launcher), method.name]
+                    family.add_metric(labels, of_method(method))
             yield family
 
 
@@ -199,6 +209,35 @@ _OF_SLOTS: tuple[tuple[bool, str, str, Callable[[list[Worker]], float]], ...] = 
         "osloxide_worker_resident_memory_bytes",
         "Resident memory of the slot's processes.",
         lambda its: sum(it.rss_bytes or 0 for it in its),
+    ),
+)
+
+# Of all workers together: a method of each slot would be a series for each pair of them.
+_OF_METHODS: tuple[tuple[bool, str, str, Callable[[Method], float]], ...] = (
+    (
+        True,
+        "osloxide_method_requests",
+        "Requests of this name (an RPC method) that were finished, failed ones included.",
+        lambda it: it.done,
+    ),
+    (
+        True,
+        "osloxide_method_failures",
+        "Those that ended in an error which nobody expected.",
+        lambda it: it.failed,
+    ),
+    (
+        False,
+        "osloxide_method_queued",
+        "Requests that no thread has begun.",
+        lambda it: it.queued,
+    ),
+    (False, "osloxide_method_running", "Requests in flight.", lambda it: it.running),
+    (
+        False,
+        "osloxide_method_oldest_request_seconds",
+        "Age of the oldest request in flight; 0 without one.",
+        lambda it: it.oldest or 0.0,
     ),
 )
 

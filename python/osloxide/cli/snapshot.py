@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,25 @@ from osloxide.cli.errors import CommandError
 NONE_FOUND = "no running launcher was found; name a PID, or run this as its user"
 
 _MEMFD = "/memfd:osloxide-scoreboard"
+
+
+@dataclass(frozen=True)
+class Method:
+    """Requests of one name (an RPC method), in one worker or in several.
+
+    :param queued: requests that no thread has begun.
+    :param running: requests in flight.
+    :param done: requests finished by all workers that the slot ever had, failed ones included.
+    :param failed: those that ended in an error which nobody expected.
+    :param oldest: seconds that the oldest one in flight has been running, or None.
+    """
+
+    name: str
+    queued: int
+    running: int
+    done: int
+    failed: int
+    oldest: float | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,7 @@ class Worker:
     :param oldest: seconds that the oldest request in flight has been running, or None.
     :param rss_bytes: resident memory; None without a process.
     :param last_exit: wait status of the slot's previous worker, or None.
+    :param methods: the same requests by name, where they have one.
     """
 
     slot: int
@@ -54,6 +74,7 @@ class Worker:
     respawns: int
     rss_bytes: int | None
     last_exit: int | None
+    methods: tuple[Method, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,35 @@ class Launcher:
     is_alive: bool
     rss_bytes: int | None
     workers: list[Worker]
+
+    def methods(self) -> list[Method]:
+        """The named requests of all workers, the busiest names first."""
+        rows: dict[str, dict[int, Method]] = {}
+        for worker in self.workers:
+            for method in worker.methods:
+                slots = rows.setdefault(method.name, {})
+                slots[worker.slot] = _joined(slots.get(worker.slot), method)
+        found = [_sum(name, list(slots.values())) for name, slots in rows.items()]
+        return sorted(found, key=lambda it: (-it.running, -it.queued, -it.done, it.name))
+
+
+def _joined(one: Method | None, other: Method) -> Method:
+    """Two workers of one slot, during a reload: what was done is the slot's, and both show it."""
+    if one is None:
+        return other
+    done, failed = max(one.done, other.done), max(one.failed, other.failed)
+    return replace(_sum(one.name, [one, other]), done=done, failed=failed)
+
+
+def _sum(name: str, methods: list[Method]) -> Method:
+    return Method(
+        name=name,
+        queued=sum(it.queued for it in methods),
+        running=sum(it.running for it in methods),
+        done=sum(it.done for it in methods),
+        failed=sum(it.failed for it in methods),
+        oldest=max((it.oldest for it in methods if it.oldest is not None), default=None),
+    )
 
 
 class View:
@@ -96,7 +146,7 @@ class View:
             raise CommandError(
                 f"process {pid} belongs to another user; run this as that user or as root"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise CommandError(str(error)) from error
         self.pid = self._board.pid
         self._command = _command(self.pid)
@@ -143,7 +193,7 @@ def find() -> list[int]:
         if entry.name.isdigit() and _has_scoreboard(entry):
             try:
                 supervisors.add(Scoreboard.attach(int(entry.name)).pid)
-            except (OSError, ValueError):
+            except (OSError, ValueError, RuntimeError):
                 continue  # it ended just now, or is of another version
     return sorted(supervisors)
 
@@ -194,6 +244,18 @@ def _worker(row: dict[str, Any], now: float, service: str) -> Worker:
         respawns=row["respawns"],
         rss_bytes=_rss_bytes(pid) if pid else None,
         last_exit=row["last_exit"],
+        methods=tuple(_method(method, now) for method in row["methods"]),
+    )
+
+
+def _method(row: dict[str, Any], now: float) -> Method:
+    return Method(
+        name=_printable(row["name"]),
+        queued=row["queued"],
+        running=row["running"],
+        done=row["done"],
+        failed=row["failed"],
+        oldest=_age(row["oldest_since"], now),
     )
 
 

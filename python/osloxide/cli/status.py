@@ -43,4 +43,5 @@ def main(options: argparse.Namespace) -> int:
 
 def render(launcher: snapshot.Launcher) -> str:
     """A heading and a table, without a newline at its end."""
-    return "\n".join([table.heading(launcher), *table.plain(launcher, table.columns())])
+    lines = [table.heading(launcher), *table.plain(launcher, table.columns())]
+    return "\n".join([*lines, *table.methods(launcher)])

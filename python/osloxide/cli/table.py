@@ -121,6 +121,39 @@ def plain(launcher: Launcher, chosen: Sequence[Column]) -> list[str]:
     ]
 
 
+def methods(launcher: Launcher, most: int | None = None) -> list[str]:
+    """A table of requests by name, the busiest names first; empty where none has a name.
+
+    :param most: names that are shown; None shows all.
+    """
+    found = launcher.methods()
+    if not found:
+        return []
+    headings = ["METHOD", "QUEUED", "RUNNING", "OLDEST", "DONE", "FAILED"]
+    cells = [headings]
+    cells += [
+        [
+            it.name,
+            str(it.queued),
+            str(it.running),
+            duration(it.oldest),
+            str(it.done),
+            str(it.failed),
+        ]
+        for it in found[:most]
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in cells
+    ]
+
+
 def duration(seconds: float | None) -> str:
     """At most six characters: ``0.4s``, ``42s``, ``7m05s``, ``3h12m``, ``12d04h``."""
     if seconds is None:

@@ -80,6 +80,10 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
+_METHODS = 12
+"""Names of requests that the live table shows of one launcher, the busiest ones."""
+
+
 class _Watch:
     """The launchers, their previous figures, and which of them have ended."""
 
@@ -126,7 +130,8 @@ def _print_once(watch: _Watch, arrivals: Arrivals, interval: float) -> int:
     blocks = []
     for launcher, rates in watch.looks:
         lines = [table.heading(launcher), table.totals(launcher, rates)]
-        blocks.append("\n".join([*lines, *table.plain(launcher, table.columns(rates))]))
+        lines += [*table.plain(launcher, table.columns(rates)), *table.methods(launcher)]
+        blocks.append("\n".join(lines))
     print("\n\n".join(blocks))
     for line in watch.farewells:
         print(line)
@@ -216,6 +221,12 @@ class _Screen:
             parts.append(Text(table.heading(launcher), style="bold", **cut))
             parts.append(Text(table.totals(launcher, rates), **cut))
             parts.append(_grid(shown, table.columns(rates)))
+            # What room the workers leave; the headings take one line.
+            named = table.methods(launcher, max(0, min(room - 1, _METHODS))) if room > 1 else []
+            room -= len(named)
+            for index, line in enumerate(named):
+                style = "reverse" if index == 0 else ""
+                parts.append(Text(line, style=style, **cut))
             parts.append(Text(""))
         more = (
             f"; {table.count(hidden, 'more worker')} below the edge of this terminal"

@@ -5,18 +5,20 @@ Imports nothing of oslo.messaging itself: a service that does not use it pays no
 Why each change: docs/rpc.md.
 """
 
-import functools
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from osloxide.messaging import rabbit
+from osloxide.messaging import dispatch, outage, rabbit
 
 
 def amend(module: ModuleType) -> None:
     """Change *module*, if it is one of those that need it. Amending twice changes nothing more."""
     change = {
+        "amqp.connection": _beat_natively,
         "oslo_messaging._drivers.amqpdriver": _pace_rabbit,
-        "oslo_messaging.rpc.server": _pick_up_before_running,
+        "oslo_messaging._drivers.impl_rabbit": outage.amend_connection,
+        "oslo_messaging.rpc.dispatcher": dispatch.amend_dispatcher,
+        "oslo_messaging.rpc.server": dispatch.amend_rpc_server,
         "oslo_messaging.server": _run_on_native_threads,
     }.get(module.__name__)
     if change is not None and not getattr(module, "_osloxide_amended", False):
@@ -24,21 +26,15 @@ def amend(module: ModuleType) -> None:
         change(module)
 
 
+def _beat_natively(connection: ModuleType) -> None:
+    from osloxide.messaging import heart
+
+    heart.amend(connection)
+
+
 def _pace_rabbit(amqpdriver: ModuleType) -> None:
+    outage.amend_waiters(amqpdriver)
     rabbit.pace(amqpdriver, lambda driver: int(driver.conf.executor_thread_pool_size))
-
-
-def _pick_up_before_running(server: ModuleType) -> None:
-    """Let a request be acknowledged, or given back, by the thread that is about to run it."""
-    process = server.RPCServer._process_incoming
-
-    @functools.wraps(process)
-    def process_incoming(self: Any, incoming: list[Any]) -> None:
-        pick_up = getattr(incoming[0], "pick_up", None)
-        if pick_up is None or pick_up():
-            process(self, incoming)
-
-    server.RPCServer._process_incoming = process_incoming
 
 
 def _run_on_native_threads(server: ModuleType) -> None:
@@ -49,6 +45,7 @@ def _run_on_native_threads(server: ModuleType) -> None:
     and futurist is not loaded at all.
     """
     server.driver = _Executors(server.driver)  # type: ignore[attr-defined]
+    dispatch.amend_server(server)
 
 
 class _Executors:

@@ -1,6 +1,7 @@
 """An RPC service for the messaging tests: one topic, endpoints that leave a trace of each run.
 
 ``rpc_service.py URL TRACE THREADS`` prints READY once it listens, and stops gracefully on SIGTERM.
+``--set NAME=VALUE`` sets an option of ``[oslo_messaging_rabbit]``.
 With ``--stock`` it runs on unchanged oslo.messaging: this is how the tests prove that their checks
 can fail.
 """
@@ -23,6 +24,7 @@ from oslo_service import backend
 # Before oslo.messaging is imported: on stock oslo.service that import selects eventlet.
 backend.init_backend(backend.BackendType.THREADING)
 
+import ctypes
 import threading
 import time
 from typing import Any
@@ -52,6 +54,11 @@ class Endpoint:
         time.sleep(seconds)
         os.write(self._trace, b"%d\n" % number)
         return number
+
+    def freeze(self, ctxt: dict[str, Any], seconds: int) -> int:
+        """Hold the interpreter's lock, as a long computation in C does."""
+        ctypes.PyDLL(None).sleep(seconds)
+        return seconds
 
     def thread(self, ctxt: dict[str, Any]) -> str:
         return threading.current_thread().name
@@ -84,12 +91,18 @@ class RpcService(service.Service):
 
 
 def main() -> None:
-    url, trace, threads = [word for word in sys.argv[1:] if not word.startswith("--")]
+    words = [word for word in sys.argv[1:] if word != "--stock"]
+    settings = [word for word in words[3:] if word != "--set"]
+    url, trace, threads = words[:3]
     conf = cfg.CONF
     conf([], project="rpc_service")
+    rpc = RpcService(conf, url, trace)
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        conf.set_override(name, value, "oslo_messaging_rabbit")
     conf.register_opts(oslo_messaging.server._pool_opts)
     conf.set_override("executor_thread_pool_size", int(threads))
-    launcher = service.launch(conf, RpcService(conf, url, trace), workers=1)
+    launcher = service.launch(conf, rpc, workers=1)
     sys.exit(launcher.wait())
 
 

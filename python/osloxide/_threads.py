@@ -1,0 +1,82 @@
+"""Native threads as Python's own: :class:`PoolThread` is what ``threading`` knows of each.
+
+Owns the entry of a thread that Rust started into threading's list, and its way out. Starts and
+stops nothing. Without it such a thread would be a ``_DummyThread``: nameless to debuggers, refused
+by ``join()`` and alive for ever.
+Rules: the contract of ``threading.Thread``; Lib/threading.py for what its list holds.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from osloxide._typing import override
+
+
+class PoolThread(threading.Thread):
+    """A thread of an executor. Python code meets it as ``threading.current_thread()``.
+
+    :param name: what it is called in logs and debuggers.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._left = threading.Event()
+        self._process = os.getpid()
+
+    @override
+    def start(self) -> None:
+        """Refused: it runs already.
+
+        :raises RuntimeError: always.
+        """
+        raise RuntimeError("threads can only be started once")
+
+    @override
+    def is_alive(self) -> bool:
+        """Whether it still runs Python code, in this process."""
+        return self._process == os.getpid() and not self._left.is_set()
+
+    @override
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has left.
+
+        :param timeout: seconds; None waits for ever.
+        :raises RuntimeError: called by the thread itself.
+        """
+        if self is threading.current_thread():
+            raise RuntimeError("cannot join current thread")
+        if self.is_alive():
+            self._left.wait(timeout)
+
+    def enter(self) -> None:
+        """Take the calling thread's place in threading's list."""
+        internals: Any = self
+        internals._set_ident()
+        internals._set_native_id()
+        internals._started.set()
+        ident = threading.get_ident()
+        threading._active[ident] = self  # type: ignore[attr-defined]
+
+    def leave(self) -> None:
+        """Give the place up. The last thing that the thread does in Python."""
+        threading._active.pop(self.ident, None)  # type: ignore[attr-defined]
+        self._left.set()
+
+
+def adopt(name: str) -> threading.Thread:
+    """Make the calling native thread one of Python's; ``leave()`` of the result ends that.
+
+    Tracing and profiling functions for new threads are set as ``threading.Thread`` would.
+    """
+    import sys
+
+    thread = PoolThread(name)
+    thread.enter()
+    if (trace := threading.gettrace()) is not None:
+        sys.settrace(trace)
+    if (profile := threading.getprofile()) is not None:
+        sys.setprofile(profile)
+    return thread

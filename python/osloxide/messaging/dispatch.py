@@ -1,0 +1,172 @@
+"""Endpoints on our executor: counted by method, and written as ``async def`` where they like.
+
+Owns what happens between a message that was handed to a server and the reply: the name under which
+it is counted, whether it failed, and the way of a coroutine, which leaves its thread, runs on the
+worker's event loop and comes back to a thread for the reply. Logs and replies through
+oslo.messaging's own code, which the message of a coroutine passes twice: up to the coroutine, and
+with its outcome. Never looks at the transport that a message came from.
+Rules: oslo_messaging/rpc/server.py and dispatcher.py; docs/rpc.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from types import CoroutineType, ModuleType
+from typing import Any
+
+from osloxide._loop import Later, Outcome
+
+
+class _AwaitingError(BaseException):
+    """An endpoint has returned a coroutine. Not an Exception: nobody on the way may handle it."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], ctxt: Any, serializer: Any) -> None:
+        self.coroutine = coroutine
+        self.ctxt = ctxt
+        self.serializer = serializer
+
+
+class _Endpoint:
+    """An endpoint whose coroutines get out of the dispatcher."""
+
+    __slots__ = ("_endpoint", "_serializer")
+
+    def __init__(self, endpoint: Any, serializer: Any) -> None:
+        self._endpoint = endpoint
+        self._serializer = serializer
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._endpoint, name)
+
+        def call(ctxt: Any, **arguments: Any) -> Any:
+            result = function(ctxt, **arguments)
+            if type(result) is CoroutineType:
+                raise _AwaitingError(result, ctxt, self._serializer)
+            return result
+
+        return call
+
+
+def amend_dispatcher(dispatcher: ModuleType) -> None:
+    """Let ``RPCDispatcher`` run coroutines, and say of each message whether it failed."""
+    cls = dispatcher.RPCDispatcher
+    dispatch, do_dispatch = cls.dispatch, cls._do_dispatch
+
+    @functools.wraps(do_dispatch)
+    def do_dispatch_any(self: Any, endpoint: Any, *arguments: Any) -> Any:
+        return do_dispatch(self, _Endpoint(endpoint, self.serializer), *arguments)
+
+    @functools.wraps(dispatch)
+    def dispatch_any(self: Any, incoming: Any) -> Any:
+        outcome = incoming.__dict__.pop("_osloxide_outcome", None)
+        try:
+            return dispatch(self, incoming) if outcome is None else outcome()
+        except dispatcher.ExpectedException:
+            raise
+        except Exception:
+            incoming._osloxide_failed = True
+            raise
+
+    cls.dispatch, cls._do_dispatch = dispatch_any, do_dispatch_any
+
+
+def amend_rpc_server(server: ModuleType) -> None:
+    """Pick messages up before they run, and send those of coroutines through the event loop."""
+    process = server.RPCServer._process_incoming
+
+    def processed(self: Any, incoming: list[Any]) -> bool:
+        process(self, incoming)
+        return not getattr(incoming[0], "_osloxide_failed", False)
+
+    @functools.wraps(process)
+    def process_incoming(self: Any, incoming: list[Any]) -> bool | Later:
+        message = incoming[0]
+        # Acknowledged, or given back, by the thread that is about to run it.
+        pick_up = getattr(message, "pick_up", None)
+        if pick_up is not None and not pick_up():
+            return True
+        try:
+            return processed(self, incoming)
+        except _AwaitingError as awaiting:
+
+            def then(outcome: Outcome) -> bool:
+                message._osloxide_outcome = outcome
+                return processed(self, incoming)
+
+            return Later(_answer(message, awaiting), then)
+
+    server.RPCServer._process_incoming = process_incoming
+    server.expected_exceptions = _expecting(  # type: ignore[attr-defined]
+        server.expected_exceptions, server.rpc_dispatcher.ExpectedException
+    )
+
+
+def amend_server(server: ModuleType) -> None:
+    """Count messages by the method that they ask for."""
+    on_incoming = server.MessageHandlingServer._on_incoming
+
+    @functools.wraps(on_incoming)
+    def on_incoming_named(self: Any, incoming: list[Any]) -> None:
+        submit_as = getattr(self._work_executor, "submit_as", None)
+        message = incoming[0].message
+        method = message.get("method") if isinstance(message, dict) else None
+        if submit_as is None or not isinstance(method, str):
+            on_incoming(self, incoming)
+            return
+        namespace = message.get("namespace")
+        name = f"{namespace}.{method}" if namespace else method
+        submit_as(name, self._process_incoming, incoming)
+
+    server.MessageHandlingServer._on_incoming = on_incoming_named
+
+
+async def _answer(message: Any, awaiting: _AwaitingError) -> Any:
+    """The reply's body. A caller that monitors its call hears meanwhile that it goes on."""
+    import asyncio
+
+    beating = None
+    if message.client_timeout:
+        beating = asyncio.create_task(_beat(message))
+    try:
+        result = await awaiting.coroutine
+    finally:
+        if beating is not None:
+            beating.cancel()
+    return awaiting.serializer.serialize_entity(awaiting.ctxt, result)
+
+
+async def _beat(message: Any) -> None:
+    import asyncio
+
+    try:
+        pause = int(message.client_timeout) / 2
+    except (TypeError, ValueError):
+        return
+    while pause >= 1:  # oslo.messaging ignores shorter ones as well
+        await asyncio.sleep(pause)
+        await asyncio.to_thread(message.heartbeat)
+
+
+def _expecting(plain: Callable[..., Any], expected: type[Exception]) -> Callable[..., Any]:
+    """oslo.messaging's decorator ``expected_exceptions``, also for coroutine functions."""
+
+    @functools.wraps(plain)
+    def expected_exceptions(*exceptions: type[Exception]) -> Callable[[Any], Any]:
+        def outer(function: Any) -> Any:
+            if not inspect.iscoroutinefunction(function):
+                return plain(*exceptions)(function)
+
+            @functools.wraps(function)
+            async def inner(*arguments: Any, **keywords: Any) -> Any:
+                try:
+                    return await function(*arguments, **keywords)
+                except exceptions:
+                    raise expected() from None
+
+            return inner
+
+        return outer
+
+    return expected_exceptions

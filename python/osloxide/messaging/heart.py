@@ -1,0 +1,102 @@
+"""Heartbeats of AMQP connections that go on while an endpoint holds the interpreter's lock.
+
+Owns the change to py-amqp's connections: bytes leave through a native line, and a native thread
+sends a heartbeat on a line that has been silent for three quarters of the interval agreed with the
+broker (``src/rpc/heart.rs``). py-amqp goes on sending its own while Python runs, so this one speaks
+only when nobody else can. It stops after five minutes: what is stuck for longer hangs, and the
+broker shall give its messages to somebody else.
+Not for TLS: its records are made in Python, under the lock. Such a connection is left alone.
+Rules: amqp/connection.py (``_on_tune``, ``heartbeat_tick``), amqp/transport.py; AMQP 0-9-1, 4.2.7.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import select
+import threading
+from types import ModuleType
+from typing import Any
+
+from osloxide import _native
+
+LOG = logging.getLogger(__name__)
+
+
+class _Hearts:
+    """The heart of this process: its thread exists in no other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._own: tuple[int, _native.Heart] | None = None
+        # A heart of the process that this one was forked from may have been locked at that moment:
+        # it is never touched again, not even to free it.
+        self._left: list[Any] = []
+
+    def own(self) -> _native.Heart:
+        with self._lock:
+            if self._own is None or self._own[0] != os.getpid():
+                self._left.append(self._own)
+                self._own = (os.getpid(), _native.Heart())
+            return self._own[1]
+
+
+_hearts = _Hearts()
+
+
+def amend(connection: ModuleType) -> None:
+    """Change py-amqp's module ``amqp.connection``."""
+    cls = connection.Connection
+    on_tune, heartbeat_tick = cls._on_tune, cls.heartbeat_tick
+
+    @functools.wraps(on_tune)
+    def on_tune_and_beat(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        answer = on_tune(self, *arguments, **keywords)
+        if self.heartbeat:
+            lend(self.transport, float(self.heartbeat))
+        return answer
+
+    @functools.wraps(heartbeat_tick)
+    def tick_after_silence(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        if _has_unread(self._transport):
+            # Nobody has read for a while; the broker was not silent. Without this, whoever holds
+            # the interpreter for two intervals has this end give up what the broker kept.
+            self.prev_recv = None
+        return heartbeat_tick(self, *arguments, **keywords)
+
+    cls._on_tune, cls.heartbeat_tick = on_tune_and_beat, tick_after_silence
+
+
+def lend(transport: Any, seconds: float) -> None:
+    """Let the heart beat on *transport*, of which the broker expects something every *seconds*."""
+    sock = transport.sock
+    if not hasattr(transport, "_quick_recv") or hasattr(sock, "pending"):
+        LOG.info("%r: no heartbeats while an endpoint holds the interpreter: it uses TLS", sock)
+        return
+    try:
+        line = _hearts.own().line(sock.fileno(), seconds)
+    except OSError as error:
+        LOG.warning("%r: no native heartbeats: %s", sock, error)
+        return
+    close = transport.close
+
+    def write(data: Any) -> None:
+        line.write(data, sock.gettimeout())
+
+    def close_all() -> None:
+        line.close()
+        close()
+
+    transport._write, transport.close = write, close_all
+    transport._osloxide_line = line
+
+
+def _has_unread(transport: Any) -> bool:
+    sock = getattr(transport, "sock", None)
+    if sock is None or sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    # A hang-up is not a sign of life, though it makes the socket readable.
+    return any(events == select.POLLIN for _, events in poll.poll(0))

@@ -1,0 +1,194 @@
+"""What a client does when its broker was away: nothing sent into the void, nobody waits in vain.
+
+Owns two changes to oslo.messaging's RabbitMQ driver. After a reconnection the queues of servers may
+not be there yet, and the broker drops without a word what it cannot route; so sending to a topic is
+repeated until a queue takes the message, for as long as servers may need to come back. And when the
+broker has lost its transient queues, requests that waited in them are gone: calls that nobody
+answers within a few seconds after that are ended, instead of after their whole timeout.
+Sends nothing twice that a queue has taken: what a server runs already must not be run again.
+Rules: AMQP 0-9-1, ``basic.publish`` with ``mandatory``; docs/rpc.md counts what is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import threading
+import time
+from types import ModuleType
+from typing import Any
+
+LOG = logging.getLogger(__name__)
+
+SETTLING = 15.0
+"""Seconds after a reconnection in which a missing queue is waited for."""
+
+RETRY_EVERY = 0.1
+"""Seconds between two attempts to send to a queue that is missing."""
+
+GRACE = 15.0
+"""Seconds that servers have for the replies to calls whose requests may be lost: their connections
+come back with a growing pause between two attempts, one second and two more each time."""
+
+
+class _Link:
+    """When this process last connected anew."""
+
+    reconnected_at = float("-inf")
+
+
+class _Lost:
+    """In the place of a reply: there will be none."""
+
+
+def amend_connection(impl_rabbit: ModuleType) -> None:
+    """Change ``oslo_messaging._drivers.impl_rabbit.Connection``."""
+    import oslo_messaging
+
+    undeliverable = oslo_messaging.MessageUndeliverable
+    mandatory = oslo_messaging.TransportOptions(at_least_once=True)
+    cls = impl_rabbit.Connection
+    topic_send, ensure_publishing = cls.topic_send, cls._ensure_publishing
+    set_current_channel = cls._set_current_channel
+
+    @functools.wraps(set_current_channel)
+    def set_channel_and_notice(self: Any, new_channel: Any) -> None:
+        set_current_channel(self, new_channel)
+        link = getattr(new_channel, "connection", None)
+        if link is not None:
+            before = self.__dict__.setdefault("_osloxide_link", link)
+            if before is not link:
+                self._osloxide_link = link
+                _Link.reconnected_at = time.monotonic()
+
+    @functools.wraps(ensure_publishing)
+    def ensure_publishing_once(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return ensure_publishing(self, *arguments, **keywords)
+        except undeliverable:
+            # The confirmation of this message is still to come: on the same channel the next
+            # message would take it for its own. A broken connection is the next one's to notice.
+            with contextlib.suppress(Exception), self._connection_lock:
+                self._set_current_channel(self.connection.channel())
+            raise
+
+    @functools.wraps(topic_send)
+    def topic_send_somewhere(
+        self: Any,
+        exchange_name: str,
+        topic: str,
+        msg: Any,
+        timeout: float | None = None,
+        retry: int | None = None,
+        transport_options: Any = None,
+    ) -> None:
+        arguments = (exchange_name, topic, msg, timeout, retry)
+        if transport_options is not None and transport_options.at_least_once:
+            topic_send(self, *arguments, transport_options)
+            return
+        while True:
+            try:
+                topic_send(self, *arguments, mandatory)
+            except undeliverable:
+                # As ever where nobody listens: it is dropped, and a call ends by its timeout.
+                if time.monotonic() > _Link.reconnected_at + SETTLING:
+                    LOG.debug("no queue takes what was sent to %s; dropped", topic)
+                    return
+                time.sleep(RETRY_EVERY)
+            else:
+                return
+
+    cls._set_current_channel = set_channel_and_notice
+    cls._ensure_publishing = ensure_publishing_once
+    cls.topic_send = topic_send_somewhere
+
+
+def amend_waiters(amqpdriver: ModuleType) -> None:
+    """Change ``oslo_messaging._drivers.amqpdriver.ReplyWaiter``."""
+    cls = amqpdriver.ReplyWaiter
+    init, wait, process_reply = cls.__init__, cls.wait, cls._process_reply
+    timed_out = amqpdriver.oslo_messaging.MessagingTimeout
+
+    @functools.wraps(init)
+    def init_and_watch(self: Any, reply_q: str, conn: Any, *arguments: Any) -> None:
+        self._osloxide_monitored = set()
+        init(self, reply_q, conn, *arguments)
+        for consumer in conn.connection._consumers:
+            if consumer.queue_name == reply_q:
+                _watch(consumer, self)
+
+    @functools.wraps(wait)
+    def wait_or_learn(
+        self: Any, msg_id: str, timeout: Any, call_monitor_timeout: Any, reply_q: str
+    ) -> Any:
+        if not call_monitor_timeout:
+            return wait(self, msg_id, timeout, call_monitor_timeout, reply_q)
+        # Heartbeats tell it sooner whether the call is still at work.
+        self._osloxide_monitored.add(msg_id)
+        try:
+            return wait(self, msg_id, timeout, call_monitor_timeout, reply_q)
+        finally:
+            self._osloxide_monitored.discard(msg_id)
+
+    @functools.wraps(process_reply)
+    def process_reply_or_fail(self: Any, data: Any) -> Any:
+        if isinstance(data, _Lost):
+            raise timed_out(
+                f"no reply within {GRACE:g} s after the broker lost its queues: the request is "
+                "lost, or was run without an answer"
+            )
+        return process_reply(self, data)
+
+    cls.__init__, cls.wait, cls._process_reply = (
+        init_and_watch,
+        wait_or_learn,
+        process_reply_or_fail,
+    )
+
+
+def _watch(consumer: Any, waiter: Any) -> None:
+    """Notice when *consumer*'s queue is declared anew although it was there before."""
+    declare = consumer.declare
+
+    def declare_again(conn: Any) -> None:
+        existed = _exists(conn, consumer.queue_name)
+        declare(conn)
+        if not existed:
+            _give_up_soon(waiter)
+
+    consumer.declare = declare_again
+
+
+def _exists(conn: Any, queue: str) -> bool:
+    """Asked on a channel of its own, since the answer "no" closes it."""
+    errors = conn.connection.channel_errors
+    channel = conn.connection.channel()
+    try:
+        channel.queue_declare(queue, passive=True)
+    except errors as error:
+        if getattr(error, "code", None) == 404:
+            return False
+        raise
+    with contextlib.suppress(errors):
+        channel.close()
+    return True
+
+
+def _give_up_soon(waiter: Any) -> None:
+    waiting = set(waiter.waiters._queues) - waiter._osloxide_monitored
+    if not waiting:
+        return
+    LOG.warning(
+        "the broker has lost its queues; %d calls in flight have %g s left", len(waiting), GRACE
+    )
+
+    def give_up() -> None:
+        for msg_id in waiting:
+            replies = waiter.waiters._queues.get(msg_id)
+            if replies is not None:
+                replies.put(_Lost())
+
+    timer = threading.Timer(GRACE, give_up)
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,93 @@
+//! `Heart` for Python: the writing side of AMQP sockets, and heartbeats without the interpreter.
+//!
+//! Converts arguments and releases the interpreter around [`crate::rpc::heart`]; decides nothing.
+//! Bytes are copied before the interpreter is released, for the buffer belongs to the caller.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyTimeoutError, PyValueError};
+use pyo3::prelude::*;
+
+use super::signals;
+use crate::rpc::heart::{self, Wrote};
+
+/// One thread that beats for all lines of a process.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct Heart {
+    heart: heart::Heart,
+}
+
+/// The writing side of one connection.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct HeartLine {
+    line: Arc<heart::Line>,
+}
+
+#[pymethods]
+impl Heart {
+    #[new]
+    fn new() -> Self {
+        Self {
+            heart: heart::Heart::new(),
+        }
+    }
+
+    fn line(&self, fd: i32, interval: f64) -> PyResult<HeartLine> {
+        let interval = Duration::try_from_secs_f64(interval)
+            .ok()
+            .filter(|interval| !interval.is_zero())
+            .ok_or_else(|| {
+                PyValueError::new_err(format!(
+                    "interval is {interval} s; give more than 0, as the broker was told"
+                ))
+            })?;
+        let socket = duplicate(fd)?;
+        let line = self.heart.line(socket, interval)?;
+        Ok(HeartLine { line })
+    }
+}
+
+#[pymethods]
+impl HeartLine {
+    #[pyo3(signature = (data, timeout=None))]
+    fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
+        let data = PyBuffer::<u8>::get(data)?.to_vec(py)?;
+        let deadline = match timeout {
+            Some(seconds) => signals::deadline_in("timeout", seconds)?,
+            None => None,
+        };
+        let mut offset = 0;
+        loop {
+            match py.detach(|| self.line.write(&data, &mut offset, deadline))? {
+                Wrote::All => return Ok(()),
+                Wrote::Interrupted => py.check_signals()?,
+                Wrote::TimedOut => return Err(PyTimeoutError::new_err("timed out")),
+            }
+        }
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.line.close());
+    }
+
+    #[getter]
+    fn beats(&self) -> u64 {
+        self.line.beats()
+    }
+}
+
+#[expect(unsafe_code, reason = "Python hands descriptors over as numbers")]
+fn duplicate(fd: i32) -> PyResult<OwnedFd> {
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!(
+            "descriptor {fd} is closed; give a connected socket's"
+        )));
+    }
+    // SAFETY: the number is not -1, and it is used for this one call, which fails on a closed one.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?)
+}

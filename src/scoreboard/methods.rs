@@ -1,0 +1,326 @@
+//! What each kind of request costs: counters by name, for one worker, beside its row.
+//!
+//! Owns the table's layout, the names in it and the ages of what runs. As in [`super::row`],
+//! everything is a relaxed atomic that a killed worker may leave as it is. A name is written once and
+//! stays, so that counters of a slot go on growing when its worker is replaced.
+//! RPC methods are counted here (docs/rpc.md); HTTP requests are not told apart.
+
+use super::row::{InFlight, LANES, Row};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::ptr;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+/// Names that one worker can tell apart; whatever comes later is counted as the last one.
+pub const METHODS: usize = 62;
+/// The name of what found no room.
+const OTHERS: &str = "(others)";
+const NAME_BYTES: usize = 96;
+
+/// A copy of one method's counters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MethodSnapshot {
+    /// Its name, cut at 96 bytes.
+    pub name: String,
+    /// Requests that no thread has begun.
+    pub queued: u32,
+    /// Requests in flight.
+    pub running: u32,
+    /// Requests finished by all workers that the slot ever had, failed ones included.
+    pub done: u64,
+    /// Those that ended in an error which nobody expected.
+    pub failed: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds when the oldest one in flight began.
+    pub oldest_since: Option<u64>,
+}
+
+/// One worker's table.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub(super) struct Methods {
+    /// The method of the request in each of the row's lanes, counted from 1; 0 for none.
+    lanes: [AtomicU8; 256],
+    table: [Counters; METHODS],
+}
+
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct Counters {
+    name: [AtomicU8; NAME_BYTES],
+    done: AtomicU64,
+    failed: AtomicU64,
+    queued: AtomicU32,
+}
+
+const _: () = assert!(size_of::<Methods>() == 8192 && LANES <= 256);
+
+/// One request that waits, of a named kind or not. It leaves the count when dropped.
+#[derive(Debug)]
+#[must_use = "the request counts as waiting until this is dropped"]
+pub struct Queued {
+    method: Option<Method>,
+}
+
+/// A place in a table.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Method {
+    methods: &'static Methods,
+    place: u8,
+}
+
+impl Queued {
+    /// A request that waits from now on. *name* is its kind's; without one it is not counted here.
+    pub fn new(name: Option<&str>) -> Self {
+        let method = name.map(Method::named);
+        if let Some(counters) = method.and_then(Method::counters) {
+            counters.queued.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { method }
+    }
+
+    /// The request is begun now.
+    pub fn begin(self) -> InFlight<'static> {
+        super::current().begin_method(self.method)
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        if let Some(counters) = self.method.and_then(Method::counters) {
+            super::row::decrement(&counters.queued);
+        }
+    }
+}
+
+impl Method {
+    /// The place of *name* in the table of this process; a new one on first use.
+    fn named(name: &str) -> Self {
+        type Known = Option<(&'static Methods, HashMap<String, u8>)>;
+        static KNOWN: Mutex<Known> = Mutex::new(None);
+        let methods = super::current_methods();
+        let mut known = KNOWN.lock();
+        if !matches!(&*known, Some((of, _)) if ptr::eq(*of, methods)) {
+            *known = Some((methods, HashMap::new())); // a process that has claimed its row since
+        }
+        let places = known.as_mut().map(|(_, places)| places);
+        let Some(places) = places else {
+            return Self { methods, place: 0 };
+        };
+        if let Some(place) = places.get(name) {
+            return Self {
+                methods,
+                place: *place,
+            };
+        }
+        let place = methods.enter(name);
+        super::current().name_methods();
+        // Names come from the network: not more of them are kept than there are places.
+        if places.len() < METHODS {
+            places.insert(name.to_owned(), place);
+        }
+        Self { methods, place }
+    }
+
+    fn counters(self) -> Option<&'static Counters> {
+        self.methods.table.get(usize::from(self.place))
+    }
+
+    pub(super) fn began(self, lane: usize) {
+        if let Some(mark) = self.methods.lanes.get(lane) {
+            mark.store(self.place + 1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn ended(self, lane: usize, failed: bool) {
+        if let Some(mark) = self.methods.lanes.get(lane) {
+            mark.store(0, Ordering::Relaxed);
+        }
+        if let Some(counters) = self.counters() {
+            counters.done.fetch_add(1, Ordering::Relaxed);
+            counters
+                .failed
+                .fetch_add(u64::from(failed), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Methods {
+    pub(super) const fn new() -> Self {
+        Self {
+            lanes: [const { AtomicU8::new(0) }; 256],
+            table: [const { Counters::new() }; METHODS],
+        }
+    }
+
+    /// What the worker before left in the gauges belongs to nobody. Called before anything runs.
+    pub(super) fn clear_gauges(&self) {
+        for mark in &self.lanes {
+            mark.store(0, Ordering::Relaxed);
+        }
+        for counters in self.table.iter().take_while(|it| it.is_used()) {
+            counters.queued.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The place of *name*: its own, a free one, or the last. Callers take turns.
+    fn enter(&self, name: &str) -> u8 {
+        let last = METHODS - 1;
+        for (place, counters) in (0..).zip(&self.table[..last]) {
+            if counters.is_used() {
+                if counters.name() == cut(name) {
+                    return place;
+                }
+            } else {
+                counters.set_name(name);
+                return place;
+            }
+        }
+        if !self.table[last].is_used() {
+            self.table[last].set_name(OTHERS);
+        }
+        u8::try_from(last).unwrap_or_default()
+    }
+
+    /// Copies of all that are named. Gauges are shown only of a worker that lives.
+    pub(super) fn read(&self, row: &Row, is_alive: bool) -> Vec<MethodSnapshot> {
+        let used = self.table.iter().take_while(|it| it.is_used());
+        let mut found: Vec<_> = used.map(Counters::read).collect();
+        if !is_alive {
+            for method in &mut found {
+                method.queued = 0;
+            }
+            return found;
+        }
+        for (mark, began) in self.lanes.iter().zip(row.began()) {
+            let place = usize::from(mark.load(Ordering::Relaxed));
+            let method = place.checked_sub(1).and_then(|place| found.get_mut(place));
+            if let (Some(method), true) = (method, began != 0) {
+                method.running += 1;
+                let oldest = method.oldest_since.unwrap_or(began);
+                method.oldest_since = Some(oldest.min(began));
+            }
+        }
+        found
+    }
+}
+
+impl Counters {
+    const fn new() -> Self {
+        Self {
+            name: [const { AtomicU8::new(0) }; NAME_BYTES],
+            done: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            queued: AtomicU32::new(0),
+        }
+    }
+
+    fn is_used(&self) -> bool {
+        self.name[0].load(Ordering::Acquire) != 0
+    }
+
+    fn set_name(&self, name: &str) {
+        let name = if name.is_empty() { "?" } else { cut(name) };
+        let mut bytes = self.name.iter().zip(name.bytes()).rev();
+        // The first byte last: it says that the name is complete.
+        for (place, byte) in &mut bytes {
+            place.store(byte, Ordering::Release);
+        }
+    }
+
+    fn name(&self) -> String {
+        let bytes = self.name.iter().map(|byte| byte.load(Ordering::Relaxed));
+        let bytes: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn read(&self) -> MethodSnapshot {
+        MethodSnapshot {
+            name: self.name(),
+            queued: self.queued.load(Ordering::Relaxed),
+            done: self.done.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            ..MethodSnapshot::default()
+        }
+    }
+}
+
+/// *name* cut to what a table holds, between two letters.
+fn cut(name: &str) -> &str {
+    let mut end = name.len().min(NAME_BYTES);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn method(methods: &'static Methods, name: &str) -> Method {
+        let place = methods.enter(name);
+        Method { methods, place }
+    }
+
+    fn leaked() -> &'static Methods {
+        Box::leak(Box::new(Methods::new()))
+    }
+
+    #[test]
+    fn requests_of_a_method_are_counted_from_queue_to_end() {
+        let (row, methods) = (Row::new(), leaked());
+        let build = method(methods, "build");
+        let ping = method(methods, "ping");
+
+        let first = row.begin_method(Some(build));
+        let mut second = row.begin_method(Some(build));
+        drop(row.begin_method(Some(ping)));
+        second.fail();
+        drop(second);
+
+        let seen = methods.read(&row, true);
+        assert_eq!(seen.len(), 2);
+        assert_eq!((seen[0].name.as_str(), seen[0].running), ("build", 1));
+        assert_eq!((seen[0].done, seen[0].failed), (1, 1));
+        assert!(seen[0].oldest_since.is_some());
+        assert_eq!((seen[1].name.as_str(), seen[1].done), ("ping", 1));
+        assert_eq!((seen[1].running, seen[1].oldest_since), (0, None));
+        drop(first);
+    }
+
+    #[test]
+    fn more_names_than_places_share_the_last_one() {
+        let methods = leaked();
+
+        let places: Vec<_> = (0..100).map(|n| methods.enter(&format!("m{n}"))).collect();
+
+        assert_eq!(places[..61], (0..61).collect::<Vec<u8>>()[..]);
+        assert!(places[61..].iter().all(|place| *place == 61));
+        let seen = methods.read(&Row::new(), true);
+        assert_eq!(seen[61].name, OTHERS);
+        assert_eq!(methods.enter("m7"), 7, "a known name keeps its place");
+    }
+
+    #[test]
+    fn a_dead_workers_gauges_are_not_shown() {
+        let (row, methods) = (Row::new(), leaked());
+        let build = method(methods, "build");
+        build.counters().unwrap().queued.store(5, Ordering::Relaxed);
+        let _running = row.begin_method(Some(build));
+
+        let seen = methods.read(&row, false);
+
+        assert_eq!((seen[0].queued, seen[0].running), (0, 0));
+    }
+
+    #[test]
+    fn a_long_name_is_cut_between_letters() {
+        let methods = leaked();
+        let name = "é".repeat(60);
+
+        let place = methods.enter(&name);
+
+        assert_eq!(methods.enter(&name), place);
+        assert_eq!(methods.read(&Row::new(), true)[0].name, "é".repeat(48));
+    }
+}

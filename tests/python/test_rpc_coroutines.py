@@ -1,0 +1,410 @@
+"""Endpoints and jobs written as ``async def``: one loop, no thread each, nothing forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from osloxide import _loop, rpc
+
+PATIENCE = 20.0
+number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
+
+
+@pytest.fixture
+def executor() -> Iterator[rpc.Executor]:
+    executor = rpc.Executor(max_workers=64)
+    yield executor
+    executor.shutdown(wait=True)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.005)
+
+
+async def where() -> str:
+    await asyncio.sleep(0)
+    return threading.current_thread().name
+
+
+def test_a_coroutine_runs_on_the_loop_and_its_future_gets_the_result(
+    executor: rpc.Executor,
+) -> None:
+    assert executor.submit(where).result(PATIENCE) == "osloxide-asyncio"
+
+
+def test_a_coroutines_exception_is_the_futures_with_its_traceback(executor: rpc.Executor) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise KeyError("on purpose")
+
+    error = executor.submit(fail).exception(PATIENCE)
+
+    assert isinstance(error, KeyError)
+    names = []
+    trace = error.__traceback__
+    while trace is not None:
+        names.append(trace.tb_frame.f_code.co_name)
+        trace = trace.tb_next
+    assert names[-1] == "fail"
+
+
+def test_waiting_coroutines_hold_no_threads(executor: rpc.Executor) -> None:
+    gate = threading.Event()
+
+    async def wait() -> int:
+        while not gate.is_set():
+            await asyncio.sleep(0.01)
+        return 1
+
+    futures = [executor.submit(wait) for _ in range(60)]
+    until(lambda: executor.stats()["held"] == 60)
+
+    stats = executor.stats()
+    assert stats["busy"] == 0
+    assert stats["threads"] < 20
+    assert executor.submit(lambda: "plain").result(PATIENCE) == "plain"
+    gate.set()
+    assert sum(future.result(PATIENCE) for future in futures) == 60
+
+
+def test_coroutines_and_plain_jobs_stay_within_the_bound_together() -> None:
+    gate, lock = threading.Event(), threading.Lock()
+    now, most = 0, 0
+
+    def count(step: int) -> None:
+        nonlocal now, most
+        with lock:
+            now += step
+            most = max(most, now)
+
+    async def soft() -> None:
+        count(1)
+        while not gate.is_set():
+            await asyncio.sleep(0.005)
+        count(-1)
+
+    def hard() -> None:
+        count(1)
+        gate.wait()
+        count(-1)
+
+    with rpc.Executor(max_workers=6) as executor:
+        futures = [executor.submit(job) for _ in range(10) for job in (soft, hard)]
+        until(lambda: now == 6)
+        gate.set()
+        for future in futures:
+            future.result(PATIENCE)
+
+    assert most == 6
+
+
+def test_a_coroutine_sees_the_context_variables_of_its_job(executor: rpc.Executor) -> None:
+    async def read() -> int:
+        await asyncio.sleep(0)
+        return number.get()
+
+    def job(value: int) -> Any:
+        number.set(value)
+        return read()
+
+    futures = [executor.submit(job, value) for value in range(20)]
+
+    assert [future.result(PATIENCE) for future in futures] == list(range(20))
+
+
+def test_shutdown_waits_for_coroutines() -> None:
+    executor = rpc.Executor(max_workers=4)
+    done = []
+
+    async def work() -> None:
+        await asyncio.sleep(0.2)
+        done.append(1)
+
+    for _ in range(4):
+        executor.submit(work)
+    until(lambda: executor.stats()["held"] == 4)
+
+    assert not executor.drain(0)
+    executor.shutdown(wait=True)
+
+    assert len(done) == 4
+
+
+def test_what_is_cancelled_may_clean_up_and_its_future_says_so() -> None:
+    loop = _loop.EventLoop()
+    cleaned, outcomes = threading.Event(), []
+    begun = threading.Event()
+
+    async def forever() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cleaned.set()
+
+    loop.start(forever(), outcomes.append)
+    assert begun.wait(PATIENCE)
+
+    loop.cancel_at(time.monotonic())
+
+    assert cleaned.wait(PATIENCE)
+    until(lambda: bool(outcomes))
+    with pytest.raises(_loop.CancelledAtStopError, match="forever"):
+        outcomes[0]()
+    assert loop.running == 0
+
+
+def test_a_forked_child_gets_a_loop_of_its_own() -> None:
+    executor = rpc.Executor()
+    assert executor.submit(where).result(PATIENCE) == "osloxide-asyncio"
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            with rpc.Executor() as own:
+                status = 0 if own.submit(where).result(PATIENCE) == "osloxide-asyncio" else 2
+        finally:
+            os._exit(status)
+
+    _, status = os.waitpid(pid, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    executor.shutdown()
+
+
+def test_a_loop_is_not_made_for_those_who_need_none() -> None:
+    code = (
+        "import sys, threading; from osloxide import rpc\n"
+        "with rpc.Executor() as executor: executor.submit(print, 'x').result()\n"
+        "assert 'asyncio' not in sys.modules\n"
+        "assert not [t for t in threading.enumerate() if 'asyncio' in t.name]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_complete_returns_plain_values_and_what_coroutines_come_to() -> None:
+    assert _loop.complete(5) == 5
+    assert _loop.complete(where()) == "osloxide-asyncio"
+
+
+SERVER = """
+import asyncio, json, sys, threading, warnings
+warnings.simplefilter("ignore")
+from osloxide import _bootstrap, _native
+_bootstrap.install()
+import oslo_messaging
+from oslo_config import cfg
+
+conf = cfg.CONF
+conf([], project="test", default_config_files=[])
+board = _native.Scoreboard("test")
+board.claim(0, 0)
+gate = threading.Event()
+
+class Endpoint:
+    async def where(self, context):
+        await asyncio.sleep(0)
+        return threading.current_thread().name
+
+    def plain(self, context):
+        return threading.current_thread().name
+
+    @oslo_messaging.expected_exceptions(KeyError)
+    async def expected(self, context):
+        await asyncio.sleep(0)
+        raise KeyError("expected")
+
+    async def unexpected(self, context):
+        await asyncio.sleep(0)
+        raise ValueError("unexpected")
+
+    async def slow(self, context):
+        while not gate.is_set():
+            await asyncio.sleep(0.01)
+        return 1
+
+transport = oslo_messaging.get_rpc_transport(conf, url="osloxide+memory://",
+                                             allowed_remote_exmods=["builtins"])
+target = oslo_messaging.Target(topic="t", server="s")
+server = oslo_messaging.get_rpc_server(transport, target, [Endpoint()])
+server.start()
+client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="t"))
+seen = {"where": client.call({}, "where"), "plain": client.call({}, "plain")}
+for method in ("expected", "unexpected"):
+    try:
+        client.call({}, method)
+    except Exception as error:
+        seen[method] = type(error).__name__
+slow = []
+monitored = client.prepare(call_monitor_timeout=2, timeout=60)
+callers = [threading.Thread(target=lambda: slow.append(monitored.call({}, "slow")))
+           for _ in range(30)]
+for caller in callers:
+    caller.start()
+while server._work_executor.stats()["held"] < 30:
+    pass
+methods = {m["name"]: m for m in board.read()[0]["methods"]}
+seen["running"] = methods["slow"]["running"]
+seen["aged"] = methods["slow"]["oldest_since"] is not None
+# Longer than a call that is monitored every 2 s lives without a heartbeat.
+threading.Event().wait(3)
+gate.set()
+for caller in callers:
+    caller.join()
+seen["answered"] = sum(slow)
+server.stop()
+server.wait()
+seen["methods"] = {m["name"]: [m["done"], m["failed"], m["queued"], m["running"]]
+                   for m in board.read()[0]["methods"]}
+seen["served"] = board.read()[0]["served"]
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def served() -> dict[str, Any]:
+    pytest.importorskip("oslo_messaging", reason="`make setup` installs it")
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_endpoints_may_be_coroutines_beside_plain_ones(served: dict[str, Any]) -> None:
+    assert served["where"] == "osloxide-asyncio"
+    assert served["plain"].startswith("osloxide-rpc")
+
+
+def test_exceptions_of_coroutine_endpoints_reach_the_caller(served: dict[str, Any]) -> None:
+    assert (served["expected"], served["unexpected"]) == ("KeyError", "ValueError")
+
+
+def test_a_monitored_call_of_a_coroutine_gets_heartbeats(served: dict[str, Any]) -> None:
+    assert served["answered"] == 30
+
+
+def test_each_method_is_counted(served: dict[str, Any]) -> None:
+    assert (served["running"], served["aged"]) == (30, True)
+    assert served["methods"] == {
+        "where": [1, 0, 0, 0],
+        "plain": [1, 0, 0, 0],
+        "expected": [1, 0, 0, 0],
+        "unexpected": [1, 1, 0, 0],
+        "slow": [30, 0, 0, 0],
+    }
+    assert served["served"] == 34
+
+
+SERVICE = """
+import asyncio, sys
+from osloxide import _bootstrap
+_bootstrap.install()
+from oslo_config import cfg
+from oslo_service import service
+
+class Service(service.Service):
+    async def start(self):
+        await asyncio.sleep(0)
+        self.left = asyncio.Event()
+        print("started", flush=True)
+
+    async def stop(self, graceful=False):
+        if "hang" not in sys.argv:
+            self.left.set()
+        print("stopped", flush=True)
+
+    async def wait(self):
+        try:
+            await self.left.wait()
+        finally:
+            print("waited", flush=True)
+
+    async def reset(self):
+        print("reset", flush=True)
+
+conf = cfg.ConfigOpts()
+launcher = service.launch(conf, Service(), workers=WORKERS, restart_method="mutate")
+conf([], project="test", default_config_files=[])
+conf.set_override("graceful_shutdown_timeout", 2)
+sys.exit(launcher.wait())
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_service_may_be_written_in_coroutines(workers: int) -> None:
+    code = SERVICE.replace("WORKERS", str(workers))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert [process.stdout.readline().strip() for _ in range(workers)] == ["started"] * workers
+
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline().strip() == "reset"
+        process.send_signal(signal.SIGTERM)
+
+        rest = process.stdout.read().split()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert rest.count("stopped") == rest.count("waited") == workers
+
+
+def test_a_coroutine_that_does_not_end_is_cancelled_before_the_deadline() -> None:
+    code = SERVICE.replace("WORKERS", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "hang"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().strip() == "started"
+        process.send_signal(signal.SIGTERM)
+
+        rest = process.stdout.read().split()
+        process.wait(PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert rest == ["stopped", "waited"], "its clean-up ran"
+
+
+def test_cancelled_futures_and_futures_of_coroutines_are_both_final() -> None:
+    executor = rpc.Executor(max_workers=1)
+    gate = threading.Event()
+
+    async def wait() -> int:
+        while not gate.is_set():
+            await asyncio.sleep(0.005)
+        return 7
+
+    running = executor.submit(wait)
+    waiting = executor.submit(wait)
+    until(lambda: executor.stats()["held"] == 1)
+    executor.shutdown(wait=False, cancel_futures=True)
+    gate.set()
+
+    assert running.result(PATIENCE) == 7
+    with pytest.raises(concurrent.futures.CancelledError):
+        waiting.result(PATIENCE)
+    executor.shutdown(wait=True)
