@@ -13,9 +13,9 @@ import sys
 import time
 from typing import Any
 
-from measure import cinder, executor, launchers, machine, peers, report, wsgi
+from measure import cinder, executor, launchers, machine, peers, report, rpc, wsgi
 
-PARTS = ("wsgi", "launchers", "cinder", "executor")
+PARTS = ("wsgi", "launchers", "cinder", "executor", "rpc")
 
 
 class Record:
@@ -83,7 +83,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
-    needs_peers = bool(args.peers) or args.parts != ["wsgi"]
+    needs_peers = args.parts != ["rpc"] and (bool(args.peers) or args.parts != ["wsgi"])
     python = peers.python() if needs_peers else sys.executable
     record = Record()
     facts = machine.description()
@@ -96,6 +96,7 @@ def main(arguments: list[str]) -> int:
         "launchers": lambda: launchers.run(python, args.rounds),
         "cinder": lambda: cinder.run(args.rounds),
         "executor": lambda: executor.run(python, args.rounds),
+        "rpc": lambda: rpc.run(args.rounds, args.seconds),
     }
     for part, tables in runs.items():
         if part in args.parts:
@@ -106,14 +107,20 @@ def main(arguments: list[str]) -> int:
                 print(table, flush=True)
                 text += table
     installed = peers.versions(python)
+    if "rpc" in args.parts:
+        installed |= peers.versions(sys.executable)
     wanted = dict.fromkeys(["oslo.service", "eventlet", "cotyledon", "futurist"])
+    if "rpc" in args.parts:
+        wanted |= dict.fromkeys(["oslo.messaging", "kombu", "amqp"])
     wanted |= dict.fromkeys(
         peers.DISTRIBUTIONS[p].lower() for p in args.peers if p in peers.DISTRIBUTIONS
     )
     used = {name: installed[name] for name in wanted if name in installed}
     if args.write:
         command = shlex.join(["python", "benches/run.py", *arguments])
-        target = peers.ROOT / "docs" / "benchmarks.md"
+        # RPC needs a broker and takes as long as all the rest: it may be measured by itself.
+        name = "benchmarks-rpc.md" if "wsgi" not in args.parts else "benchmarks.md"
+        target = peers.ROOT / "docs" / name
         target.write_text(report.document(command, facts, used, text))
         print(f"wrote {target}")
     print(f"every measurement: {record.path}")

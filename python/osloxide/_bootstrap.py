@@ -376,6 +376,7 @@ _AMENDMENTS: dict[str, Callable[[Any], None]] = {
     "nova.utils": _amend_nova,
     "oslo_messaging._drivers.amqpdriver": _amend_messaging,
     "oslo_messaging._drivers.impl_rabbit": _amend_messaging,
+    "oslo_messaging._drivers.pool": _amend_messaging,
     "oslo_messaging.rpc.dispatcher": _amend_messaging,
     "oslo_messaging.rpc.server": _amend_messaging,
     "oslo_messaging.server": _amend_messaging,

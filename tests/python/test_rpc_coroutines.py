@@ -315,31 +315,34 @@ def test_each_method_is_counted(served: dict[str, Any]) -> None:
 
 
 SERVICE = """
-import asyncio, sys
+import asyncio, os, sys
 from osloxide import _bootstrap
 _bootstrap.install()
 from oslo_config import cfg
 from oslo_service import service
 
+def say(word):
+    os.write(1, word.encode() + b"\\n")
+
 class Service(service.Service):
     async def start(self):
         await asyncio.sleep(0)
         self.left = asyncio.Event()
-        print("started", flush=True)
+        say("started")
 
     async def stop(self, graceful=False):
         if "hang" not in sys.argv:
             self.left.set()
-        print("stopped", flush=True)
+        say("stopped")
 
     async def wait(self):
         try:
             await self.left.wait()
         finally:
-            print("waited", flush=True)
+            say("waited")
 
     async def reset(self):
-        print("reset", flush=True)
+        say("reset")
 
 conf = cfg.ConfigOpts()
 launcher = service.launch(conf, Service(), workers=WORKERS, restart_method="mutate")

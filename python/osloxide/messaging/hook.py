@@ -8,7 +8,7 @@ Why each change: docs/rpc.md.
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from osloxide.messaging import dispatch, outage, rabbit
+from osloxide.messaging import connections, dispatch, outage, rabbit
 
 
 def amend(module: ModuleType) -> None:
@@ -17,6 +17,7 @@ def amend(module: ModuleType) -> None:
         "amqp.connection": _beat_natively,
         "oslo_messaging._drivers.amqpdriver": _pace_rabbit,
         "oslo_messaging._drivers.impl_rabbit": outage.amend_connection,
+        "oslo_messaging._drivers.pool": connections.amend,
         "oslo_messaging.rpc.dispatcher": dispatch.amend_dispatcher,
         "oslo_messaging.rpc.server": dispatch.amend_rpc_server,
         "oslo_messaging.server": _run_on_native_threads,

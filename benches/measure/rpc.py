@@ -1,0 +1,233 @@
+"""RPC servers beside each other: oslo.messaging's eventlet and threading executors, and osloxide.
+
+Over RabbitMQ every server is called by the same unchanged client (oslo.messaging on threads);
+within one process each flavour has both ends. All of them are up at once, and each round measures
+every one of them, in rotating order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from measure import machine
+from measure.peers import BENCHES, ROOT
+
+FLAVOURS = ("osloxide", "threading", "eventlet")
+CALLERS = (1, 16, 64)
+IDLE_SECONDS = 5
+#: Longer than osloxide's threads (15 s) and connections (60 s, looked after every 30 s) stay idle.
+SHRINK_SECONDS = 100
+MEMORY = {"osloxide": "osloxide+memory://", "threading": "fake://", "eventlet": "fake://"}
+
+
+class Peer:
+    """rpc_peer.py, running."""
+
+    def __init__(self, role: str, flavour: str, url: str, topic: str) -> None:
+        self.flavour = flavour
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by stop())
+        self.process = subprocess.Popen(
+            [sys.executable, str(BENCHES / "programs" / "rpc_peer.py"), role, flavour, url, topic],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        if self._line(60).strip() != "READY":
+            self.stop()
+            raise RuntimeError(f"{role} on {flavour} did not start")
+
+    def _line(self, seconds: float) -> str:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        line = self.process.stdout.readline() if ready else ""
+        if not line:
+            self._errors.seek(0)
+            raise RuntimeError(f"{self.flavour} says nothing:\n{self._errors.read()[-2000:]}")
+        return line
+
+    def measure(self, callers: int, seconds: float, pause: float = 0.0) -> dict[str, Any]:
+        """Have *callers* call for *seconds*; each call waits *pause* seconds in the endpoint."""
+        assert self.process.stdin is not None
+        print(callers, seconds, pause, file=self.process.stdin, flush=True)
+        measured: dict[str, Any] = json.loads(self._line(seconds + 120))
+        return measured
+
+    def threads(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
+    def sockets(self) -> int:
+        # By inode: osloxide writes through a second descriptor of the same socket.
+        found = set()
+        for fd in os.scandir(f"/proc/{self.process.pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(fd.path))
+        return sum(name.startswith("socket:") for name in found)
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class _Peak:
+    """The most threads that a process had while this was open."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.most = 0
+        self._peer = peer
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._ending.wait(0.05):
+            self.most = max(self.most, self._peer.threads())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+
+
+def _measure(caller: Peer, server: Peer, callers: int, seconds: float) -> dict[str, float]:
+    pids = [server.process.pid]
+    before = machine.cpu(pids)
+    with _Peak(server) as peak:
+        done = caller.measure(callers, seconds)
+    used = machine.cpu(pids) - before
+    if done["failed"]:
+        raise RuntimeError(f"{server.flavour}: {done['failed']} calls failed")
+    return {
+        "calls/s": done["calls"] / done["seconds"],
+        "p50 ms": done["p50"] * 1e3,
+        "p99 ms": done["p99"] * 1e3,
+        "CPU µs/call": used.total / done["calls"] * 1e6,
+        "threads": float(peak.most),
+        "PSS MiB": machine.pss(pids) / 1024,
+    }
+
+
+Pairs = dict[str, tuple[Peer, Peer]]
+Tables = Iterator[tuple[str, str, list[dict[str, Any]]]]
+
+
+def _rounds(pairs: Pairs, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    found: dict[tuple[int, str], list[dict[str, float]]] = {}
+    for caller, server in pairs.values():
+        _measure(caller, server, 16, 1)  # connections, caches
+    for number in range(rounds):
+        for callers in CALLERS:
+            order = list(pairs)
+            for flavour in order[number % len(order) :] + order[: number % len(order)]:
+                measured = _measure(*pairs[flavour], callers, seconds)
+                found.setdefault((callers, flavour), []).append(measured)
+    rows: list[dict[str, Any]] = []
+    for (callers, flavour), measured in sorted(found.items(), key=lambda it: it[0][0]):
+        medians = {key: statistics.median(x[key] for x in measured) for key in measured[0]}
+        rows.append({"callers": callers, "executor": flavour, **medians})
+    return rows
+
+
+def _after_a_burst(pairs: Pairs) -> list[dict[str, Any]]:
+    """64 calls that wait at once; then nothing."""
+    rows: dict[str, dict[str, Any]] = {}
+    for flavour, (caller, server) in pairs.items():
+        with _Peak(server) as peak:
+            caller.measure(64, 2, 0.2)
+        rows[flavour] = {"executor": flavour, "threads in a burst of 64": peak.most}
+    time.sleep(SHRINK_SECONDS)  # the thing measured: what goes away by itself
+    before = {}
+    for flavour, (_, server) in pairs.items():
+        pid = server.process.pid
+        before[flavour] = machine.switches(pid), machine.cpu([pid])
+    time.sleep(IDLE_SECONDS)  # the thing measured: what idling costs
+    for flavour, (_, server) in pairs.items():
+        switches, cpu = before[flavour]
+        used = machine.cpu([server.process.pid]) - cpu
+        woken = machine.switches(server.process.pid) - switches
+        rows[flavour] |= {
+            f"threads {SHRINK_SECONDS} s later": server.threads(),
+            "sockets": server.sockets(),
+            "idle wake-ups/s": woken / IDLE_SECONDS,
+            "idle CPU ms/s": used.total / IDLE_SECONDS * 1e3,
+        }
+    return list(rows.values())
+
+
+def run(rounds: int, seconds: float) -> Tables:
+    """Tables of calls over RabbitMQ, of what a burst leaves behind, and of calls in one process.
+
+    :raises RuntimeError: a call failed, or RabbitMQ is not installed.
+    """
+    tests = str(ROOT / "tests")
+    if tests not in sys.path:
+        sys.path.insert(0, tests)
+    from services.infra import Broker, retried
+
+    note = (
+        f"Echo with a context of about 500 bytes, medians of {rounds} rounds of {seconds:g} s, "
+        "each executor in each round. "
+    )
+    with contextlib.ExitStack() as stack:
+        broker = retried(Broker)
+        stack.callback(broker.stop)
+        pairs: Pairs = {}
+        for flavour in FLAVOURS:
+            server = stack.enter_context(Peer("server", flavour, broker.url, f"bench-{flavour}"))
+            client = Peer("client", "threading", broker.url, f"bench-{flavour}")
+            pairs[flavour] = (stack.enter_context(client), server)
+        yield (
+            "RPC over RabbitMQ",
+            note + "The client is the same for all: oslo.messaging on threads. CPU, threads and "
+            "memory are the server's.",
+            _rounds(pairs, rounds, seconds),
+        )
+        yield (
+            "What a burst leaves behind",
+            "An RPC server on RabbitMQ after 64 concurrent calls that wait 0.2 s each.",
+            _after_a_burst(pairs),
+        )
+    with contextlib.ExitStack() as stack:
+        pairs = {}
+        for flavour in FLAVOURS:
+            both = stack.enter_context(Peer("both", flavour, MEMORY[flavour], "bench"))
+            pairs[flavour] = (both, both)
+        yield (
+            "RPC within one process",
+            note + "`osloxide+memory://` beside `fake://`. CPU, threads and memory are those of "
+            "server and callers together.",
+            _rounds(pairs, rounds, seconds),
+        )
+
+
+def check_broker() -> str | None:
+    """Why there can be no measurement here; None when there can."""
+    server = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    return None if server.exists() else f"{server} is missing; `make services-setup` installs it"

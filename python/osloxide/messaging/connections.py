@@ -1,0 +1,58 @@
+"""Connections for sending that go away again after a burst.
+
+Owns the sweep of oslo.messaging's connection pools. Stock looks for expired connections only when
+somebody takes one, and lets them live for 20 minutes: a server that once answered many calls at a
+time keeps a socket, a thread and the broker's memory for each. Here a thread looks while there are
+more connections than the least that the pool keeps, and leaves when there are not.
+Rules: oslo_messaging/_drivers/pool.py; ``conn_pool_min_size`` and ``conn_pool_ttl``.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from types import ModuleType
+from typing import Any
+
+STOCK_TTL = 1200
+"""Default of ``conn_pool_ttl`` in seconds; any other value was chosen by somebody and is kept."""
+
+TTL = 60
+"""Seconds that an unused connection lives here."""
+
+
+def amend(pool: ModuleType) -> None:
+    """Change ``oslo_messaging._drivers.pool.ConnectionPool``."""
+    cls = pool.ConnectionPool
+    init, put = cls.__init__, cls.put
+
+    @functools.wraps(init)
+    def init_swept(
+        self: Any, conf: Any, max_size: int, min_size: int, ttl: int, *rest: Any
+    ) -> None:
+        init(self, conf, max_size, min_size, TTL if ttl == STOCK_TTL else ttl, *rest)
+        self._osloxide_sweeps = False
+
+    @functools.wraps(put)
+    def put_and_sweep(self: Any, item: Any) -> None:
+        put(self, item)
+        with self._cond:
+            if self._osloxide_sweeps or len(self._items) <= self._min_size:
+                return
+            self._osloxide_sweeps = True
+        threading.Thread(
+            target=_sweep, args=(self,), name="osloxide-connections", daemon=True
+        ).start()
+
+    cls.__init__, cls.put = init_swept, put_and_sweep
+
+
+def _sweep(pool: Any) -> None:
+    pause = threading.Event()
+    while True:
+        pause.wait(max(1.0, pool._item_ttl / 2))
+        with pool._cond:
+            pool.expire()
+            if len(pool._items) <= pool._min_size:
+                pool._osloxide_sweeps = False
+                return
