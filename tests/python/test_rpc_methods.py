@@ -111,7 +111,7 @@ def worker(slot: int, *methods: snapshot.Method) -> snapshot.Worker:
     return snapshot.Worker(
         slot=slot, group=0, pid=1, state="running", generation=0, uptime=1.0, connections=0,
         in_flight=0, served=0, slot_served=0, oldest=None, threads=0, respawns=0, rss_bytes=None,
-        last_exit=None, methods=methods,
+        last_exit=None, methods=methods, service="",
     )  # fmt: skip
 
 
