@@ -9,13 +9,27 @@ import argparse
 import dataclasses
 import json
 import shlex
+import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from measure import cinder, executor, launchers, machine, peers, report, rpc, wsgi
+from measure import (
+    cinder,
+    executor,
+    launchers,
+    machine,
+    peers,
+    report,
+    rpc,
+    volumes,
+    wsgi,
+)
 
-PARTS = ("wsgi", "launchers", "cinder", "executor", "rpc")
+#: osloxide's server without the oslo surface above it: for development.
+NATIVE = "native"
+PARTS = ("wsgi", "volumes", "launchers", "cinder", "executor", "rpc")
 
 
 class Record:
@@ -31,30 +45,75 @@ class Record:
             out.write(json.dumps(fields) + "\n")
 
 
-def run_wsgi(args: argparse.Namespace, record: Record, python: str) -> tuple[str, bool]:
-    """Every chosen workload on every chosen server; the tables, and whether nothing failed."""
-    servers = {report.SUBJECT: sys.executable}
-    servers |= {name: python for name in args.peers if name != report.SUBJECT}
-    text, sound = "## WSGI server\n\n", True
+Found = dict[str, list[report.Summary]]
+
+
+def servers(args: argparse.Namespace, python: str) -> dict[str, str]:
+    """Who is measured beside osloxide, and how each is started."""
+    chosen = {report.SUBJECT: sys.executable}
+    if wsgi.FLOOR in args.peers and wsgi.FLOOR_WORKLOADS & set(args.workloads):
+        try:
+            chosen[wsgi.FLOOR] = peers.floor()
+        except (OSError, RuntimeError) as exc:
+            print(f"left out {wsgi.FLOOR}: {exc}")
+    return chosen | {name: python for name in args.peers if name != wsgi.FLOOR}
+
+
+def run_wsgi(args: argparse.Namespace, record: Record, python: str, found: Found) -> str:
+    """Every chosen workload on every chosen server; their tables."""
+    text = "## WSGI server\n\n"
+    chosen = servers(args, python)
     for name in args.workloads:
         workload = wsgi.WORKLOADS[name]
-        found: dict[str, list[wsgi.Round]] = {}
-        for server, measured in wsgi.side_by_side(workload, servers, args.rounds, args.seconds):
-            found.setdefault(server, []).append(measured)
-            fields = dataclasses.asdict(measured)
-            record.line(part="wsgi", workload=name, server=server, **fields)
-        summaries = [report.summarise(server, rounds) for server, rounds in found.items()]
-        table = report.wsgi_table(workload, summaries)
-        print(table, flush=True)
-        text += table
-        sound = sound and not any(item.failed for item in summaries)
-    return text, sound
+        rounds = wsgi.side_by_side(workload, chosen, args.rounds, args.seconds)
+        text += summed_up(workload, rounds, record, found)
+    return text
+
+
+def summed_up(
+    workload: wsgi.Workload,
+    rounds: Iterable[tuple[str, wsgi.Round]],
+    record: Record,
+    found: Found,
+) -> str:
+    """One workload's table; puts its summaries into *found*."""
+    by_server: dict[str, list[wsgi.Round]] = {}
+    for server, measured in rounds:
+        by_server.setdefault(server, []).append(measured)
+        fields = dataclasses.asdict(measured)
+        record.line(part="wsgi", workload=workload.name, server=server, **fields)
+    found[workload.name] = [report.summarise(*item) for item in by_server.items()]
+    table = report.wsgi_table(workload, found[workload.name])
+    print(table, flush=True)
+    return table
+
+
+def run_volumes(args: argparse.Namespace, record: Record, found: Found) -> str:
+    """cinder-api's table for its list of volumes."""
+    runs = list(volumes.run(args.rounds, max(args.seconds, 3)))
+    rounds = [(server, measured) for _, server, measured in runs]
+    return "## A real service\n\n" + summed_up(runs[0][0], rounds, record, found)
+
+
+def draw(found: Found, python: str) -> None:
+    """docs/benchmarks.svg, by the interpreter that has matplotlib."""
+    figures = {
+        name: {item.server: item.cpu_us for item in summaries if item.cpu_us}
+        for name, summaries in found.items()
+    }
+    target = peers.ROOT / "docs" / report.PLOT
+    program = peers.BENCHES / "measure" / "plot.py"
+    subprocess.run(
+        [python, str(program), str(target)], input=json.dumps(figures), text=True, check=True
+    )
+    print(f"wrote {target}")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     def names(known: Any) -> Any:
         def split(value: str) -> list[str]:
-            chosen = list(known) if value == "all" else [v for v in value.split(",") if v]
+            everybody = [name for name in known if name != NATIVE]
+            chosen = everybody if value == "all" else [v for v in value.split(",") if v]
             if unknown := [v for v in chosen if v not in known]:
                 raise argparse.ArgumentTypeError(f"{unknown} is none of {', '.join(known)}")
             return chosen
@@ -65,9 +124,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--parts", type=names(PARTS), default=list(PARTS))
     parser.add_argument(
         "--peers",
-        type=names([*peers.DISTRIBUTIONS, "native"]),
-        default=["eventlet"],
-        help=f"'all' or any of {', '.join(peers.DISTRIBUTIONS)} (default: eventlet)",
+        type=names([wsgi.FLOOR, *peers.DISTRIBUTIONS, NATIVE]),
+        default=[wsgi.FLOOR, "eventlet"],
+        help=f"'all' or any of {', '.join([wsgi.FLOOR, *peers.DISTRIBUTIONS])} "
+        "(default: floor,eventlet)",
     )
     parser.add_argument(
         "--workloads",
@@ -75,23 +135,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=list(wsgi.WORKLOADS),
         help=f"any of {', '.join(wsgi.WORKLOADS)} (default: all)",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each workload")
-    parser.add_argument("--seconds", type=int, default=3, help="length of a round, at least 1")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each workload")
+    parser.add_argument("--seconds", type=int, default=1, help="length of a round, at least 1")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
-    needs_peers = args.parts != ["rpc"] and (bool(args.peers) or args.parts != ["wsgi"])
+    needs_peers = args.parts != ["rpc"] and (
+        bool(args.peers) or args.parts != ["wsgi"] or args.write
+    )
     python = peers.python() if needs_peers else sys.executable
     record = Record()
     facts = machine.description()
     record.line(part="machine", command=["benches/run.py", *arguments], **facts)
-    text, sound = "", True
+    text = ""
+    found: Found = {}
     if "wsgi" in args.parts:
-        wsgi_tables, sound = run_wsgi(args, record, python)
-        text += wsgi_tables
+        text += run_wsgi(args, record, python, found)
+    if "volumes" in args.parts:
+        text += run_volumes(args, record, found)
     runs = {
         "launchers": lambda: launchers.run(python, args.rounds),
         "cinder": lambda: cinder.run(args.rounds),
@@ -106,6 +170,9 @@ def main(arguments: list[str]) -> int:
                 table = report.plain_table(title, note, rows)
                 print(table, flush=True)
                 text += table
+    targets = report.targets_table(found)
+    print(targets)
+    sound = not any(item.failed for summaries in found.values() for item in summaries)
     installed = peers.versions(python)
     if "rpc" in args.parts:
         installed |= peers.versions(sys.executable)
@@ -119,9 +186,12 @@ def main(arguments: list[str]) -> int:
     if args.write:
         command = shlex.join(["python", "benches/run.py", *arguments])
         # RPC needs a broker and takes as long as all the rest: it may be measured by itself.
-        name = "benchmarks-rpc.md" if "wsgi" not in args.parts else "benchmarks.md"
+        has_server = "wsgi" in args.parts
+        name = "benchmarks.md" if has_server else "benchmarks-rpc.md"
         target = peers.ROOT / "docs" / name
-        target.write_text(report.document(command, facts, used, text))
+        target.write_text(report.document(command, facts, used, targets + text, has_server))
+        if has_server:
+            draw(found, python)
         print(f"wrote {target}")
     print(f"every measurement: {record.path}")
     if not sound:

@@ -14,8 +14,11 @@ from typing import Any
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def cores() -> tuple[int, int]:
-    """The core for servers and the core for clients.
+def cores(workers: int = 1) -> tuple[list[int], list[int]]:
+    """The cores for a server with *workers* processes and those for the client.
+
+    Where there are not enough, several workers share all cores with the client: what a request
+    costs can still be told, the rates less so.
 
     :raises RuntimeError: there is only one core to run on.
     """
@@ -25,7 +28,11 @@ def cores() -> tuple[int, int]:
             f"only core {allowed} may be used; server and client need one each, so nothing that "
             "is measured here would mean anything"
         )
-    return allowed[0], allowed[1]
+    if workers == 1:
+        return allowed[:1], allowed[1:2]
+    if len(allowed) > workers:
+        return allowed[:workers], allowed[workers : workers + 1]
+    return allowed, allowed
 
 
 def members(group: int) -> list[int]:

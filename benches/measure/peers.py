@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +25,7 @@ from measure import machine
 BENCHES = Path(__file__).resolve().parent.parent
 ROOT = BENCHES.parent
 LOCK = BENCHES / "requirements.lock"
+CERTIFICATES = ROOT / "tests" / "certificates"
 SERVE = ROOT / "tests" / "python" / "conformance" / "serve.py"
 PEERS = ROOT / ".cache" / "peers"
 
@@ -33,6 +34,7 @@ DISTRIBUTIONS = {
     "eventlet": "oslo.service",
     "gunicorn": "gunicorn",
     "granian": "granian",
+    "granian4": "granian",
     "waitress": "waitress",
     "cheroot": "cheroot",
     "uwsgi": "uWSGI",
@@ -85,17 +87,56 @@ def versions(interpreter: str) -> dict[str, str]:
     return dict(line.split() for line in listed.stdout.splitlines() if len(line.split()) == 2)
 
 
-class Serving:
-    """One server process, pinned to *core*, in a process group of its own."""
+def floor() -> str:
+    """The server without Python, built as the extension is.
 
-    def __init__(self, server: str, app: str, core: int, interpreter: str, *options: str) -> None:
+    :raises RuntimeError: there is no cargo, or it failed.
+    """
+    done = subprocess.run(
+        [
+            *("cargo", "build", "--quiet", "--locked", "--release", "--example", "floor"),
+            *("--no-default-features", "--features", "server"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    if done.returncode:
+        raise RuntimeError(f"cargo does not build it: {done.stderr[-500:]}")
+    target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
+    return str(Path(target) / "release" / "examples" / "floor")
+
+
+def command_of(server: str, app: str, interpreter: str, *options: str) -> list[str]:
+    """How serve.py starts *server*."""
+    return [interpreter, str(SERVE), server, app, *options]
+
+
+class Serving:
+    """One server, pinned to *cores*, in a process group of its own.
+
+    *command* prints ``listening PORT``; :func:`command_of` makes one for serve.py's servers.
+    """
+
+    scheme = "http"
+
+    def __init__(
+        self,
+        server: str,
+        command: Sequence[str],
+        cores: Sequence[int],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.server = server
         self.directory = Path(tempfile.mkdtemp(prefix="bench-"))
         self.log_path = self.directory / "log"
-        environment = dict(os.environ, PYTHONPATH=str(BENCHES / "programs"), PYTHONUNBUFFERED="1")
+        environment = environment or dict(
+            os.environ, PYTHONPATH=str(BENCHES / "programs"), PYTHONUNBUFFERED="1"
+        )
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                ["taskset", "-c", str(core), interpreter, str(SERVE), server, app, *options],
+                ["taskset", "-c", ",".join(map(str, cores)), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -134,6 +175,10 @@ class Serving:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         return self

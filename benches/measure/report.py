@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from measure.wsgi import DISTURBED, Round, Workload
+from measure.peers import BENCHES
+from measure.wsgi import DISTURBED, FLOOR, Round, Workload
 
 SUBJECT = "osloxide"
+#: Beside docs/benchmarks.md.
+PLOT = "benchmarks.svg"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ def summarise(server: str, rounds: Sequence[Round]) -> Summary:
     )
 
 
+#: Summaries by workload.
+Found = Mapping[str, Sequence[Summary]]
+
+
 def wsgi_table(workload: Workload, summaries: Sequence[Summary]) -> str:
     """A Markdown table, cheapest first, with each server's CPU as a multiple of osloxide's."""
     subject = next((item for item in summaries if item.server == SUBJECT), None)
@@ -77,6 +84,74 @@ def wsgi_table(workload: Workload, summaries: Sequence[Summary]) -> str:
     return text + "\n"
 
 
+@dataclass(frozen=True)
+class Target:
+    """A promise about two servers' figures on one workload, as a quotient."""
+
+    says: str
+    workload: str
+    over: tuple[str, str]
+    under: tuple[str, str] | float
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def measured(self, found: Found) -> float | None:
+        """The quotient, if this run has both figures."""
+
+        def figure(which: tuple[str, str] | float) -> float | None:
+            if isinstance(which, float):
+                return which
+            server, name = which
+            for item in found.get(self.workload, ()):
+                if item.server == server:
+                    return float(getattr(item, name))
+            return None
+
+        over, under = figure(self.over), figure(self.under)
+        return None if over is None or not under else over / under
+
+    def holds(self, value: float) -> bool:
+        return (self.at_most is None or value <= self.at_most) and (
+            self.at_least is None or value >= self.at_least
+        )
+
+
+def _targets() -> list[Target]:
+    ours = (SUBJECT, "cpu_us")
+    return [
+        Target("CPU against the same server without Python", "trivial", ours, (FLOOR, "cpu_us"),
+               at_most=1.3),
+        Target("CPU against bjoern", "trivial", ours, ("bjoern", "cpu_us"), at_most=1.0),
+        Target("CPU of eventlet", "trivial", ("eventlet", "cpu_us"), ours, at_least=9.0),
+        Target("CPU of granian", "trivial", ("granian", "cpu_us"), ours, at_least=1.6),
+        Target("requests/s of the ideal 10,000", "blocking", (SUBJECT, "best_rate"), 10_000.0,
+               at_least=0.9),
+        Target("p99 of eventlet", "blocking", ("eventlet", "p99_us"), (SUBJECT, "p99_us"),
+               at_least=1.3),
+        Target("CPU against eventlet", "volumes", ours, ("eventlet", "cpu_us"), at_most=1.0),
+        Target("p99 against eventlet", "volumes", (SUBJECT, "p99_us"), ("eventlet", "p99_us"),
+               at_most=0.5),
+    ]  # fmt: skip
+
+
+def targets_table(found: Found) -> str:
+    """Which promises this run keeps; empty when it can judge none."""
+    rows = []
+    for target in _targets():
+        value = target.measured(found)
+        if value is None:
+            continue
+        bound = f"at most {target.at_most}" if target.at_most else f"at least {target.at_least}"
+        verdict = "met" if target.holds(value) else "**missed**"
+        rows.append(f"| {target.workload} | {target.says} | {bound} | {value:.2f} | {verdict} |\n")
+    if not rows:
+        return ""
+    return (
+        "## Targets\n\nQuotients of this run.\n\n"
+        "| workload | what | target | measured | |\n|---|---|---|---|---|\n"
+    ) + "".join([*rows, "\n"])
+
+
 def plain_table(title: str, note: str, rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table of dictionaries with the same keys."""
     columns = list(rows[0])
@@ -91,17 +166,25 @@ def _cell(value: Any) -> str:
     return f"{value:,.1f}" if isinstance(value, float) else str(value)
 
 
-def document(command: str, facts: dict[str, Any], versions: dict[str, str], tables: str) -> str:
-    """docs/benchmarks.md."""
+def document(
+    command: str,
+    facts: dict[str, Any],
+    versions: dict[str, str],
+    tables: str,
+    has_server: bool = True,
+) -> str:
+    """docs/benchmarks.md; without the server's part no plot of it and no profile."""
     peers = ", ".join(f"{name} {version}" for name, version in versions.items())
+    remains = (BENCHES / "remains.md").read_text() if has_server else ""
+    plot = f"![CPU of a request as a multiple of osloxide's]({PLOT})\n\n" if has_server else ""
     return f"""\
 # Benchmarks
 
 Written by `{command}`; what the figures mean and the rules of a run are in `benches/README.md`.
 Both sides of every ratio come from this one run.
 
-- commit {facts["commit"]}, {facts["date"]}
+{plot}- commit {facts["commit"]}
 - {facts["cpu"]}, {facts["cores"]} cores, Linux {facts["kernel"]}, CPython {facts["python"]}
 - peers: {peers}
 
-{tables}"""
+{tables}{remains}"""

@@ -8,12 +8,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from measure import machine
-from measure.peers import BENCHES, Serving
+from measure.peers import BENCHES, CERTIFICATES, Serving, command_of
 
 #: Headers as python-novaclient sends them, through a proxy.
 REALISTIC = {
@@ -42,7 +42,25 @@ class Workload:
     body_bytes: int = 0
     threads: int | None = None
     access_log: bool = False
+    tls: bool = False
+    workers: int = 1
+    #: Who can do it; ``None`` is everybody.
+    servers: frozenset[str] | None = None
 
+
+#: Servers of serve.py that write an access log when asked.
+LOGGING = frozenset({"osloxide", "eventlet", "gunicorn", "granian"})
+#: That keep encrypted connections open (uWSGI's https-socket closes after each answer).
+ENCRYPTING = frozenset({"osloxide", "eventlet", "gunicorn", "granian", "cheroot"})
+#: That run several processes on one address.
+PREFORKING = frozenset({"osloxide", "eventlet", "gunicorn", "granian", "uwsgi", "bjoern"})
+#: The Rust program knows one answer only.
+FLOOR = "floor"
+FLOOR_WORKLOADS = frozenset({"trivial", "one", "headers", "close"})
+#: By design: 100 requests a second of 10 ms each, whoever asks.
+ONE_AT_A_TIME = frozenset({"bjoern", "fastwsgi"})
+#: Where it says something that granian with its own choice of threads does not.
+GRANIAN4_WORKLOADS = frozenset({"trivial", "one", "headers", "burning"})
 
 WORKLOADS = {
     workload.name: workload
@@ -57,18 +75,26 @@ WORKLOADS = {
         ),
         Workload("blocking", "10 ms wait, 100 connections", "blocking", connections=100,
                  threads=100),
+        Workload("mixed", "of 20 requests 16 trivial, 3 wait 5 ms, 1 computes 1 ms, 64 connections",
+                 "mixed", threads=100),
         Workload("burning", "about 70 µs of Python, 64 connections", "burning"),
         Workload("post", "POST of 64 KiB, 64 connections", "reading", method="POST",
                  body_bytes=65536),
         Workload("mebibyte", "answer of 1 MiB, 16 connections", "mebibyte", connections=16),
         Workload("close", "a new connection for every request, 64 at a time",
                  headers={"Connection": "close"}),
-        Workload("access-log", "`hello`, each request logged to a file", access_log=True),
+        Workload("tls", "`hello`, 64 encrypted keep-alive connections", tls=True,
+                 servers=ENCRYPTING),
+        Workload("access-log", "`hello`, each request logged to a file", access_log=True,
+                 servers=LOGGING),
+        Workload("two-trivial", "as `trivial`, two workers on two cores", workers=2,
+                 servers=PREFORKING),
+        Workload("two-blocking", "as `blocking`, two workers on two cores", "blocking",
+                 connections=100, threads=100, workers=2, servers=PREFORKING),
+        Workload("two-mixed", "as `mixed`, two workers on two cores", "mixed", threads=100,
+                 workers=2, servers=PREFORKING),
     )
 }  # fmt: skip
-
-#: Servers of serve.py that write an access log when asked; others are left out of that workload.
-LOGGING = {"osloxide", "eventlet", "gunicorn", "granian"}
 
 DISTURBED = 0.15
 
@@ -92,7 +118,7 @@ class Round:
         return self.others > DISTURBED
 
 
-def measure(serving: Serving, workload: Workload, core: int, seconds: int) -> Round:
+def measure(serving: Serving, workload: Workload, cores: Sequence[int], seconds: int) -> Round:
     """Load *serving* for *seconds* and read what it cost."""
     environment = dict(
         os.environ,
@@ -101,9 +127,9 @@ def measure(serving: Serving, workload: Workload, core: int, seconds: int) -> Ro
         HEADERS="|".join(f"{name}={value}" for name, value in workload.headers.items()),
     )
     command = [
-        "taskset", "-c", str(core), "wrk", "-t1", f"-c{workload.connections}",
+        "taskset", "-c", ",".join(map(str, cores)), "wrk", "-t1", f"-c{workload.connections}",
         f"-d{seconds}s", "--timeout", "10s", "-s", str(BENCHES / "programs" / "report.lua"),
-        f"http://127.0.0.1:{serving.port}{workload.path}",
+        serving.url + workload.path,
     ]  # fmt: skip
     busy, own, began = machine.busy(), machine.own_children(), time.monotonic()
     pids = serving.pids()
@@ -131,34 +157,68 @@ def measure(serving: Serving, workload: Workload, core: int, seconds: int) -> Ro
     )
 
 
-def side_by_side(
-    workload: Workload, servers: dict[str, str], rounds: int, seconds: int
-) -> Iterator[tuple[str, Round]]:
-    """Measure *servers* (name -> interpreter) in *rounds*, rotating who comes first."""
-    if shutil.which("wrk") is None:
-        raise RuntimeError("wrk is not installed; apt-get install wrk")
-    server_core, client_core = machine.cores()
-    options = [] if workload.threads is None else ["--threads", str(workload.threads)]
+def options_for(workload: Workload) -> list[str]:
+    """serve.py's options for *workload*."""
+    options = ["--workers", str(workload.workers)]
+    if workload.threads is not None:
+        options += ["--threads", str(workload.threads)]
     if workload.headers.get("Connection") == "close":
         options += ["--keep-alive", "0"]
     if workload.access_log:
         options.append("--access-log")
+    if workload.tls:
+        options += ["--certfile", str(CERTIFICATES / "server.crt")]
+        options += ["--keyfile", str(CERTIFICATES / "server.key")]
+    return options
+
+
+def can_serve(name: str, workload: Workload) -> bool:
+    if name == FLOOR:
+        return workload.name in FLOOR_WORKLOADS
+    if name in ONE_AT_A_TIME and workload.app == "blocking":
+        return False
+    if name == "granian4":
+        return workload.name in GRANIAN4_WORKLOADS
+    return workload.servers is None or name in workload.servers
+
+
+def side_by_side(
+    workload: Workload, servers: dict[str, str], rounds: int, seconds: int
+) -> Iterator[tuple[str, Round]]:
+    """Measure *servers* in *rounds*, rotating who comes first.
+
+    :param servers: name -> interpreter, for the floor its program.
+    """
+    if shutil.which("wrk") is None:
+        raise RuntimeError("wrk is not installed; apt-get install wrk")
+    server_cores, client_cores = machine.cores(workload.workers)
+    options = options_for(workload)
     with contextlib.ExitStack() as stack:
         up: list[Serving] = []
         for name, interpreter in servers.items():
-            if workload.access_log and name not in LOGGING:
+            if not can_serve(name, workload):
                 continue
+            app = f"bench_app:{workload.app}"
+            command = [interpreter]
+            if name != FLOOR:
+                command = command_of(name, app, interpreter, *options)
             try:
-                serving = Serving(
-                    name, f"bench_app:{workload.app}", server_core, interpreter, *options
-                )
+                serving = Serving(name, command, server_cores)
             except RuntimeError as exc:
                 print(f"left out {name}: {exc}")
                 continue
+            serving.scheme = "https" if workload.tls else "http"
             up.append(stack.enter_context(serving))
-        for serving in up:
-            measure(serving, workload, client_core, 1)
-        for number in range(rounds):
-            turn = number % max(len(up), 1)
-            for serving in up[turn:] + up[:turn]:
-                yield serving.server, measure(serving, workload, client_core, seconds)
+        yield from in_turn(up, workload, client_cores, rounds, seconds)
+
+
+def in_turn(
+    up: list[Serving], workload: Workload, cores: Sequence[int], rounds: int, seconds: int
+) -> Iterator[tuple[str, Round]]:
+    """Measure servers that are up, after one round that warms them."""
+    for serving in up:
+        measure(serving, workload, cores, 1)
+    for number in range(rounds):
+        turn = number % max(len(up), 1)
+        for serving in up[turn:] + up[:turn]:
+            yield serving.server, measure(serving, workload, cores, seconds)

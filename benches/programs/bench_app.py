@@ -1,7 +1,8 @@
-"""The WSGI applications that the benches serve, one for each kind of work. No imports but time."""
+"""The WSGI applications that the benches serve, one for each kind of work. Plain Python."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,6 +27,20 @@ def burning(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
     total = 0
     for number in range(1200):
         total += number * number
+    return trivial(environ, start)
+
+
+_requests = itertools.count()
+
+
+def mixed(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+    """Of twenty requests, sixteen are trivial, three wait 5 ms and one computes for about 1 ms."""
+    number = next(_requests) % 20
+    if number in {3, 9, 15}:
+        time.sleep(0.005)
+    elif number == 7:
+        for _ in range(14):
+            burning(environ, lambda *_: None)
     return trivial(environ, start)
 
 

@@ -55,7 +55,16 @@ def oslo_conf(args: argparse.Namespace) -> Any:
 
 
 def osloxide(args: argparse.Namespace) -> None:
-    """osloxide's wsgi.Server, exactly as a service would start it."""
+    """osloxide's wsgi.Server, exactly as a service would start it; else ``osloxide serve``."""
+    if args.workers > 1 or args.certfile:
+        port = free_port()
+        announce(port)
+        command = [sys.executable, "-m", "osloxide", "serve", "--bind", f"127.0.0.1:{port}"]
+        command += ["--workers", str(args.workers), "--backlog", str(args.backlog)]
+        command += [] if args.access_log else ["--log-level", "warning"]
+        command += ["--certfile", args.certfile, "--keyfile", args.keyfile] if args.certfile else []
+        command += ["--threads", str(args.threads)] if args.threads else []
+        os.execv(sys.executable, [*command, args.app])
     from osloxide import wsgi
 
     server = wsgi.Server(
@@ -102,15 +111,32 @@ def eventlet(args: argparse.Namespace) -> None:
     backend.init_backend(backend.BackendType.EVENTLET)
     from oslo_service import wsgi
 
+    conf = oslo_conf(args)
+    if args.certfile:
+        from oslo_service import sslutils
+
+        sslutils.register_opts(conf)
+        conf.set_override("cert_file", args.certfile, group="ssl")
+        conf.set_override("key_file", args.keyfile, group="ssl")
     server = wsgi.Server(
-        oslo_conf(args),
+        conf,
         "conformance",
         load(args.app),
         host="127.0.0.1",
         port=0,
         pool_size=args.threads,
         backlog=args.backlog,
+        use_ssl=bool(args.certfile),
     )
+    if args.workers > 1:
+        from oslo_service import service
+
+        announce(server.port)
+        # A wsgi.Server is a service by itself: this is what nova and cinder launch.
+        launcher = service.ProcessLauncher(conf)
+        launcher.launch_service(server, workers=args.workers)
+        launcher.wait()
+        os._exit(0)
     server.start()
     announce(server.port)
     asked = green.event.Event()
@@ -130,7 +156,7 @@ def gunicorn(args: argparse.Namespace) -> None:
         "--bind",
         f"127.0.0.1:{port}",
         "--workers",
-        "1",
+        str(args.workers),
         "--worker-class",
         "gthread",
         "--threads",
@@ -148,10 +174,13 @@ def gunicorn(args: argparse.Namespace) -> None:
     ]
     if args.access_log:
         command += ["--access-logfile", "-"]
+    if args.certfile:
+        command += ["--certfile", args.certfile, "--keyfile", args.keyfile]
     os.execv(sys.executable, [*command, args.app])
 
 
 def granian(args: argparse.Namespace) -> None:
+    """As its documentation recommends: threads are left to it, and grow as requests need them."""
     port = free_port()
     announce(port)
     command = [
@@ -165,16 +194,24 @@ def granian(args: argparse.Namespace) -> None:
         "--port",
         str(port),
         "--workers",
-        "1",
+        str(args.workers),
         "--backlog",
         str(max(args.backlog, 128)),
-        "--blocking-threads",
-        str(args.threads or 4),
         "--http",
         "1",
     ]
+    if args.threads:
+        command += ["--blocking-threads", str(args.threads)]
+    if args.certfile:
+        command += ["--ssl-certificate", args.certfile, "--ssl-keyfile", args.keyfile]
     command += ["--access-log"] if args.access_log else ["--no-access-log"]
     os.execv(sys.executable, [*command, args.app])
+
+
+def granian4(args: argparse.Namespace) -> None:
+    """granian with a fixed number of threads, which its documentation advises against."""
+    args.threads = args.threads or 4
+    granian(args)
 
 
 def waitress(args: argparse.Namespace) -> None:
@@ -203,6 +240,10 @@ def cheroot(args: argparse.Namespace) -> None:
         timeout=args.timeout or 10,
         request_queue_size=max(args.backlog, 128),
     )
+    if args.certfile:
+        from cheroot.ssl.builtin import BuiltinSSLAdapter
+
+        server.ssl_adapter = BuiltinSSLAdapter(args.certfile, args.keyfile)
     server.prepare()
     announce(server.bind_addr[1])
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -214,6 +255,10 @@ def bjoern(args: argparse.Namespace) -> None:
 
     listener = server.listen(load(args.app), "127.0.0.1", free_port(), listen_backlog=1024)
     announce(listener.getsockname()[1])
+    # Its documentation's way to several processes.
+    for _ in range(args.workers - 1):
+        if os.fork() == 0:
+            break
     server.run()
 
 
@@ -229,11 +274,15 @@ def uwsgi(args: argparse.Namespace) -> None:
     port = free_port()
     announce(port)
     program = os.path.join(os.path.dirname(sys.executable), "uwsgi")
+    # Keep-alive is the socket's property in uWSGI, whatever a request asks for.
+    listening = ["--http11-socket" if args.keep_alive else "--http-socket", f"127.0.0.1:{port}"]
+    if args.certfile:
+        listening = ["--https-socket", f"127.0.0.1:{port},{args.certfile},{args.keyfile}"]
     command = [
         program,
-        # Keep-alive is the socket's property in uWSGI, whatever a request asks for.
-        "--http11-socket" if args.keep_alive else "--http-socket",
-        f"127.0.0.1:{port}",
+        *listening,
+        "--processes",
+        str(args.workers),
         "--threads",
         str(args.threads or 4),
         "--master",
@@ -276,6 +325,7 @@ SERVERS: dict[str, Callable[[argparse.Namespace], None]] = {
         eventlet,
         gunicorn,
         granian,
+        granian4,
         waitress,
         cheroot,
         bjoern,
@@ -296,6 +346,9 @@ def main() -> None:
         "--keep-alive", type=int, default=75, help="idle seconds, 0 for none (gunicorn, uwsgi)"
     )
     parser.add_argument("--backlog", type=int, default=1024)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--certfile", default="", help="PEM certificate: serve TLS")
+    parser.add_argument("--keyfile", default="", help="PEM key of the certificate")
     parser.add_argument("--access-log", action="store_true")
     args = parser.parse_args()
     # Each server writes its access log through logging at INFO, or not at all.
