@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -689,4 +690,67 @@ def test_a_changed_module_is_loaded_anew(start: Callable[..., Running], tmp_path
     assert fetch(site.port()) == ["second"]  # the old code goes on
     (tmp_path / "fresh.py").write_text("text = b'third!'\n")
     wait_until(lambda: fetch(site.port()) == ["third!"], "the new code", 60)
+    assert site.stop() == 0, site.log
+
+
+def test_a_hangup_under_tls_changes_the_certificate_and_loses_nobody(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    def certify(name: str) -> None:
+        options = (
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
+            f"-subj /CN={name} -keyout {tmp_path}/{name}.key -out {tmp_path}/{name}.pem"
+        )
+        subprocess.run(["openssl", *options.split()], check=True, capture_output=True)
+        for kind in ("key", "pem"):
+            os.replace(tmp_path / f"{name}.{kind}", tmp_path / f"used.{kind}")
+
+    certify("first")
+    site = serve(
+        start, "mysite", "-w", "2",
+        "--certfile", f"{tmp_path}/used.pem", "--keyfile", f"{tmp_path}/used.key",
+    )  # fmt: skip
+    before = set(site.running(2))
+    port = site.port()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    failures: list[str] = []
+    certificates: list[bytes | None] = []
+    done = threading.Event()
+
+    def client() -> None:
+        while not done.is_set():
+            try:
+                with (
+                    socket.create_connection(("127.0.0.1", port), 30) as plain,
+                    context.wrap_socket(plain) as encrypted,
+                ):
+                    certificates.append(encrypted.getpeercert(binary_form=True))
+                    encrypted.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                    if not encrypted.makefile("rb").read().endswith(b"https"):
+                        failures.append("no answer")
+            except OSError as error:
+                failures.append(repr(error))
+
+    clients = [threading.Thread(target=client) for _ in range(2)]
+    for thread in clients:
+        thread.start()
+    try:
+        wait_until(lambda: len(certificates) > 10, "load")
+        certify("second")
+        site.process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: len(now := set(site.running(2))) == 2 and not now & before, "replaced workers"
+        )
+        seen = len(certificates)
+        wait_until(lambda: len(certificates) > seen + 10, "load")
+    finally:
+        done.set()
+        for thread in clients:
+            thread.join(60)
+
+    assert not failures, failures
+    assert len(set(certificates)) == 2
+    assert certificates[-1] != certificates[0]
     assert site.stop() == 0, site.log

@@ -190,3 +190,102 @@ def test_a_handshake_that_stalls_holds_up_nobody(made: Any, tmp_path: Path) -> N
     finally:
         for client in stalled:
             client.close()
+
+
+def handshake(where: tuple[str, int], **options: Any) -> str | None:
+    """The protocol that the server chose for a client with these *options*."""
+    with TLSConnection(where, **options) as connection:
+        assert connection.request().status == 200
+        return connection.socket.version()
+
+
+def test_versions_before_tls_12_are_refused(made: Any, tmp_path: Path) -> None:
+    certificate, key = certify(tmp_path, "first")
+    where = address(made(cert_file=certificate, key_file=key))
+
+    # A ClientHello of TLS 1.1: SSL's own client does not make one any more.
+    hello = bytes(2) + bytes(30) + b"\0" + b"\0\x02\xc0\x13" + b"\x01\0" + b"\0\0"
+    hello = b"\x03\x02" + hello
+    message = b"\x01" + len(hello).to_bytes(3, "big") + hello
+    with Connection(where) as old:
+        old.send(b"\x16\x03\x01" + len(message).to_bytes(2, "big") + message)
+        answer = old.rest()
+    # One alert, fatal: handshake_failure or protocol_version, whichever is noticed first.
+    assert answer[:6] == b"\x15\x03\x03\0\x02\x02"
+    assert answer[6:] in (b"\x28", b"\x46")
+    assert handshake(where, maximum_version=ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+    assert handshake(where) == "TLSv1.3"
+
+
+def test_one_version_alone_refuses_the_other(made: Any, tmp_path: Path) -> None:
+    certificate, key = certify(tmp_path, "first")
+    newest = address(made(cert_file=certificate, key_file=key, version="TLSv1_3"))
+    older = address(made(cert_file=certificate, key_file=key, version="TLSv1_2"))
+
+    assert handshake(newest) == "TLSv1.3"
+    assert handshake(older) == "TLSv1.2"
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version"):
+        handshake(newest, maximum_version=ssl.TLSVersion.TLSv1_2)
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version"):
+        handshake(older, minimum_version=ssl.TLSVersion.TLSv1_3)
+
+
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1", "SSLv3", "2"])
+def test_a_version_that_cannot_be_honoured_is_refused_at_construction(
+    made: Any, tmp_path: Path, version: str
+) -> None:
+    certificate, key = certify(tmp_path, "first")
+
+    with pytest.raises(ValueError, match=f"version.*{version}"):
+        made(cert_file=certificate, key_file=key, version=version)
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [(["h2", "http/1.1"], "http/1.1"), (["http/1.1"], "http/1.1"), ([], None)],
+)
+def test_http_11_is_what_is_agreed_on(
+    made: Any, tmp_path: Path, offered: list[str], chosen: str | None
+) -> None:
+    certificate, key = certify(tmp_path, "first")
+    where = address(made(cert_file=certificate, key_file=key))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if offered:
+        context.set_alpn_protocols(offered)
+
+    with (
+        socket.create_connection(where, DEADLINE) as plain,
+        context.wrap_socket(plain) as client,
+    ):
+        assert client.selected_alpn_protocol() == chosen
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_client_that_speaks_http_2_alone_is_told_so(made: Any, tmp_path: Path) -> None:
+    certificate, key = certify(tmp_path, "first")
+    where = address(made(cert_file=certificate, key_file=key))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+
+    with (
+        socket.create_connection(where, DEADLINE) as plain,
+        pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"),
+    ):
+        context.wrap_socket(plain)
+
+
+def test_a_stop_is_announced_to_idle_clients(made: Any, tmp_path: Path) -> None:
+    certificate, key = certify(tmp_path, "first")
+    server = made(cert_file=certificate, key_file=key)
+    with TLSConnection(address(server)) as connection:
+        assert connection.request().status == 200
+        server.stop()
+
+        # Without the notice this raises: the end could have been an attacker's.
+        connection.socket.suppress_ragged_eofs = False
+        assert connection.socket.recv(1) == b""
