@@ -173,6 +173,10 @@ def main(arguments: list[str]) -> int:
     targets = report.targets_table(found)
     print(targets)
     sound = not any(item.failed for summaries in found.values() for item in summaries)
+    # A subject that does not even start must not pass for one that did not fail.
+    sound = sound and all(
+        any(item.server == report.SUBJECT for item in summaries) for summaries in found.values()
+    )
     installed = peers.versions(python)
     if "rpc" in args.parts:
         installed |= peers.versions(sys.executable)

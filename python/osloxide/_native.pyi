@@ -20,6 +20,7 @@ __all__ = [
     "install_wakeup",
     "parent_died",
     "park",
+    "requests_in_flight",
     "uninstall_wakeup",
     "wake",
     "worker_leaving",
@@ -216,6 +217,10 @@ class Server:
     def stats(self) -> dict[str, int]:
         """threads, busy, queued, connections, idle, in_flight, served, limit (what the gate admits
         at once just now, at most pool_size), takeovers (from threads inside the application)."""
+
+def requests_in_flight() -> list[tuple[int, float]]:
+    """``threading.get_ident()`` of each pool thread inside a WSGI request, of all servers of this
+    process, and the seconds since that request began (to a few milliseconds)."""
 
 def check_log_format(format: str) -> None:
     """Raises ValueError when *format* cannot serve as ``wsgi_log_format``."""

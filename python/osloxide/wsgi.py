@@ -26,7 +26,7 @@ from oslo_log import log as logging
 from oslo_service import _options, backend
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import _listener, _native, lifecycle, testing
+from osloxide import _listener, _native, lifecycle, slowness, testing
 
 if TYPE_CHECKING:
     from osloxide._routing import Request as Request
@@ -367,6 +367,7 @@ class Server(ServiceBase):
             lenient=testing.is_testing(),
         )
         engine.start()
+        slowness.install()
         self._engines = [old for old in self._engines if not old.wait(0)] + [engine]
         self._pool.size = self.pool_size
         self._server = _Acceptor(engine)

@@ -38,7 +38,7 @@ mod _native {
         worker_ready, worker_reconfigured,
     };
     #[pymodule_export]
-    use super::wsgi::{FileWrapper, check_log_format};
+    use super::wsgi::{FileWrapper, check_log_format, requests_in_flight};
 
     /// Version of the extension, equal to the distribution's.
     #[pymodule_init]

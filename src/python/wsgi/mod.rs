@@ -11,6 +11,7 @@ mod context;
 mod environ;
 mod file_wrapper;
 mod first;
+mod in_flight;
 mod input;
 pub(super) mod loan;
 mod text;
@@ -31,6 +32,7 @@ use self::environ::Environ;
 use self::file_wrapper::Content;
 pub(super) use self::file_wrapper::FileWrapper;
 use self::first::First;
+pub(super) use self::in_flight::requests_in_flight;
 use self::input::Input;
 use crate::wsgi::environ::{Target, TargetError};
 use crate::wsgi::response::{Ending, Head, Ready};
@@ -446,6 +448,7 @@ impl Handler for Application {
     fn handle(&self, exchange: &mut dyn Exchange) {
         // Nothing but the access log wants to know.
         let arrived = self.access_log.as_ref().map(|_| Instant::now());
+        let _inside = in_flight::enter();
         let _turn = self.first.enter();
         let unsent = Python::attach(|py| self.answer(py, exchange, arrived));
         let Some(Unsent { answer, entry }) = unsent else {
@@ -496,7 +499,9 @@ impl Handler for Application {
 fn introduce_thread(py: Python<'_>) -> PyResult<()> {
     let current = std::thread::current();
     let name = current.name().unwrap_or("osloxide");
-    py.import("threading")?
+    let threading = py.import("threading")?;
+    in_flight::thread_begins(threading.call_method0("get_ident")?.extract()?);
+    threading
         .call_method0("current_thread")?
         .setattr("name", name)
 }
@@ -504,6 +509,7 @@ fn introduce_thread(py: Python<'_>) -> PyResult<()> {
 /// Takes the pool thread off Python's list of threads. Before 3.13 nobody else does that for a
 /// thread that Python has not started.
 fn forget_thread(py: Python<'_>) -> PyResult<()> {
+    in_flight::thread_ends();
     let threading = py.import("threading")?;
     if let Some(active) = threading.getattr_opt("_active")? {
         active.call_method1("pop", (threading.call_method0("get_ident")?, py.None()))?;
