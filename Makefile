@@ -21,7 +21,7 @@ unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check setup build fmt lint mypy walls clippy docs rust python stubs parity \
-	services services-setup bench clean
+	services services-setup messaging bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,7 @@ demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, d
 	@$(PY) examples/cinder/demo.py
 
 CHECKS := fmt lint mypy clippy walls docs
-SUITES := rust stubs python parity services demo
+SUITES := rust stubs python parity services messaging demo
 test: $(VENV)/.rust-tools ## every check and every suite, quick ones first
 	@$(PY) tools/stages.py setup $(CHECKS) $(SUITES)
 
@@ -124,6 +124,9 @@ services-setup: ## the Debian packages of the service tests: RabbitMQ and MariaD
 
 services: $(VENV)/.native $(VENV)/.test services-setup ## real services on RabbitMQ and MariaDB
 	$(PY) -m pytest -q tests/services
+
+messaging: $(VENV)/.native $(VENV)/.test services-setup ## oslo.messaging's own functional tests against osloxide
+	$(PY) tests/messaging/run.py
 
 bench: $(VENV)/.native $(VENV)/.test ## measure (see benches/README.md)
 	$(PY) benches/run.py

@@ -14,6 +14,9 @@ use pyo3::prelude::*;
 use super::signals;
 use crate::rpc::heart::{self, Wrote};
 
+/// The most bytes that are sent with the interpreter held, without waiting for anybody.
+const AT_ONCE: usize = 16 * 1024;
+
 /// One thread that beats for all lines of a process.
 #[pyclass(frozen, module = "osloxide._native")]
 #[derive(Debug)]
@@ -62,6 +65,10 @@ impl HeartLine {
             None => None,
         };
         let mut offset = 0;
+        // Handing the interpreter over and getting it back costs more than sending a few bytes.
+        if data.len() <= AT_ONCE && self.line.try_write(&data, &mut offset)? {
+            return Ok(());
+        }
         loop {
             match py.detach(|| self.line.write(&data, &mut offset, deadline))? {
                 Wrote::All => return Ok(()),

@@ -205,6 +205,32 @@ impl Line {
         }
     }
 
+    /// As [`Line::write`] without waiting for anybody: false when there is something left to send.
+    ///
+    /// # Errors
+    /// As [`Line::write`].
+    pub fn try_write(&self, data: &[u8], offset: &mut usize) -> io::Result<bool> {
+        let Some(mut state) = self.state.try_lock() else {
+            return Ok(false);
+        };
+        while let Some(rest) = data.get(*offset..).filter(|rest| !rest.is_empty()) {
+            match state.send(rest) {
+                Ok(count) => *offset += count,
+                Err(Errno::EAGAIN) => {
+                    // Nobody else may write before the caller has come back for the rest.
+                    state.is_inside_frame = *offset > 0;
+                    return Ok(false);
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        state.is_inside_frame = false;
+        state.wrote = Instant::now();
+        state.owner_wrote = state.wrote;
+        Ok(true)
+    }
+
     /// Sends no more. The socket itself is its owner's to shut down.
     pub fn close(&self) {
         self.state.lock().socket = None;
@@ -384,6 +410,34 @@ mod tests {
             }
         }
         assert_eq!(blocks, 8);
+    }
+
+    #[test]
+    fn what_does_not_fit_at_once_is_sent_by_the_one_who_began() {
+        let (mut peer, socket) = pair();
+        let heart = Heart::new();
+        let line = heart.line(socket, Duration::from_millis(1)).unwrap();
+        let block = vec![b'x'; 1 << 22];
+        let mut offset = 0;
+        assert!(!line.try_write(&block, &mut offset).unwrap());
+        assert!(offset > 0);
+        let reader = thread::Builder::new()
+            .spawn(move || {
+                let mut text = HEARTBEAT.to_vec();
+                while text == HEARTBEAT {
+                    peer.read_exact(&mut text).unwrap(); // of the time before the block
+                }
+                text.resize(1 << 22, 0);
+                peer.read_exact(&mut text[HEARTBEAT.len()..]).unwrap();
+                text
+            })
+            .unwrap();
+
+        let deadline = Instant::now() + PATIENCE;
+        let ended = line.write(&block, &mut offset, Some(deadline)).unwrap();
+
+        assert_eq!(ended, Wrote::All);
+        assert!(reader.join().unwrap() == block, "a heartbeat got inside");
     }
 
     #[test]

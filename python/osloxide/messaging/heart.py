@@ -12,11 +12,12 @@ Rules: amqp/connection.py (``_on_tune``, ``heartbeat_tick``), amqp/transport.py;
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 import select
 import threading
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from osloxide import _native
@@ -90,6 +91,23 @@ def lend(transport: Any, seconds: float) -> None:
 
     transport._write, transport.close = write, close_all
     transport._osloxide_line = line
+
+
+def writes_are_ordered(connection: Any) -> bool:
+    """Whether any thread may send a method that is not answered, as ``basic.ack`` is, on
+    *connection* (of py-amqp): its frames are made under a lock, and leave through a native line."""
+    return _frames_are_locked() and hasattr(connection._transport, "_osloxide_line")
+
+
+@functools.cache
+def _frames_are_locked() -> bool:
+    """py-amqp makes frames in one buffer for each connection; since 5.4 a lock guards it."""
+    maker = importlib.import_module("amqp.method_framing").frame_writer
+    return any(
+        "buffer_lock" in code.co_freevars
+        for code in maker.__code__.co_consts
+        if isinstance(code, CodeType)
+    )
 
 
 def _has_unread(transport: Any) -> bool:

@@ -27,6 +27,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from osloxide.messaging import heart
+
 LOG = logging.getLogger(__name__)
 
 #: Seconds between two attempts to reply to a queue that is missing (oslo.messaging's own pause).
@@ -67,6 +69,37 @@ class _Bell:
             if not self._closed:
                 self._closed = True
                 os.close(self._fd)
+
+
+class _Seen:
+    """Ids of requests that ran here. oslo.messaging keeps 16, fewer than may run at a time."""
+
+    MOST = 1024
+
+    def __init__(self, amqpdriver: ModuleType) -> None:
+        self._ids: dict[str, None] = {}
+        self._amqpdriver = amqpdriver
+
+    def check_duplicate_message(self, message: dict[str, Any]) -> str | None:
+        """The id of *message*, which is taken out of it.
+
+        :raises DuplicateMessageError: it ran here already.
+        """
+        unique_id: str | None = message.pop(self._amqpdriver.rpc_amqp.UNIQUE_ID, None)
+        if unique_id in self._ids:
+            raise self._amqpdriver.rpc_common.DuplicateMessageError(msg_id=unique_id)
+        return unique_id
+
+    def add(self, unique_id: str | None) -> None:
+        if unique_id:
+            self._ids[unique_id] = None
+            with contextlib.suppress(StopIteration, RuntimeError):  # another thread was faster
+                if len(self._ids) > self.MOST:
+                    self._ids.pop(next(iter(self._ids)), None)
+
+    def discard(self, unique_id: str | None) -> None:
+        if unique_id:
+            self._ids.pop(unique_id, None)
 
 
 class LateReplies:
@@ -182,6 +215,7 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
 
         def __init__(self, driver: Any, conn: Any) -> None:
             super().__init__(driver, conn)
+            self.msg_id_cache = _Seen(amqpdriver)
             # Batches of one: the driver's own prefetch is for those who acknowledge on arrival.
             self.prefetch_size = -1
             self._bell = _Bell()
@@ -225,7 +259,16 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
                 self._do(message.requeue)
                 return False
             self.msg_id_cache.add(incoming.unique_id)
-            self._do(message.acknowledge)
+            if not heart.writes_are_ordered(channel.connection):
+                self._do(message.acknowledge)
+                return True
+            try:
+                message.acknowledge()
+            except Exception as error:  # noqa: BLE001  (whatever kombu's transport raises)
+                # Before anything ran: the broker still has it, and will deliver it again.
+                self.msg_id_cache.discard(incoming.unique_id)
+                LOG.info("message %s: %s; left to redelivery", incoming.msg_id, error)
+                return False
             return True
 
         def _do(self, operation: Callable[[], None]) -> None:
