@@ -118,9 +118,13 @@ send_service_user_token = False
             self.directory / "logs" / f"{name}.log",
             self.environment.variables(),
         )
-        service.wait_log(f"Starting {name} node", within=90, times=self.workers)
+        until(f"{name}: every worker listens", lambda: self._listens(service, name), 300, every=0.1)
         service.wait_workers(self.workers)
         return service
+
+    def _listens(self, service: RunningService, name: str) -> bool:
+        service.assert_running()  # a service that failed to start is not waited for
+        return service.text().count(f"Starting {name} node") >= self.workers
 
 
 class NovaApi(Nova):

@@ -20,7 +20,7 @@ from services.infra import Broker, Database
 from services.nova import LOCK, Calls, Nova
 from services.processes import RunningService, held, is_alive, main_thread_switches
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)  # two services start, on a machine that may be busy
 
 StartCalls = Callable[[str], Calls]
 
@@ -129,6 +129,34 @@ def test_an_idle_parent_never_wakes_up(deployment: Deployment, figure: Figure) -
 
     figure(f"{woken} context switches in {seconds:.0f} s")
     assert woken == [0, 0]
+
+
+def test_calls_go_on_after_a_crash_of_the_broker(
+    deployment: Deployment, broker: Broker, calls: StartCalls, figure: Figure
+) -> None:
+    before = {service.name: service.workers() for service in deployment.services()}
+    callers = [calls("conductor"), calls("scheduler")]
+    for caller in callers:
+        caller.wait_answered(50)
+
+    broker.kill_server()
+    broker.start_server()
+    for caller in callers:
+        caller.wait_answered(100, within=120)
+    reports = [caller.stop() for caller in callers]
+
+    # The callers are plain oslo.messaging: what was in flight at the crash may end by its timeout.
+    for report in reports:
+        assert set(report["failures"]) <= {"MessagingTimeout", "MessageDeliveryFailure"}, report
+        assert sum(report["failures"].values()) <= 2 * 4, report
+    assert before == {service.name: service.workers() for service in deployment.services()}
+    figure(
+        "; ".join(
+            f"{service.name}: {report['answered']} answered, failed {report['failures']}, slowest "
+            f"{report['slowest']:.1f} s"
+            for service, report in zip(deployment.services(), reports, strict=True)
+        )
+    )
 
 
 # The last test of the shared deployment: it stops it.

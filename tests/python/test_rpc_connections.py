@@ -1,0 +1,169 @@
+"""AMQP connections: heartbeats without the interpreter, and no more of them than are used."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from osloxide import _native
+from osloxide.messaging import connections, heart
+
+HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+PATIENCE = 20.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def hold_the_interpreter(seconds: float) -> None:
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def test_heartbeats_go_on_while_the_interpreter_is_held(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    line = _native.Heart().line(ours.fileno(), 0.05)
+
+    hold_the_interpreter(0.5)
+    beats = line.beats
+    line.close()
+
+    assert beats >= 3
+    assert theirs.recv(1024).startswith(HEARTBEAT * 3)
+
+
+def test_a_line_that_its_owner_uses_needs_no_heartbeats(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    line = _native.Heart().line(ours.fileno(), 3600)
+
+    for _ in range(100):
+        line.write(memoryview(bytearray(b"frame")), None)
+    line.close()
+    ours.shutdown(socket.SHUT_WR)
+
+    assert b"".join(iter(lambda: theirs.recv(1024), b"")) == b"frame" * 100
+    assert line.beats == 0
+
+
+def test_a_write_that_takes_too_long_is_a_timeout(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    line = _native.Heart().line(pair[0].fileno(), 3600)
+
+    with pytest.raises(TimeoutError):
+        line.write(bytes(1 << 22), 0.05)
+
+
+def test_a_lost_connection_is_an_error_of_the_socket(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    line = _native.Heart().line(ours.fileno(), 3600)
+    theirs.close()
+
+    with pytest.raises(BrokenPipeError):
+        line.write(b"frame")
+    line.close()
+    with pytest.raises(OSError, match="not connected"):
+        line.write(b"frame")
+
+
+@pytest.mark.parametrize(("fd", "interval"), [(-1, 1.0), (0, 0.0), (0, float("nan")), (0, -1.0)])
+def test_impossible_lines_are_refused(fd: int, interval: float) -> None:
+    with pytest.raises(ValueError, match=r"descriptor|interval"):
+        _native.Heart().line(fd, interval)
+
+
+def test_a_tls_connection_is_left_alone() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, ssl.create_default_context().wrap_socket(
+        ours, server_hostname="x", do_handshake_on_connect=False
+    ) as wrapped:
+        transport = SimpleNamespace(sock=wrapped, _write=len, close=len)
+
+        heart.lend(transport, 1.0)
+
+        assert transport._write is len
+        assert not heart.writes_are_ordered(SimpleNamespace(_transport=transport))
+
+
+class Connection:
+    open = 0
+
+    def __init__(self, *_arguments: Any, **_options: Any) -> None:
+        type(self).open += 1
+
+    def close(self) -> None:
+        type(self).open -= 1
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("oslo_messaging") is None, reason="`make setup` installs it"
+)
+@pytest.mark.parametrize(("ttl", "kept"), [(1200, 60), (7, 7)])
+def test_only_the_default_of_the_time_to_live_is_changed(ttl: int, kept: int) -> None:
+    assert pool(ttl)._item_ttl == kept
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("oslo_messaging") is None, reason="`make setup` installs it"
+)
+def test_connections_of_a_burst_leave_and_so_does_who_sweeps_them() -> None:
+    burst = pool(1)
+    taken = [burst.get() for _ in range(8)]
+    assert Connection.open == 8
+
+    for connection in taken:
+        burst.put(connection)
+
+    until(lambda: Connection.open == 2)
+    until(lambda: not any(t.name == "osloxide-connections" for t in threading.enumerate()))
+    assert burst.get() is not None
+
+
+def pool(ttl: int) -> Any:
+    """A pool of the module as oslo.messaging has it, amended here alone."""
+    spec = importlib.util.find_spec("oslo_messaging._drivers.pool")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    connections.amend(module)
+    Connection.open = 0
+    return module.ConnectionPool(None, 10, 2, ttl, None, Connection)
+
+
+def test_a_forked_child_has_a_heart_of_its_own() -> None:
+    hearts = heart._Hearts()
+    inherited = hearts.own()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(int(hearts.own() is inherited))
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert hearts.own() is inherited
