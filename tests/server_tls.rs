@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Running, hello};
 
 fn path(name: &str) -> PathBuf {
@@ -46,8 +46,11 @@ fn serve(ca: Option<&str>) -> Running {
     )
 }
 
-/// Asks once and reads to the end, which must be announced by a `close_notify`.
-fn ask(running: &Running, certificate: Option<&str>) -> io::Result<String> {
+/// A new connection, on which nothing has been sent yet.
+fn stream(
+    running: &Running,
+    certificate: Option<&str>,
+) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_file(path("ca.crt")).unwrap())
@@ -68,7 +71,12 @@ fn ask(running: &Running, certificate: Option<&str>) -> io::Result<String> {
     };
     let name = ServerName::try_from("localhost").unwrap();
     let connection = ClientConnection::new(Arc::new(config), name).unwrap();
-    let mut stream = StreamOwned::new(connection, running.connect());
+    StreamOwned::new(connection, running.connect())
+}
+
+/// Asks once and reads to the end, which must be announced by a `close_notify`.
+fn ask(running: &Running, certificate: Option<&str>) -> io::Result<String> {
+    let mut stream = stream(running, certificate);
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -117,6 +125,38 @@ fn stalled_handshakes_cost_no_thread_and_are_cut_off() {
         // An alert may come before the end.
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest);
+    }
+}
+
+#[test]
+fn a_connection_that_has_rested_is_served_like_any_other() {
+    let tls = Some(Arc::new(load("server.crt", "server.key", None).unwrap()));
+    let running = Running::with(
+        Settings {
+            tls,
+            rest_after: Duration::from_millis(1),
+            ..Settings::default()
+        },
+        support::echo,
+    );
+    let mut stream = stream(&running, None);
+    let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody";
+
+    for _ in 0..5 {
+        // In two pieces, so that it rests between messages only.
+        stream.write_all(&request[..20]).unwrap();
+        stream.write_all(&request[20..]).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\nbody") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while running.server.stats().resting == 0 {
+            assert!(Instant::now() < deadline, "{:?}", running.server.stats());
+            std::thread::yield_now();
+        }
     }
 }
 

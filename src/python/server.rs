@@ -139,6 +139,7 @@ impl Server {
             max_headers,
             lenient,
             tls: tls.map(|tls| Arc::clone(&tls.get().config)),
+            ..Settings::default()
         };
         let options = Options {
             app,

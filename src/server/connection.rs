@@ -70,7 +70,10 @@ pub(super) struct Connection {
     pub(super) active: Instant,
     /// When the reactor will look at the connection next, if nothing happens.
     pub(super) armed: Option<Instant>,
-    http: Pin<Box<http1::Connection<Io, Counter>>>,
+    builder: Arc<http1::Builder>,
+    /// Absent until something comes, and again while the connection rests: its buffers are most of
+    /// what a connection costs.
+    http: Option<Pin<Box<http1::Connection<Io, Counter>>>>,
     desk: Arc<Desk>,
     waker: Waker,
 }
@@ -90,20 +93,19 @@ impl Connection {
         token: Token,
         link: Link,
         endpoints: Endpoints,
-        builder: &http1::Builder,
+        builder: Arc<http1::Builder>,
         now: Instant,
     ) -> Self {
-        let link = Arc::new(link);
         let desk = Arc::new(Desk::default());
-        let http = builder.serve_connection(Io(link.clone()), Counter(desk.clone()));
         Self {
             token,
-            link,
+            link: Arc::new(link),
             endpoints,
             phase: Phase::Head { since: None },
             active: now,
             armed: None,
-            http: Box::pin(http),
+            builder,
+            http: None,
             waker: Waker::from(desk.clone()),
             desk,
         }
@@ -166,10 +168,17 @@ impl Connection {
 
     /// Lets hyper go as far as it can without waiting.
     pub(super) fn advance(&mut self) -> Step {
+        let http = self.http.get_or_insert_with(|| {
+            let service = Counter(self.desk.clone());
+            Box::pin(
+                self.builder
+                    .serve_connection(Io(self.link.clone()), service),
+            )
+        });
         let mut context = Context::from_waker(&self.waker);
         loop {
             self.desk.is_woken.store(false, Ordering::Relaxed);
-            match self.http.as_mut().poll(&mut context) {
+            match http.as_mut().poll(&mut context) {
                 Poll::Ready(result) => return Step::Closed(result.is_ok()),
                 Poll::Pending => {}
             }
@@ -180,6 +189,17 @@ impl Connection {
                 return Step::Blocked;
             }
         }
+    }
+
+    /// Gives up hyper and its memory until something comes. Only for an idle connection: hyper must
+    /// have answered everything that it was given, and must have been given all that has come.
+    pub(super) fn rest(&mut self) {
+        self.http = None;
+    }
+
+    /// True while nothing has come since the connection was made, or has rested.
+    pub(super) fn is_resting(&self) -> bool {
+        self.http.is_none()
     }
 
     /// The next piece of a body, if hyper has one already.

@@ -43,6 +43,8 @@ pub struct Settings {
     pub max_url_len: usize,
     /// Most header lines in a request; more are answered with 431.
     pub max_headers: usize,
+    /// How long an idle connection keeps the memory into which its next request would be read.
+    pub rest_after: Duration,
     /// Accepts HTTP/1.1 requests without a Host header. Only for oslo.service's own tests.
     pub lenient: bool,
     /// Encrypts every connection when present.
@@ -59,6 +61,7 @@ impl Default for Settings {
             max_header_line: 16_384,
             max_url_len: 8_192,
             max_headers: 100,
+            rest_after: Duration::from_secs(10),
             lenient: false,
             tls: None,
         }
@@ -106,6 +109,8 @@ pub struct Stats {
     pub connections: usize,
     /// Open connections without a request.
     pub idle: usize,
+    /// Those of them that have given up the memory for their next request.
+    pub resting: usize,
     /// Requests being answered.
     pub in_flight: usize,
     /// Requests answered since the server was made.

@@ -230,7 +230,13 @@ impl Reactor {
         };
         let link = Link::new(socket, Observer::new(limits), tls);
         let token = self.slots.lock().add();
-        let connection = Box::new(Connection::new(token, link, endpoints, &self.builder, now));
+        let connection = Box::new(Connection::new(
+            token,
+            link,
+            endpoints,
+            self.builder.clone(),
+            now,
+        ));
         let flags = EpollFlags::EPOLLIN
             | EpollFlags::EPOLLOUT
             | EpollFlags::EPOLLRDHUP

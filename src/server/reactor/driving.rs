@@ -219,8 +219,10 @@ impl Reactor {
 
     /// Makes sure that the connection is looked at when its deadline passes.
     fn arm(&self, connection: &mut Connection, now: Instant) {
-        let Some(deadline) = self.deadline(connection) else {
-            return;
+        let deadline = match (self.deadline(connection), self.rest_at(connection)) {
+            (Some(one), Some(other)) => one.min(other),
+            (Some(only), None) | (None, Some(only)) => only,
+            (None, None) => return,
         };
         if connection
             .armed
@@ -262,6 +264,12 @@ impl Reactor {
         Some(normal.map_or(last, |normal| normal.min(last)))
     }
 
+    /// When an idle connection has kept its memory for long enough.
+    fn rest_at(&self, connection: &Connection) -> Option<Instant> {
+        let is_idle = matches!(connection.phase, Phase::Head { since: None });
+        (is_idle && !connection.is_resting()).then(|| connection.active + self.settings.rest_after)
+    }
+
     /// Brings every deadline forward to what a drain allows.
     pub(super) fn hasten(&self) {
         let now = Instant::now();
@@ -283,6 +291,10 @@ impl Reactor {
             match self.deadline(connection) {
                 Some(deadline) if deadline <= now => slot.connection.take(),
                 _ => {
+                    // An idle connection was parked by a hyper that wanted nothing but to read.
+                    if self.rest_at(connection).is_some_and(|at| at <= now) {
+                        connection.rest();
+                    }
                     self.arm(connection, now);
                     None
                 }

@@ -61,7 +61,7 @@ enum Task {
 pub(super) struct Reactor {
     settings: Settings,
     handler: Arc<dyn Handler>,
-    builder: http1::Builder,
+    builder: Arc<http1::Builder>,
     epoll: Epoll,
     /// Makes the leader look up from its wait.
     wake: EventFd,
@@ -118,7 +118,7 @@ impl Reactor {
         Ok(Self {
             settings,
             handler,
-            builder,
+            builder: Arc::new(builder),
             epoll,
             wake,
             drained: Arc::new(drained),
@@ -145,16 +145,19 @@ impl Reactor {
 
     pub(super) fn count(&self, pool: pool::Stats) -> Stats {
         let mut slots = self.slots.lock();
-        let idle = slots
-            .parked()
-            .filter(|connection| matches!(connection.phase, Phase::Head { since: None }))
-            .count();
+        let (mut idle, mut resting) = (0, 0);
+        for connection in slots.parked() {
+            let is_idle = matches!(connection.phase, Phase::Head { since: None });
+            idle += usize::from(is_idle);
+            resting += usize::from(is_idle && connection.is_resting());
+        }
         Stats {
             threads: pool.threads,
             busy: pool.busy,
             queued: pool.queued,
             connections: slots.len(),
             idle,
+            resting,
             in_flight: pool.busy + pool.queued,
             served: self.served.load(Ordering::Relaxed),
             limit: pool.limit,
