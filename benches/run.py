@@ -158,7 +158,8 @@ def main(arguments: list[str]) -> int:
         text += run_volumes(args, record, found)
     runs = {
         "launchers": lambda: launchers.run(python, args.rounds),
-        "cinder": lambda: cinder.run(args.rounds),
+        # Minutes each: a third of the rounds, and one at least.
+        "cinder": lambda: cinder.run(max(1, args.rounds // 3)),
         "executor": lambda: executor.run(python, args.rounds),
         "rpc": lambda: rpc.run(args.rounds, args.seconds),
     }
@@ -191,7 +192,9 @@ def main(arguments: list[str]) -> int:
         command = shlex.join(["python", "benches/run.py", *arguments])
         # RPC needs a broker and takes as long as all the rest: it may be measured by itself.
         has_server = "wsgi" in args.parts
-        name = "benchmarks.md" if has_server else "benchmarks-rpc.md"
+        # The parent of workers likewise: real cinder takes minutes.
+        alone = "benchmarks-rpc.md" if "rpc" in args.parts else "benchmarks-launchers.md"
+        name = "benchmarks.md" if has_server else alone
         target = peers.ROOT / "docs" / name
         target.write_text(report.document(command, facts, used, targets + text, has_server))
         if has_server:

@@ -27,8 +27,9 @@ OPTIONS = [
         default=0.0,
         min=0.0,
         mutable=True,
-        help="Seconds after which a worker that was stopped (SIGSTOP), or is busy with one and the "
-        "same request, is killed and replaced. 0, the default, never does that.",
+        help="Seconds after which a worker that was stopped (SIGSTOP), is busy with one and the "
+        "same request, or whose interpreter does not run, is ended and replaced, the tracebacks "
+        "of its threads in the log. 0, the default, never does that.",
     ),
 ]
 """Options that oslo.service does not have."""
