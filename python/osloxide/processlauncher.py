@@ -1,8 +1,9 @@
 """The launcher that runs services in worker processes.
 
-Owns what a signal means to the parent of workers, the fork of workers (always through
-``os.fork()`` on the main thread), and the log of their lives. Which worker is forked, signalled or
-killed when is decided by the native supervisor; what a worker does is osloxide.worker's part.
+Owns what a signal means to the parent of workers, and the fork of workers (always through
+``os.fork()`` on the main thread). Which worker is forked, signalled or killed when is decided by
+the native supervisor; what a worker does is osloxide.worker's part, and what the log says of its
+life osloxide.workerlog's.
 Starts no thread and never starts or stops a service, except with *no_fork*.
 
 Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8); docs/signals.md, docs/lifecycle.md.
@@ -16,7 +17,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from types import FrameType
@@ -36,6 +36,7 @@ from osloxide import (
     strangers,
     titles,
     worker,
+    workerlog,
 )
 from osloxide.runner import Runner, leave, reset
 
@@ -111,9 +112,7 @@ class ProcessLauncher:
         self._due: str | None = None
         self._is_supervising = False
         self._has_ended = threading.Event()
-        self._killed_late: set[int] = set()
-        self._last_words: dict[int, lastwords.LastWords] = {}
-        self._last_exits: dict[int, str] = {}
+        self._log = workerlog.WorkerLog()
         _launchers.add(self)
         strangers.own_children.add(self)
         lifecycle.begin_serving()
@@ -363,13 +362,18 @@ class ProcessLauncher:
             group, slot, generation = details
             self._start_child(self._wrappers[group], slot, generation)
         elif kind == "exited":
-            self._report_exit(*details)
+            pid, group, slot, status, lifetime = details
+            self._forget(pid)
+            self._log.exited(pid, self._name_of(group), slot, status, lifetime)
         elif kind == "backoff":
-            self._report_backoff(*details)
+            group, slot, seconds, failures = details
+            self._log.put_off(self._name_of(group), slot, seconds, failures)
         elif kind == "late":
-            self._report_late(*details)
+            slot, pid, waited = details
+            self._log.late(slot, pid, waited, self._scoreboard)
         elif kind == "hung":
-            self._report_hung(*details)
+            slot, pid, seconds = details
+            self._log.hung(slot, pid, seconds, self._scoreboard)
         elif kind == "all_ready":
             self._service_manager.ready()
             self._supervisor_of_this_process().set_tick(self._service_manager.watchdog_interval)
@@ -381,6 +385,9 @@ class ProcessLauncher:
             self._adopt(*details)
         elif kind in ("reload", "mutate", "stopping"):
             self._due = kind
+
+    def _name_of(self, group: int) -> str:
+        return type(self._wrappers[group].service).__name__
 
     def _start_child(
         self, wrap: ServiceWrapper, slot: int | None = None, generation: int = 0
@@ -410,13 +417,12 @@ class ProcessLauncher:
                 self._run_child(wrap, slot, generation, mask, last_words)
             supervisor.forked(slot, pid)
             self._own.add(pid)
-            self._last_words[pid] = last_words
+            self._log.forked(pid, last_words)
         finally:
             if os.getpid() == self._pid:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         wrap.children.add(pid)
         self.children[pid] = wrap
-        LOG.debug("Started child %d", pid)
         return pid
 
     def _run_child(
@@ -430,8 +436,7 @@ class ProcessLauncher:
         status = 1
         try:
             for launcher in _launchers:
-                for others in launcher._last_words.values():
-                    others.close()
+                launcher._log.close_inherited()
             assert self._supervisor is not None
             assert self._scoreboard is not None
             worker.run(
@@ -461,85 +466,6 @@ class ProcessLauncher:
         wrap = self.children.pop(pid, None)
         if wrap is not None:
             wrap.children.discard(pid)
-
-    def _report_exit(self, pid: int, group: int, slot: int, status: int, lifetime: float) -> None:
-        self._forget(pid)
-        self._last_exits[slot] = _describe(status)
-        if os.WIFSIGNALED(status):
-            LOG.info(
-                "Child %(pid)d killed by signal %(sig)d", {"pid": pid, "sig": os.WTERMSIG(status)}
-            )
-        else:
-            LOG.info(
-                "Child %(pid)s exited with status %(code)d",
-                {"pid": pid, "code": os.waitstatus_to_exitcode(status)},
-            )
-        self._report_last_words(slot, pid)
-        expected = status == 0 or pid in self._killed_late
-        self._killed_late.discard(pid)
-        if expected:
-            return
-        LOG.warning(
-            "Worker %d (pid %d) of %s ended after %.1f s: %s",
-            slot,
-            pid,
-            type(self._wrappers[group].service).__name__,
-            lifetime,
-            _describe(status),
-        )
-
-    def _report_backoff(self, group: int, slot: int, seconds: float, failures: int) -> None:
-        LOG.info("Forking too fast, sleeping")
-        LOG.error(
-            "Worker %d of %s has failed %d times in a row (most recently: %s); its next start is "
-            "in %.1f s, the other workers go on",
-            slot,
-            type(self._wrappers[group].service).__name__,
-            failures,
-            self._last_exits.get(slot, "it could not be forked"),
-            seconds,
-        )
-
-    def _report_last_words(self, slot: int, pid: int) -> None:
-        last_words = self._last_words.pop(pid, None)
-        if last_words is None:
-            return
-        text = last_words.read()
-        last_words.close()
-        if text:
-            LOG.error("Worker %d (pid %d) ended here:\n%s", slot, pid, text)
-
-    def _report_late(self, slot: int, pid: int, waited: float) -> None:
-        self._killed_late.add(pid)
-        LOG.warning(
-            "Worker %d (pid %d) still running %.1f s after SIGTERM with %s; sent SIGKILL",
-            slot,
-            pid,
-            waited,
-            self._work_of(pid),
-        )
-
-    def _report_hung(self, slot: int, pid: int, seconds: float) -> None:
-        self._killed_late.add(pid)
-        LOG.error(
-            "Worker %d (pid %d) did nothing for %.1f s, longer than [osloxide] worker_timeout, "
-            "with %s; sent SIGABRT, it is replaced",
-            slot,
-            pid,
-            seconds,
-            self._work_of(pid),
-        )
-
-    def _work_of(self, pid: int) -> str:
-        """What a worker is busy with, in words."""
-        assert self._scoreboard is not None
-        rows = [row for row in self._scoreboard.read() if row["pid"] == pid]
-        count = sum(row["in_flight"] for row in rows)
-        text = f"{count} request{'' if count == 1 else 's'} in flight"
-        oldest = [row["oldest_since"] for row in rows if row["oldest_since"] is not None]
-        if oldest:
-            text += f", the oldest for {time.monotonic() - min(oldest):.1f} s"
-        return text
 
     def _adopt(self, pid: int) -> None:
         """Reap an orphan of the container, for which this is process 1."""
@@ -625,18 +551,3 @@ class ProcessLauncher:
             if greenlet is None or not isinstance(exc, greenlet.GreenletExit):
                 raise
             LOG.info("Wait called after thread killed. Cleaning up.")
-
-
-def _describe(status: int) -> str:
-    """A wait status in words."""
-    if not os.WIFSIGNALED(status):
-        code = os.waitstatus_to_exitcode(status)
-        return f"exit status {code}" + (" (see its log above)" if code else "")
-    signo = os.WTERMSIG(status)
-    text = f"killed by {signalhandler.signal_name(signo)}"
-    if signo == signal.SIGKILL:
-        text += ", which this process did not send; if the kernel did because memory ran out, its "
-        text += "log says 'Out of memory' (dmesg)"
-    if os.WCOREDUMP(status):
-        text += ", core dumped"
-    return text

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
+import json
 import os
 import pty
 import re
@@ -522,3 +523,41 @@ def test_metrics_want_to_be_told_where_to_answer() -> None:
     result = osloxide("metrics")
     assert result.returncode == 2
     assert "--listen --unix --once is required" in result.stderr
+
+
+# ---- what a launcher is called, and what it is doing
+
+
+def shown(pid: int) -> list[dict]:
+    """The workers of a launcher as ``status --json`` prints them."""
+    (launcher,) = json.loads(osloxide("status", pid, "--json").stdout)
+    return launcher["workers"]
+
+
+@pytest.mark.parametrize("grace", ["0", "60"])
+def test_a_single_process_that_drains_is_shown_as_draining(running: Start, grace: str) -> None:
+    program = running("probe.py", "--workers", "1", "--grace", grace, "--stop", "until-usr1")
+    program.expect("wait")
+    assert [(row["service"], row["state"]) for row in shown(program.pid)] == [("Probe", "running")]
+
+    program.send(signal.SIGTERM)
+    program.expect("stop")
+
+    assert [row["state"] for row in shown(program.pid)] == ["draining"]
+    program.send(signal.SIGUSR1)
+    assert program.ended() == 0
+
+
+def test_services_are_shown_by_name_and_told_apart_where_they_share_one(running: Start) -> None:
+    args = ("--launcher", "process", "--services", "2", "--workers", "1")
+    program = running("probe.py", *args)
+    program.expect("wait", 2)
+
+    assert [(row["service"], row["group"]) for row in shown(program.pid)] == [
+        ("Probe/0", 0),
+        ("Probe/1", 1),
+    ]
+    (heading, *_) = osloxide("status", program.pid).stdout.splitlines()
+    assert "supervisor of" not in heading, "the title says what the table says"
+    assert heading.startswith(f"probe.py {program.pid}: {sys.executable}")
+    assert stop(program) == 0

@@ -10,6 +10,7 @@ Rules: proc(5) (fd, status), osloxide's scoreboard (src/scoreboard.rs).
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from osloxide.cli.errors import CommandError
 NONE_FOUND = "no running launcher was found; name a PID, or run this as its user"
 
 _MEMFD = "/memfd:osloxide-scoreboard"
+
+_TITLE = re.compile(r"osloxide: (?:supervisor|worker \d+) of .+? \[(.*)\]")
+"""What osloxide.titles puts around a command line."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +284,9 @@ def _command(pid: int) -> str:
     except OSError:
         return ""
     # Arguments may hold newlines (python -c); the heading is one line.
-    return _printable(" ".join(b" ".join(words).decode("utf-8", "replace").split()))
+    text = _printable(" ".join(b" ".join(words).decode("utf-8", "replace").split()))
+    titled = _TITLE.fullmatch(text)
+    return titled[1] if titled else text
 
 
 def _printable(text: str) -> str:

@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--start", default="ok", help="ok, crash, exit:N, exit-none, exit-text, hang"
     )
-    parser.add_argument("--stop", default="ok", help="ok, crash, hang, spin")
+    parser.add_argument("--stop", default="ok", help="ok, crash, hang, spin, until-usr1")
     parser.add_argument("--wait", default="until-stopped", help="or return, crash, drain:SECONDS")
     parser.add_argument("--reset", default="ok", help="ok, crash, wait (for stop)")
     parser.add_argument("--thread-before-fork", action="store_true")
@@ -72,6 +72,10 @@ options = parse()
 backend.init_backend(backend.BackendType(options.backend))
 
 from oslo_service import service  # noqa: E402
+
+go_on = threading.Event()
+if options.stop == "until-usr1":
+    signal.signal(signal.SIGUSR1, lambda *_: go_on.set())
 
 
 class Probe(service.Service):
@@ -140,6 +144,8 @@ class Probe(service.Service):
             raise ValueError("planted fault in stop()")
         if behaviour == "hang":
             threading.Event().wait()
+        if behaviour == "until-usr1":
+            go_on.wait()
         if behaviour == "spin":
             sum(range(10**12))  # one bytecode that never releases the interpreter
         super().stop()
@@ -223,7 +229,6 @@ else:
         launcher.launch_service(Probe(number), workers=options.workers or 1)
 emit("launched", type(launcher).__name__)
 if options.pause:
-    go_on = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: go_on.set())
     emit("paused")
     go_on.wait()

@@ -1,0 +1,135 @@
+"""The log of a launcher's workers: who ended, why, where it was, and what it was busy with.
+
+Owns the texts, oslo.service's own and those that it left out, and what a later text has to know
+of an earlier event: how a slot ended last, whom the parent ended itself, the last words of each
+worker. Decides nothing and signals nobody; osloxide.processlauncher calls it with the native
+supervisor's commands.
+
+Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8) for the first line of each pair.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+
+from osloxide import _native, lastwords, signalhandler
+
+LOG = logging.getLogger("osloxide.processlauncher")
+
+
+class WorkerLog:
+    """What is to be said about the workers of one launcher."""
+
+    def __init__(self) -> None:
+        self._last_words: dict[int, lastwords.LastWords] = {}
+        self._last_exits: dict[int, str] = {}
+        self._ended_by_us: set[int] = set()
+
+    def forked(self, pid: int, last_words: lastwords.LastWords) -> None:
+        """A worker was forked; *last_words* are shared with it."""
+        self._last_words[pid] = last_words
+        LOG.debug("Started child %d", pid)
+
+    def close_inherited(self) -> None:
+        """In a worker: give back what the parent shares with others."""
+        for last_words in self._last_words.values():
+            last_words.close()
+
+    def exited(self, pid: int, service: str, slot: int, status: int, lifetime: float) -> None:
+        """A worker ended.
+
+        :param status: as from ``os.waitpid()``.
+        :param lifetime: seconds since its fork.
+        """
+        self._last_exits[slot] = describe(status)
+        if os.WIFSIGNALED(status):
+            LOG.info(
+                "Child %(pid)d killed by signal %(sig)d", {"pid": pid, "sig": os.WTERMSIG(status)}
+            )
+        else:
+            LOG.info(
+                "Child %(pid)s exited with status %(code)d",
+                {"pid": pid, "code": os.waitstatus_to_exitcode(status)},
+            )
+        last_words = self._last_words.pop(pid, None)
+        if last_words is not None:
+            text = last_words.read()
+            last_words.close()
+            if text:
+                LOG.error("Worker %d (pid %d) ended here:\n%s", slot, pid, text)
+        expected = status == 0 or pid in self._ended_by_us
+        self._ended_by_us.discard(pid)
+        if not expected:
+            LOG.warning(
+                "Worker %d (pid %d) of %s ended after %.1f s: %s",
+                slot,
+                pid,
+                service,
+                lifetime,
+                describe(status),
+            )
+
+    def put_off(self, service: str, slot: int, seconds: float, failures: int) -> None:
+        """A slot waits before its next fork."""
+        LOG.info("Forking too fast, sleeping")
+        LOG.error(
+            "Worker %d of %s has failed %d times in a row (most recently: %s); its next start is "
+            "in %.1f s, the other workers go on",
+            slot,
+            service,
+            failures,
+            self._last_exits.get(slot, "it could not be forked"),
+            seconds,
+        )
+
+    def late(self, slot: int, pid: int, waited: float, board: _native.Scoreboard | None) -> None:
+        """A worker was still there at its deadline."""
+        self._ended_by_us.add(pid)
+        LOG.warning(
+            "Worker %d (pid %d) still running %.1f s after SIGTERM with %s; sent SIGKILL",
+            slot,
+            pid,
+            waited,
+            _work_of(pid, board),
+        )
+
+    def hung(self, slot: int, pid: int, seconds: float, board: _native.Scoreboard | None) -> None:
+        """A worker did nothing for longer than the worker timeout."""
+        self._ended_by_us.add(pid)
+        LOG.error(
+            "Worker %d (pid %d) did nothing for %.1f s, longer than [osloxide] worker_timeout, "
+            "with %s; sent SIGABRT, it is replaced",
+            slot,
+            pid,
+            seconds,
+            _work_of(pid, board),
+        )
+
+
+def _work_of(pid: int, board: _native.Scoreboard | None) -> str:
+    """What a worker is busy with, in words."""
+    rows = [] if board is None else [row for row in board.read() if row["pid"] == pid]
+    count = sum(row["in_flight"] for row in rows)
+    text = f"{count} request{'' if count == 1 else 's'} in flight"
+    oldest = [row["oldest_since"] for row in rows if row["oldest_since"] is not None]
+    if oldest:
+        text += f", the oldest for {time.monotonic() - min(oldest):.1f} s"
+    return text
+
+
+def describe(status: int) -> str:
+    """A wait status in words."""
+    if not os.WIFSIGNALED(status):
+        code = os.waitstatus_to_exitcode(status)
+        return f"exit status {code}" + (" (see its log above)" if code else "")
+    signo = os.WTERMSIG(status)
+    text = f"killed by {signalhandler.signal_name(signo)}"
+    if signo == signal.SIGKILL:
+        text += ", which this process did not send; if the kernel did because memory ran out, its "
+        text += "log says 'Out of memory' (dmesg)"
+    if os.WCOREDUMP(status):
+        text += ", core dumped"
+    return text
