@@ -11,7 +11,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Command {
-    /// Fork a worker; to be answered by [`Supervisor::forked`] or [`Supervisor::fork_failed`].
+    /// Fork a worker; to be answered by [`super::Supervisor::forked`] or [`super::Supervisor::fork_failed`].
     Fork {
         /// Number of the group.
         group: usize,
@@ -20,9 +20,9 @@ pub enum Command {
         /// Reload round.
         generation: u32,
     },
-    /// Reload the configuration; to be answered by [`Supervisor::configured`].
+    /// Reload the configuration; to be answered by [`super::Supervisor::configured`].
     Reload,
-    /// Mutate the configuration; to be answered by [`Supervisor::configured`].
+    /// Mutate the configuration; to be answered by [`super::Supervisor::configured`].
     Mutate,
     /// Shutdown begins.
     Stopping {
