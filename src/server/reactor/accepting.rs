@@ -164,22 +164,7 @@ impl Reactor {
             match socket::accept(socket.as_fd()) {
                 Ok(accepted) => self.adopt(accepted),
                 Err(Errno::EAGAIN) => return count,
-                // The client gave up while it was queued, or the network did: that one is lost, the
-                // next one need not be (accept(2)).
-                Err(
-                    Errno::EINTR
-                    | Errno::ECONNABORTED
-                    | Errno::EPROTO
-                    | Errno::ENETDOWN
-                    | Errno::ENOPROTOOPT
-                    | Errno::EHOSTDOWN
-                    | Errno::ENONET
-                    | Errno::EHOSTUNREACH
-                    | Errno::EOPNOTSUPP
-                    | Errno::ENETUNREACH
-                    | Errno::EPERM
-                    | Errno::ETIMEDOUT,
-                ) => {}
+                Err(errno) if concerns_one_connection(errno) => {}
                 Err(errno) => {
                     self.pause_accepting(errno);
                     return 0;
@@ -253,5 +238,45 @@ impl Reactor {
         // The thread that accepts is the one that takes events, so none can have been missed yet.
         let parked = self.park(connection);
         debug_assert!(parked.is_none(), "an event was noted before the first wait");
+    }
+}
+
+/// True for errors by which the kernel gives up one queued connection: the client gave up while it
+/// was queued, or the network did. The next one need not be lost (accept(2)).
+fn concerns_one_connection(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EINTR
+            | Errno::ECONNABORTED
+            | Errno::EPROTO
+            | Errno::ENETDOWN
+            | Errno::ENOPROTOOPT
+            | Errno::EHOSTDOWN
+            | Errno::ENONET
+            | Errno::EHOSTUNREACH
+            | Errno::EOPNOTSUPP
+            | Errno::ENETUNREACH
+            | Errno::EPERM
+            | Errno::ETIMEDOUT
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_was_lost_in_the_queue_does_not_pause_accepting() {
+        for errno in [Errno::ECONNABORTED, Errno::EPROTO, Errno::EINTR] {
+            assert!(concerns_one_connection(errno), "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_lack_of_descriptors_or_memory_pauses_accepting() {
+        // Trying again at once would find the same connection, and the same lack: a busy loop.
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM] {
+            assert!(!concerns_one_connection(errno), "{errno}");
+        }
     }
 }
