@@ -141,7 +141,7 @@ impl Gate {
     /// Leadership was taken from a thread that was blocked inside a job.
     pub(super) fn taken_over(&mut self, now: Instant) {
         self.score += TAKEOVER;
-        if self.score > EAGER_AT {
+        if self.score >= EAGER_AT {
             self.eager_until = Some(now + EAGER_FOR);
         }
     }
@@ -155,7 +155,7 @@ impl Gate {
                 // One more takeover makes it eager again, so that an application which always
                 // blocks pays about a millisecond a second for the question.
                 self.eager_until = None;
-                self.score = EAGER_AT - TAKEOVER + 1;
+                self.score = EAGER_AT - TAKEOVER;
                 false
             }
         }

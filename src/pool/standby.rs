@@ -128,21 +128,15 @@ impl<J> State<J> {
     fn next_look(&self, (looked, done): (Instant, u64)) -> Option<Instant> {
         let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
         let spacing = TICK * (1 + running / JOBS_PER_TICK);
+        let is_on_a_run = self.gate.is_on_a_run();
         if self.is_room_wanted() {
-            Some(
-                looked
-                    + if self.gate.is_on_a_run() {
-                        BRIEF
-                    } else {
-                        spacing
-                    },
-            )
+            Some(looked + if is_on_a_run { BRIEF } else { spacing })
         } else if Gate::is_crowded(self.running.len()) && self.done != done && !self.is_ending {
             // Many that go on for long, and nothing else, are left in peace.
             Some(looked + spacing * UNWANTED)
         } else if !self.ready.is_empty() {
             // Those who were called may not have come.
-            Some(looked.max(Instant::now()) + TICK)
+            Some(Instant::now() + if is_on_a_run { BRIEF } else { TICK })
         } else {
             None
         }
