@@ -269,7 +269,14 @@ def test_a_stopped_worker_does_not_hold_up_the_clients_of_the_others(
     service = small.start(workers=2)
     frozen = service.workers()[0]
     os.kill(frozen, signal.SIGSTOP)
+
+    def is_frozen() -> bool:
+        # Each thread stops when it next runs; until then it may accept a connection.
+        states = Path(f"/proc/{frozen}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in states)
+
     try:
+        until("every thread of the worker has stopped", is_frozen, 20)
         begin = time.monotonic()
         statuses = Held(small.port, "/", 40, timeout=20).statuses(30)
         took = time.monotonic() - begin

@@ -6,7 +6,6 @@ sent now and then. Each request has a number of its own; TIMEOUT is that of a ca
 """
 
 
-
 # ruff: noqa: E402  (the hook and the choice of backend must precede other imports)
 
 from __future__ import annotations
