@@ -37,6 +37,7 @@ pub struct Heart {
 struct Shared {
     lines: Mutex<Lines>,
     changed: Condvar,
+    pulse: Arc<Mutex<Instant>>,
 }
 
 #[derive(Default)]
@@ -51,6 +52,8 @@ pub struct Line {
     /// Heartbeats that the heart has sent.
     beats: AtomicU64,
     interval: Duration,
+    /// When an owner of any line of the process last sent something: proof that Python runs.
+    pulse: Arc<Mutex<Instant>>,
 }
 
 struct State {
@@ -59,9 +62,8 @@ struct State {
     rest: &'static [u8],
     /// A writer was interrupted inside a frame.
     is_inside_frame: bool,
-    /// The last byte that left, and the last that the owner sent.
+    /// When something was sent last, heartbeats included.
     wrote: Instant,
-    owner_wrote: Instant,
 }
 
 /// How a call of [`Line::write`] ended.
@@ -104,6 +106,7 @@ impl Heart {
             shared: Arc::new(Shared {
                 lines: Mutex::new(Lines::default()),
                 changed: Condvar::new(),
+                pulse: Arc::new(Mutex::new(Instant::now())),
             }),
         }
     }
@@ -121,11 +124,12 @@ impl Heart {
                 rest: &[],
                 is_inside_frame: false,
                 wrote: now,
-                owner_wrote: now,
             }),
             beats: AtomicU64::new(0),
             interval,
+            pulse: Arc::clone(&self.shared.pulse),
         });
+        *self.shared.pulse.lock() = now;
         let mut lines = self.shared.lines.lock();
         if !lines.has_thread {
             let shared = Arc::clone(&self.shared);
@@ -198,8 +202,7 @@ impl Line {
             }
             if *offset >= data.len() {
                 state.is_inside_frame = false;
-                state.wrote = Instant::now();
-                state.owner_wrote = state.wrote;
+                self.has_sent(&mut state);
                 return Ok(Wrote::All);
             }
         }
@@ -226,9 +229,13 @@ impl Line {
             }
         }
         state.is_inside_frame = false;
-        state.wrote = Instant::now();
-        state.owner_wrote = state.wrote;
+        self.has_sent(&mut state);
         Ok(true)
+    }
+
+    fn has_sent(&self, state: &mut State) {
+        state.wrote = Instant::now();
+        *self.pulse.lock() = state.wrote;
     }
 
     /// Sends no more. The socket itself is its owner's to shut down.
@@ -252,7 +259,7 @@ impl Line {
         if now < due {
             return Some(due);
         }
-        if state.is_inside_frame || now > state.owner_wrote + LONGEST_FREEZE {
+        if state.is_inside_frame || now > *self.pulse.lock() + LONGEST_FREEZE {
             return Some(now + pause);
         }
         if self.beat(&mut state).is_err() {

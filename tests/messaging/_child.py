@@ -33,7 +33,7 @@ if SUBJECT == "osloxide":
     backend.init_backend(backend.BackendType.THREADING)
 
 PACKAGE = "oslo_messaging.tests.functional"
-MODULES = ("test_functional", "notify.test_logger", "test_rabbitmq")
+MODULES = ("test_functional", "notify.test_logger")
 
 
 class Reporter(unittest.TestResult):

@@ -2,9 +2,9 @@
 
 Owns the change to py-amqp's connections: bytes leave through a native line, and a native thread
 sends a heartbeat on a line that has been silent for three quarters of the interval agreed with the
-broker (``src/rpc/heart.rs``). py-amqp goes on sending its own while Python runs, so this one speaks
-only when nobody else can. It stops after five minutes: what is stuck for longer hangs, and the
-broker shall give its messages to somebody else.
+broker (``src/rpc/heart.rs``). Listeners go on sending their own while Python runs; that is also how
+the heart knows that it does. It stops five minutes after the last sign of Python: what is stuck for
+longer hangs, and the broker shall give its messages to somebody else.
 Not for TLS: its records are made in Python, under the lock. Such a connection is left alone.
 Rules: amqp/connection.py (``_on_tune``, ``heartbeat_tick``), amqp/transport.py; AMQP 0-9-1, 4.2.7.
 """
@@ -17,6 +17,7 @@ import logging
 import os
 import select
 import threading
+import weakref
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -67,6 +68,30 @@ def amend(connection: ModuleType) -> None:
         return heartbeat_tick(self, *arguments, **keywords)
 
     cls._on_tune, cls.heartbeat_tick = on_tune_and_beat, tick_after_silence
+
+
+def amend_connection(impl_rabbit: ModuleType) -> None:
+    """Change ``oslo_messaging._drivers.impl_rabbit.Connection``: one thread, not one for each.
+
+    oslo.messaging has one send the heartbeats of every connection for sending. Here the heart does,
+    and what the broker says meanwhile is read with the next confirmation.
+    """
+    cls = impl_rabbit.Connection
+    start = cls._heartbeat_start
+    beating: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @functools.wraps(start)
+    def start_unless_lent(self: Any) -> None:
+        connection = getattr(self.connection, "_connection", None)
+        is_lent = hasattr(getattr(connection, "_transport", None), "_osloxide_line")
+        # One thread stays: in a process without a listener it is what shows that Python runs.
+        if is_lent and any(other._heartbeat_thread is not None for other in list(beating)):
+            self._heartbeat_thread = None
+            return
+        start(self)
+        beating.add(self)
+
+    cls._heartbeat_start = start_unless_lent
 
 
 def lend(transport: Any, seconds: float) -> None:

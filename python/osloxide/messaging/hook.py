@@ -8,7 +8,7 @@ Why each change: docs/rpc.md.
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from osloxide.messaging import connections, dispatch, outage, rabbit
+from osloxide.messaging import connections, dispatch, heart, outage, rabbit
 
 
 def amend(module: ModuleType) -> None:
@@ -16,7 +16,7 @@ def amend(module: ModuleType) -> None:
     change = {
         "amqp.connection": _beat_natively,
         "oslo_messaging._drivers.amqpdriver": _pace_rabbit,
-        "oslo_messaging._drivers.impl_rabbit": outage.amend_connection,
+        "oslo_messaging._drivers.impl_rabbit": _survive_outages,
         "oslo_messaging._drivers.pool": connections.amend,
         "oslo_messaging.rpc.dispatcher": dispatch.amend_dispatcher,
         "oslo_messaging.rpc.server": dispatch.amend_rpc_server,
@@ -28,9 +28,12 @@ def amend(module: ModuleType) -> None:
 
 
 def _beat_natively(connection: ModuleType) -> None:
-    from osloxide.messaging import heart
-
     heart.amend(connection)
+
+
+def _survive_outages(impl_rabbit: ModuleType) -> None:
+    heart.amend_connection(impl_rabbit)
+    outage.amend_connection(impl_rabbit)
 
 
 def _pace_rabbit(amqpdriver: ModuleType) -> None:
