@@ -10,7 +10,9 @@ handlers run last in, first out since oslo.service 3.5.
 
 from __future__ import annotations
 
+import atexit
 import collections
+import contextlib
 import errno
 import logging
 import os
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, ClassVar
 
+from osloxide import lifecycle
 from osloxide._typing import override
 
 LOG = logging.getLogger(__name__)
@@ -194,6 +197,22 @@ class SignalHandler(metaclass=Singleton):
                 leaving = leaving or exc
         if leaving is not None:
             raise leaving
+
+
+@atexit.register
+def _outlast_the_interpreter() -> None:
+    """Keep a second SIGTERM from killing a program that has stopped and is about to exit with 0.
+
+    At its very end Python puts the default back for every signal that has a handler, but not for
+    one that is ignored.
+    """
+    handler = Singleton._instances.get(SignalHandler)
+    if handler is None or not lifecycle.is_stopping():
+        return
+    for signo in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signo) == handler._handle_signal:
+            with contextlib.suppress(ValueError):  # atexit functions may run on any thread
+                signal.signal(signo, signal.SIG_IGN)
 
 
 def is_daemon() -> bool:

@@ -76,6 +76,23 @@ def test_sigterm_to_one_worker_drains_it_and_another_takes_its_place(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_and_sighup_at_the_very_end_of_the_interpreter_are_ignored_as_well(
+    running: Start, flavour: str, workers: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", workers, "--slow-end")
+    program.expect("wait", int(workers))
+
+    program.send(signal.SIGTERM)
+    program.expect("interpreter-ends", 1, program.pid)
+    program.send(signal.SIGTERM)
+    program.send(signal.SIGHUP)
+    assert program.process.stdin is not None
+    program.process.stdin.close()
+
+    assert program.ended() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_signal_between_launch_and_wait_is_honoured(
     running: Start, flavour: str, workers: str
 ) -> None:

@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--segv-on-usr2", action="store_true")
     parser.add_argument("--burn-here-on-winch", action="store_true", help="the launching process")
     parser.add_argument("--command-in-start", action="store_true", help="run one and list its fds")
+    parser.add_argument("--slow-end", action="store_true", help="until stdin is closed")
     parser.add_argument("--stop-from-thread", action="store_true")
     return parser.parse_args()
 
@@ -169,6 +170,14 @@ def crash(*_: object) -> None:
     ctypes.string_at(0)
 
 
+class SlowEnd:
+    """Deleted when the interpreter has put signals back already."""
+
+    def __del__(self, emit=emit, read=sys.stdin.buffer.raw.read) -> None:
+        emit("interpreter-ends")
+        read()
+
+
 def handler(name: str, number: int):
     return lambda *_: emit("handler", f"{name} {number}")
 
@@ -228,6 +237,9 @@ else:
     for number in range(options.services):
         launcher.launch_service(Probe(number), workers=options.workers or 1)
 emit("launched", type(launcher).__name__)
+if options.slow_end:
+    # Not in a module, whose contents go earlier.
+    sys.modules["slow end"] = SlowEnd()
 if options.pause:
     signal.signal(signal.SIGUSR1, lambda *_: go_on.set())
     emit("paused")
