@@ -11,6 +11,8 @@ installed oslo.service.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import importlib.metadata
 import importlib.util
 import json
@@ -26,13 +28,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 HERE = Path(__file__).parent
 DEADLINE = 30.0
 """Seconds without an event after which the running test counts as hung."""
 SHORT_DEADLINE = 10.0
 """The same for a test that is expected to hang."""
+
+FIXED_PORT = "test_wsgi.py"
+"""File whose tests listen on a port of upstream's choice: two runs of it must not meet."""
 
 PASSED, FAILED, SKIPPED, HUNG = "passed", "failed", "skipped", "hung"
 
@@ -203,6 +208,17 @@ class Suite:
         return name.removeprefix(f"{self.root}/")
 
 
+@contextlib.contextmanager
+def _turn(name: str) -> Iterator[None]:
+    """Keep other runs on this machine, of the other backend type for one, off a fixed port."""
+    if name != FIXED_PORT:
+        yield
+        return
+    with Path(tempfile.gettempdir(), "osloxide-parity.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _end_descendants(record: str) -> None:
     """Kill what a test left running: workers whose parent was killed, their children.
 
@@ -260,7 +276,8 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, Result] = {}
     for name, members in files.items():
         began = time.monotonic()
-        outcome = suite.run(members)
+        with _turn(name):
+            outcome = suite.run(members)
         results |= outcome
         print(f"{name:52} {_summary(outcome)}  {time.monotonic() - began:.1f} s", flush=True)
         if options.verbose:
@@ -274,7 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name in files:
         members = [test for test in strict_tests if test.partition("::")[0] == name]
         if members:
-            strict_results |= strict.run(members)
+            with _turn(name):
+                strict_results |= strict.run(members)
     if strict_results:
         print(f"{'with OSLOXIDE_STRICT=1':52} {_summary(strict_results)}")
     if options.record:
