@@ -127,8 +127,11 @@ class Serving:
         command: Sequence[str],
         cores: Sequence[int],
         environment: Mapping[str, str] | None = None,
+        partners: Callable[[], list[int]] = list,
     ) -> None:
         self.server = server
+        #: Processes that work for this server but are none of it, such as its database.
+        self.partners = partners
         self.directory = Path(tempfile.mkdtemp(prefix="bench-"))
         self.log_path = self.directory / "log"
         environment = environment or dict(

@@ -128,9 +128,11 @@ def _targets() -> list[Target]:
                at_least=0.9),
         Target("p99 of eventlet", "blocking", ("eventlet", "p99_us"), (SUBJECT, "p99_us"),
                at_least=1.3),
-        Target("CPU against eventlet", "volumes", ours, ("eventlet", "cpu_us"), at_most=1.0),
-        Target("p99 against eventlet", "volumes", (SUBJECT, "p99_us"), ("eventlet", "p99_us"),
-               at_most=0.5),
+        *(target for workload in ("volumes", "two-volumes") for target in (
+            Target("CPU against eventlet", workload, ours, ("eventlet", "cpu_us"), at_most=1.0),
+            Target("p99 against eventlet", workload, (SUBJECT, "p99_us"), ("eventlet", "p99_us"),
+                   at_most=0.5),
+        )),
     ]  # fmt: skip
 
 

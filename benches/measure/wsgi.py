@@ -133,12 +133,15 @@ def measure(serving: Serving, workload: Workload, cores: Sequence[int], seconds:
     ]  # fmt: skip
     busy, own, began = machine.busy(), machine.own_children(), time.monotonic()
     pids = serving.pids()
-    before = machine.cpu(pids)
+    partners = serving.partners()
+    before, before_partners = machine.cpu(pids), machine.cpu(partners)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     # Workers forked during the round would be missed by *pids*; none of these servers forks then.
     used = machine.cpu(pids) - before
+    used_partners = machine.cpu(partners) - before_partners
     passed = time.monotonic() - began
-    others = machine.busy() - busy - used.total - (machine.own_children() - own)
+    known = used.total + used_partners.total + (machine.own_children() - own)
+    others = machine.busy() - busy - known
     line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
     if line is None:
         raise RuntimeError(f"wrk failed on {serving.server}: {done.stdout}{done.stderr}")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 DEADLINE = 60.0
 """Seconds after which a child counts as hung."""
+ENDING = 5.0
+"""Seconds that processes get which end by themselves once the child has."""
 
 _OURS = ("OSLOXIDE", "OSLO_", "PYTHON", "NOTIFY_SOCKET", "OS_")
 
@@ -55,7 +58,11 @@ def run_command(
         raise AssertionError(
             f"{command} still ran after {DEADLINE} s\n{stdout}\n{stderr}"
         ) from None
-    left = session_members(child.pid)
+    # Pipes are closed before a process counts as ended, and multiprocessing's resource tracker ends
+    # by the end of its parent: who is on the way out is not left behind.
+    deadline = time.monotonic() + ENDING
+    while (left := session_members(child.pid)) and time.monotonic() < deadline:
+        time.sleep(0.005)
     if left:
         os.killpg(child.pid, signal.SIGKILL)
     assert not left, f"{command} left processes {left} behind\n{stdout}\n{stderr}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.infra import Broker, Database, cache_directory, digest
+from services.infra import Database, cache_directory, digest
 from services.processes import RunningService, free_port, until
 from services.subject import APPS, IS_STOCK, REPOSITORY, clean_environment, run_under_subject
 
@@ -110,14 +110,14 @@ class Cinder:
     """One cinder deployment in a directory: files and schema first, then its three services."""
 
     def __init__(
-        self, environment: Environment, broker: Broker, database: Database, directory: Path
+        self, environment: Environment, transport_url: str, database: Database, directory: Path
     ) -> None:
         self.environment = environment
         self.directory = directory
         self.config = directory / "cinder.conf"
         self.port = free_port()
         self.settings = Settings()
-        self._broker = broker
+        self._transport_url = transport_url
         self._database = database
         for name in ("state", "lock", "coordination", "logs"):
             (directory / name).mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ api_paste_config = {base / "api-paste.ini"}
 resource_query_filters_file = {etc / "resource_filters.json"}
 rootwrap_config = {etc / "rootwrap.conf"}
 state_path = {base / "state"}
-transport_url = {self._broker.url}
+transport_url = {self._transport_url}
 enabled_backends = fake
 glance_api_servers =
 report_interval = 5

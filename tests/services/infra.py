@@ -206,6 +206,10 @@ class Database:
             f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}'; GRANT ALL ON *.* TO '{USER}'@'%'"
         )
 
+    def pids(self) -> list[int]:
+        """The processes of the server."""
+        return self._process.family() if self._process is not None else []
+
     def sql(self, statements: str, database: str = "") -> str:
         """Run *statements* as root and return what they print."""
         argv = [self._client, "--no-defaults", "-S", str(self.socket), "-uroot", "-N", "-B"]

@@ -62,7 +62,8 @@ def schema(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> float:
     """The tables of cinder, once for all tests."""
-    return Cinder(environment, broker, database, tmp_path_factory.mktemp("schema")).create_schema()
+    directory = tmp_path_factory.mktemp("schema")
+    return Cinder(environment, broker.url, database, directory).create_schema()
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def cinder(
     environment: Environment, broker: Broker, database: Database, schema: float, tmp_path: Path
 ) -> Cinder:
     """A deployment of the test's own; nothing of it runs yet."""
-    return Cinder(environment, broker, database, tmp_path)
+    return Cinder(environment, broker.url, database, tmp_path)
 
 
 @dataclass
@@ -93,7 +94,7 @@ def deployment(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Deployment]:
     """The services that the tests share which harm none of them."""
-    cinder = Cinder(environment, broker, database, tmp_path_factory.mktemp("cinder"))
+    cinder = Cinder(environment, broker.url, database, tmp_path_factory.mktemp("cinder"))
     scheduler = cinder.start_scheduler(shared_start)
     volume = cinder.start_volume(shared_start)
     api = cinder.start_api(shared_start)
