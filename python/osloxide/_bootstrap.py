@@ -2,11 +2,11 @@
 
 Owns the table of aliases, the checks that guard it (oslo.service's version, monkey-patched
 processes, modules that were imported too early), the default backend type, and the list of modules
-of oslo.messaging that are amended once they are imported. It never imports eventlet, never imports
-the modules it aliases before somebody asks for them, and leaves ``oslo_service.backend``,
-``_common``, ``_options``, ``opts``, ``exceptions``, ``periodic_task`` and ``systemd`` to
-oslo.service. Loaded at the start of every interpreter below ``osloxide run``, so it imports nothing
-that the interpreter has not loaded already.
+of others, oslo.messaging's above all, that are amended once they are imported. It never imports
+eventlet, never imports the modules it aliases before somebody asks for them, and leaves
+``oslo_service.backend``, ``_common``, ``_options``, ``opts``, ``exceptions``, ``periodic_task`` and
+``systemd`` to oslo.service. Loaded at the start of every interpreter below ``osloxide run``, so it
+imports nothing that the interpreter has not loaded already.
 
 Rules: PEP 451 (module specs), oslo_service.backend (selection of a backend).
 """
@@ -367,8 +367,16 @@ def _amend_nova(module: Any) -> None:
     nova.amend(module)
 
 
+def _amend_context(module: Any) -> None:
+    """Tell coroutines apart (see :mod:`osloxide.adapters.context`)."""
+    from osloxide.adapters import context
+
+    context.amend(module)
+
+
 _AMENDMENTS: dict[str, Callable[[Any], None]] = {
     "amqp.connection": _amend_messaging,
+    "oslo_context.context": _amend_context,
     "oslo_service.backend": _prefer_threading,
     "nova.compute.multi_cell_list": _amend_nova,
     "nova.context": _amend_nova,

@@ -314,6 +314,76 @@ def test_each_method_is_counted(served: dict[str, Any]) -> None:
     assert served["served"] == 34
 
 
+CONTEXTS = """
+import asyncio, json, threading, warnings
+warnings.simplefilter("ignore")
+from osloxide import _bootstrap
+_bootstrap.install()
+import oslo_messaging
+from oslo_config import cfg
+from oslo_context import context, fixture
+
+conf = cfg.CONF
+conf([], project="test", default_config_files=[])
+waiting, gate = [], threading.Event()
+
+class Serializer(oslo_messaging.NoOpSerializer):
+    def deserialize_context(self, ctxt):
+        return context.RequestContext.from_dict(ctxt)
+
+class Endpoint:
+    async def who(self, ctxt, renames):
+        if renames:
+            context.RequestContext(request_id=ctxt.request_id + "-renamed")
+        waiting.append(1)
+        while not gate.is_set():
+            await asyncio.sleep(0.01)
+        in_thread = await asyncio.to_thread(lambda: context.get_current().request_id)
+        return [context.get_current().request_id, in_thread]
+
+transport = oslo_messaging.get_rpc_transport(conf, url="osloxide+memory://")
+target = oslo_messaging.Target(topic="t", server="s")
+server = oslo_messaging.get_rpc_server(transport, target, [Endpoint()], serializer=Serializer())
+server.start()
+client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="t"))
+answers = {}
+
+def call(number):
+    request = context.RequestContext(request_id=f"req-{number}").to_dict()
+    answers[number] = client.call(request, "who", renames=number % 2 == 1)
+
+callers = [threading.Thread(target=call, args=(number,)) for number in range(10)]
+for caller in callers:
+    caller.start()
+while len(waiting) < 10:
+    pass
+gate.set()
+for caller in callers:
+    caller.join()
+server.stop()
+server.wait()
+mine = context.get_current()
+context.RequestContext(request_id="main")
+kept = context.get_current().request_id
+with fixture.ClearRequestContext():
+    cleared = context.get_current()
+print(json.dumps({"answers": answers, "mine": mine, "kept": kept, "cleared": cleared}))
+"""
+
+
+def test_coroutines_have_request_contexts_of_their_own() -> None:
+    pytest.importorskip("oslo_messaging", reason="`make setup` installs it")
+    done = subprocess.run(
+        [sys.executable, "-c", CONTEXTS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+
+    expected = {n: f"req-{n}-renamed" if n % 2 else f"req-{n}" for n in range(10)}
+    assert seen["answers"] == {str(n): [name, name] for n, name in expected.items()}
+    assert (seen["mine"], seen["kept"], seen["cleared"]) == (None, "main", None)
+
+
 SERVICE = """
 import asyncio, os, sys
 from osloxide import _bootstrap

@@ -1,4 +1,4 @@
-"""What osloxide changes in a service that uses eventlet by itself, beside oslo.service.
+"""What osloxide changes in projects and libraries beside oslo.service and oslo.messaging.
 
 One module for each project. :mod:`osloxide._bootstrap` calls it right after a module of the project
 was imported; a program that does not import the project never loads it. An adapter recognises the
