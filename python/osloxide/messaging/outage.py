@@ -29,7 +29,8 @@ RETRY_EVERY = 0.1
 
 GRACE = 15.0
 """Seconds that servers have for the replies to calls whose requests may be lost: their connections
-come back with a growing pause between two attempts, one second and two more each time."""
+come back with a growing pause between two attempts, one second and two more each time. Nothing in
+AMQP tells a client whether its request waited in a queue or was being run (docs/rpc.md)."""
 
 
 class _Link:
@@ -154,7 +155,8 @@ def _watch(consumer: Any, waiter: Any) -> None:
     def declare_again(conn: Any) -> None:
         existed = _exists(conn, consumer.queue_name)
         declare(conn)
-        if not existed:
+        # Requests in durable queues wait for their servers, as their callers do for them.
+        if not existed and not conn.durable:
             _give_up_soon(waiter)
 
     consumer.declare = declare_again

@@ -1,0 +1,75 @@
+"""Which calls are given up after an outage of the broker: those whose requests can be lost."""
+
+from __future__ import annotations
+
+import queue
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from osloxide.messaging import outage
+
+
+class NotFoundError(Exception):
+    code = 404
+
+
+class Channel:
+    """A channel of a broker that has the queues of *known*."""
+
+    def __init__(self, known: set[str]) -> None:
+        self._known = known
+
+    def queue_declare(self, name: str, passive: bool) -> None:
+        assert passive, "it would be made by asking"
+        if name not in self._known:
+            raise NotFoundError
+
+    def close(self) -> None:
+        pass
+
+
+def reconnect(*, durable: bool, known: set[str], monitored: bool = False) -> queue.Queue[Any]:
+    """Declare a reply queue anew, with one call in flight; returns that call's replies."""
+    replies: queue.Queue[Any] = queue.Queue()
+    waiter = SimpleNamespace(
+        waiters=SimpleNamespace(_queues={"call": replies}),
+        _osloxide_monitored={"call"} if monitored else set(),
+    )
+    declared: list[Any] = []
+    consumer = SimpleNamespace(queue_name="reply_1", declare=declared.append)
+    connection = SimpleNamespace(channel_errors=(NotFoundError,), channel=lambda: Channel(known))
+    conn = SimpleNamespace(connection=connection, durable=durable)
+    outage._watch(consumer, waiter)
+    consumer.declare(conn)
+    assert declared == [conn]
+    return replies
+
+
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "GRACE", 0.05)
+
+
+def was_given_up(replies: queue.Queue[Any], within: float) -> bool:
+    try:
+        return isinstance(replies.get(timeout=within), outage._Lost)
+    except queue.Empty:
+        return False
+
+
+def test_a_call_is_given_up_when_its_broker_has_lost_its_queues() -> None:
+    assert was_given_up(reconnect(durable=False, known=set()), 20)
+
+
+def test_a_lost_connection_alone_fails_no_call() -> None:
+    assert not was_given_up(reconnect(durable=False, known={"reply_1"}), 0.5)
+
+
+def test_a_call_over_durable_queues_is_never_given_up() -> None:
+    assert not was_given_up(reconnect(durable=True, known=set()), 0.5)
+
+
+def test_a_monitored_call_is_left_to_its_heartbeats() -> None:
+    assert not was_given_up(reconnect(durable=False, known=set(), monitored=True), 0.5)
