@@ -104,6 +104,8 @@ class Settings:
     workers: int = 4
     graceful_shutdown_timeout: int = 60
     debug: bool = False
+    extra: str = ""
+    """More of cinder.conf, with the names of its sections."""
 
 
 class Cinder:
@@ -167,7 +169,7 @@ lock_path = {base / "lock"}
 backend_url = file://{base / "coordination"}
 [key_manager]
 fixed_key = {"0" * 64}
-""")
+{self.settings.extra}""")
 
     def create_schema(self) -> float:
         """Make the tables, from the kept dump when there is one; returns seconds."""

@@ -113,18 +113,25 @@ send_service_user_token = False
 
     def start_service(self, name: str, start: Callable[..., RunningService]) -> RunningService:
         """Start nova-conductor or nova-scheduler and wait until every worker listens."""
+        log = self.directory / "logs" / f"{name}.log"
+        mark = log.stat().st_size if log.exists() else 0
         service = start(
             self.environment.command(f"nova-{name}", "--config-file", str(self.config)),
-            self.directory / "logs" / f"{name}.log",
+            log,
             self.environment.variables(),
         )
-        until(f"{name}: every worker listens", lambda: self._listens(service, name), 300, every=0.1)
+        until(
+            f"{name}: every worker listens",
+            lambda: self._listens(service, name, mark),
+            300,
+            every=0.1,
+        )
         service.wait_workers(self.workers)
         return service
 
-    def _listens(self, service: RunningService, name: str) -> bool:
+    def _listens(self, service: RunningService, name: str, mark: int) -> bool:
         service.assert_running()  # a service that failed to start is not waited for
-        return service.text().count(f"Starting {name} node") >= self.workers
+        return service.text(mark).count(f"Starting {name} node") >= self.workers
 
 
 class NovaApi(Nova):
@@ -181,13 +188,14 @@ class Calls:
     """RPC calls under way, through nova's own client classes, in a process of their own.
 
     :param topic: "conductor" or "scheduler".
+    :param timeout: of each call, in seconds.
     :param threads: concurrent callers.
     """
 
-    def __init__(self, nova: Nova, topic: str, threads: int = 4) -> None:
+    def __init__(self, nova: Nova, topic: str, timeout: int = 30, threads: int = 4) -> None:
         self._report = nova.directory / f"calls-{topic}.json"
         argv = [nova.environment.python, str(APPS / "nova_calls.py"), str(nova.config), topic]
-        argv += [str(threads), str(self._report)]
+        argv += [str(threads), str(timeout), str(self._report)]
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,

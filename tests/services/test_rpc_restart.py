@@ -100,7 +100,7 @@ def serve(
 ) -> Serve:
     started: list[RunningService] = []
 
-    def run(**settings: int) -> RunningService:
+    def run(trace: Path = trace, **settings: int) -> RunningService:
         argv = [sys.executable, str(APPS / "rpc_service.py"), broker.url, str(trace), "8"]
         log = tmp_path / f"service-{len(started)}.log"
         service = start([*argv, *options(settings), *FLAGS], log, clean_environment())
@@ -185,3 +185,50 @@ def test_calls_go_on_after_a_crash_of_the_broker(
     assert sum(report["failures"].values()) <= callers
     assert report["slowest"] < TIMEOUT - 10
     assert not doubled
+
+
+def test_a_fanout_reaches_every_server_once_also_after_a_kill_and_a_crash_of_the_broker(
+    serve: Serve, send: Send, broker: Broker, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    traces = [tmp_path / f"server-{number}" for number in range(3)]
+    for path in traces:
+        path.touch()
+    services = [serve(trace=path) for path in traces]
+    threads = 4
+    fanouts = send("fanout", threads)
+
+    def all_reach(number: int) -> bool:
+        return all(max(runs(path), default=-1) >= number for path in traces)
+
+    def await_progress() -> int:
+        """Wait until every server has run what is sent now; return a number that was."""
+        goal = max(max(runs(path), default=0) for path in traces) + 50
+        until(f"every server has run fanout {goal}", lambda: all_reach(goal), 60)
+        return goal
+
+    healthy = [range(0, await_progress() - threads)]
+    services[0].kill()
+    services[0] = serve(trace=traces[0])
+    begin = await_progress() + threads
+    healthy.append(range(begin, await_progress() - threads))
+    crash(broker)
+    begin = await_progress() + threads
+    healthy.append(range(begin, await_progress() - threads))
+    report = fanouts.stop()
+    sent = set(report["sent"])
+    last = max(sent)
+    until("every server has run the last ones", lambda: all_reach(last - threads), 30)
+    for service in services:
+        service.stop()
+
+    done = [runs(path) for path in traces]
+    doubled = [sum(times > 1 for times in ran.values()) for ran in done]
+    missed = [len(sent - set(ran)) for ran in done]
+    owed = {number for numbers in healthy for number in numbers} & sent
+    lost = [len(owed - set(ran)) for ran in done]
+    figure(f"{len(sent)} fanouts to 3 servers, kill -9 of one, crash of the broker: "
+           f"missed {missed}, of {len(owed)} sent while all were there {lost}, doubled {doubled}, "
+           f"failed {report['failures']}")  # fmt: skip
+    assert len(owed) >= 3 * 30
+    assert lost == [0, 0, 0]
+    assert doubled == [0, 0, 0]

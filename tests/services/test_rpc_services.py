@@ -1,7 +1,7 @@
 """Services that live on RPC alone: nova 34's conductor and scheduler, with a real broker.
 
 They have no port of their own. What counts is that calls are answered whatever signals arrive, and
-that a stop leaves nothing behind. cinder's scheduler and volume are in test_cinder_api.py.
+that a stop leaves nothing behind. cinder's scheduler and volume are in test_rpc_cinder.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from services.processes import RunningService, held, is_alive, main_thread_switc
 
 pytestmark = pytest.mark.timeout(900)  # two services start, on a machine that may be busy
 
-StartCalls = Callable[[str], Calls]
+StartCalls = Callable[..., Calls]
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Deployment:
     nova: Nova
     conductor: RunningService
     scheduler: RunningService
+    restart: Callable[[str], RunningService]
+    """Starts the named service again after its end."""
 
     def services(self) -> list[RunningService]:
         return [self.conductor, self.scheduler]
@@ -49,7 +51,9 @@ def nova(broker: Broker, database: Database, tmp_path_factory: pytest.TempPathFa
 def deployment(nova: Nova, shared_start: Start) -> Deployment:
     conductor = nova.start_service("conductor", shared_start)
     scheduler = nova.start_service("scheduler", shared_start)
-    return Deployment(nova, conductor, scheduler)
+    return Deployment(
+        nova, conductor, scheduler, lambda name: nova.start_service(name, shared_start)
+    )
 
 
 @pytest.fixture
@@ -57,8 +61,8 @@ def calls(nova: Nova) -> Iterator[StartCalls]:
     """Start callers; none outlives the test."""
     running: list[Calls] = []
 
-    def run(topic: str) -> Calls:
-        running.append(Calls(nova, topic))
+    def run(topic: str, **options: int) -> Calls:
+        running.append(Calls(nova, topic, **options))
         return running[-1]
 
     yield run
@@ -154,6 +158,32 @@ def test_calls_go_on_after_a_crash_of_the_broker(
         "; ".join(
             f"{service.name}: {report['answered']} answered, failed {report['failures']}, slowest "
             f"{report['slowest']:.1f} s"
+            for service, report in zip(deployment.services(), reports, strict=True)
+        )
+    )
+
+
+def test_a_stop_under_load_and_a_new_start_answer_every_call(
+    deployment: Deployment, calls: StartCalls, figure: Figure
+) -> None:
+    # A start takes several seconds, on a busy machine a minute.
+    callers = [calls(topic, timeout=120) for topic in ("conductor", "scheduler")]
+    for caller in callers:
+        caller.wait_answered(50)
+
+    for name, service in (("conductor", deployment.conductor), ("scheduler", deployment.scheduler)):
+        assert stop_politely(service, 60) == 0, service.text()[-3000:]
+        setattr(deployment, name, deployment.restart(name))
+    for caller in callers:
+        caller.wait_answered(100)
+    reports = [caller.stop() for caller in callers]
+
+    for report in reports:
+        assert not report["failures"], report
+    figure(
+        "; ".join(
+            f"{service.name}: {report['answered']} calls answered, 0 failed, slowest"
+            f" {report['slowest']:.1f} s (the new start)"
             for service, report in zip(deployment.services(), reports, strict=True)
         )
     )

@@ -1,7 +1,7 @@
 """Calls nova's conductor or scheduler over RPC until its standard input closes.
 
-Usage: nova_calls.py CONFIG TOPIC THREADS REPORT. Uses nova's own client classes and counts every
-call that is not answered. Prints the number of answered calls now and then.
+Usage: nova_calls.py CONFIG TOPIC THREADS TIMEOUT REPORT. Uses nova's own client classes and counts
+every call that is not answered. Prints the number of answered calls now and then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nova import baserpc, config, context, objects, rpc  # noqa: E402
 
 
 def main() -> None:
-    configuration, topic, threads, report = sys.argv[1:]
+    configuration, topic, threads, timeout, report = sys.argv[1:]
     config.parse_args(["nova_calls", "--config-file", configuration])
     objects.register_all()
     admin = context.get_admin_context()
@@ -36,7 +36,7 @@ def main() -> None:
         while not ending.is_set():
             begin = time.monotonic()
             try:
-                answer = api.ping(admin, "x", timeout=30)
+                answer = api.ping(admin, "x", timeout=float(timeout))
             except Exception as error:  # noqa: BLE001 - whatever goes wrong is counted
                 failures[type(error).__name__] += 1
                 continue
