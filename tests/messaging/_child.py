@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import Any
 
 SUBJECT, REPORT, NAMES = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+FAILOVER = any("test_rabbitmq" in name for name in NAMES)
 
-if SUBJECT == "osloxide":
+if SUBJECT == "osloxide" or FAILOVER:
     import eventlet
 
     # The package of tests patches the interpreter when it is imported. Nothing under osloxide has
-    # green threads; everything else about the tests stays as it is.
+    # green threads; everything else about the tests stays as it is. pifpaf, by which the failover
+    # tests start a cluster, needs select.poll, which a patched interpreter lacks.
     eventlet.monkey_patch = lambda **_options: None
 
+if SUBJECT == "osloxide":
     from osloxide import _bootstrap
 
     _bootstrap.install()
 
 from oslo_service import backend
 
-if SUBJECT == "osloxide":
+if SUBJECT == "osloxide" or FAILOVER:
     backend.init_backend(backend.BackendType.THREADING)
 
 PACKAGE = "oslo_messaging.tests.functional"
@@ -59,7 +62,44 @@ class Reporter(unittest.TestResult):
         self._report(test, "skipped", reason)
 
 
+def mend_failover() -> None:
+    """Let the failover tests begin: they set options to values that oslo.messaging refuses today.
+
+    A pause of 0 s between two attempts to connect is now at least 1 s, and a pool of one connection
+    must be told that it need not keep two.
+    """
+    from oslo_messaging.tests import utils
+
+    config = utils.BaseTestCase.config
+
+    def config_within_bounds(self: Any, **options: Any) -> None:
+        if options.get("rabbit_retry_interval") == 0:
+            options["rabbit_retry_interval"] = 1
+        if options.get("rpc_conn_pool_size") == 1:
+            options["conn_pool_min_size"] = 1
+        config(self, **options)
+
+    utils.BaseTestCase.config = config_within_bounds
+    if SUBJECT == "stock":
+        use_native_threads()
+
+
+def use_native_threads() -> None:
+    """Let stock run the tests that it runs unpatched: they name an executor of green threads."""
+    from oslo_messaging import server
+
+    cls = server.MessageHandlingServer
+    init = cls.__init__
+
+    def init_threading(self: Any, transport: Any, dispatcher: Any, executor: Any = None) -> None:
+        init(self, transport, dispatcher, "threading")
+
+    cls.__init__ = init_threading
+
+
 def main() -> None:
+    if FAILOVER:
+        mend_failover()
     names = [f"{PACKAGE}.{name}" for name in NAMES or MODULES]
     unittest.defaultTestLoader.loadTestsFromNames(names).run(Reporter())
 

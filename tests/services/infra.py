@@ -80,6 +80,7 @@ class Broker:
 
     def _start(self) -> None:
         base, epmd_port, dist_port = self.directory, free_port(), free_port()
+        self.epmd_port = str(epmd_port)
         for name in ("mnesia", "log", "home"):
             (base / name).mkdir()
         (base / "rabbitmq.conf").write_text(
