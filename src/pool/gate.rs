@@ -6,18 +6,22 @@
 //! database pool), and threads that wait cost nothing. So the limit grows only on evidence that
 //! everything admitted is waiting, and shrinks on evidence that there always is one that computes.
 //! A thread that is ready to run but finds no CPU, because other processes have it, computes too:
-//! a second one would not get any further.
+//! a second one would not get any further. Nor would it where all CPUs are busy: what the threads
+//! wait for, a database on the same machine, may itself wait for a CPU. There the evidence must be
+//! the stronger.
 
 use std::time::{Duration, Instant};
 
 /// Jobs that may run at once without any evidence.
 const FLOOR: usize = 4;
 /// How much one look counts in the load: the share of looks that found a job that computes.
-const WEIGHT: f32 = 0.25;
+const WEIGHT: f32 = 0.1;
 /// Loads below which the limit doubles, below which it grows, and above which it shrinks.
 const IDLE: f32 = 0.1;
-const SCARCE: f32 = 0.6;
+const SCARCE: f32 = 0.4;
 const PLENTY: f32 = 0.9;
+/// Instead of `SCARCE` where the machine has CPU to spare.
+const SCARCE_BUT_SPARE: f32 = 0.6;
 /// Looks after growth during which another one that finds nobody ready doubles the limit, below this
 /// load: those who were let in wait as well, and so soon that they will hardly do anything else.
 const RUN: u32 = 5;
@@ -51,7 +55,7 @@ impl Gate {
         Self {
             limit: FLOOR.min(max),
             max,
-            load: SCARCE,
+            load: SCARCE_BUT_SPARE,
             strain: 0,
             run: 0,
             slack: 0,
@@ -79,15 +83,21 @@ impl Gate {
         running > FLOOR
     }
 
-    /// A look at the `running` jobs: whether any was on a CPU or ready for one, and whether others
-    /// wait for admission. True when the limit grew.
-    pub(super) fn look(&mut self, is_any_ready: bool, running: usize, is_wanted: bool) -> bool {
+    /// A look at the `running` jobs: whether any was on a CPU or ready for one, whether the machine
+    /// had CPU to spare, and whether others wait for admission. True when the limit grew.
+    pub(super) fn look(
+        &mut self,
+        is_any_ready: bool,
+        has_spare: bool,
+        running: usize,
+        is_wanted: bool,
+    ) -> bool {
         let is_on_a_run = self.is_on_a_run();
         self.run = self.run.saturating_sub(1);
         let seen = if is_any_ready { 1.0 } else { 0.0 };
         self.load += (seen - self.load) * WEIGHT;
         if is_any_ready {
-            self.strain += u32::from(self.load > PLENTY);
+            self.strain += u32::from(self.is_plenty());
             if self.strain >= STRAIN {
                 self.strain = 0;
                 self.limit = self.limit.min(running);
@@ -96,7 +106,8 @@ impl Gate {
             return false;
         }
         self.strain = 0;
-        if !is_wanted || self.load > SCARCE || !self.can_grow() {
+        let scarce = if has_spare { SCARCE_BUT_SPARE } else { SCARCE };
+        if !is_wanted || self.load > scarce || !self.can_grow() {
             return false;
         }
         self.slack = 0;
@@ -110,6 +121,11 @@ impl Gate {
     /// True while the limit is worth another look soon: it grew, and may have to grow much more.
     pub(super) fn is_on_a_run(&self) -> bool {
         self.run > 0 && self.can_grow()
+    }
+
+    /// True while looks hardly ever find that all jobs wait: they may be the rarer.
+    pub(super) fn is_plenty(&self) -> bool {
+        self.load > PLENTY
     }
 
     /// Jobs wait although one has been computing for long: let the scheduler share the CPU among
@@ -177,16 +193,16 @@ mod tests {
     use super::*;
 
     /// Looks of which every `one_in`-th finds nothing that computes; jobs fill the limit.
-    fn mostly_computing(gate: &mut Gate, looks: usize, one_in: usize) {
+    fn mostly_computing(gate: &mut Gate, looks: usize, one_in: usize, has_spare: bool) {
         for look in 1..=looks {
-            gate.look(look % one_in != 0, gate.limit(), true);
+            gate.look(look % one_in != 0, has_spare, gate.limit(), true);
         }
     }
 
     fn opened() -> Gate {
         let mut gate = Gate::new(100);
         while gate.limit() < 100 {
-            gate.look(false, gate.limit(), true);
+            gate.look(false, false, gate.limit(), true);
         }
         gate
     }
@@ -196,12 +212,12 @@ mod tests {
         let mut gate = Gate::new(100);
 
         let looks = (1..100).find(|_| {
-            gate.look(false, gate.limit(), true);
+            gate.look(false, false, gate.limit(), true);
             gate.limit() == 100
         });
 
         assert!(looks < Some(16), "{looks:?} looks");
-        assert!(!gate.look(false, 100, true));
+        assert!(!gate.look(false, false, 100, true));
     }
 
     #[test]
@@ -209,7 +225,7 @@ mod tests {
         let mut gate = Gate::new(100);
 
         for _ in 0..100 {
-            assert!(!gate.look(false, 4, false));
+            assert!(!gate.look(false, false, 4, false));
         }
 
         assert_eq!(gate.limit(), FLOOR);
@@ -219,7 +235,7 @@ mod tests {
     fn stays_at_its_floor_while_threads_compute() {
         let mut gate = Gate::new(100);
 
-        mostly_computing(&mut gate, 10_000, usize::MAX);
+        mostly_computing(&mut gate, 10_000, usize::MAX, true);
 
         assert_eq!(gate.limit(), FLOOR);
     }
@@ -228,7 +244,7 @@ mod tests {
     fn an_occasional_wait_of_all_does_not_grow_it() {
         let mut gate = Gate::new(100);
 
-        mostly_computing(&mut gate, 1_000, 4);
+        mostly_computing(&mut gate, 1_000, 10, true);
 
         assert_eq!(gate.limit(), FLOOR);
     }
@@ -237,7 +253,20 @@ mod tests {
     fn grows_while_there_is_cpu_to_spare() {
         let mut gate = Gate::new(100);
 
-        mostly_computing(&mut gate, 1_000, 2);
+        mostly_computing(&mut gate, 1_000, 2, true);
+
+        assert_eq!(gate.limit(), 100);
+    }
+
+    #[test]
+    fn stays_at_its_floor_while_the_machine_is_busy_unless_nearly_everything_waits() {
+        let mut gate = Gate::new(100);
+
+        mostly_computing(&mut gate, 1_000, 2, false);
+        assert_eq!(gate.limit(), FLOOR);
+        for look in 1..=1_000 {
+            gate.look(look % 5 == 0, false, gate.limit(), true);
+        }
 
         assert_eq!(gate.limit(), 100);
     }
@@ -246,7 +275,7 @@ mod tests {
     fn shrinks_once_the_process_computes() {
         let mut gate = opened();
 
-        mostly_computing(&mut gate, 1_000, usize::MAX);
+        mostly_computing(&mut gate, 1_000, usize::MAX, false);
 
         assert_eq!(gate.limit(), FLOOR);
     }
@@ -255,8 +284,8 @@ mod tests {
     fn shrinks_to_what_runs_when_the_limit_was_far_off() {
         let mut gate = opened();
 
-        for _ in 0..2 * STRAIN {
-            gate.look(true, 16, false);
+        for _ in 0..4 * STRAIN {
+            gate.look(true, false, 16, false);
         }
 
         assert!(gate.limit() < 16, "{}", gate.limit());
@@ -267,7 +296,7 @@ mod tests {
         let mut gate = Gate::new(2);
 
         for _ in 0..10 {
-            gate.look(false, 2, true);
+            gate.look(false, false, 2, true);
             gate.admit_one();
         }
         assert_eq!(gate.limit(), 2);

@@ -23,9 +23,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use threads::Bell;
 #[cfg(feature = "rpc")]
 pub(crate) use threads::start as start_thread;
+use threads::{Bell, SpareCpu};
 
 /// How long a leader is inside a job before the standby looks at it, and how often it looks at jobs
 /// that wait for admission.
@@ -100,6 +100,7 @@ impl<S: Source> Pool<S> {
         let state = State {
             ready: VecDeque::new(),
             gate: Gate::new(max),
+            spare: SpareCpu::default(),
             term: 0,
             is_led: false,
             leader: None,
@@ -196,6 +197,7 @@ enum Ring {
 struct State<J> {
     ready: VecDeque<J>,
     gate: Gate,
+    spare: SpareCpu,
     /// Counts leaders, so that a thread can tell whether it still is the one.
     term: u64,
     /// False for the moment between two leaders.

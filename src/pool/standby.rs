@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Looks at all running jobs are the rarer the more they are, since each costs some microseconds:
-/// one more [`TICK`] apart for each so many jobs, and so much rarer while no job waits for admission.
+/// one more [`TICK`] apart for each so many jobs, and so much rarer while no job waits for admission
+/// or looks keep finding one that computes.
 const JOBS_PER_TICK: u32 = 5;
-const UNWANTED: u32 = 8;
+const RARE: u32 = 8;
 /// How soon the standby looks again at a pool that has just grown.
 const BRIEF: Duration = Duration::from_micros(100);
 /// How long a job may compute before it loses leadership, or lets one more job in.
@@ -78,10 +79,15 @@ impl<S: Source> Shared<S> {
     fn grows(state: &mut MutexGuard<'_, State<S::Job>>, stuck: Duration) -> bool {
         let is_wanted = state.is_room_wanted();
         let running = state.running.clone();
-        let computes = MutexGuard::unlocked(state, || {
-            running.iter().any(|thread| threads::is_computing(*thread))
+        let mut spare = state.spare;
+        let (computes, has_spare) = MutexGuard::unlocked(state, || {
+            let computes = running.iter().any(|thread| threads::is_computing(*thread));
+            (computes, is_wanted && !computes && spare.is_there())
         });
-        state.gate.look(computes, running.len(), is_wanted)
+        state.spare = spare;
+        state
+            .gate
+            .look(computes, has_spare, running.len(), is_wanted)
             || (is_wanted && computes && stuck >= LONG && state.gate.admit_one())
     }
 
@@ -129,11 +135,14 @@ impl<J> State<J> {
         let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
         let spacing = TICK * (1 + running / JOBS_PER_TICK);
         let is_on_a_run = self.gate.is_on_a_run();
+        let is_plenty = self.gate.is_plenty();
         if self.is_room_wanted() {
-            Some(looked + if is_on_a_run { BRIEF } else { spacing })
+            let rarity = if is_plenty { RARE } else { 1 };
+            Some(looked + if is_on_a_run { BRIEF } else { spacing * rarity })
         } else if Gate::is_crowded(self.running.len()) && self.done != done && !self.is_ending {
-            // Many that go on for long, and nothing else, are left in peace.
-            Some(looked + spacing * UNWANTED)
+            // Many that go on for long, and nothing else, are left in peace; many that compute are
+            // too many.
+            Some(looked + spacing * if is_plenty { 1 } else { RARE })
         } else if !self.ready.is_empty() {
             // Those who were called may not have come.
             Some(Instant::now() + if is_on_a_run { BRIEF } else { TICK })

@@ -7,11 +7,12 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::{Pid, gettid};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
+use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// As large as a main thread's: applications recurse.
 const STACK_BYTES: usize = 8 << 20;
@@ -34,6 +35,48 @@ pub(super) fn is_computing(thread: Pid) -> bool {
     // The name is in parentheses and may hold anything, parentheses too.
     let name_end = stat.iter().rposition(|byte| *byte == b')');
     name_end.and_then(|end| stat.get(end + 2)) == Some(&b'R')
+}
+
+/// Whether the machine has CPU to spare, as of a moment ago.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct SpareCpu {
+    /// How long all CPUs together had been idle, and when.
+    seen: Option<(Instant, Duration)>,
+    is_there: bool,
+}
+
+/// How long idle time is counted before it is judged, since the kernel tells it in hundredths of a
+/// second; what was counted over longer says nothing of now.
+const WINDOW: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(1);
+/// The share of one CPU that must have been idle.
+const SPARE: f32 = 0.25;
+
+impl SpareCpu {
+    /// Asks the kernel, or remembers. False until there was enough time to tell.
+    pub(super) fn is_there(&mut self) -> bool {
+        let now = Instant::now();
+        let passed = self.seen.map_or(Duration::MAX, |(since, _)| now - since);
+        if passed < *WINDOW.start() {
+            return self.is_there;
+        }
+        let idle = idle_time();
+        self.is_there = match (self.seen, idle) {
+            (Some((_, before)), Some(idle)) if WINDOW.contains(&passed) => {
+                idle.saturating_sub(before) >= passed.mul_f32(SPARE)
+            }
+            _ => false,
+        };
+        self.seen = idle.map(|idle| (now, idle));
+        self.is_there
+    }
+}
+
+/// How long all CPUs together have been idle, by the second number of /proc/uptime: cheap also
+/// where there are hundreds of them, unlike /proc/stat.
+fn idle_time() -> Option<Duration> {
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let seconds = uptime.split_whitespace().nth(1)?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// Wakes one sleeper at a chosen time. Unlike a wait with a timeout, whoever knows that there will
@@ -106,7 +149,6 @@ pub(crate) fn start(name: String, body: impl FnOnce() + Send + 'static) -> io::R
 mod tests {
     use super::*;
     use std::sync::mpsc;
-    use std::time::Instant;
 
     #[test]
     fn a_spinning_thread_computes_and_a_blocked_one_does_not() {
@@ -127,6 +169,34 @@ mod tests {
 
         assert!(is_computing(own_id()));
         drop(release);
+    }
+
+    #[test]
+    fn the_kernel_tells_how_long_the_cpus_were_idle() {
+        let before = idle_time().unwrap();
+
+        assert!(before > Duration::ZERO);
+        assert!(idle_time().unwrap() >= before);
+    }
+
+    #[test]
+    fn spare_cpu_is_judged_over_a_window_that_is_neither_short_nor_stale() {
+        let now = Instant::now();
+        let ago = |passed| Some((now.checked_sub(passed).unwrap(), Duration::ZERO));
+
+        // All CPUs have been idle for longer than the window since the machine started.
+        for (passed, is_there) in [
+            (Duration::from_millis(10), false),
+            (Duration::from_millis(500), true),
+            (Duration::from_secs(60), false),
+        ] {
+            let mut spare = SpareCpu {
+                seen: ago(passed),
+                is_there: false,
+            };
+            assert_eq!(spare.is_there(), is_there, "{passed:?}");
+        }
+        assert!(!SpareCpu::default().is_there());
     }
 
     #[test]
