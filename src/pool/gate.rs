@@ -13,9 +13,9 @@
 use std::time::{Duration, Instant};
 
 /// Jobs that may run at once without any evidence.
-const FLOOR: usize = 4;
-/// How much one look counts in the load: the share of looks that found a job that computes.
-const WEIGHT: f32 = 0.1;
+const FLOOR: usize = 2;
+/// The load is the share of time in which a job computes, as looks found it, over about so long.
+const MEMORY: Duration = Duration::from_millis(10);
 /// Loads below which the limit doubles, below which it grows, and above which it shrinks.
 const IDLE: f32 = 0.1;
 const SCARCE: f32 = 0.4;
@@ -26,6 +26,13 @@ const SCARCE_BUT_SPARE: f32 = 0.6;
 /// load: those who were let in wait as well, and so soon that they will hardly do anything else.
 const RUN: u32 = 5;
 const RUN_LOAD: f32 = 0.4;
+/// How long no job may end while others wait before one more is let in: at least, and as a multiple of
+/// what is usual; twice as long each time it did not help.
+const LONG: Duration = Duration::from_millis(20);
+const UNUSUAL: f32 = 8.0;
+/// What is usual before any job has ended, and over how many jobs it is averaged then.
+const FIRST_PACE: f32 = 0.1;
+const PACE_OVER: f32 = 50.0;
 /// Looks at plenty of load before the limit shrinks by an eighth.
 const STRAIN: u32 = 16;
 /// What one takeover adds to the score, and the score at which leadership is handed on early. A
@@ -41,12 +48,31 @@ pub(super) struct Gate {
     limit: usize,
     max: usize,
     load: f32,
+    /// Seconds from the end of one job to the next while others wait, over so many jobs.
+    pace: f32,
+    paced: f32,
+    /// Jobs let in since one ended.
+    let_in: i32,
     strain: u32,
     /// Looks that are left of a run of growth.
     run: u32,
     slack: u32,
     score: u32,
     eager_until: Option<Instant>,
+}
+
+/// What a look at the running jobs found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    /// Since the look before.
+    pub(super) after: Duration,
+    /// Any of the jobs was on a CPU or ready for one.
+    pub(super) computes: bool,
+    /// The machine had CPU to spare.
+    pub(super) has_spare: bool,
+    pub(super) running: usize,
+    /// Others wait for admission.
+    pub(super) is_wanted: bool,
 }
 
 impl Gate {
@@ -56,6 +82,9 @@ impl Gate {
             limit: FLOOR.min(max),
             max,
             load: SCARCE_BUT_SPARE,
+            pace: FIRST_PACE,
+            paced: 0.0,
+            let_in: 0,
             strain: 0,
             run: 0,
             slack: 0,
@@ -83,31 +112,30 @@ impl Gate {
         running > FLOOR
     }
 
-    /// A look at the `running` jobs: whether any was on a CPU or ready for one, whether the machine
-    /// had CPU to spare, and whether others wait for admission. True when the limit grew.
-    pub(super) fn look(
-        &mut self,
-        is_any_ready: bool,
-        has_spare: bool,
-        running: usize,
-        is_wanted: bool,
-    ) -> bool {
+    /// Takes in a look. True when the limit grew.
+    pub(super) fn look(&mut self, look: Look) -> bool {
         let is_on_a_run = self.is_on_a_run();
         self.run = self.run.saturating_sub(1);
-        let seen = if is_any_ready { 1.0 } else { 0.0 };
-        self.load += (seen - self.load) * WEIGHT;
-        if is_any_ready {
+        let seen = if look.computes { 1.0 } else { 0.0 };
+        // By time, not by number: looks are denser where they find that all wait.
+        let after = look.after.min(MEMORY).as_secs_f32();
+        self.load += (seen - self.load) * after / (after + MEMORY.as_secs_f32());
+        if look.computes {
             self.strain += u32::from(self.is_plenty());
             if self.strain >= STRAIN {
                 self.strain = 0;
-                self.limit = self.limit.min(running);
+                self.limit = self.limit.min(look.running);
                 self.shrink(self.limit / 8);
             }
             return false;
         }
         self.strain = 0;
-        let scarce = if has_spare { SCARCE_BUT_SPARE } else { SCARCE };
-        if !is_wanted || self.load > scarce || !self.can_grow() {
+        let scarce = if look.has_spare {
+            SCARCE_BUT_SPARE
+        } else {
+            SCARCE
+        };
+        if !look.is_wanted || self.load > scarce || !self.can_grow() {
             return false;
         }
         self.slack = 0;
@@ -128,12 +156,24 @@ impl Gate {
         self.load > PLENTY
     }
 
-    /// Jobs wait although one has been computing for long: let the scheduler share the CPU among
-    /// one more, or short jobs would wait behind it. True when the limit grew.
-    pub(super) fn admit_one(&mut self) -> bool {
-        let grows = self.can_grow();
+    /// So many jobs ended in this time, while others waited.
+    pub(super) fn ended(&mut self, jobs: u64, over: Duration) {
+        #[expect(clippy::cast_precision_loss, reason = "few, and an average")]
+        let jobs = jobs.max(1) as f32;
+        self.paced = (self.paced + jobs).min(PACE_OVER);
+        self.pace += (over.as_secs_f32() / jobs - self.pace) * (jobs / self.paced).min(1.0);
+        self.let_in = 0;
+    }
+
+    /// Jobs wait, and none has ended for so long, although some compute. If that is unusual, let the
+    /// scheduler share the CPU among one more, or short jobs would wait behind long ones. True when
+    /// the limit grew.
+    pub(super) fn let_one_in(&mut self, none_ended_for: Duration) -> bool {
+        let patience = LONG.as_secs_f32().max(self.pace * UNUSUAL) * 2_f32.powi(self.let_in);
+        let grows = self.can_grow() && none_ended_for.as_secs_f32() >= patience;
         if grows {
             self.limit += 1;
+            self.let_in += 1;
         }
         grows
     }
@@ -192,17 +232,32 @@ impl Gate {
 mod tests {
     use super::*;
 
+    /// A look that found everything waiting on a busy machine, with a job that wants admission.
+    fn wanted(gate: &Gate) -> Look {
+        Look {
+            after: Duration::from_micros(700),
+            computes: false,
+            has_spare: false,
+            running: gate.limit(),
+            is_wanted: true,
+        }
+    }
+
     /// Looks of which every `one_in`-th finds nothing that computes; jobs fill the limit.
     fn mostly_computing(gate: &mut Gate, looks: usize, one_in: usize, has_spare: bool) {
         for look in 1..=looks {
-            gate.look(look % one_in != 0, has_spare, gate.limit(), true);
+            gate.look(Look {
+                computes: look % one_in != 0,
+                has_spare,
+                ..wanted(&gate)
+            });
         }
     }
 
     fn opened() -> Gate {
         let mut gate = Gate::new(100);
         while gate.limit() < 100 {
-            gate.look(false, false, gate.limit(), true);
+            gate.look(wanted(&gate));
         }
         gate
     }
@@ -212,12 +267,12 @@ mod tests {
         let mut gate = Gate::new(100);
 
         let looks = (1..100).find(|_| {
-            gate.look(false, false, gate.limit(), true);
+            gate.look(wanted(&gate));
             gate.limit() == 100
         });
 
         assert!(looks < Some(16), "{looks:?} looks");
-        assert!(!gate.look(false, false, 100, true));
+        assert!(!gate.look(wanted(&gate)));
     }
 
     #[test]
@@ -225,7 +280,11 @@ mod tests {
         let mut gate = Gate::new(100);
 
         for _ in 0..100 {
-            assert!(!gate.look(false, false, 4, false));
+            let look = wanted(&gate);
+            assert!(!gate.look(Look {
+                is_wanted: false,
+                ..look
+            }));
         }
 
         assert_eq!(gate.limit(), FLOOR);
@@ -236,6 +295,27 @@ mod tests {
         let mut gate = Gate::new(100);
 
         mostly_computing(&mut gate, 10_000, usize::MAX, true);
+
+        assert_eq!(gate.limit(), FLOOR);
+    }
+
+    #[test]
+    fn looks_count_by_the_time_between_them() {
+        let mut gate = Gate::new(100);
+        mostly_computing(&mut gate, 100, usize::MAX, true);
+
+        // Dense looks at short waits between rare ones at long computations.
+        for _ in 0..100 {
+            let look = wanted(&gate);
+            gate.look(Look {
+                after: 8 * look.after,
+                computes: true,
+                ..look
+            });
+            for _ in 0..4 {
+                gate.look(wanted(&gate));
+            }
+        }
 
         assert_eq!(gate.limit(), FLOOR);
     }
@@ -265,7 +345,10 @@ mod tests {
         mostly_computing(&mut gate, 1_000, 2, false);
         assert_eq!(gate.limit(), FLOOR);
         for look in 1..=1_000 {
-            gate.look(look % 5 == 0, false, gate.limit(), true);
+            gate.look(Look {
+                computes: look % 5 == 0,
+                ..wanted(&gate)
+            });
         }
 
         assert_eq!(gate.limit(), 100);
@@ -285,7 +368,11 @@ mod tests {
         let mut gate = opened();
 
         for _ in 0..4 * STRAIN {
-            gate.look(true, false, 16, false);
+            gate.look(Look {
+                computes: true,
+                running: 16,
+                ..wanted(&gate)
+            });
         }
 
         assert!(gate.limit() < 16, "{}", gate.limit());
@@ -296,13 +383,42 @@ mod tests {
         let mut gate = Gate::new(2);
 
         for _ in 0..10 {
-            gate.look(false, false, 2, true);
-            gate.admit_one();
+            gate.look(wanted(&gate));
+            gate.let_one_in(10 * LONG);
         }
         assert_eq!(gate.limit(), 2);
         gate.resize(0);
 
         assert_eq!(gate.limit(), 1);
+    }
+
+    #[test]
+    fn lets_one_more_in_when_no_job_ends_for_unusually_long() {
+        let mut gate = Gate::new(100);
+        for _ in 0..100 {
+            gate.ended(4, Duration::from_millis(4));
+        }
+
+        assert!(!gate.let_one_in(LONG / 2));
+        assert!(gate.let_one_in(LONG));
+        assert!(!gate.let_one_in(LONG), "it did not help");
+        assert!(gate.let_one_in(2 * LONG));
+        gate.ended(1, LONG);
+        assert!(gate.let_one_in(LONG));
+
+        assert_eq!(gate.limit(), FLOOR + 3);
+    }
+
+    #[test]
+    fn what_is_long_depends_on_what_is_usual() {
+        let mut gate = Gate::new(100);
+
+        assert!(!gate.let_one_in(10 * LONG), "nothing has ended yet");
+        for _ in 0..100 {
+            gate.ended(4, Duration::from_secs(1));
+        }
+        assert!(!gate.let_one_in(Duration::from_secs(1)));
+        assert!(gate.let_one_in(Duration::from_secs(2)));
     }
 
     #[test]

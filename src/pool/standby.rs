@@ -4,7 +4,7 @@
 //! the bell rings, and the bell is put off while one short job follows the other: a busy pool wakes
 //! its standby as little as an idle one.
 
-use super::gate::Gate;
+use super::gate::{Gate, Look};
 use super::threads;
 use super::{Ring, Shared, Source, State, TICK};
 use parking_lot::MutexGuard;
@@ -18,7 +18,7 @@ const JOBS_PER_TICK: u32 = 5;
 const RARE: u32 = 8;
 /// How soon the standby looks again at a pool that has just grown.
 const BRIEF: Duration = Duration::from_micros(100);
-/// How long a job may compute before it loses leadership, or lets one more job in.
+/// How long a job may compute before it loses leadership.
 const LONG: Duration = Duration::from_millis(20);
 
 impl<S: Source> Shared<S> {
@@ -34,13 +34,18 @@ impl<S: Source> Shared<S> {
             if state.leader_call != 0 && Self::takes_over(state, now) {
                 break;
             }
-            if state.done != seen.0 || state.ready.is_empty() {
+            if state.ready.is_empty() {
+                seen = (state.done, now);
+            } else if state.done != seen.0 {
+                let jobs = state.done - seen.0;
+                state.gate.ended(jobs, now - seen.1);
                 seen = (state.done, now);
             }
             let due = state.next_look(looked);
             if due.is_some_and(|due| due <= now) {
+                let after = now - looked.0;
                 looked = (now, state.done);
-                if Self::grows(state, now - seen.1) {
+                if Self::grows(state, after, now - seen.1) {
                     seen.1 = now;
                 }
             }
@@ -76,7 +81,11 @@ impl<S: Source> Shared<S> {
     }
 
     /// Looks at the running jobs: is there no room because all of them wait, or compute for long?
-    fn grows(state: &mut MutexGuard<'_, State<S::Job>>, stuck: Duration) -> bool {
+    fn grows(
+        state: &mut MutexGuard<'_, State<S::Job>>,
+        after: Duration,
+        none_ended_for: Duration,
+    ) -> bool {
         let is_wanted = state.is_room_wanted();
         let running = state.running.clone();
         let mut spare = state.spare;
@@ -85,10 +94,14 @@ impl<S: Source> Shared<S> {
             (computes, is_wanted && !computes && spare.is_there())
         });
         state.spare = spare;
-        state
-            .gate
-            .look(computes, has_spare, running.len(), is_wanted)
-            || (is_wanted && computes && stuck >= LONG && state.gate.admit_one())
+        let look = Look {
+            after,
+            computes,
+            has_spare,
+            running: running.len(),
+            is_wanted,
+        };
+        state.gate.look(look) || (is_wanted && computes && state.gate.let_one_in(none_ended_for))
     }
 
     /// Sleeps until there may be something to see, or for good.
@@ -137,8 +150,16 @@ impl<J> State<J> {
         let is_on_a_run = self.gate.is_on_a_run();
         let is_plenty = self.gate.is_plenty();
         if self.is_room_wanted() {
-            let rarity = if is_plenty { RARE } else { 1 };
-            Some(looked + if is_on_a_run { BRIEF } else { spacing * rarity })
+            Some(
+                looked
+                    + if is_on_a_run {
+                        BRIEF
+                    } else if is_plenty {
+                        spacing.max(TICK * RARE)
+                    } else {
+                        spacing
+                    },
+            )
         } else if Gate::is_crowded(self.running.len()) && self.done != done && !self.is_ending {
             // Many that go on for long, and nothing else, are left in peace; many that compute are
             // too many.
