@@ -48,7 +48,7 @@ ON_MARIADB = Workload(
 def statements() -> str:
     """SQL that puts VOLUMES volumes into an empty schema of cinder, for either database."""
     rows = [
-        "INSERT INTO volumes (id, project_id, user_id, status, attach_status, size, "  # noqa: S608  (constants only)
+        "INSERT INTO volumes (id, project_id, user_id, status, attach_status, size, "  # noqa: S608
         "display_name, volume_type_id, availability_zone, host, created_at, deleted, "
         "use_quota, bootable, multiattach) "
         f"SELECT '{uuid.UUID(int=number + 1)}', '{block_storage.PROJECT}', 'admin', 'available', "

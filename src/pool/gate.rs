@@ -249,7 +249,7 @@ mod tests {
             gate.look(Look {
                 computes: look % one_in != 0,
                 has_spare,
-                ..wanted(&gate)
+                ..wanted(gate)
             });
         }
     }
