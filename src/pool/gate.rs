@@ -157,7 +157,7 @@ impl Gate {
     }
 
     /// So many jobs ended in this time, while others waited.
-    pub(super) fn ended(&mut self, jobs: u64, over: Duration) {
+    pub(super) fn count_ends(&mut self, jobs: u64, over: Duration) {
         #[expect(clippy::cast_precision_loss, reason = "few, and an average")]
         let jobs = jobs.max(1) as f32;
         self.paced = (self.paced + jobs).min(PACE_OVER);
@@ -396,14 +396,14 @@ mod tests {
     fn lets_one_more_in_when_no_job_ends_for_unusually_long() {
         let mut gate = Gate::new(100);
         for _ in 0..100 {
-            gate.ended(4, Duration::from_millis(4));
+            gate.count_ends(4, Duration::from_millis(4));
         }
 
         assert!(!gate.let_one_in(LONG / 2));
         assert!(gate.let_one_in(LONG));
         assert!(!gate.let_one_in(LONG), "it did not help");
         assert!(gate.let_one_in(2 * LONG));
-        gate.ended(1, LONG);
+        gate.count_ends(1, LONG);
         assert!(gate.let_one_in(LONG));
 
         assert_eq!(gate.limit(), FLOOR + 3);
@@ -415,7 +415,7 @@ mod tests {
 
         assert!(!gate.let_one_in(10 * LONG), "nothing has ended yet");
         for _ in 0..100 {
-            gate.ended(4, Duration::from_secs(1));
+            gate.count_ends(4, Duration::from_secs(1));
         }
         assert!(!gate.let_one_in(Duration::from_secs(1)));
         assert!(gate.let_one_in(Duration::from_secs(2)));

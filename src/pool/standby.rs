@@ -38,7 +38,7 @@ impl<S: Source> Shared<S> {
                 seen = (state.done, now);
             } else if state.done != seen.0 {
                 let jobs = state.done - seen.0;
-                state.gate.ended(jobs, now - seen.1);
+                state.gate.count_ends(jobs, now - seen.1);
                 seen = (state.done, now);
             }
             let due = state.next_look(looked);
