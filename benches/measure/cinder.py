@@ -16,16 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from services.load import Load, Report
+
+import block_storage
 from measure import machine
 from measure.launchers import Tables
 from measure.peers import ROOT
-
-sys.path[:0] = [str(ROOT / "examples" / "cinder"), str(ROOT / "tests")]
-
-from services.load import Load, Report  # noqa: E402
-
-import block_storage  # noqa: E402
-from stage import Child, eventually  # noqa: E402
+from stage import Child, eventually
 
 WORKERS = 4
 REQUESTS = 10_000
@@ -36,6 +33,15 @@ HEADERS = {
     "X-Auth-Token": f"admin:{block_storage.PROJECT}",
     "OpenStack-API-Version": "volume 3.71",
 }
+
+
+def command_of(flavour: str, config: Path) -> list[str]:
+    """cinder-api under *flavour*."""
+    script = str(block_storage.PREFIX / "bin" / "cinder-api")
+    command = [script, "--config-file", str(config)]
+    if flavour == "osloxide":
+        command = [sys.executable, "-m", "osloxide", "run", *command]
+    return command
 
 
 class Api:
@@ -50,10 +56,7 @@ class Api:
         config.write_text(config.read_text().replace("osloxide+memory://", "fake://"))
         lock = ROOT / "requirements" / "cinder.lock"
         block_storage.migrated_schema(self.directory, config, cache, lock)
-        script = str(block_storage.PREFIX / "bin" / "cinder-api")
-        command = [script, "--config-file", str(config)]
-        if flavour == "osloxide":
-            command = [sys.executable, "-m", "osloxide", "run", *command]
+        command = command_of(flavour, config)
         began = time.monotonic()
         log = self.directory / "api.log"
         self.child = Child("cinder-api", command, log, block_storage.environment())

@@ -19,12 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from services.load import Load, Report
+
 from measure import machine
 from measure.peers import BENCHES, ROOT, until
-
-sys.path.insert(0, str(ROOT / "tests"))
-
-from services.load import Load, Report
 
 SMALL = ROOT / "tests" / "services" / "apps" / "small.py"
 

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Cpu:
         return self.user + self.system
 
 
-def cpu(pids: list[int]) -> Cpu:
+def cpu(pids: Sequence[int]) -> Cpu:
     """What *pids* and their reaped children used so far."""
     user = system = 0
     for pid in pids:

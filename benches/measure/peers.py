@@ -127,7 +127,7 @@ class Serving:
         command: Sequence[str],
         cores: Sequence[int],
         environment: Mapping[str, str] | None = None,
-        partners: Callable[[], list[int]] = list,
+        partners: Sequence[int] = (),
     ) -> None:
         self.server = server
         #: Processes that work for this server but are none of it, such as its database.

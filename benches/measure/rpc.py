@@ -21,8 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from services.infra import Broker, retried
+
 from measure import machine
-from measure.peers import BENCHES, ROOT
+from measure.peers import BENCHES
 
 FLAVOURS = ("osloxide", "threading", "eventlet")
 CALLERS = (1, 16, 64)
@@ -186,11 +188,6 @@ def run(rounds: int, seconds: float) -> Tables:
 
     :raises RuntimeError: a call failed, or RabbitMQ is not installed.
     """
-    tests = str(ROOT / "tests")
-    if tests not in sys.path:
-        sys.path.insert(0, tests)
-    from services.infra import Broker, retried
-
     note = (
         f"Echo with a context of about 500 bytes, medians of {rounds} rounds of {seconds:g} s, "
         "each executor in each round. "

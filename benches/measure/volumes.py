@@ -8,40 +8,35 @@ those of the service tests.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sqlite3
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from services.cinder import DATABASE, LOCK, Cinder, Environment
+from services.infra import Database, MissingProgramError, retried
+
+import block_storage
 from measure import machine
+from measure.cinder import FLAVOURS, HEADERS, PATH, command_of
 from measure.peers import ROOT, Serving
 from measure.wsgi import Round, Workload, in_turn
 
-sys.path[:0] = [str(ROOT / "examples" / "cinder"), str(ROOT / "tests")]
-
-from services.cinder import DATABASE, LOCK, Cinder, Environment  # noqa: E402
-from services.infra import Database, MissingProgramError, retried  # noqa: E402
-
-import block_storage  # noqa: E402
-
 VOLUMES = 20
-FLAVOURS = ("osloxide", "eventlet")
 #: What the demo sets for its own needs; the bench wants oslo.db's defaults.
 NOT_DEFAULT = ("max_pool_size", "max_overflow", "sqlite_synchronous")
-REQUEST = {
-    "path": f"/v3/{block_storage.PROJECT}/volumes/detail",
-    "connections": 16,
-    "headers": {
-        "X-Auth-Token": f"admin:{block_storage.PROJECT}",
-        "OpenStack-API-Version": "volume 3.71",
-    },
-}
 SAYS = f"real cinder-api, `volumes/detail` with {VOLUMES} volumes, 16 connections, all defaults"
-ON_SQLITE = Workload("volumes", f"{SAYS}; SQLite, one worker", **REQUEST)
-ON_MARIADB = Workload(
-    "two-volumes", f"{SAYS}; MariaDB, two workers on two cores", workers=2, **REQUEST
+ON_SQLITE = Workload(
+    "volumes",
+    f"{SAYS}; SQLite, one worker",
+    path=PATH,
+    connections=16,
+    headers=HEADERS,
+)
+ON_MARIADB = dataclasses.replace(
+    ON_SQLITE, name="two-volumes", says=f"{SAYS}; MariaDB, two workers on two cores", workers=2
 )
 
 
@@ -60,13 +55,6 @@ def statements() -> str:
     return "\n".join(rows)
 
 
-def command_of(flavour: str, config: Path) -> list[str]:
-    """cinder-api under *flavour*."""
-    program = Path(sys.prefix) / "bin"
-    command = [str(program / "cinder-api"), "--config-file", str(config)]
-    return [str(program / "osloxide"), "run", *command] if flavour == "osloxide" else command
-
-
 def serve(
     flavour: str,
     config: Path,
@@ -79,7 +67,7 @@ def serve(
     # serve.py's servers announce their port; cinder's is known before.
     script = f'echo "listening {port}"; exec "$@"'
     command = ["sh", "-c", script, "sh", *command_of(flavour, config)]
-    return Serving(flavour, command, cores, environment, lambda: list(partners))
+    return Serving(flavour, command, cores, environment, partners)
 
 
 def serve_on_sqlite(flavour: str, directory: Path, cores: Sequence[int]) -> Serving:

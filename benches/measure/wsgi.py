@@ -133,12 +133,11 @@ def measure(serving: Serving, workload: Workload, cores: Sequence[int], seconds:
     ]  # fmt: skip
     busy, own, began = machine.busy(), machine.own_children(), time.monotonic()
     pids = serving.pids()
-    partners = serving.partners()
-    before, before_partners = machine.cpu(pids), machine.cpu(partners)
+    before, before_partners = machine.cpu(pids), machine.cpu(serving.partners)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     # Workers forked during the round would be missed by *pids*; none of these servers forks then.
     used = machine.cpu(pids) - before
-    used_partners = machine.cpu(partners) - before_partners
+    used_partners = machine.cpu(serving.partners) - before_partners
     passed = time.monotonic() - began
     known = used.total + used_partners.total + (machine.own_children() - own)
     others = machine.busy() - busy - known
