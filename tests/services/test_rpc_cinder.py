@@ -271,6 +271,14 @@ def test_sighup_loses_and_doubles_nothing(deployment: Deployment, figure: Figure
     assert families == [[s.pid, *s.workers()] for s in (deployment.scheduler, deployment.volume)]
 
 
+def assert_harmed_at_most(asked_for: list[str], counted: Counted) -> None:
+    """Nothing was doubled, and what did not get done was among what was *asked_for* in time."""
+    assert {*counted.lost, *counted.told} <= set(asked_for)
+    assert not counted.doubled
+    # A call that was being answered ends by its timeout.
+    assert sum(counted.failures.values()) <= CALLERS
+
+
 def test_kill9_of_the_volume_worker_costs_at_most_what_ran(
     deployment: Deployment, figure: Figure
 ) -> None:
@@ -286,10 +294,7 @@ def test_kill9_of_the_volume_worker_costs_at_most_what_ran(
 
     figure(counted.summary())
     assert before not in deployment.volume.workers()
-    assert {*counted.lost, *counted.told} <= set(users.volumes[:begun])
-    assert not counted.doubled
-    # A call that was being answered ends by its timeout.
-    assert sum(counted.failures.values()) <= CALLERS
+    assert_harmed_at_most(users.volumes[:begun], counted)
 
 
 def test_kill9_of_the_scheduler_costs_at_most_what_ran(
@@ -304,9 +309,7 @@ def test_kill9_of_the_scheduler_costs_at_most_what_ran(
     counted = deployment.count(users)
 
     figure(counted.summary())
-    assert {*counted.lost, *counted.told} <= set(users.volumes[:begun])
-    assert not counted.doubled
-    assert sum(counted.failures.values()) <= CALLERS
+    assert_harmed_at_most(users.volumes[:begun], counted)
 
 
 def test_sigterm_and_a_new_start_lose_and_double_nothing(
