@@ -12,6 +12,10 @@ __all__ = [
     "Supervisor",
     "TlsConfig",
     "__version__",
+    "amqp_ack",
+    "amqp_confirms",
+    "amqp_deliveries",
+    "amqp_publish",
     "arm_deadline",
     "beat",
     "check_log_format",
@@ -256,6 +260,30 @@ class TlsConfig:
         """Read and check again; connections accepted from now on use what was read. On an error
         everything stays as it was."""
 
+# ---- AMQP frames (src/python/frames.rs) ----------------------------------------------------------
+
+def amqp_deliveries(
+    buffer: bytes, channel: int
+) -> tuple[list[tuple[int, bool, str]], int, int, bool]:
+    """The messages at the beginning of *buffer*: (delivery tag, redelivered, body) of each; the
+    bytes and the frames that they and heartbeats took; whether something for py-amqp follows.
+    Otherwise what is left is incomplete."""
+
+def amqp_confirms(buffer: bytes, channel: int) -> tuple[list[tuple[int, bool]], int, int, bool]:
+    """The same for ``basic.ack`` of a broker: (delivery tag, multiple) of each."""
+
+def amqp_ack(channel: int, tag: int) -> bytes:
+    """The frame that acknowledges one delivery."""
+
+def amqp_publish(
+    channel: int, queue: str, message_id: str, mandatory: bool, body: str, frame_max: int
+) -> bytes:
+    """The frames, of at most *frame_max* bytes each (0: no limit), that publish *body*, which is
+    JSON, to *queue* through the default exchange.
+
+    :raises ValueError: *queue* or *message_id* is longer than 255 bytes.
+    """
+
 # ---- RPC executor (src/python/rpc.rs) ---------------------------------------------------------------
 
 @final
@@ -272,15 +300,21 @@ class Heart:
 
 @final
 class HeartLine:
-    """The writing side of one connection; beats until it is closed or collected."""
+    """One connection; beats until it is closed or collected."""
     def write(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
         """Send *data*, whole AMQP frames, interpreter released. *timeout* in seconds.
 
         :raises TimeoutError: the peer took nothing for so long; a frame may be half sent.
         :raises OSError: the connection is lost, or the line closed.
         """
+    def receive(self) -> bytes | None:
+        """What has arrived, at most 64 KiB; nothing at the end of the stream. Never waits: None
+        when nothing has arrived. Interpreter held.
+
+        :raises OSError: the connection is lost, or the line closed.
+        """
     def close(self) -> None:
-        """Beat and write no more. Shutting the socket down is its owner's business."""
+        """Beat, write and receive no more. Shutting the socket down is its owner's business."""
     @property
     def beats(self) -> int:
         """Heartbeats that were sent because the owner was silent."""

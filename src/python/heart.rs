@@ -1,4 +1,4 @@
-//! `Heart` for Python: the writing side of AMQP sockets, and heartbeats without the interpreter.
+//! `Heart` for Python: AMQP sockets, and heartbeats without the interpreter.
 //!
 //! Converts arguments and releases the interpreter around [`crate::rpc::heart`]; decides nothing.
 //! Bytes are copied before the interpreter is released, for the buffer belongs to the caller.
@@ -10,6 +10,7 @@ use std::time::Duration;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use super::signals;
 use crate::rpc::heart::{self, Wrote};
@@ -24,7 +25,7 @@ pub(super) struct Heart {
     heart: heart::Heart,
 }
 
-/// The writing side of one connection.
+/// One connection.
 #[pyclass(frozen, module = "osloxide._native")]
 #[derive(Debug)]
 pub(super) struct HeartLine {
@@ -76,6 +77,11 @@ impl HeartLine {
                 Wrote::TimedOut => return Err(PyTimeoutError::new_err("timed out")),
             }
         }
+    }
+
+    /// The interpreter is kept: reading what is there takes less than to hand it over.
+    fn receive<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        Ok(self.line.receive(|bytes| PyBytes::new(py, bytes))?)
     }
 
     fn close(&self, py: Python<'_>) {

@@ -4,6 +4,7 @@
 //! the rooms beside this one; they decide nothing.
 
 mod errors;
+mod frames;
 mod heart;
 mod rpc;
 mod scoreboard;
@@ -20,6 +21,8 @@ use pyo3::prelude::*;
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::frames::{amqp_ack, amqp_confirms, amqp_deliveries, amqp_publish};
     #[pymodule_export]
     use super::heart::{Heart, HeartLine};
     #[pymodule_export]

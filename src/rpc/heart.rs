@@ -3,7 +3,8 @@
 //! Owns the writing side of sockets that are lent to it, one lock each, and one thread that sends a
 //! heartbeat frame on those that have been silent for too long. An endpoint that holds the
 //! interpreter's lock for longer than the broker waits stops every Python thread, but not this one.
-//! Never reads, never opens or shuts down a connection, and knows no other frame.
+//! Never opens or shuts down a connection, reads only when its owner asks for what has arrived, and
+//! knows no other frame.
 //!
 //! Rules: AMQP 0-9-1 section 4.2.7 (a heartbeat may stand between any two frames, never inside one).
 //! A call of [`Line::write`] therefore carries whole frames, and the lock is let go of before the
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{MsgFlags, recv, send};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::pool::start_thread;
@@ -28,6 +29,9 @@ const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xCE];
 /// How long the interpreter may be stuck until the heart gives up and lets the broker take its
 /// messages back: a process that computes is kept alive, one that hangs is not.
 pub const LONGEST_FREEZE: Duration = Duration::from_secs(300);
+
+/// The most that is read at a time.
+pub const PIECE: usize = 64 * 1024;
 
 /// Sends heartbeats for the lines that were made with it.
 pub struct Heart {
@@ -46,9 +50,11 @@ struct Lines {
     has_thread: bool,
 }
 
-/// The writing side of one connection.
+/// One connection: its writing side, and a look at what has arrived.
 pub struct Line {
     state: Mutex<State>,
+    /// A lock of its own: a writer that waits for the peer keeps nobody from reading.
+    reader: Mutex<Reader>,
     /// Heartbeats that the heart has sent.
     beats: AtomicU64,
     interval: Duration,
@@ -56,8 +62,14 @@ pub struct Line {
     pulse: Arc<Mutex<Instant>>,
 }
 
+struct Reader {
+    socket: Option<Arc<OwnedFd>>,
+    /// [`PIECE`] bytes, from the first read on.
+    piece: Vec<u8>,
+}
+
 struct State {
-    socket: Option<OwnedFd>,
+    socket: Option<Arc<OwnedFd>>,
     /// What the kernel did not take of a heartbeat; goes before anything else.
     rest: &'static [u8],
     /// A writer was interrupted inside a frame.
@@ -118,7 +130,12 @@ impl Heart {
     /// When the kernel gives no thread.
     pub fn line(&self, socket: OwnedFd, interval: Duration) -> io::Result<Arc<Line>> {
         let now = Instant::now();
+        let socket = Arc::new(socket);
         let line = Arc::new(Line {
+            reader: Mutex::new(Reader {
+                socket: Some(Arc::clone(&socket)),
+                piece: Vec::new(),
+            }),
             state: Mutex::new(State {
                 socket: Some(socket),
                 rest: &[],
@@ -238,9 +255,30 @@ impl Line {
         *self.pulse.lock() = state.wrote;
     }
 
-    /// Sends no more. The socket itself is its owner's to shut down.
+    /// Hands what has arrived, at most [`PIECE`] bytes, to `take`: nothing at the end of the stream.
+    /// Never waits; `None` when nothing has arrived.
+    ///
+    /// # Errors
+    /// What the kernel says of the socket; `NotConnected` once the line is closed.
+    pub fn receive<T>(&self, take: impl FnOnce(&[u8]) -> T) -> io::Result<Option<T>> {
+        let mut reader = self.reader.lock();
+        let Reader { socket, piece } = &mut *reader;
+        let socket = socket.as_ref().ok_or(Errno::ENOTCONN)?.as_raw_fd();
+        piece.resize(PIECE, 0);
+        loop {
+            match recv(socket, piece, MsgFlags::MSG_DONTWAIT) {
+                Ok(count) => return Ok(Some(take(piece.get(..count).unwrap_or_default()))),
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Sends and receives no more. The socket itself is its owner's to shut down.
     pub fn close(&self) {
         self.state.lock().socket = None;
+        self.reader.lock().socket = None;
     }
 
     /// Heartbeats that were sent because the owner was silent.
@@ -327,7 +365,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
+    use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream;
     use std::thread;
 
@@ -381,6 +419,47 @@ mod tests {
 
         let refused = line.write(b"frame", &mut 0, None).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::NotConnected);
+    }
+
+    #[test]
+    fn what_has_arrived_is_received_and_nobody_waits_for_more() {
+        let (mut peer, socket) = pair();
+        let line = Heart::new().line(socket, PATIENCE).unwrap();
+        let receive = || line.receive(<[u8]>::to_vec);
+        assert_eq!(receive().unwrap(), None);
+
+        peer.write_all(b"frames").unwrap();
+        assert_eq!(receive().unwrap().as_deref(), Some(&b"frames"[..]));
+        drop(peer);
+        assert_eq!(receive().unwrap().as_deref(), Some(&b""[..]));
+
+        line.close();
+        assert_eq!(receive().unwrap_err().kind(), io::ErrorKind::NotConnected);
+    }
+
+    #[test]
+    fn a_writer_that_waits_keeps_nobody_from_receiving() {
+        let (mut peer, socket) = pair();
+        let line = Heart::new().line(socket, PATIENCE).unwrap();
+        let block = vec![b'x'; 1 << 22];
+        let writer = {
+            let (line, block) = (Arc::clone(&line), block.clone());
+            thread::Builder::new()
+                .spawn(move || write(&line, &block))
+                .unwrap()
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while line.state.try_lock().is_some() {
+            assert!(Instant::now() < deadline, "it never waited");
+            thread::yield_now();
+        }
+
+        peer.write_all(b"frames").unwrap();
+        let received = line.receive(<[u8]>::to_vec).unwrap();
+
+        assert_eq!(received.as_deref(), Some(&b"frames"[..]));
+        peer.read_exact(&mut vec![0; block.len()]).unwrap();
+        assert_eq!(writer.join().unwrap(), Wrote::All);
     }
 
     #[test]

@@ -5,37 +5,39 @@ oslo.messaging acknowledges a request as it arrives and keeps it in an unbounded
 process; whatever has not run when the process ends is lost. Here the broker keeps what no thread is
 free for: the prefetch equals the number of threads, a request is acknowledged at the moment a
 thread picks it up, and what was fetched but not picked up goes back to the broker when the listener
-stops.
-It never speaks AMQP itself: kombu does.
-
-Also here, because they live in the same objects: a reply to a client that has vanished is retried
-beside the endpoints' threads instead of blocking one, and a listener stops at once instead of at
-the end of its poll.
+stops. It also stops at once instead of at the end of its poll.
+Requests that look as oslo.messaging makes them are read natively, many at a time; kombu reads the
+others, and owns connections, queues and everything that goes wrong. What becomes of the replies is
+in :mod:`osloxide.messaging.replies`.
 
 Rules: oslo_messaging/_drivers/amqpdriver.py (AMQPListener, AMQPIncomingMessage); RabbitMQ's
 consumer prefetch and acknowledgements.
 """
 
-import collections
 import contextlib
+import json
 import logging
 import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
+from osloxide import _native
 from osloxide.messaging import heart
+from osloxide.messaging.replies import LateReplies, Replies
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds between two attempts to reply to a queue that is missing (oslo.messaging's own pause).
-RETRY_EVERY = 0.25
-
 #: Longest sleep of a listener, in seconds: how often it looks after a connection that is silent.
 LONGEST_SLEEP = 5.0
+
+#: Seconds without a request after which a listener sleeps for long, and on the connection for
+#: replies as well. Before that, their confirmations are read with the next request: nobody waits
+#: for them, and to be woken by each would cost more than to read it.
+LULL = 0.05
 
 
 class _Bell:
@@ -51,18 +53,25 @@ class _Bell:
             if not self._closed:
                 os.eventfd_write(self._fd, 1)
 
-    def wait(self, socket: Any, timeout: float) -> None:
-        """Sleep until the bell rings, *socket* is readable or *timeout* seconds have passed."""
+    def wait(self, sockets: Iterable[Any], timeout: float) -> bool:
+        """Sleep until the bell rings or one of *sockets* is readable.
+
+        :param timeout: in seconds; after that, whatever happened.
+        :returns: False when time has passed and nothing else happened.
+        """
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        if socket is not None and socket.fileno() >= 0:
-            # TLS may hold bytes that the kernel no longer shows.
-            if getattr(socket, "pending", int)():
-                return
-            poll.register(socket.fileno(), select.POLLIN)
-        for fd, _ in poll.poll(timeout * 1000):
+        for sock in sockets:
+            if sock is not None and sock.fileno() >= 0:
+                # TLS may hold bytes that the kernel no longer shows.
+                if getattr(sock, "pending", int)():
+                    return True
+                poll.register(sock.fileno(), select.POLLIN)
+        ready = poll.poll(timeout * 1000)
+        for fd, _ in ready:
             if fd == self._fd:
                 os.eventfd_read(self._fd)
+        return bool(ready)
 
     def close(self) -> None:
         with self._lock:
@@ -102,58 +111,50 @@ class _Seen:
             self._ids.pop(unique_id, None)
 
 
-class LateReplies:
-    """Retries replies whose queue is missing, so that no endpoint's thread waits for them.
+class _Delivered:
+    """What the broker wants to hear about one request that was read natively."""
 
-    One thread, started with the first such reply and gone after the last.
-    """
+    __slots__ = ("_line", "_seconds", "channel", "tag")
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: collections.deque[tuple[float, Callable[[], bool], Callable[[], None]]] = (
-            collections.deque()
-        )
-        self._running = False
+    #: Any thread may acknowledge: on a listener's connection nobody sends more than one frame.
+    is_free = True
 
-    def add(self, seconds: float, attempt: Callable[[], bool], give_up: Callable[[], None]) -> None:
-        """
-        :param seconds: how long to go on trying; 0 gives up after the attempt already made.
-        :param attempt: sends the reply; False when the queue is still missing.
-        :param give_up: called when time has run out.
-        """
-        with self._lock:
-            self._waiting.append((time.monotonic() + seconds, attempt, give_up))
-            if self._running:
-                return
-            self._running = True
-        threading.Thread(target=self._run, name="osloxide-late-replies", daemon=True).start()
+    def __init__(self, channel: Any, transport: Any, tag: int) -> None:
+        self.channel = channel
+        self.tag = tag
+        self._line = transport._osloxide_line
+        self._seconds = transport.sock.gettimeout()
 
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            pause.wait(RETRY_EVERY)
-            with self._lock:
-                round_ = list(self._waiting)
-                self._waiting.clear()
-            kept = [item for item in round_ if not self._settled(*item)]
-            with self._lock:
-                self._waiting.extendleft(reversed(kept))
-                if not self._waiting:
-                    self._running = False
-                    return
+    def acknowledge(self) -> None:
+        """Let the broker forget it."""
+        self._line.write(_native.amqp_ack(self.channel.channel_id, self.tag), self._seconds)
 
-    @staticmethod
-    def _settled(deadline: float, attempt: Callable[[], bool], give_up: Callable[[], None]) -> bool:
-        try:
-            if attempt():
-                return True
-        except Exception:
-            LOG.exception("Can not send reply for message")
-            return True
-        if time.monotonic() < deadline:
-            return False
-        give_up()
-        return True
+    def requeue(self) -> None:
+        """Give it back. On the thread that polls."""
+        self.channel.basic_reject(self.tag, requeue=True)
+
+
+class _Decoded:
+    """The same about one that kombu has read."""
+
+    __slots__ = ("_message", "channel")
+
+    def __init__(self, message: Any) -> None:
+        self._message = message
+        self.channel = message._raw_message.channel
+
+    @property
+    def is_free(self) -> bool:
+        """Whether any thread may acknowledge; otherwise the one that polls."""
+        return heart.writes_are_ordered(self.channel.connection)
+
+    def acknowledge(self) -> None:
+        """Let the broker forget it."""
+        self._message.acknowledge()
+
+    def requeue(self) -> None:
+        """Give it back. On the thread that polls."""
+        self._message.requeue()
 
 
 def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
@@ -178,35 +179,8 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
             return self.listener.pick_up(self)  # type: ignore[no-any-return]
 
         def reply(self, reply: Any = None, failure: Any = None) -> None:
-            if not self.orig_msg_id or self._sent(reply, failure):
-                return
-            seconds = self.listener.driver.missing_destination_retry_timeout
-            late_replies.add(
-                seconds, lambda: self._sent(reply, failure), lambda: self._abandon(seconds)
-            )
-
-        def _sent(self, reply: Any, failure: Any) -> bool:
-            if not self._obsolete_reply_queues.reply_q_valid(self.reply_q, self.msg_id):
-                return True
-            purpose = amqpdriver.rpc_common.PURPOSE_SEND
-            try:
-                with self.listener.driver._get_connection(purpose) as connection:
-                    self._send_reply(connection, reply, failure)
-            except (
-                amqpdriver.oslo_messaging.MessageUndeliverable,
-                amqpdriver.rpc_amqp.AMQPDestinationNotFound,
-            ):
-                return False
-            return True
-
-        def _abandon(self, seconds: float) -> None:
-            self._obsolete_reply_queues.add(self.reply_q, self.msg_id)
-            LOG.error(
-                "reply to message %s: queue %s is missing for %d s; the client is gone, dropped",
-                self.msg_id,
-                self.reply_q,
-                seconds,
-            )
+            if self.orig_msg_id:
+                self._send_reply(self.listener.replies.to(self), reply, failure)
 
     class PacedListener(amqpdriver.AMQPListener):  # type: ignore[name-defined]
         """Polls a connection for as many requests as there are threads."""
@@ -221,19 +195,27 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
             self._bell = _Bell()
             # *conn* is a context that lends the driver's connection, which lends kombu's.
             self._lent = conn.connection
+            self.replies = Replies(
+                amqpdriver, driver, threads(driver), late_replies, self._bell.ring
+            )
+            self._is_quiet = False
+            self._looked_after = time.monotonic()
             if self._lent.rabbit_qos_prefetch_count <= 0:
                 self._lent.rabbit_qos_prefetch_count = threads(driver)
                 if self._lent.channel is not None:
                     self._lent._set_qos(self._lent.channel)
 
         def __call__(self, message: Any) -> None:
+            self._take(_Decoded(message), message)
+
+        def _take(self, origin: _Delivered | _Decoded, message: Any) -> None:
             context = amqpdriver.rpc_amqp.unpack_context(message)
             try:
                 unique_id = self.msg_id_cache.check_duplicate_message(message)
             except amqpdriver.rpc_common.DuplicateMessageError:
                 # It ran here, and its acknowledgement was lost with the connection.
                 LOG.warning("message %s was redelivered after it ran; dropped", context.msg_id)
-                message.acknowledge()
+                origin.acknowledge()
                 return
             incoming = self.message_cls(
                 self,
@@ -246,24 +228,24 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
                 self._obsolete_reply_queues,
                 self._message_operations_handler,
             )
-            incoming.origin = message
+            incoming.origin = origin
             self.incoming.append(incoming)
 
         def pick_up(self, incoming: Any) -> bool:
-            message = incoming.origin
-            channel = message._raw_message.channel
+            origin = incoming.origin
+            channel = origin.channel
             if channel is None or channel.connection is None or channel is not self._lent.channel:
                 LOG.info("message %s: its connection is gone; left to redelivery", incoming.msg_id)
                 return False
             if self._shutdown.is_set():
-                self._do(message.requeue)
+                self._do(origin.requeue)
                 return False
             self.msg_id_cache.add(incoming.unique_id)
-            if not heart.writes_are_ordered(channel.connection):
-                self._do(message.acknowledge)
+            if not origin.is_free:
+                self._do(origin.acknowledge)
                 return True
             try:
-                message.acknowledge()
+                origin.acknowledge()
             except Exception as error:  # noqa: BLE001  (whatever kombu's transport raises)
                 # Before anything ran: the broker still has it, and will deliver it again.
                 self.msg_id_cache.discard(incoming.unique_id)
@@ -312,16 +294,77 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
             return float(min(LONGEST_SLEEP, heartbeat / max(1, self._lent.heartbeat_rate) / 2))
 
         def _consume(self, seconds: float) -> None:
-            """Sleep until there is something to do, then let kombu read and beat."""
+            """Sleep until there is something to do, and do it."""
             connection = self._lent.connection
             if connection.connected and not self._lent._new_tags:
                 transport = getattr(connection._connection, "transport", None)
-                socket = getattr(transport, "sock", None)
-                self._bell.wait(socket, seconds)
+                sockets = [getattr(transport, "sock", None)]
+                if self._is_quiet:
+                    sockets.append(self.replies.socket)
+                is_woken = self._bell.wait(
+                    sockets, seconds if self._is_quiet else min(seconds, LULL)
+                )
+                self._look_after_replies()
                 if self._shutdown.is_set() or not self._message_operations_handler._tasks.empty():
                     return
+                if self._read_ahead():
+                    self._is_quiet = False
+                    return
+                if not is_woken and not self._is_quiet and self.replies.is_idle:
+                    self._is_quiet = True
+                    return
+            self._consume_by_kombu()
+
+        def _look_after_replies(self) -> None:
+            self.replies.settle()
+            now = time.monotonic()
+            if now > self._looked_after + self._longest_sleep():
+                self._looked_after = now
+                self.replies.check_alive()
+
+        def _consume_by_kombu(self) -> None:
+            """Let kombu read one message, beat, and do whatever else the connection needs."""
             with contextlib.suppress(amqpdriver.rpc_common.Timeout):
                 self.conn.consume(timeout=0.001)
+
+        def _read_ahead(self) -> bool:
+            """Take the requests that have arrived, without kombu where they are as usual.
+
+            :returns: False when nothing has arrived, or nothing can be read in this way.
+            """
+            channel = self._lent.channel
+            link: Any = getattr(channel, "connection", None)
+            transport: Any = getattr(link, "_transport", None)
+            # A place in a stream is noted by kombu's consumers.
+            if not hasattr(transport, "_osloxide_line") or self._lent.rabbit_stream_fanout:
+                return False
+            try:
+                received = transport._osloxide_line.receive()
+            except OSError:  # kombu finds out for itself
+                return False
+            if not received:
+                return False
+            transport._read_buffer += received
+            while True:
+                found, used, frames, is_foreign = _native.amqp_deliveries(
+                    transport._read_buffer, channel.channel_id
+                )
+                rest = transport._read_buffer = transport._read_buffer[used:]
+                link.bytes_recv += frames
+                for tag, _, body in found:
+                    self._take_body(_Delivered(channel, transport, tag), body)
+                if not is_foreign:
+                    return True
+                self._consume_by_kombu()
+                if self._lent.channel is not channel or transport._read_buffer == rest:
+                    return True  # connected anew, or waiting for more
+
+        def _take_body(self, origin: _Delivered, body: str) -> None:
+            try:
+                self._take(origin, amqpdriver.rpc_common.deserialize_msg(json.loads(body)))
+            except Exception:
+                LOG.exception("Failed to process message ... skipping it.")
+                origin.channel.basic_reject(origin.tag, requeue=False)
 
         def stop(self) -> None:
             self._shutdown.set()
@@ -329,6 +372,7 @@ def pace(amqpdriver: ModuleType, threads: Callable[[Any], int]) -> type:
             super().stop()
 
         def cleanup(self) -> None:
+            self.replies.close()
             super().cleanup()
             self._bell.close()
 
