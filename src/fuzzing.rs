@@ -10,6 +10,7 @@
     reason = "a property that does not hold is a panic"
 )]
 
+use crate::rpc::frames;
 use crate::server::fuzzing::{ciphers, framing};
 
 use crate::wsgi::access_log;
@@ -21,9 +22,10 @@ use http::{HeaderName, HeaderValue, Method, Request, Uri};
 pub type Entry = (&'static str, fn(&[u8]));
 
 /// Everything that is fuzzed.
-pub const TARGETS: [Entry; 5] = [
+pub const TARGETS: [Entry; 6] = [
     ("ciphers", ciphers),
     ("environ", environ),
+    ("frames", frames),
     ("framing", framing),
     ("log", log),
     ("response", response),
@@ -71,6 +73,45 @@ pub fn environ(input: &[u8]) {
             assert_ne!(key, "HTTP_PROXY");
         }
     }
+}
+
+/// What a broker sends, after a byte that says where it was cut: nothing that is found in a part is
+/// found otherwise in the whole, and what was used is whole frames.
+pub fn frames(input: &[u8]) {
+    let Some((cut, stream)) = input.split_first() else {
+        return;
+    };
+    let part = &stream[..stream.len() * usize::from(*cut) / 256];
+    let (first, whole) = (frames::deliveries(part, 1), frames::deliveries(stream, 1));
+    assert!(whole.found.starts_with(&first.found));
+    assert_eq!(frames_in(&stream[..whole.used]), Some(whole.frames));
+    let rest = frames::deliveries(&stream[first.used..], 1);
+    assert_eq!(
+        rest.used,
+        whole.used - first.used,
+        "read on where it stopped"
+    );
+    let (first, whole) = (frames::confirms(part, 1), frames::confirms(stream, 1));
+    assert!(whole.found.starts_with(&first.found));
+    assert_eq!(frames_in(&stream[..whole.used]), Some(whole.frames));
+    // What we send is read back as it was meant, whatever it says.
+    let text = String::from_utf8_lossy(stream);
+    let size = usize::from(*cut);
+    let sent = frames::publish(1, "q", "1", true, text.as_bytes(), size).unwrap();
+    let content = sent.len() - text.len();
+    assert!(frames_in(&sent).is_some_and(|count| count * frames::OVERHEAD <= content));
+}
+
+/// How many frames *bytes* are; none when they end inside of one.
+fn frames_in(mut bytes: &[u8]) -> Option<usize> {
+    let mut count = 0;
+    while let Some(size) = bytes.get(3..7) {
+        let size = u32::from_be_bytes(size.try_into().unwrap()) as usize;
+        assert_eq!(bytes.get(7 + size), Some(&0xCE));
+        bytes = &bytes[size + frames::OVERHEAD..];
+        count += 1;
+    }
+    bytes.is_empty().then_some(count)
 }
 
 /// Another way to decode percent escapes, slow and plain.

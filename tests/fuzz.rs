@@ -196,6 +196,11 @@ fn any_stream_means_the_same_to_the_observer_and_to_hyper() {
 }
 
 #[test]
+fn any_word_of_a_broker_is_read_alike_wherever_it_is_cut() {
+    fuzz("frames");
+}
+
+#[test]
 fn any_request_makes_one_unforged_line_of_the_log() {
     fuzz("log");
 }
@@ -209,5 +214,8 @@ fn any_answer_is_refused_or_kept_to_its_word() {
 fn every_target_has_a_test() {
     let mut names: Vec<_> = TARGETS.iter().map(|(name, _)| *name).collect();
     names.sort_unstable();
-    assert_eq!(names, ["ciphers", "environ", "framing", "log", "response"]);
+    assert_eq!(
+        names,
+        ["ciphers", "environ", "frames", "framing", "log", "response"]
+    );
 }

@@ -34,8 +34,8 @@ const HAS_MESSAGE_ID: u16 = 1 << 7;
 const HAS_MORE: u16 = 1;
 
 /// The only content that oslo.messaging sends.
-const CONTENT_TYPE: &str = "application/json";
-const CONTENT_ENCODING: &str = "utf-8";
+const CONTENT_TYPE: Short<'_> = (16, "application/json");
+const CONTENT_ENCODING: Short<'_> = (5, "utf-8");
 const PERSISTENT: u8 = 2;
 
 /// The longest that is waited for here. Each further piece has all that came before it looked at
@@ -142,9 +142,8 @@ pub fn publish(
             | HAS_PRIORITY
             | HAS_MESSAGE_ID;
         bytes.extend_from_slice(&flags.to_be_bytes());
-        for text in [CONTENT_TYPE, CONTENT_ENCODING] {
-            put_short(bytes, (text.len() as u8, text));
-        }
+        put_short(bytes, CONTENT_TYPE);
+        put_short(bytes, CONTENT_ENCODING);
         bytes.extend_from_slice(&[0, 0, 0, 0, PERSISTENT, 0]); // no headers; priority 0
         put_short(bytes, message_id);
     });
@@ -153,7 +152,9 @@ pub fn publish(
         size => size.saturating_sub(OVERHEAD).max(1),
     };
     for piece in body.chunks(piece) {
-        put_frame(&mut bytes, BODY, channel, |bytes| bytes.extend_from_slice(piece));
+        put_frame(&mut bytes, BODY, channel, |bytes| {
+            bytes.extend_from_slice(piece);
+        });
     }
     Ok(bytes)
 }
@@ -175,10 +176,7 @@ struct Found<T> {
     frames: usize,
 }
 
-fn scan<'a, T>(
-    buffer: &'a [u8],
-    next: impl Fn(&'a [u8]) -> Result<Found<T>, Stop>,
-) -> Scan<T> {
+fn scan<'a, T>(buffer: &'a [u8], next: impl Fn(&'a [u8]) -> Result<Found<T>, Stop>) -> Scan<T> {
     let mut scan = Scan {
         found: Vec::new(),
         used: 0,
@@ -255,7 +253,11 @@ fn method<'a>(frame: &Frame<'a>, channel: u16, method: u16) -> Result<Reader<'a>
         && frame.channel == channel
         && reader.u16() == Some(BASIC)
         && reader.u16() == Some(method);
-    if is_it { Ok(reader) } else { Err(Stop::Foreign) }
+    if is_it {
+        Ok(reader)
+    } else {
+        Err(Stop::Foreign)
+    }
 }
 
 fn confirm(bytes: &[u8], channel: u16) -> Result<Found<Confirm>, Stop> {
@@ -328,9 +330,9 @@ fn plain_json(payload: &[u8]) -> Option<usize> {
     let is_plain = class == BASIC
         && flags & HAS_MORE == 0
         && flags & HAS_CONTENT_TYPE != 0
-        && reader.short()? == CONTENT_TYPE.as_bytes()
+        && reader.short()? == CONTENT_TYPE.1.as_bytes()
         && flags & HAS_CONTENT_ENCODING != 0
-        && reader.short()? == CONTENT_ENCODING.as_bytes()
+        && reader.short()? == CONTENT_ENCODING.1.as_bytes()
         && (flags & HAS_HEADERS == 0 || reader.u32()? == 0);
     is_plain.then(|| usize::try_from(length).ok()).flatten()
 }
@@ -417,7 +419,9 @@ mod tests {
 
     fn framed(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        put_frame(&mut bytes, kind, channel, |bytes| bytes.extend_from_slice(payload));
+        put_frame(&mut bytes, kind, channel, |bytes| {
+            bytes.extend_from_slice(payload);
+        });
         bytes
     }
 
@@ -443,10 +447,17 @@ mod tests {
 
         let scan = deliveries(&bytes, CHANNEL);
 
-        let found: Vec<_> = scan.found.iter().map(|it| (it.tag, it.body.as_ref())).collect();
+        let found: Vec<_> = scan
+            .found
+            .iter()
+            .map(|it| (it.tag, it.body.as_ref()))
+            .collect();
         assert_eq!(found, [(3, "{\"a\": 1}"), (4, "\"ü\""), (5, "")]);
         assert!(scan.found[0].is_redelivered);
-        assert_eq!((scan.used, scan.frames, scan.is_foreign), (bytes.len(), 9, false));
+        assert_eq!(
+            (scan.used, scan.frames, scan.is_foreign),
+            (bytes.len(), 9, false)
+        );
     }
 
     #[test]
@@ -527,13 +538,26 @@ mod tests {
         let at = multiple.len() - 2;
         multiple[at] = 1;
         let nack = framed(METHOD, CHANNEL, &[0, 60, 0, 120, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
-        let bytes = [ack(CHANNEL, 7), HEARTBEAT_FRAME.to_vec(), multiple, nack.clone()].concat();
+        let bytes = [
+            ack(CHANNEL, 7),
+            HEARTBEAT_FRAME.to_vec(),
+            multiple,
+            nack.clone(),
+        ]
+        .concat();
 
         let scan = confirms(&bytes, CHANNEL);
 
-        let found: Vec<_> = scan.found.iter().map(|it| (it.tag, it.is_multiple)).collect();
+        let found: Vec<_> = scan
+            .found
+            .iter()
+            .map(|it| (it.tag, it.is_multiple))
+            .collect();
         assert_eq!(found, [(7, false), (9, true)]);
-        assert_eq!((scan.used, scan.is_foreign), (bytes.len() - nack.len(), true));
+        assert_eq!(
+            (scan.used, scan.is_foreign),
+            (bytes.len() - nack.len(), true)
+        );
     }
 
     #[test]
