@@ -283,9 +283,7 @@ def test_each_worker_draws_its_own_numbers_from_random_ssl_uuid_and_the_kernel(
     assert stop(program) == 0
 
 
-def test_the_parent_starts_no_thread_and_never_forks_with_one(
-    running: Start, flavour: str
-) -> None:
+def test_the_parent_starts_no_thread_and_never_forks_with_one(running: Start, flavour: str) -> None:
     """CPython warns of a fork with threads since 3.12; this is what it counts before."""
     args = ("--backend", flavour, "--workers", "2", "--launcher", "process")
     program = running("probe.py", *args)

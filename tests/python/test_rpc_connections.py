@@ -101,9 +101,12 @@ def test_impossible_lines_are_refused(fd: int, interval: float) -> None:
 
 def test_a_tls_connection_is_left_alone() -> None:
     ours, theirs = socket.socketpair()
-    with theirs, ssl.create_default_context().wrap_socket(
-        ours, server_hostname="x", do_handshake_on_connect=False
-    ) as wrapped:
+    with (
+        theirs,
+        ssl.create_default_context().wrap_socket(
+            ours, server_hostname="x", do_handshake_on_connect=False
+        ) as wrapped,
+    ):
         transport = SimpleNamespace(sock=wrapped, _write=len, close=len)
 
         heart.lend(transport, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,7 @@ import pytest
 from services.infra import Broker, Database, MissingProgramError, retried
 from services.load import Load
 from services.processes import RunningService, until
+from services.rpc import Send, Senders, options
 from services.subject import SUBJECT, clean_environment, small_service_command
 
 _FIGURES: list[tuple[str, str]] = []
@@ -112,6 +114,29 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.when == "call":
         item.stash[_FAILED] = report.failed  # type: ignore[attr-defined]
     return report
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """Where the small RPC service notes what it has run."""
+    path = tmp_path / "trace"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def send(broker: Broker) -> Iterator[Send]:
+    """Start clients of the small RPC service; none outlives the test."""
+    running: list[Senders] = []
+
+    def run(kind: str, threads: int, **settings: int) -> Senders:
+        running.append(Senders(broker, kind, threads, options(settings)))
+        return running[-1]
+
+    yield run
+    for senders in running:
+        with contextlib.suppress(AssertionError, ValueError):
+            senders.kill()
 
 
 class SmallService:

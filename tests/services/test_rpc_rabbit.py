@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,21 @@ import pytest
 from oslo_config import cfg
 from oslo_messaging import conffixture
 
+from services.conftest import Figure, Start
 from services.infra import Broker
 from services.processes import RunningService, held, until
-from services.subject import SUBJECT, clean_environment
+from services.rpc import runs, start_rpc_service
+from services.subject import clean_environment
 
-APP = Path(__file__).parent / "apps" / "rpc_service.py"
+Serve = Callable[..., RunningService]
+
 TOPIC = "osloxide-test"
-STOCK = SUBJECT == "stock"
 
 
 @pytest.fixture
-def trace(tmp_path: Path) -> Path:
-    path = tmp_path / "trace"
-    path.touch()
-    return path
-
-
-@pytest.fixture
-def serve(
-    start: Callable[..., RunningService], broker: Broker, trace: Path, tmp_path: Path
-) -> Callable[..., RunningService]:
-    """Start one RPC service and wait until it listens."""
-    started = []
-
-    def run(threads: int, *settings: str) -> RunningService:
-        argv = [sys.executable, str(APP), broker.url, str(trace), str(threads)]
-        argv += [word for setting in settings for word in ("--set", setting)]
-        log = tmp_path / f"service-{len(started)}.log"
-        service = start(argv + (["--stock"] if STOCK else []), log, clean_environment())
-        started.append(service)
-        service.wait_log("^READY")
-        return service
+def serve(start: Start, broker: Broker, trace: Path) -> Serve:
+    def run(threads: int, **settings: int | str) -> RunningService:
+        return start_rpc_service(start, broker.url, trace, threads=threads, **settings)
 
     return run
 
@@ -63,16 +47,11 @@ def client(broker: Broker) -> Iterator[Any]:
     cfg.CONF.reset()
 
 
-def runs(trace: Path) -> Counter[int]:
-    """How often each request has run to its end."""
-    return Counter(int(line) for line in trace.read_text().split())
-
-
 def test_sigterm_with_a_backlog_loses_and_doubles_no_cast(
-    serve: Callable[..., RunningService],
+    serve: Serve,
     client: Any,
     trace: Path,
-    figure: Callable[[str], None],
+    figure: Figure,
 ) -> None:
     casts, seconds, threads = 600, 0.1, 8
     first, second = serve(threads), serve(threads)
@@ -94,10 +73,10 @@ def test_sigterm_with_a_backlog_loses_and_doubles_no_cast(
 
 
 def test_kill9_loses_at_most_what_was_running(
-    serve: Callable[..., RunningService],
+    serve: Serve,
     client: Any,
     trace: Path,
-    figure: Callable[[str], None],
+    figure: Figure,
 ) -> None:
     casts, seconds, threads = 300, 0.05, 4
     first, second = serve(threads), serve(threads)
@@ -117,9 +96,7 @@ def test_kill9_loses_at_most_what_was_running(
     assert max(done.values()) == 1
 
 
-def test_calls_are_answered_while_the_pool_is_full_of_casts(
-    serve: Callable[..., RunningService], client: Any
-) -> None:
+def test_calls_are_answered_while_the_pool_is_full_of_casts(serve: Serve, client: Any) -> None:
     service = serve(2)
     for number in range(20):
         client.cast({}, "work", number=number, seconds=0.05)
@@ -129,12 +106,35 @@ def test_calls_are_answered_while_the_pool_is_full_of_casts(
     service.stop()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"heartbeat_timeout_threshold": 0}, {"kombu_compression": "gzip"}],
+    ids=["usual", "without heartbeats", "compressed"],
+)
+def test_requests_of_every_size_come_back_as_they_were_sent(
+    serve: Serve, client: Any, settings: dict[str, int | str]
+) -> None:
+    service = serve(4, **settings)
+    for name, value in settings.items():
+        client.transport.conf.set_override(name, value, "oslo_messaging_rabbit")
+    caller = client.prepare(timeout=60)
+    # Shorter and longer than a frame (128 KiB), and than what is read without kombu (1 MiB).
+    sizes = [0, 1, 4_000, 131_000, 131_072, 400_000, 1_100_000, 3_000_000]
+
+    with ThreadPoolExecutor(len(sizes)) as callers:
+        sent = [f"{size}:" + "\N{GREEK SMALL LETTER ALPHA}\0" * (size // 2) for size in sizes]
+        answers = list(callers.map(lambda what: caller.call({}, "echo", what=what), sent))
+
+    assert answers == sent
+    service.stop()
+
+
 def test_a_vanished_client_does_not_hold_up_the_others(
-    serve: Callable[..., RunningService],
+    serve: Serve,
     broker: Broker,
     client: Any,
     trace: Path,
-    figure: Callable[[str], None],
+    figure: Figure,
 ) -> None:
     service = serve(1)
     gone = subprocess.Popen(
@@ -176,9 +176,7 @@ threading.Event().wait()
 """
 
 
-def test_an_idle_service_stops_at_once(
-    serve: Callable[..., RunningService], figure: Callable[[str], None]
-) -> None:
+def test_an_idle_service_stops_at_once(serve: Serve, figure: Figure) -> None:
     service = serve(4)
     # Stock doubles the sleep of its poll up to 5 s, and only then looks whether it was stopped.
     size = service.mark()
@@ -191,13 +189,13 @@ def test_an_idle_service_stops_at_once(
 
 
 def test_heartbeats_survive_an_endpoint_that_holds_the_interpreter(
-    serve: Callable[..., RunningService],
+    serve: Serve,
     broker: Broker,
     client: Any,
-    figure: Callable[[str], None],
+    figure: Figure,
 ) -> None:
     heartbeat, frozen = 4, 14
-    service = serve(4, f"heartbeat_timeout_threshold={heartbeat}")
+    service = serve(4, heartbeat_timeout_threshold=heartbeat)
     # Connections for replies are made on demand: have one that is idle while the freeze lasts.
     assert client.prepare(timeout=20).call({}, "work", number=1, seconds=0) == 1
     mark = broker.log_size()

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
-import sys
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from services.conftest import Start
 from services.infra import Broker, retried
 from services.processes import RunningService, until
-from services.subject import IS_STOCK, clean_environment
-
-APPS = Path(__file__).parent / "apps"
-FLAGS = ["--stock"] if IS_STOCK else []
-TIMEOUT = 60
-"""Seconds of a call, oslo.messaging's default: who waits for them has lost."""
+from services.rpc import TIMEOUT, Send, runs, start_rpc_service
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -34,99 +24,15 @@ def broker() -> Iterator[Broker]:
     broker.stop()
 
 
-class Senders:
-    """rpc_load.py, running."""
-
-    def __init__(self, broker: Broker, kind: str, threads: int, settings: list[str]) -> None:
-        argv = [sys.executable, str(APPS / "rpc_load.py"), broker.url, kind, str(threads)]
-        argv += [str(TIMEOUT), *settings, *FLAGS]
-        self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env=clean_environment(),
-        )  # fmt: skip
-        self.count = 0
-        self._last = ""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._last = line
-            with contextlib.suppress(ValueError):
-                self.count = int(line)
-
-    def wait_more(self, more: int) -> None:
-        goal = self.count + more
-        until(f"{goal} requests sent", lambda: self.count >= goal, 60)
-
-    def stop(self) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(TIMEOUT + 30)
-        finally:
-            self.kill()
-        report: dict[str, Any] = json.loads(self._last)
-        return report
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-
-@pytest.fixture
-def trace(tmp_path: Path) -> Path:
-    path = tmp_path / "trace"
-    path.touch()
-    return path
-
-
 Serve = Callable[..., RunningService]
-Send = Callable[..., Senders]
-
-
-def options(settings: dict[str, int]) -> list[str]:
-    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
 
 @pytest.fixture
-def serve(
-    start: Callable[..., RunningService], broker: Broker, trace: Path, tmp_path: Path
-) -> Serve:
-    started: list[RunningService] = []
-
+def serve(start: Start, broker: Broker, trace: Path) -> Serve:
     def run(trace: Path = trace, **settings: int) -> RunningService:
-        argv = [sys.executable, str(APPS / "rpc_service.py"), broker.url, str(trace), "8"]
-        log = tmp_path / f"service-{len(started)}.log"
-        service = start([*argv, *options(settings), *FLAGS], log, clean_environment())
-        started.append(service)
-        service.wait_log("^READY")
-        return service
+        return start_rpc_service(start, broker.url, trace, **settings)
 
     return run
-
-
-@pytest.fixture
-def send(broker: Broker) -> Iterator[Send]:
-    running: list[Senders] = []
-
-    def run(kind: str, threads: int, **settings: int) -> Senders:
-        running.append(Senders(broker, kind, threads, options(settings)))
-        return running[-1]
-
-    yield run
-    for senders in running:
-        with contextlib.suppress(AssertionError, ValueError):
-            senders.kill()
-
-
-def runs(trace: Path) -> Counter[int]:
-    return Counter(int(line) for line in trace.read_text().split())
 
 
 def crash(broker: Broker) -> None:

@@ -258,7 +258,12 @@ class _Lane:
             self.is_broken = True
             lost = list(self._unconfirmed.values())
             self._unconfirmed.clear()
-        LOG.info("connection for replies lost (%s); %d replies are sent again", error, len(lost))
+        LOG.log(
+            logging.WARNING if lost else logging.INFO,
+            "connection for replies lost (%s); %d replies are sent again",
+            error,
+            len(lost),
+        )
         self._line.close()
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)  # whoever sleeps on it wakes up

@@ -60,6 +60,9 @@ class Endpoint:
         ctypes.PyDLL(None).sleep(seconds)
         return seconds
 
+    def echo(self, ctxt: dict[str, Any], what: Any) -> Any:
+        return what
+
     def thread(self, ctxt: dict[str, Any]) -> str:
         return threading.current_thread().name
 

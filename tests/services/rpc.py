@@ -1,0 +1,98 @@
+"""Load on the small RPC service (apps/rpc_service.py), and what the service has run of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from services.infra import Broker
+from services.processes import RunningService, until
+from services.subject import APPS, IS_STOCK, clean_environment
+
+FLAGS = ["--stock"] if IS_STOCK else []
+TIMEOUT = 60
+"""Seconds of a call, oslo.messaging's default: who waits for them has lost."""
+
+
+class Senders:
+    """Clients without a pause: apps/rpc_load.py, running."""
+
+    def __init__(self, broker: Broker, kind: str, threads: int, settings: list[str]) -> None:
+        argv = [sys.executable, str(APPS / "rpc_load.py"), broker.url, kind, str(threads)]
+        argv += [str(TIMEOUT), *settings, *FLAGS]
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, env=clean_environment(),
+        )  # fmt: skip
+        self.count = 0
+        self._last = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._last = line
+            with contextlib.suppress(ValueError):
+                self.count = int(line)
+
+    def wait_more(self, more: int) -> None:
+        """Wait until *more* requests than now were sent, and calls answered."""
+        goal = self.count + more
+        until(f"{goal} requests sent", lambda: self.count >= goal, 60)
+
+    def stop(self) -> dict[str, Any]:
+        """End after the requests under way; what was sent, what failed, and how slow it was."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(TIMEOUT + 30)
+        finally:
+            self.kill()
+        report: dict[str, Any] = json.loads(self._last)
+        return report
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+Send = Callable[..., Senders]
+
+
+def options(settings: Mapping[str, int | str]) -> list[str]:
+    """The command line that sets options of ``[oslo_messaging_rabbit]``."""
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+def start_rpc_service(
+    start: Callable[..., RunningService],
+    url: str,
+    trace: Path,
+    *,
+    threads: int = 8,
+    **settings: int | str,
+) -> RunningService:
+    """Start one with *threads* threads, which logs beside *trace*, and wait until it listens."""
+    number = len(list(trace.parent.glob("service-*.log")))
+    argv = [sys.executable, str(APPS / "rpc_service.py"), url, str(trace), str(threads)]
+    log = trace.with_name(f"service-{number}.log")
+    service = start([*argv, *options(settings), *FLAGS], log, clean_environment())
+    service.wait_log("^READY")
+    return service
+
+
+def runs(trace: Path) -> Counter[int]:
+    """How often each request has run to its end."""
+    return Counter(int(line) for line in trace.read_text().split())
