@@ -338,9 +338,7 @@ class Executor:
         self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
     ) -> Future[Any]:
         """:raises RuntimeError: closed, forked, or no thread to be had."""
-    def submit_as(
-        self, name: str, function: Callable[..., Any], /, *arguments: Any
-    ) -> Future[Any]:
+    def submit_as(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
         """As submit(), counted under *name*; False as the result counts as a failure."""
     def close(self, cancel: bool = False) -> list[Future[Any]]:
         """Take no more jobs. With *cancel*, return the futures of those that nobody had begun; the

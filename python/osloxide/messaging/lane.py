@@ -1,0 +1,250 @@
+"""A connection for replies that many threads publish on and nobody waits on.
+
+Owns one connection of oslo.messaging's driver, the numbers of what is published on it, and the
+replies that the broker has not confirmed yet. Those which it never will are given back: there is no
+such queue, the broker refuses, or the connection is lost. Any thread publishes; one thread at a
+time reads, whichever comes first.
+Never opens a connection, and never sends anything twice.
+Rules: RabbitMQ's publisher confirms; AMQP 0-9-1, ``basic.publish`` with ``mandatory``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from osloxide import _native
+
+if TYPE_CHECKING:
+    from osloxide.messaging.replies import Reply
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds that a lane which is closed waits for confirmations on a connection that is alive.
+CLOSING = 15.0
+
+
+class LaneBrokenError(Exception):
+    """Nothing was sent: the lane's connection is gone."""
+
+
+class NoLaneError(Exception):
+    """Replies of this transport cannot share a connection."""
+
+
+class Lane:
+    """A connection for replies alone, and those which the broker has not confirmed yet.
+
+    Any thread may publish; one thread at a time reads, whichever comes first.
+    """
+
+    def __init__(self, lent: Any, most: int, give_back: Callable[[Reply], None]) -> None:
+        """
+        :param lent: a connection of the driver that nobody else uses; closed with the lane.
+        :param most: how many replies may be unconfirmed; then publishers wait.
+        :param give_back: takes a reply that has to be sent in another way.
+        :raises NoLaneError: *lent* has no native line.
+        """
+        self._lent = lent
+        self._most = most
+        self._give_back = give_back
+        self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._unconfirmed: dict[int, Reply] = {}
+        self._published = 0
+        self.is_broken = False
+        """Nothing can be sent any more."""
+        self._channel = lent.connection.connection.channel()
+        self._link = self._channel.connection
+        # Kept: to ask a closed connection for it would open it again.
+        self._transport = self._link.transport
+        line = getattr(self._transport, "_osloxide_line", None)
+        if line is None or lent.connection.kombu_compression:
+            raise NoLaneError
+        self._line = line
+        self._is_mandatory = bool(lent.connection.direct_mandatory_flag)
+        self.socket: socket.socket = self._transport.sock
+        # Kept as well: py-amqp changes it for a moment when it reads.
+        self._seconds = self.socket.gettimeout()
+        self._channel.events["basic_return"].add(self._on_return)
+        self._channel.events["basic_nack"].add(self._on_nack)
+        self._channel.confirm_select()
+
+    @property
+    def is_idle(self) -> bool:
+        """Every reply is confirmed."""
+        return not self._unconfirmed
+
+    def publish(self, reply: Reply) -> None:
+        """Write *reply*, and leave its confirmation to whoever reads.
+
+        :raises LaneBrokenError: it was not written; otherwise it is the lane's from now on.
+        """
+        body = json.dumps(reply.envelope)
+        if len(self._unconfirmed) >= self._most:
+            self._wait_for_room()
+        with self._lock:
+            if self.is_broken:
+                raise LaneBrokenError
+            number = self._published + 1
+            frames = _native.amqp_publish(
+                self._channel.channel_id,
+                reply.queue,
+                str(number),
+                self._is_mandatory,
+                body,
+                self._link.frame_max,
+            )
+            self._published = number
+            self._unconfirmed[number] = reply
+            try:
+                # The lock makes the numbers those that the broker counts.
+                self._line.write(frames, self._seconds)
+            except Exception as error:  # noqa: BLE001  (whatever happened, it is broken)
+                broken: Exception | None = error
+            else:
+                broken = None
+        if broken is not None:
+            self.break_off(broken)
+
+    def _wait_for_room(self) -> None:
+        """Read confirmations until there is room, or the lane is broken.
+
+        A broker that is short of memory takes nothing for as long as that lasts, and goes on
+        sending heartbeats: then everybody waits here, as they would for confirmations of their own.
+        """
+        while len(self._unconfirmed) >= self._most and not self.is_broken:
+            if self._reading.acquire(blocking=False):
+                try:
+                    self._wait_readable(1.0)
+                    self._read()
+                finally:
+                    self._reading.release()
+                self.check_alive()
+            else:
+                with self._reading:  # whoever reads has read something then
+                    pass
+
+    def settle(self) -> None:
+        """Read the confirmations that have arrived. Never waits."""
+        if self._reading.acquire(blocking=False):
+            try:
+                self._read()
+            finally:
+                self._reading.release()
+
+    def check_alive(self) -> None:
+        """Break off when the broker has been silent for two heartbeats."""
+        if self.is_broken:
+            return
+        try:
+            self._link.heartbeat_tick()
+        except Exception as error:  # noqa: BLE001  (whatever py-amqp's transport raises)
+            self.break_off(error)
+
+    def break_off(self, error: Exception) -> None:
+        """Give up the connection, and give back what it has not confirmed."""
+        with self._lock:
+            if self.is_broken:
+                return
+            self.is_broken = True
+            lost = list(self._unconfirmed.values())
+            self._unconfirmed.clear()
+        LOG.log(
+            logging.WARNING if lost else logging.INFO,
+            "connection for replies lost (%s); %d replies are sent again",
+            error,
+            len(lost),
+        )
+        self._line.close()
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # whoever sleeps on it wakes up
+        for reply in lost:
+            self._give_back(reply)
+
+    def close(self) -> None:
+        """Wait until everything is confirmed or the connection is lost; then close it."""
+        deadline = time.monotonic() + CLOSING
+        with self._reading:
+            while self._unconfirmed and not self.is_broken:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    self.break_off(TimeoutError(f"no confirmation within {CLOSING:g} s"))
+                    break
+                self._wait_readable(min(1.0, left))
+                self._read()
+            if self.is_broken:
+                # No farewell to a peer that would not answer.
+                with contextlib.suppress(Exception):
+                    self._link.collect()
+            with contextlib.suppress(Exception):
+                self._lent.close()
+
+    def _wait_readable(self, seconds: float) -> None:
+        if self.socket.fileno() < 0:
+            return
+        poll = select.poll()
+        poll.register(self.socket.fileno(), select.POLLIN)
+        poll.poll(seconds * 1000)
+
+    def _read(self) -> None:
+        try:
+            while not self.is_broken and self._read_some():
+                pass
+        except Exception as error:  # noqa: BLE001  (whatever py-amqp makes of the broker's words)
+            self.break_off(error)
+
+    def _read_some(self) -> bool:
+        """Whether there may be more to read."""
+        transport = self._transport
+        received = self._line.receive()
+        if received is None:
+            return False
+        if not received:
+            raise ConnectionResetError("the broker has closed it")
+        transport._read_buffer += received
+        while not self.is_broken:
+            confirms, used, frames, is_foreign = _native.amqp_confirms(
+                transport._read_buffer, self._channel.channel_id
+            )
+            transport._read_buffer = transport._read_buffer[used:]
+            self._link.bytes_recv += frames
+            with self._lock:
+                for tag, multiple in confirms:
+                    self._confirm(tag, multiple)
+            if not is_foreign:
+                return True
+            try:
+                self._link.blocking_read(0)
+            except TimeoutError:
+                return True
+        return False
+
+    def _confirm(self, tag: int, multiple: bool) -> None:
+        if multiple:
+            for number in [number for number in self._unconfirmed if number <= tag]:
+                del self._unconfirmed[number]
+        else:
+            self._unconfirmed.pop(tag, None)
+
+    def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        """There is no such queue. The confirmation that follows finds nothing to confirm."""
+        with self._lock:
+            reply = self._unconfirmed.pop(int(message.properties["message_id"]), None)
+        if reply is not None:
+            self._give_back(reply)
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        """The broker could not take responsibility."""
+        with self._lock:
+            refused = [n for n in self._unconfirmed if n == tag or (multiple and n < tag)]
+            replies = [self._unconfirmed.pop(number) for number in refused]
+        for reply in replies:
+            self._give_back(reply)
