@@ -204,6 +204,12 @@ def broker() -> Iterator[Broker]:
     yield from _running(Broker)
 
 
+@pytest.fixture(scope="module")
+def durable_broker() -> Iterator[Broker]:
+    """One for durable queues; on the shared one other tests declare the same as transient ones."""
+    yield from _running(Broker)
+
+
 @pytest.fixture(scope="session")
 def database() -> Iterator[Database]:
     """A MariaDB of our own; see infra.py."""

@@ -8,6 +8,7 @@ the tests that need it with the remedy; it never skips them silently.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import os
@@ -17,7 +18,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -220,6 +222,29 @@ class Database:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    @contextlib.contextmanager
+    def locked(self, *tables: str) -> Iterator[None]:
+        """Hold *tables* ("database.table"): all others who read or write them wait meanwhile."""
+        argv = [self._client, "--no-defaults", "-S", str(self.socket), "-uroot", "-N", "-B", "-n"]
+        locks = ", ".join(f"{table} WRITE" for table in tables)
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(f"LOCK TABLES {locks}; SELECT 'locked';\n")
+            client.stdin.flush()
+            assert client.stdout.readline() == "locked\n"
+            yield
+            client.stdin.close()  # its session ends, and with it the locks
+
+    def waiting(self) -> Counter[str]:
+        """How many connections wait for a table, by the database that they use."""
+        rows = self.sql(
+            "SELECT db FROM information_schema.processlist WHERE state LIKE 'Waiting for table%'"
+        )
+        return Counter(rows.split())
 
     def create(self, names: list[str], key: str, fill: Callable[[], None]) -> float:
         """Create the databases *names*, empty, and let *fill* make their tables.

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from services.cinder import Environment
 from services.infra import Broker, Database
@@ -25,10 +26,18 @@ API, CELL0, CELL1 = "nova_api", "nova_cell0", "nova_cell1"
 
 
 class Nova:
-    """One nova deployment in a directory: files and schema first, then its services."""
+    """One nova deployment in a directory: files and schema first, then its services.
+
+    :param extra: more of nova.conf, with the names of its sections.
+    """
 
     def __init__(
-        self, environment: Environment, broker: Broker, database: Database, directory: Path
+        self,
+        environment: Environment,
+        broker: Broker,
+        database: Database,
+        directory: Path,
+        extra: str = "",
     ) -> None:
         self.environment = environment
         self.directory = directory
@@ -36,6 +45,7 @@ class Nova:
         self.workers = 2
         self._broker = broker
         self._database = database
+        self._extra = extra
         for name in ("state", "lock", "logs"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         self.write()
@@ -79,7 +89,7 @@ endpoint_override = http://127.0.0.1:9
 endpoint_override = http://127.0.0.1:9
 [service_user]
 send_service_user_token = False
-""")
+{self._extra}""")
 
     def create_schema(self) -> float:
         """Make the tables, from the kept dump when there is one; returns seconds."""
@@ -100,6 +110,11 @@ send_service_user_token = False
             manage("db", "sync")
 
         seconds = self._database.create([API, CELL0, CELL1], f"nova-{self.environment.key}", sync)
+        self.map_cells()
+        return seconds
+
+    def map_cells(self) -> None:
+        """Enter this deployment's addresses in the schema."""
         for name, url, transport in (
             ("cell0", self._database.url(CELL0), "none:///"),
             ("cell1", self._database.url(CELL1), self._broker.url),
@@ -109,7 +124,6 @@ send_service_user_token = False
                 f" WHERE name='{name}'",
                 API,
             )
-        return seconds
 
     def start_service(self, name: str, start: Callable[..., RunningService]) -> RunningService:
         """Start nova-conductor or nova-scheduler and wait until every worker listens."""
@@ -184,6 +198,20 @@ policy_file = {self.directory / "policy.yaml"}
         return service
 
 
+@dataclass
+class Report:
+    """What callers saw of their calls."""
+
+    sent: dict[str, float]
+    """When each was made, by its key, in seconds of ``time.monotonic``."""
+    failed: dict[str, str]
+    """The exception of each that was not answered, by its key; a wrong answer is none."""
+    median: float
+    """Seconds until an answer."""
+    slowest: float
+    """Seconds until the answer that took longest."""
+
+
 class Calls:
     """RPC calls under way, through nova's own client classes, in a process of their own.
 
@@ -192,19 +220,25 @@ class Calls:
     :param threads: concurrent callers.
     """
 
-    def __init__(self, nova: Nova, topic: str, timeout: int = 30, threads: int = 4) -> None:
-        self._report = nova.directory / f"calls-{topic}.json"
+    def __init__(self, nova: Nova, topic: str, timeout: int, threads: int) -> None:
+        self.topic = topic
+        self.run = uuid.uuid4().hex[:12]
+        """Begins the key of each call, followed by a dash and a number."""
+        self._report = nova.directory / f"calls-{self.run}.json"
         argv = [nova.environment.python, str(APPS / "nova_calls.py"), str(nova.config), topic]
-        argv += [str(threads), str(timeout), str(self._report)]
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=nova.environment.variables(),
-        )
-        self._answered = 0
+        argv += [str(threads), str(timeout), self.run, str(self._report)]
+        self._log = nova.directory / "logs" / f"calls-{topic}-{self.run}.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=nova.environment.variables(),
+            )
+        self._threads = threads
+        self._answered = self._under_way = 0
         self._moved = threading.Condition()
         self._reader = threading.Thread(target=self._read, name="call-progress", daemon=True)
         self._reader.start()
@@ -212,9 +246,10 @@ class Calls:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.strip().isdigit():
+            progress = line.split()
+            if len(progress) == 2 and all(number.isdigit() for number in progress):
                 with self._moved:
-                    self._answered = int(line)
+                    self._answered, self._under_way = map(int, progress)
                     self._moved.notify_all()
 
     def wait_answered(self, more: int, within: float = 60) -> None:
@@ -222,21 +257,29 @@ class Calls:
         with self._moved:
             goal = self._answered + more
             reached = self._moved.wait_for(lambda: self._answered >= goal, within)
-            assert reached, f"{self._answered} of {goal} calls answered within {within} s"
+        assert reached, (
+            f"{self._answered} of {goal} calls answered within {within} s:\n"
+            + self._log.read_text(errors="replace")[-3000:]
+        )
 
-    def stop(self, within: float = 90) -> dict[str, Any]:
-        """End the callers.
+    def wait_under_way(self, within: float = 60) -> None:
+        """Wait until every caller waits for an answer."""
+        with self._moved:
+            reached = self._moved.wait_for(lambda: self._under_way == self._threads, within)
+        assert reached, f"{self._under_way} of {self._threads} callers wait for an answer"
 
-        :returns: ``answered`` (calls), ``failures`` (by kind), ``median``, ``slowest`` (seconds).
-        """
+    def end(self) -> None:
+        """Let each caller end with the answer or the timeout of its present call."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+
+    def report(self, within: float = 150) -> Report:
+        """Wait for the end of the callers, which :meth:`end` has begun."""
         try:
             self._process.wait(within)
         finally:
             self.kill()
-        report: dict[str, Any] = json.loads(self._report.read_text())
-        return report
+        return Report(**json.loads(self._report.read_text()))
 
     def kill(self) -> None:
         """End the callers without a report. Does nothing when they have ended."""

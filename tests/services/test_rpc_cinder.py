@@ -24,7 +24,7 @@ import pytest
 
 from services.cinder import DATABASE, LOCK, PROJECT, Cinder, Client, Environment, stop_politely
 from services.conftest import Figure, Start
-from services.infra import Broker, Database, retried
+from services.infra import Broker, Database
 from services.processes import RunningService, until
 
 pytestmark = pytest.mark.timeout(300)
@@ -211,14 +211,6 @@ class Deployment:
         for users in self._users:
             users.stop()
         self._users.clear()
-
-
-@pytest.fixture(scope="module")
-def durable_broker() -> Iterator[Broker]:
-    """One that may be killed; other tests declare the same queues as transient ones."""
-    broker = retried(Broker)
-    yield broker
-    broker.stop()
 
 
 @pytest.fixture(scope="module")
