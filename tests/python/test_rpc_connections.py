@@ -8,25 +8,18 @@ import os
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.waiting import until
 
 from osloxide import _native
 from osloxide.messaging import connections, heart
 
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 PATIENCE = 20.0
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -144,8 +137,8 @@ def test_connections_of_a_burst_leave_and_so_does_who_sweeps_them() -> None:
     for connection in taken:
         burst.put(connection)
 
-    until(lambda: Connection.open == 2)
-    until(lambda: not any(t.name == "osloxide-connections" for t in threading.enumerate()))
+    assert until(lambda: Connection.open == 2)
+    assert until(lambda: not any(t.name == "osloxide-connections" for t in threading.enumerate()))
     assert burst.get() is not None
 
 

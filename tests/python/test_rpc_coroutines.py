@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.waiting import until
 
 from osloxide import _loop, rpc
 
@@ -28,13 +29,6 @@ def executor() -> Iterator[rpc.Executor]:
     executor = rpc.Executor(max_workers=64)
     yield executor
     executor.shutdown(wait=True)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.005)
 
 
 async def where() -> str:
@@ -73,7 +67,7 @@ def test_waiting_coroutines_hold_no_threads(executor: rpc.Executor) -> None:
         return 1
 
     futures = [executor.submit(wait) for _ in range(60)]
-    until(lambda: executor.stats()["held"] == 60)
+    assert until(lambda: executor.stats()["held"] == 60)
 
     stats = executor.stats()
     assert stats["busy"] == 0
@@ -106,7 +100,7 @@ def test_coroutines_and_plain_jobs_stay_within_the_bound_together() -> None:
 
     with rpc.Executor(max_workers=6) as executor:
         futures = [executor.submit(job) for _ in range(10) for job in (soft, hard)]
-        until(lambda: now == 6)
+        assert until(lambda: now == 6)
         gate.set()
         for future in futures:
             future.result(PATIENCE)
@@ -138,7 +132,7 @@ def test_shutdown_waits_for_coroutines() -> None:
 
     for _ in range(4):
         executor.submit(work)
-    until(lambda: executor.stats()["held"] == 4)
+    assert until(lambda: executor.stats()["held"] == 4)
 
     assert not executor.drain(0)
     executor.shutdown(wait=True)
@@ -164,7 +158,7 @@ def test_what_is_cancelled_may_clean_up_and_its_future_says_so() -> None:
     loop.cancel_at(time.monotonic())
 
     assert cleaned.wait(PATIENCE)
-    until(lambda: bool(outcomes))
+    assert until(lambda: bool(outcomes))
     with pytest.raises(_loop.CancelledAtStopError, match="forever"):
         outcomes[0]()
     assert loop.running == 0
@@ -473,7 +467,7 @@ def test_cancelled_futures_and_futures_of_coroutines_are_both_final() -> None:
 
     running = executor.submit(wait)
     waiting = executor.submit(wait)
-    until(lambda: executor.stats()["held"] == 1)
+    assert until(lambda: executor.stats()["held"] == 1)
     executor.shutdown(wait=False, cancel_futures=True)
     gate.set()
 

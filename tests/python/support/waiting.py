@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-DEADLINE = 10.0
+DEADLINE = 20.0
 
 
 def until(is_so: Callable[[], bool], deadline: float = DEADLINE) -> bool:
