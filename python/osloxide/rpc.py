@@ -14,7 +14,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from osloxide import _native
 from osloxide._typing import override
@@ -48,6 +48,19 @@ class Future(concurrent.futures.Future[T]):
     def __init__(self) -> None:
         """Make a pending future. Only executors and tests do."""
         # Not the base class's: it would make the condition.
+
+    @override
+    def result(self, timeout: float | None = None) -> T:
+        """What the job returned; raises what it raised.
+
+        :param timeout: seconds to wait for it; ``None`` waits for ever.
+        :raises TimeoutError: it has not ended in time.
+        :raises concurrent.futures.CancelledError: it was cancelled.
+        """
+        # Written last, and never changed again: nothing has to be locked to read what is there.
+        if self._state == "FINISHED" and self._exception is None:
+            return cast("T", self._result)
+        return super().result(timeout)
 
     def __getattr__(self, name: str) -> Any:
         """Make one of the base class's internals, once, whichever thread asks first."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Coroutine
-from types import CoroutineType, ModuleType
+from types import CoroutineType, ModuleType, SimpleNamespace
 from typing import Any
 
 from osloxide._loop import Later, Outcome
@@ -49,8 +50,28 @@ class _Endpoint:
         return call
 
 
+class _Watchdog:
+    """In the place of ``threading.Thread``: made for each request, started for the few whose
+    callers monitor them, and only then a thread."""
+
+    __slots__ = ("_arguments", "_thread")
+
+    def __init__(self, **arguments: Any) -> None:
+        self._arguments = arguments
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(**self._arguments)
+        self._thread.start()
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+
 def amend_dispatcher(dispatcher: ModuleType) -> None:
     """Let ``RPCDispatcher`` run coroutines, and say of each message whether it failed."""
+    dispatcher.threading = SimpleNamespace(Thread=_Watchdog)  # type: ignore[attr-defined]
     cls = dispatcher.RPCDispatcher
     dispatch, do_dispatch = cls.dispatch, cls._do_dispatch
 

@@ -10,6 +10,7 @@ Rules: oslo_messaging/_drivers/base.py and amqpdriver.py.
 
 import functools
 import itertools
+import json
 import logging
 import queue
 import sys
@@ -26,6 +27,9 @@ from osloxide.messaging import exchange as exchanges
 LOG = logging.getLogger(__name__)
 
 _message_ids = itertools.count(1)
+
+#: What ``jsonutils.dumps`` does, without an encoder made for each message.
+_dumps = json.JSONEncoder(default=jsonutils.to_primitive).encode
 
 
 class _Incoming(base.RpcIncomingMessage):
@@ -47,7 +51,7 @@ class _Incoming(base.RpcIncomingMessage):
             return
         if failure is None:
             try:
-                answer(jsonutils.dumps(reply), None)
+                answer(_dumps(reply), None)
                 return
             except (TypeError, ValueError):
                 # What cannot travel is the endpoint's mistake; its caller must not wait in vain.
@@ -201,7 +205,7 @@ class MemoryDriver(base.BaseDriver):
         replies: queue.SimpleQueue[tuple[str | None, str | None]] = queue.SimpleQueue()
         if wait_for_reply:
             message = {**message, "_timeout": call_monitor_timeout}
-        body = jsonutils.dumps([ctxt, message])
+        body = _dumps([ctxt, message])
         answer = (lambda *reply: replies.put(reply)) if wait_for_reply else None
         if target.fanout:
             addresses = exchange.addresses(
@@ -271,7 +275,7 @@ class MemoryDriver(base.BaseDriver):
     ) -> None:
         """Store a notification for each pool of listeners, and for those still to come."""
         exchange = self._exchange(target)
-        body = jsonutils.dumps([ctxt, message])
+        body = _dumps([ctxt, message])
         unpooled = ("notification", target.topic, None)
         exchange.declare(unpooled)
         for address in exchange.addresses(
