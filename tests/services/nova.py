@@ -206,8 +206,10 @@ class Report:
     """When each was made, by its key, in seconds of ``time.monotonic``."""
     failed: dict[str, str]
     """The exception of each that was not answered, by its key; a wrong answer is none."""
+    pings: dict[str, int]
+    """How many were ``answered``; the others by their exception."""
     median: float
-    """Seconds until an answer."""
+    """Seconds until an answer to a call."""
     slowest: float
     """Seconds until the answer that took longest."""
 

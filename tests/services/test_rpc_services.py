@@ -85,8 +85,8 @@ class Counted:
         return (
             f"{self.topic}: {sent} calls sent, {sent - len(self.failed)} answered,"
             f" failed {dict(Counter(self.report.failed.values()))}, {len(self.lost)} lost,"
-            f" {len(self.doubled)} doubled; median {self.report.median * 1e3:.0f} ms,"
-            f" slowest {self.report.slowest:.2f} s"
+            f" {len(self.doubled)} doubled; pings {self.report.pings};"
+            f" median {self.report.median * 1e3:.0f} ms, slowest {self.report.slowest:.2f} s"
         )
 
 
@@ -189,6 +189,7 @@ def assert_all_answered_once(counted: list[Counted]) -> None:
     for service in counted:
         assert not service.failed, service.summary()
         assert not service.doubled, service.summary()
+        assert set(service.report.pings) == {"answered"}, service.summary()
 
 
 def test_sighup_keeps_every_pid_and_loses_and_doubles_no_call(
@@ -241,7 +242,8 @@ def test_kill9_of_a_worker_costs_at_most_what_its_threads_ran(
 
     figure("; ".join([*(s.summary() for s in counted), f"successors after {successors}"]))
     for service in counted:
-        assert 1 <= len(service.failed) <= THREADS
+        unanswered = sum(service.report.pings.values()) - service.report.pings["answered"]
+        assert 1 <= len(service.failed) + unanswered <= THREADS, service.summary()
         assert set(service.report.failed.values()) <= {"MessagingTimeout"}
         assert not service.doubled
         assert all(service.report.sent[key] <= gone for key in service.failed)
@@ -283,7 +285,10 @@ def crash(
     for service in counted:
         assert len(service.failed) <= CALLERS * rounds, service.summary()
         assert len(service.doubled) <= CALLERS, service.summary()
-        assert set(service.report.failed.values()) <= {"MessagingTimeout", "MessageDeliveryFailure"}
+        told = {"MessagingTimeout", "MessageDeliveryFailure"}
+        assert set(service.report.failed.values()) <= told, service.summary()
+        assert "answered" in service.report.pings, service.summary()
+        assert set(service.report.pings) <= {"answered", *told}, service.summary()
         harmed = {*service.failed, *service.doubled}
         assert all(service.report.sent[key] <= answering for key in harmed), service.summary()
     assert families == deployment.families()

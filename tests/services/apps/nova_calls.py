@@ -5,7 +5,9 @@ plain oslo.messaging. Each call has a key of its own, ``RUN-NUMBER``, and leaves
 time that it is run: in the conductor a row of table ``migrations`` whose ``source_node`` is the key
 (what nova-compute asks for when it begins to move a server), in the scheduler a line of its log
 (nova-compute's news of its servers; nova casts them, here they are calls, so that there is an
-answer). Prints now and then how many calls were answered, and how many are under way.
+answer). Beside them one thread sends the pings that nova's services answer, which leave no trace:
+they are counted by what came of them. Prints now and then how many calls were answered, and how
+many are under way.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from nova import monkey_patch
 monkey_patch.patch(backend="threading")
 import nova.conf  # noqa: E402
 import nova.db.main.api  # noqa: E402
-from nova import config, context, objects, rpc  # noqa: E402
+from nova import baserpc, config, context, objects, rpc  # noqa: E402
 from nova.conductor import rpcapi as conductor_rpcapi  # noqa: E402
 from nova.objects import base as objects_base  # noqa: E402
 from nova.scheduler import rpcapi as scheduler_rpcapi  # noqa: E402
@@ -93,11 +96,25 @@ def main() -> None:
             else:
                 failed[key] = "wrong answer"
 
+    pings: Counter[str] = Counter()
+    base = baserpc.BaseAPI(topic)
+
+    def ping() -> None:
+        admin = context.get_admin_context()
+        while not ending.wait(0.05):
+            try:
+                answer = base.ping(admin, arg=run)
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong is counted
+                pings[type(error).__name__] += 1
+            else:
+                pings["answered" if answer["arg"] == run else "wrong answer"] += 1
+
     def await_end() -> None:
         sys.stdin.read()
         ending.set()
 
     callers = [threading.Thread(target=go_on) for _ in range(int(threads))]
+    callers.append(threading.Thread(target=ping))
     for caller in callers:
         caller.start()
     threading.Thread(target=await_end, daemon=True).start()
@@ -111,6 +128,7 @@ def main() -> None:
     summary = {
         "sent": sent,
         "failed": failed,
+        "pings": pings,
         "median": took[len(took) // 2] if took else 0,
         "slowest": took[-1] if took else 0,
     }
