@@ -234,6 +234,10 @@ class Endpoint:
             await asyncio.sleep(0.01)
         return 1
 
+    def blocked(self, context):
+        gate.wait()
+        return 100
+
 transport = oslo_messaging.get_rpc_transport(conf, url="osloxide+memory://",
                                              allowed_remote_exmods=["builtins"])
 target = oslo_messaging.Target(topic="t", server="s")
@@ -250,9 +254,10 @@ slow = []
 monitored = client.prepare(call_monitor_timeout=2, timeout=60)
 callers = [threading.Thread(target=lambda: slow.append(monitored.call({}, "slow")))
            for _ in range(30)]
+callers.append(threading.Thread(target=lambda: slow.append(monitored.call({}, "blocked"))))
 for caller in callers:
     caller.start()
-while server._work_executor.stats()["held"] < 30:
+while server._work_executor.stats()["held"] < 30 or not server._work_executor.stats()["busy"]:
     pass
 methods = {m["name"]: m for m in board.read()[0]["methods"]}
 seen["running"] = methods["slow"]["running"]
@@ -292,8 +297,8 @@ def test_exceptions_of_coroutine_endpoints_reach_the_caller(served: dict[str, An
     assert (served["expected"], served["unexpected"]) == ("KeyError", "ValueError")
 
 
-def test_a_monitored_call_of_a_coroutine_gets_heartbeats(served: dict[str, Any]) -> None:
-    assert served["answered"] == 30
+def test_a_monitored_call_gets_heartbeats(served: dict[str, Any]) -> None:
+    assert served["answered"] == 30 + 100
 
 
 def test_each_method_is_counted(served: dict[str, Any]) -> None:
@@ -304,8 +309,9 @@ def test_each_method_is_counted(served: dict[str, Any]) -> None:
         "expected": [1, 0, 0, 0],
         "unexpected": [1, 1, 0, 0],
         "slow": [30, 0, 0, 0],
+        "blocked": [1, 0, 0, 0],
     }
-    assert served["served"] == 34
+    assert served["served"] == 35
 
 
 CONTEXTS = """

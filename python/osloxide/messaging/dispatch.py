@@ -50,9 +50,31 @@ class _Endpoint:
         return call
 
 
+class _Completion:
+    """In the place of ``threading.Event``: one is made for each request, and waited for only in
+    those whose callers monitor them."""
+
+    __slots__ = ("_event", "_is_set")
+
+    def __init__(self) -> None:
+        self._event: threading.Event | None = None
+        self._is_set = False
+
+    def set(self) -> None:
+        # First the flag, then a look at the event; wait() does it the other way round.
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
+
+    def wait(self, timeout: float) -> bool:
+        if self._event is None:
+            self._event = threading.Event()
+        return self._is_set or self._event.wait(timeout)
+
+
 class _Watchdog:
-    """In the place of ``threading.Thread``: made for each request, started for the few whose
-    callers monitor them, and only then a thread."""
+    """In the place of ``threading.Thread``: the one that waits for a :class:`_Completion`; most
+    are never started, and no thread until they are."""
 
     __slots__ = ("_arguments", "_thread")
 
@@ -72,6 +94,7 @@ class _Watchdog:
 def amend_dispatcher(dispatcher: ModuleType) -> None:
     """Let ``RPCDispatcher`` run coroutines, and say of each message whether it failed."""
     dispatcher.threading = SimpleNamespace(Thread=_Watchdog)  # type: ignore[attr-defined]
+    dispatcher.eventletutils = SimpleNamespace(Event=_Completion)  # type: ignore[attr-defined]
     cls = dispatcher.RPCDispatcher
     dispatch, do_dispatch = cls.dispatch, cls._do_dispatch
 
