@@ -67,7 +67,7 @@ class Lane:
         self._transport = self._link.transport
         line = getattr(self._transport, "_osloxide_line", None)
         if line is None or lent.connection.kombu_compression:
-            raise NoLaneError
+            raise NoLaneError("TLS, compression or no heartbeats")
         self._line = line
         self._is_mandatory = bool(lent.connection.direct_mandatory_flag)
         self.socket: socket.socket = self._transport.sock

@@ -82,7 +82,15 @@ class LateReplies:
 class Reply:
     """One reply on its way."""
 
-    __slots__ = ("_amqpdriver", "_deadline", "_incoming", "envelope", "queue", "was_attempted")
+    __slots__ = (
+        "_amqpdriver",
+        "_deadline",
+        "_hindrance",
+        "_incoming",
+        "envelope",
+        "queue",
+        "was_attempted",
+    )
 
     def __init__(self, amqpdriver: ModuleType, incoming: Any, queue: str, envelope: Any) -> None:
         """
@@ -95,13 +103,15 @@ class Reply:
         self.queue = queue
         self.envelope = envelope
         self._deadline: float | None = None
+        self._hindrance: Exception | None = None
         self.was_attempted = False
         """Once more, after what brought it to the late ones."""
 
     def attempt(self) -> bool:
         """Send it as oslo.messaging does: wait for the broker, as long as that is away.
 
-        :returns: False when there is no such queue.
+        :returns: False when there is no such queue, or the connection was lost while it was made:
+            then oslo.messaging does not try again.
         """
         driver = self._incoming.listener.driver
         try:
@@ -111,34 +121,33 @@ class Reply:
             self._amqpdriver.oslo_messaging.MessageUndeliverable,
             self._amqpdriver.rpc_amqp.AMQPDestinationNotFound,
         ):
+            self._hindrance = None
+            return False
+        except Exception as error:  # noqa: BLE001  (whatever kombu's transport raises)
+            self._hindrance = error
             return False
         return True
 
     def is_settled(self) -> bool:
-        """Attempt it once more; abandoned when its queue has been missing for too long."""
+        """Attempt it once more; abandoned when that has been of no use for too long."""
         incoming = self._incoming
-        try:
-            if not incoming._obsolete_reply_queues.reply_q_valid(self.queue, incoming.msg_id):
-                return True
-            if self.attempt():
-                return True
-        except Exception:
-            LOG.exception("Can not send reply for message")
+        is_wanted = incoming._obsolete_reply_queues.reply_q_valid(self.queue, incoming.msg_id)
+        if not is_wanted or self.attempt():
             return True
-        finally:
-            self.was_attempted = True
+        self.was_attempted = True
         seconds = incoming.listener.driver.missing_destination_retry_timeout
         now = time.monotonic()
         if self._deadline is None:
             self._deadline = now + seconds
         if now < self._deadline:
             return False
-        incoming._obsolete_reply_queues.add(self.queue, incoming.msg_id)
+        if self._hindrance is None:  # the client is gone
+            incoming._obsolete_reply_queues.add(self.queue, incoming.msg_id)
         LOG.error(
-            "reply to message %s: queue %s is missing for %d s; the client is gone, dropped",
+            "reply to message %s dropped after %d s of attempts: %s",
             incoming.msg_id,
-            self.queue,
             seconds,
+            self._hindrance or f"there is no queue {self.queue}",
         )
         return True
 
@@ -229,20 +238,18 @@ class Replies:
         with self._lock:
             if self._lane is not None or not self._is_possible:
                 return self._lane
-            # Not for sending, as far as oslo.messaging knows: such a connection is our own, and has
-            # no thread that reads it.
-            lent = self._driver._get_connection(self._amqpdriver.rpc_common.PURPOSE_LISTEN)
+            lent = None
             try:
-                self._lane = Lane(lent, self._most, self._late.add)
-            except NoLaneError:
-                self._is_possible = False
-                lent.close()
-                return None
+                # Not for sending, as far as oslo.messaging knows: such a connection is our own, and
+                # has no thread that reads it.
+                lent = self._driver._get_connection(self._amqpdriver.rpc_common.PURPOSE_LISTEN)
+                lane = self._lane = Lane(lent, self._most, self._late.add)
             except Exception as error:  # noqa: BLE001  (whatever kombu's transport raises)
+                self._is_possible = not isinstance(error, NoLaneError)
                 LOG.info("no connection for replies: %s", error)
-                lent.close()
+                if lent is not None:
+                    lent.close()
                 return None
-            lane = self._lane
         self._on_new_lane()
         return lane
 
