@@ -1,8 +1,8 @@
 """Looping calls: a function that is called again and again, never twice at a time.
 
 Owns the loop and the sleep between two calls; never interrupts a call that is running. stop()
-ends the sleep at once, and a sleeping call costs no wake-up. A loop that sleeps for long gives its
-thread up meanwhile (osloxide.timers), and the next call is made on a new one: a thousand idle loops
+ends the sleep at once, and a sleeping call costs no wake-up. A loop that sleeps for long gives up its
+thread (osloxide.threads.timers), and the next call is made on a new one: a thousand idle loops
 have one thread together. What it runs on does not keep the process alive and ends with the loop.
 
 Rules: oslo_service.loopingcall (oslo.service 4.8), names, signatures, messages and arithmetic.
@@ -21,7 +21,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar
 
-from osloxide import timers, waiting
+from osloxide import waiting
+from osloxide.threads import timers
 
 # oslo.service up to 4.0 logged here, and default_log_levels of designate, mistral and others
 # still name it.

@@ -23,10 +23,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from osloxide import _loop, _native, configuration, lifecycle, strangers, waiting
+from osloxide import _native, configuration, lifecycle, strangers, waiting
 from osloxide.control import Control, Request, begin_thread
 from osloxide.servicemanager import ServiceManager
 from osloxide.signalhandler import SignalExit
+from osloxide.threads import event_loop
 
 LOG = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ class Runner:
             try:
                 if method == "start":
                     self._begun.append(service)
-                    _loop.complete(service.start())
+                    event_loop.complete(service.start())
                 elif service in self._begun:
                     self._awaited = service
                     self._wait_for(service)
@@ -226,7 +227,7 @@ class Runner:
     def _wait_for(self, service: Any) -> None:
         while True:
             try:
-                _loop.complete(service.wait())
+                event_loop.complete(service.wait())
                 return
             except SignalExit as exc:
                 if exc is not self._again:
@@ -314,7 +315,7 @@ class Runner:
         if grace <= 0 and self._phase is Phase.STARTING:
             grace = DEADLINE_OF_START
         if grace > 0:
-            _loop.cancel_before(time.monotonic() + grace)
+            event_loop.cancel_before(time.monotonic() + grace)
             grace += self._grace_margin
             self._control.deadline = time.monotonic() + grace
             self._control.put(("look at the clock", ""))
@@ -328,7 +329,7 @@ class Runner:
         for service in list(self._begun):
             self._stopping = service
             try:
-                _loop.complete(service.stop())
+                event_loop.complete(service.stop())
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
                 text = f"Error stopping {type(service).__name__}"
                 self._status = self._status or _exit_status(exc, 1, text)
@@ -400,7 +401,7 @@ class Runner:
 def reset(service: Any) -> None:
     """Call reset(); what it raises is logged, the process goes on with what it has."""
     try:
-        _loop.complete(service.reset())
+        event_loop.complete(service.reset())
     except Exception:
         LOG.exception("Error resetting %s", type(service).__name__)
 

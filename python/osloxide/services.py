@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import _loop, exceptions, threadgroup
+from osloxide import exceptions, threadgroup
 from osloxide._typing import override
+from osloxide.threads import event_loop
 
 LOG = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class Services:
     def stop(self) -> None:
         """Stop the services in order. May be called more than once."""
         for service in self.services:
-            _loop.complete(service.stop())
+            event_loop.complete(service.stop())
         self.done.set()
         self.tg.stop()
 
@@ -152,7 +153,7 @@ class Services:
         :raises SystemExit: the start() of one failed (status 1) or raised SystemExit itself.
         """
         for service in self.services:
-            _loop.complete(service.wait())
+            event_loop.complete(service.wait())
         self.tg.wait()
 
     def restart(self) -> None:
@@ -161,7 +162,7 @@ class Services:
             self.stop()
             self.done = threading.Event()
         for service in self.services:
-            _loop.complete(service.reset())
+            event_loop.complete(service.reset())
             if self.restart_method == "reload":
                 self._run(service)
 
@@ -188,7 +189,7 @@ class Services:
         :raises SystemExit: start() failed.
         """
         try:
-            _loop.complete(service.start())
+            event_loop.complete(service.start())
         except Exception:
             LOG.exception("Error starting thread.")
             raise SystemExit(1) from None

@@ -287,7 +287,7 @@ impl Calls {
         };
         let resume = Bound::new(py, resume)?;
         let started = py
-            .import("osloxide._loop")?
+            .import("osloxide.threads.event_loop")?
             .call_method1("start", (coroutine, &resume));
         if let Err(error) = started {
             return match resume.get().take() {
@@ -351,7 +351,7 @@ fn goes_on(result: &Bound<'_, PyAny>) -> PyResult<bool> {
     let py = result.py();
     let kinds = LATER.get_or_try_init(py, || {
         let coroutine = py.import("types")?.getattr("CoroutineType")?;
-        let later = py.import("osloxide._loop")?.getattr("Later")?;
+        let later = py.import("osloxide.threads.event_loop")?.getattr("Later")?;
         PyResult::Ok((coroutine.unbind(), later.unbind()))
     })?;
     let kind = result.get_type();
@@ -411,6 +411,6 @@ fn is_private(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 
 /// Makes the calling thread one of Python's: listed, named, joined and traced like any other.
 fn adopt<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-    py.import("osloxide._threads")?
+    py.import("osloxide.threads.pool_thread")?
         .call_method1("adopt", (name,))
 }

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from support.waiting import until
 
-from osloxide import _loop, rpc
+from osloxide import rpc
+from osloxide.threads import event_loop
 
 PATIENCE = 20.0
 number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
@@ -141,7 +142,7 @@ def test_shutdown_waits_for_coroutines() -> None:
 
 
 def test_what_is_cancelled_may_clean_up_and_its_future_says_so() -> None:
-    loop = _loop.EventLoop()
+    loop = event_loop.EventLoop()
     cleaned, outcomes = threading.Event(), []
     begun = threading.Event()
 
@@ -159,7 +160,7 @@ def test_what_is_cancelled_may_clean_up_and_its_future_says_so() -> None:
 
     assert cleaned.wait(PATIENCE)
     assert until(lambda: bool(outcomes))
-    with pytest.raises(_loop.CancelledAtStopError, match="forever"):
+    with pytest.raises(event_loop.CancelledAtStopError, match="forever"):
         outcomes[0]()
     assert loop.running == 0
 
@@ -196,8 +197,8 @@ def test_a_loop_is_not_made_for_those_who_need_none() -> None:
 
 
 def test_complete_returns_plain_values_and_what_coroutines_come_to() -> None:
-    assert _loop.complete(5) == 5
-    assert _loop.complete(where()) == "osloxide-asyncio"
+    assert event_loop.complete(5) == 5
+    assert event_loop.complete(where()) == "osloxide-asyncio"
 
 
 SERVER = """

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType, ModuleType, SimpleNamespace
 from typing import Any
 
-from osloxide._loop import Later, Outcome
+from osloxide.threads.event_loop import Later, Outcome
 
 
 class _AwaitingError(BaseException):
