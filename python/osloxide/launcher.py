@@ -16,18 +16,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar
 
-from osloxide import (
-    _bootstrap,
-    _native,
-    configuration,
-    counting,
-    lifecycle,
-    servicemanager,
-    services,
-    signalhandler,
-)
+from osloxide import _bootstrap, _native, configuration, counting, servicemanager, services
 from osloxide._typing import override
 from osloxide.runner import Runner, reset
+from osloxide.signals import shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
 
@@ -102,7 +94,7 @@ class ServiceLauncher(Launcher):
     ) -> None:
         super().__init__(conf, restart_method=restart_method)
         self.start_method = start_method
-        self.signal_handler = signalhandler.SignalHandler()
+        self.signal_handler = signal_handler.SignalHandler()
         self._service_manager = servicemanager.ServiceManager()
         self._is_waiting = False
         self._term_came = False
@@ -114,7 +106,7 @@ class ServiceLauncher(Launcher):
             on_ready=_native.worker_ready,
             service_manager=self._service_manager,
         )
-        lifecycle.begin_serving()
+        shutdown.begin_serving()
 
     @override
     def launch_service(self, service: Any, workers: int | None = 1) -> None:
@@ -144,7 +136,7 @@ class ServiceLauncher(Launcher):
         """Install the launcher's signal handlers, behind those of the application."""
         self.signal_handler.add_last(self._handlers())
 
-    def _handlers(self) -> dict[str, signalhandler.Handler]:
+    def _handlers(self) -> dict[str, signal_handler.Handler]:
         return {
             "SIGTERM": self._graceful_shutdown,
             "SIGINT": self._fast_exit,
@@ -159,13 +151,13 @@ class ServiceLauncher(Launcher):
             os.kill(os.getpid(), signo)
             return
         self._term_came = True
-        self._runner.request_stop(f"Caught {signalhandler.signal_name(signo)}, stopping")
+        self._runner.request_stop(f"Caught {signal_handler.signal_name(signo)}, stopping")
 
     def _reload_service(self, signo: int, _frame: FrameType | None) -> None:
-        if self.HUP_NEEDS_DAEMON and not signalhandler.is_daemon():
-            self._runner.request_stop(f"Caught {signalhandler.signal_name(signo)}, stopping")
+        if self.HUP_NEEDS_DAEMON and not signal_handler.is_daemon():
+            self._runner.request_stop(f"Caught {signal_handler.signal_name(signo)}, stopping")
         else:
-            self._runner.request_reconfigure(f"Caught {signalhandler.signal_name(signo)}, handling")
+            self._runner.request_reconfigure(f"Caught {signal_handler.signal_name(signo)}, handling")
 
     def _fast_exit(self, _signo: int, _frame: FrameType | None) -> None:
         LOG.info("Caught SIGINT signal, instantaneous exiting")

@@ -1,13 +1,9 @@
 """Looping calls: a function that is called again and again, never twice at a time.
 
 Owns the loop and the sleep between two calls; never interrupts a call that is running. stop()
-ends the sleep at once, and a sleeping call costs no wake-up. A loop that sleeps for long gives up its
-thread (osloxide.threads.timers), and the next call is made on a new one: a thousand idle loops
+ends the sleep at once, and a sleeping call costs no wake-up. A loop that sleeps for long gives its
+thread back (osloxide.threads.timers), and the next call is made on a new one: a thousand idle loops
 have one thread together. What it runs on does not keep the process alive and ends with the loop.
-
-Rules: oslo_service.loopingcall (oslo.service 4.8), names, signatures, messages and arithmetic.
-Differs in four points: time is monotonic throughout, RetryDecorator counts each call on its own,
-a call may be started again as soon as wait() has returned, and the thread may change between calls.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar
 
-from osloxide import waiting
+from osloxide.signals import waiting
 from osloxide.threads import timers
 
 # oslo.service up to 4.0 logged here, and default_log_levels of designate, mistral and others
@@ -77,7 +73,7 @@ class FutureEvent:
         """Wait for the loop to end.
 
         :param timeout: seconds; None waits for ever.
-        :param interruptible: see :func:`osloxide.waiting.wait_for`; without a timeout only.
+        :param interruptible: see :func:`osloxide.signals.waiting.wait_for`; without a timeout only.
         :returns: the value of ``LoopingCallDone``, True after ``stop()``.
         :raises RuntimeError: *timeout* seconds passed.
         """

@@ -29,16 +29,15 @@ from osloxide import (
     counting,
     forking,
     lastwords,
-    lifecycle,
     servicemanager,
     services,
-    signalhandler,
     strangers,
     titles,
     worker,
     workerlog,
 )
 from osloxide.runner import Runner, leave, reset
+from osloxide.signals import shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
 
@@ -100,8 +99,8 @@ class ProcessLauncher:
         self.no_fork = no_fork
         self.start_method = start_method
         self.service: Any = None
-        self.signal_handler: signalhandler.SignalHandler | None = None
-        self._signals = signalhandler.SignalHandler()
+        self.signal_handler: signal_handler.SignalHandler | None = None
+        self._signals = signal_handler.SignalHandler()
         self._service_manager = servicemanager.ServiceManager()
         self._wrappers: list[ServiceWrapper] = []
         self._scoreboard: _native.Scoreboard | None = None
@@ -115,7 +114,7 @@ class ProcessLauncher:
         self._log = workerlog.WorkerLog()
         _launchers.add(self)
         strangers.own_children.add(self)
-        lifecycle.begin_serving()
+        shutdown.begin_serving()
         if no_fork:
             self.signal_handler = self._signals
             self.add_signal_handlers()
@@ -175,7 +174,7 @@ class ProcessLauncher:
         if threading.current_thread() is threading.main_thread():
             self.handle_signal()
 
-    def _handlers(self) -> dict[str, signalhandler.Handler]:
+    def _handlers(self) -> dict[str, signal_handler.Handler]:
         return {
             "SIGTERM": self._handle_term,
             "SIGHUP": self._handle_hup,
@@ -198,7 +197,7 @@ class ProcessLauncher:
 
     def _asks_for_reload(self, signo: int) -> bool:
         if self.HUP_NEEDS_DAEMON:
-            return signalhandler.is_sighup_and_daemon(signo, self._signals)
+            return signal_handler.is_sighup_and_daemon(signo, self._signals)
         return signo == signal.SIGHUP
 
     def _fast_exit(self, _signo: int, _frame: FrameType | None) -> None:
@@ -267,7 +266,7 @@ class ProcessLauncher:
                 due = self.restart_method
             if signo is not None:
                 ending = "handling" if due == "mutate" else "stopping children"
-                LOG.info("Caught %s, %s", signalhandler.signal_name(signo), ending)
+                LOG.info("Caught %s, %s", signal_handler.signal_name(signo), ending)
             if due not in services.RESTART_METHODS:
                 return
             self.sigcaught = None
@@ -326,11 +325,11 @@ class ProcessLauncher:
             self._obey(command)
 
     def _begin_shutdown(self) -> None:
-        lifecycle.begin_shutdown()
+        shutdown.begin_shutdown()
         self._service_manager.stopping()
         # Not before: a worker that is still to be forked needs them.
         if not any(other._own for other in _launchers if other is not self):
-            lifecycle.close_listeners()
+            shutdown.close_listeners()
 
     def _stop_adopted(self) -> None:
         """Stop children that a subclass forked by itself and entered into ``children``."""

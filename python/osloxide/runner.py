@@ -23,10 +23,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from osloxide import _native, configuration, lifecycle, strangers, waiting
-from osloxide.control import Control, Request, begin_thread
+from osloxide import _native, configuration, strangers
 from osloxide.servicemanager import ServiceManager
-from osloxide.signalhandler import SignalExit
+from osloxide.signals import shutdown, waiting
+from osloxide.signals.control_thread import Control, Request, begin_thread
+from osloxide.signals.signal_handler import SignalExit
 from osloxide.threads import event_loop
 
 LOG = logging.getLogger(__name__)
@@ -307,7 +308,7 @@ class Runner:
         if self._leaving:
             return
         self._leaving = True
-        lifecycle.begin_shutdown()
+        shutdown.begin_shutdown()
         _native.worker_leaving()
         if self._service_manager is not None:
             self._service_manager.stopping()

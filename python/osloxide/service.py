@@ -29,8 +29,8 @@ from osloxide.backends.threading.service import (
     Singleton,
     launch,
 )
-from osloxide.signalhandler import is_daemon as _is_daemon
-from osloxide.signalhandler import is_sighup_and_daemon as _is_sighup_and_daemon
+from osloxide.signals.signal_handler import is_daemon as _is_daemon
+from osloxide.signals.signal_handler import is_sighup_and_daemon as _is_sighup_and_daemon
 
 _bootstrap.adopt()
 

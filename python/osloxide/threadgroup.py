@@ -18,8 +18,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from osloxide import loopingcall, waiting
+from osloxide import loopingcall
 from osloxide._typing import override
+from osloxide.signals import waiting
 
 LOG = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any, NoReturn
 
-from osloxide import _native, lastwords, lifecycle, servicemanager, signalhandler, titles
+from osloxide import _native, lastwords, servicemanager, titles
 from osloxide.runner import Runner, leave
+from osloxide.signals import shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Assignment:
     slot: int
     generation: int
     hup_needs_daemon: bool
-    inherited: Iterable[signalhandler.Handler]
+    inherited: Iterable[signal_handler.Handler]
     signal_mask: Iterable[int]
     last_words: lastwords.LastWords
 
@@ -70,7 +71,7 @@ def _serve(assignment: Assignment) -> int:
         assignment.supervisor, assignment.scoreboard, assignment.slot, assignment.generation
     )
     assignment.last_words.keep()
-    lifecycle.begin_serving()
+    shutdown.begin_serving()
     servicemanager.forget()
     titles.of_worker(assignment.slot)
     random.seed()
@@ -91,12 +92,12 @@ def _serve(assignment: Assignment) -> int:
             runner.request_stop("Child caught SIGTERM, stopping")
 
     def on_hup(_signo: int, _frame: FrameType | None) -> None:
-        if assignment.hup_needs_daemon and not signalhandler.is_daemon():
+        if assignment.hup_needs_daemon and not signal_handler.is_daemon():
             runner.request_stop("Child caught SIGHUP, stopping")
         else:
             runner.request_reconfigure("Child caught SIGHUP, handling")
 
-    signalhandler.SignalHandler().replace(
+    signal_handler.SignalHandler().replace(
         assignment.inherited,
         {"SIGTERM": on_term, "SIGHUP": on_hup, "SIGINT": _on_int, "SIGALRM": _on_alarm},
     )

@@ -15,7 +15,8 @@ import os
 import signal
 import time
 
-from osloxide import _native, lastwords, signalhandler
+from osloxide import _native, lastwords
+from osloxide.signals import signal_handler
 
 LOG = logging.getLogger("osloxide.processlauncher")
 
@@ -126,7 +127,7 @@ def describe(status: int) -> str:
         code = os.waitstatus_to_exitcode(status)
         return f"exit status {code}" + (" (see its log above)" if code else "")
     signo = os.WTERMSIG(status)
-    text = f"killed by {signalhandler.signal_name(signo)}"
+    text = f"killed by {signal_handler.signal_name(signo)}"
     if signo == signal.SIGKILL:
         text += ", which this process did not send; if the kernel did because memory ran out, its "
         text += "log says 'Out of memory' (dmesg)"

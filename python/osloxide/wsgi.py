@@ -26,7 +26,8 @@ from oslo_log import log as logging
 from oslo_service import _options, backend
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import _listener, _native, lifecycle, slowness, testing
+from osloxide import _listener, _native, slowness, testing
+from osloxide.signals import shutdown
 
 if TYPE_CHECKING:
     from osloxide._routing import Request as Request
@@ -262,7 +263,7 @@ class Server(ServiceBase):
             raise ValueError(
                 f"Unsupported socket family: {socket_family}; use AF_INET, AF_INET6 or AF_UNIX"
             )
-        lifecycle.register_listener(self.socket)
+        shutdown.register_listener(self.socket)
 
     def _get_socket(self, host: str, port: int, backlog: int) -> socket.socket:
         """Bind and listen; subclasses may replace it."""
@@ -385,7 +386,7 @@ class Server(ServiceBase):
             return
         self._pool.resize(0)
         self._server.kill()
-        if lifecycle.is_stopping():
+        if shutdown.is_stopping():
             self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -434,7 +435,7 @@ class _Acceptor:
     def kill(self, *_args: object) -> None:
         """Stop accepting; requests in flight are still answered."""
         self.is_stopped = True
-        self._engine.stop(close=lifecycle.is_stopping())
+        self._engine.stop(close=shutdown.is_stopping())
 
 
 class _Pool:

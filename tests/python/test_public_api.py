@@ -15,9 +15,10 @@ import pytest
 from oslo_config import cfg
 from oslo_service.backend.base import ComponentRegistry, ServiceBase
 
-from osloxide import exceptions, service, signalhandler
+from osloxide import exceptions, service
 from osloxide.backends.eventlet import EventletBackend
 from osloxide.backends.threading import ThreadingBackend
+from osloxide.signals import signal_handler
 
 BACKENDS = {"eventlet": EventletBackend, "threading": ThreadingBackend}
 
@@ -104,7 +105,7 @@ class Plain(ServiceBase):
 def dispositions() -> Iterator[None]:
     """Put back what launchers that are never waited for have installed in this process."""
     yield
-    signalhandler.SignalHandler().clear()
+    signal_handler.SignalHandler().clear()
 
 
 @pytest.fixture

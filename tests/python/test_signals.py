@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from conftest import APPS, DEADLINE, Program, wait_until
 
-from osloxide import signalhandler
+from osloxide.signals import signal_handler
 
 Start = Callable[..., Program]
 
@@ -586,19 +586,19 @@ def test_a_service_may_install_a_handler_in_start(running: Start, flavour: str) 
 
 
 @pytest.fixture
-def handler(monkeypatch: pytest.MonkeyPatch) -> signalhandler.SignalHandler:
+def handler(monkeypatch: pytest.MonkeyPatch) -> signal_handler.SignalHandler:
     """A handler table of its own; the process' signal dispositions are put back afterwards."""
-    monkeypatch.setattr(signalhandler.Singleton, "_instances", {})
-    fresh = signalhandler.SignalHandler()
+    monkeypatch.setattr(signal_handler.Singleton, "_instances", {})
+    fresh = signal_handler.SignalHandler()
     yield fresh
     fresh.clear()
 
 
-def test_the_handler_is_one_per_process(handler: signalhandler.SignalHandler) -> None:
-    assert signalhandler.SignalHandler() is handler
+def test_the_handler_is_one_per_process(handler: signal_handler.SignalHandler) -> None:
+    assert signal_handler.SignalHandler() is handler
 
 
-def test_handlers_run_last_in_first_out(handler: signalhandler.SignalHandler) -> None:
+def test_handlers_run_last_in_first_out(handler: signal_handler.SignalHandler) -> None:
     ran: list[int] = []
     handler.add_handler("SIGUSR1", lambda *_: ran.append(1))
     handler.add_handlers(["SIGUSR1", "SIGUSR2"], lambda *_: ran.append(2))
@@ -608,7 +608,7 @@ def test_handlers_run_last_in_first_out(handler: signalhandler.SignalHandler) ->
     assert ran == [2, 1]
 
 
-def test_unknown_names_are_ignored(handler: signalhandler.SignalHandler) -> None:
+def test_unknown_names_are_ignored(handler: signal_handler.SignalHandler) -> None:
     handler.add_handler("SIGNONSENSE", print)
 
     assert not handler.is_signal_supported("SIGNONSENSE")
@@ -616,7 +616,7 @@ def test_unknown_names_are_ignored(handler: signalhandler.SignalHandler) -> None
 
 
 def test_a_failing_handler_does_not_keep_the_others_from_running(
-    handler: signalhandler.SignalHandler, caplog: pytest.LogCaptureFixture
+    handler: signal_handler.SignalHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran: list[int] = []
     handler.add_handler("SIGUSR1", lambda *_: ran.append(1))
@@ -629,7 +629,7 @@ def test_a_failing_handler_does_not_keep_the_others_from_running(
 
 
 def test_exit_in_a_handler_takes_effect_after_the_others_ran(
-    handler: signalhandler.SignalHandler,
+    handler: signal_handler.SignalHandler,
 ) -> None:
     ran: list[int] = []
     handler.add_handler("SIGUSR1", lambda *_: ran.append(1))
@@ -641,7 +641,7 @@ def test_exit_in_a_handler_takes_effect_after_the_others_ran(
     assert ran == [1]
 
 
-def test_clear_puts_back_what_was_there_before(handler: signalhandler.SignalHandler) -> None:
+def test_clear_puts_back_what_was_there_before(handler: signal_handler.SignalHandler) -> None:
     def mine(*_: object) -> None: ...
 
     before = signal.signal(signal.SIGUSR1, mine)
@@ -655,7 +655,7 @@ def test_clear_puts_back_what_was_there_before(handler: signalhandler.SignalHand
 
 
 def test_replace_never_lets_the_signal_fall_back_to_its_default(
-    handler: signalhandler.SignalHandler, monkeypatch: pytest.MonkeyPatch
+    handler: signal_handler.SignalHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def old(*_: object) -> None: ...
 
@@ -672,7 +672,7 @@ def test_replace_never_lets_the_signal_fall_back_to_its_default(
 
 
 def test_handlers_added_last_run_after_those_of_the_application(
-    handler: signalhandler.SignalHandler,
+    handler: signal_handler.SignalHandler,
 ) -> None:
     ran: list[str] = []
     handler.add_handler("SIGUSR1", lambda *_: ran.append("application"))
@@ -683,7 +683,7 @@ def test_handlers_added_last_run_after_those_of_the_application(
     assert ran == ["application", "launcher"]
 
 
-def test_an_ignored_signal_stays_ignored(handler: signalhandler.SignalHandler) -> None:
+def test_an_ignored_signal_stays_ignored(handler: signal_handler.SignalHandler) -> None:
     before = signal.getsignal(signal.SIGUSR1)
     try:
         handler.add_handler("SIGUSR1", lambda *_: 1 / 0)
@@ -709,4 +709,4 @@ def test_a_process_without_stdout_is_a_daemon(
         replacement = None if stdout is None else io.StringIO()
     monkeypatch.setattr(sys, "stdout", replacement)
 
-    assert signalhandler.is_daemon()
+    assert signal_handler.is_daemon()

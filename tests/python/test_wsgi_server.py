@@ -19,7 +19,8 @@ from oslo_service.backend.base import ServiceBase
 from support.raw_http import DEADLINE, Connection, configuration, connect, serving
 from support.waiting import until
 
-from osloxide import lifecycle, wsgi
+from osloxide import wsgi
+from osloxide.signals import shutdown
 
 # WebOb and Paste still import what Python has deprecated.
 web_framework = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -337,9 +338,9 @@ def test_stop_lets_requests_in_flight_finish_and_wait_waits_for_them() -> None:
 
 @pytest.fixture
 def ending() -> Iterator[None]:
-    lifecycle.begin_shutdown()
+    shutdown.begin_shutdown()
     yield
-    lifecycle.begin_serving()
+    shutdown.begin_serving()
 
 
 def test_at_the_end_of_the_process_the_port_is_refused(
@@ -370,7 +371,7 @@ def test_a_reload_in_place_keeps_the_port_open(made: list[wsgi.Server]) -> None:
 def test_the_listener_is_known_to_the_life_cycle(made: list[wsgi.Server]) -> None:
     server = make(made)
 
-    assert server.socket in lifecycle._listeners
+    assert server.socket in shutdown._listeners
 
 
 def test_a_signal_handler_runs_while_the_main_thread_waits() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from oslo_service.backend.base import BaseBackend
 
-from osloxide import signalhandler
 from osloxide.backends.eventlet import loopingcall, service, threadgroup
+from osloxide.signals import signal_handler
 
 
 class EventletBackend(BaseBackend):
@@ -28,9 +28,9 @@ class EventletBackend(BaseBackend):
             "Service": service.Service,
             "Services": service.Services,
             "ServiceWrapper": service.ServiceWrapper,
-            "SignalExit": signalhandler.SignalExit,
+            "SignalExit": signal_handler.SignalExit,
             "SignalHandler": service.SignalHandler,
-            "Singleton": signalhandler.Singleton,
+            "Singleton": signal_handler.Singleton,
             "LoopingCallBase": loopingcall.LoopingCallBase,
             "LoopingCallDone": loopingcall.LoopingCallDone,
             "LoopingCallTimeOut": loopingcall.LoopingCallTimeOut,
@@ -43,7 +43,7 @@ class EventletBackend(BaseBackend):
             "RetryDecorator": loopingcall.RetryDecorator,
             "ThreadGroup": threadgroup.ThreadGroup,
             "Thread": threadgroup.Thread,
-            "_is_daemon": signalhandler.is_daemon,
-            "_is_sighup_and_daemon": signalhandler.is_sighup_and_daemon,
+            "_is_daemon": signal_handler.is_daemon,
+            "_is_sighup_and_daemon": signal_handler.is_sighup_and_daemon,
             "launch": service.launch,
         }

@@ -14,7 +14,7 @@ from oslo_service.backend.base import ServiceBase
 from osloxide import launcher, processlauncher, services
 from osloxide.backends.eventlet import threadgroup
 from osloxide.processlauncher import ServiceWrapper
-from osloxide.signalhandler import SignalExit, SignalHandler, Singleton
+from osloxide.signals.signal_handler import SignalExit, SignalHandler, Singleton
 
 __all__ = [
     "Launcher",

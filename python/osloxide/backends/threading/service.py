@@ -16,7 +16,7 @@ from oslo_service.backend.base import ServiceBase
 from osloxide import exceptions, launcher, processlauncher, services
 from osloxide._typing import override
 from osloxide.backends.threading import threadgroup
-from osloxide.signalhandler import SignalExit, SignalHandler, Singleton
+from osloxide.signals.signal_handler import SignalExit, SignalHandler, Singleton
 
 __all__ = [
     "Launcher",

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, ClassVar
 
-from osloxide import lifecycle
 from osloxide._typing import override
+from osloxide.signals import shutdown
 
 LOG = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def _outlast_the_interpreter() -> None:
     one that is ignored.
     """
     handler = Singleton._instances.get(SignalHandler)
-    if handler is None or not lifecycle.is_stopping():
+    if handler is None or not shutdown.is_stopping():
         return
     for signo in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signo) == handler._handle_signal:
