@@ -4,6 +4,10 @@ Owns the loop and the sleep between two calls; never interrupts a call that is r
 ends the sleep at once, and a sleeping call costs no wake-up. A loop that sleeps for long gives its
 thread back (osloxide.threads.timers), and the next call is made on a new one: a thousand idle loops
 have one thread together. What it runs on does not keep the process alive and ends with the loop.
+
+Rules: oslo_service.loopingcall (oslo.service 4.8), names, signatures, messages and arithmetic.
+Differs in four points: time is monotonic throughout, RetryDecorator counts each call on its own,
+a call may be started again as soon as wait() has returned, and the thread may change between calls.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from oslo_config import cfg
 
-from osloxide import configuration
+from osloxide.launch import configuration
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
-from osloxide import forking
+from osloxide.launch import forking
 
 PROGRAM = """
 import logging, os, signal, sys, threading, time
-from osloxide import forking
+from osloxide.launch import forking
 sys.setswitchinterval(0.0001)
 logging.basicConfig(filename=os.devnull)
 is_over = False

@@ -179,7 +179,8 @@ class Poison:
         if name.partition(".")[0] in ("eventlet", "greenlet", "cotyledon", "futurist"):
             raise AssertionError(f"{name} was imported")
 sys.meta_path.insert(0, Poison())
-import osloxide.service, osloxide.launcher, osloxide.worker, osloxide.runner
+import osloxide.service, osloxide.launch.service_launcher
+import osloxide.launch.worker, osloxide.launch.runner
 import osloxide.backends.threading, osloxide.backends.eventlet
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -339,7 +339,7 @@ def _configuration(options: argparse.Namespace) -> ConfigOpts:
     from oslo_config import cfg
     from oslo_service import _options
 
-    from osloxide import configuration
+    from osloxide.launch import configuration
 
     conf = cfg.ConfigOpts()
     conf([], project="osloxide", default_config_files=[], default_config_dirs=[])

@@ -24,7 +24,7 @@ NONE_FOUND = "no running launcher was found; name a PID, or run this as its user
 _MEMFD = "/memfd:osloxide-scoreboard"
 
 _TITLE = re.compile(r"osloxide: (?:supervisor|worker \d+) of .+? \[(.*)\]")
-"""What osloxide.titles puts around a command line."""
+"""What osloxide.launch.process_title puts around a command line."""
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ else:
     launcher = None
 from oslo_service import opts  # noqa: E402
 
-from osloxide import configuration  # noqa: E402
+from osloxide.launch import configuration  # noqa: E402
 
 opts.register_service_opts(conf)
 conf.set_override("graceful_shutdown_timeout", options.grace)

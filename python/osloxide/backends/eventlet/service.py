@@ -11,9 +11,9 @@ from typing import Any
 
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import launcher, processlauncher, services
 from osloxide.backends.eventlet import threadgroup
-from osloxide.processlauncher import ServiceWrapper
+from osloxide.launch import process_launcher, service_launcher, services
+from osloxide.launch.process_launcher import ServiceWrapper
 from osloxide.signals.signal_handler import SignalExit, SignalHandler, Singleton
 
 __all__ = [
@@ -43,13 +43,13 @@ class Services(services.Services):
     THREAD_GROUP = threadgroup.ThreadGroup
 
 
-class Launcher(launcher.Launcher):
+class Launcher(service_launcher.Launcher):
     """Runs services in this process, each started at once on a thread of its own."""
 
     SERVICES = Services
 
 
-class ServiceLauncher(launcher.ServiceLauncher, Launcher):
+class ServiceLauncher(service_launcher.ServiceLauncher, Launcher):
     """Runs services in this process, on its main thread, until a signal ends them."""
 
     SERVICES = Services
@@ -59,7 +59,7 @@ class ServiceLauncher(launcher.ServiceLauncher, Launcher):
         super().__init__(conf, restart_method=restart_method)
 
 
-class ProcessLauncher(processlauncher.ProcessLauncher):
+class ProcessLauncher(process_launcher.ProcessLauncher):
     """Runs services in workers, which launch_service() forks.
 
     :param wait_interval: accepted for compatibility: the end of a worker is noticed at once.
@@ -95,7 +95,7 @@ def launch(
     :raises ValueError: *workers* is not positive or *restart_method* unknown.
     """
     del no_fork
-    return launcher.launch(
+    return service_launcher.launch(
         functools.partial(ServiceLauncher, conf, restart_method=restart_method),
         functools.partial(ProcessLauncher, conf, restart_method=restart_method),
         service,

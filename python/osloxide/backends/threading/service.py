@@ -13,9 +13,10 @@ from typing import Any
 
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import exceptions, launcher, processlauncher, services
+from osloxide import exceptions
 from osloxide._typing import override
 from osloxide.backends.threading import threadgroup
+from osloxide.launch import process_launcher, service_launcher, services
 from osloxide.signals.signal_handler import SignalExit, SignalHandler, Singleton
 
 __all__ = [
@@ -53,13 +54,13 @@ class Services(services.Services):
     THREAD_GROUP = threadgroup.ThreadGroup
 
 
-class Launcher(launcher.Launcher):
+class Launcher(service_launcher.Launcher):
     """Runs services in this process, each started at once on a thread of its own."""
 
     SERVICES = Services
 
 
-class ProcessLauncher(processlauncher.ProcessLauncher):
+class ProcessLauncher(process_launcher.ProcessLauncher):
     """Runs services in workers, which wait() forks.
 
     :param wait_interval: deprecated, has no effect.
@@ -84,7 +85,7 @@ class ProcessLauncher(processlauncher.ProcessLauncher):
             )
 
 
-class ServiceLauncher(launcher.ServiceLauncher):
+class ServiceLauncher(service_launcher.ServiceLauncher):
     """Runs services in this process, or in workers when more than one is asked for."""
 
     SERVICES = Services
@@ -140,7 +141,7 @@ class ServiceLauncher(launcher.ServiceLauncher):
             self._processes.restart()
 
 
-class ServiceWrapper(processlauncher.ServiceWrapper):
+class ServiceWrapper(process_launcher.ServiceWrapper):
     """One worker's view of its service, as the threading backend shapes it.
 
     :param worker_id: number of the worker; or the service, as the eventlet backend orders them.
@@ -187,7 +188,7 @@ def launch(
     :raises TypeError: *workers* is no int or *service* no ServiceBase.
     :raises ValueError: *workers*, *restart_method* or *start_method* is not one of the above.
     """
-    return launcher.launch(
+    return service_launcher.launch(
         functools.partial(
             ServiceLauncher, conf, restart_method=restart_method, start_method=start_method
         ),

@@ -23,8 +23,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from osloxide import _native, configuration, strangers
-from osloxide.servicemanager import ServiceManager
+from osloxide import _native
+from osloxide.launch import configuration, orphans
+from osloxide.launch.systemd import ServiceManager
 from osloxide.signals import shutdown, waiting
 from osloxide.signals.control_thread import Control, Request, begin_thread
 from osloxide.signals.signal_handler import SignalExit
@@ -285,7 +286,7 @@ class Runner:
             _native.beat(timeout)
             if timeout:
                 intervals.append(timeout / 4)
-        if os.getpid() == 1 and (seconds := strangers.reap()):
+        if os.getpid() == 1 and (seconds := orphans.reap()):
             intervals.append(seconds)
         return min(intervals, default=0.0)
 

@@ -14,19 +14,19 @@ import logging
 import sys
 from pathlib import Path
 
-from osloxide import counting
+from osloxide.launch import scoreboard
 
 LOG = logging.getLogger(__name__)
 
 
 def of_supervisor() -> None:
     """Show this process as the parent of workers."""
-    _show(f"osloxide: supervisor of {counting.program_name()}")
+    _show(f"osloxide: supervisor of {scoreboard.program_name()}")
 
 
 def of_worker(slot: int) -> None:
     """Show this process as the worker of *slot*."""
-    _show(f"osloxide: worker {slot} of {counting.program_name()}")
+    _show(f"osloxide: worker {slot} of {scoreboard.program_name()}")
 
 
 def _show(role: str) -> None:

@@ -2,7 +2,7 @@
 
 Owns the order in which several services are started, reset, stopped and awaited when each start()
 runs on a thread of its own, which is what a plain Launcher does. ServiceLauncher and workers run
-services on the main thread instead, see osloxide.runner.
+services on the main thread instead, see osloxide.launch.runner.
 
 Rules: oslo_service.service.Service and Services (oslo.service 4.8), both backends.
 """

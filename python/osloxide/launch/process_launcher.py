@@ -2,8 +2,8 @@
 
 Owns what a signal means to the parent of workers, and the fork of workers (always through
 ``os.fork()`` on the main thread). Which worker is forked, signalled or killed when is decided by
-the native supervisor; what a worker does is osloxide.worker's part, and what the log says of its
-life osloxide.workerlog's.
+the native supervisor; what a worker does is osloxide.launch.worker's part, and what the log says of
+its life osloxide.launch.worker_log's.
 Starts no thread and never starts or stops a service, except with *no_fork*.
 
 Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8); docs/signals.md, docs/lifecycle.md.
@@ -22,21 +22,20 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, ClassVar
 
-from osloxide import (
-    _bootstrap,
-    _native,
+from osloxide import _bootstrap, _native
+from osloxide.launch import (
     configuration,
-    counting,
+    fault_dump,
     forking,
-    lastwords,
-    servicemanager,
+    orphans,
+    process_title,
+    scoreboard,
     services,
-    strangers,
-    titles,
+    systemd,
     worker,
-    workerlog,
+    worker_log,
 )
-from osloxide.runner import Runner, leave, reset
+from osloxide.launch.runner import Runner, leave, reset
 from osloxide.signals import shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ class ProcessLauncher:
         self.service: Any = None
         self.signal_handler: signal_handler.SignalHandler | None = None
         self._signals = signal_handler.SignalHandler()
-        self._service_manager = servicemanager.ServiceManager()
+        self._service_manager = systemd.ServiceManager()
         self._wrappers: list[ServiceWrapper] = []
         self._scoreboard: _native.Scoreboard | None = None
         self._supervisor: _native.Supervisor | None = None
@@ -111,9 +110,9 @@ class ProcessLauncher:
         self._due: str | None = None
         self._is_supervising = False
         self._has_ended = threading.Event()
-        self._log = workerlog.WorkerLog()
+        self._log = worker_log.WorkerLog()
         _launchers.add(self)
-        strangers.own_children.add(self)
+        orphans.own_children.add(self)
         shutdown.begin_serving()
         if no_fork:
             self.signal_handler = self._signals
@@ -153,7 +152,7 @@ class ProcessLauncher:
 
     def _supervisor_of_this_process(self) -> _native.Supervisor:
         if self._supervisor is None:
-            self._scoreboard = _native.Scoreboard(counting.program_name())
+            self._scoreboard = _native.Scoreboard(scoreboard.program_name())
             self._supervisor = _native.Supervisor(self._scoreboard)
         return self._supervisor
 
@@ -241,7 +240,7 @@ class ProcessLauncher:
         configuration.log_options(self.conf, LOG)
         _native.install_wakeup()
         self._set_timeouts()
-        titles.of_supervisor()
+        process_title.of_supervisor()
         try:
             with self._until_green_thread_is_killed():
                 self._supervise()
@@ -395,7 +394,7 @@ class ProcessLauncher:
         supervisor = self._supervisor_of_this_process()
         assert slot is not None
         forking.prepare()
-        last_words = lastwords.LastWords()
+        last_words = fault_dump.LastWords()
         # A signal that reaches the child before it has handlers of its own must wait for them.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
@@ -430,7 +429,7 @@ class ProcessLauncher:
         slot: int,
         generation: int,
         mask: Any,
-        last_words: lastwords.LastWords,
+        last_words: fault_dump.LastWords,
     ) -> None:
         status = 1
         try:
@@ -468,11 +467,11 @@ class ProcessLauncher:
 
     def _adopt(self, pid: int) -> None:
         """Reap an orphan of the container, for which this is process 1."""
-        if strangers.belongs_to_application(pid):
+        if orphans.belongs_to_application(pid):
             return
         status = self._supervisor_of_this_process().adopt(pid)
         if status is not None:
-            strangers.adopted(pid, status)
+            orphans.adopted(pid, status)
 
     # ---- no_fork
 
@@ -492,7 +491,7 @@ class ProcessLauncher:
         """Run *service* on the main thread; returns when it has ended."""
         LOG.warning("no_fork=True: running service in main process")
         _bootstrap.announce()
-        counting.begin([service])
+        scoreboard.begin([service])
         configuration.log_options(self.conf, LOG)
         self.service = service
         service.backdoor_port = None

@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from osloxide import exceptions, strangers
+from osloxide import exceptions
+from osloxide.launch import orphans
 
 LOG = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def prepare() -> None:
     if _gc_is_frozen:
         return
     if os.getpid() == 1:
-        strangers.remember()
+        orphans.remember()
     gc.freeze()
     _gc_is_frozen = True
     others = [

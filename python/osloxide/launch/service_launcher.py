@@ -1,8 +1,8 @@
 """Launchers that run services in the process that launched them.
 
-Owns what a signal means to such a process. How it runs its services is osloxide.runner's part;
-workers are osloxide.processlauncher's. The two flavours that oslo.service knows, eventlet and
-threading, are subclasses under osloxide.backends. Never forks.
+Owns what a signal means to such a process. How it runs its services is osloxide.launch.runner's
+part; workers are osloxide.launch.process_launcher's. The two flavours that oslo.service knows,
+eventlet and threading, are subclasses under osloxide.backends. Never forks.
 
 Rules: oslo_service.service (oslo.service 4.8); docs/signals.md says which signal does what.
 """
@@ -16,9 +16,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar
 
-from osloxide import _bootstrap, _native, configuration, counting, servicemanager, services
+from osloxide import _bootstrap, _native
 from osloxide._typing import override
-from osloxide.runner import Runner, reset
+from osloxide.launch import configuration, scoreboard, services, systemd
+from osloxide.launch.runner import Runner, reset
 from osloxide.signals import shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class ServiceLauncher(Launcher):
         super().__init__(conf, restart_method=restart_method)
         self.start_method = start_method
         self.signal_handler = signal_handler.SignalHandler()
-        self._service_manager = servicemanager.ServiceManager()
+        self._service_manager = systemd.ServiceManager()
         self._is_waiting = False
         self._term_came = False
         self._has_ended = threading.Event()
@@ -157,7 +158,8 @@ class ServiceLauncher(Launcher):
         if self.HUP_NEEDS_DAEMON and not signal_handler.is_daemon():
             self._runner.request_stop(f"Caught {signal_handler.signal_name(signo)}, stopping")
         else:
-            self._runner.request_reconfigure(f"Caught {signal_handler.signal_name(signo)}, handling")
+            name = signal_handler.signal_name(signo)
+            self._runner.request_reconfigure(f"Caught {name}, handling")
 
     def _fast_exit(self, _signo: int, _frame: FrameType | None) -> None:
         LOG.info("Caught SIGINT signal, instantaneous exiting")
@@ -180,7 +182,7 @@ class ServiceLauncher(Launcher):
         if on_main_thread:
             self.handle_signal()
         self._is_waiting = True
-        counting.begin(self.services.services)
+        scoreboard.begin(self.services.services)
         try:
             return self._runner.run()
         finally:

@@ -2,8 +2,8 @@
 
 Owns the texts, oslo.service's own and those that it left out, and what a later text has to know
 of an earlier event: how a slot ended last, whom the parent ended itself, the last words of each
-worker. Decides nothing and signals nobody; osloxide.processlauncher calls it with the native
-supervisor's commands.
+worker. Decides nothing and signals no process; osloxide.launch.process_launcher calls it with the
+native supervisor's commands.
 
 Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8) for the first line of each pair.
 """
@@ -15,21 +15,22 @@ import os
 import signal
 import time
 
-from osloxide import _native, lastwords
+from osloxide import _native
+from osloxide.launch import fault_dump
 from osloxide.signals import signal_handler
 
-LOG = logging.getLogger("osloxide.processlauncher")
+LOG = logging.getLogger("osloxide.launch.process_launcher")
 
 
 class WorkerLog:
     """What is to be said about the workers of one launcher."""
 
     def __init__(self) -> None:
-        self._last_words: dict[int, lastwords.LastWords] = {}
+        self._last_words: dict[int, fault_dump.LastWords] = {}
         self._last_exits: dict[int, str] = {}
         self._ended_by_us: set[int] = set()
 
-    def forked(self, pid: int, last_words: lastwords.LastWords) -> None:
+    def forked(self, pid: int, last_words: fault_dump.LastWords) -> None:
         """A worker was forked; *last_words* are shared with it."""
         self._last_words[pid] = last_words
         LOG.debug("Started child %d", pid)

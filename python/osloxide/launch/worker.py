@@ -2,7 +2,7 @@
 
 Owns the clean cut between parent and child: own signal handlers, own random numbers, no
 NOTIFY_SOCKET, and an exit that never returns into the code that forked. Serving itself is
-osloxide.runner's part. Called by osloxide.processlauncher only, in the child.
+osloxide.launch.runner's part. Called by osloxide.launch.process_launcher only, in the child.
 
 Rules: oslo_service.service.ProcessLauncher._child_process (oslo.service 4.8).
 """
@@ -18,8 +18,9 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any, NoReturn
 
-from osloxide import _native, lastwords, servicemanager, titles
-from osloxide.runner import Runner, leave
+from osloxide import _native
+from osloxide.launch import fault_dump, process_title, systemd
+from osloxide.launch.runner import Runner, leave
 from osloxide.signals import shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Assignment:
     hup_needs_daemon: bool
     inherited: Iterable[signal_handler.Handler]
     signal_mask: Iterable[int]
-    last_words: lastwords.LastWords
+    last_words: fault_dump.LastWords
 
 
 def run(assignment: Assignment) -> NoReturn:
@@ -72,8 +73,8 @@ def _serve(assignment: Assignment) -> int:
     )
     assignment.last_words.keep()
     shutdown.begin_serving()
-    servicemanager.forget()
-    titles.of_worker(assignment.slot)
+    systemd.forget()
+    process_title.of_worker(assignment.slot)
     random.seed()
     runner = Runner(
         assignment.conf,
