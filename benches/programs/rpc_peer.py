@@ -18,9 +18,9 @@ if FLAVOUR == "eventlet":
 
     eventlet.monkey_patch()
 elif FLAVOUR == "osloxide":
-    from osloxide import _bootstrap
+    from osloxide.activation import import_hook
 
-    _bootstrap.install()
+    import_hook.install()
 
 from oslo_service import backend
 

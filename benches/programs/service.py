@@ -17,9 +17,9 @@ def main(flavour: str, workers: int) -> None:
 
         eventlet.monkey_patch()
     if flavour == "osloxide":
-        from osloxide import _bootstrap
+        from osloxide.activation import import_hook
 
-        _bootstrap.install()
+        import_hook.install()
     from oslo_config import cfg
     from oslo_service import backend
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from oslo_service import _options
 
-from osloxide import _bootstrap
+from osloxide.activation import import_hook
 from osloxide.backends.threading.service import (
     Launcher,
     ProcessLauncher,
@@ -32,7 +32,7 @@ from osloxide.backends.threading.service import (
 from osloxide.signals.signal_handler import is_daemon as _is_daemon
 from osloxide.signals.signal_handler import is_sighup_and_daemon as _is_sighup_and_daemon
 
-_bootstrap.adopt()
+import_hook.adopt()
 
 __all__ = [
     "Launcher",

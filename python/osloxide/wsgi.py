@@ -26,12 +26,14 @@ from oslo_log import log as logging
 from oslo_service import _options, backend
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import _listener, _native, slowness, testing
+from osloxide import _native, testing
+from osloxide.server import slow_requests
+from osloxide.server.listener import address_of, listen_tcp, listen_unix
 from osloxide.signals import shutdown
 
 if TYPE_CHECKING:
-    from osloxide._routing import Request as Request
-    from osloxide._routing import Router as Router
+    from osloxide.server.routing import Request as Request
+    from osloxide.server.routing import Router as Router
 
 __all__ = [
     "ConfigNotFound",
@@ -61,9 +63,9 @@ EXIT_GRACE_SECONDS = 60.0
 def __getattr__(name: str) -> Any:
     """Import ``Request`` and ``Router``, and with them WebOb and Routes, when first asked for."""
     if name in ("Request", "Router"):
-        from osloxide import _routing
+        from osloxide.server import routing
 
-        globals().update(Request=_routing.Request, Router=_routing.Router)
+        globals().update(Request=routing.Request, Router=routing.Router)
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -253,7 +255,7 @@ class Server(ServiceBase):
 
         if not socket_family or socket_family in (socket.AF_INET, socket.AF_INET6):
             self.socket = self._get_socket(host, port, backlog)
-            self.host, self.port = _listener.address_of(self.socket)
+            self.host, self.port = address_of(self.socket)
         elif socket_family == socket.AF_UNIX:
             if not socket_file:
                 raise InvalidInput(reason="socket_file is not set; a unix socket needs its path")
@@ -268,7 +270,7 @@ class Server(ServiceBase):
     def _get_socket(self, host: str, port: int, backlog: int) -> socket.socket:
         """Bind and listen; subclasses may replace it."""
         try:
-            listener = _listener.listen_tcp(self.name, host, port, backlog)
+            listener = listen_tcp(self.name, host, port, backlog)
         except OSError:
             LOG.error("Could not bind to %(host)s:%(port)s", {"host": host, "port": port})
             raise
@@ -288,7 +290,7 @@ class Server(ServiceBase):
     ) -> socket.socket:
         """Bind and listen on a path; subclasses may replace it."""
         try:
-            listener = _listener.listen_unix(self.name, socket_file, socket_mode, backlog)
+            listener = listen_unix(self.name, socket_file, socket_mode, backlog)
         except OSError:
             LOG.error("Could not bind to %(socket_file)s", {"socket_file": socket_file})
             raise
@@ -368,7 +370,7 @@ class Server(ServiceBase):
             lenient=testing.is_testing(),
         )
         engine.start()
-        slowness.install()
+        slow_requests.install()
         self._engines = [old for old in self._engines if not old.wait(0)] + [engine]
         self._pool.size = self.pool_size
         self._server = _Acceptor(engine)

@@ -26,9 +26,9 @@ if SUBJECT == "osloxide" or FAILOVER:
     eventlet.monkey_patch = lambda **_options: None
 
 if SUBJECT == "osloxide":
-    from osloxide import _bootstrap
+    from osloxide.activation import import_hook
 
-    _bootstrap.install()
+    import_hook.install()
 
 from oslo_service import backend
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from _children import environment, run_command, run_python
 
-from osloxide import _bootstrap, _environment
+from osloxide.activation import environment as hook_environment
+from osloxide.activation import import_hook
 from osloxide.exceptions import ActivationError
 
 SUBMODULES = ("", ".service", ".loopingcall", ".threadgroup")
@@ -33,8 +34,8 @@ def fails(code: str, **changes: str) -> str:
 def test_aliased_modules_are_the_real_ones_under_both_names(kind: str) -> None:
     passes(f"""
         import importlib
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         for end in {SUBMODULES!r}:
             alias = importlib.import_module("oslo_service.backend._{kind}" + end)
             real = importlib.import_module("osloxide.backends.{kind}" + end)
@@ -47,8 +48,8 @@ def test_aliased_modules_are_the_real_ones_under_both_names(kind: str) -> None:
 
 def test_wsgi_is_ours() -> None:
     passes("""
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         import oslo_service.wsgi, osloxide.wsgi
         assert oslo_service.wsgi is osloxide.wsgi
     """)
@@ -61,8 +62,8 @@ def test_wsgi_is_ours() -> None:
 def test_other_modules_stay_upstream(name: str) -> None:
     passes(f"""
         import importlib, pathlib
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         module = importlib.import_module("oslo_service.{name}")
         assert pathlib.Path(module.__file__).parts[-{name.count(".") + 2}:][0] != "osloxide"
         assert module.__name__ == module.__spec__.name == "oslo_service.{name}"
@@ -73,8 +74,8 @@ def test_other_modules_stay_upstream(name: str) -> None:
 @pytest.mark.parametrize("kind", ["THREADING", "EVENTLET"])
 def test_components_come_from_osloxide_for_either_type(kind: str) -> None:
     passes(f"""
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         from oslo_service import backend
         backend.init_backend(backend.BackendType.{kind})
         from oslo_service import loopingcall, service, threadgroup
@@ -87,11 +88,11 @@ def test_components_come_from_osloxide_for_either_type(kind: str) -> None:
 
 @pytest.mark.parametrize("early", [True, False])
 def test_default_type_is_threading(early: bool) -> None:
-    first, second = "_bootstrap.install()", "from oslo_service import backend"
+    first, second = "import_hook.install()", "from oslo_service import backend"
     if early:
         first, second = second, first
     passes(f"""
-        from osloxide import _bootstrap
+        from osloxide.activation import import_hook
         {first}
         {second}
         import oslo_service.service
@@ -104,8 +105,8 @@ def test_a_registered_default_hook_is_kept() -> None:
     passes("""
         from oslo_service import backend
         backend.register_backend_default_hook(lambda: backend.BackendType.EVENTLET)
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         backend.get_backend()
         assert backend.get_backend_type() is backend.BackendType.EVENTLET
     """)
@@ -120,8 +121,8 @@ def test_hook_never_imports_eventlet() -> None:
                 if name.partition(".")[0] in ("eventlet", "greenlet"):
                     raise ImportError(name + " is poisoned")
         sys.meta_path.insert(0, Poison())
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         import oslo_service.backend
         assert "eventlet" not in sys.modules
     """)
@@ -130,8 +131,8 @@ def test_hook_never_imports_eventlet() -> None:
 def test_names_that_are_no_modules_are_not_found() -> None:
     passes("""
         import importlib, importlib.util
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         for name in ("oslo_service.backend._threading.ThreadingBackend",
                      "oslo_service.backend._threading.service.launch",
                      "oslo_service.wsgi.Server", "oslo_service.nothing"):
@@ -148,8 +149,8 @@ def test_names_that_are_no_modules_are_not_found() -> None:
 def test_patching_by_string_is_seen_through_both_names() -> None:
     passes("""
         from unittest import mock
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         import osloxide.backends.threading.service as real
         with mock.patch("oslo_service.backend._threading.service.launch") as fake:
             assert real.launch is fake
@@ -162,8 +163,8 @@ def test_patching_by_string_is_seen_through_both_names() -> None:
 def test_reload_runs_the_module_again() -> None:
     passes("""
         import importlib
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         import oslo_service.backend._threading.service as alias
         before = alias.launch
         assert importlib.reload(alias) is alias
@@ -179,8 +180,8 @@ def test_reload_runs_the_module_again() -> None:
 def test_classes_can_be_pickled_into_a_process_without_the_hook() -> None:
     dumped = passes("""
         import pickle
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         from oslo_service.backend._threading import loopingcall
         print(pickle.dumps(loopingcall.FixedIntervalLoopingCall).hex())
     """)
@@ -209,14 +210,14 @@ if __name__ == "__main__":
 """)
 
     result = run_command(
-        [sys.executable, str(script)], environ=_environment.activated(environment())
+        [sys.executable, str(script)], environ=hook_environment.activated(environment())
     )
 
     assert result.returncode == 0, result.stderr
 
 
 def test_an_interpreter_that_uses_no_oslo_service_imports_next_to_nothing() -> None:
-    root = Path(_bootstrap.__file__).parents[1]
+    root = Path(import_hook.__file__).parents[2]
     result = run_command(
         [
             sys.executable,
@@ -225,14 +226,14 @@ def test_an_interpreter_that_uses_no_oslo_service_imports_next_to_nothing() -> N
             "import sys\n"
             f"sys.path.insert(0, {str(root)!r})\n"
             "before = set(sys.modules)\n"
-            "from osloxide import _bootstrap\n"
-            "_bootstrap.install(deferred=True)\n"
+            "from osloxide.activation import import_hook\n"
+            "import_hook.install(deferred=True)\n"
             "print(*sorted(set(sys.modules) - before))\n",
         ],
         environ=environment(),
     )
     loaded = set(result.stdout.split())
-    assert "osloxide._bootstrap" in loaded
+    assert "osloxide.activation.import_hook" in loaded
     assert not loaded & {"contextlib", "importlib.metadata", "importlib.util", "logging", "re"}
     assert not loaded & {"typing", "osloxide._native", "oslo_service"}
 
@@ -249,8 +250,9 @@ def test_oslo_service_has_the_classes_that_osloxide_service_names() -> None:
 def test_osloxide_service_comes_too_late_without_harm() -> None:
     passes("""
         import oslo_service.backend._threading.service as upstream
-        from osloxide import _bootstrap, service
-        assert not _bootstrap.is_installed()
+        from osloxide import service
+        from osloxide.activation import import_hook
+        assert not import_hook.is_installed()
         assert service.launch is not upstream.launch
         assert service.ServiceBase is upstream.ServiceBase
     """)
@@ -259,25 +261,25 @@ def test_osloxide_service_comes_too_late_without_harm() -> None:
 def test_install_is_idempotent() -> None:
     passes("""
         import sys
-        from osloxide import _bootstrap
-        _bootstrap.install(deferred=True)
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install(deferred=True)
+        import_hook.install()
         import oslo_service.service
-        _bootstrap.install()
-        assert sys.meta_path.count(_bootstrap._finder) == 1
-        assert _bootstrap.is_installed()
+        import_hook.install()
+        assert sys.meta_path.count(import_hook._finder) == 1
+        assert import_hook.is_installed()
     """)
 
 
 def test_one_line_is_logged_once_logging_is_configured() -> None:
     stderr = run_python("""
         import logging
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         logging.basicConfig(level=logging.INFO)
         import oslo_service.service
-        _bootstrap.announce()
-        _bootstrap.install()
+        import_hook.announce()
+        import_hook.install()
     """).stderr
     assert stderr.count("serves the backends and the WSGI server of oslo.service") == 1
 
@@ -292,8 +294,8 @@ def test_monkey_patched_process_is_refused(module: str, register: str) -> None:
         patcher = types.ModuleType("{module}")
         patcher.{register} = {{"socket": True}}
         sys.modules["{module}"] = patcher
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
     """)
     library = module.partition(".")[0]
     assert "ActivationError: osloxide cannot work in process" in stderr
@@ -304,8 +306,8 @@ def test_monkey_patched_process_is_refused(module: str, register: str) -> None:
 def test_patching_after_the_hook_is_refused_when_the_backend_is_loaded() -> None:
     pytest.importorskip("eventlet")
     stderr = fails("""
-        from osloxide import _bootstrap
-        _bootstrap.install(deferred=True)
+        from osloxide.activation import import_hook
+        import_hook.install(deferred=True)
         import eventlet
         eventlet.monkey_patch()
         import oslo_service.service
@@ -317,8 +319,8 @@ def test_imported_but_not_patched_eventlet_is_accepted() -> None:
     pytest.importorskip("eventlet")
     passes("""
         import eventlet, eventlet.patcher
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
         import oslo_service.service
     """)
 
@@ -326,8 +328,8 @@ def test_imported_but_not_patched_eventlet_is_accepted() -> None:
 def test_upstream_backend_imported_before_is_refused() -> None:
     stderr = fails("""
         import oslo_service.backend._threading
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
     """)
     assert "cannot replace oslo_service.backend._threading: it is already imported" in stderr
     assert "osloxide run" in stderr
@@ -336,18 +338,18 @@ def test_upstream_backend_imported_before_is_refused() -> None:
 @pytest.mark.parametrize("version", ["4.1.1", "4.0.2", "3.5.0", "2.8.0", "4"])
 def test_too_old_oslo_service_is_refused(version: str) -> None:
     with pytest.raises(ActivationError, match=r"install oslo\.service >= 4\.2, < 5"):
-        _bootstrap.check_version(version)
+        import_hook.check_version(version)
 
 
 @pytest.mark.parametrize("version", ["5.0.0", "5.0.0.0rc1", "10.1"])
 def test_untested_newer_oslo_service_is_refused(version: str) -> None:
     with pytest.raises(ActivationError, match="or a newer osloxide"):
-        _bootstrap.check_version(version)
+        import_hook.check_version(version)
 
 
 @pytest.mark.parametrize("version", ["4.2.0", "4.8.0", "4.10", "4.8.1.dev3"])
 def test_supported_oslo_service_is_accepted(version: str) -> None:
-    assert _bootstrap.check_version(version)[0] == 4
+    assert import_hook.check_version(version)[0] == 4
 
 
 @pytest.mark.parametrize("deferred", [True, False])
@@ -356,8 +358,8 @@ def test_version_is_refused_when_oslo_service_is_imported(tmp_path: Path, deferr
 
     stderr = fails(
         f"""
-        from osloxide import _bootstrap
-        _bootstrap.install(deferred={deferred})
+        from osloxide.activation import import_hook
+        import_hook.install(deferred={deferred})
         import oslo_service.service
         """,
         PYTHONPATH=str(tmp_path),
@@ -372,22 +374,22 @@ def test_missing_distribution_is_named(tmp_path: Path) -> None:
         def version(name):
             raise metadata.PackageNotFoundError(name)
         metadata.version = version
-        from osloxide import _bootstrap
-        _bootstrap.install()
+        from osloxide.activation import import_hook
+        import_hook.install()
     """)
     assert "no distribution of that name is installed" in stderr
 
 
 def test_sitecustomize_installs_the_hook() -> None:
     result = run_command(
-        [sys.executable, "-c", "import osloxide._bootstrap as b; print(b.is_installed())"],
-        environ=_environment.activated(environment()),
+        [sys.executable, "-c", "import osloxide; print(osloxide.is_installed())"],
+        environ=hook_environment.activated(environment()),
     )
     assert result.stdout == "True\n"
 
 
 def test_sitecustomize_does_nothing_when_switched_off() -> None:
-    environ = _environment.activated(environment())
+    environ = hook_environment.activated(environment())
     environ["OSLOXIDE"] = "0"
     result = run_command(
         [sys.executable, "-c", "import sys; print('osloxide' in sys.modules)"], environ=environ
@@ -404,7 +406,7 @@ def test_sitecustomize_runs_the_one_it_hides(tmp_path: Path) -> None:
             "-c",
             "import sys, sitecustomize; print(sys.hidden_ran, sitecustomize.__file__)",
         ],
-        environ=_environment.activated(environment(PYTHONPATH=str(tmp_path))),
+        environ=hook_environment.activated(environment(PYTHONPATH=str(tmp_path))),
     )
 
     assert result.stdout == f"1 {tmp_path}/sitecustomize.py\n"
@@ -430,8 +432,8 @@ sys.path[:] = saved
     path = f"{tmp_path}/tracer:{tmp_path}/distribution"
 
     result = run_command(
-        [sys.executable, "-c", "import osloxide._bootstrap as b; print(b.is_installed())"],
-        environ=_environment.activated(environment(PYTHONPATH=path)),
+        [sys.executable, "-c", "import osloxide; print(osloxide.is_installed())"],
+        environ=hook_environment.activated(environment(PYTHONPATH=path)),
     )
 
     assert result.stdout.splitlines() == ["tracer", "distribution", "True"]
@@ -442,23 +444,23 @@ def test_sitecustomize_leaves_interpreters_without_osloxide_alone() -> None:
     # -S hides site-packages, as another environment's interpreter does.
     result = run_command(
         [sys.executable, "-S", "-c", "import sitecustomize; print('alive')"],
-        environ=_environment.activated(environment()),
+        environ=hook_environment.activated(environment()),
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "alive\n", "")
 
 
 def test_switches_that_are_set_stay() -> None:
-    environ = _environment.activated({"OS_NOVA_DISABLE_EVENTLET_PATCHING": "no"})
+    environ = hook_environment.activated({"OS_NOVA_DISABLE_EVENTLET_PATCHING": "no"})
     assert environ["OS_NOVA_DISABLE_EVENTLET_PATCHING"] == "no"
     assert environ["OS_CINDER_DISABLE_EVENTLET_PATCHING"] == "1"
-    assert _environment.keeps_eventlet(environ) == ["OS_NOVA_DISABLE_EVENTLET_PATCHING"]
+    assert hook_environment.keeps_eventlet(environ) == ["OS_NOVA_DISABLE_EVENTLET_PATCHING"]
 
 
 def test_pythonpath_is_extended_once() -> None:
-    environ = _environment.activated(_environment.activated({"PYTHONPATH": "/a::/b"}))
-    assert environ["PYTHONPATH"] == f"{_environment.SITECUSTOMIZE_DIR}:/a::/b"
-    assert _environment.activated({"PYTHONPATH": ""})["PYTHONPATH"] == (
-        _environment.SITECUSTOMIZE_DIR
+    environ = hook_environment.activated(hook_environment.activated({"PYTHONPATH": "/a::/b"}))
+    assert environ["PYTHONPATH"] == f"{hook_environment.SITECUSTOMIZE_DIR}:/a::/b"
+    assert hook_environment.activated({"PYTHONPATH": ""})["PYTHONPATH"] == (
+        hook_environment.SITECUSTOMIZE_DIR
     )
 
 

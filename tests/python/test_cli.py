@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from _children import environment, run_command, run_python
 
-from osloxide import _environment
+from osloxide.activation import environment as hook_environment
 from osloxide.cli import table, target
 
 OSLOXIDE = [sys.executable, "-m", "osloxide"]
@@ -65,8 +65,8 @@ print(os.getpid(), inspect.stack()[-1].filename)
 
 def test_run_activates_the_hook(script) -> None:
     program = script("""
-import os, osloxide._bootstrap
-print(osloxide._bootstrap.is_installed(), os.environ["OSLOXIDE"])
+import os, osloxide.activation.import_hook
+print(osloxide.activation.import_hook.is_installed(), os.environ["OSLOXIDE"])
 for name in sorted(os.environ):
     if name.endswith("DISABLE_EVENTLET_PATCHING"):
         print(name, os.environ[name])
@@ -108,7 +108,7 @@ def test_run_gives_default_signal_dispositions_to_the_command() -> None:
 
 
 def test_run_accepts_a_python_as_the_command() -> None:
-    code = "import osloxide._bootstrap as b; print(b.is_installed())"
+    code = "import osloxide; print(osloxide.is_installed())"
     assert osloxide("run", sys.executable, "-c", code).stdout == "True\n"
 
 
@@ -183,7 +183,7 @@ def test_run_sees_what_a_flag_hides(script, tmp_path: Path, flag: str, status: i
     packages = tmp_path / "user/lib" / name / "site-packages"
     packages.mkdir(parents=True)
     ours = [path for path in sys.path if path.endswith("site-packages")]
-    ours.append(str(Path(_environment.__file__).parents[1]))
+    ours.append(str(Path(hook_environment.__file__).parents[2]))
     (packages / "user.pth").write_text("\n".join(ours) + "\n")
 
     result = run_command(
@@ -283,7 +283,7 @@ def test_check_reports_what_would_be_replaced(script) -> None:
         "oslo_service.wsgi": "osloxide.wsgi",
     }
     assert report["monkey_patched_by"] is None
-    assert report["environment"]["PYTHONPATH"] == _environment.SITECUSTOMIZE_DIR
+    assert report["environment"]["PYTHONPATH"] == hook_environment.SITECUSTOMIZE_DIR
     assert "ready:" in osloxide("check", program).stdout
 
 

@@ -387,8 +387,8 @@ def test_messages_go_to_the_logger_that_default_log_levels_name(
 def test_neutrons_private_import_is_the_public_class() -> None:
     """neutron's DHCP agent imports the backend's module at run time."""
     program = """
-from osloxide import _bootstrap
-_bootstrap.install()
+from osloxide.activation import import_hook
+import_hook.install()
 from oslo_service.backend._threading import loopingcall as private
 from oslo_service import loopingcall
 assert private.FixedIntervalLoopingCall is loopingcall.FixedIntervalLoopingCall

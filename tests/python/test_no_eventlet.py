@@ -27,9 +27,9 @@ WALK = (
     POISON
     + """
 import importlib, pkgutil, warnings
-from osloxide import _bootstrap
+from osloxide.activation import import_hook
 warnings.simplefilter("ignore")
-_bootstrap.install()
+import_hook.install()
 package, left_out = sys.argv[1], sys.argv[2].split()
 root = importlib.import_module(package)
 for module in pkgutil.walk_packages(root.__path__, package + "."):

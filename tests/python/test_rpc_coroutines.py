@@ -204,8 +204,9 @@ def test_complete_returns_plain_values_and_what_coroutines_come_to() -> None:
 SERVER = """
 import asyncio, json, sys, threading, warnings
 warnings.simplefilter("ignore")
-from osloxide import _bootstrap, _native
-_bootstrap.install()
+from osloxide import _native
+from osloxide.activation import import_hook
+import_hook.install()
 import oslo_messaging
 from oslo_config import cfg
 
@@ -320,8 +321,8 @@ def test_each_method_is_counted(served: dict[str, Any]) -> None:
 CONTEXTS = """
 import asyncio, json, threading, warnings
 warnings.simplefilter("ignore")
-from osloxide import _bootstrap
-_bootstrap.install()
+from osloxide.activation import import_hook
+import_hook.install()
 import oslo_messaging
 from oslo_config import cfg
 from oslo_context import context, fixture
@@ -389,8 +390,8 @@ def test_coroutines_have_request_contexts_of_their_own() -> None:
 
 SERVICE = """
 import asyncio, os, sys
-from osloxide import _bootstrap
-_bootstrap.install()
+from osloxide.activation import import_hook
+import_hook.install()
 from oslo_config import cfg
 from oslo_service import service
 

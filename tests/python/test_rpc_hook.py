@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(
 SERVER = """
 import json, sys, threading, warnings
 warnings.simplefilter("ignore")
-from osloxide import _bootstrap
-_bootstrap.install()
+from osloxide.activation import import_hook
+import_hook.install()
 import oslo_messaging
 from oslo_config import cfg
 

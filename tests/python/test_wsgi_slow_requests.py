@@ -13,7 +13,7 @@ import pytest
 from support.raw_http import DEADLINE, connect, serving
 from support.waiting import until
 
-from osloxide import slowness
+from osloxide.server import slow_requests
 
 
 @contextmanager
@@ -40,12 +40,12 @@ def a_request_in_flight(path: str = "/stuck%0aforged") -> Iterator[None]:
             release.set()
             assert connection.answer().body == b"done"
             connection.close()
-    assert until(lambda: slowness.tracebacks() == [])
+    assert until(lambda: slow_requests.tracebacks() == [])
 
 
 def test_a_request_in_flight_shows_where_it_is() -> None:
     with a_request_in_flight():
-        (found,) = slowness.tracebacks()
+        (found,) = slow_requests.tracebacks()
 
     first, *stack = found.splitlines()
     assert first.startswith("GET /stuck\\nforged has run for ")
@@ -55,36 +55,36 @@ def test_a_request_in_flight_shows_where_it_is() -> None:
 
 def test_younger_requests_are_left_out() -> None:
     with a_request_in_flight():
-        assert until(lambda: len(slowness.tracebacks(older_than=0.05)) == 1)
-        assert slowness.tracebacks(older_than=3600) == []
+        assert until(lambda: len(slow_requests.tracebacks(older_than=0.05)) == 1)
+        assert slow_requests.tracebacks(older_than=3600) == []
 
 
 def test_the_signal_logs_what_is_slow(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = signal.getsignal(slowness.SIGNAL)
-    monkeypatch.setenv(slowness.VARIABLE, "0")
+    before = signal.getsignal(slow_requests.SIGNAL)
+    monkeypatch.setenv(slow_requests.VARIABLE, "0")
     try:
         with a_request_in_flight(), caplog.at_level(logging.WARNING, "osloxide.wsgi"):
-            signal.raise_signal(slowness.SIGNAL)
+            signal.raise_signal(slow_requests.SIGNAL)
             assert until(lambda: "in waits_for_the_database" in caplog.text)
     finally:
-        signal.signal(slowness.SIGNAL, before)
+        signal.signal(slow_requests.SIGNAL, before)
 
 
 def test_a_handler_of_the_application_stays() -> None:
-    before = signal.signal(slowness.SIGNAL, signal.SIG_IGN)
+    before = signal.signal(slow_requests.SIGNAL, signal.SIG_IGN)
     try:
-        slowness.install()
-        assert signal.getsignal(slowness.SIGNAL) is signal.SIG_IGN
+        slow_requests.install()
+        assert signal.getsignal(slow_requests.SIGNAL) is signal.SIG_IGN
     finally:
-        signal.signal(slowness.SIGNAL, before)
+        signal.signal(slow_requests.SIGNAL, before)
 
 
 def test_a_threshold_that_is_no_number_counts_as_the_default(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(slowness.VARIABLE, "soon")
+    monkeypatch.setenv(slow_requests.VARIABLE, "soon")
 
-    assert slowness.threshold() == slowness.DEFAULT_SECONDS
+    assert slow_requests.threshold() == slow_requests.DEFAULT_SECONDS
     assert "OSLOXIDE_SLOW_REQUEST='soon'" in caplog.text

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from osloxide import _bootstrap
+from osloxide.activation import import_hook
 
 
 def main() -> None:
@@ -37,10 +37,10 @@ def _report(module: str) -> dict[str, Any]:
         "versions": {
             name: _version(name) for name in ("osloxide", "oslo.service", "oslo.messaging")
         },
-        "hook": _bootstrap.is_installed(),
+        "hook": import_hook.is_installed(),
         "problems": problems,
     }
-    if not _bootstrap.is_installed():
+    if not import_hook.is_installed():
         problems.append("the import hook is not active: osloxide's sitecustomize did not run")
     if module:
         report["module"] = {"name": module} | _import(module, problems)
@@ -49,7 +49,7 @@ def _report(module: str) -> dict[str, Any]:
     chosen = getattr(backend, "_cached_backend_type", None)
     report["backend"] = getattr(chosen, "value", None)
     report["eventlet_imported"] = "eventlet" in sys.modules
-    report["monkey_patched_by"] = library = _bootstrap.patched_by()
+    report["monkey_patched_by"] = library = import_hook.patched_by()
     if library is not None:
         problems.append(
             f"{module or 'a startup file of this interpreter'} monkey-patches with {library} when "
@@ -74,7 +74,7 @@ def _import(module: str, problems: list[str]) -> dict[str, Any]:
 
 def _aliases(problems: list[str]) -> list[dict[str, Any]]:
     rows = []
-    for alias, real in _bootstrap.aliases().items():
+    for alias, real in import_hook.aliases().items():
         error = None
         try:
             served = importlib.import_module(alias).__name__

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osloxide import _environment
+from osloxide.activation import environment
 from osloxide.cli import target
 from osloxide.cli.errors import CommandError
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Print the report; 0 when the command would work, else 1."""
-    environ = _environment.activated(os.environ)
+    environ = environment.activated(os.environ)
     program = target.resolve(options.command, options.arguments, environ)
     report: dict[str, Any] = {"command": program.path, "problems": []}
     try:
@@ -56,11 +56,11 @@ def main(options: argparse.Namespace) -> int:
         report["problems"].append(str(error))
     report["environment"] = {
         name: environ[name]
-        for name in (_environment.ENABLED, *_environment.EVENTLET_SWITCHES, "PYTHONPATH")
+        for name in (environment.ENABLED, *environment.EVENTLET_SWITCHES, "PYTHONPATH")
     }
     report["problems"] += [
         f"{switch}={environ[switch]} makes its service keep eventlet; unset it, or set it to 1"
-        for switch in _environment.keeps_eventlet(environ)
+        for switch in environment.keeps_eventlet(environ)
     ]
     if options.json:
         print(json.dumps(report, indent=2))

@@ -245,16 +245,17 @@ _OF_METHODS: tuple[tuple[bool, str, str, Callable[[Method], float]], ...] = (
 def _serve(scrape: Callable[..., Any], options: argparse.Namespace, arrivals: Arrivals) -> None:
     """Answer scrapes until a signal arrives or the supervisor that is watched ends."""
     # The native server itself: osloxide.wsgi would show this process as a launcher.
-    from osloxide import _listener, _native
+    from osloxide import _native
+    from osloxide.server.listener import listen_tcp, listen_unix
 
     where = options.unix or options.listen
     try:
         if isinstance(where, str):
-            listener = _listener.listen_unix("osloxide metrics", where, None, _BACKLOG)
+            listener = listen_unix("osloxide metrics", where, None, _BACKLOG)
             at = f"unix:{where}"
         else:
             host, port = where
-            listener = _listener.listen_tcp("osloxide metrics", host, port, _BACKLOG)
+            listener = listen_tcp("osloxide metrics", host, port, _BACKLOG)
             host, port = listener.getsockname()[:2]
             at = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     except OSError as error:

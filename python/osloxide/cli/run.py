@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from osloxide import _environment
+from osloxide.activation import environment
 from osloxide.cli import target
 from osloxide.cli.errors import NOT_EXECUTABLE, CommandError
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> NoReturn:
     """Become the command."""
-    environ = _environment.activated(os.environ)
+    environ = environment.activated(os.environ)
     program = target.resolve(options.command, options.arguments, environ)
     if not options.unchecked:
         if program.interpreter is None:
@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> NoReturn:
                 "and honours PYTHONPATH"
             )
         target.verify(program, environ)
-    for switch in _environment.keeps_eventlet(environ):
+    for switch in environment.keeps_eventlet(environ):
         _warn(
             f"{switch}={environ[switch]} makes its service monkey-patch, and osloxide will refuse "
             "that process; unset it, or set it to 1"

@@ -258,8 +258,9 @@ def _bind(options: argparse.Namespace) -> list[Server]:
 
     :raises CommandError: an address is taken, a file cannot be read, an option does not fit.
     """
-    from osloxide import _listener, wsgi
+    from osloxide import wsgi
     from osloxide._typing import override
+    from osloxide.server.listener import address_of
 
     class SiteServer(wsgi.Server):
         """A server that may have been given its socket."""
@@ -285,7 +286,7 @@ def _bind(options: argparse.Namespace) -> list[Server]:
                 return super()._get_socket(host, port, backlog)
             if self._given.family in (socket.AF_INET, socket.AF_INET6):
                 self._set_socket_opts(self._given)
-            where = ":".join(map(str, _listener.address_of(self._given))).replace("\0", "@", 1)
+            where = ":".join(map(str, address_of(self._given))).replace("\0", "@", 1)
             logging.getLogger("osloxide.serve").info(
                 "%s listening on %s, inherited as fd %d", self.name, where, self._given.fileno()
             )

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from osloxide import _bootstrap
+from osloxide.activation import import_hook
 from osloxide.cli.errors import NOT_EXECUTABLE, NOT_FOUND, CommandError
 from osloxide.exceptions import ActivationError
 
@@ -27,14 +27,14 @@ _PROBE_TIMEOUT = 60.0
 _PROBE = """
 import sys
 try:
-    from osloxide import _bootstrap
+    from osloxide.activation import import_hook
     from osloxide.exceptions import ActivationError
 except ImportError as error:
     sys.exit(f"cannot import osloxide: {error}")
-if not _bootstrap.is_installed():
+if not import_hook.is_installed():
     sys.exit("did not run osloxide's sitecustomize")
 try:
-    _bootstrap.require_supported_version()
+    import_hook.require_supported_version()
 except ActivationError as error:
     sys.exit(str(error))
 """
@@ -108,7 +108,7 @@ def verify(target: Target, environ: Mapping[str, str]) -> None:
     same = os.path.abspath(target.interpreter) == os.path.abspath(sys.executable)
     if same and not target.flags:
         try:
-            _bootstrap.require_supported_version()
+            import_hook.require_supported_version()
         except ActivationError as error:
             raise CommandError(str(error)) from error
         return

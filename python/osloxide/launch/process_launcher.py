@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, ClassVar
 
-from osloxide import _bootstrap, _native
+from osloxide import _native
+from osloxide.activation import import_hook
 from osloxide.launch import (
     configuration,
     fault_dump,
@@ -129,7 +130,7 @@ class ProcessLauncher:
         :raises ForkAfterThreadsError: native threads run in this process already.
         """
         services.check_service_base(service)
-        _bootstrap.refuse_if_monkey_patched()
+        import_hook.refuse_if_monkey_patched()
         if self.no_fork:
             self._run_here(service)
             return
@@ -236,7 +237,7 @@ class ProcessLauncher:
                 f"{threading.current_thread().name}; workers can only be forked and signals only "
                 "be handled on the main thread"
             )
-        _bootstrap.announce()
+        import_hook.announce()
         configuration.log_options(self.conf, LOG)
         _native.install_wakeup()
         self._set_timeouts()
@@ -490,7 +491,7 @@ class ProcessLauncher:
     def _run_here(self, service: Any) -> None:
         """Run *service* on the main thread; returns when it has ended."""
         LOG.warning("no_fork=True: running service in main process")
-        _bootstrap.announce()
+        import_hook.announce()
         scoreboard.begin([service])
         configuration.log_options(self.conf, LOG)
         self.service = service

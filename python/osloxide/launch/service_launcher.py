@@ -16,8 +16,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar
 
-from osloxide import _bootstrap, _native
+from osloxide import _native
 from osloxide._typing import override
+from osloxide.activation import import_hook
 from osloxide.launch import configuration, scoreboard, services, systemd
 from osloxide.launch.runner import Runner, reset
 from osloxide.signals import shutdown, signal_handler
@@ -54,7 +55,7 @@ class Launcher:
                 f"Launcher asked to start multiple workers ({workers}); use ProcessLauncher"
             )
         services.check_service_base(service)
-        _bootstrap.refuse_if_monkey_patched()
+        import_hook.refuse_if_monkey_patched()
         service.backdoor_port = self.backdoor_port
         self.services.add(service)
 
@@ -122,7 +123,7 @@ class ServiceLauncher(Launcher):
                 f"Launcher asked to start multiple workers ({workers}); use ProcessLauncher"
             )
         services.check_service_base(service)
-        _bootstrap.refuse_if_monkey_patched()
+        import_hook.refuse_if_monkey_patched()
         configuration.grace_seconds(self.conf)  # refused now, not when somebody stops the service
         service.backdoor_port = self.backdoor_port
         if self._is_waiting:
@@ -176,7 +177,7 @@ class ServiceLauncher(Launcher):
         :returns: exit status: 0 after a clean stop, 1 when start() or stop() of a service failed,
             2 when its wait() failed, or what it passed to ``sys.exit()``.
         """
-        _bootstrap.announce()
+        import_hook.announce()
         configuration.log_options(self.conf, LOG)
         on_main_thread = threading.current_thread() is threading.main_thread()
         if on_main_thread:

@@ -1,6 +1,7 @@
 """What osloxide changes in oslo.messaging, module by module, when the service imports it.
 
-Owns the changes; :mod:`osloxide._bootstrap` calls :func:`amend` right after a module's body ran.
+Owns the changes; :mod:`osloxide.activation.import_hook` calls :func:`amend` right after a module's
+body ran.
 Imports nothing of oslo.messaging itself: a service that does not use it pays nothing.
 Why each change: docs/rpc.md.
 """

@@ -10,7 +10,7 @@ import os
 import warnings
 from importlib import import_module
 
-from osloxide import _bootstrap, _environment
+from osloxide.activation import environment, import_hook
 
 VARIABLE = "OSLOXIDE_TESTING"
 """``1`` while a test suite runs: tolerates eventlet beside osloxide, and makes the WSGI server
@@ -27,14 +27,14 @@ def activate() -> None:
 
     Call it before anything imports ``oslo_service.service``.
 
-    :raises osloxide._bootstrap.ActivationError: it is too late, or oslo.service's version is not
+    :raises osloxide.exceptions.ActivationError: it is too late, or oslo.service's version is not
         supported.
     """
     os.environ[VARIABLE] = "1"
     # oslo.service's own test package monkey-patches unless told not to.
     os.environ.setdefault("OSLO_SERVICE_SKIP_EVENTLET", "1")
-    os.environ.update(_environment.activated(os.environ))
-    _bootstrap.install(tolerate_eventlet=True)
+    os.environ.update(environment.activated(os.environ))
+    import_hook.install(tolerate_eventlet=True)
     # Tests lean on what oslo_service.wsgi imports for them, and on a server that forgives.
     with warnings.catch_warnings():
         # A suite that turns warnings into errors cannot help what WebOb imports.

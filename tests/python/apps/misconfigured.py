@@ -6,9 +6,9 @@ osloxide through oslo.service's own names.
 
 import sys
 
-from osloxide import _bootstrap
+from osloxide.activation import import_hook
 
-_bootstrap.install()
+import_hook.install()
 
 from oslo_config import cfg  # noqa: E402
 from oslo_service import _options, service, sslutils, wsgi  # noqa: E402, F401

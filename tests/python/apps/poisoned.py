@@ -32,9 +32,9 @@ def loaded() -> list[str]:
 
 
 def main(kind: str, workers: int) -> int:
-    from osloxide import _bootstrap
+    from osloxide.activation import import_hook
 
-    _bootstrap.install()
+    import_hook.install()
 
     from oslo_config import cfg
     from oslo_service import backend

@@ -22,9 +22,9 @@ import threading
 import time
 import uuid
 
-from osloxide import _bootstrap
+from osloxide.activation import import_hook
 
-_bootstrap.install()
+import_hook.install()
 
 from oslo_config import cfg  # noqa: E402
 from oslo_service import backend  # noqa: E402

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from osloxide import _bootstrap
+from osloxide.activation import import_hook
 
-_bootstrap.install()
+import_hook.install()
 
 from oslo_config import cfg  # noqa: E402
 from oslo_service import backend  # noqa: E402

@@ -18,9 +18,9 @@ import time
 from collections import Counter
 
 if "--stock" not in sys.argv:
-    from osloxide import _bootstrap
+    from osloxide.activation import import_hook
 
-    _bootstrap.install()
+    import_hook.install()
 
 from oslo_service import backend
 

@@ -15,9 +15,9 @@ import sys
 
 STOCK = "--stock" in sys.argv
 if not STOCK:
-    from osloxide import _bootstrap
+    from osloxide.activation import import_hook
 
-    _bootstrap.install()
+    import_hook.install()
 
 from oslo_service import backend
 

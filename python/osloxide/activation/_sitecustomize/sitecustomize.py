@@ -15,11 +15,11 @@ def _install() -> None:
     if os.environ.get("OSLOXIDE", "0") in ("", "0"):
         return
     try:
-        from osloxide import _bootstrap
+        from osloxide.activation import import_hook
     except ImportError:
         return  # another environment's interpreter
     testing = os.environ.get("OSLOXIDE_TESTING", "0") not in ("", "0")
-    _bootstrap.install(deferred=True, tolerate_eventlet=testing)
+    import_hook.install(deferred=True, tolerate_eventlet=testing)
 
 
 def _run_next() -> None:

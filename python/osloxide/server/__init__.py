@@ -1,0 +1,4 @@
+"""The Python side of the WSGI server: listening sockets, routing, reports of slow requests.
+
+Rooms and their files: docs/architecture.md. Private: names may move without notice.
+"""
