@@ -32,7 +32,7 @@ from osloxide.backends.threading.service import (
 from osloxide.signals.signal_handler import is_daemon as _is_daemon
 from osloxide.signals.signal_handler import is_sighup_and_daemon as _is_sighup_and_daemon
 
-import_hook.adopt()
+import_hook.install_if_possible()
 
 __all__ = [
     "Launcher",

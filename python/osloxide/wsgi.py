@@ -26,7 +26,8 @@ from oslo_log import log as logging
 from oslo_service import _options, backend
 from oslo_service.backend.base import ServiceBase
 
-from osloxide import _native, testing
+from osloxide import _native
+from osloxide.activation import environment
 from osloxide.server import slow_requests
 from osloxide.server.listener import address_of, listen_tcp, listen_unix
 from osloxide.signals import shutdown
@@ -367,7 +368,7 @@ class Server(ServiceBase):
             tls=self._tls,
             environ={"wsgi.errors": _ErrorStream(self._logger)},
             # oslo.service's own tests send requests without Host and answer with str.
-            lenient=testing.is_testing(),
+            lenient=environment.is_testing(),
         )
         engine.start()
         slow_requests.install()

@@ -226,7 +226,7 @@ impl Work for Calls {
     fn thread(&self, body: &mut dyn FnMut()) {
         Python::attach(|py| {
             let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-            let thread = match adopt(py, &format!("{}_{number}", self.name)) {
+            let thread = match register_thread(py, &format!("{}_{number}", self.name)) {
                 Ok(thread) => Some(thread),
                 Err(error) => {
                     error.write_unraisable(py, None);
@@ -410,7 +410,7 @@ fn is_private(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 /// Makes the calling thread one of Python's: listed, named, joined and traced like any other.
-fn adopt<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+fn register_thread<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("osloxide.threads.pool_thread")?
-        .call_method1("adopt", (name,))
+        .call_method1("register_thread", (name,))
 }

@@ -39,7 +39,7 @@ def conf(config_file: Path) -> BusyConfig:
 def test_value_read_during_a_mutation_does_not_stay(conf: BusyConfig, config_file: Path) -> None:
     config_file.write_text("[DEFAULT]\ngreeting = new\n")
 
-    assert configuration.read_again(conf, "mutate")
+    assert configuration.reload(conf, "mutate")
 
     assert conf.greeting == "new"
 
@@ -51,6 +51,6 @@ def test_mutation_hooks_see_the_new_value_although_threads_read_the_old_one(
     conf.register_mutate_hook(lambda conf, fresh: seen.append(conf.greeting))
     config_file.write_text("[DEFAULT]\ngreeting = new\n")
 
-    configuration.read_again(conf, "mutate")
+    configuration.reload(conf, "mutate")
 
     assert seen == ["new"]

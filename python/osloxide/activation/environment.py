@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 ENABLED = "OSLOXIDE"
 """``1`` activates the hook in the interpreters below, ``0`` keeps it out of them."""
 
+TESTING = "OSLOXIDE_TESTING"
+"""``1`` while a test suite runs: tolerates eventlet beside osloxide, and makes the WSGI server
+accept what oslo.service's own tests send."""
+
 EVENTLET_SWITCHES = tuple(
     f"OS_{project}_DISABLE_EVENTLET_PATCHING" for project in ("CINDER", "MANILA", "NOVA", "WATCHER")
 )
@@ -42,6 +46,11 @@ def activated(environ: Mapping[str, str]) -> dict[str, str]:
         [SITECUSTOMIZE_DIR, *(entry for entry in path if entry != SITECUSTOMIZE_DIR)]
     )
     return result
+
+
+def is_testing() -> bool:
+    """Whether this process belongs to a test suite that runs on osloxide."""
+    return os.environ.get(TESTING, "0") not in ("", "0")
 
 
 def keeps_eventlet(environ: Mapping[str, str]) -> list[str]:

@@ -1,12 +1,12 @@
 """The import hook: oslo.service's implementation modules are served from osloxide.
 
-Owns the table of aliases, the checks that guard it (oslo.service's version, monkey-patched
-processes, modules that were imported too early), the default backend type, and the list of modules
-of others, oslo.messaging's above all, that are amended once they are imported. It never imports
-eventlet, never imports the modules it aliases before somebody asks for them, and leaves
-``oslo_service.backend``, ``_common``, ``_options``, ``opts``, ``exceptions``, ``periodic_task`` and
-``systemd`` to oslo.service. Loaded at the start of every interpreter below ``osloxide run``, so it
-imports nothing that the interpreter has not loaded already.
+Owns the checks that guard the hook (oslo.service's version, monkey-patched processes, modules that
+were imported too early) and the finder on ``sys.meta_path``. Which modules are replaced is in
+osloxide.activation.versions, which modules of others are amended in osloxide.activation.amendments.
+It never imports eventlet, never imports the modules it aliases before they are asked for, and
+leaves ``oslo_service.backend``, ``_common``, ``_options``, ``opts``, ``exceptions``,
+``periodic_task`` and ``systemd`` to oslo.service. Loaded at the start of every interpreter below
+``osloxide run``, so it imports nothing that the interpreter has not loaded already.
 
 Rules: PEP 451 (module specs), oslo_service.backend (selection of a backend).
 """
@@ -16,25 +16,15 @@ from __future__ import annotations
 import sys
 from importlib.machinery import ModuleSpec
 
+from osloxide.activation import amendments, versions
 from osloxide.exceptions import ActivationError
 
 # Type checkers know the name; importing it would cost every interpreter another 5 ms.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import ModuleType
     from typing import Any
-
-OLDEST_SUPPORTED = (4, 2)
-"""The first oslo.service release with two backends to choose from."""
-
-FIRST_UNSUPPORTED = (5,)
-"""Releases from here on are refused until they have been tested."""
-
-_PRIVATE_NAMES_SINCE = (4, 3)
-"""Release that renamed ``backend.threading`` to ``backend._threading``, ``eventlet`` likewise."""
-
-_BACKENDS = ("eventlet", "threading")
 
 
 def install(*, deferred: bool = False, tolerate_eventlet: bool = False) -> None:
@@ -67,11 +57,11 @@ def install(*, deferred: bool = False, tolerate_eventlet: bool = False) -> None:
         sys.meta_path.insert(0, _finder)
     backend = sys.modules.get("oslo_service.backend")
     if backend is not None:
-        _prefer_threading(backend)
+        amendments.apply(backend)
     announce()
 
 
-def adopt() -> bool:
+def install_if_possible() -> bool:
     """Install the hook for a program that imports osloxide by its own name, if it is not too late.
 
     Then what imports oslo.service beside it, such as oslo.messaging, gets the same classes and
@@ -157,33 +147,6 @@ def announce() -> None:
     )
 
 
-def check_version(version: str) -> tuple[int, ...]:
-    """Compare a version of oslo.service with the supported range.
-
-    :returns: its release numbers.
-    :raises ActivationError: it is too old, or newer than what was tested.
-    """
-    release: list[int] = []
-    for piece in version.split("."):
-        if not piece.isdigit():
-            break
-        release.append(int(piece))
-    oldest = ".".join(map(str, OLDEST_SUPPORTED))
-    limit = ".".join(map(str, FIRST_UNSUPPORTED))
-    if tuple(release) < OLDEST_SUPPORTED:
-        raise ActivationError(
-            f"osloxide cannot replace oslo.service {version}: it has no threading backend "
-            "whose place could be taken; "
-            f"install oslo.service >= {oldest}, < {limit}"
-        )
-    if tuple(release) >= FIRST_UNSUPPORTED:
-        raise ActivationError(
-            f"osloxide cannot replace oslo.service {version}: it was tested with "
-            f">= {oldest}, < {limit} only; install such a version or a newer osloxide"
-        )
-    return tuple(release)
-
-
 class _AliasFinder:
     """Meta-path finder that knows a few names and returns None for everything else."""
 
@@ -199,9 +162,8 @@ class _AliasFinder:
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        amend = _AMENDMENTS.get(fullname)
-        if amend is not None:
-            return self._amended_spec(amend, fullname, path, target)
+        if fullname in amendments.TABLE:
+            return self._amended_spec(fullname, path, target)
         if not fullname.startswith("oslo_service"):
             return None
         if fullname == "oslo_service":
@@ -211,26 +173,14 @@ class _AliasFinder:
 
     def check_version(self) -> str:
         """Read oslo.service's version from its distribution and refuse what was not tested."""
-        from importlib import metadata
-
-        try:
-            version = metadata.version("oslo.service")
-        except metadata.PackageNotFoundError:
-            raise ActivationError(
-                "osloxide cannot tell the version of oslo.service: no distribution of that name is "
-                "installed; install oslo.service with pip or from a distribution package"
-            ) from None
-        self._release = check_version(version)
+        version = versions.installed()
+        self._release = versions.check(version)
         self.version = version
         return version
 
     def aliases(self) -> dict[str, str]:
         """The roots of the replaced module trees, with their replacements."""
-        private = not self._release or self._release >= _PRIVATE_NAMES_SINCE
-        prefix = "oslo_service.backend._" if private else "oslo_service.backend."
-        table = {f"{prefix}{name}": f"osloxide.backends.{name}" for name in _BACKENDS}
-        table["oslo_service.wsgi"] = "osloxide.wsgi"
-        return table
+        return versions.aliases(self._release)
 
     def refuse_if_monkey_patched(self) -> None:
         if not self.tolerate_eventlet:
@@ -262,13 +212,9 @@ class _AliasFinder:
         return None
 
     def _amended_spec(
-        self,
-        amend: Callable[[Any], None],
-        fullname: str,
-        path: Sequence[str] | None,
-        target: ModuleType | None,
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
     ) -> ModuleSpec | None:
-        """The real spec of a module that *amend* completes after its body ran."""
+        """The real spec of a module that is amended after its body ran."""
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):
                 continue
@@ -277,7 +223,7 @@ class _AliasFinder:
                 if spec.loader is not None:
                     # INVARIANT: the import system and importlib.reload() only use the two methods
                     # that every PEP 451 loader has.
-                    spec.loader = _AmendingLoader(spec.loader, amend)  # type: ignore[assignment]
+                    spec.loader = _AmendingLoader(spec.loader)  # type: ignore[assignment]
                 return spec
         return None
 
@@ -312,11 +258,10 @@ class _AliasLoader:
 
 
 class _AmendingLoader:
-    """Runs a module's own loader, then an amendment."""
+    """Runs a module's own loader, then the amendments."""
 
-    def __init__(self, loader: Any, amend: Callable[[Any], None]) -> None:
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self._amend = amend
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)  # type: ignore[no-any-return]
@@ -327,7 +272,7 @@ class _AmendingLoader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        self._amend(module)
+        amendments.apply(module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -340,56 +285,6 @@ def _imported_too_early() -> str | None:
         if module is not None and module is not sys.modules.get(real):
             return alias
     return None
-
-
-def _prefer_threading(backend: Any) -> None:
-    """Make THREADING the default, unless somebody has chosen already.
-
-    Without this, importing oslo.messaging selects EVENTLET, and a later
-    ``init_backend(THREADING)`` of the service fails.
-    """
-    chosen = getattr(backend, "_cached_backend_type", None)
-    if chosen is None and getattr(backend, "_backend_hook", None) is None:
-        backend.register_backend_default_hook(lambda: backend.BackendType.THREADING)
-
-
-def _amend_messaging(module: Any) -> None:
-    """Let oslo.messaging's servers run on osloxide (see :mod:`osloxide.messaging.hook`)."""
-    from osloxide.messaging import hook
-
-    hook.amend(module)
-
-
-def _amend_nova(module: Any) -> None:
-    """Let nova's API serve without eventlet (see :mod:`osloxide.adapters.nova`)."""
-    from osloxide.adapters import nova
-
-    nova.amend(module)
-
-
-def _amend_context(module: Any) -> None:
-    """Tell coroutines apart (see :mod:`osloxide.adapters.context`)."""
-    from osloxide.adapters import context
-
-    context.amend(module)
-
-
-_AMENDMENTS: dict[str, Callable[[Any], None]] = {
-    "amqp.connection": _amend_messaging,
-    "oslo_context.context": _amend_context,
-    "oslo_service.backend": _prefer_threading,
-    "nova.compute.multi_cell_list": _amend_nova,
-    "nova.context": _amend_nova,
-    "nova.service": _amend_nova,
-    "nova.utils": _amend_nova,
-    "oslo_messaging._drivers.amqpdriver": _amend_messaging,
-    "oslo_messaging._drivers.impl_rabbit": _amend_messaging,
-    "oslo_messaging._drivers.pool": _amend_messaging,
-    "oslo_messaging.rpc.dispatcher": _amend_messaging,
-    "oslo_messaging.rpc.server": _amend_messaging,
-    "oslo_messaging.server": _amend_messaging,
-}
-"""What is done to a module of somebody else right after its own body ran."""
 
 
 def _pid() -> int:

@@ -62,7 +62,7 @@ def find(name: str, passed: list[tuple[int, str]]) -> list[int]:
     return found
 
 
-def adopt(descriptor: int) -> socket.socket:
+def from_fd(descriptor: int) -> socket.socket:
     """Take over a listening socket.
 
     :raises CommandError: the descriptor is not open, or no socket that listens.

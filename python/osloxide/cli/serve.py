@@ -316,7 +316,7 @@ def _addresses(
     """Where to listen: as asked for, else on what systemd passed, else on port 8000."""
     passed = inherited.passed_by_systemd(os.environ)
     if not bind:
-        found = [inherited.adopt(descriptor) for descriptor, _ in passed]
+        found = [inherited.from_fd(descriptor) for descriptor, _ in passed]
         return [*found] or [("127.0.0.1", 8000)]
     places: list[tuple[str, int] | str | socket.socket] = []
     unused = {descriptor for descriptor, _ in passed}
@@ -326,7 +326,7 @@ def _addresses(
             continue
         for descriptor in inherited.find(where.name, passed):
             unused.discard(descriptor)
-            places.append(inherited.adopt(descriptor))
+            places.append(inherited.from_fd(descriptor))
     if unused:
         logging.getLogger("osloxide.serve").warning(
             "systemd passed sockets that --bind does not name: %s; nobody accepts on them",

@@ -73,7 +73,7 @@ def log_options(conf: Any, log: logging.Logger) -> None:
         conf.log_opt_values(log, logging.DEBUG)
 
 
-def read_again(conf: Any, restart_method: str) -> bool:
+def reload(conf: Any, restart_method: str) -> bool:
     """Read the configuration files again.
 
     :param restart_method: ``"reload"`` replaces all values, ``"mutate"`` only those of options

@@ -1,4 +1,4 @@
-"""What a worker that is about to end by force still says: where each of its threads was.
+"""The fault dump of a worker that is ended by force: where each of its threads was.
 
 Owns a piece of memory that the parent and one worker share. In the worker Python's faulthandler
 writes the tracebacks of all threads into it when a fatal signal arrives, without needing the
@@ -17,14 +17,14 @@ LONGEST = 256 * 1024
 """Bytes that are read; faulthandler itself stops at 100 frames of each of 100 threads."""
 
 
-class LastWords:
+class FaultDump:
     """The memory of one worker; made by its parent before the fork."""
 
     def __init__(self) -> None:
         try:
-            self._memfd = os.memfd_create("osloxide-last-words")
+            self._memfd = os.memfd_create("osloxide-fault-dump")
         except OSError:
-            self._memfd = -1  # a worker without last words is a worker all the same
+            self._memfd = -1  # the worker runs without one
 
     def keep(self) -> None:
         """In the worker: have faulthandler write there, unless the application uses it already."""

@@ -76,12 +76,12 @@ def reap() -> float:
             continue
         _asked_at[pid] = now + AGAIN
         if not belongs_to_application(pid):
-            adopted(pid, os.waitpid(pid, os.WNOHANG)[1])
+            log_reaped(pid, os.waitpid(pid, os.WNOHANG)[1])
             del _asked_at[pid]
     return max(min(_asked_at.values()) - now, 0.01) if _asked_at else 0.0
 
 
-def adopted(pid: int, status: int) -> None:
+def log_reaped(pid: int, status: int) -> None:
     """Log that an orphan was reaped."""
     LOG.warning("pid %d not in child list", pid)
     LOG.info("Adopted process %d has ended (wait status %d)", pid, status)

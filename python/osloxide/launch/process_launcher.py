@@ -101,7 +101,7 @@ class ProcessLauncher:
         self.service: Any = None
         self.signal_handler: signal_handler.SignalHandler | None = None
         self._signals = signal_handler.SignalHandler()
-        self._service_manager = systemd.ServiceManager()
+        self._notifier = systemd.Notifier()
         self._wrappers: list[ServiceWrapper] = []
         self._scoreboard: _native.Scoreboard | None = None
         self._supervisor: _native.Supervisor | None = None
@@ -288,9 +288,9 @@ class ProcessLauncher:
                 self._obey(command)
 
     def _reconfigure(self, restart_method: str) -> None:
-        self._service_manager.reloading()
-        if not configuration.read_again(self.conf, restart_method):
-            self._service_manager.reloaded()
+        self._notifier.reloading()
+        if not configuration.reload(self.conf, restart_method):
+            self._notifier.reloaded()
             return
         self._set_timeouts()
         known = [*self._wrappers, *self.children.values()]
@@ -305,7 +305,7 @@ class ProcessLauncher:
         """
         self.running = False
         LOG.debug("Stop services.")
-        self._stop_adopted()
+        self._stop_foreign_children()
         if self._supervisor is None:
             return
         LOG.debug("Killing children.")
@@ -326,17 +326,17 @@ class ProcessLauncher:
 
     def _begin_shutdown(self) -> None:
         shutdown.begin_shutdown()
-        self._service_manager.stopping()
+        self._notifier.stopping()
         # Not before: a worker that is still to be forked needs them.
         if not any(other._own for other in _launchers if other is not self):
             shutdown.close_listeners()
 
-    def _stop_adopted(self) -> None:
+    def _stop_foreign_children(self) -> None:
         """Stop children that a subclass forked by itself and entered into ``children``."""
-        adopted = {pid: wrap for pid, wrap in self.children.items() if pid not in self._own}
-        for service in {id(wrap.service): wrap.service for wrap in adopted.values()}.values():
+        foreign = {pid: wrap for pid, wrap in self.children.items() if pid not in self._own}
+        for service in {id(wrap.service): wrap.service for wrap in foreign.values()}.values():
             service.stop()
-        for pid in adopted:
+        for pid in foreign:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         while any(pid not in self._own for pid in self.children):
@@ -374,14 +374,14 @@ class ProcessLauncher:
             slot, pid, seconds = details
             self._log.hung(slot, pid, seconds, self._scoreboard)
         elif kind == "all_ready":
-            self._service_manager.ready()
-            self._supervisor_of_this_process().set_tick(self._service_manager.watchdog_interval)
+            self._notifier.ready()
+            self._supervisor_of_this_process().set_tick(self._notifier.watchdog_interval)
         elif kind == "reloaded":
-            self._service_manager.reloaded()
+            self._notifier.reloaded()
         elif kind == "tick":
-            self._service_manager.alive()
+            self._notifier.alive()
         elif kind == "stranger":
-            self._adopt(*details)
+            self._reap_orphan(*details)
         elif kind in ("reload", "mutate", "stopping"):
             self._due = kind
 
@@ -395,7 +395,7 @@ class ProcessLauncher:
         supervisor = self._supervisor_of_this_process()
         assert slot is not None
         forking.prepare()
-        last_words = fault_dump.LastWords()
+        dump = fault_dump.FaultDump()
         # A signal that reaches the child before it has handlers of its own must wait for them.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
@@ -409,14 +409,14 @@ class ProcessLauncher:
                     type(wrap.service).__name__,
                     exc,
                 )
-                last_words.close()
+                dump.close()
                 supervisor.fork_failed(slot, exc.errno or 0)
                 return None
             if pid == 0:
-                self._run_child(wrap, slot, generation, mask, last_words)
+                self._run_child(wrap, slot, generation, mask, dump)
             supervisor.forked(slot, pid)
             self._own.add(pid)
-            self._log.forked(pid, last_words)
+            self._log.forked(pid, dump)
         finally:
             if os.getpid() == self._pid:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -430,7 +430,7 @@ class ProcessLauncher:
         slot: int,
         generation: int,
         mask: Any,
-        last_words: fault_dump.LastWords,
+        dump: fault_dump.FaultDump,
     ) -> None:
         status = 1
         try:
@@ -454,7 +454,7 @@ class ProcessLauncher:
                         for handler in launcher._handlers().values()
                     ],
                     signal_mask=mask,
-                    last_words=last_words,
+                    dump=dump,
                 )
             )
         finally:
@@ -466,13 +466,13 @@ class ProcessLauncher:
         if wrap is not None:
             wrap.children.discard(pid)
 
-    def _adopt(self, pid: int) -> None:
+    def _reap_orphan(self, pid: int) -> None:
         """Reap an orphan of the container, for which this is process 1."""
         if orphans.belongs_to_application(pid):
             return
         status = self._supervisor_of_this_process().adopt(pid)
         if status is not None:
-            orphans.adopted(pid, status)
+            orphans.log_reaped(pid, status)
 
     # ---- no_fork
 
@@ -501,7 +501,7 @@ class ProcessLauncher:
             [service],
             restart_method=self.restart_method,
             on_ready=_native.worker_ready,
-            service_manager=self._service_manager,
+            notifier=self._notifier,
             parks=False,
         )
         self._runner = runner

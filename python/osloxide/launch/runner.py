@@ -25,9 +25,9 @@ from typing import Any, NoReturn
 
 from osloxide import _native
 from osloxide.launch import configuration, orphans
-from osloxide.launch.systemd import ServiceManager
+from osloxide.launch.systemd import Notifier
 from osloxide.signals import shutdown, waiting
-from osloxide.signals.control_thread import Control, Request, begin_thread
+from osloxide.signals.control_thread import ControlThread, Request, begin_thread
 from osloxide.signals.signal_handler import SignalExit
 from osloxide.threads import event_loop
 
@@ -58,7 +58,7 @@ class Runner:
     :param restart_method: ``"reload"`` or ``"mutate"``, what :meth:`request_reconfigure` does.
     :param on_ready: called once on the main thread when every start() has returned.
     :param on_reconfigured: called each time the configuration was read again and acted upon.
-    :param service_manager: told what happens here; None where a parent does that.
+    :param notifier: told what happens here; None where a parent does that.
     :param beats: whether this process shows its parent that the interpreter runs, for
         ``worker_timeout``.
     :param grace_margin: seconds to wait beyond the grace period: workers leave the first word to
@@ -75,7 +75,7 @@ class Runner:
         restart_method: str,
         on_ready: Callable[[], object],
         on_reconfigured: Callable[[], object] = lambda: None,
-        service_manager: ServiceManager | None = None,
+        notifier: Notifier | None = None,
         beats: bool = False,
         grace_margin: float = 0.0,
         parks: bool = True,
@@ -85,12 +85,12 @@ class Runner:
         self._restart_method = restart_method
         self._on_ready = on_ready
         self._on_reconfigured = on_reconfigured
-        self._service_manager = service_manager
+        self._notifier = notifier
         self._beats = beats
         self._grace_margin = grace_margin
         self._parks = parks
         # All that a signal handler may touch: locks are not reentrant.
-        self._control = Control(self._handle, self._cut_off, self._pulse)
+        self._control = ControlThread(self._handle, self._cut_off, self._pulse)
         self._changed = threading.Condition()
         self._phase = Phase.STOPPED
         self._begun: list[Any] = []
@@ -171,14 +171,14 @@ class Runner:
 
     def _ready(self) -> None:
         self._on_ready()
-        if self._service_manager is not None:
-            self._service_manager.ready()
+        if self._notifier is not None:
+            self._notifier.ready()
         self._control.look()
 
     def _reconfigured(self) -> None:
         """The configuration was read again and every service has heard of it."""
-        if self._service_manager is not None:
-            self._service_manager.reloaded()
+        if self._notifier is not None:
+            self._notifier.reloaded()
         self._on_reconfigured()
         self._control.look()
 
@@ -278,9 +278,9 @@ class Runner:
         Shows that the interpreter runs, to whom it concerns, and reaps orphans as process 1.
         """
         intervals = []
-        if self._service_manager is not None and self._service_manager.watchdog_interval:
-            self._service_manager.alive()
-            intervals.append(self._service_manager.watchdog_interval)
+        if self._notifier is not None and self._notifier.watchdog_interval:
+            self._notifier.alive()
+            intervals.append(self._notifier.watchdog_interval)
         if self._beats:
             timeout = self._conf[configuration.GROUP].worker_timeout
             _native.beat(timeout)
@@ -311,8 +311,8 @@ class Runner:
         self._leaving = True
         shutdown.begin_shutdown()
         _native.worker_leaving()
-        if self._service_manager is not None:
-            self._service_manager.stopping()
+        if self._notifier is not None:
+            self._notifier.stopping()
         grace = self._grace()
         if grace <= 0 and self._phase is Phase.STARTING:
             grace = DEADLINE_OF_START
@@ -377,9 +377,9 @@ class Runner:
                     self._reconfiguring = False
                     return
                 self._reconfigure_wanted = False
-            if self._service_manager is not None:
-                self._service_manager.reloading()
-            if not configuration.read_again(self._conf, self._restart_method):
+            if self._notifier is not None:
+                self._notifier.reloading()
+            if not configuration.reload(self._conf, self._restart_method):
                 self._reconfigured()
                 continue
             if self._restart_method == "mutate":

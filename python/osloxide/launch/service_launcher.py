@@ -73,7 +73,7 @@ class Launcher:
 
     def restart(self) -> None:
         """Read the configuration files again and restart the services as *restart_method* says."""
-        if configuration.read_again(self.conf, self.restart_method):
+        if configuration.reload(self.conf, self.restart_method):
             self.services.restart()
 
 
@@ -97,7 +97,7 @@ class ServiceLauncher(Launcher):
         super().__init__(conf, restart_method=restart_method)
         self.start_method = start_method
         self.signal_handler = signal_handler.SignalHandler()
-        self._service_manager = systemd.ServiceManager()
+        self._notifier = systemd.Notifier()
         self._is_waiting = False
         self._term_came = False
         self._has_ended = threading.Event()
@@ -106,7 +106,7 @@ class ServiceLauncher(Launcher):
             self.services.services,
             restart_method=restart_method,
             on_ready=_native.worker_ready,
-            service_manager=self._service_manager,
+            notifier=self._notifier,
         )
         shutdown.begin_serving()
 
@@ -209,7 +209,7 @@ class ServiceLauncher(Launcher):
         """Do now what SIGHUP does: read the configuration again, then reset or restart."""
         if self._is_waiting:
             self._runner.request_reconfigure()
-        elif configuration.read_again(self.conf, self.restart_method):
+        elif configuration.reload(self.conf, self.restart_method):
             for service in self.services.services:
                 reset(service)
 

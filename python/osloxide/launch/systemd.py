@@ -29,7 +29,7 @@ def forget() -> None:
         os.environ.pop(variable, None)
 
 
-class ServiceManager:
+class Notifier:
     """The service manager of this process, if there is one."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ class Assignment:
     :param hup_needs_daemon: whether SIGHUP stops a worker in the foreground of a terminal.
     :param inherited: the parent's signal handlers, to be replaced.
     :param signal_mask: the mask to return to; launchers fork with their signals blocked.
-    :param last_words: where this worker says where it was, should it be ended by force.
+    :param dump: where faulthandler writes when this worker is ended by force.
     """
 
     conf: Any
@@ -52,7 +52,7 @@ class Assignment:
     hup_needs_daemon: bool
     inherited: Iterable[signal_handler.Handler]
     signal_mask: Iterable[int]
-    last_words: fault_dump.LastWords
+    dump: fault_dump.FaultDump
 
 
 def run(assignment: Assignment) -> NoReturn:
@@ -71,7 +71,7 @@ def _serve(assignment: Assignment) -> int:
     _native.enter_worker(
         assignment.supervisor, assignment.scoreboard, assignment.slot, assignment.generation
     )
-    assignment.last_words.keep()
+    assignment.dump.keep()
     shutdown.begin_serving()
     systemd.forget()
     process_title.of_worker(assignment.slot)

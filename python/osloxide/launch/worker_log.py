@@ -1,7 +1,7 @@
 """The log of a launcher's workers: who ended, why, where it was, and what it was busy with.
 
 Owns the texts, oslo.service's own and those that it left out, and what a later text has to know
-of an earlier event: how a slot ended last, whom the parent ended itself, the last words of each
+of an earlier event: how a slot ended last, whom the parent ended itself, the fault dump of each
 worker. Decides nothing and signals no process; osloxide.launch.process_launcher calls it with the
 native supervisor's commands.
 
@@ -26,19 +26,19 @@ class WorkerLog:
     """What is to be said about the workers of one launcher."""
 
     def __init__(self) -> None:
-        self._last_words: dict[int, fault_dump.LastWords] = {}
+        self._dumps: dict[int, fault_dump.FaultDump] = {}
         self._last_exits: dict[int, str] = {}
         self._ended_by_us: set[int] = set()
 
-    def forked(self, pid: int, last_words: fault_dump.LastWords) -> None:
-        """A worker was forked; *last_words* are shared with it."""
-        self._last_words[pid] = last_words
+    def forked(self, pid: int, dump: fault_dump.FaultDump) -> None:
+        """A worker was forked; *dump* is shared with it."""
+        self._dumps[pid] = dump
         LOG.debug("Started child %d", pid)
 
     def close_inherited(self) -> None:
         """In a worker: give back what the parent shares with others."""
-        for last_words in self._last_words.values():
-            last_words.close()
+        for dump in self._dumps.values():
+            dump.close()
 
     def exited(self, pid: int, service: str, slot: int, status: int, lifetime: float) -> None:
         """A worker ended.
@@ -56,10 +56,10 @@ class WorkerLog:
                 "Child %(pid)s exited with status %(code)d",
                 {"pid": pid, "code": os.waitstatus_to_exitcode(status)},
             )
-        last_words = self._last_words.pop(pid, None)
-        if last_words is not None:
-            text = last_words.read()
-            last_words.close()
+        dump = self._dumps.pop(pid, None)
+        if dump is not None:
+            text = dump.read()
+            dump.close()
             if text:
                 LOG.error("Worker %d (pid %d) ended here:\n%s", slot, pid, text)
         expected = status == 0 or pid in self._ended_by_us

@@ -37,7 +37,7 @@ _UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN)
 Request = tuple[str, str]
 
 
-class Control:
+class ControlThread:
     """Requests, signals and the clock of one process.
 
     :param handle: called on the control thread with each request; returns False to end it.

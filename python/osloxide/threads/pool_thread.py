@@ -66,7 +66,7 @@ class PoolThread(threading.Thread):
         self._left.set()
 
 
-def adopt(name: str) -> threading.Thread:
+def register_thread(name: str) -> threading.Thread:
     """Make the calling native thread one of Python's; ``leave()`` of the result ends that.
 
     Tracing and profiling functions for new threads are set as ``threading.Thread`` would.

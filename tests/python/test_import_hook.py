@@ -12,7 +12,7 @@ import pytest
 from _children import environment, run_command, run_python
 
 from osloxide.activation import environment as hook_environment
-from osloxide.activation import import_hook
+from osloxide.activation import import_hook, versions
 from osloxide.exceptions import ActivationError
 
 SUBMODULES = ("", ".service", ".loopingcall", ".threadgroup")
@@ -338,18 +338,18 @@ def test_upstream_backend_imported_before_is_refused() -> None:
 @pytest.mark.parametrize("version", ["4.1.1", "4.0.2", "3.5.0", "2.8.0", "4"])
 def test_too_old_oslo_service_is_refused(version: str) -> None:
     with pytest.raises(ActivationError, match=r"install oslo\.service >= 4\.2, < 5"):
-        import_hook.check_version(version)
+        versions.check(version)
 
 
 @pytest.mark.parametrize("version", ["5.0.0", "5.0.0.0rc1", "10.1"])
 def test_untested_newer_oslo_service_is_refused(version: str) -> None:
     with pytest.raises(ActivationError, match="or a newer osloxide"):
-        import_hook.check_version(version)
+        versions.check(version)
 
 
 @pytest.mark.parametrize("version", ["4.2.0", "4.8.0", "4.10", "4.8.1.dev3"])
 def test_supported_oslo_service_is_accepted(version: str) -> None:
-    assert import_hook.check_version(version)[0] == 4
+    assert versions.check(version)[0] == 4
 
 
 @pytest.mark.parametrize("deferred", [True, False])

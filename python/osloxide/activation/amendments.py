@@ -1,0 +1,122 @@
+"""The table of amendments: what osloxide changes in modules of other projects after their import.
+
+Owns the table, the check that comes before each change, and the record of what was left alone. An
+amendment is a function that is given the module; it names with :func:`relies_on` the names that it
+uses or replaces and that no documentation promises. Where one of them is missing, the module stays
+as its project made it, and the log says which name is missing. Imports no amended project and,
+until one of the modules is imported, none of the functions. Loaded at the start of every
+interpreter below ``osloxide run``, so it imports nothing that the interpreter has not loaded
+already.
+
+Rules: the amended projects' own code; each amendment says why it is needed.
+"""
+
+from __future__ import annotations
+
+# Type checkers know the name; importing it would cost every interpreter another 5 ms.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+_MESSAGING = "osloxide.messaging.hook:amend"
+_NOVA = "osloxide.adapters.nova:amend"
+
+TABLE: dict[str, tuple[str, ...]] = {
+    "amqp.connection": (_MESSAGING,),
+    "nova.compute.multi_cell_list": (_NOVA,),
+    "nova.context": (_NOVA,),
+    "nova.service": (_NOVA,),
+    "nova.utils": (_NOVA,),
+    "oslo_context.context": ("osloxide.adapters.context:amend",),
+    "oslo_messaging._drivers.amqpdriver": (_MESSAGING,),
+    "oslo_messaging._drivers.impl_rabbit": (_MESSAGING,),
+    "oslo_messaging._drivers.pool": (_MESSAGING,),
+    "oslo_messaging.rpc.dispatcher": (_MESSAGING,),
+    "oslo_messaging.rpc.server": (_MESSAGING,),
+    "oslo_messaging.server": (_MESSAGING,),
+    "oslo_service.backend": ("osloxide.activation.default_backend:amend",),
+}
+"""Module -> amendments, each ``"package.module:function"``, made in this order after its body ran.
+"""
+
+left_alone: dict[str, str] = {}
+"""Amendments that were not made in this process: ``"amended.module by package.module:function"`` ->
+the reason."""
+
+
+def relies_on(*names: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Declare the names of the amended module without which an amendment cannot work.
+
+    :param names: attributes of the module, with dots for attributes of those: ``"Pool.get"``.
+        An instance attribute that only ``__init__`` sets cannot be named: the check makes no
+        instances.
+    """
+
+    def declare(amendment: Callable[[Any], None]) -> Callable[[Any], None]:
+        amendment.relies_on = names  # type: ignore[attr-defined]
+        return amendment
+
+    return declare
+
+
+def missing_names(amendment: Callable[[Any], None], module: ModuleType) -> list[str]:
+    """The names that *amendment* relies on and *module* does not have."""
+    return [name for name in getattr(amendment, "relies_on", ()) if not _has(module, name)]
+
+
+def apply(module: ModuleType) -> None:
+    """Make the amendments of *module*, whose body has just run.
+
+    An amendment of which a name is missing is left out, with a warning in the log: a release that
+    keeps things elsewhere runs as it is without osloxide.
+    """
+    from importlib import import_module
+
+    for target in TABLE.get(module.__name__, ()):
+        place, _, function = target.partition(":")
+        amendment = getattr(import_module(place), function)
+        missing = missing_names(amendment, module)
+        if missing:
+            _leave_alone(module, target, missing)
+        else:
+            amendment(module)
+
+
+def _has(module: Any, dotted: str) -> bool:
+    found = module
+    for name in dotted.split("."):
+        if not hasattr(found, name):
+            return False
+        found = getattr(found, name)
+    return True
+
+
+def _leave_alone(module: ModuleType, target: str, missing: list[str]) -> None:
+    import logging
+
+    reason = (
+        f"{module.__name__} ({_release_of(module)}) has no {', '.join(missing)}, on which osloxide "
+        "relies to change it"
+    )
+    left_alone[f"{module.__name__} by {target}"] = reason
+    logging.getLogger("osloxide").warning(
+        "%s; it runs as it is, without the changes of %s; install a newer osloxide, or a release "
+        "that osloxide was tested with",
+        reason,
+        target.partition(":")[0],
+    )
+
+
+def _release_of(module: ModuleType) -> str:
+    """Name and version of the distribution that *module* belongs to, as far as they can be told."""
+    from importlib import metadata
+
+    package = module.__name__.partition(".")[0]
+    for name in (package, package.replace("_", ".")):
+        try:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return f"{package}, of an unknown version"
