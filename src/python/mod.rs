@@ -3,6 +3,7 @@
 //! The only room that names PyO3. Classes here convert arguments, release the interpreter and call
 //! the rooms beside this one; they decide nothing.
 
+mod detached;
 mod errors;
 mod frames;
 mod heart;

@@ -16,8 +16,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyList, PyString, PyTuple};
 
+use super::detached::detached;
 use super::signals;
-use super::wsgi::loan;
 use crate::rpc::{self, Refused, Work};
 use crate::scoreboard::InFlight;
 use parking_lot::Mutex;
@@ -233,7 +233,7 @@ impl Work for Calls {
                     None
                 }
             };
-            loan::detached(py, body);
+            detached(py, body);
             if let Some(Err(error)) = thread.map(|thread| thread.call_method0("leave")) {
                 error.write_unraisable(py, None);
             }

@@ -1,13 +1,13 @@
 //! One connection: hyper's state machine, polled by hand by whichever thread has it checked out.
 //!
-//! Owns the hyper connection and the desk through which requests come out of it and answers go in.
+//! Owns the hyper connection and the handoff through which requests come out of it and responses go in.
 //! Never waits; [`super::exchange`] and [`super::reactor`] do. The application runs outside of
-//! `poll`: hyper's service only leaves the request on the desk, and its future stays pending until
-//! an answer lies there.
+//! `poll`: hyper's service only leaves the request in the handoff, and its future stays pending until
+//! a response is there.
 
-use super::exchange::Arrival;
 use super::framing::Refusal;
 use super::link::{Io, Link};
+use super::received_request::ReceivedRequest;
 use crate::wsgi::{BodyError, Endpoints};
 use bytes::Bytes;
 use http::header::CONNECTION;
@@ -39,7 +39,7 @@ pub(super) enum Phase {
         since: Option<Instant>,
     },
     /// The beginning of a body, so that a slow client costs no thread.
-    Collecting(Box<Arrival>),
+    Collecting(Box<ReceivedRequest>),
     /// The rest of a body that the application did not read.
     Discarding {
         body: Incoming,
@@ -55,7 +55,7 @@ pub(super) enum Step {
     /// hyper is done with the connection; true when everything was sent.
     Closed(bool),
     /// A request's head is complete.
-    Request(Box<Arrival>),
+    Request(Box<ReceivedRequest>),
     /// The socket has to become ready first.
     Blocked,
 }
@@ -73,8 +73,8 @@ pub(super) struct Connection {
     builder: Arc<http1::Builder>,
     /// Absent until something comes, and again while the connection rests: its buffers are most of
     /// what a connection costs.
-    http: Option<Pin<Box<http1::Connection<Io, Counter>>>>,
-    desk: Arc<Desk>,
+    http: Option<Pin<Box<http1::Connection<Io, HandoffService>>>>,
+    handoff: Arc<Handoff>,
     waker: Waker,
 }
 
@@ -96,7 +96,7 @@ impl Connection {
         builder: Arc<http1::Builder>,
         now: Instant,
     ) -> Self {
-        let desk = Arc::new(Desk::default());
+        let handoff = Arc::new(Handoff::default());
         Self {
             token,
             link: Arc::new(link),
@@ -106,8 +106,8 @@ impl Connection {
             armed: None,
             builder,
             http: None,
-            waker: Waker::from(desk.clone()),
-            desk,
+            waker: Waker::from(handoff.clone()),
+            handoff,
         }
     }
 
@@ -139,18 +139,83 @@ impl Connection {
         self.link.state().framing.refusal()
     }
 
+    /// Takes what has come of a request's body, up to `bound` bytes. True once there is nothing to
+    /// wait for: the body is whole or the bound is reached.
+    pub(super) fn collect(
+        &mut self,
+        received: &mut ReceivedRequest,
+        bound: usize,
+    ) -> Result<bool, BodyError> {
+        while received.collected < bound {
+            match self.next_piece(&mut received.body) {
+                Poll::Ready(Ok(Some(piece))) => {
+                    received.collected += piece.len();
+                    received.pieces.push_back(piece);
+                }
+                Poll::Ready(Ok(None)) => return Ok(true),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The next piece of a body as far as it has come; drops the body at its end.
+    pub(super) fn next_piece(
+        &mut self,
+        body: &mut Option<Incoming>,
+    ) -> Poll<Result<Option<Bytes>, BodyError>> {
+        let Some(incoming) = body else {
+            return Poll::Ready(Ok(None));
+        };
+        let mut has_advanced = false;
+        loop {
+            match self.poll_body(incoming) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(piece) if piece.is_empty() => {}
+                    Ok(piece) => return Poll::Ready(Ok(Some(piece))),
+                    // Trailers are read and dropped: nothing in PEP 3333 could carry them.
+                    Err(_) => {}
+                },
+                Poll::Ready(None) => {
+                    *body = None;
+                    return Poll::Ready(Ok(None));
+                }
+                Poll::Ready(Some(Err(_))) => {
+                    *body = None;
+                    return Poll::Ready(Err(self.body_error()));
+                }
+                Poll::Pending if has_advanced => {
+                    if self.refusal().is_none() {
+                        return Poll::Pending;
+                    }
+                    *body = None;
+                    return Poll::Ready(Err(BodyError::Framing));
+                }
+                Poll::Pending => match self.advance() {
+                    // hyper may have put the next piece into its channel on the way.
+                    Step::Blocked => has_advanced = true,
+                    Step::Closed(_) | Step::Request(_) => {
+                        *body = None;
+                        return Poll::Ready(Err(self.body_error()));
+                    }
+                },
+            }
+        }
+    }
+
     /// Answers with a status of the server's own, and ends this side of the connection.
     /// `is_asked`: hyper has a request that waits for its answer. Returns the length of the body.
-    pub(super) fn apologise(&mut self, status: StatusCode, is_asked: bool) -> usize {
+    pub(super) fn send_error(&mut self, status: StatusCode, is_asked: bool) -> usize {
         let reason = status.canonical_reason().unwrap_or_default();
         let length = reason.len() + 1;
         if is_asked {
-            let mut response = Response::new(Answer::Whole(format!("{reason}\n").into()));
+            let mut response = Response::new(ResponseBody::Whole(format!("{reason}\n").into()));
             *response.status_mut() = status;
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
-            self.lay_answer(response);
+            self.put_response(response);
             let _ = self.advance();
         } else {
             let code = status.as_u16();
@@ -169,7 +234,7 @@ impl Connection {
     /// Lets hyper go as far as it can without waiting.
     pub(super) fn advance(&mut self) -> Step {
         let http = self.http.get_or_insert_with(|| {
-            let service = Counter(self.desk.clone());
+            let service = HandoffService(self.handoff.clone());
             Box::pin(
                 self.builder
                     .serve_connection(Io(self.link.clone()), service),
@@ -177,15 +242,15 @@ impl Connection {
         });
         let mut context = Context::from_waker(&self.waker);
         loop {
-            self.desk.is_woken.store(false, Ordering::Relaxed);
+            self.handoff.is_woken.store(false, Ordering::Relaxed);
             match http.as_mut().poll(&mut context) {
                 Poll::Ready(result) => return Step::Closed(result.is_ok()),
                 Poll::Pending => {}
             }
-            if let Some(request) = self.desk.papers.lock().request.take() {
-                return Step::Request(Box::new(Arrival::new(request, Instant::now())));
+            if let Some(request) = self.handoff.state.lock().request.take() {
+                return Step::Request(Box::new(ReceivedRequest::new(request, Instant::now())));
             }
-            if !self.desk.is_woken.load(Ordering::Relaxed) {
+            if !self.handoff.is_woken.load(Ordering::Relaxed) {
                 return Step::Blocked;
             }
         }
@@ -210,50 +275,50 @@ impl Connection {
         Pin::new(body).poll_frame(&mut Context::from_waker(&self.waker))
     }
 
-    pub(super) fn lay_answer(&self, answer: Response<Answer>) {
-        self.desk.papers.lock().answer = Some(answer);
+    pub(super) fn put_response(&self, answer: Response<ResponseBody>) {
+        self.handoff.state.lock().answer = Some(answer);
     }
 
     /// An answer's body that is laid down piece by piece.
-    pub(super) fn pieces(&self) -> Answer {
-        let mut papers = self.desk.papers.lock();
-        papers.piece = None;
-        papers.is_ended = false;
-        Answer::Pieces(self.desk.clone())
+    pub(super) fn pieces(&self) -> ResponseBody {
+        let mut state = self.handoff.state.lock();
+        state.piece = None;
+        state.is_ended = false;
+        ResponseBody::Chunks(self.handoff.clone())
     }
 
-    pub(super) fn lay_piece(&self, piece: Bytes) {
-        self.desk.papers.lock().piece = Some(piece);
+    pub(super) fn put_chunk(&self, piece: Bytes) {
+        self.handoff.state.lock().piece = Some(piece);
     }
 
-    pub(super) fn end_pieces(&self) {
-        self.desk.papers.lock().is_ended = true;
+    pub(super) fn end_chunks(&self) {
+        self.handoff.state.lock().is_ended = true;
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // An answer in pieces that hyper never took refers to the desk it lies on.
-        self.desk.papers.lock().answer = None;
+        // An answer in pieces that hyper never took refers to the handoff that holds it.
+        self.handoff.state.lock().answer = None;
     }
 }
 
 /// Where hyper and the thread that polls it leave things for each other.
 #[derive(Default)]
-pub(super) struct Desk {
-    papers: Mutex<Papers>,
+pub(super) struct Handoff {
+    state: Mutex<HandoffState>,
     is_woken: AtomicBool,
 }
 
 #[derive(Default)]
-struct Papers {
+struct HandoffState {
     request: Option<Request<Incoming>>,
-    answer: Option<Response<Answer>>,
+    answer: Option<Response<ResponseBody>>,
     piece: Option<Bytes>,
     is_ended: bool,
 }
 
-impl Wake for Desk {
+impl Wake for Handoff {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -263,28 +328,28 @@ impl Wake for Desk {
     }
 }
 
-/// hyper's service: passes requests and answers over the desk.
-pub(super) struct Counter(Arc<Desk>);
+/// hyper's service: passes requests and responses through the handoff.
+pub(super) struct HandoffService(Arc<Handoff>);
 
-impl Service<Request<Incoming>> for Counter {
-    type Response = Response<Answer>;
+impl Service<Request<Incoming>> for HandoffService {
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
-    type Future = Awaited;
+    type Future = PendingResponse;
 
-    fn call(&self, request: Request<Incoming>) -> Awaited {
-        self.0.papers.lock().request = Some(request);
-        Awaited(self.0.clone())
+    fn call(&self, request: Request<Incoming>) -> PendingResponse {
+        self.0.state.lock().request = Some(request);
+        PendingResponse(self.0.clone())
     }
 }
 
-/// An answer that will lie on the desk.
-pub(super) struct Awaited(Arc<Desk>);
+/// A response that will be in the handoff.
+pub(super) struct PendingResponse(Arc<Handoff>);
 
-impl Future for Awaited {
-    type Output = Result<Response<Answer>, Infallible>;
+impl Future for PendingResponse {
+    type Output = Result<Response<ResponseBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.0.papers.lock().answer.take() {
+        match self.0.state.lock().answer.take() {
             Some(answer) => Poll::Ready(Ok(answer)),
             None => Poll::Pending,
         }
@@ -292,14 +357,14 @@ impl Future for Awaited {
 }
 
 /// The body of an answer.
-pub(super) enum Answer {
+pub(super) enum ResponseBody {
     /// All of it.
     Whole(Bytes),
-    /// Pieces that come over the desk.
-    Pieces(Arc<Desk>),
+    /// Pieces that come over the handoff.
+    Chunks(Arc<Handoff>),
 }
 
-impl Body for Answer {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -310,11 +375,11 @@ impl Body for Answer {
         match self.get_mut() {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Pieces(desk) => {
-                let mut papers = desk.papers.lock();
-                match papers.piece.take() {
+            Self::Chunks(handoff) => {
+                let mut state = handoff.state.lock();
+                match state.piece.take() {
                     Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
-                    None if papers.is_ended => Poll::Ready(None),
+                    None if state.is_ended => Poll::Ready(None),
                     None => Poll::Pending,
                 }
             }
@@ -324,9 +389,9 @@ impl Body for Answer {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_empty(),
-            Self::Pieces(desk) => {
-                let papers = desk.papers.lock();
-                papers.piece.is_none() && papers.is_ended
+            Self::Chunks(handoff) => {
+                let state = handoff.state.lock();
+                state.piece.is_none() && state.is_ended
             }
         }
     }
@@ -334,7 +399,7 @@ impl Body for Answer {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Pieces(_) => SizeHint::default(),
+            Self::Chunks(_) => SizeHint::default(),
         }
     }
 }

@@ -4,18 +4,18 @@
 //! that thread on the client's socket, bounded by `client_socket_timeout`. Decides whether the
 //! connection survives the exchange; [`super::reactor`] acts on it.
 
-use super::connection::{Answer, Connection, Step};
+use super::connection::{Connection, ResponseBody, Step};
 use super::link::FileSent;
+use super::received_request::ReceivedRequest;
 use super::socket;
 use crate::wsgi::{BodyError, ClientGone, Endpoints, Exchange, FilePart, ResponseHead};
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
+use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
+use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use nix::poll::PollFlags;
-use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
@@ -34,107 +34,6 @@ static UNSEEN: [u8; FILE_STEP] = [0; FILE_STEP];
 /// The slowest client that a thread is spent on for longer than `client_socket_timeout`.
 const BYTES_PER_MS: usize = 1;
 
-/// A request, and as much of its body as has come.
-#[derive(Debug)]
-pub(super) struct Arrival {
-    pub(super) parts: Parts,
-    /// What has not come yet, if anything.
-    pub(super) body: Option<Incoming>,
-    pub(super) pieces: VecDeque<Bytes>,
-    pub(super) collected: usize,
-    pub(super) since: Instant,
-    /// The client waits for `100 Continue` before it sends the body.
-    pub(super) is_expecting: bool,
-    is_bodiless: bool,
-}
-
-impl Arrival {
-    pub(super) fn new(request: Request<Incoming>, since: Instant) -> Self {
-        let (parts, body) = request.into_parts();
-        let is_bodiless = body.is_end_stream();
-        let is_expecting = !is_bodiless
-            && parts.version == Version::HTTP_11
-            && parts
-                .headers
-                .get(EXPECT)
-                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        Self {
-            parts,
-            body: (!is_bodiless).then_some(body),
-            pieces: VecDeque::new(),
-            collected: 0,
-            since,
-            is_expecting,
-            is_bodiless,
-        }
-    }
-
-    /// Takes what has come of the body, up to `bound` bytes. True once there is nothing to wait
-    /// for: the body is whole or the bound is reached.
-    pub(super) fn collect(
-        &mut self,
-        connection: &mut Connection,
-        bound: usize,
-    ) -> Result<bool, BodyError> {
-        while self.collected < bound {
-            match next_piece(connection, &mut self.body) {
-                Poll::Ready(Ok(Some(piece))) => {
-                    self.collected += piece.len();
-                    self.pieces.push_back(piece);
-                }
-                Poll::Ready(Ok(None)) => return Ok(true),
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => return Ok(false),
-            }
-        }
-        Ok(true)
-    }
-}
-
-/// The next piece of a body as far as it has come; drops the body at its end.
-pub(super) fn next_piece(
-    connection: &mut Connection,
-    body: &mut Option<Incoming>,
-) -> Poll<Result<Option<Bytes>, BodyError>> {
-    let Some(incoming) = body else {
-        return Poll::Ready(Ok(None));
-    };
-    let mut has_advanced = false;
-    loop {
-        match connection.poll_body(incoming) {
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(piece) if piece.is_empty() => {}
-                Ok(piece) => return Poll::Ready(Ok(Some(piece))),
-                // Trailers are read and dropped: nothing in PEP 3333 could carry them.
-                Err(_) => {}
-            },
-            Poll::Ready(None) => {
-                *body = None;
-                return Poll::Ready(Ok(None));
-            }
-            Poll::Ready(Some(Err(_))) => {
-                *body = None;
-                return Poll::Ready(Err(connection.body_error()));
-            }
-            Poll::Pending if has_advanced => {
-                if connection.refusal().is_none() {
-                    return Poll::Pending;
-                }
-                *body = None;
-                return Poll::Ready(Err(BodyError::Framing));
-            }
-            Poll::Pending => match connection.advance() {
-                // hyper may have put the next piece into its channel on the way.
-                Step::Blocked => has_advanced = true,
-                Step::Closed(_) | Step::Request(_) => {
-                    *body = None;
-                    return Poll::Ready(Err(connection.body_error()));
-                }
-            },
-        }
-    }
-}
-
 /// How far the answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
@@ -148,15 +47,15 @@ pub(super) enum Outcome {
     /// Nothing: close it, in order if true.
     Close(bool),
     /// The next request was already there.
-    Next(Box<Arrival>),
+    Next(Box<ReceivedRequest>),
     /// The next request; what is left of this one's body comes first.
     Wait(Option<Incoming>),
 }
 
 /// See the module's text.
-pub(super) struct Live<'c> {
+pub(super) struct ConnectionExchange<'c> {
     connection: &'c mut Connection,
-    arrival: Box<Arrival>,
+    received: Box<ReceivedRequest>,
     timeout: Option<Duration>,
     is_draining: &'c AtomicBool,
     progress: Progress,
@@ -172,19 +71,19 @@ pub(super) struct Live<'c> {
     is_ended_by_close: bool,
     /// A Content-Length delimits the answer: what hyper sends of its body is the body, unframed.
     is_counted: bool,
-    next: Option<Box<Arrival>>,
+    next: Option<Box<ReceivedRequest>>,
 }
 
-impl<'c> Live<'c> {
+impl<'c> ConnectionExchange<'c> {
     pub(super) fn new(
         connection: &'c mut Connection,
-        arrival: Box<Arrival>,
+        received: Box<ReceivedRequest>,
         timeout: Option<Duration>,
         is_draining: &'c AtomicBool,
     ) -> Self {
         Self {
             connection,
-            arrival,
+            received,
             timeout,
             is_draining,
             progress: Progress::Nothing,
@@ -199,10 +98,10 @@ impl<'c> Live<'c> {
     }
 
     /// The handler has returned, or panicked.
-    pub(super) fn conclude(mut self, has_panicked: bool) -> Outcome {
+    pub(super) fn into_outcome(mut self, has_panicked: bool) -> Outcome {
         match self.progress {
             Progress::Nothing => {
-                let _ = self.answer_shortly(StatusCode::INTERNAL_SERVER_ERROR);
+                let _ = self.send_error(StatusCode::INTERNAL_SERVER_ERROR);
             }
             Progress::Started => self.abort(),
             Progress::Ended => {}
@@ -212,13 +111,13 @@ impl<'c> Live<'c> {
         }
         match (self.end, self.next) {
             (Some(in_order), _) => Outcome::Close(in_order),
-            (None, Some(arrival)) => Outcome::Next(arrival),
-            (None, None) => Outcome::Wait(self.arrival.body),
+            (None, Some(received)) => Outcome::Next(received),
+            (None, None) => Outcome::Wait(self.received.body),
         }
     }
 
     /// An answer of the server's own; the connection closes after it.
-    fn answer_shortly(&mut self, status: StatusCode) -> Result<(), ClientGone> {
+    fn send_error(&mut self, status: StatusCode) -> Result<(), ClientGone> {
         let mut headers = HeaderMap::new();
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         self.progress = Progress::Ended;
@@ -229,12 +128,12 @@ impl<'c> Live<'c> {
                 reason: None,
                 headers,
             },
-            Answer::Whole(body.into()),
+            ResponseBody::Whole(body.into()),
         );
         self.push(0)
     }
 
-    fn lay(&mut self, head: ResponseHead, body: Answer) {
+    fn lay(&mut self, head: ResponseHead, body: ResponseBody) {
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
@@ -250,15 +149,15 @@ impl<'c> Live<'c> {
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        self.connection.lay_answer(response);
+        self.connection.put_response(response);
     }
 
     /// Whether the answer has to announce that it is the connection's last.
     fn must_close(&self) -> bool {
         self.is_draining.load(Ordering::Relaxed)
-            || (self.arrival.body.is_some()
+            || (self.received.body.is_some()
                 // The client still holds the body back, and may send it or not (RFC 9110 10.1.1).
-                && (self.arrival.is_expecting || self.is_too_much_left()))
+                && (self.received.is_expecting || self.is_too_much_left()))
     }
 
     /// True when more of the body is to come than is worth throwing away.
@@ -280,8 +179,8 @@ impl<'c> Live<'c> {
                     self.end = Some(in_order);
                     return if in_order { Ok(()) } else { Err(ClientGone) };
                 }
-                Step::Request(arrival) => {
-                    self.next = Some(arrival);
+                Step::Request(received) => {
+                    self.next = Some(received);
                     return Ok(());
                 }
                 Step::Blocked => {
@@ -306,7 +205,7 @@ impl<'c> Live<'c> {
         while left > 0 {
             let step = usize::try_from(left).map_or(FILE_STEP, |left| left.min(FILE_STEP));
             self.connection
-                .lay_piece(Bytes::from_static(&UNSEEN[..step]));
+                .put_chunk(Bytes::from_static(&UNSEEN[..step]));
             if self.push(step).is_err() {
                 break;
             }
@@ -361,9 +260,9 @@ impl<'c> Live<'c> {
     }
 }
 
-impl Exchange for Live<'_> {
+impl Exchange for ConnectionExchange<'_> {
     fn request(&self) -> &Parts {
-        &self.arrival.parts
+        &self.received.parts
     }
 
     fn endpoints(&self) -> &Endpoints {
@@ -371,19 +270,19 @@ impl Exchange for Live<'_> {
     }
 
     fn is_bodiless(&self) -> bool {
-        self.arrival.is_bodiless
+        self.received.is_bodiless
     }
 
     fn read(&mut self) -> Result<Option<Bytes>, BodyError> {
         if let Some(error) = self.failure {
             return Err(error);
         }
-        if let Some(piece) = self.arrival.pieces.pop_front() {
+        if let Some(piece) = self.received.pieces.pop_front() {
             return Ok(Some(piece));
         }
         let (since, mut bytes) = self.reading.unwrap_or_else(|| (Instant::now(), 0));
         loop {
-            let error = match next_piece(self.connection, &mut self.arrival.body) {
+            let error = match self.connection.next_piece(&mut self.received.body) {
                 Poll::Ready(Ok(piece)) => {
                     bytes += piece.as_ref().map_or(0, Bytes::len);
                     self.reading = Some((since, bytes));
@@ -402,7 +301,7 @@ impl Exchange for Live<'_> {
                 }
             };
             self.failure = Some(error);
-            self.arrival.body = None;
+            self.received.body = None;
             return Err(error);
         }
     }
@@ -413,10 +312,10 @@ impl Exchange for Live<'_> {
             return Err(ClientGone);
         }
         if let Some(error) = self.failure {
-            return self.answer_shortly(status_of(error));
+            return self.send_error(status_of(error));
         }
         let announced = announced_length(&head.headers);
-        let is_silent = self.arrival.parts.method == Method::HEAD
+        let is_silent = self.received.parts.method == Method::HEAD
             || matches!(
                 head.status,
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
@@ -434,7 +333,7 @@ impl Exchange for Live<'_> {
             _ => {
                 self.progress = Progress::Ended;
                 let size = body.len();
-                self.lay(head, Answer::Whole(body));
+                self.lay(head, ResponseBody::Whole(body));
                 self.push(size)
             }
         }
@@ -445,11 +344,12 @@ impl Exchange for Live<'_> {
             return Err(ClientGone);
         }
         if let Some(error) = self.failure {
-            return self.answer_shortly(status_of(error));
+            return self.send_error(status_of(error));
         }
         self.progress = Progress::Started;
         self.is_counted = announced_length(&head.headers).is_some();
-        self.is_ended_by_close = self.arrival.parts.version == Version::HTTP_10 && !self.is_counted;
+        self.is_ended_by_close =
+            self.received.parts.version == Version::HTTP_10 && !self.is_counted;
         let body = self.connection.pieces();
         self.lay(head, body);
         self.push(0)
@@ -464,7 +364,7 @@ impl Exchange for Live<'_> {
             };
         }
         let size = piece.len();
-        self.connection.lay_piece(piece);
+        self.connection.put_chunk(piece);
         self.push(size)
     }
 
@@ -488,7 +388,7 @@ impl Exchange for Live<'_> {
             return Ok(());
         }
         self.progress = Progress::Ended;
-        self.connection.end_pieces();
+        self.connection.end_chunks();
         self.push(0)
     }
 

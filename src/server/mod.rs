@@ -11,6 +11,7 @@ mod framing;
 pub(crate) mod fuzzing;
 mod link;
 mod reactor;
+mod received_request;
 mod socket;
 pub mod tls;
 
@@ -164,7 +165,7 @@ impl Server {
         })
     }
 
-    /// Starts accepting, or resumes after `stop(false)`. Threads live from here on: the process
+    /// Starts accepting, or resumes after `stop(false)`. Threads exchange from here on: the process
     /// must not fork any more. Does nothing when the server accepts already.
     ///
     /// # Errors

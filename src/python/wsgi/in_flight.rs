@@ -13,33 +13,33 @@ use pyo3::prelude::*;
 
 /// One pool thread.
 #[derive(Debug)]
-struct Seat {
+struct ThreadEntry {
     /// `threading.get_ident()`.
     thread: u64,
     /// Milliseconds of the clock when its request began; 0 between requests.
     since: AtomicU64,
 }
 
-static SEATS: Mutex<Vec<Arc<Seat>>> = Mutex::new(Vec::new());
+static THREADS: Mutex<Vec<Arc<ThreadEntry>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    static OWN: RefCell<Option<Arc<Seat>>> = const { RefCell::new(None) };
+    static OWN: RefCell<Option<Arc<ThreadEntry>>> = const { RefCell::new(None) };
 }
 
 /// The calling thread will serve requests; `thread` is its number in Python.
 pub(super) fn thread_begins(thread: u64) {
-    let seat = Arc::new(Seat {
+    let entry = Arc::new(ThreadEntry {
         thread,
         since: AtomicU64::new(0),
     });
-    SEATS.lock().push(Arc::clone(&seat));
-    OWN.with_borrow_mut(|own| *own = Some(seat));
+    THREADS.lock().push(Arc::clone(&entry));
+    OWN.with_borrow_mut(|own| *own = Some(entry));
 }
 
 /// It will not serve any more.
 pub(super) fn thread_ends() {
     if let Some(own) = OWN.with_borrow_mut(Option::take) {
-        SEATS.lock().retain(|seat| !Arc::ptr_eq(seat, &own));
+        THREADS.lock().retain(|entry| !Arc::ptr_eq(entry, &own));
     }
 }
 
@@ -83,12 +83,12 @@ fn now() -> u64 {
 )]
 pub(crate) fn requests_in_flight() -> Vec<(u64, f64)> {
     let now = now();
-    SEATS
+    THREADS
         .lock()
         .iter()
-        .filter_map(|seat| match seat.since.load(Ordering::Relaxed) {
+        .filter_map(|entry| match entry.since.load(Ordering::Relaxed) {
             0 => None,
-            since => Some((seat.thread, now.saturating_sub(since) as f64 / 1000.0)),
+            since => Some((entry.thread, now.saturating_sub(since) as f64 / 1000.0)),
         })
         .collect()
 }

@@ -94,17 +94,3 @@ impl Drop for Lent<'_> {
         self.loan.exchange.lock().take();
     }
 }
-
-/// Runs *body* with the interpreter released, on this same thread.
-pub(in crate::python) fn detached(py: Python<'_>, body: &mut dyn FnMut()) {
-    struct SameThread<'a>(&'a mut dyn FnMut());
-    // SAFETY: `Python::detach` calls its closure on the thread that it was called on; it asks for
-    // `Send` to keep references to Python objects out, and *body* comes from a room without any.
-    unsafe impl Send for SameThread<'_> {}
-
-    let body = SameThread(body);
-    py.detach(move || {
-        let SameThread(body) = { body };
-        body();
-    });
-}

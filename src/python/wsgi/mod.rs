@@ -10,10 +10,10 @@ mod call;
 mod context;
 mod environ;
 mod file_wrapper;
-mod first;
+mod first_request;
 mod in_flight;
 mod input;
-pub(super) mod loan;
+mod loan;
 mod text;
 
 use std::time::Instant;
@@ -31,9 +31,10 @@ use self::context::Context;
 use self::environ::Environ;
 use self::file_wrapper::Content;
 pub(super) use self::file_wrapper::FileWrapper;
-use self::first::First;
+use self::first_request::FirstRequest;
 pub(super) use self::in_flight::requests_in_flight;
 use self::input::Input;
+use super::detached::detached;
 use crate::wsgi::environ::{Target, TargetError};
 use crate::wsgi::response::{Ending, Head, Ready};
 use crate::wsgi::{BodyError, Exchange, Handler, Refused};
@@ -47,7 +48,7 @@ pub(super) struct Application {
     app: Py<PyAny>,
     environ: Environ,
     access_log: Option<AccessLog>,
-    first: First,
+    first: FirstRequest,
     /// Called with a message and the keyword `exc_info`, an exception or `None`: a logger's `error`.
     log_error: Py<PyAny>,
     shows_traceback: bool,
@@ -69,7 +70,7 @@ pub(super) struct Options<'a, 'py> {
 }
 
 /// What became of an application's result.
-enum Answer {
+enum Collected {
     /// Everything is there; nothing has been sent.
     Whole(Head, Bytes),
     /// It was sent piece by piece.
@@ -97,7 +98,7 @@ impl Application {
             app: options.app,
             environ: Environ::new(py, options.multiprocess, options.environ)?,
             access_log,
-            first: First::default(),
+            first: FirstRequest::default(),
             log_error: options.log_error,
             shows_traceback: options.debug,
             is_lenient: options.lenient,
@@ -135,7 +136,7 @@ impl Application {
             }
         };
         let unsent = match Target::of(exchange.request()) {
-            Ok(_) => self.converse(py, exchange, &call, &method),
+            Ok(_) => self.call_application(py, exchange, &call, &method),
             Err(error) => {
                 refuse(py, exchange, &call, &method, error);
                 None
@@ -158,7 +159,7 @@ impl Application {
     }
 
     /// Calls the application and sends what it answers, whatever that is, or returns it.
-    fn converse(
+    fn call_application(
         &self,
         py: Python<'_>,
         exchange: &mut dyn Exchange,
@@ -181,7 +182,7 @@ impl Application {
         lent.revoke(py);
         let has_close = result.as_ref().is_some_and(|result| !is_plain(result));
         match answer {
-            Ok(Answer::Whole(head, body)) => {
+            Ok(Collected::Whole(head, body)) => {
                 let ready = Ready::new(head, body, method);
                 if !has_close && call.get().progress().body_error.is_none() {
                     call.get().record(ready.status().as_u16(), ready.count());
@@ -189,7 +190,7 @@ impl Application {
                 }
                 self.respond(py, exchange, call.get(), ready);
             }
-            Ok(Answer::Sent(ending)) => self.judge(py, exchange, ending),
+            Ok(Collected::Sent(ending)) => self.report_length_mismatch(py, exchange, ending),
             Err(error) => self.fail(py, exchange, call, method, &error),
         }
         if let Some(result) = result.filter(|_| has_close) {
@@ -219,7 +220,7 @@ impl Application {
 
     /// Takes the body from the application's result: as a whole where it is there as a whole, else
     /// piece by piece, each sent before the next one is asked for (PEP 3333).
-    fn collect(&self, call: &Call, result: &Bound<'_, PyAny>) -> PyResult<Answer> {
+    fn collect(&self, call: &Call, result: &Bound<'_, PyAny>) -> PyResult<Collected> {
         let py = result.py();
         let whole = if call.progress().has_begun {
             None // write() has sent something already; the rest follows in the same way
@@ -231,7 +232,7 @@ impl Application {
             None
         };
         if let Some((head, body)) = whole {
-            return Ok(Answer::Whole(head, body));
+            return Ok(Collected::Whole(head, body));
         }
         if let Ok(wrapper) = result.cast_exact::<FileWrapper>()
             && !call.progress().has_begun
@@ -244,7 +245,7 @@ impl Application {
             let body = bytes_from(&first?, self.is_lenient)?;
             let Some(second) = pieces.next() else {
                 let head = call.take_head().ok_or_else(not_started)?;
-                return Ok(Answer::Whole(head, body));
+                return Ok(Collected::Whole(head, body));
             };
             let second = second?;
             if !body.is_empty() {
@@ -257,14 +258,14 @@ impl Application {
         }
         if !call.progress().has_begun {
             let head = call.take_head().ok_or_else(not_started)?;
-            return Ok(Answer::Whole(head, Bytes::new()));
+            return Ok(Collected::Whole(head, Bytes::new()));
         }
-        Ok(Answer::Sent(call.end(py)))
+        Ok(Collected::Sent(call.end(py)))
     }
 
     /// Sends what a `wsgi.file_wrapper` holds, up to the declared length (PEP 3333): a longer file is
     /// no mistake of the application.
-    fn send_file(&self, call: &Call, wrapper: &Bound<'_, FileWrapper>) -> PyResult<Answer> {
+    fn send_file(&self, call: &Call, wrapper: &Bound<'_, FileWrapper>) -> PyResult<Collected> {
         let py = wrapper.py();
         if !call.is_started() {
             return Err(not_started());
@@ -273,7 +274,7 @@ impl Application {
         match wrapper.get().content(py, declared)? {
             Some(Content::Small(body)) => {
                 let head = call.take_head().ok_or_else(not_started)?;
-                return Ok(Answer::Whole(head, body));
+                return Ok(Collected::Whole(head, body));
             }
             Some(Content::Large(part)) => {
                 call.expect_total(part.length);
@@ -290,11 +291,11 @@ impl Application {
                 }
                 if !call.progress().has_begun {
                     let head = call.take_head().ok_or_else(not_started)?;
-                    return Ok(Answer::Whole(head, Bytes::new()));
+                    return Ok(Collected::Whole(head, Bytes::new()));
                 }
             }
         }
-        Ok(Answer::Sent(call.end(py)))
+        Ok(Collected::Sent(call.end(py)))
     }
 
     fn stream(&self, call: &Call, piece: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -351,11 +352,11 @@ impl Application {
         if py.detach(|| ready.send(exchange)).is_err() {
             call.record_client_gone();
         }
-        self.judge(py, exchange, ending);
+        self.report_length_mismatch(py, exchange, ending);
     }
 
     /// Reports a body that was not as long as promised.
-    fn judge(&self, py: Python<'_>, exchange: &dyn Exchange, ending: Ending) {
+    fn report_length_mismatch(&self, py: Python<'_>, exchange: &dyn Exchange, ending: Ending) {
         let problem = match ending {
             Ending::Complete => return,
             Ending::Short { declared, sent } => {
@@ -461,7 +462,7 @@ impl Handler for Application {
             return;
         }
         Python::attach(|py| {
-            self.judge(py, exchange, count.ending());
+            self.report_length_mismatch(py, exchange, count.ending());
             if let (Some(log), Some(entry), Some(arrived)) = (&self.access_log, entry, arrived) {
                 log.write(py, &entry, status, count.sent(), arrived.elapsed());
             }
@@ -487,7 +488,7 @@ impl Handler for Application {
             if let Err(error) = introduce_thread(py) {
                 error.write_unraisable(py, None);
             }
-            loan::detached(py, body);
+            detached(py, body);
             if let Err(error) = forget_thread(py) {
                 error.write_unraisable(py, None);
             }

@@ -90,7 +90,7 @@ impl Reactor {
     }
 
     /// Does what was asked for meanwhile.
-    pub(super) fn obey(&self) {
+    pub(super) fn apply_orders(&self) {
         let order = self.listening.lock().order;
         match order {
             None => return,
@@ -106,7 +106,7 @@ impl Reactor {
                     while self.accept(ACCEPTS_PER_TURN) == ACCEPTS_PER_TURN {}
                     self.listening.lock().socket = None;
                 }
-                self.hasten();
+                self.tighten_deadlines();
             }
         }
         let mut listening = self.listening.lock();
@@ -162,7 +162,7 @@ impl Reactor {
         };
         for count in 0..most {
             match socket::accept(socket.as_fd()) {
-                Ok(accepted) => self.adopt(accepted),
+                Ok(accepted) => self.add_connection(accepted),
                 Err(Errno::EAGAIN) => return count,
                 Err(errno) if concerns_one_connection(errno) => {}
                 Err(errno) => {
@@ -194,7 +194,7 @@ impl Reactor {
         }
     }
 
-    fn adopt(&self, accepted: OwnedFd) {
+    fn add_connection(&self, accepted: OwnedFd) {
         self.end_pause();
         let now = Instant::now();
         let (socket, peer, local) = socket::prepare(accepted);

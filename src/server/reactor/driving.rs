@@ -6,7 +6,8 @@
 use super::{Job, Reactor, Task};
 use crate::scoreboard;
 use crate::server::connection::{Connection, Phase, Step, Token};
-use crate::server::exchange::{Arrival, next_piece, status_of};
+use crate::server::exchange::status_of;
+use crate::server::received_request::ReceivedRequest;
 use crate::server::socket;
 use crate::wsgi::{Refused, access_log};
 use http::StatusCode;
@@ -59,11 +60,11 @@ impl Reactor {
             let phase = std::mem::replace(&mut connection.phase, Phase::Head { since: None });
             again = match phase {
                 Phase::Head { since } => match connection.advance() {
-                    Step::Request(arrival) => self.begin(connection, arrival, jobs),
+                    Step::Request(received) => self.begin(connection, received, jobs),
                     Step::Closed(in_order) => self.close(connection, in_order),
                     Step::Blocked => self.await_head(connection, since, jobs),
                 },
-                Phase::Collecting(arrival) => self.collect(connection, arrival, jobs),
+                Phase::Collecting(received) => self.collect(connection, received, jobs),
                 Phase::Discarding {
                     body,
                     budget,
@@ -103,18 +104,18 @@ impl Reactor {
     pub(super) fn begin(
         &self,
         mut connection: Box<Connection>,
-        arrival: Box<Arrival>,
+        received: Box<ReceivedRequest>,
         jobs: &mut Vec<Job>,
     ) -> Again {
-        connection.active = arrival.since;
-        if arrival.body.is_none() || arrival.is_expecting {
+        connection.active = received.since;
+        if received.body.is_none() || received.is_expecting {
             jobs.push(Job {
                 connection,
-                task: Task::Answer(arrival),
+                task: Task::Answer(received),
             });
             None
         } else {
-            self.collect(connection, arrival, jobs)
+            self.collect(connection, received, jobs)
         }
     }
 
@@ -122,23 +123,23 @@ impl Reactor {
     fn collect(
         &self,
         mut connection: Box<Connection>,
-        mut arrival: Box<Arrival>,
+        mut received: Box<ReceivedRequest>,
         jobs: &mut Vec<Job>,
     ) -> Again {
-        match arrival.collect(&mut connection, COLLECT_BYTES) {
+        match connection.collect(&mut received, COLLECT_BYTES) {
             Ok(true) => {
                 jobs.push(Job {
                     connection,
-                    task: Task::Answer(arrival),
+                    task: Task::Answer(received),
                 });
                 None
             }
             Ok(false) => {
-                connection.phase = Phase::Collecting(arrival);
+                connection.phase = Phase::Collecting(received);
                 self.park(connection)
             }
             Err(error) => {
-                give_up(connection, &arrival, status_of(error), jobs);
+                give_up(connection, &received, status_of(error), jobs);
                 None
             }
         }
@@ -154,7 +155,7 @@ impl Reactor {
     ) -> Again {
         let mut body = Some(body);
         loop {
-            match next_piece(&mut connection, &mut body) {
+            match connection.next_piece(&mut body) {
                 Poll::Ready(Ok(Some(piece))) if piece.len() <= budget => budget -= piece.len(),
                 Poll::Ready(Ok(None)) => {
                     connection.phase = Phase::Head { since: None };
@@ -247,7 +248,7 @@ impl Reactor {
             }
             Phase::Head { since: None } => patience.map(|patience| connection.active + patience),
             Phase::Head { since: Some(since) } => Some(*since + at_most(HEAD_TIME)),
-            Phase::Collecting(arrival) => patience.map(|patience| arrival.since + patience),
+            Phase::Collecting(received) => patience.map(|patience| received.since + patience),
             Phase::Discarding { since, .. } => Some(*since + at_most(DISCARD_TIME)),
             Phase::Lingering { since, .. } => Some(*since + LINGER_TIME),
         };
@@ -271,7 +272,7 @@ impl Reactor {
     }
 
     /// Brings every deadline forward to what a drain allows.
-    pub(super) fn hasten(&self) {
+    pub(super) fn tighten_deadlines(&self) {
         let now = Instant::now();
         for connection in self.slots.lock().parked() {
             self.arm(connection, now);
@@ -312,8 +313,8 @@ impl Reactor {
             Phase::Head { since } => {
                 refuse(connection, StatusCode::REQUEST_TIMEOUT, since, jobs);
             }
-            Phase::Collecting(arrival) => {
-                give_up(connection, &arrival, StatusCode::REQUEST_TIMEOUT, jobs);
+            Phase::Collecting(received) => {
+                give_up(connection, &received, StatusCode::REQUEST_TIMEOUT, jobs);
             }
         }
     }
@@ -362,21 +363,21 @@ fn refuse(
     jobs: &mut Vec<Job>,
 ) {
     let line = connection.link.state().framing.request_line().to_vec();
-    let sent = connection.apologise(status, false);
+    let sent = connection.send_error(status, false);
     report(connection, line, status, sent, since, jobs);
 }
 
 /// Answers a request whose body nobody will see with a status of the server's own.
 fn give_up(
     mut connection: Box<Connection>,
-    arrival: &Arrival,
+    received: &ReceivedRequest,
     status: StatusCode,
     jobs: &mut Vec<Job>,
 ) {
-    let mut line = access_log::plain_request_line(&arrival.parts).into_bytes();
+    let mut line = access_log::plain_request_line(&received.parts).into_bytes();
     line.truncate(Refused::LONGEST_LINE);
-    let sent = connection.apologise(status, true);
-    report(connection, line, status, sent, Some(arrival.since), jobs);
+    let sent = connection.send_error(status, true);
+    report(connection, line, status, sent, Some(received.since), jobs);
 }
 
 /// Has the handler told of a request that was refused, on a thread that may wait for it, and the

@@ -14,7 +14,8 @@ mod slots;
 
 use super::connection::{Connection, Phase, Token};
 use super::deadlines::Deadlines;
-use super::exchange::{Arrival, DISCARD_BYTES, Live, Outcome};
+use super::exchange::{ConnectionExchange, DISCARD_BYTES, Outcome};
+use super::received_request::ReceivedRequest;
 use super::{Settings, Stats, tls};
 use crate::pool::{self, Source};
 use crate::scoreboard;
@@ -50,7 +51,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 enum Task {
     /// A request is to be answered.
-    Answer(Box<Arrival>),
+    Answer(Box<ReceivedRequest>),
     /// One was refused: the handler is to hear of it, then the connection is to be closed.
     Report(Box<Refused>),
 }
@@ -196,7 +197,7 @@ impl Source for Reactor {
     fn wait(&self, jobs: &mut Vec<Job>, most: usize) {
         let mut scratch = self.scratch.lock();
         let Scratch { events, due } = &mut *scratch;
-        self.obey();
+        self.apply_orders();
         if self.is_over() {
             return;
         }
@@ -233,7 +234,7 @@ impl Source for Reactor {
         if paused_until.is_some_and(|until| until <= now) {
             self.watch_listener();
         }
-        self.obey();
+        self.apply_orders();
     }
 
     fn glance(&self, jobs: &mut Vec<Job>) {
@@ -259,7 +260,7 @@ impl Source for Reactor {
         let Job { connection, task } = job;
         let token = connection.token;
         self.contain(token, || match task {
-            Task::Answer(arrival) => self.answer(connection, arrival),
+            Task::Answer(received) => self.answer(connection, received),
             Task::Report(refused) => {
                 self.handler.refused(&refused);
                 let mut jobs = Vec::new();
@@ -301,15 +302,19 @@ impl Reactor {
     }
 
     /// Has one request answered, and goes on with its connection.
-    fn answer(&self, mut connection: Box<Connection>, arrival: Box<Arrival>) -> Option<Job> {
+    fn answer(
+        &self,
+        mut connection: Box<Connection>,
+        received: Box<ReceivedRequest>,
+    ) -> Option<Job> {
         let timeout = self.settings.client_socket_timeout;
         let outcome = {
             let _in_flight = scoreboard::current().begin();
-            let mut live = Live::new(&mut connection, arrival, timeout, &self.is_draining);
-            let exchange: &mut dyn Exchange = &mut live;
-            let panicked =
-                catch_unwind(AssertUnwindSafe(|| self.handler.handle(exchange))).is_err();
-            live.conclude(panicked)
+            let mut exchange =
+                ConnectionExchange::new(&mut connection, received, timeout, &self.is_draining);
+            let lent: &mut dyn Exchange = &mut exchange;
+            let panicked = catch_unwind(AssertUnwindSafe(|| self.handler.handle(lent))).is_err();
+            exchange.into_outcome(panicked)
         };
         self.served.fetch_add(1, Ordering::Relaxed);
         connection.active = Instant::now();
@@ -318,7 +323,7 @@ impl Reactor {
         // A connection leads to one job at most before it is parked.
         let again = match outcome {
             Outcome::Close(in_order) => self.close(connection, in_order),
-            Outcome::Next(arrival) => self.begin(connection, arrival, &mut jobs),
+            Outcome::Next(received) => self.begin(connection, received, &mut jobs),
             Outcome::Wait(None) => self.await_head(connection, None, &mut jobs),
             Outcome::Wait(Some(body)) => {
                 let since = connection.active;

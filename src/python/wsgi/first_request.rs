@@ -16,12 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Lets one request through and the others after it; from then on everybody at once.
 #[derive(Debug, Default)]
-pub(super) struct First {
+pub(super) struct FirstRequest {
     is_over: AtomicBool,
     turn: Mutex<()>,
 }
 
-impl First {
+impl FirstRequest {
     /// Waits until the first request has ended, unless this is it. Must not be called attached to
     /// the interpreter. To be held while the request is handled.
     pub(super) fn enter(&self) -> Option<Turn<'_>> {
@@ -45,7 +45,7 @@ impl First {
 /// The first request; when it is dropped, panic or not, the others go ahead.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
-    first: &'a First,
+    first: &'a FirstRequest,
     _guard: MutexGuard<'a, ()>,
 }
 
