@@ -1,4 +1,4 @@
-//! The wakeup pipe, the bell, and the ranking of pending requests.
+//! The wakeup pipe, the wakeup, and the ranking of pending requests.
 //!
 //! Owns the descriptors on which a parked main thread wakes up, and the set of requests that signal
 //! handlers record. Installs no handler and blocks no signal: CPython owns dispositions, and the
@@ -137,12 +137,12 @@ impl WakeupPipe {
     }
 }
 
-/// A sticky bell: once rung it stays readable until somebody answers it.
+/// A sticky wake-up: once given it stays readable until it is taken.
 #[derive(Debug)]
-pub struct Bell(EventFd);
+pub struct Wakeup(EventFd);
 
-impl Bell {
-    /// Makes a silent bell.
+impl Wakeup {
+    /// Makes one that is not given.
     ///
     /// # Errors
     /// `EMFILE` or `ENFILE` when no descriptors are left.
@@ -150,19 +150,19 @@ impl Bell {
         EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map(Self)
     }
 
-    /// Rings. Never blocks: a bell that was rung 2^64 - 2 times without an answer is still rung.
-    pub fn ring(&self) {
+    /// Wakes the sleeper. Never blocks: given 2^64 - 2 times without being taken, it is still given.
+    pub fn wake(&self) {
         let _ = write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Silences the bell and says whether it had been rung.
+    /// Takes the wake-up back and says whether it had been given.
     #[must_use]
-    pub fn answer(&self) -> bool {
+    pub fn take(&self) -> bool {
         self.0.read().is_ok()
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for Wakeup {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -262,24 +262,24 @@ mod tests {
     }
 
     #[test]
-    fn a_bell_stays_rung_until_answered() {
-        let bell = Bell::new().unwrap();
-        bell.ring();
-        bell.ring();
+    fn a_wakeup_stays_given_until_taken() {
+        let wakeup = Wakeup::new().unwrap();
+        wakeup.wake();
+        wakeup.wake();
 
-        assert_eq!(poll_readable(&[bell.as_fd()], None), Ok(vec![0]));
-        assert!(bell.answer());
-        assert!(!bell.answer());
+        assert_eq!(poll_readable(&[wakeup.as_fd()], None), Ok(vec![0]));
+        assert!(wakeup.take());
+        assert!(!wakeup.take());
     }
 
     #[test]
     fn a_wait_names_the_readable_ones_and_none_at_the_deadline() {
-        let (quiet, rung) = (Bell::new().unwrap(), Bell::new().unwrap());
-        rung.ring();
+        let (quiet, given) = (Wakeup::new().unwrap(), Wakeup::new().unwrap());
+        given.wake();
         let passed = Instant::now().checked_sub(Duration::from_secs(1));
 
         assert_eq!(
-            poll_readable(&[quiet.as_fd(), rung.as_fd()], passed),
+            poll_readable(&[quiet.as_fd(), given.as_fd()], passed),
             Ok(vec![1])
         );
         assert_eq!(poll_readable(&[quiet.as_fd()], passed), Ok(vec![]));

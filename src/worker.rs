@@ -60,7 +60,7 @@ struct Watch {
 /// What the watch thread is told, without a lock.
 #[derive(Debug)]
 struct Orders {
-    bell: EventFd,
+    wakeup: EventFd,
     /// `CLOCK_MONOTONIC` nanoseconds when the process ends, or [`NEVER`].
     deadline: AtomicU64,
     /// Nanoseconds between arming and the deadline, for the message.
@@ -150,7 +150,7 @@ pub fn arm_deadline(allowed: Duration) -> io::Result<()> {
     if deadline < watch.orders.deadline.fetch_min(deadline, Ordering::Relaxed) {
         watch.orders.allowed.store(nanoseconds, Ordering::Relaxed);
     }
-    watch.orders.ring();
+    watch.orders.wake();
     Ok(())
 }
 
@@ -167,7 +167,7 @@ pub fn disarm_deadline() {
         .orders
         .is_over
         .store(!watch.is_worker, Ordering::Relaxed);
-    watch.orders.ring();
+    watch.orders.wake();
     if watch.is_worker {
         *current = Some(watch);
     } else {
@@ -179,7 +179,7 @@ pub fn disarm_deadline() {
 impl Watch {
     fn start(parent: Option<Parent>, notices: Option<Arc<OwnedFd>>) -> io::Result<Self> {
         let orders = Arc::new(Orders {
-            bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             deadline: AtomicU64::new(NEVER),
             allowed: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
@@ -210,8 +210,8 @@ impl Watch {
 }
 
 impl Orders {
-    fn ring(&self) {
-        let _ = self.bell.write(1);
+    fn wake(&self) {
+        let _ = self.wakeup.write(1);
     }
 
     /// Waits until the kernel has forgotten the thread. Joining it would end a moment earlier, and
@@ -269,7 +269,7 @@ fn watch(orders: &Orders, mut parent: Option<Parent>) {
 
 /// Waits for an order, the deadline, or the parent's end, and returns true for the last.
 fn wait(orders: &Orders, parent: Option<&Parent>, deadline: u64, now: u64) -> bool {
-    let mut polled = vec![readable(orders.bell.as_fd())];
+    let mut polled = vec![readable(orders.wakeup.as_fd())];
     if let Some(parent) = parent {
         polled.push(readable(parent.liveness.as_fd()));
         polled.extend(parent.pidfd.as_ref().map(|pidfd| readable(pidfd.as_fd())));
@@ -279,7 +279,7 @@ fn wait(orders: &Orders, parent: Option<&Parent>, deadline: u64, now: u64) -> bo
     }
     let is_readable = |fd: &PollFd<'_>| fd.any() == Some(true);
     if is_readable(&polled[0]) {
-        let _ = orders.bell.read();
+        let _ = orders.wakeup.read();
     }
     polled[1..].iter().any(is_readable)
 }

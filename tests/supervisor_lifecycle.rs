@@ -462,7 +462,7 @@ fn children_of_the_application_are_never_asked_for() {
 }
 
 #[test]
-fn process_1_asks_about_an_unknown_child_that_nobody_waited_for_and_adopts_it() {
+fn process_1_asks_about_an_unknown_child_that_nobody_waited_for_and_reaps_it() {
     let mut rig = Rig::init(1);
     rig.run();
 
@@ -470,9 +470,9 @@ fn process_1_asks_about_an_unknown_child_that_nobody_waited_for_and_adopts_it() 
 
     assert_eq!(rig.run(), [], "somebody may be waiting for it");
     assert_eq!(rig.sleep(), 2000);
-    assert_eq!(rig.run(), [Command::Stranger { pid: 4242 }]);
-    assert_eq!(rig.supervisor.adopt(4242), Some(256));
-    assert_eq!(rig.supervisor.adopt(4242), None, "once");
+    assert_eq!(rig.run(), [Command::Orphan { pid: 4242 }]);
+    assert_eq!(rig.supervisor.reap_orphan(4242), Some(256));
+    assert_eq!(rig.supervisor.reap_orphan(4242), None, "once");
     assert_eq!(rig.pids(), [100]);
     assert_eq!(rig.next(), Err(None));
 }
@@ -487,15 +487,15 @@ fn process_1_leaves_a_child_to_the_application_that_waits_for_it() {
     rig.waited_for(4242);
     rig.advance(2.0);
 
-    assert_eq!(rig.run(), [Command::Stranger { pid: 4243 }]);
+    assert_eq!(rig.run(), [Command::Orphan { pid: 4243 }]);
 
-    assert_eq!(rig.supervisor.adopt(4242), None);
+    assert_eq!(rig.supervisor.reap_orphan(4242), None);
     assert_eq!(
         rig.sleep(),
         60_000,
-        "not adopted: asked again a minute later"
+        "not reaped: asked again a minute later"
     );
-    assert_eq!(rig.run(), [Command::Stranger { pid: 4243 }]);
+    assert_eq!(rig.run(), [Command::Orphan { pid: 4243 }]);
 }
 
 #[test]

@@ -96,8 +96,8 @@ class Supervisor:
         workers four times in that span."""
     def set_tick(self, seconds: float) -> None:
         """Have next() return ``("tick",)`` this often; 0 = never, the default."""
-    def adopt(self, pid: int) -> int | None:
-        """Reap a child that ``("stranger", pid)`` told of: its wait status, or None when somebody else
+    def reap_orphan(self, pid: int) -> int | None:
+        """Reap a child that ``("orphan", pid)`` told of: its wait status, or None when somebody else
         has waited for it."""
     def request(self, kind: str) -> None:
         """Record ``"stop"``, ``"reload"``, ``"mutate"`` or ``"abort"``; next() acts on the most urgent."""
@@ -113,8 +113,8 @@ class Supervisor:
         ``("stopping", count)``                 shutdown begins, *count* workers have been sent SIGTERM
         ``("exited", pid, group, slot, status, lifetime)``  a worker ended (*status* as from os.waitpid,
                                                 *lifetime* in seconds)
-        ``("stranger", pid)``                   only as PID 1: a child that is no worker has ended, and
-                                                nobody has waited for it for 2 s; adopt() reaps it.
+        ``("orphan", pid)``                   only as PID 1: a child that is no worker has ended, and
+                                                nobody has waited for it for 2 s; reap_orphan() reaps it.
                                                 Without that it is reported again a minute later
         ``("backoff", group, slot, seconds, failures)``  a slot that keeps dying waits before its next fork
         ``("late", slot, pid, waited)``         the deadline passed; SIGKILL was sent

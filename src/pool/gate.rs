@@ -1,4 +1,5 @@
-//! The gate: how many jobs may run at once, and whether leadership is handed on before each job.
+//! The gate: an adaptive concurrency limit (admission control), and whether leadership is handed on
+//! before each job.
 //!
 //! Pure arithmetic on looks and instants; knows no thread and reads no clock. Called by
 //! [`super::Pool`] under its lock. Two findings shape it: threads that compute gain nothing from
@@ -15,30 +16,30 @@ use std::time::{Duration, Instant};
 /// Jobs that may run at once without any evidence.
 const FLOOR: usize = 2;
 /// The load is the share of time in which a job computes, as looks found it, over about so long.
-const MEMORY: Duration = Duration::from_millis(10);
+const LOAD_WINDOW: Duration = Duration::from_millis(10);
 /// Loads below which the limit doubles, below which it grows, and above which it shrinks.
-const IDLE: f32 = 0.1;
-const SCARCE: f32 = 0.4;
-const PLENTY: f32 = 0.9;
-/// Instead of `SCARCE` where the machine has CPU to spare.
-const SCARCE_BUT_SPARE: f32 = 0.6;
+const DOUBLE_BELOW: f32 = 0.1;
+const GROW_BELOW: f32 = 0.4;
+const SHRINK_ABOVE: f32 = 0.9;
+/// Instead of `GROW_BELOW` where the machine has CPU to spare.
+const GROW_BELOW_WITH_SPARE_CPU: f32 = 0.6;
 /// Looks after growth during which another one that finds nobody ready doubles the limit, below this
 /// load: those who were let in wait as well, and so soon that they will hardly do anything else.
-const RUN: u32 = 5;
-const RUN_LOAD: f32 = 0.4;
+const LOOKS_OF_A_RUN: u32 = 5;
+const DOUBLE_BELOW_ON_A_RUN: f32 = 0.4;
 /// How long no job may end while others wait before one more is let in: at least, and as a multiple of
 /// what is usual; twice as long each time it did not help.
-const LONG: Duration = Duration::from_millis(20);
-const UNUSUAL: f32 = 8.0;
+const STALL_AFTER: Duration = Duration::from_millis(20);
+const STALL_FACTOR: f32 = 8.0;
 /// What is usual before any job has ended, and over how many jobs it is averaged then.
-const FIRST_PACE: f32 = 0.1;
-const PACE_OVER: f32 = 50.0;
+const ASSUMED_PACE: f32 = 0.1;
+const PACE_WINDOW_JOBS: f32 = 50.0;
 /// Looks at plenty of load before the limit shrinks by an eighth.
-const STRAIN: u32 = 16;
+const SHRINK_AFTER_LOOKS: u32 = 16;
 /// What one takeover adds to the score, and the score at which leadership is handed on early. A
 /// job that was not taken over takes one off: more than about one blocking job in fifty.
-const TAKEOVER: u32 = 50;
-const EAGER_AT: u32 = 100;
+const TAKEOVER_SCORE: u32 = 50;
+const EAGER_SCORE: u32 = 100;
 /// How long early hand-over lasts before the pool tries again without.
 const EAGER_FOR: Duration = Duration::from_secs(1);
 
@@ -81,8 +82,8 @@ impl Gate {
         Self {
             limit: FLOOR.min(max),
             max,
-            load: SCARCE_BUT_SPARE,
-            pace: FIRST_PACE,
+            load: GROW_BELOW_WITH_SPARE_CPU,
+            pace: ASSUMED_PACE,
             paced: 0.0,
             let_in: 0,
             strain: 0,
@@ -118,11 +119,11 @@ impl Gate {
         self.run = self.run.saturating_sub(1);
         let seen = if look.computes { 1.0 } else { 0.0 };
         // By time, not by number: looks are denser where they find that all wait.
-        let after = look.after.min(MEMORY).as_secs_f32();
-        self.load += (seen - self.load) * after / (after + MEMORY.as_secs_f32());
+        let after = look.after.min(LOAD_WINDOW).as_secs_f32();
+        self.load += (seen - self.load) * after / (after + LOAD_WINDOW.as_secs_f32());
         if look.computes {
             self.strain += u32::from(self.is_plenty());
-            if self.strain >= STRAIN {
+            if self.strain >= SHRINK_AFTER_LOOKS {
                 self.strain = 0;
                 self.limit = self.limit.min(look.running);
                 self.shrink(self.limit / 8);
@@ -131,18 +132,19 @@ impl Gate {
         }
         self.strain = 0;
         let scarce = if look.has_spare {
-            SCARCE_BUT_SPARE
+            GROW_BELOW_WITH_SPARE_CPU
         } else {
-            SCARCE
+            GROW_BELOW
         };
         if !look.is_wanted || self.load > scarce || !self.can_grow() {
             return false;
         }
         self.slack = 0;
-        let doubles = self.load < IDLE || (is_on_a_run && self.load < RUN_LOAD);
+        let doubles =
+            self.load < DOUBLE_BELOW || (is_on_a_run && self.load < DOUBLE_BELOW_ON_A_RUN);
         let step = if doubles { 1 } else { 4 };
         self.limit = (self.limit + (self.limit / step).max(1)).min(self.max);
-        self.run = RUN;
+        self.run = LOOKS_OF_A_RUN;
         true
     }
 
@@ -153,14 +155,14 @@ impl Gate {
 
     /// True while looks hardly ever find that all jobs wait: they may be the rarer.
     pub(super) fn is_plenty(&self) -> bool {
-        self.load > PLENTY
+        self.load > SHRINK_ABOVE
     }
 
     /// So many jobs ended in this time, while others waited.
     pub(super) fn count_ends(&mut self, jobs: u64, over: Duration) {
         #[expect(clippy::cast_precision_loss, reason = "few, and an average")]
         let jobs = jobs.max(1) as f32;
-        self.paced = (self.paced + jobs).min(PACE_OVER);
+        self.paced = (self.paced + jobs).min(PACE_WINDOW_JOBS);
         self.pace += (over.as_secs_f32() / jobs - self.pace) * (jobs / self.paced).min(1.0);
         self.let_in = 0;
     }
@@ -169,7 +171,8 @@ impl Gate {
     /// scheduler share the CPU among one more, or short jobs would wait behind long ones. True when
     /// the limit grew.
     pub(super) fn let_one_in(&mut self, none_ended_for: Duration) -> bool {
-        let patience = LONG.as_secs_f32().max(self.pace * UNUSUAL) * 2_f32.powi(self.let_in);
+        let patience =
+            STALL_AFTER.as_secs_f32().max(self.pace * STALL_FACTOR) * 2_f32.powi(self.let_in);
         let grows = self.can_grow() && none_ended_for.as_secs_f32() >= patience;
         if grows {
             self.limit += 1;
@@ -196,8 +199,8 @@ impl Gate {
 
     /// Leadership was taken from a thread that was blocked inside a job.
     pub(super) fn taken_over(&mut self, now: Instant) {
-        self.score += TAKEOVER;
-        if self.score >= EAGER_AT {
+        self.score += TAKEOVER_SCORE;
+        if self.score >= EAGER_SCORE {
             self.eager_until = Some(now + EAGER_FOR);
         }
     }
@@ -211,7 +214,7 @@ impl Gate {
                 // One more takeover makes it eager again, so that an application which always
                 // blocks pays about a millisecond a second for the question.
                 self.eager_until = None;
-                self.score = EAGER_AT - TAKEOVER;
+                self.score = EAGER_SCORE - TAKEOVER_SCORE;
                 false
             }
         }
@@ -367,7 +370,7 @@ mod tests {
     fn shrinks_to_what_runs_when_the_limit_was_far_off() {
         let mut gate = opened();
 
-        for _ in 0..4 * STRAIN {
+        for _ in 0..4 * SHRINK_AFTER_LOOKS {
             gate.look(Look {
                 computes: true,
                 running: 16,
@@ -384,7 +387,7 @@ mod tests {
 
         for _ in 0..10 {
             gate.look(wanted(&gate));
-            gate.let_one_in(10 * LONG);
+            gate.let_one_in(10 * STALL_AFTER);
         }
         assert_eq!(gate.limit(), 2);
         gate.resize(0);
@@ -399,12 +402,12 @@ mod tests {
             gate.count_ends(4, Duration::from_millis(4));
         }
 
-        assert!(!gate.let_one_in(LONG / 2));
-        assert!(gate.let_one_in(LONG));
-        assert!(!gate.let_one_in(LONG), "it did not help");
-        assert!(gate.let_one_in(2 * LONG));
-        gate.count_ends(1, LONG);
-        assert!(gate.let_one_in(LONG));
+        assert!(!gate.let_one_in(STALL_AFTER / 2));
+        assert!(gate.let_one_in(STALL_AFTER));
+        assert!(!gate.let_one_in(STALL_AFTER), "it did not help");
+        assert!(gate.let_one_in(2 * STALL_AFTER));
+        gate.count_ends(1, STALL_AFTER);
+        assert!(gate.let_one_in(STALL_AFTER));
 
         assert_eq!(gate.limit(), FLOOR + 3);
     }
@@ -413,7 +416,7 @@ mod tests {
     fn what_is_long_depends_on_what_is_usual() {
         let mut gate = Gate::new(100);
 
-        assert!(!gate.let_one_in(10 * LONG), "nothing has ended yet");
+        assert!(!gate.let_one_in(10 * STALL_AFTER), "nothing has ended yet");
         for _ in 0..100 {
             gate.count_ends(4, Duration::from_secs(1));
         }
@@ -444,7 +447,7 @@ mod tests {
 
         for _ in 0..100 {
             gate.taken_over(now);
-            for _ in 0..TAKEOVER {
+            for _ in 0..TAKEOVER_SCORE {
                 gate.not_taken_over();
             }
         }

@@ -6,7 +6,7 @@
 //! - the **leader** waits at the source and runs what it finds itself, without a hop;
 //! - the **standby** watches a leader that is inside a job, and takes over waiting when that job
 //!   turns out to block; it sleeps for good while nothing happens;
-//! - **workers** are threads whose leadership was taken or handed on while they run a job;
+//! - **processing threads** are those whose leadership was taken or handed on while they run a job;
 //! - **idle** threads are kept in a stack, warmest on top, and leave after a while.
 
 mod gate;
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 #[cfg(feature = "rpc")]
 pub(crate) use threads::start as start_thread;
-use threads::{Bell, SpareCpu};
+use threads::{Alarm, SpareCpu};
 
 /// How long a leader is inside a job before the standby looks at it, and how often it looks at jobs
 /// that wait for admission.
@@ -110,7 +110,7 @@ impl<S: Source> Pool<S> {
             running: Vec::new(),
             idle: Vec::new(),
             has_standby: false,
-            ring: Ring::Never,
+            alarm_time: AlarmTime::Never,
             threads: 0,
             leaving: 0,
             is_ending: false,
@@ -120,7 +120,7 @@ impl<S: Source> Pool<S> {
         let shared = Shared {
             name,
             source,
-            bell: Bell::default(),
+            alarm: Alarm::default(),
             state: Mutex::new(state),
             numbers: AtomicU64::new(0),
             panics: AtomicU64::new(0),
@@ -136,14 +136,14 @@ impl<S: Source> Pool<S> {
     /// # Errors
     /// When the kernel refuses a thread or a timer.
     pub fn start(&self, resume: impl FnOnce()) -> io::Result<()> {
-        self.shared.bell.hang()?;
+        self.shared.alarm.create()?;
         let mut state = self.shared.state.lock();
         resume();
         state.is_ending = false;
         if state.is_led {
             Ok(())
         } else {
-            self.shared.summon_leader(&mut state)
+            self.shared.start_leader(&mut state)
         }
     }
 
@@ -172,7 +172,7 @@ struct Shared<S: Source> {
     name: &'static str,
     source: Arc<S>,
     /// Wakes the standby.
-    bell: Bell,
+    alarm: Alarm,
     state: Mutex<State<S::Job>>,
     numbers: AtomicU64,
     panics: AtomicU64,
@@ -180,13 +180,13 @@ struct Shared<S: Source> {
 
 /// Where a thread sleeps while it is idle.
 #[derive(Default)]
-struct Seat {
+struct IdleThread {
     condvar: Condvar,
 }
 
-/// When the bell rings for the standby.
+/// When the alarm wakes the standby.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ring {
+enum AlarmTime {
     /// Nothing happens that it should look at.
     Never,
     At(Instant),
@@ -209,9 +209,9 @@ struct State<J> {
     call_since: Instant,
     calls: u64,
     running: Vec<Pid>,
-    idle: Vec<Arc<Seat>>,
+    idle: Vec<Arc<IdleThread>>,
     has_standby: bool,
-    ring: Ring,
+    alarm_time: AlarmTime,
     /// Threads that have or look for a role.
     threads: usize,
     /// Threads that are done but for what the source does at the end of their lives.
@@ -279,7 +279,7 @@ impl<J> State<J> {
 impl<S: Source> Shared<S> {
     /// The life of one pool thread.
     fn live(self: &Arc<Self>) {
-        let seat = Arc::new(Seat::default());
+        let idle_thread = Arc::new(IdleThread::default());
         let own = threads::own_id();
         let mut batch = Vec::new();
         let mut state = self.state.lock();
@@ -293,7 +293,7 @@ impl<S: Source> Shared<S> {
                 self.stand_by(&mut state);
             } else if let Some(job) = state.help(own) {
                 self.work(&mut state, own, job, &mut batch);
-            } else if !Self::idle(&mut state, &seat) {
+            } else if !Self::idle(&mut state, &idle_thread) {
                 break;
             }
         }
@@ -349,7 +349,7 @@ impl<S: Source> Shared<S> {
                 state.gate.not_taken_over();
             }
             if !state.ready.is_empty() {
-                // Full: workers take what waits as they end, and the standby asks for more room.
+                // Full: processing threads take what waits as they end, and the standby asks for more room.
                 self.ensure_standby(state);
             }
             if state.is_ending {
@@ -365,10 +365,10 @@ impl<S: Source> Shared<S> {
             state.ready.extend(batch.drain(..));
             if state.ready.is_empty() && self.source.is_over() {
                 state.is_ending = true;
-                for seat in &state.idle {
-                    seat.condvar.notify_one();
+                for idle_thread in &state.idle {
+                    idle_thread.condvar.notify_one();
                 }
-                self.ring(state);
+                self.wake_standby(state);
                 break;
             }
         }
@@ -416,11 +416,18 @@ impl<S: Source> Shared<S> {
     }
 
     /// Sleeps until there is something to do; false when the thread should leave.
-    fn idle(state: &mut MutexGuard<'_, State<S::Job>>, seat: &Arc<Seat>) -> bool {
-        state.idle.push(seat.clone());
-        let timed_out = seat.condvar.wait_for(state, RETIRE_AFTER).timed_out();
+    fn idle(state: &mut MutexGuard<'_, State<S::Job>>, idle_thread: &Arc<IdleThread>) -> bool {
+        state.idle.push(idle_thread.clone());
+        let timed_out = idle_thread
+            .condvar
+            .wait_for(state, RETIRE_AFTER)
+            .timed_out();
         // Whoever wakes a thread takes it off the stack; after a timeout it still is there.
-        let was_woken = match state.idle.iter().position(|other| Arc::ptr_eq(other, seat)) {
+        let was_woken = match state
+            .idle
+            .iter()
+            .position(|other| Arc::ptr_eq(other, idle_thread))
+        {
             Some(at) => {
                 state.idle.remove(at);
                 false
@@ -434,7 +441,7 @@ impl<S: Source> Shared<S> {
     fn hand_on(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) -> bool {
         let leader = state.leader.take();
         state.is_led = false;
-        if self.summon_leader(state).is_ok() {
+        if self.start_leader(state).is_ok() {
             state.leader_call = 0;
             true
         } else {
@@ -445,17 +452,14 @@ impl<S: Source> Shared<S> {
     }
 
     /// Wakes or starts a thread that will find leadership vacant.
-    fn summon_leader(
-        self: &Arc<Self>,
-        state: &mut MutexGuard<'_, State<S::Job>>,
-    ) -> io::Result<()> {
+    fn start_leader(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) -> io::Result<()> {
         if state.arriving() > 0 {
             Ok(())
-        } else if let Some(seat) = state.idle.pop() {
-            seat.condvar.notify_one();
+        } else if let Some(idle_thread) = state.idle.pop() {
+            idle_thread.condvar.notify_one();
             Ok(())
         } else if state.has_standby {
-            self.ring(state);
+            self.wake_standby(state);
             Ok(())
         } else {
             self.spawn(state)
@@ -463,55 +467,55 @@ impl<S: Source> Shared<S> {
     }
 
     /// Wakes or starts as many threads as the gate admits jobs that wait.
-    fn summon_workers(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) {
+    fn start_processing_threads(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) {
         let room = state.gate.limit().saturating_sub(state.running.len());
         let wanted = room.min(state.ready.len()).saturating_sub(state.arriving());
         for _ in 0..wanted {
-            if let Some(seat) = state.idle.pop() {
-                seat.condvar.notify_one();
+            if let Some(idle_thread) = state.idle.pop() {
+                idle_thread.condvar.notify_one();
             } else if self.spawn(state).is_err() {
                 break;
             }
         }
     }
 
-    /// The leader begins a job `now`: a ring that was meant for an earlier one would come too early.
-    /// Put off from time to time, the bell stays silent while one short job follows the other.
+    /// The leader begins a job `now`: an alarm that was set for an earlier one would come too early.
+    /// Put off from time to time, the alarm stays silent while one short job follows the other.
     fn put_off(&self, state: &mut State<S::Job>, now: Instant) {
-        if let Ring::At(at) = state.ring
+        if let AlarmTime::At(at) = state.alarm_time
             && at < now + TICK
             // Where more jobs run the gate wants its looks.
             && !Gate::is_crowded(state.running.len())
             && state.running.len() < state.gate.limit()
         {
-            self.set_bell(state, now + 2 * TICK, 2 * TICK);
+            self.set_alarm(state, now + 2 * TICK, 2 * TICK);
         }
     }
 
     /// Makes sure that somebody looks at the leader's job, should it last, and at what is queued.
     fn ensure_standby(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) {
-        if state.ring == Ring::Never {
-            self.set_bell(state, Instant::now() + TICK, TICK);
+        if state.alarm_time == AlarmTime::Never {
+            self.set_alarm(state, Instant::now() + TICK, TICK);
         }
         if state.has_standby || state.arriving() > 0 {
             // There is one, or the first to arrive becomes it.
-        } else if let Some(seat) = state.idle.pop() {
-            seat.condvar.notify_one();
+        } else if let Some(idle_thread) = state.idle.pop() {
+            idle_thread.condvar.notify_one();
         } else {
             // Without a standby jobs run one by one, no worse.
             let _ = self.spawn(state);
         }
     }
 
-    fn set_bell(&self, state: &mut State<S::Job>, at: Instant, delay: Duration) {
-        state.ring = Ring::At(at);
-        self.bell.ring_in(delay);
+    fn set_alarm(&self, state: &mut State<S::Job>, at: Instant, delay: Duration) {
+        state.alarm_time = AlarmTime::At(at);
+        self.alarm.set_in(delay);
     }
 
     /// Wakes the standby at once.
-    fn ring(&self, state: &mut State<S::Job>) {
-        state.ring = Ring::Now;
-        self.bell.ring_in(Duration::ZERO);
+    fn wake_standby(&self, state: &mut State<S::Job>) {
+        state.alarm_time = AlarmTime::Now;
+        self.alarm.set_in(Duration::ZERO);
     }
 
     fn spawn(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) -> io::Result<()> {

@@ -1,12 +1,12 @@
 //! The standby's watch: over a leader that is inside a job, and over jobs that wait for admission.
 //!
 //! Owns the decision to take leadership over and the looks on which the gate grows. It sleeps until
-//! the bell rings, and the bell is put off while one short job follows the other: a busy pool wakes
+//! the alarm rings, and the alarm is put off while one short job follows the other: a busy pool wakes
 //! its standby as little as an idle one.
 
 use super::gate::{Gate, Look};
 use super::threads;
-use super::{Ring, Shared, Source, State, TICK};
+use super::{AlarmTime, Shared, Source, State, TICK};
 use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 /// one more [`TICK`] apart for each so many jobs, and so much rarer while no job waits for admission
 /// or looks keep finding one that computes.
 const JOBS_PER_TICK: u32 = 5;
-const RARE: u32 = 8;
+const RARE_LOOKS_FACTOR: u32 = 8;
 /// How soon the standby looks again at a pool that has just grown.
-const BRIEF: Duration = Duration::from_micros(100);
+const LOOK_AGAIN_AFTER_GROWTH: Duration = Duration::from_micros(100);
 /// How long a job may compute before it loses leadership.
-const LONG: Duration = Duration::from_millis(20);
+const TAKE_OVER_AFTER: Duration = Duration::from_millis(20);
 
 impl<S: Source> Shared<S> {
     /// Watches the leader and the queue; returns when leadership was taken or the pool ends.
@@ -50,7 +50,7 @@ impl<S: Source> Shared<S> {
                 }
             }
             if state.leader_call == 0 && !state.ready.is_empty() {
-                self.summon_workers(state);
+                self.start_processing_threads(state);
             }
             let due = state.next_look(looked);
             self.sleep(state, due);
@@ -67,7 +67,7 @@ impl<S: Source> Shared<S> {
         // Without the lock: a leader that waits for it would seem to block in its job.
         let computes = MutexGuard::unlocked(state, || threads::is_computing(leader));
         let is_same = state.leader_call == call && state.leader == Some(leader);
-        if !is_same || (computes && age < LONG) {
+        if !is_same || (computes && age < TAKE_OVER_AFTER) {
             return false;
         }
         state.takeovers += 1;
@@ -106,9 +106,9 @@ impl<S: Source> Shared<S> {
 
     /// Sleeps until there may be something to see, or for good.
     fn sleep(&self, state: &mut MutexGuard<'_, State<S::Job>>, due: Option<Instant>) {
-        if state.ring == Ring::Now {
-            // It rang during a look.
-            state.ring = Ring::Never;
+        if state.alarm_time == AlarmTime::Now {
+            // It was wanted during a look.
+            state.alarm_time = AlarmTime::Never;
             return;
         }
         let now = Instant::now();
@@ -126,13 +126,13 @@ impl<S: Source> Shared<S> {
             (one, other) => one.or(other),
         };
         if let Some(delay) = next {
-            self.set_bell(state, now + delay, delay);
+            self.set_alarm(state, now + delay, delay);
         } else {
-            state.ring = Ring::Never;
-            self.bell.silence();
+            state.alarm_time = AlarmTime::Never;
+            self.alarm.cancel();
         }
-        MutexGuard::unlocked(state, || self.bell.wait());
-        state.ring = Ring::Never;
+        MutexGuard::unlocked(state, || self.alarm.wait());
+        state.alarm_time = AlarmTime::Never;
     }
 }
 
@@ -153,9 +153,9 @@ impl<J> State<J> {
             Some(
                 looked
                     + if is_on_a_run {
-                        BRIEF
+                        LOOK_AGAIN_AFTER_GROWTH
                     } else if is_plenty {
-                        spacing.max(TICK * RARE)
+                        spacing.max(TICK * RARE_LOOKS_FACTOR)
                     } else {
                         spacing
                     },
@@ -163,10 +163,17 @@ impl<J> State<J> {
         } else if Gate::is_crowded(self.running.len()) && self.done != done && !self.is_ending {
             // Many that go on for long, and nothing else, are left in peace; many that compute are
             // too many.
-            Some(looked + spacing * if is_plenty { 1 } else { RARE })
+            Some(looked + spacing * if is_plenty { 1 } else { RARE_LOOKS_FACTOR })
         } else if !self.ready.is_empty() {
             // Those who were called may not have come.
-            Some(Instant::now() + if is_on_a_run { BRIEF } else { TICK })
+            Some(
+                Instant::now()
+                    + if is_on_a_run {
+                        LOOK_AGAIN_AFTER_GROWTH
+                    } else {
+                        TICK
+                    },
+            )
         } else {
             None
         }

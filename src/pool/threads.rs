@@ -1,7 +1,7 @@
 //! What the pool asks the kernel about its threads, how it starts one, and how it wakes its standby.
 //!
 //! Owns thread creation (name, stack, signal mask), the question whether a thread computes, and the
-//! bell. Never schedules anything.
+//! alarm. Never schedules anything.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::time::TimeSpec;
@@ -80,13 +80,13 @@ fn idle_time() -> Option<Duration> {
 }
 
 /// Wakes one sleeper at a chosen time. Unlike a wait with a timeout, whoever knows that there will
-/// be nothing to see can put the ring off without waking the sleeper.
+/// be nothing to see can put the alarm off without waking the sleeper.
 #[derive(Debug, Default)]
-pub(super) struct Bell(OnceLock<TimerFd>);
+pub(super) struct Alarm(OnceLock<TimerFd>);
 
-impl Bell {
+impl Alarm {
     /// To be called before anything else; once is enough.
-    pub(super) fn hang(&self) -> io::Result<()> {
+    pub(super) fn create(&self) -> io::Result<()> {
         if self.0.get().is_none() {
             let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)?;
             // Somebody else may have been quicker.
@@ -95,24 +95,24 @@ impl Bell {
         Ok(())
     }
 
-    /// Rings after `delay`, and not at the time set before. Zero rings at once.
-    pub(super) fn ring_in(&self, delay: Duration) {
+    /// Wakes the sleeper after `delay`, and not at the time set before. Zero wakes it at once.
+    pub(super) fn set_in(&self, delay: Duration) {
         if let Some(timer) = self.0.get() {
-            // A timer that is set to zero never rings.
+            // A timer that is set to zero never expires.
             let delay = TimeSpec::from(delay.max(Duration::from_nanos(1)));
             // Fails only on values that no Duration has.
             let _ = timer.set(Expiration::OneShot(delay), TimerSetTimeFlags::empty());
         }
     }
 
-    /// Takes back a ring that nobody has heard yet.
-    pub(super) fn silence(&self) {
+    /// Takes back an alarm that has not been heard yet.
+    pub(super) fn cancel(&self) {
         if let Some(timer) = self.0.get() {
             let _ = timer.unset();
         }
     }
 
-    /// Sleeps until it rings; returns at once if it rang meanwhile.
+    /// Sleeps until the alarm; returns at once when its time has passed already.
     pub(super) fn wait(&self) {
         match self.0.get().map(TimerFd::wait) {
             Some(Ok(())) => {}

@@ -61,10 +61,7 @@ impl HeartLine {
     #[pyo3(signature = (data, timeout=None))]
     fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
         let data = PyBuffer::<u8>::get(data)?.to_vec(py)?;
-        let deadline = match timeout {
-            Some(seconds) => signals::deadline_in("timeout", seconds)?,
-            None => None,
-        };
+        let deadline = signals::deadline_in(timeout)?;
         let mut offset = 0;
         // Handing the interpreter over and getting it back costs more than sending a few bytes.
         if data.len() <= AT_ONCE && self.line.try_write(&data, &mut offset)? {

@@ -123,10 +123,7 @@ impl Executor {
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         self.check_process()?;
-        let deadline = match timeout {
-            Some(seconds) => signals::deadline_in("timeout", seconds)?,
-            None => None,
-        };
+        let deadline = signals::deadline_in(timeout)?;
         let ended = self.engine.ended_fd()?;
         let ready = signals::wait_readable(py, &[ended.as_fd()], deadline)?;
         Ok(!ready.is_empty())

@@ -169,10 +169,7 @@ impl Server {
 
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let deadline = match timeout {
-            Some(seconds) => signals::deadline_in("timeout", seconds)?,
-            None => None,
-        };
+        let deadline = signals::deadline_in(timeout)?;
         let Some(drained) = self.engine().drained_fd() else {
             return Ok(true); // never started
         };

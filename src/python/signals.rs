@@ -9,7 +9,7 @@
 //! code runs under them. The thread that forks is attached too, so a child never inherits one
 //! that is locked.
 
-use crate::signals::{Bell, WakeupPipe, poll_readable};
+use crate::signals::{Wakeup, WakeupPipe, poll_readable};
 use nix::errno::Errno;
 use nix::unistd::gettid;
 use pyo3::exceptions::PyValueError;
@@ -22,12 +22,12 @@ use std::time::{Duration, Instant};
 /// What `signal.set_wakeup_fd` says for "nobody".
 const NOBODY: RawFd = -1;
 
-static WAKEUP: Mutex<Option<Arc<Wakeup>>> = Mutex::new(None);
-static BELL: Mutex<Option<(u32, Arc<Bell>)>> = Mutex::new(None);
+static INSTALLED: Mutex<Option<Arc<InstalledPipe>>> = Mutex::new(None);
+static WAKEUP: Mutex<Option<(u32, Arc<Wakeup>)>> = Mutex::new(None);
 
 /// The wakeup pipe of one process, as long as it is installed.
 #[derive(Debug)]
-struct Wakeup {
+struct InstalledPipe {
     pid: u32,
     /// Thread that installed it: the only one that may read it, and the one that runs handlers.
     main_thread: i32,
@@ -56,11 +56,11 @@ pub(super) struct Woken {
 /// Owns `signal.set_wakeup_fd` from now on (main thread only). Idempotent.
 #[pyfunction]
 pub(super) fn install_wakeup(py: Python<'_>) -> PyResult<()> {
-    let installed = lock(&WAKEUP).clone();
+    let installed = lock(&INSTALLED).clone();
     if let Some(wakeup) = installed.as_ref().filter(|wakeup| wakeup.is_ours()) {
         return wakeup.claim(py);
     }
-    let wakeup = Arc::new(Wakeup::new()?);
+    let wakeup = Arc::new(InstalledPipe::new()?);
     wakeup.claim(py)?;
     if let Some(inherited) = installed {
         // After a fork set_wakeup_fd returned the parent's pipe, or whoever the parent was
@@ -73,19 +73,19 @@ pub(super) fn install_wakeup(py: Python<'_>) -> PyResult<()> {
             wakeup.set_earlier(None);
         }
     }
-    *lock(&WAKEUP) = Some(wakeup);
+    *lock(&INSTALLED) = Some(wakeup);
     Ok(())
 }
 
 /// Gives `signal.set_wakeup_fd` back to its earlier owner. Does nothing when not installed.
 #[pyfunction]
 pub(super) fn uninstall_wakeup(py: Python<'_>) -> PyResult<()> {
-    let installed = lock(&WAKEUP).clone();
+    let installed = lock(&INSTALLED).clone();
     let Some(wakeup) = installed.filter(|wakeup| wakeup.is_ours()) else {
         return Ok(());
     };
     wakeup.release(py)?;
-    *lock(&WAKEUP) = None;
+    *lock(&INSTALLED) = None;
     Ok(())
 }
 
@@ -93,18 +93,15 @@ pub(super) fn uninstall_wakeup(py: Python<'_>) -> PyResult<()> {
 #[pyfunction]
 #[pyo3(signature = (timeout=None))]
 pub(super) fn park(py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-    let deadline = match timeout {
-        Some(timeout) => deadline_in("timeout", timeout)?,
-        None => None,
-    };
+    let deadline = deadline_in(timeout)?;
     loop {
-        let bell = bell()?;
-        if bell.answer() {
+        let wakeup = wakeup()?;
+        if wakeup.take() {
             return Ok(true);
         }
-        let woken = wait_once(py, &[bell.as_fd()], deadline)?;
+        let woken = wait_once(py, &[wakeup.as_fd()], deadline)?;
         if woken.ready.is_empty() && !woken.signals {
-            return Ok(bell.answer());
+            return Ok(wakeup.take());
         }
     }
 }
@@ -112,7 +109,7 @@ pub(super) fn park(py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
 /// Makes `park()` return, now or when it is entered next.
 #[pyfunction]
 pub(super) fn wake() -> PyResult<()> {
-    bell()?.ring();
+    wakeup()?.wake();
     Ok(())
 }
 
@@ -142,7 +139,7 @@ pub(super) fn wait_once(
     fds: &[BorrowedFd<'_>],
     deadline: Option<Instant>,
 ) -> PyResult<Woken> {
-    let installed = lock(&WAKEUP).clone();
+    let installed = lock(&INSTALLED).clone();
     if let Some(wakeup) = &installed
         && wakeup.is_ours()
     {
@@ -161,19 +158,23 @@ pub(super) fn wait_once(
         return wait_once(py, fds, deadline);
     }
     // Without a pipe, a signal that another thread receives would not end the poll.
-    let wakeup = Wakeup::new()?;
+    let wakeup = InstalledPipe::new()?;
     wakeup.claim(py)?;
     let woken = wakeup.wait(py, fds, deadline);
     wakeup.release(py)?;
     woken
 }
 
-/// The instant *seconds* from now; `None`, for ever, where the clock cannot express it.
+/// The instant *timeout* seconds from now. `None`, which is for ever, gives `None`, and so does a time
+/// that the clock cannot express.
 ///
 /// # Errors
 /// `ValueError` for a negative number or NaN.
-pub(super) fn deadline_in(name: &str, seconds: f64) -> PyResult<Option<Instant>> {
-    Ok(Instant::now().checked_add(duration(name, seconds)?))
+pub(super) fn deadline_in(timeout: Option<f64>) -> PyResult<Option<Instant>> {
+    let Some(seconds) = timeout else {
+        return Ok(None);
+    };
+    Ok(Instant::now().checked_add(duration("timeout", seconds)?))
 }
 
 /// *seconds* as a duration; infinity is the longest one there is.
@@ -189,7 +190,7 @@ pub(super) fn duration(name: &str, seconds: f64) -> PyResult<Duration> {
     Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
-impl Wakeup {
+impl InstalledPipe {
     fn new() -> PyResult<Self> {
         Ok(Self {
             pid: std::process::id(),
@@ -295,15 +296,15 @@ fn poll_only(py: Python<'_>, fds: &[BorrowedFd<'_>], deadline: Option<Instant>) 
     }
 }
 
-/// The bell of this process; a child makes its own, since an eventfd is shared across fork.
-fn bell() -> PyResult<Arc<Bell>> {
-    let mut current = lock(&BELL);
+/// The wakeup of this process; a child makes its own, since an eventfd is shared across fork.
+fn wakeup() -> PyResult<Arc<Wakeup>> {
+    let mut current = lock(&WAKEUP);
     match current.as_ref() {
-        Some((pid, bell)) if *pid == std::process::id() => Ok(Arc::clone(bell)),
+        Some((pid, wakeup)) if *pid == std::process::id() => Ok(Arc::clone(wakeup)),
         _ => {
-            let bell = Arc::new(Bell::new().map_err(os_error)?);
-            *current = Some((std::process::id(), Arc::clone(&bell)));
-            Ok(bell)
+            let wakeup = Arc::new(Wakeup::new().map_err(os_error)?);
+            *current = Some((std::process::id(), Arc::clone(&wakeup)));
+            Ok(wakeup)
         }
     }
 }

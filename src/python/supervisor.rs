@@ -77,8 +77,8 @@ impl Supervisor {
         Ok(())
     }
 
-    fn adopt(&self, pid: i32) -> Option<i32> {
-        self.0.adopt(pid)
+    fn reap_orphan(&self, pid: i32) -> Option<i32> {
+        self.0.reap_orphan(pid)
     }
 
     fn request(&self, kind: &str) -> PyResult<()> {
@@ -167,7 +167,7 @@ fn to_tuple(py: Python<'_>, command: Command) -> PyResult<Bound<'_, PyTuple>> {
             status,
             lifetime,
         } => ("exited", pid, group, slot, status, lifetime.as_secs_f64()).into_pyobject(py),
-        Command::Stranger { pid } => ("stranger", pid).into_pyobject(py),
+        Command::Orphan { pid } => ("orphan", pid).into_pyobject(py),
         Command::Backoff {
             group,
             slot,

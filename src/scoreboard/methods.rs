@@ -5,7 +5,7 @@
 //! stays, so that counters of a slot go on growing when its worker is replaced.
 //! RPC methods are counted here (docs/rpc.md); HTTP requests are not told apart.
 
-use super::row::{InFlight, LANES, Row};
+use super::row::{IN_FLIGHT_MAX, InFlight, Row};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ptr;
@@ -38,8 +38,8 @@ pub struct MethodSnapshot {
 #[derive(Debug)]
 #[repr(C, align(4096))]
 pub(super) struct Methods {
-    /// The method of the request in each of the row's lanes, counted from 1; 0 for none.
-    lanes: [AtomicU8; 256],
+    /// The method of the request in each of the row's in-flight slots, counted from 1; 0 for none.
+    in_flight_slots: [AtomicU8; 256],
     table: [Counters; METHODS],
 }
 
@@ -52,7 +52,7 @@ struct Counters {
     queued: AtomicU32,
 }
 
-const _: () = assert!(size_of::<Methods>() == 8192 && LANES <= 256);
+const _: () = assert!(size_of::<Methods>() == 8192 && IN_FLIGHT_MAX <= 256);
 
 /// One request that waits, of a named kind or not. It leaves the count when dropped.
 #[derive(Debug)]
@@ -125,14 +125,14 @@ impl Method {
         self.methods.table.get(usize::from(self.place))
     }
 
-    pub(super) fn began(self, lane: usize) {
-        if let Some(mark) = self.methods.lanes.get(lane) {
+    pub(super) fn began(self, index: usize) {
+        if let Some(mark) = self.methods.in_flight_slots.get(index) {
             mark.store(self.place + 1, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn ended(self, lane: usize, failed: bool) {
-        if let Some(mark) = self.methods.lanes.get(lane) {
+    pub(super) fn ended(self, index: usize, failed: bool) {
+        if let Some(mark) = self.methods.in_flight_slots.get(index) {
             mark.store(0, Ordering::Relaxed);
         }
         if let Some(counters) = self.counters() {
@@ -147,14 +147,14 @@ impl Method {
 impl Methods {
     pub(super) const fn new() -> Self {
         Self {
-            lanes: [const { AtomicU8::new(0) }; 256],
+            in_flight_slots: [const { AtomicU8::new(0) }; 256],
             table: [const { Counters::new() }; METHODS],
         }
     }
 
     /// What the worker before left in the gauges belongs to nobody. Called before anything runs.
     pub(super) fn clear_gauges(&self) {
-        for mark in &self.lanes {
+        for mark in &self.in_flight_slots {
             mark.store(0, Ordering::Relaxed);
         }
         for counters in self.table.iter().take_while(|it| it.is_used()) {
@@ -191,7 +191,7 @@ impl Methods {
             }
             return found;
         }
-        for (mark, began) in self.lanes.iter().zip(row.began()) {
+        for (mark, began) in self.in_flight_slots.iter().zip(row.began()) {
             let place = usize::from(mark.load(Ordering::Relaxed));
             let method = place.checked_sub(1).and_then(|place| found.get_mut(place));
             if let (Some(method), true) = (method, began != 0) {

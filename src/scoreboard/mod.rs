@@ -10,9 +10,11 @@
 
 mod methods;
 mod row;
+mod snapshot;
 
 pub use methods::{METHODS, MethodSnapshot, Queued};
-pub use row::{InFlight, Row, Seat, Snapshot, State, now};
+pub use row::{Assignment, InFlight, Row, State, now};
+pub use snapshot::Snapshot;
 
 use methods::Methods;
 use nix::errno::Errno;
@@ -222,16 +224,16 @@ impl Scoreboard {
     ///
     /// # Errors
     /// [`Error::Full`], [`Error::ReadOnly`].
-    pub fn reserve(&self, seat: Seat) -> Result<usize, Error> {
+    pub fn reserve(&self, assignment: Assignment) -> Result<usize, Error> {
         let rows = self.rows_for_writing()?;
         let index = rows
             .iter()
-            .position(|row| row.is_left_by(seat.slot))
+            .position(|row| row.is_left_by(assignment.slot))
             .or_else(|| (rows.len() < CAPACITY).then_some(rows.len()))
             .ok_or(Error::Full)?;
         let used = u32::try_from(index + 1).map_err(|_| Error::Full)?;
         let row = &self.all_rows()[index];
-        row.assign(seat);
+        row.assign(assignment);
         row.mark(State::Starting);
         self.header().used.fetch_max(used, Ordering::Release);
         Ok(index)
@@ -253,7 +255,7 @@ impl Scoreboard {
         let is_reserved = |row: &Row| row.is_reserved_for(slot, generation, pid);
         let index = match self.rows_for_writing()?.iter().position(is_reserved) {
             Some(index) => index,
-            None => self.reserve(Seat {
+            None => self.reserve(Assignment {
                 slot,
                 group: 0,
                 generation,
@@ -465,11 +467,11 @@ fn os(action: &'static str) -> impl FnOnce(Errno) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::row::LANES;
+    use super::row::IN_FLIGHT_MAX;
     use super::*;
 
-    fn seat(slot: u32, generation: u32) -> Seat {
-        Seat {
+    fn assignment(slot: u32, generation: u32) -> Assignment {
+        Assignment {
             slot,
             group: 7,
             generation,
@@ -482,7 +484,7 @@ mod tests {
     fn a_reserved_row_shows_whom_it_is_for() {
         let board = Scoreboard::new("cinder-api").unwrap();
 
-        board.reserve(seat(2, 5)).unwrap();
+        board.reserve(assignment(2, 5)).unwrap();
 
         let rows = board.read();
         assert_eq!(board.name(), "cinder-api");
@@ -495,13 +497,13 @@ mod tests {
     #[test]
     fn the_row_of_a_slot_is_reused_only_after_its_worker_is_gone() {
         let board = Scoreboard::new("").unwrap();
-        let old = board.reserve(seat(0, 0)).unwrap();
-        let new = board.reserve(seat(0, 1)).unwrap();
+        let old = board.reserve(assignment(0, 0)).unwrap();
+        let new = board.reserve(assignment(0, 1)).unwrap();
         assert_ne!(old, new);
 
         board.row(old).unwrap().mark_ended(State::Gone, 0);
 
-        assert_eq!(board.reserve(seat(0, 2)).unwrap(), old);
+        assert_eq!(board.reserve(assignment(0, 2)).unwrap(), old);
     }
 
     #[test]
@@ -518,48 +520,52 @@ mod tests {
                 .map(|row| (row.served, row.slot_served))
                 .collect::<Vec<_>>()
         };
-        let old = board.reserve(seat(0, 0)).unwrap();
+        let old = board.reserve(assignment(0, 0)).unwrap();
         serve(old, 5);
-        let new = board.reserve(seat(0, 1)).unwrap();
+        let new = board.reserve(assignment(0, 1)).unwrap();
         serve(new, 2);
         assert_eq!(seen(), [(5, 7), (2, 7)]);
 
         board.row(old).unwrap().mark_ended(State::Replaced, 0);
         assert_eq!(seen(), [(2, 7)]);
-        assert_ne!(board.reserve(seat(1, 1)).unwrap(), old, "its slot's alone");
+        assert_ne!(
+            board.reserve(assignment(1, 1)).unwrap(),
+            old,
+            "its slot's alone"
+        );
 
         board.row(new).unwrap().mark_ended(State::Gone, 9);
         assert_eq!(seen(), [(2, 7)]);
-        serve(board.reserve(seat(0, 1)).unwrap(), 1);
-        serve(board.reserve(seat(0, 2)).unwrap(), 1);
+        serve(board.reserve(assignment(0, 1)).unwrap(), 1);
+        serve(board.reserve(assignment(0, 2)).unwrap(), 1);
         let mut seen = seen();
         seen.sort_unstable();
         assert_eq!(seen, [(1, 9), (1, 9)]);
     }
 
     #[test]
-    fn requests_in_flight_are_counted_and_aged_beyond_the_lanes_too() {
+    fn requests_in_flight_are_counted_and_aged_beyond_the_slots_too() {
         let board = Scoreboard::new("").unwrap();
-        let index = board.reserve(seat(0, 0)).unwrap();
+        let index = board.reserve(assignment(0, 0)).unwrap();
         let row = board.row(index).unwrap();
         let before = now();
-        let flying: Vec<_> = (0..LANES + 10).map(|_| row.begin()).collect();
+        let flying: Vec<_> = (0..IN_FLIGHT_MAX + 10).map(|_| row.begin()).collect();
 
         let seen = &board.read()[0];
-        assert_eq!(seen.in_flight as usize, LANES + 10);
+        assert_eq!(seen.in_flight as usize, IN_FLIGHT_MAX + 10);
         let oldest = seen.oldest_since.unwrap();
         assert!(oldest + 1_000_000_000 > before && oldest < now() + 1_000_000_000);
 
         drop(flying);
         let seen = &board.read()[0];
         assert_eq!((seen.in_flight, seen.oldest_since), (0, None));
-        assert_eq!(seen.served, LANES as u64 + 10);
+        assert_eq!(seen.served, IN_FLIGHT_MAX as u64 + 10);
     }
 
     #[test]
     fn an_attached_scoreboard_shows_live_figures_and_cannot_be_written() {
         let board = Scoreboard::new("attached").unwrap();
-        let index = board.reserve(seat(4, 0)).unwrap();
+        let index = board.reserve(assignment(4, 0)).unwrap();
         let pid = std::process::id().cast_signed();
 
         let view = Scoreboard::attach(pid).unwrap();
@@ -569,7 +575,10 @@ mod tests {
             // Other tests of this process may own the youngest scoreboard.
             assert_eq!(view.read()[0].connections, 1);
         }
-        assert!(matches!(view.reserve(seat(0, 0)), Err(Error::ReadOnly)));
+        assert!(matches!(
+            view.reserve(assignment(0, 0)),
+            Err(Error::ReadOnly)
+        ));
         assert!(matches!(view.claim(0, 0), Err(Error::ReadOnly)));
         assert!(view.row(0).is_none());
     }

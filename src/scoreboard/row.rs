@@ -3,14 +3,15 @@
 //! Everything is a relaxed atomic: nothing here orders anything else, and a reader may see a request
 //! in one counter and not yet in the other. Maps no memory; [`super`] does.
 
-use super::methods::{Method, MethodSnapshot};
+use super::methods::Method;
+use super::snapshot::Snapshot;
 use nix::time::{ClockId, clock_gettime};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Requests in flight whose age is known, in one process; any above that are only counted.
-pub(super) const LANES: usize = 216;
+pub(super) const IN_FLIGHT_MAX: usize = 216;
 const NO_EXIT: i64 = -1;
 
 /// What a worker is doing, as others see it.
@@ -68,44 +69,6 @@ impl State {
     }
 }
 
-/// A copy of one row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Snapshot {
-    /// Slot of the worker, counted over all groups of its supervisor.
-    pub slot: u32,
-    /// Number of the slot's group.
-    pub group: u32,
-    /// Process, or 0 when there is none just now.
-    pub pid: u32,
-    /// Reload round that the process was forked in.
-    pub generation: u32,
-    /// What it is doing.
-    pub state: State,
-    /// `CLOCK_MONOTONIC` nanoseconds of the fork; 0 before it.
-    pub started_at: u64,
-    /// `CLOCK_MONOTONIC` nanoseconds when it became ready; 0 before that.
-    pub ready_at: u64,
-    /// Open client connections.
-    pub connections: u32,
-    /// Requests in flight.
-    pub in_flight: u32,
-    /// Requests finished since the fork.
-    pub served: u64,
-    /// Requests finished by all workers that the slot ever had; it never goes down.
-    pub slot_served: u64,
-    /// `CLOCK_MONOTONIC` nanoseconds when the oldest request in flight began.
-    pub oldest_since: Option<u64>,
-    /// Pool threads.
-    pub threads: u32,
-    /// How often the slot was forked again after its worker ended.
-    pub respawns: u32,
-    /// Wait status of the slot's previous worker.
-    pub last_exit: Option<i32>,
-    /// The same requests by name, where they have one; `done` and `failed` of the whole slot.
-    pub methods: Vec<MethodSnapshot>,
-}
-
 /// One worker's share of the memory. The first half is written by the parent, the rest by the
 /// worker, each on cache lines of its own.
 #[derive(Debug)]
@@ -124,7 +87,7 @@ pub struct Row {
     /// sum of a slot grow only, whatever happens between two of its loads.
     served_before: AtomicU64,
     counters: Counters,
-    lanes: [AtomicU64; LANES],
+    in_flight_slots: [AtomicU64; IN_FLIGHT_MAX],
 }
 
 #[derive(Debug)]
@@ -133,7 +96,7 @@ struct Counters {
     served: AtomicU64,
     connections: AtomicU32,
     threads: AtomicU32,
-    beyond_lanes: AtomicU32,
+    beyond_slots: AtomicU32,
     /// Until when the worker promised to show again that its interpreter runs; 0 is no promise.
     beat_by: AtomicU64,
     /// 1 once a request with a name was counted; without any, readers leave that memory unmade.
@@ -166,7 +129,7 @@ fn clock(id: ClockId) -> u64 {
 #[must_use = "the request counts as finished when this is dropped"]
 pub struct InFlight<'row> {
     row: &'row Row,
-    lane: usize,
+    index: usize,
     method: Option<Method>,
     failed: bool,
 }
@@ -181,12 +144,12 @@ impl InFlight<'_> {
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         if let Some(method) = self.method {
-            // Before the lane is free for another one.
-            method.ended(self.lane, self.failed);
+            // Before the index is free for another one.
+            method.ended(self.index, self.failed);
         }
-        match self.row.lanes.get(self.lane) {
-            Some(lane) => lane.store(0, Ordering::Relaxed),
-            None => decrement(&self.row.counters.beyond_lanes),
+        match self.row.in_flight_slots.get(self.index) {
+            Some(index) => index.store(0, Ordering::Relaxed),
+            None => decrement(&self.row.counters.beyond_slots),
         }
         self.row.counters.served.fetch_add(1, Ordering::Relaxed);
     }
@@ -209,11 +172,11 @@ impl Row {
                 served: AtomicU64::new(0),
                 connections: AtomicU32::new(0),
                 threads: AtomicU32::new(0),
-                beyond_lanes: AtomicU32::new(0),
+                beyond_slots: AtomicU32::new(0),
                 beat_by: AtomicU64::new(0),
                 has_methods: AtomicU32::new(0),
             },
-            lanes: [const { AtomicU64::new(0) }; LANES],
+            in_flight_slots: [const { AtomicU64::new(0) }; IN_FLIGHT_MAX],
         }
     }
 
@@ -247,7 +210,7 @@ impl Row {
         let mut begun = self.begin();
         begun.method = method;
         if let Some(method) = method {
-            method.began(begun.lane);
+            method.began(begun.index);
         }
         begun
     }
@@ -264,28 +227,31 @@ impl Row {
     /// A request began at this instant of [`now`]'s clock.
     pub fn begin_at(&self, began: u64) -> InFlight<'_> {
         thread_local! {
-            /// The lane that this thread used last: nearly always free again.
-            static LANE: Cell<usize> = Cell::new(first_lane());
+            /// The index that this thread used last: nearly always free again.
+            static INDEX: Cell<usize> = Cell::new(first_index());
         }
         let began = began.max(1);
-        let preferred = LANE.get();
-        for lane in (preferred..LANES).chain(0..preferred) {
+        let preferred = INDEX.get();
+        for index in (preferred..IN_FLIGHT_MAX).chain(0..preferred) {
             let (ok, err) = (Ordering::Relaxed, Ordering::Relaxed);
-            if self.lanes[lane].compare_exchange(0, began, ok, err).is_ok() {
-                if lane != preferred {
-                    LANE.set(lane);
+            if self.in_flight_slots[index]
+                .compare_exchange(0, began, ok, err)
+                .is_ok()
+            {
+                if index != preferred {
+                    INDEX.set(index);
                 }
-                return self.in_flight(lane);
+                return self.in_flight(index);
             }
         }
-        self.counters.beyond_lanes.fetch_add(1, Ordering::Relaxed);
-        self.in_flight(LANES)
+        self.counters.beyond_slots.fetch_add(1, Ordering::Relaxed);
+        self.in_flight(IN_FLIGHT_MAX)
     }
 
-    const fn in_flight(&self, lane: usize) -> InFlight<'_> {
+    const fn in_flight(&self, index: usize) -> InFlight<'_> {
         InFlight {
             row: self,
-            lane,
+            index,
             method: None,
             failed: false,
         }
@@ -309,9 +275,11 @@ impl Row {
         now().checked_sub(beat_by).filter(|_| beat_by != 0)
     }
 
-    /// When the request in each lane began; 0 for none.
+    /// When the request in each of them began; 0 for none.
     pub(super) fn began(&self) -> impl Iterator<Item = u64> {
-        self.lanes.iter().map(|lane| lane.load(Ordering::Relaxed))
+        self.in_flight_slots
+            .iter()
+            .map(|index| index.load(Ordering::Relaxed))
     }
 
     /// The worker is ready. Has no effect on a worker that is already being drained.
@@ -352,7 +320,10 @@ impl Row {
     /// Nanoseconds since the oldest request in flight began; `None` without one.
     #[must_use]
     pub fn oldest_age(&self) -> Option<u64> {
-        let began = self.lanes.iter().map(|lane| lane.load(Ordering::Relaxed));
+        let began = self
+            .in_flight_slots
+            .iter()
+            .map(|index| index.load(Ordering::Relaxed));
         let oldest = began.filter(|began| *began != 0).min()?;
         Some(now().saturating_sub(oldest))
     }
@@ -383,20 +354,23 @@ impl Row {
     fn clear_gauges(&self) {
         self.counters.connections.store(0, Ordering::Relaxed);
         self.counters.threads.store(0, Ordering::Relaxed);
-        self.counters.beyond_lanes.store(0, Ordering::Relaxed);
+        self.counters.beyond_slots.store(0, Ordering::Relaxed);
         self.beat(Duration::ZERO);
-        for lane in &self.lanes {
-            lane.store(0, Ordering::Relaxed);
+        for index in &self.in_flight_slots {
+            index.store(0, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn assign(&self, seat: Seat) {
-        self.slot.store(seat.slot, Ordering::Relaxed);
-        self.group.store(seat.group, Ordering::Relaxed);
-        self.generation.store(seat.generation, Ordering::Relaxed);
-        self.respawns.store(seat.respawns, Ordering::Relaxed);
-        self.last_exit
-            .store(seat.last_exit.map_or(NO_EXIT, i64::from), Ordering::Relaxed);
+    pub(super) fn assign(&self, assignment: Assignment) {
+        self.slot.store(assignment.slot, Ordering::Relaxed);
+        self.group.store(assignment.group, Ordering::Relaxed);
+        self.generation
+            .store(assignment.generation, Ordering::Relaxed);
+        self.respawns.store(assignment.respawns, Ordering::Relaxed);
+        self.last_exit.store(
+            assignment.last_exit.map_or(NO_EXIT, i64::from),
+            Ordering::Relaxed,
+        );
         self.pid.store(0, Ordering::Relaxed);
         self.started_at.store(0, Ordering::Relaxed);
         self.ready_at.store(0, Ordering::Relaxed);
@@ -410,7 +384,10 @@ impl Row {
     pub(super) fn read(&self) -> Snapshot {
         let served = self.counters.served.load(Ordering::Relaxed);
         let served_before = self.served_before.load(Ordering::Relaxed);
-        let began = self.lanes.iter().map(|lane| lane.load(Ordering::Relaxed));
+        let began = self
+            .in_flight_slots
+            .iter()
+            .map(|index| index.load(Ordering::Relaxed));
         let (mut in_flight, mut oldest_since) = (0, None);
         for began in began.filter(|began| *began != 0) {
             in_flight += 1;
@@ -425,7 +402,7 @@ impl Row {
             started_at: self.started_at.load(Ordering::Relaxed),
             ready_at: self.ready_at.load(Ordering::Relaxed),
             connections: self.counters.connections.load(Ordering::Relaxed),
-            in_flight: in_flight + self.counters.beyond_lanes.load(Ordering::Relaxed),
+            in_flight: in_flight + self.counters.beyond_slots.load(Ordering::Relaxed),
             served: served.saturating_sub(served_before),
             slot_served: served,
             oldest_since,
@@ -439,11 +416,12 @@ impl Row {
     }
 }
 
-/// Where a new thread looks first: eight lanes from the thread before it, on a cache line of its own.
-fn first_lane() -> usize {
+/// Where a new thread looks first: eight slots from the thread before it, on a
+/// cache line of its own.
+fn first_index() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     let thread = THREADS.fetch_add(1, Ordering::Relaxed);
-    (thread * 8 + thread * 8 / LANES) % LANES
+    (thread * 8 + thread * 8 / IN_FLIGHT_MAX) % IN_FLIGHT_MAX
 }
 
 /// Subtracts one unless that would wrap: a gauge that was cleared meanwhile stays at 0.
@@ -454,7 +432,7 @@ pub(super) fn decrement(gauge: &AtomicU32) {
 
 /// Whom a row is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seat {
+pub struct Assignment {
     /// Slot, counted over all groups.
     pub slot: u32,
     /// Number of the slot's group.
@@ -474,11 +452,11 @@ mod tests {
     #[test]
     fn the_oldest_request_is_the_one_that_began_first() {
         let row = Row::new();
-        row.lanes[3].store(500, Ordering::Relaxed);
-        row.lanes[9].store(200, Ordering::Relaxed);
+        row.in_flight_slots[3].store(500, Ordering::Relaxed);
+        row.in_flight_slots[9].store(200, Ordering::Relaxed);
 
         assert_eq!(row.read().oldest_since, Some(200));
-        row.lanes[9].store(0, Ordering::Relaxed);
+        row.in_flight_slots[9].store(0, Ordering::Relaxed);
         assert_eq!(row.read().oldest_since, Some(500));
     }
 

@@ -43,8 +43,8 @@ pub enum Command {
         lifetime: Duration,
     },
     /// A child of process 1 that is no worker has ended, and nobody has waited for it since. Python
-    /// knows whether the application still will; if not, it calls [`super::Supervisor::adopt`].
-    Stranger {
+    /// knows whether the application still will; if not, it calls [`super::Supervisor::reap_orphan`].
+    Orphan {
         /// The process.
         pid: i32,
     },

@@ -15,8 +15,8 @@ pub mod state;
 
 pub use command::{Command, Error};
 
-use crate::scoreboard::{self, Scoreboard, Seat};
-use crate::signals::{Bell, Pending, Request};
+use crate::scoreboard::{self, Assignment, Scoreboard};
+use crate::signals::{Pending, Request, Wakeup};
 use nix::libc;
 use pipes::Pipes;
 use process::Processes;
@@ -36,17 +36,17 @@ pub const MOST_WORKERS: usize = scoreboard::CAPACITY / 2 - 1;
 const POLL_WITHOUT_PIDFD: Duration = Duration::from_secs(1);
 
 /// How long process 1 leaves an ended child that is no worker to whoever may be waiting for it.
-pub const STRANGER_GRACE: Duration = Duration::from_secs(2);
-/// When Python is asked again about a stranger that it did not want to be adopted.
-const STRANGER_AGAIN: Duration = Duration::from_secs(60);
+pub const ORPHAN_GRACE: Duration = Duration::from_secs(2);
+/// When Python is asked again about an orphan that it did not want to be reaped.
+const ORPHAN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Supervises workers. All methods take `&self`: signal handlers of the main thread call
 /// [`Supervisor::request`] and [`Supervisor::signal_all`] while [`Supervisor::next`] is parked.
 #[derive(Debug)]
 pub struct Supervisor<P> {
     requests: Pending,
-    /// Rung with each request, so that one from another thread ends the wait of [`Self::next`].
-    bell: Arc<Bell>,
+    /// Given with each request, so that one from another thread ends the wait of [`Self::next`].
+    wakeup: Arc<Wakeup>,
     owner: u32,
     inner: Mutex<Inner<P>>,
 }
@@ -61,17 +61,17 @@ struct Inner<P> {
     /// What tells of the end of each live worker, and its row on the scoreboard.
     live: BTreeMap<i32, Live>,
     /// How long a worker may hang; `None` is for ever.
-    patience: Option<Patience>,
+    hang_detector: Option<HangDetector>,
     /// Python is told that time passes, this often and next then.
     tick: Option<(Duration, Instant)>,
     /// Row reserved for the fork that was handed out.
     reserved: Option<usize>,
     /// Children of process 1 that ended and are no workers, and when Python is asked about each.
-    strangers: BTreeMap<i32, Instant>,
+    orphans: BTreeMap<i32, Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Patience {
+struct HangDetector {
     timeout: Duration,
     /// When workers are looked at next.
     look: Instant,
@@ -80,7 +80,7 @@ struct Patience {
     awake_since: Option<Instant>,
 }
 
-impl Patience {
+impl HangDetector {
     fn new(timeout: Duration, now: Instant) -> Option<Self> {
         let look = now
             .checked_add(timeout / 4)
@@ -125,7 +125,7 @@ enum Step {
 
 impl<P: Processes> Supervisor<P> {
     /// A supervisor without workers. *`is_init`* says that this is process 1, which has to reap
-    /// strangers too.
+    /// orphans too.
     ///
     /// # Errors
     /// [`Error::Pipes`] when no descriptors are left.
@@ -137,14 +137,14 @@ impl<P: Processes> Supervisor<P> {
             pipes: Pipes::new().map_err(Error::Pipes)?,
             board,
             live: BTreeMap::new(),
-            patience: None,
+            hang_detector: None,
             tick: None,
             reserved: None,
-            strangers: BTreeMap::new(),
+            orphans: BTreeMap::new(),
         };
         Ok(Self {
             requests: Pending::new(),
-            bell: Arc::new(Bell::new().map_err(Error::Pipes)?),
+            wakeup: Arc::new(Wakeup::new().map_err(Error::Pipes)?),
             owner: std::process::id(),
             inner: Mutex::new(inner),
         })
@@ -173,7 +173,7 @@ impl<P: Processes> Supervisor<P> {
     /// Replaces workers that are stopped, busy with one request, or have ceased to beat, for longer
     /// than this; zero is never. With it the parent looks at its workers four times in that span.
     pub fn set_worker_timeout(&self, timeout: Duration, now: Instant) {
-        self.lock().patience = Patience::new(timeout, now);
+        self.lock().hang_detector = HangDetector::new(timeout, now);
     }
 
     /// Hands out [`Command::Tick`] this often; zero is never, the default.
@@ -182,11 +182,11 @@ impl<P: Processes> Supervisor<P> {
         self.lock().tick = next.map(|next| (interval, next));
     }
 
-    /// Reaps a stranger whose end [`Command::Stranger`] told of; `None` when somebody else has.
-    pub fn adopt(&self, pid: i32) -> Option<i32> {
+    /// Reaps an orphan whose end [`Command::Orphan`] told of; `None` when somebody else has.
+    pub fn reap_orphan(&self, pid: i32) -> Option<i32> {
         let mut inner = self.lock();
-        inner.strangers.remove(&pid)?;
-        inner.processes.reap_stranger(pid)
+        inner.orphans.remove(&pid)?;
+        inner.processes.reap_orphan(pid)
     }
 
     /// Records a request for [`Supervisor::next`] and wakes it. Any thread and any context may
@@ -194,7 +194,7 @@ impl<P: Processes> Supervisor<P> {
     pub fn request(&self, request: Request) {
         self.requests.record(request);
         if self.is_parent() {
-            self.bell.ring();
+            self.wakeup.wake();
         }
     }
 
@@ -227,8 +227,8 @@ impl<P: Processes> Supervisor<P> {
                 Step::Ended => return Ok(None),
                 Step::Park { .. } if was_interrupted => return Ok(Some(Command::Interrupted)),
                 Step::Park { fds, deadline } => {
-                    let bell = std::iter::once(self.bell.as_ref().as_fd());
-                    let fds: Vec<_> = bell.chain(fds.iter().map(AsFd::as_fd)).collect();
+                    let wakeup = std::iter::once(self.wakeup.as_ref().as_fd());
+                    let fds: Vec<_> = wakeup.chain(fds.iter().map(AsFd::as_fd)).collect();
                     was_interrupted = wait(&fds, deadline)?;
                 }
             }
@@ -347,7 +347,7 @@ impl<P: Processes> Supervisor<P> {
                 here: std::process::id(),
             });
         }
-        let _ = self.bell.answer(); // before looking, so that a later request rings again
+        let _ = self.wakeup.take(); // before looking, so that a later request wakes again
         let mut inner = self.lock();
         if let Some(slot) = inner.roster.unanswered() {
             if !self.shall_end(&inner) {
@@ -362,7 +362,7 @@ impl<P: Processes> Supervisor<P> {
         }
         inner.reap(now);
         if inner.is_init {
-            inner.look_for_strangers(now);
+            inner.look_for_orphans(now);
         }
         while let Some(request) = self.requests.take_most_urgent() {
             inner.roster.request(request, now);
@@ -389,7 +389,7 @@ impl<P: Processes> Supervisor<P> {
 impl<P: Processes> Inner<P> {
     fn next_step(&mut self, now: Instant) -> Step {
         let command = self.roster.take_command();
-        let command = command.or_else(|| self.stranger(now));
+        let command = command.or_else(|| self.orphan(now));
         if let Some(command) = command.or_else(|| self.tick(now)) {
             match command {
                 Command::Reload => self.roster.begin_configuring(Request::Reload),
@@ -397,7 +397,7 @@ impl<P: Processes> Inner<P> {
                 Command::Fork { .. }
                 | Command::Stopping { .. }
                 | Command::Exited { .. }
-                | Command::Stranger { .. }
+                | Command::Orphan { .. }
                 | Command::Backoff { .. }
                 | Command::Late { .. }
                 | Command::Hung { .. }
@@ -422,11 +422,11 @@ impl<P: Processes> Inner<P> {
         let is_blind = self.live.values().any(|live| live.watch.is_none());
         let look_again = is_blind.then(|| now + POLL_WITHOUT_PIDFD);
         let hung_by = self
-            .patience
+            .hang_detector
             .filter(|_| !self.live.is_empty())
-            .map(|patience| patience.look);
+            .map(|hang_detector| hang_detector.look);
         let tick_by = self.tick.map(|(_, next)| next);
-        let ask_by = self.strangers.values().min().copied();
+        let ask_by = self.orphans.values().min().copied();
         let deadline = [self.roster.deadline(), look_again, hung_by, tick_by, ask_by]
             .into_iter()
             .flatten()
@@ -453,23 +453,23 @@ impl<P: Processes> Inner<P> {
     }
 
     /// Notes children that ended and are no workers, and forgets those that somebody waited for.
-    fn look_for_strangers(&mut self, now: Instant) {
+    fn look_for_orphans(&mut self, now: Instant) {
         let ended = self.processes.ended_children();
-        self.strangers.retain(|pid, _| ended.contains(pid));
+        self.orphans.retain(|pid, _| ended.contains(pid));
         for pid in ended {
             if !self.live.contains_key(&pid) {
-                self.strangers.entry(pid).or_insert(now + STRANGER_GRACE);
+                self.orphans.entry(pid).or_insert(now + ORPHAN_GRACE);
             }
         }
     }
 
-    fn stranger(&mut self, now: Instant) -> Option<Command> {
+    fn orphan(&mut self, now: Instant) -> Option<Command> {
         let (pid, ask_by) = self
-            .strangers
+            .orphans
             .iter_mut()
             .find(|(_, ask_by)| **ask_by <= now)?;
-        *ask_by = now + STRANGER_AGAIN;
-        Some(Command::Stranger { pid: *pid })
+        *ask_by = now + ORPHAN_AGAIN;
+        Some(Command::Orphan { pid: *pid })
     }
 
     fn tick(&mut self, now: Instant) -> Option<Command> {
@@ -480,15 +480,15 @@ impl<P: Processes> Inner<P> {
     }
 
     fn look_after_hung(&mut self, now: Instant) {
-        let Some(patience) = &mut self.patience else {
+        let Some(hang_detector) = &mut self.hang_detector else {
             return;
         };
-        if !patience.is_due(now) {
+        if !hang_detector.is_due(now) {
             return;
         }
         let (timeout, longest) = (
-            patience.timeout,
-            patience
+            hang_detector.timeout,
+            hang_detector
                 .awake_since
                 .map_or(Duration::MAX, |since| now.saturating_duration_since(since)),
         );
@@ -543,7 +543,7 @@ impl<P: Processes> Inner<P> {
         // Without a row the worker still runs; it is only not shown.
         self.reserved = self
             .board
-            .reserve(Seat {
+            .reserve(Assignment {
                 slot: number(slot),
                 group: number(record.group),
                 generation,

@@ -35,7 +35,7 @@ pub trait Processes {
     fn ended_children(&mut self) -> Vec<i32>;
 
     /// Reaps a child that is no worker; `None` when somebody else has.
-    fn reap_stranger(&mut self, pid: i32) -> Option<i32> {
+    fn reap_orphan(&mut self, pid: i32) -> Option<i32> {
         self.reap(pid).filter(|status| *status != LOST_STATUS)
     }
 }
@@ -197,8 +197,8 @@ mod tests {
             let ended = system.ended_children();
             assert!(ended.contains(&one) && ended.contains(&other), "{ended:?}");
         }
-        assert_eq!(system.reap_stranger(one), Some(libc::SIGKILL));
-        assert_eq!(system.reap_stranger(one), None);
+        assert_eq!(system.reap_orphan(one), Some(libc::SIGKILL));
+        assert_eq!(system.reap_orphan(one), None);
         second.wait().unwrap();
     }
 

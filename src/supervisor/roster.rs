@@ -90,11 +90,11 @@ impl Roster {
         self.groups.push(name.to_owned());
         self.is_ready_owed |= workers > 0;
         for _ in 0..workers {
-            let mut seated = Worker::new(self.generation);
+            let mut current = Worker::new(self.generation);
             if matches!(self.phase, Phase::Stopping { .. }) {
-                seated.state = State::Gone;
+                current.state = State::Gone;
             }
-            self.slots.push(Slot::new(group, seated));
+            self.slots.push(Slot::new(group, current));
         }
         group
     }
@@ -213,7 +213,7 @@ impl Roster {
         } else if let Some((slot, role)) = self.find(pid) {
             self.apply(slot, role, Event::Ready, now);
         }
-        let is_running = |slot: &Slot| matches!(slot.seated.state, State::Running { .. });
+        let is_running = |slot: &Slot| matches!(slot.current.state, State::Running { .. });
         if self.is_ready_owed && self.slots.iter().all(is_running) {
             self.is_ready_owed = false;
             self.commands.push_back(Command::AllReady);
@@ -242,12 +242,12 @@ impl Roster {
                 slot.predecessors.remove(index);
                 None
             }
-            Role::Seated if slot.successor.is_some() => {
+            Role::Current if slot.successor.is_some() => {
                 // Its successor is on the way already, so nothing is forked in its place.
-                slot.seated = slot.successor.take()?;
+                slot.current = slot.successor.take()?;
                 None
             }
-            Role::Seated | Role::Successor => {
+            Role::Current | Role::Successor => {
                 self.apply(index, role, Event::Exited, now);
                 self.slots[index].worker(role).map(|worker| worker.state)
             }
@@ -416,14 +416,14 @@ impl Roster {
                 return;
             };
             let is_running = |worker: &Worker| matches!(worker.state, State::Running { .. });
-            if slot.seated.generation == generation {
-                if !is_running(&slot.seated) {
+            if slot.current.generation == generation {
+                if !is_running(&slot.current) {
                     return;
                 }
                 self.phase = Phase::Reloading { cursor: cursor + 1 };
-            } else if slot.seated.pid().is_none() {
+            } else if slot.current.pid().is_none() {
                 // Nobody to replace: fork the new generation right away, whatever happened before.
-                slot.seated = Worker::new(generation);
+                slot.current = Worker::new(generation);
                 return;
             } else {
                 match slot.successor {
@@ -433,7 +433,7 @@ impl Roster {
                         return;
                     }
                     Some(successor) if is_running(&successor) => {
-                        let replaced = std::mem::replace(&mut slot.seated, successor);
+                        let replaced = std::mem::replace(&mut slot.current, successor);
                         slot.successor = None;
                         self.retire(cursor, replaced, deadline, now);
                         self.phase = Phase::Reloading { cursor: cursor + 1 };

@@ -12,8 +12,8 @@ pub const MOST_DRAINING: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The one that keeps the slot.
-    Seated,
-    /// The one that starts while the seated one still serves.
+    Current,
+    /// The one that starts while the current one still serves.
     Successor,
     /// One that drains after its successor became ready, counted from the one replaced first.
     Predecessor(usize),
@@ -39,7 +39,7 @@ pub struct Slot {
     pub respawns: u32,
     /// Wait status of its previous worker.
     pub last_exit: Option<i32>,
-    pub(super) seated: Worker,
+    pub(super) current: Worker,
     pub(super) successor: Option<Worker>,
     pub(super) predecessors: Vec<Worker>,
 }
@@ -47,12 +47,12 @@ pub struct Slot {
 impl Slot {
     /// A slot of *group* whose worker is to be forked.
     #[must_use]
-    pub const fn new(group: usize, seated: Worker) -> Self {
+    pub const fn new(group: usize, current: Worker) -> Self {
         Self {
             group,
             respawns: 0,
             last_exit: None,
-            seated,
+            current,
             successor: None,
             predecessors: Vec::new(),
         }
@@ -60,17 +60,17 @@ impl Slot {
 
     /// Its workers, whoever has a process or will have one.
     pub fn workers(&self) -> impl Iterator<Item = (Role, &Worker)> {
-        let seated = [(Role::Seated, &self.seated)].into_iter();
+        let current = [(Role::Current, &self.current)].into_iter();
         let successor = self.successor.iter().map(|it| (Role::Successor, it));
         let predecessors = self.predecessors.iter().enumerate();
-        seated
+        current
             .chain(successor)
             .chain(predecessors.map(|(index, it)| (Role::Predecessor(index), it)))
     }
 
     pub(super) fn worker(&mut self, role: Role) -> Option<&mut Worker> {
         match role {
-            Role::Seated => Some(&mut self.seated),
+            Role::Current => Some(&mut self.current),
             Role::Successor => self.successor.as_mut(),
             Role::Predecessor(index) => self.predecessors.get_mut(index),
         }

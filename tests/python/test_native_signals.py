@@ -267,7 +267,7 @@ def test_a_thread_that_parks_leaves_the_signals_to_the_main_thread(usr1):
     assert usr1
 
 
-def test_a_child_has_a_pipe_and_a_bell_of_its_own(usr1):
+def test_a_child_has_a_pipe_and_a_wakeup_of_its_own(usr1):
     _native.install_wakeup()
     pid = os.fork()
     if pid == 0:
@@ -296,4 +296,4 @@ def test_installing_often_leaks_no_descriptor():
         _native.park(0)
 
     after = sorted(os.listdir("/proc/self/fd"))
-    assert len(after) <= len(before) + 1  # The bell is made once.
+    assert len(after) <= len(before) + 1  # The eventfd is made once.

@@ -452,10 +452,10 @@ def test_process_1_reaps_and_reports_orphans(start):
     parent.hear("ready", 2)
     assert parent.all("parent")[0][1] == 1
 
-    adopted = parent.hear("adopted")[0]
+    reaped = parent.hear("reaped")[0]
 
-    assert os.waitstatus_to_exitcode(adopted[2]) == 5
-    assert adopted[1] not in parent.workers()
+    assert os.waitstatus_to_exitcode(reaped[2]) == 5
+    assert reaped[1] not in parent.workers()
     init = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text()
     os.kill(int(init), signal.SIGTERM)
     assert parent.wait() == 0

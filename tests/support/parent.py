@@ -141,8 +141,8 @@ class Parent:
             say(*command, time.monotonic())
             if command[0] == "fork":
                 self.fork(supervisor, command[2], command[3])
-            elif command[0] == "stranger":
-                say("adopted", command[1], supervisor.adopt(command[1]))
+            elif command[0] == "orphan":
+                say("reaped", command[1], supervisor.reap_orphan(command[1]))
             elif command[0] in {"reload", "mutate"}:
                 supervisor.configured()
         has_handler = signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL

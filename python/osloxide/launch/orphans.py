@@ -32,7 +32,7 @@ AGAIN = 60.0
 """Seconds after which one that belongs to the application is looked at again."""
 
 _LASTS = 1.0
-"""Seconds that one look at all objects is used: shorter than a stranger is left alone, so that no
+"""Seconds that one look at all objects is used: shorter than an orphan is left alone, so that no
 command can have been started after the look and be asked about before the next."""
 
 own_children: weakref.WeakSet[Any] = weakref.WeakSet()

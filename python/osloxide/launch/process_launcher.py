@@ -380,7 +380,7 @@ class ProcessLauncher:
             self._notifier.reloaded()
         elif kind == "tick":
             self._notifier.alive()
-        elif kind == "stranger":
+        elif kind == "orphan":
             self._reap_orphan(*details)
         elif kind in ("reload", "mutate", "stopping"):
             self._due = kind
@@ -470,7 +470,7 @@ class ProcessLauncher:
         """Reap an orphan of the container, for which this is process 1."""
         if orphans.belongs_to_application(pid):
             return
-        status = self._supervisor_of_this_process().adopt(pid)
+        status = self._supervisor_of_this_process().reap_orphan(pid)
         if status is not None:
             orphans.log_reaped(pid, status)
 
