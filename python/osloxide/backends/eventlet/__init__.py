@@ -1,6 +1,6 @@
 """The eventlet backend: what ``oslo_service.backend._eventlet`` is while osloxide is active.
 
-Owns nothing but the table of components; never imports eventlet.
+Owns the class that oslo.service looks up by its name; never imports eventlet.
 Rules: oslo_service.backend.base.BaseBackend.
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from oslo_service.backend.base import BaseBackend
 
+from osloxide.backends import components
 from osloxide.backends.eventlet import loopingcall, service, threadgroup
-from osloxide.signals import signal_handler
 
 
 class EventletBackend(BaseBackend):
@@ -20,30 +20,4 @@ class EventletBackend(BaseBackend):
     @staticmethod
     def get_service_components() -> dict[str, Any]:
         """Name all components, as oslo.service's own backends do."""
-        return {
-            "ServiceBase": service.ServiceBase,
-            "ServiceLauncher": service.ServiceLauncher,
-            "Launcher": service.Launcher,
-            "ProcessLauncher": service.ProcessLauncher,
-            "Service": service.Service,
-            "Services": service.Services,
-            "ServiceWrapper": service.ServiceWrapper,
-            "SignalExit": signal_handler.SignalExit,
-            "SignalHandler": service.SignalHandler,
-            "Singleton": signal_handler.Singleton,
-            "LoopingCallBase": loopingcall.LoopingCallBase,
-            "LoopingCallDone": loopingcall.LoopingCallDone,
-            "LoopingCallTimeOut": loopingcall.LoopingCallTimeOut,
-            "FixedIntervalLoopingCall": loopingcall.FixedIntervalLoopingCall,
-            "FixedIntervalWithTimeoutLoopingCall": (
-                loopingcall.FixedIntervalWithTimeoutLoopingCall
-            ),
-            "DynamicLoopingCall": loopingcall.DynamicLoopingCall,
-            "BackOffLoopingCall": loopingcall.BackOffLoopingCall,
-            "RetryDecorator": loopingcall.RetryDecorator,
-            "ThreadGroup": threadgroup.ThreadGroup,
-            "Thread": threadgroup.Thread,
-            "_is_daemon": signal_handler.is_daemon,
-            "_is_sighup_and_daemon": signal_handler.is_sighup_and_daemon,
-            "launch": service.launch,
-        }
+        return components.of_flavour(service, loopingcall, threadgroup)
