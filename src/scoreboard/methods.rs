@@ -5,7 +5,8 @@
 //! stays, so that counters of a slot go on growing when its worker is replaced.
 //! RPC methods are counted here (docs/rpc.md); HTTP requests are not told apart.
 
-use super::row::{IN_FLIGHT_MAX, InFlight, Row};
+use super::snapshot::MethodSnapshot;
+use super::{IN_FLIGHT_MAX, decrement};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ptr;
@@ -16,23 +17,6 @@ pub const METHODS: usize = 62;
 /// The name of what found no room.
 const OTHERS: &str = "(others)";
 const NAME_BYTES: usize = 96;
-
-/// A copy of one method's counters.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MethodSnapshot {
-    /// Its name, cut at 96 bytes.
-    pub name: String,
-    /// Requests that no thread has begun.
-    pub queued: u32,
-    /// Requests in flight.
-    pub running: u32,
-    /// Requests finished by all workers that the slot ever had, failed ones included.
-    pub done: u64,
-    /// Those that ended in an error which nobody expected.
-    pub failed: u64,
-    /// `CLOCK_MONOTONIC` nanoseconds when the oldest one in flight began.
-    pub oldest_since: Option<u64>,
-}
 
 /// One worker's table.
 #[derive(Debug)]
@@ -54,13 +38,6 @@ struct Counters {
 
 const _: () = assert!(size_of::<Methods>() == 8192 && IN_FLIGHT_MAX <= 256);
 
-/// One request that waits, of a named kind or not. It leaves the count when dropped.
-#[derive(Debug)]
-#[must_use = "the request counts as waiting until this is dropped"]
-pub struct Queued {
-    method: Option<Method>,
-}
-
 /// A place in a table.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Method {
@@ -68,33 +45,9 @@ pub(super) struct Method {
     place: u8,
 }
 
-impl Queued {
-    /// A request that waits from now on. *name* is its kind's; without one it is not counted here.
-    pub fn new(name: Option<&str>) -> Self {
-        let method = name.map(Method::named);
-        if let Some(counters) = method.and_then(Method::counters) {
-            counters.queued.fetch_add(1, Ordering::Relaxed);
-        }
-        Self { method }
-    }
-
-    /// The request is begun now.
-    pub fn begin(self) -> InFlight<'static> {
-        super::current().begin_method(self.method)
-    }
-}
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        if let Some(counters) = self.method.and_then(Method::counters) {
-            super::row::decrement(&counters.queued);
-        }
-    }
-}
-
 impl Method {
     /// The place of *name* in the table of this process; a new one on first use.
-    fn named(name: &str) -> Self {
+    pub(super) fn named(name: &str) -> Self {
         type Known = Option<(&'static Methods, HashMap<String, u8>)>;
         static KNOWN: Mutex<Known> = Mutex::new(None);
         let methods = super::current_methods();
@@ -119,6 +72,20 @@ impl Method {
             places.insert(name.to_owned(), place);
         }
         Self { methods, place }
+    }
+
+    /// One more request of this kind waits.
+    pub(super) fn queued(self) {
+        if let Some(counters) = self.counters() {
+            counters.queued.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// One that waited is begun, or was given up.
+    pub(super) fn dequeued(self) {
+        if let Some(counters) = self.counters() {
+            decrement(&counters.queued);
+        }
     }
 
     fn counters(self) -> Option<&'static Counters> {
@@ -182,7 +149,13 @@ impl Methods {
     }
 
     /// Copies of all that are named. Gauges are shown only of a worker that lives.
-    pub(super) fn read(&self, row: &Row, is_alive: bool) -> Vec<MethodSnapshot> {
+    ///
+    /// *began* says when the request in each of the row's in-flight slots began; 0 for none.
+    pub(super) fn read(
+        &self,
+        began: impl Iterator<Item = u64>,
+        is_alive: bool,
+    ) -> Vec<MethodSnapshot> {
         let used = self.table.iter().take_while(|it| it.is_used());
         let mut found: Vec<_> = used.map(Counters::read).collect();
         if !is_alive {
@@ -191,7 +164,7 @@ impl Methods {
             }
             return found;
         }
-        for (mark, began) in self.in_flight_slots.iter().zip(row.began()) {
+        for (mark, began) in self.in_flight_slots.iter().zip(began) {
             let place = usize::from(mark.load(Ordering::Relaxed));
             let method = place.checked_sub(1).and_then(|place| found.get_mut(place));
             if let (Some(method), true) = (method, began != 0) {
@@ -255,6 +228,7 @@ fn cut(name: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::row::Row;
     use super::*;
 
     fn method(methods: &'static Methods, name: &str) -> Method {
@@ -278,7 +252,7 @@ mod tests {
         second.fail();
         drop(second);
 
-        let seen = methods.read(&row, true);
+        let seen = methods.read(row.began(), true);
         assert_eq!(seen.len(), 2);
         assert_eq!((seen[0].name.as_str(), seen[0].running), ("build", 1));
         assert_eq!((seen[0].done, seen[0].failed), (1, 1));
@@ -296,7 +270,7 @@ mod tests {
 
         assert_eq!(places[..61], (0..61).collect::<Vec<u8>>()[..]);
         assert!(places[61..].iter().all(|place| *place == 61));
-        let seen = methods.read(&Row::new(), true);
+        let seen = methods.read(Row::new().began(), true);
         assert_eq!(seen[61].name, OTHERS);
         assert_eq!(methods.enter("m7"), 7, "a known name keeps its place");
     }
@@ -308,7 +282,7 @@ mod tests {
         build.counters().unwrap().queued.store(5, Ordering::Relaxed);
         let _running = row.begin_method(Some(build));
 
-        let seen = methods.read(&row, false);
+        let seen = methods.read(row.began(), false);
 
         assert_eq!((seen[0].queued, seen[0].running), (0, 0));
     }
@@ -321,6 +295,9 @@ mod tests {
         let place = methods.enter(&name);
 
         assert_eq!(methods.enter(&name), place);
-        assert_eq!(methods.read(&Row::new(), true)[0].name, "é".repeat(48));
+        assert_eq!(
+            methods.read(Row::new().began(), true)[0].name,
+            "é".repeat(48)
+        );
     }
 }

@@ -9,12 +9,14 @@
 #![expect(unsafe_code, reason = "mmap(2) and references into the mapping")]
 
 mod methods;
+mod queued;
 mod row;
 mod snapshot;
 
-pub use methods::{METHODS, MethodSnapshot, Queued};
-pub use row::{Assignment, InFlight, Row, State, now};
-pub use snapshot::Snapshot;
+pub use methods::METHODS;
+pub use queued::Queued;
+pub use row::{Assignment, InFlight, Row, now};
+pub use snapshot::{MethodSnapshot, Snapshot, State};
 
 use methods::Methods;
 use nix::errno::Errno;
@@ -34,6 +36,8 @@ use std::{fs, io, ptr, slice};
 /// keeps as many rows as it ever needed at once.
 pub const CAPACITY: usize = 4096;
 
+/// Requests in flight whose age is known, in one process; any above that are only counted.
+const IN_FLIGHT_MAX: usize = 216;
 const MEMFD_NAME: &str = "osloxide-scoreboard";
 const MAGIC: u64 = u64::from_be_bytes(*b"osloxide");
 const VERSION: u32 = 3;
@@ -304,7 +308,7 @@ impl Scoreboard {
             .zip(self.all_methods())
         {
             if row.names_methods() {
-                copy.methods = methods.read(row, copy.pid != 0);
+                copy.methods = methods.read(row.began(), copy.pid != 0);
             }
             for method in &copy.methods {
                 let sum = sums.entry((copy.slot, method.name.clone())).or_default();
@@ -465,9 +469,14 @@ fn os(action: &'static str) -> impl FnOnce(Errno) -> Error {
     }
 }
 
+/// Subtracts one unless that would wrap: a gauge that was cleared meanwhile stays at 0.
+fn decrement(gauge: &AtomicU32) {
+    let less = |value: u32| value.checked_sub(1);
+    let _ = gauge.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+}
+
 #[cfg(test)]
 mod tests {
-    use super::row::IN_FLIGHT_MAX;
     use super::*;
 
     fn assignment(slot: u32, generation: u32) -> Assignment {

@@ -4,70 +4,14 @@
 //! in one counter and not yet in the other. Maps no memory; [`super`] does.
 
 use super::methods::Method;
-use super::snapshot::Snapshot;
+use super::snapshot::{Snapshot, State};
+use super::{IN_FLIGHT_MAX, decrement};
 use nix::time::{ClockId, clock_gettime};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Requests in flight whose age is known, in one process; any above that are only counted.
-pub(super) const IN_FLIGHT_MAX: usize = 216;
 const NO_EXIT: i64 = -1;
-
-/// What a worker is doing, as others see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum State {
-    /// The row belongs to nobody.
-    Free = 0,
-    /// Forked, not ready yet.
-    Starting = 1,
-    /// Ready.
-    Running = 2,
-    /// SIGTERM was sent, or the process is leaving by itself.
-    Draining = 3,
-    /// SIGKILL was sent.
-    Killing = 4,
-    /// No process: the slot waits before its next fork.
-    Waiting = 5,
-    /// No process: it ended and was reaped.
-    Gone = 6,
-    /// As `Gone`, while others of the slot go on: not shown, and only that slot may have the row, so
-    /// that what was served there is never lost from the slot's sum.
-    Replaced = 7,
-}
-
-impl State {
-    const ALL: [Self; 8] = [
-        Self::Free,
-        Self::Starting,
-        Self::Running,
-        Self::Draining,
-        Self::Killing,
-        Self::Waiting,
-        Self::Gone,
-        Self::Replaced,
-    ];
-
-    /// Lower-case name, for display.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Free => "free",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Draining => "draining",
-            Self::Killing => "killing",
-            Self::Waiting => "waiting",
-            Self::Gone => "gone",
-            Self::Replaced => "replaced",
-        }
-    }
-
-    fn from_raw(raw: u32) -> Self {
-        Self::ALL.get(raw as usize).copied().unwrap_or(Self::Free)
-    }
-}
 
 /// One worker's share of the memory. The first half is written by the parent, the rest by the
 /// worker, each on cache lines of its own.
@@ -422,12 +366,6 @@ fn first_index() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     let thread = THREADS.fetch_add(1, Ordering::Relaxed);
     (thread * 8 + thread * 8 / IN_FLIGHT_MAX) % IN_FLIGHT_MAX
-}
-
-/// Subtracts one unless that would wrap: a gauge that was cleared meanwhile stays at 0.
-pub(super) fn decrement(gauge: &AtomicU32) {
-    let less = |value: u32| value.checked_sub(1);
-    let _ = gauge.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
 }
 
 /// Whom a row is for.

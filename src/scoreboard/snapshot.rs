@@ -3,9 +3,6 @@
 //! Owns no memory and no counter: [`super::row`] fills it in. Its fields are what `osloxide status`
 //! and the metrics show; docs/operating.md lists them.
 
-use super::methods::MethodSnapshot;
-use super::row::State;
-
 /// A copy of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -42,4 +39,76 @@ pub struct Snapshot {
     pub last_exit: Option<i32>,
     /// The same requests by name, where they have one; `done` and `failed` of the whole slot.
     pub methods: Vec<MethodSnapshot>,
+}
+
+/// What a worker is doing, as others see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum State {
+    /// The row belongs to nobody.
+    Free = 0,
+    /// Forked, not ready yet.
+    Starting = 1,
+    /// Ready.
+    Running = 2,
+    /// SIGTERM was sent, or the process is leaving by itself.
+    Draining = 3,
+    /// SIGKILL was sent.
+    Killing = 4,
+    /// No process: the slot waits before its next fork.
+    Waiting = 5,
+    /// No process: it ended and was reaped.
+    Gone = 6,
+    /// As `Gone`, while others of the slot go on: not shown, and only that slot may have the row, so
+    /// that what was served there is never lost from the slot's sum.
+    Replaced = 7,
+}
+
+impl State {
+    const ALL: [Self; 8] = [
+        Self::Free,
+        Self::Starting,
+        Self::Running,
+        Self::Draining,
+        Self::Killing,
+        Self::Waiting,
+        Self::Gone,
+        Self::Replaced,
+    ];
+
+    /// Lower-case name, for display.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Draining => "draining",
+            Self::Killing => "killing",
+            Self::Waiting => "waiting",
+            Self::Gone => "gone",
+            Self::Replaced => "replaced",
+        }
+    }
+
+    pub(super) fn from_raw(raw: u32) -> Self {
+        Self::ALL.get(raw as usize).copied().unwrap_or(Self::Free)
+    }
+}
+
+/// A copy of one method's counters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MethodSnapshot {
+    /// Its name, cut at 96 bytes.
+    pub name: String,
+    /// Requests that no thread has begun.
+    pub queued: u32,
+    /// Requests in flight.
+    pub running: u32,
+    /// Requests finished by all workers that the slot ever had, failed ones included.
+    pub done: u64,
+    /// Those that ended in an error which nobody expected.
+    pub failed: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds when the oldest one in flight began.
+    pub oldest_since: Option<u64>,
 }
