@@ -8,9 +8,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 DEVELOP := PIP_QUIET=1 maturin develop --release --locked --quiet
-ROOMS := scoreboard supervisor worker pool wsgi server rpc
+ROOMS := scoreboard supervisor worker pool wsgi server executor amqp
 # Everything but the boundary: needs no Python and no libpython to link against.
-CORE := supervisor worker server rpc
+CORE := supervisor worker server executor amqp
 NATIVE := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 
 export PYTHON

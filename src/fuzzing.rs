@@ -10,7 +10,7 @@
     reason = "a property that does not hold is a panic"
 )]
 
-use crate::rpc::frames;
+use crate::amqp::frames;
 use crate::server::fuzzing::{ciphers, framing};
 
 use crate::wsgi::access_log;

@@ -12,17 +12,20 @@
 //! | [`pool`] | leader/follower threads, elastic and gated | knows a socket |
 //! | [`wsgi`] | PEP 3333's rules as plain values | knows a socket or the interpreter |
 //! | [`server`] | sockets, HTTP/1.1 framing, TLS, drain | knows the interpreter |
-//! | [`rpc`] | the executor under oslo.messaging | knows HTTP |
+//! | [`executor`] | jobs in order of arrival, on the threads of the pool | knows what a job is |
+//! | [`amqp`] | frames and heartbeats of AMQP 0-9-1 connections | opens a connection |
 //! | `python` | the boundary: the only room that names PyO3 | decides anything |
 
+#[cfg(feature = "amqp")]
+pub mod amqp;
+#[cfg(feature = "executor")]
+pub mod executor;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 #[cfg(feature = "pool")]
 pub mod pool;
 #[cfg(feature = "python")]
 mod python;
-#[cfg(feature = "rpc")]
-pub mod rpc;
 #[cfg(feature = "scoreboard")]
 pub mod scoreboard;
 #[cfg(feature = "server")]

@@ -32,7 +32,7 @@ def cpu() -> float:
 
 def make(name: str, workers: int) -> Any:
     if name == "osloxide":
-        from osloxide import rpc
+        from osloxide.messaging import executor as rpc
 
         return rpc.Executor(max_workers=workers)
     if name == "futurist":

@@ -3,10 +3,10 @@ from concurrent.futures import Future
 from typing import Any, final
 
 __all__ = [
+    "AmqpConnection",
     "Executor",
     "FileWrapper",
-    "Heart",
-    "HeartLine",
+    "Heartbeats",
     "Scoreboard",
     "Server",
     "Supervisor",
@@ -284,13 +284,13 @@ def amqp_publish(
     :raises ValueError: *queue* or *message_id* is longer than 255 bytes.
     """
 
-# ---- RPC executor (src/python/rpc.rs) ---------------------------------------------------------------
+# ---- RPC executor (src/python/executor.rs) ---------------------------------------------------------------
 
 @final
-class Heart:
-    """A native thread that sends AMQP heartbeats on the lines of this process while it has any."""
-    def __new__(cls) -> Heart: ...
-    def line(self, fd: int, interval: float) -> HeartLine:
+class Heartbeats:
+    """A native thread that sends AMQP heartbeats on the connections added, while there are any."""
+    def __new__(cls) -> Heartbeats: ...
+    def add(self, fd: int, interval: float) -> AmqpConnection:
         """Take over the writing side of a connected socket, of which the peer expects something
         every *interval* seconds. The descriptor is duplicated.
 
@@ -299,29 +299,29 @@ class Heart:
         """
 
 @final
-class HeartLine:
-    """One connection; beats until it is closed or collected."""
+class AmqpConnection:
+    """One connection; gets heartbeats until it is closed or collected."""
     def write(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
         """Send *data*, whole AMQP frames, interpreter released. *timeout* in seconds.
 
         :raises TimeoutError: the peer took nothing for so long; a frame may be half sent.
-        :raises OSError: the connection is lost, or the line closed.
+        :raises OSError: the connection is lost or closed.
         """
     def receive(self) -> bytes | None:
         """What has arrived, at most 64 KiB; nothing at the end of the stream. Never waits: None
         when nothing has arrived. Interpreter held.
 
-        :raises OSError: the connection is lost, or the line closed.
+        :raises OSError: the connection is lost or closed.
         """
     def close(self) -> None:
-        """Beat, write and receive no more. Shutting the socket down is its owner's business."""
+        """Write and receive no more, heartbeats included. The owner shuts the socket down."""
     @property
-    def beats(self) -> int:
+    def sent(self) -> int:
         """Heartbeats that were sent because the owner was silent."""
 
 @final
 class Executor:
-    """Runs callables on elastic native threads; :class:`osloxide.rpc.Executor` is the public face.
+    """Runs callables on elastic native threads; :class:`osloxide.messaging.executor.Executor` is the public face.
     Starts no thread before the first job. Refuses to work in a process other than its maker's."""
     def __new__(
         cls,

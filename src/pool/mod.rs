@@ -23,7 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-#[cfg(feature = "rpc")]
+#[cfg(feature = "amqp")]
 pub(crate) use threads::start as start_thread;
 use threads::{Alarm, SpareCpu};
 

@@ -1,20 +1,20 @@
 //! AMQP frames for Python: bytes in, bytes out.
 //!
-//! Converts arguments around [`crate::rpc::frames`]; decides nothing. Nothing here takes long enough
+//! Converts arguments around [`crate::amqp::frames`]; decides nothing. Nothing here takes long enough
 //! to release the interpreter for.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::rpc::frames::{self, Scan};
+use crate::amqp::frames::{self, Scan};
 
 /// What was found, the bytes and the frames it took, and whether something for py-amqp follows.
-type Found<T> = (Vec<T>, usize, usize, bool);
+type ScanResult<T> = (Vec<T>, usize, usize, bool);
 
 /// The messages at the beginning of *buffer*.
 #[pyfunction]
-pub(super) fn amqp_deliveries(buffer: &[u8], channel: u16) -> Found<(u64, bool, String)> {
+pub(super) fn amqp_deliveries(buffer: &[u8], channel: u16) -> ScanResult<(u64, bool, String)> {
     found(frames::deliveries(buffer, channel), |it| {
         (it.tag, it.is_redelivered, it.body.into_owned())
     })
@@ -22,7 +22,7 @@ pub(super) fn amqp_deliveries(buffer: &[u8], channel: u16) -> Found<(u64, bool, 
 
 /// The confirms at the beginning of *buffer*.
 #[pyfunction]
-pub(super) fn amqp_confirms(buffer: &[u8], channel: u16) -> Found<(u64, bool)> {
+pub(super) fn amqp_confirms(buffer: &[u8], channel: u16) -> ScanResult<(u64, bool)> {
     found(frames::confirms(buffer, channel), |it| {
         (it.tag, it.is_multiple)
     })
@@ -57,7 +57,7 @@ pub(super) fn amqp_publish<'py>(
     .map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
-fn found<T, U>(scan: Scan<T>, convert: impl Fn(T) -> U) -> Found<U> {
+fn found<T, U>(scan: Scan<T>, convert: impl Fn(T) -> U) -> ScanResult<U> {
     let found = scan.found.into_iter().map(convert).collect();
     (found, scan.used, scan.frames, scan.is_foreign)
 }

@@ -5,9 +5,9 @@
 
 mod detached;
 mod errors;
+mod executor;
 mod frames;
-mod heart;
-mod rpc;
+mod heartbeat;
 mod scoreboard;
 mod server;
 mod signals;
@@ -23,11 +23,11 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::executor::Executor;
+    #[pymodule_export]
     use super::frames::{amqp_ack, amqp_confirms, amqp_deliveries, amqp_publish};
     #[pymodule_export]
-    use super::heart::{Heart, HeartLine};
-    #[pymodule_export]
-    use super::rpc::Executor;
+    use super::heartbeat::{AmqpConnection, Heartbeats};
     #[pymodule_export]
     use super::scoreboard::Scoreboard;
     #[pymodule_export]

@@ -15,8 +15,8 @@ from oslo_config import cfg  # noqa: E402
 from oslo_messaging import conffixture  # noqa: E402
 from oslo_messaging._drivers import base  # noqa: E402
 
-from osloxide.messaging import exchange as exchanges  # noqa: E402
-from osloxide.messaging.memory import MemoryDriver  # noqa: E402
+from osloxide.messaging.memory import exchange as exchanges  # noqa: E402
+from osloxide.messaging.memory.driver import MemoryDriver  # noqa: E402
 
 WAIT = 10.0  # seconds that an event may take before the test fails
 

@@ -16,7 +16,7 @@ import pytest
 from support.waiting import until
 
 from osloxide import _native
-from osloxide.messaging import connections, heart
+from osloxide.messaging.rabbit import connection_pool, heartbeats
 
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 PATIENCE = 20.0
@@ -38,58 +38,58 @@ def test_heartbeats_go_on_while_the_interpreter_is_held(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
-    line = _native.Heart().line(ours.fileno(), 0.05)
+    connection = _native.Heartbeats().add(ours.fileno(), 0.05)
 
     hold_the_interpreter(0.5)
-    beats = line.beats
-    line.close()
+    sent = connection.sent
+    connection.close()
 
-    assert beats >= 3
+    assert sent >= 3
     assert theirs.recv(1024).startswith(HEARTBEAT * 3)
 
 
-def test_a_line_that_its_owner_uses_needs_no_heartbeats(
+def test_a_connection_that_its_owner_uses_needs_no_heartbeats(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
-    line = _native.Heart().line(ours.fileno(), 3600)
+    connection = _native.Heartbeats().add(ours.fileno(), 3600)
 
     for _ in range(100):
-        line.write(memoryview(bytearray(b"frame")), None)
-    line.close()
+        connection.write(memoryview(bytearray(b"frame")), None)
+    connection.close()
     ours.shutdown(socket.SHUT_WR)
 
     assert b"".join(iter(lambda: theirs.recv(1024), b"")) == b"frame" * 100
-    assert line.beats == 0
+    assert connection.sent == 0
 
 
 def test_a_write_that_takes_too_long_is_a_timeout(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
-    line = _native.Heart().line(pair[0].fileno(), 3600)
+    connection = _native.Heartbeats().add(pair[0].fileno(), 3600)
 
     with pytest.raises(TimeoutError):
-        line.write(bytes(1 << 22), 0.05)
+        connection.write(bytes(1 << 22), 0.05)
 
 
 def test_a_lost_connection_is_an_error_of_the_socket(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
-    line = _native.Heart().line(ours.fileno(), 3600)
+    connection = _native.Heartbeats().add(ours.fileno(), 3600)
     theirs.close()
 
     with pytest.raises(BrokenPipeError):
-        line.write(b"frame")
-    line.close()
+        connection.write(b"frame")
+    connection.close()
     with pytest.raises(OSError, match="not connected"):
-        line.write(b"frame")
+        connection.write(b"frame")
 
 
 @pytest.mark.parametrize(("fd", "interval"), [(-1, 1.0), (0, 0.0), (0, float("nan")), (0, -1.0)])
-def test_impossible_lines_are_refused(fd: int, interval: float) -> None:
+def test_impossible_connections_are_refused(fd: int, interval: float) -> None:
     with pytest.raises(ValueError, match=r"descriptor|interval"):
-        _native.Heart().line(fd, interval)
+        _native.Heartbeats().add(fd, interval)
 
 
 def test_a_tls_connection_is_left_alone() -> None:
@@ -102,10 +102,10 @@ def test_a_tls_connection_is_left_alone() -> None:
     ):
         transport = SimpleNamespace(sock=wrapped, _write=len, close=len)
 
-        heart.lend(transport, 1.0)
+        heartbeats.lend(transport, 1.0)
 
         assert transport._write is len
-        assert not heart.writes_are_ordered(SimpleNamespace(_transport=transport))
+        assert not heartbeats.writes_are_ordered(SimpleNamespace(_transport=transport))
 
 
 class Connection:
@@ -149,17 +149,17 @@ def pool(ttl: int) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    connections.amend(module)
+    connection_pool.amend(module)
     Connection.open = 0
     return module.ConnectionPool(None, 10, 2, ttl, None, Connection)
 
 
-def test_a_forked_child_has_a_heart_of_its_own() -> None:
-    hearts = heart._Hearts()
-    inherited = hearts.own()
+def test_a_forked_child_has_a_heartbeats_of_its_own() -> None:
+    own = heartbeats._ProcessHeartbeats()
+    inherited = own.own()
     pid = os.fork()
     if pid == 0:
-        os._exit(int(hearts.own() is inherited))
+        os._exit(int(own.own() is inherited))
 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert hearts.own() is inherited
+    assert own.own() is inherited

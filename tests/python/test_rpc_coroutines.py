@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from support.waiting import until
 
-from osloxide import rpc
+from osloxide.messaging import executor as rpc
 from osloxide.threads import event_loop
 
 PATIENCE = 20.0
@@ -187,7 +187,7 @@ def test_a_forked_child_gets_a_loop_of_its_own() -> None:
 
 def test_a_loop_is_not_made_for_those_who_need_none() -> None:
     code = (
-        "import sys, threading; from osloxide import rpc\n"
+        "import sys, threading; from osloxide.messaging import executor as rpc\n"
         "with rpc.Executor() as executor: executor.submit(print, 'x').result()\n"
         "assert 'asyncio' not in sys.modules\n"
         "assert not [t for t in threading.enumerate() if 'asyncio' in t.name]"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.waiting import until
 
-from osloxide import rpc
+from osloxide.messaging import executor as rpc
 
 PATIENCE = 20.0
 
@@ -364,7 +364,7 @@ def test_what_cannot_be_called_is_refused_at_once(executor: rpc.Executor) -> Non
 def test_an_executor_refuses_to_work_in_a_forked_process() -> None:
     done = run_python(
         "import os\n"
-        "from osloxide import rpc\n"
+        "from osloxide.messaging import executor as rpc\n"
         "executor = rpc.Executor(2)\n"
         "executor.submit(int).result()\n"
         "pid = os.fork()\n"
@@ -385,7 +385,7 @@ def test_an_executor_refuses_to_work_in_a_forked_process() -> None:
 def test_queued_jobs_are_run_before_the_interpreter_exits() -> None:
     done = run_python(
         "import time\n"
-        "from osloxide import rpc\n"
+        "from osloxide.messaging import executor as rpc\n"
         "executor = rpc.Executor(1)\n"
         "for number in range(3):\n"
         "    executor.submit(lambda n=number: (time.sleep(0.02), print(n, flush=True)))\n"
@@ -408,7 +408,7 @@ def test_a_dropped_executor_ends_its_threads() -> None:
 def test_signal_handlers_run_while_shutdown_waits() -> None:
     done = run_python(
         "import os, signal, threading\n"
-        "from osloxide import rpc\n"
+        "from osloxide.messaging import executor as rpc\n"
         "begin = threading.Event()\n"
         "executor = rpc.Executor(1)\n"
         "executor.submit(begin.wait, 20)\n"

@@ -61,7 +61,7 @@ def test_endpoints_run_on_our_threads_whatever_executor_is_named(name: str | Non
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert all(name.startswith("osloxide-rpc") for name in seen["names"]), seen
-    assert seen["class"] == "osloxide.rpc"
+    assert seen["class"] == "osloxide.messaging.executor"
     assert seen["workers"] == 64
     assert seen["alive"] == []
     assert seen["loaded"] == []

@@ -16,7 +16,8 @@ OSLOXIDE = [sys.executable, "-m", "osloxide"]
 
 PROCESS = """
 import sys, threading
-from osloxide import _native, rpc
+from osloxide import _native
+from osloxide.messaging import executor as rpc
 
 board = _native.Scoreboard("named")
 board.claim(0, 0)

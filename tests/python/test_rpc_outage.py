@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from osloxide.messaging import outage
+from osloxide.messaging.rabbit import outage
 
 
 class NotFoundError(Exception):

@@ -52,10 +52,10 @@ class Wired:
         self.calls = self.send("call", CALLERS)
         self.calls.wait_more(50)
 
-    def lane(self) -> Pair:
+    def replies(self) -> Pair:
         """The connection for replies."""
-        _listener, lane = self.wire.pairs
-        return lane
+        _listener, replies = self.wire.pairs
+        return replies
 
     def wait_stalled(self) -> None:
         """Wait for all callers: those whose replies do not arrive make no new calls."""
@@ -117,10 +117,10 @@ def test_replies_that_arrived_unconfirmed_do_no_harm_when_they_are_sent_again(
     wired: Wired, figure: Figure
 ) -> None:
     wired.begin()
-    lane = wired.lane()
-    lane.back.clear()
+    replies = wired.replies()
+    replies.back.clear()
     wired.wait_stalled()  # as many as there are threads are unconfirmed; nobody sends more
-    lane.cut()
+    replies.cut()
 
     figure(f"connection lost with replies that had arrived: {wired.settle()}")
     assert f"{THREADS} replies are sent again" in wired.service.text()
@@ -130,13 +130,13 @@ def test_a_broker_that_takes_nothing_for_a_while_gets_every_reply_afterwards(
     wired: Wired, figure: Figure
 ) -> None:
     wired.begin()
-    lane = wired.lane()
-    lane.there.clear()
+    replies = wired.replies()
+    replies.there.clear()
     wired.wait_stalled()
     # Not one request more than there are threads is picked up: the others could go elsewhere.
     begun = wired.begun()
     held("nothing more is begun", lambda: wired.begun() == begun, 1)
-    lane.there.set()
+    replies.there.set()
 
     figure(f"replies held up: {wired.settle()}")
     assert "connection for replies lost" not in wired.service.text()
@@ -146,9 +146,9 @@ def test_a_connection_that_has_gone_silent_is_given_up_after_two_heartbeats(
     wired: Wired, figure: Figure
 ) -> None:
     wired.begin(heartbeat_timeout_threshold=2)
-    lane = wired.lane()
-    lane.there.clear()
-    lane.back.clear()
+    replies = wired.replies()
+    replies.there.clear()
+    replies.back.clear()
 
     wired.service.wait_log("connection for replies lost", within=60)
     figure(f"silence on the connection for replies: {wired.settle()}")
@@ -159,16 +159,16 @@ def test_a_stop_waits_for_what_the_broker_has_not_confirmed(
     wired: Wired, figure: Figure, ending: str
 ) -> None:
     wired.begin()
-    lane = wired.lane()
+    replies = wired.replies()
     # The callers have the replies already, or have not.
-    (lane.there if ending == "lost before" else lane.back).clear()
+    (replies.there if ending == "lost before" else replies.back).clear()
     wired.wait_stalled()
     wired.service.signal(signal.SIGTERM)
     held("it has not left", lambda: wired.service.process.poll() is None, 2)
     if ending == "confirmed":
-        lane.back.set()
+        replies.back.set()
     else:
-        lane.cut()
+        replies.cut()
 
     assert wired.service.wait_exit(30) == 0
     wired.serve()

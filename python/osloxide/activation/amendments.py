@@ -20,22 +20,28 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-_MESSAGING = "osloxide.messaging.hook:amend"
+_MESSAGING = "osloxide.messaging.hook"
 _NOVA = "osloxide.adapters.nova:amend"
 
 TABLE: dict[str, tuple[str, ...]] = {
-    "amqp.connection": (_MESSAGING,),
+    "amqp.connection": (f"{_MESSAGING}:amend_amqp_connection",),
     "nova.compute.multi_cell_list": (_NOVA,),
     "nova.context": (_NOVA,),
     "nova.service": (_NOVA,),
     "nova.utils": (_NOVA,),
     "oslo_context.context": ("osloxide.adapters.context:amend",),
-    "oslo_messaging._drivers.amqpdriver": (_MESSAGING,),
-    "oslo_messaging._drivers.impl_rabbit": (_MESSAGING,),
-    "oslo_messaging._drivers.pool": (_MESSAGING,),
-    "oslo_messaging.rpc.dispatcher": (_MESSAGING,),
-    "oslo_messaging.rpc.server": (_MESSAGING,),
-    "oslo_messaging.server": (_MESSAGING,),
+    "oslo_messaging._drivers.amqpdriver": (
+        f"{_MESSAGING}:end_lost_calls",
+        f"{_MESSAGING}:pace_rpc",
+    ),
+    "oslo_messaging._drivers.impl_rabbit": (
+        f"{_MESSAGING}:share_heartbeat_thread",
+        f"{_MESSAGING}:survive_outages",
+    ),
+    "oslo_messaging._drivers.pool": (f"{_MESSAGING}:sweep_connections",),
+    "oslo_messaging.rpc.dispatcher": (f"{_MESSAGING}:amend_dispatcher",),
+    "oslo_messaging.rpc.server": (f"{_MESSAGING}:amend_rpc_server",),
+    "oslo_messaging.server": (f"{_MESSAGING}:amend_server",),
     "oslo_service.backend": ("osloxide.activation.default_backend:amend",),
 }
 """Module -> amendments, each ``"package.module:function"``, made in this order after its body ran.

@@ -1,49 +1,108 @@
-"""What osloxide changes in oslo.messaging, module by module, when the service imports it.
+"""The amendments of oslo.messaging and py-amqp, each with the names that it relies on.
 
-Owns the changes; :mod:`osloxide.activation.import_hook` calls :func:`amend` right after a module's
-body ran.
-Imports nothing of oslo.messaging itself: a service that does not use it pays nothing.
+Owns the choice of what is amended with what; :mod:`osloxide.activation.amendments` calls these
+functions right after the bodies of the modules ran, and leaves out those of which a name is
+missing. Imports nothing of oslo.messaging itself: a service that does not use it pays nothing.
 Why each change: docs/rpc.md.
 """
 
+from __future__ import annotations
+
+import logging
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from osloxide.messaging import connections, dispatch, heart, outage, rabbit
+from osloxide.activation import amendments
+from osloxide.activation.amendments import relies_on
+from osloxide.messaging import dispatch
+from osloxide.messaging.rabbit import connection_pool, heartbeats, outage
+
+LOG = logging.getLogger(__name__)
 
 
-def amend(module: ModuleType) -> None:
-    """Change *module*, if it is one of those that need it. Amending twice changes nothing more."""
-    change = {
-        "amqp.connection": _beat_natively,
-        "oslo_messaging._drivers.amqpdriver": _pace_rabbit,
-        "oslo_messaging._drivers.impl_rabbit": _survive_outages,
-        "oslo_messaging._drivers.pool": connections.amend,
-        "oslo_messaging.rpc.dispatcher": dispatch.amend_dispatcher,
-        "oslo_messaging.rpc.server": dispatch.amend_rpc_server,
-        "oslo_messaging.server": _run_on_native_threads,
-    }.get(module.__name__)
-    if change is not None and not getattr(module, "_osloxide_amended", False):
-        module._osloxide_amended = True  # type: ignore[attr-defined]
-        change(module)
+@relies_on("Connection._on_tune", "Connection.heartbeat_tick", "Connection.transport")
+def amend_amqp_connection(connection: ModuleType) -> None:
+    """Send heartbeats natively (``amqp.connection``)."""
+    heartbeats.amend_amqp(connection)
 
 
-def _beat_natively(connection: ModuleType) -> None:
-    heart.amend(connection)
+@relies_on("Connection._heartbeat_start", "Connection.ensure_connection")
+def share_heartbeat_thread(impl_rabbit: ModuleType) -> None:
+    """Have one heartbeat thread instead of one for each connection (``impl_rabbit``)."""
+    heartbeats.amend_connection(impl_rabbit)
 
 
-def _survive_outages(impl_rabbit: ModuleType) -> None:
-    heart.amend_connection(impl_rabbit)
+@relies_on(
+    "Connection._ensure_publishing", "Connection._set_current_channel", "Connection.topic_send"
+)
+def survive_outages(impl_rabbit: ModuleType) -> None:
+    """Send again what no queue took after a reconnection (``impl_rabbit``)."""
     outage.amend_connection(impl_rabbit)
 
 
-def _pace_rabbit(amqpdriver: ModuleType) -> None:
+@relies_on("ReplyWaiter.wait", "ReplyWaiter._process_reply", "oslo_messaging.MessagingTimeout")
+def end_lost_calls(amqpdriver: ModuleType) -> None:
+    """End calls whose requests the broker has lost (``amqpdriver``)."""
     outage.amend_waiters(amqpdriver)
-    rabbit.pace(amqpdriver, lambda driver: int(driver.conf.executor_thread_pool_size))
 
 
-def _run_on_native_threads(server: ModuleType) -> None:
-    """Give servers our executor where they look up theirs.
+@relies_on(
+    "AMQPIncomingMessage._send_reply",
+    "AMQPListener.poll",
+    "RpcAMQPListener",
+    "rpc_amqp.UNIQUE_ID",
+    "rpc_amqp.AMQPDestinationNotFound",
+    "rpc_amqp.unpack_context",
+    "rpc_common.DuplicateMessageError",
+    "rpc_common.PURPOSE_LISTEN",
+    "rpc_common.PURPOSE_SEND",
+    "rpc_common.Timeout",
+    "rpc_common.deserialize_msg",
+)
+def pace_rpc(amqpdriver: ModuleType) -> None:
+    """Acknowledge requests when they are picked up (``amqpdriver``)."""
+    # Without the other end in the RPC server nothing would ever be acknowledged.
+    picking_up = "oslo_messaging.rpc.server by osloxide.messaging.hook:amend_rpc_server"
+    if picking_up in amendments.left_alone:
+        LOG.warning("requests are acknowledged on arrival: %s", amendments.left_alone[picking_up])
+        return
+    amqpdriver.RpcAMQPListener = _paced_listener  # type: ignore[attr-defined]
+
+
+def _paced_listener(driver: Any, conn: Any) -> Any:
+    # Its base class is amqpdriver's own, so it cannot be imported before that module is complete.
+    from osloxide.messaging.rabbit.listener import PacedListener
+
+    return PacedListener(driver, conn)
+
+
+@relies_on("ConnectionPool.put", "ConnectionPool.get", "ConnectionPool.expire")
+def sweep_connections(pool: ModuleType) -> None:
+    """Close connections that are idle (``oslo_messaging._drivers.pool``)."""
+    connection_pool.amend(pool)
+
+
+@relies_on(
+    "RPCDispatcher.dispatch",
+    "RPCDispatcher._do_dispatch",
+    "ExpectedException",
+    "eventletutils",
+    "threading",
+)
+def amend_dispatcher(dispatcher: ModuleType) -> None:
+    """Run coroutines (``oslo_messaging.rpc.dispatcher``)."""
+    dispatch.amend_dispatcher(dispatcher)
+
+
+@relies_on("RPCServer._process_incoming", "expected_exceptions", "rpc_dispatcher.ExpectedException")
+def amend_rpc_server(server: ModuleType) -> None:
+    """Pick requests up before they run (``oslo_messaging.rpc.server``)."""
+    dispatch.amend_rpc_server(server)
+
+
+@relies_on("MessageHandlingServer._on_incoming", "driver.DriverManager")
+def amend_server(server: ModuleType) -> None:
+    """Give servers our executor where they look up theirs (``oslo_messaging.server``).
 
     A second distribution cannot register ``threading`` beside futurist's: stevedore refuses names
     that are taken. Both names mean the same here, since nothing under osloxide has green threads;
@@ -61,9 +120,9 @@ class _Executors:
 
     def DriverManager(self, namespace: str, name: str, **options: Any) -> Any:  # noqa: N802
         if namespace == "oslo.messaging.executors":
-            from osloxide import rpc
+            from osloxide.messaging.executor import Executor
 
-            return SimpleNamespace(driver=rpc.Executor)
+            return SimpleNamespace(driver=Executor)
         return self._driver.DriverManager(namespace, name, **options)
 
     def __getattr__(self, name: str) -> Any:

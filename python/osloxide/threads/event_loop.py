@@ -36,8 +36,8 @@ class CancelledAtStopError(Exception):
 class Later:
     """A result that is not there yet: a coroutine, and what to make of its outcome.
 
-    A job of :class:`osloxide.rpc.Executor` that returns one lets go of its thread; *then* runs on a
-    thread again, in the job's place.
+    A job of :class:`osloxide.messaging.executor.Executor` that returns one lets go of its thread;
+    *then* runs on a thread again, in the job's place.
 
     :param coroutine: runs on the event loop, in a copy of the current context variables.
     :param then: called with the :data:`Outcome`; what it returns or raises is the job's.

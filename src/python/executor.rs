@@ -1,7 +1,7 @@
-//! `Executor` for Python: calls in, futures out, on the threads of [`crate::rpc`].
+//! `Executor` for Python: calls in, futures out, on the threads of [`crate::executor`].
 //!
 //! A future is a `concurrent.futures.Future` whose condition is made only when somebody asks for
-//! it (python/osloxide/rpc.py). As long as nobody has, a thread that finishes the job may write the
+//! it (python/osloxide/messaging/executor.py). As long as nobody has, a thread that finishes the job may write the
 //! result without taking a lock: the interpreter is held from the look to the last write, and no
 //! Python code runs in between.
 
@@ -18,7 +18,7 @@ use pyo3::types::{PyBool, PyDict, PyList, PyString, PyTuple};
 
 use super::detached::detached;
 use super::signals;
-use crate::rpc::{self, Refused, Work};
+use crate::executor::{self, Refused, Work};
 use crate::scoreboard::InFlight;
 use parking_lot::Mutex;
 
@@ -47,13 +47,13 @@ struct Calls {
     engine: Arc<OnceLock<Engine>>,
 }
 
-type Engine = Weak<rpc::Executor<Calls>>;
+type Engine = Weak<executor::Executor<Calls>>;
 
 /// Runs callables on elastic native threads.
 #[pyclass(frozen, weakref, module = "osloxide._native")]
 #[derive(Debug)]
 pub(super) struct Executor {
-    engine: Arc<rpc::Executor<Calls>>,
+    engine: Arc<executor::Executor<Calls>>,
     make_future: Py<PyAny>,
     has_bound: bool,
     /// Process that made it: its threads exist nowhere else.
@@ -81,7 +81,7 @@ impl Executor {
             numbers: AtomicU64::new(0),
             engine: Arc::clone(&engine),
         };
-        let executor = Arc::new(rpc::Executor::new(calls, max_workers, max_queued));
+        let executor = Arc::new(executor::Executor::new(calls, max_workers, max_queued));
         let _ = engine.set(Arc::downgrade(&executor));
         Ok(Self {
             engine: executor,

@@ -8,8 +8,6 @@
 //! The pool never sees a job. It passes *tickets*, each good for one turn at the queue, so that a
 //! job which nobody has begun can still be taken back when the executor is cancelled.
 
-pub mod frames;
-pub mod heart;
 mod queue;
 
 use std::fmt;

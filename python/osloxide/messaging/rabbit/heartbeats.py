@@ -1,10 +1,10 @@
 """Heartbeats of AMQP connections that go on while an endpoint holds the interpreter's lock.
 
-Owns the change to py-amqp's connections: bytes leave through a native line, and a native thread
-sends a heartbeat on a line that has been silent for three quarters of the interval agreed with the
-broker (``src/rpc/heart.rs``). Listeners go on sending their own while Python runs; that is also how
-the heart knows that it does. It stops five minutes after the last sign of Python: what is stuck for
-longer hangs, and the broker shall give its messages to somebody else.
+Owns the change to py-amqp's connections: bytes leave through a native connection, and a native
+thread sends a heartbeat on one that has been silent for three quarters of the interval agreed with
+the broker (``src/amqp/heartbeat.rs``). Listeners go on sending their own while Python runs; that is
+also how the native thread knows that it does. It stops five minutes after the last sign of Python:
+what is stuck for longer hangs, and the broker has to give its messages to another server.
 Not for TLS: its records are made in Python, under the lock. Such a connection is left alone.
 Rules: amqp/connection.py (``_on_tune``, ``heartbeat_tick``), amqp/transport.py; AMQP 0-9-1, 4.2.7.
 """
@@ -26,34 +26,34 @@ from osloxide import _native
 LOG = logging.getLogger(__name__)
 
 
-class _Hearts:
-    """The heart of this process: its thread exists in no other."""
+class _ProcessHeartbeats:
+    """The native heartbeats of this process: their thread exists in no other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._own: tuple[int, _native.Heart] | None = None
-        # A heart of the process that this one was forked from may have been locked at that moment:
-        # it is never touched again, not even to free it.
+        self._own: tuple[int, _native.Heartbeats] | None = None
+        # Those of the process that this one was forked from may have been locked at that moment:
+        # they are never touched again, not even to be freed.
         self._left: list[Any] = []
 
-    def own(self) -> _native.Heart:
+    def own(self) -> _native.Heartbeats:
         with self._lock:
             if self._own is None or self._own[0] != os.getpid():
                 self._left.append(self._own)
-                self._own = (os.getpid(), _native.Heart())
+                self._own = (os.getpid(), _native.Heartbeats())
             return self._own[1]
 
 
-_hearts = _Hearts()
+_heartbeats = _ProcessHeartbeats()
 
 
-def amend(connection: ModuleType) -> None:
+def amend_amqp(connection: ModuleType) -> None:
     """Change py-amqp's module ``amqp.connection``."""
     cls = connection.Connection
     on_tune, heartbeat_tick = cls._on_tune, cls.heartbeat_tick
 
     @functools.wraps(on_tune)
-    def on_tune_and_beat(self: Any, *arguments: Any, **keywords: Any) -> Any:
+    def on_tune_natively(self: Any, *arguments: Any, **keywords: Any) -> Any:
         answer = on_tune(self, *arguments, **keywords)
         if self.heartbeat:
             lend(self.transport, float(self.heartbeat))
@@ -62,66 +62,71 @@ def amend(connection: ModuleType) -> None:
     @functools.wraps(heartbeat_tick)
     def tick_after_silence(self: Any, *arguments: Any, **keywords: Any) -> Any:
         if _has_unread(self._transport):
-            # Nobody has read for a while; the broker was not silent. Without this, whoever holds
-            # the interpreter for two intervals has this end give up what the broker kept.
+            # No thread has read for a while; the broker was not silent. Without this, an
+            # endpoint that holds the interpreter for two intervals has this end give up a
+            # connection that the broker kept.
             self.prev_recv = None
         return heartbeat_tick(self, *arguments, **keywords)
 
-    cls._on_tune, cls.heartbeat_tick = on_tune_and_beat, tick_after_silence
+    cls._on_tune, cls.heartbeat_tick = on_tune_natively, tick_after_silence
 
 
 def amend_connection(impl_rabbit: ModuleType) -> None:
     """Change ``oslo_messaging._drivers.impl_rabbit.Connection``: one thread, not one for each.
 
-    oslo.messaging has one send the heartbeats of every connection for sending. Here the heart does,
-    and what the broker says meanwhile is read with the next confirmation.
+    oslo.messaging has one send the heartbeats of every connection for sending. Here the native
+    thread does, and what the broker says in between is read with the next confirmation.
     """
     cls = impl_rabbit.Connection
     start = cls._heartbeat_start
-    beating: weakref.WeakSet[Any] = weakref.WeakSet()
+    threaded: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @functools.wraps(start)
     def start_unless_lent(self: Any) -> None:
         connection = getattr(self.connection, "_connection", None)
-        is_lent = hasattr(getattr(connection, "_transport", None), "_osloxide_line")
+        is_lent = hasattr(getattr(connection, "_transport", None), "_osloxide_connection")
         # One thread stays: in a process without a listener it is what shows that Python runs.
-        if is_lent and any(other._heartbeat_thread is not None for other in list(beating)):
+        if is_lent and any(other._heartbeat_thread is not None for other in list(threaded)):
             self._heartbeat_thread = None
             return
         start(self)
-        beating.add(self)
+        threaded.add(self)
 
     cls._heartbeat_start = start_unless_lent
 
 
 def lend(transport: Any, seconds: float) -> None:
-    """Let the heart beat on *transport*, of which the broker expects something every *seconds*."""
+    """Send heartbeats natively on *transport*.
+
+    :param seconds: how often the broker expects something at least.
+    """
     sock = transport.sock
     if not hasattr(transport, "_quick_recv") or hasattr(sock, "pending"):
         LOG.info("%r: no heartbeats while an endpoint holds the interpreter: it uses TLS", sock)
         return
     try:
-        line = _hearts.own().line(sock.fileno(), seconds)
+        native = _heartbeats.own().add(sock.fileno(), seconds)
     except OSError as error:
         LOG.warning("%r: no native heartbeats: %s", sock, error)
         return
     close = transport.close
 
     def write(data: Any) -> None:
-        line.write(data, sock.gettimeout())
+        native.write(data, sock.gettimeout())
 
     def close_all() -> None:
-        line.close()
+        native.close()
         close()
 
     transport._write, transport.close = write, close_all
-    transport._osloxide_line = line
+    transport._osloxide_connection = native
 
 
 def writes_are_ordered(connection: Any) -> bool:
     """Whether any thread may send a method that is not answered, as ``basic.ack`` is, on
-    *connection* (of py-amqp): its frames are made under a lock, and leave through a native line."""
-    return _frames_are_locked() and hasattr(connection._transport, "_osloxide_line")
+    *connection* (of py-amqp): its frames are made under a lock, and leave through a native
+    connection."""
+    return _frames_are_locked() and hasattr(connection._transport, "_osloxide_connection")
 
 
 @functools.cache

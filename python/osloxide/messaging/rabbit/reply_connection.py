@@ -1,4 +1,4 @@
-"""A connection for replies that many threads publish on and nobody waits on.
+"""A connection for replies that many threads publish on and no thread waits on.
 
 Owns one connection of oslo.messaging's driver, the numbers of what is published on it, and the
 replies that the broker has not confirmed yet. Those which it never will are given back: there is no
@@ -23,23 +23,23 @@ from typing import TYPE_CHECKING, Any
 from osloxide import _native
 
 if TYPE_CHECKING:
-    from osloxide.messaging.replies import Reply
+    from osloxide.messaging.rabbit.reply import Reply
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds that a lane which is closed waits for confirmations on a connection that is alive.
+#: Seconds that a connection that is closed waits for confirmations while the broker is alive.
 CLOSING = 15.0
 
 
-class LaneBrokenError(Exception):
-    """Nothing was sent: the lane's connection is gone."""
+class ConnectionLostError(Exception):
+    """Nothing was sent: the connection is gone."""
 
 
-class NoLaneError(Exception):
+class Unsupported(Exception):
     """Replies of this transport cannot share a connection."""
 
 
-class Lane:
+class ReplyConnection:
     """A connection for replies alone, and those which the broker has not confirmed yet.
 
     Any thread may publish; one thread at a time reads, whichever comes first.
@@ -47,10 +47,10 @@ class Lane:
 
     def __init__(self, lent: Any, most: int, give_back: Callable[[Reply], None]) -> None:
         """
-        :param lent: a connection of the driver that nobody else uses; closed with the lane.
+        :param lent: a connection of the driver that has no other user; closed with this one.
         :param most: how many replies may be unconfirmed; then publishers wait.
         :param give_back: takes a reply that has to be sent in another way.
-        :raises NoLaneError: *lent* has no native line.
+        :raises Unsupported: *lent* has no native connection.
         """
         self._lent = lent
         self._most = most
@@ -59,16 +59,16 @@ class Lane:
         self._reading = threading.Lock()
         self._unconfirmed: dict[int, Reply] = {}
         self._published = 0
-        self.is_broken = False
+        self.is_lost = False
         """Nothing can be sent any more."""
         self._channel = lent.connection.connection.channel()
         self._link = self._channel.connection
         # Kept: to ask a closed connection for it would open it again.
         self._transport = self._link.transport
-        line = getattr(self._transport, "_osloxide_line", None)
-        if line is None or lent.connection.kombu_compression:
-            raise NoLaneError("TLS, compression or no heartbeats")
-        self._line = line
+        native = getattr(self._transport, "_osloxide_connection", None)
+        if native is None or lent.connection.kombu_compression:
+            raise Unsupported("TLS, compression or no heartbeats")
+        self._native = native
         self._is_mandatory = bool(lent.connection.direct_mandatory_flag)
         self.socket: socket.socket = self._transport.sock
         # Kept as well: py-amqp changes it for a moment when it reads.
@@ -83,16 +83,16 @@ class Lane:
         return not self._unconfirmed
 
     def publish(self, reply: Reply) -> None:
-        """Write *reply*, and leave its confirmation to whoever reads.
+        """Write *reply*, and leave its confirmation to the thread that reads.
 
-        :raises LaneBrokenError: it was not written; otherwise it is the lane's from now on.
+        :raises ConnectionLostError: it was not written; else it is this connection's from now on.
         """
         body = json.dumps(reply.envelope)
         if len(self._unconfirmed) >= self._most:
             self._wait_for_room()
         with self._lock:
-            if self.is_broken:
-                raise LaneBrokenError
+            if self.is_lost:
+                raise ConnectionLostError
             number = self._published + 1
             frames = _native.amqp_publish(
                 self._channel.channel_id,
@@ -106,21 +106,21 @@ class Lane:
             self._unconfirmed[number] = reply
             try:
                 # The lock makes the numbers those that the broker counts.
-                self._line.write(frames, self._seconds)
-            except Exception as error:  # noqa: BLE001  (whatever happened, it is broken)
-                broken: Exception | None = error
+                self._native.write(frames, self._seconds)
+            except Exception as error:  # noqa: BLE001  (the connection is lost, whatever happened)
+                lost: Exception | None = error
             else:
-                broken = None
-        if broken is not None:
-            self.break_off(broken)
+                lost = None
+        if lost is not None:
+            self.break_off(lost)
 
     def _wait_for_room(self) -> None:
-        """Read confirmations until there is room, or the lane is broken.
+        """Read confirmations until there is room, or the connection is lost.
 
         A broker that is short of memory takes nothing for as long as that lasts, and goes on
-        sending heartbeats: then everybody waits here, as they would for confirmations of their own.
+        sending heartbeats: then all threads wait here, as for confirmations of their own.
         """
-        while len(self._unconfirmed) >= self._most and not self.is_broken:
+        while len(self._unconfirmed) >= self._most and not self.is_lost:
             if self._reading.acquire(blocking=False):
                 try:
                     self._wait_readable(1.0)
@@ -129,7 +129,7 @@ class Lane:
                     self._reading.release()
                 self.check_alive()
             else:
-                with self._reading:  # whoever reads has read something then
+                with self._reading:  # the thread that reads has read something then
                     pass
 
     def settle(self) -> None:
@@ -142,7 +142,7 @@ class Lane:
 
     def check_alive(self) -> None:
         """Break off when the broker has been silent for two heartbeats."""
-        if self.is_broken:
+        if self.is_lost:
             return
         try:
             self._link.heartbeat_tick()
@@ -152,9 +152,9 @@ class Lane:
     def break_off(self, error: Exception) -> None:
         """Give up the connection, and give back what it has not confirmed."""
         with self._lock:
-            if self.is_broken:
+            if self.is_lost:
                 return
-            self.is_broken = True
+            self.is_lost = True
             lost = list(self._unconfirmed.values())
             self._unconfirmed.clear()
         LOG.log(
@@ -163,9 +163,9 @@ class Lane:
             error,
             len(lost),
         )
-        self._line.close()
+        self._native.close()
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)  # whoever sleeps on it wakes up
+            self.socket.shutdown(socket.SHUT_RDWR)  # a thread that sleeps on it wakes up
         for reply in lost:
             self._give_back(reply)
 
@@ -173,14 +173,14 @@ class Lane:
         """Wait until everything is confirmed or the connection is lost; then close it."""
         deadline = time.monotonic() + CLOSING
         with self._reading:
-            while self._unconfirmed and not self.is_broken:
+            while self._unconfirmed and not self.is_lost:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     self.break_off(TimeoutError(f"no confirmation within {CLOSING:g} s"))
                     break
                 self._wait_readable(min(1.0, left))
                 self._read()
-            if self.is_broken:
+            if self.is_lost:
                 # No farewell to a peer that would not answer.
                 with contextlib.suppress(Exception):
                     self._link.collect()
@@ -196,7 +196,7 @@ class Lane:
 
     def _read(self) -> None:
         try:
-            while not self.is_broken and self._read_some():
+            while not self.is_lost and self._read_some():
                 pass
         except Exception as error:  # noqa: BLE001  (whatever py-amqp makes of the broker's words)
             self.break_off(error)
@@ -204,13 +204,13 @@ class Lane:
     def _read_some(self) -> bool:
         """Whether there may be more to read."""
         transport = self._transport
-        received = self._line.receive()
+        received = self._native.receive()
         if received is None:
             return False
         if not received:
             raise ConnectionResetError("the broker has closed it")
         transport._read_buffer += received
-        while not self.is_broken:
+        while not self.is_lost:
             confirms, used, frames, is_foreign = _native.amqp_confirms(
                 transport._read_buffer, self._channel.channel_id
             )

@@ -54,7 +54,7 @@ pub(super) struct Ticket;
 pub(super) struct Queue<W: Work> {
     work: W,
     max_queued: usize,
-    state: Mutex<State<W::Job>>,
+    state: Mutex<QueueState<W::Job>>,
     /// The leader waits for tickets.
     arrived: Condvar,
     /// Submitters wait for room.
@@ -90,7 +90,7 @@ enum Place {
     InFlight(InFlight<'static>),
 }
 
-struct State<J> {
+struct QueueState<J> {
     jobs: VecDeque<Entry<J>>,
     /// Jobs that go on without a thread and will be queued again.
     held: usize,
@@ -108,7 +108,7 @@ struct State<J> {
     total_wait: Duration,
 }
 
-impl<J> State<J> {
+impl<J> QueueState<J> {
     /// Closed, and nothing is left to come.
     fn is_over(&self) -> bool {
         self.phase >= Phase::Closed && self.tickets == 0 && self.held == 0
@@ -128,7 +128,7 @@ impl<W: Work> Queue<W> {
         Self {
             work,
             max_queued,
-            state: Mutex::new(State {
+            state: Mutex::new(QueueState {
                 jobs: VecDeque::new(),
                 held: 0,
                 tickets: 0,
@@ -325,7 +325,7 @@ impl<W: Work> Queue<W> {
 /// Waits once; true when `deadline` passed.
 fn wait_until<J>(
     condvar: &Condvar,
-    state: &mut parking_lot::MutexGuard<'_, State<J>>,
+    state: &mut parking_lot::MutexGuard<'_, QueueState<J>>,
     deadline: Option<Instant>,
 ) -> bool {
     if let Some(deadline) = deadline {

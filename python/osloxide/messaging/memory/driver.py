@@ -22,7 +22,7 @@ import oslo_messaging
 from oslo_messaging._drivers import base, common
 from oslo_serialization import jsonutils
 
-from osloxide.messaging import exchange as exchanges
+from osloxide.messaging.memory import exchange as exchanges
 
 LOG = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """The executor under oslo.messaging: ``concurrent.futures`` on elastic native threads.
 
-Owns :class:`Executor`, its :class:`Future`, and :func:`install`, which puts the executor under
-oslo.messaging's servers. Queue and threads are native (``src/rpc``, ``src/pool``). Knows nothing of
-messages: what is acknowledged when is the transport's business (:mod:`osloxide.messaging`).
+Owns :class:`Executor` and its :class:`Future`. Queue and threads are native (``src/executor``,
+``src/pool``). Knows nothing of messages: what is acknowledged when is the transport's business
+(:mod:`osloxide.messaging.rabbit`), and :mod:`osloxide.messaging.hook` puts it under servers.
 Rules: PEP 3148; docs/rpc.md says what differs from futurist, which oslo.messaging uses otherwise.
 """
 

@@ -1,14 +1,14 @@
-//! Heartbeats of AMQP connections, written while nobody else can.
+//! Heartbeats of AMQP connections, sent by a native thread while no Python thread can.
 //!
-//! Owns the writing side of sockets that are lent to it, one lock each, and one thread that sends a
-//! heartbeat frame on those that have been silent for too long. An endpoint that holds the
+//! Owns the sending side of sockets that are lent to it, one lock each, and one thread that sends a
+//! heartbeat frame on connections that have been silent for too long. An endpoint that holds the
 //! interpreter's lock for longer than the broker waits stops every Python thread, but not this one.
 //! Never opens or shuts down a connection, reads only when its owner asks for what has arrived, and
 //! knows no other frame.
 //!
 //! Rules: AMQP 0-9-1 section 4.2.7 (a heartbeat may stand between any two frames, never inside one).
-//! A call of [`Line::write`] therefore carries whole frames, and the lock is let go of before the
-//! caller waits for its interpreter: a writer that cannot go on must not stop the heart.
+//! A call of [`AmqpConnection::write`] therefore carries whole frames, and the lock is let go of
+//! before the caller waits for its interpreter: a writer that cannot go on must not stop heartbeats.
 
 use std::fmt;
 use std::io;
@@ -26,49 +26,49 @@ use crate::pool::start_thread;
 
 /// Type 8, channel 0, empty payload, frame end.
 const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xCE];
-/// How long the interpreter may be stuck until the heart gives up and lets the broker take its
+/// How long the interpreter may be stuck until heartbeats end and the broker takes its
 /// messages back: a process that computes is kept alive, one that hangs is not.
 pub const LONGEST_FREEZE: Duration = Duration::from_secs(300);
 
 /// The most that is read at a time.
 pub const PIECE: usize = 64 * 1024;
 
-/// Sends heartbeats for the lines that were made with it.
-pub struct Heart {
-    shared: Arc<Shared>,
+/// Sends heartbeats on the connections that were added to it.
+pub struct Heartbeats {
+    shared: Arc<HeartbeatThread>,
 }
 
-struct Shared {
-    lines: Mutex<Lines>,
+struct HeartbeatThread {
+    registry: Mutex<Registry>,
     changed: Condvar,
-    pulse: Arc<Mutex<Instant>>,
+    last_python_write: Arc<Mutex<Instant>>,
 }
 
 #[derive(Default)]
-struct Lines {
-    lines: Vec<Weak<Line>>,
+struct Registry {
+    connections: Vec<Weak<AmqpConnection>>,
     has_thread: bool,
 }
 
 /// One connection: its writing side, and a look at what has arrived.
-pub struct Line {
-    state: Mutex<State>,
-    /// A lock of its own: a writer that waits for the peer keeps nobody from reading.
-    reader: Mutex<Reader>,
-    /// Heartbeats that the heart has sent.
-    beats: AtomicU64,
+pub struct AmqpConnection {
+    state: Mutex<SendSide>,
+    /// A lock of its own: a writer that waits for the peer keeps no thread from reading.
+    reader: Mutex<ReceiveSide>,
+    /// Heartbeats that [`Heartbeats`] has sent.
+    sent: AtomicU64,
     interval: Duration,
-    /// When an owner of any line of the process last sent something: proof that Python runs.
-    pulse: Arc<Mutex<Instant>>,
+    /// When an owner of any connection of the process last sent something: proof that Python runs.
+    last_python_write: Arc<Mutex<Instant>>,
 }
 
-struct Reader {
+struct ReceiveSide {
     socket: Option<Arc<OwnedFd>>,
     /// [`PIECE`] bytes, from the first read on.
     piece: Vec<u8>,
 }
 
-struct State {
+struct SendSide {
     socket: Option<Arc<OwnedFd>>,
     /// What the kernel did not take of a heartbeat; goes before anything else.
     rest: &'static [u8],
@@ -78,7 +78,7 @@ struct State {
     wrote: Instant,
 }
 
-/// How a call of [`Line::write`] ended.
+/// How a call of [`AmqpConnection::write`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wrote {
     /// Everything was taken by the kernel.
@@ -89,108 +89,108 @@ pub enum Wrote {
     TimedOut,
 }
 
-impl fmt::Debug for Heart {
+impl fmt::Debug for Heartbeats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Heart").finish_non_exhaustive()
+        f.debug_struct("Heartbeats").finish_non_exhaustive()
     }
 }
 
-impl fmt::Debug for Line {
+impl fmt::Debug for AmqpConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line")
-            .field("beats", &self.beats())
+        f.debug_struct("AmqpConnection")
+            .field("sent", &self.sent())
             .field("interval", &self.interval)
             .finish_non_exhaustive()
     }
 }
 
-impl Default for Heart {
+impl Default for Heartbeats {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Heart {
-    /// Makes a heart without lines; its thread exists only while there are some.
+impl Heartbeats {
+    /// Without connections; the thread exists only while there are some.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            shared: Arc::new(Shared {
-                lines: Mutex::new(Lines::default()),
+            shared: Arc::new(HeartbeatThread {
+                registry: Mutex::new(Registry::default()),
                 changed: Condvar::new(),
-                pulse: Arc::new(Mutex::new(Instant::now())),
+                last_python_write: Arc::new(Mutex::new(Instant::now())),
             }),
         }
     }
 
     /// Takes over the writing side of *socket*, on which the peer expects something at least every
-    /// *interval*. It beats until the line is dropped or closed.
+    /// *interval*. It sent until the connection is dropped or closed.
     ///
     /// # Errors
     /// When the kernel gives no thread.
-    pub fn line(&self, socket: OwnedFd, interval: Duration) -> io::Result<Arc<Line>> {
+    pub fn add(&self, socket: OwnedFd, interval: Duration) -> io::Result<Arc<AmqpConnection>> {
         let now = Instant::now();
         let socket = Arc::new(socket);
-        let line = Arc::new(Line {
-            reader: Mutex::new(Reader {
+        let connection = Arc::new(AmqpConnection {
+            reader: Mutex::new(ReceiveSide {
                 socket: Some(Arc::clone(&socket)),
                 piece: Vec::new(),
             }),
-            state: Mutex::new(State {
+            state: Mutex::new(SendSide {
                 socket: Some(socket),
                 rest: &[],
                 is_inside_frame: false,
                 wrote: now,
             }),
-            beats: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             interval,
-            pulse: Arc::clone(&self.shared.pulse),
+            last_python_write: Arc::clone(&self.shared.last_python_write),
         });
-        *self.shared.pulse.lock() = now;
-        let mut lines = self.shared.lines.lock();
-        if !lines.has_thread {
+        *self.shared.last_python_write.lock() = now;
+        let mut registry = self.shared.registry.lock();
+        if !registry.has_thread {
             let shared = Arc::clone(&self.shared);
-            start_thread("amqp-heart".to_owned(), move || shared.run())?;
-            lines.has_thread = true;
+            start_thread("amqp-heartbeats".to_owned(), move || shared.run())?;
+            registry.has_thread = true;
         }
-        lines.lines.push(Arc::downgrade(&line));
-        drop(lines);
+        registry.connections.push(Arc::downgrade(&connection));
+        drop(registry);
         self.shared.changed.notify_all();
-        Ok(line)
+        Ok(connection)
     }
 }
 
-impl Shared {
+impl HeartbeatThread {
     fn run(&self) {
-        let mut lines = self.lines.lock();
+        let mut registry = self.registry.lock();
         loop {
             let now = Instant::now();
             let mut next: Option<Instant> = None;
-            lines.lines.retain(|line| {
-                let Some(line) = line.upgrade() else {
+            registry.connections.retain(|connection| {
+                let Some(connection) = connection.upgrade() else {
                     return false;
                 };
-                let Some(due) = line.beat_if_due(now) else {
+                let Some(due) = connection.send_if_due(now) else {
                     return false;
                 };
                 next = Some(next.map_or(due, |next| next.min(due)));
                 true
             });
             let Some(next) = next else {
-                lines.has_thread = false;
+                registry.has_thread = false;
                 return;
             };
-            self.changed.wait_until(&mut lines, next);
+            self.changed.wait_until(&mut registry, next);
         }
     }
 }
 
-impl Line {
+impl AmqpConnection {
     /// Sends *data*, which is whole frames, from *offset* on, and moves *offset*. Waits for the peer
     /// until *deadline*; for ever without one.
     ///
     /// # Errors
-    /// What the kernel says of the socket; `NotConnected` once the line is closed.
+    /// What the kernel says of the socket; `NotConnected` once the connection is closed.
     pub fn write(
         &self,
         data: &[u8],
@@ -225,10 +225,10 @@ impl Line {
         }
     }
 
-    /// As [`Line::write`] without waiting for anybody: false when there is something left to send.
+    /// As [`AmqpConnection::write`] without waiting for anybody: false when there is something left to send.
     ///
     /// # Errors
-    /// As [`Line::write`].
+    /// As [`AmqpConnection::write`].
     pub fn try_write(&self, data: &[u8], offset: &mut usize) -> io::Result<bool> {
         let Some(mut state) = self.state.try_lock() else {
             return Ok(false);
@@ -250,19 +250,19 @@ impl Line {
         Ok(true)
     }
 
-    fn has_sent(&self, state: &mut State) {
+    fn has_sent(&self, state: &mut SendSide) {
         state.wrote = Instant::now();
-        *self.pulse.lock() = state.wrote;
+        *self.last_python_write.lock() = state.wrote;
     }
 
     /// Hands what has arrived, at most [`PIECE`] bytes, to `take`: nothing at the end of the stream.
     /// Never waits; `None` when nothing has arrived.
     ///
     /// # Errors
-    /// What the kernel says of the socket; `NotConnected` once the line is closed.
+    /// What the kernel says of the socket; `NotConnected` once the connection is closed.
     pub fn receive<T>(&self, take: impl FnOnce(&[u8]) -> T) -> io::Result<Option<T>> {
         let mut reader = self.reader.lock();
-        let Reader { socket, piece } = &mut *reader;
+        let ReceiveSide { socket, piece } = &mut *reader;
         let socket = socket.as_ref().ok_or(Errno::ENOTCONN)?.as_raw_fd();
         piece.resize(PIECE, 0);
         loop {
@@ -282,38 +282,38 @@ impl Line {
     }
 
     /// Heartbeats that were sent because the owner was silent.
-    pub fn beats(&self) -> u64 {
-        self.beats.load(Ordering::Relaxed)
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
-    /// When to look again; none once the line is closed.
-    fn beat_if_due(&self, now: Instant) -> Option<Instant> {
+    /// When to look again; none once the connection is closed.
+    fn send_if_due(&self, now: Instant) -> Option<Instant> {
         let pause = self.interval / 4;
         let Some(mut state) = self.state.try_lock() else {
-            return Some(now + pause); // somebody is sending: that is as good as a heartbeat
+            return Some(now + pause); // another thread is sending: that is as good as a heartbeat
         };
         state.socket.as_ref()?;
         let due = state.wrote + self.interval * 3 / 4;
         if now < due {
             return Some(due);
         }
-        if state.is_inside_frame || now > *self.pulse.lock() + LONGEST_FREEZE {
+        if state.is_inside_frame || now > *self.last_python_write.lock() + LONGEST_FREEZE {
             return Some(now + pause);
         }
-        if self.beat(&mut state).is_err() {
+        if self.send_heartbeat(&mut state).is_err() {
             return None; // its owner will find out and connect anew
         }
         Some(now + pause)
     }
 
-    fn beat(&self, state: &mut MutexGuard<'_, State>) -> Result<(), Errno> {
+    fn send_heartbeat(&self, state: &mut MutexGuard<'_, SendSide>) -> Result<(), Errno> {
         if state.rest.is_empty() {
             state.rest = &HEARTBEAT;
         }
         match state.send(&[]) {
             Ok(_) => {
                 state.wrote = Instant::now();
-                self.beats.fetch_add(1, Ordering::Relaxed);
+                self.sent.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
             // The peer reads nothing: it has unread bytes of ours and hears us by them.
@@ -323,7 +323,7 @@ impl Line {
     }
 }
 
-impl State {
+impl SendSide {
     /// Sends what is left of a heartbeat, then some of *data*; returns how much of *data*.
     fn send(&mut self, data: &[u8]) -> Result<usize, Errno> {
         let socket = self.socket.as_ref().ok_or(Errno::ENOTCONN)?.as_raw_fd();
@@ -378,54 +378,54 @@ mod tests {
         (theirs, ours.into())
     }
 
-    fn write(line: &Line, data: &[u8]) -> Wrote {
+    fn write(connection: &AmqpConnection, data: &[u8]) -> Wrote {
         let deadline = Instant::now() + PATIENCE;
-        line.write(data, &mut 0, Some(deadline)).unwrap()
+        connection.write(data, &mut 0, Some(deadline)).unwrap()
     }
 
     #[test]
-    fn a_silent_line_beats_by_itself() {
+    fn a_silent_connection_gets_heartbeats() {
         let (mut peer, socket) = pair();
-        let heart = Heart::new();
-        let line = heart.line(socket, SOON).unwrap();
+        let heartbeats = Heartbeats::new();
+        let connection = heartbeats.add(socket, SOON).unwrap();
 
         let mut frames = [0; 24];
         peer.read_exact(&mut frames).unwrap();
 
         assert_eq!(frames, [HEARTBEAT; 3].concat()[..]);
         let deadline = Instant::now() + PATIENCE;
-        while line.beats() < 3 {
+        while connection.sent() < 3 {
             assert!(Instant::now() < deadline, "they were not counted");
             thread::yield_now();
         }
     }
 
     #[test]
-    fn a_line_that_is_dropped_beats_no_more_and_lets_the_socket_go() {
+    fn a_connection_that_is_dropped_gets_no_more_and_lets_the_socket_go() {
         let (mut peer, socket) = pair();
-        let heart = Heart::new();
+        let heartbeats = Heartbeats::new();
 
-        drop(heart.line(socket, PATIENCE).unwrap());
+        drop(heartbeats.add(socket, PATIENCE).unwrap());
 
         assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0, "end of file");
     }
 
     #[test]
-    fn a_closed_line_refuses_to_write() {
+    fn a_closed_connection_refuses_to_write() {
         let (_peer, socket) = pair();
-        let line = Heart::new().line(socket, PATIENCE).unwrap();
+        let connection = Heartbeats::new().add(socket, PATIENCE).unwrap();
 
-        line.close();
+        connection.close();
 
-        let refused = line.write(b"frame", &mut 0, None).unwrap_err();
+        let refused = connection.write(b"frame", &mut 0, None).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::NotConnected);
     }
 
     #[test]
-    fn what_has_arrived_is_received_and_nobody_waits_for_more() {
+    fn what_has_arrived_is_received_and_nothing_more_is_waited_for() {
         let (mut peer, socket) = pair();
-        let line = Heart::new().line(socket, PATIENCE).unwrap();
-        let receive = || line.receive(<[u8]>::to_vec);
+        let connection = Heartbeats::new().add(socket, PATIENCE).unwrap();
+        let receive = || connection.receive(<[u8]>::to_vec);
         assert_eq!(receive().unwrap(), None);
 
         peer.write_all(b"frames").unwrap();
@@ -433,29 +433,29 @@ mod tests {
         drop(peer);
         assert_eq!(receive().unwrap().as_deref(), Some(&b""[..]));
 
-        line.close();
+        connection.close();
         assert_eq!(receive().unwrap_err().kind(), io::ErrorKind::NotConnected);
     }
 
     #[test]
-    fn a_writer_that_waits_keeps_nobody_from_receiving() {
+    fn a_writer_that_waits_keeps_no_reader_from_receiving() {
         let (mut peer, socket) = pair();
-        let line = Heart::new().line(socket, PATIENCE).unwrap();
+        let connection = Heartbeats::new().add(socket, PATIENCE).unwrap();
         let block = vec![b'x'; 1 << 22];
         let writer = {
-            let (line, block) = (Arc::clone(&line), block.clone());
+            let (connection, block) = (Arc::clone(&connection), block.clone());
             thread::Builder::new()
-                .spawn(move || write(&line, &block))
+                .spawn(move || write(&connection, &block))
                 .unwrap()
         };
         let deadline = Instant::now() + PATIENCE;
-        while line.state.try_lock().is_some() {
+        while connection.state.try_lock().is_some() {
             assert!(Instant::now() < deadline, "it never waited");
             thread::yield_now();
         }
 
         peer.write_all(b"frames").unwrap();
-        let received = line.receive(<[u8]>::to_vec).unwrap();
+        let received = connection.receive(<[u8]>::to_vec).unwrap();
 
         assert_eq!(received.as_deref(), Some(&b"frames"[..]));
         peer.read_exact(&mut vec![0; block.len()]).unwrap();
@@ -465,18 +465,18 @@ mod tests {
     #[test]
     fn a_heartbeat_never_stands_inside_what_was_written_at_once() {
         let (mut peer, socket) = pair();
-        let heart = Heart::new();
-        let line = heart.line(socket, Duration::from_millis(1)).unwrap();
+        let heartbeats = Heartbeats::new();
+        let connection = heartbeats.add(socket, Duration::from_millis(1)).unwrap();
         // Larger than any buffer: each write is taken piece by piece, with pauses between them.
         let block: Vec<u8> = vec![b'x'; 1 << 20];
         let sent = block.clone();
         let writer = thread::Builder::new()
             .spawn(move || {
                 for _ in 0..8 {
-                    assert_eq!(write(&line, &sent), Wrote::All);
+                    assert_eq!(write(&connection, &sent), Wrote::All);
                     thread::yield_now();
                 }
-                drop(line);
+                drop(connection);
             })
             .unwrap();
 
@@ -501,11 +501,11 @@ mod tests {
     #[test]
     fn what_does_not_fit_at_once_is_sent_by_the_one_who_began() {
         let (mut peer, socket) = pair();
-        let heart = Heart::new();
-        let line = heart.line(socket, Duration::from_millis(1)).unwrap();
+        let heartbeats = Heartbeats::new();
+        let connection = heartbeats.add(socket, Duration::from_millis(1)).unwrap();
         let block = vec![b'x'; 1 << 22];
         let mut offset = 0;
-        assert!(!line.try_write(&block, &mut offset).unwrap());
+        assert!(!connection.try_write(&block, &mut offset).unwrap());
         assert!(offset > 0);
         let reader = thread::Builder::new()
             .spawn(move || {
@@ -520,7 +520,9 @@ mod tests {
             .unwrap();
 
         let deadline = Instant::now() + PATIENCE;
-        let ended = line.write(&block, &mut offset, Some(deadline)).unwrap();
+        let ended = connection
+            .write(&block, &mut offset, Some(deadline))
+            .unwrap();
 
         assert_eq!(ended, Wrote::All);
         assert!(reader.join().unwrap() == block, "a heartbeat got inside");
@@ -529,28 +531,28 @@ mod tests {
     #[test]
     fn a_peer_that_does_not_read_is_given_up_at_the_deadline() {
         let (_peer, socket) = pair();
-        let line = Heart::new().line(socket, PATIENCE).unwrap();
+        let connection = Heartbeats::new().add(socket, PATIENCE).unwrap();
         let block = vec![0; 1 << 22];
 
         let deadline = Instant::now() + SOON;
-        let ended = line.write(&block, &mut 0, Some(deadline)).unwrap();
+        let ended = connection.write(&block, &mut 0, Some(deadline)).unwrap();
 
         assert_eq!(ended, Wrote::TimedOut);
     }
 
     #[test]
-    fn the_thread_leaves_with_the_last_line_and_comes_back_for_the_next() {
-        let heart = Heart::new();
+    fn the_thread_leaves_with_the_last_connection_and_comes_back_for_the_next() {
+        let heartbeats = Heartbeats::new();
         let (_first_peer, socket) = pair();
-        drop(heart.line(socket, SOON).unwrap());
+        drop(heartbeats.add(socket, SOON).unwrap());
         let deadline = Instant::now() + PATIENCE;
-        while heart.shared.lines.lock().has_thread {
+        while heartbeats.shared.registry.lock().has_thread {
             assert!(Instant::now() < deadline, "the thread stayed");
             thread::yield_now();
         }
 
         let (mut peer, socket) = pair();
-        let _line = heart.line(socket, SOON).unwrap();
+        let _connection = heartbeats.add(socket, SOON).unwrap();
 
         peer.read_exact(&mut [0; 8]).unwrap();
     }

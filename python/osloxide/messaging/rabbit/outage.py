@@ -1,4 +1,4 @@
-"""What a client does when its broker was away: nothing sent into the void, nobody waits in vain.
+"""What a client does when its broker was away: nothing sent into the void, no wait in vain.
 
 Owns two changes to oslo.messaging's RabbitMQ driver. After a reconnection the queues of servers may
 not be there yet, and the broker drops without a word what it cannot route; so sending to a topic is

@@ -1,6 +1,6 @@
-//! `Heart` for Python: AMQP sockets, and heartbeats without the interpreter.
+//! `Heartbeats` for Python: AMQP sockets, and heartbeats without the interpreter.
 //!
-//! Converts arguments and releases the interpreter around [`crate::rpc::heart`]; decides nothing.
+//! Converts arguments and releases the interpreter around [`crate::amqp::heartbeat`]; decides nothing.
 //! Bytes are copied before the interpreter is released, for the buffer belongs to the caller.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -13,35 +13,35 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::signals;
-use crate::rpc::heart::{self, Wrote};
+use crate::amqp::heartbeat::{self, Wrote};
 
 /// The most bytes that are sent with the interpreter held, without waiting for anybody.
 const AT_ONCE: usize = 16 * 1024;
 
-/// One thread that beats for all lines of a process.
+/// One thread that sends heartbeats on all connections of a process.
 #[pyclass(frozen, module = "osloxide._native")]
 #[derive(Debug)]
-pub(super) struct Heart {
-    heart: heart::Heart,
+pub(super) struct Heartbeats {
+    heartbeats: heartbeat::Heartbeats,
 }
 
 /// One connection.
 #[pyclass(frozen, module = "osloxide._native")]
 #[derive(Debug)]
-pub(super) struct HeartLine {
-    line: Arc<heart::Line>,
+pub(super) struct AmqpConnection {
+    connection: Arc<heartbeat::AmqpConnection>,
 }
 
 #[pymethods]
-impl Heart {
+impl Heartbeats {
     #[new]
     fn new() -> Self {
         Self {
-            heart: heart::Heart::new(),
+            heartbeats: heartbeat::Heartbeats::new(),
         }
     }
 
-    fn line(&self, fd: i32, interval: f64) -> PyResult<HeartLine> {
+    fn add(&self, fd: i32, interval: f64) -> PyResult<AmqpConnection> {
         let interval = Duration::try_from_secs_f64(interval)
             .ok()
             .filter(|interval| !interval.is_zero())
@@ -51,24 +51,24 @@ impl Heart {
                 ))
             })?;
         let socket = duplicate(fd)?;
-        let line = self.heart.line(socket, interval)?;
-        Ok(HeartLine { line })
+        let connection = self.heartbeats.add(socket, interval)?;
+        Ok(AmqpConnection { connection })
     }
 }
 
 #[pymethods]
-impl HeartLine {
+impl AmqpConnection {
     #[pyo3(signature = (data, timeout=None))]
     fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
         let data = PyBuffer::<u8>::get(data)?.to_vec(py)?;
         let deadline = signals::deadline_in(timeout)?;
         let mut offset = 0;
         // Handing the interpreter over and getting it back costs more than sending a few bytes.
-        if data.len() <= AT_ONCE && self.line.try_write(&data, &mut offset)? {
+        if data.len() <= AT_ONCE && self.connection.try_write(&data, &mut offset)? {
             return Ok(());
         }
         loop {
-            match py.detach(|| self.line.write(&data, &mut offset, deadline))? {
+            match py.detach(|| self.connection.write(&data, &mut offset, deadline))? {
                 Wrote::All => return Ok(()),
                 Wrote::Interrupted => py.check_signals()?,
                 Wrote::TimedOut => return Err(PyTimeoutError::new_err("timed out")),
@@ -78,16 +78,16 @@ impl HeartLine {
 
     /// The interpreter is kept: reading what is there takes less than to hand it over.
     fn receive<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        Ok(self.line.receive(|bytes| PyBytes::new(py, bytes))?)
+        Ok(self.connection.receive(|bytes| PyBytes::new(py, bytes))?)
     }
 
     fn close(&self, py: Python<'_>) {
-        py.detach(|| self.line.close());
+        py.detach(|| self.connection.close());
     }
 
     #[getter]
-    fn beats(&self) -> u64 {
-        self.line.beats()
+    fn sent(&self) -> u64 {
+        self.connection.sent()
     }
 }
 

@@ -1,0 +1,1 @@
+"""The transport ``osloxide+memory://``. Importing the package does no work."""

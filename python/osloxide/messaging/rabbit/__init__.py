@@ -1,0 +1,1 @@
+"""oslo.messaging over RabbitMQ, amended. Importing the package does no work."""

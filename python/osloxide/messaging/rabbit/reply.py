@@ -1,0 +1,90 @@
+"""One reply on its way to a client, and the slow way of sending it.
+
+Owns what is sent to which queue, and how often that was attempted. The slow way is oslo.messaging's
+own: a connection of the driver's pool, on which the thread waits for the broker. What the reply
+contains is oslo.messaging's business.
+Imports oslo.messaging: to be imported after it, by what amends it.
+Rules: oslo_messaging/_drivers/amqpdriver.py (``AMQPIncomingMessage.reply``).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import oslo_messaging
+from oslo_messaging._drivers import amqp, common
+
+LOG = logging.getLogger(__name__)
+
+
+class Reply:
+    """One reply on its way."""
+
+    __slots__ = (
+        "_deadline",
+        "_hindrance",
+        "_incoming",
+        "envelope",
+        "queue",
+        "was_attempted",
+    )
+
+    def __init__(self, incoming: Any, queue: str, envelope: Any) -> None:
+        """
+        :param incoming: the request, an ``AMQPIncomingMessage``.
+        :param queue: the client's.
+        :param envelope: what is sent, as oslo.messaging made it.
+        """
+        self._incoming = incoming
+        self.queue = queue
+        self.envelope = envelope
+        self._deadline: float | None = None
+        self._hindrance: Exception | None = None
+        self.was_attempted = False
+        """Once more, after what brought it to the late ones."""
+
+    def attempt(self) -> bool:
+        """Send it as oslo.messaging does: wait for the broker, as long as that is away.
+
+        :returns: False when there is no such queue, or the connection was lost while it was made:
+            then oslo.messaging does not try again.
+        """
+        driver = self._incoming.listener.driver
+        try:
+            with driver._get_connection(common.PURPOSE_SEND) as connection:
+                connection.direct_send(self.queue, self.envelope)
+        except (
+            oslo_messaging.MessageUndeliverable,
+            amqp.AMQPDestinationNotFound,
+        ):
+            self._hindrance = None
+            return False
+        except Exception as error:  # noqa: BLE001  (whatever kombu's transport raises)
+            self._hindrance = error
+            return False
+        return True
+
+    def is_settled(self) -> bool:
+        """Attempt it once more; abandoned when that has been of no use for too long."""
+        incoming = self._incoming
+        is_wanted = incoming._obsolete_reply_queues.reply_q_valid(self.queue, incoming.msg_id)
+        if not is_wanted or self.attempt():
+            return True
+        self.was_attempted = True
+        seconds = incoming.listener.driver.missing_destination_retry_timeout
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + seconds
+        if now < self._deadline:
+            return False
+        if self._hindrance is None:  # the client is gone
+            incoming._obsolete_reply_queues.add(self.queue, incoming.msg_id)
+        LOG.error(
+            "reply to message %s dropped after %d s of attempts: %s",
+            incoming.msg_id,
+            seconds,
+            self._hindrance or f"there is no queue {self.queue}",
+        )
+        return True
