@@ -4,11 +4,13 @@
 //! signals and reaps only the pids it is given, by pidfd where the kernel has them, so that it
 //! never takes an exit status that belongs to the application (`subprocess` in the parent).
 //! Rules: `pidfd_open(2)`, `pidfd_send_signal(2)`, `waitpid(2)`.
-#![expect(unsafe_code, reason = "system calls that nix does not wrap")]
+#![expect(unsafe_code, reason = "real-time signals have no name in rustix")]
 
-use nix::errno::Errno;
-use nix::libc;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_send_signal,
+    waitid, waitpid,
+};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Wait status reported for a worker whose real one was taken by somebody else, such as a SIGCHLD
 /// handler of the application that waits for any child: an exit with status 255.
@@ -50,29 +52,27 @@ impl Processes for System {
     }
 
     fn signal(&mut self, pid: i32, watch: Option<BorrowedFd<'_>>, number: i32) {
+        let (Some(pid), Some(signal)) = (Pid::from_raw(pid), signal_of(number)) else {
+            return;
+        };
         if let Some(watch) = watch {
-            let (fd, nothing) = (watch.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
-            // SAFETY: takes a live descriptor and a null pointer, which the call allows.
-            let sent =
-                unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, number, nothing, 0) };
-            if sent == 0 || Errno::last() == Errno::ESRCH {
-                return;
+            match pidfd_send_signal(watch, signal) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => return,
+                Err(_) => {} // a sandbox may forbid this call and allow the other
             }
         }
-        // SAFETY: no pointers. The pid is an unreaped child's, so it is not in use again.
-        let _ = unsafe { libc::kill(pid, number) };
+        // The pid is an unreaped child's, so it is not in use again.
+        let _ = kill_process(pid, signal);
     }
 
     fn reap(&mut self, pid: i32) -> Option<i32> {
-        let mut status = 0;
         loop {
             // nix's waitpid reaps, and then fails, where a real-time signal ended the child.
-            // SAFETY: *status* lives as long as the call.
-            match unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } {
-                0 => return None,
-                reaped if reaped == pid => return Some(status),
-                _ if Errno::last() == Errno::EINTR => {}
-                _ => return Some(LOST_STATUS),
+            match waitpid(Pid::from_raw(pid), WaitOptions::NOHANG) {
+                Ok(None) => return None,
+                Ok(Some((_, status))) => return Some(status.as_raw()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return Some(LOST_STATUS),
             }
         }
     }
@@ -115,31 +115,34 @@ fn stat(pid: i32) -> Option<Stat> {
 }
 
 fn has_ended_child() -> bool {
-    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: siginfo_t is plain data, for which zeroes are valid.
-    let mut ended: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: *ended* lives as long as the call.
-    let found = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut ended, options) };
-    // SAFETY: waitid filled in the fields for a child, or left the zeroes.
-    found == 0 && unsafe { ended.si_pid() } > 0
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(waitid(WaitId::All, options), Ok(Some(_)))
+}
+
+/// The signal of a number from 1 to 64; `None` for any other.
+fn signal_of(number: i32) -> Option<Signal> {
+    Signal::from_named_raw(number).or_else(|| {
+        // SAFETY: Linux has the signals 1 to 64, and this number is one of them.
+        (1..=64)
+            .contains(&number)
+            .then(|| unsafe { Signal::from_raw_unchecked(number) })
+    })
 }
 
 /// A descriptor that becomes readable when process *pid* ends; closed on exec.
 ///
 /// # Errors
 /// `ENOSYS` before Linux 5.3 and where a sandbox forbids it, `ESRCH`, `EMFILE`.
-pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: no pointers.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel just made it, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+pub fn pidfd_open(pid: i32) -> Result<OwnedFd, rustix::io::Errno> {
+    let pid = Pid::from_raw(pid).ok_or(rustix::io::Errno::INVAL)?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::signals::poll_readable;
+    use nix::libc;
     use std::os::fd::AsFd;
     use std::process::{Child, Command};
 
@@ -217,10 +220,8 @@ mod tests {
         assert!(!system.is_stopped(pid));
 
         system.signal(pid, None, libc::SIGSTOP);
-        let mut status = 0;
-        // SAFETY: *status* lives as long as the call, which waits until the child has stopped.
-        let stopped = unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) };
-        assert_eq!(stopped, pid);
+        let stopped = waitpid(Pid::from_raw(pid), WaitOptions::UNTRACED).unwrap();
+        assert_eq!(stopped.map(|(pid, _)| pid), Pid::from_raw(pid));
 
         assert!(system.is_stopped(pid));
         child.kill().unwrap();
