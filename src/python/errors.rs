@@ -1,9 +1,12 @@
 //! One table: which Python exception an error of a room becomes.
 //!
-//! The classes are built-in ones that callers of oslo.service already catch. The text comes from
-//! the error itself; an `OSError` keeps its `errno`.
+//! Owns the conversion of every room's error type. The classes are built-in ones that callers of
+//! oslo.service already catch. The text comes from the error itself; an `OSError` keeps its `errno`.
+//! An argument that is out of range or of the wrong type is refused where it is read, not here.
 
-use crate::{scoreboard, supervisor};
+use crate::executor::Refused;
+use crate::server::tls;
+use crate::{scoreboard, server, supervisor};
 use pyo3::exceptions::{
     PyOSError, PyPermissionError, PyProcessLookupError, PyRuntimeError, PyValueError,
 };
@@ -42,6 +45,43 @@ impl From<supervisor::Error> for PyErr {
             }
         }
     }
+}
+
+impl From<server::Error> for PyErr {
+    fn from(error: server::Error) -> Self {
+        match error {
+            server::Error::Listener { .. } => PyValueError::new_err(error.to_string()),
+            server::Error::Resource { source, what } => Self::from(std::io::Error::new(
+                source.kind(),
+                format!("cannot {what}: {source}"),
+            )),
+            server::Error::ListenerClosed { .. } => PyRuntimeError::new_err(error.to_string()),
+        }
+    }
+}
+
+impl From<tls::Error> for PyErr {
+    fn from(error: tls::Error) -> Self {
+        match error {
+            tls::Error::Read { ref source, .. } => {
+                Self::from(std::io::Error::new(source.kind(), error.to_string()))
+            }
+            tls::Error::Value { .. } => PyValueError::new_err(error.to_string()),
+        }
+    }
+}
+
+/// A job that the executor does not take.
+pub(super) fn executor_refusal<J>(refused: &Refused<J>) -> PyErr {
+    PyRuntimeError::new_err(match refused {
+        // The words of concurrent.futures, which callers match.
+        Refused::Closed(_) => "cannot schedule new futures after shutdown".to_owned(),
+        Refused::Full { bound, .. } => format!("{bound} jobs are queued already; submit fewer"),
+        Refused::NoThread { source, .. } => format!(
+            "cannot run the job: the kernel gives this process no thread ({source}); raise its \
+             limits (ulimit -u, pids.max of its cgroup)"
+        ),
+    })
 }
 
 /// For `Supervisor.request()`.

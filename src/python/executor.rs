@@ -17,7 +17,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyList, PyString, PyTuple};
 
 use super::detached::detached;
-use super::signals;
+use super::errors::executor_refusal;
+use super::{imports, signals};
 use crate::executor::{self, Refused, Work};
 use crate::scoreboard::InFlight;
 use parking_lot::Mutex;
@@ -175,7 +176,7 @@ impl Executor {
             match self.engine.submit(job, name) {
                 Ok(()) => return Ok(future),
                 Err(Refused::Full { job: back, .. }) if self.has_bound => job = back,
-                Err(refused) => return Err(refusal(&refused)),
+                Err(refused) => return Err(executor_refusal(&refused)),
             }
             py.detach(|| self.engine.wait_for_room(Some(PATIENCE)));
             py.check_signals()?;
@@ -195,18 +196,6 @@ impl Executor {
     }
 }
 
-fn refusal(refused: &Refused<Job>) -> PyErr {
-    PyRuntimeError::new_err(match refused {
-        // The words of concurrent.futures, which callers match.
-        Refused::Closed(_) => "cannot schedule new futures after shutdown".to_owned(),
-        Refused::Full { bound, .. } => format!("{bound} jobs are queued already; submit fewer"),
-        Refused::NoThread { source, .. } => format!(
-            "cannot run the job: the kernel gives this process no thread ({source}); raise its \
-             limits (ulimit -u, pids.max of its cgroup)"
-        ),
-    })
-}
-
 impl Work for Calls {
     type Job = Job;
 
@@ -223,7 +212,7 @@ impl Work for Calls {
     fn thread(&self, body: &mut dyn FnMut()) {
         Python::attach(|py| {
             let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-            let thread = match register_thread(py, &format!("{}_{number}", self.name)) {
+            let thread = match imports::register_thread(py, &format!("{}_{number}", self.name)) {
                 Ok(thread) => Some(thread),
                 Err(error) => {
                     error.write_unraisable(py, None);
@@ -246,7 +235,7 @@ impl Calls {
         let keywords = job.keywords.as_ref().map(|keywords| keywords.bind(py));
         let called = job.function.bind(py).call(job.arguments.bind(py), keywords);
         match called {
-            Ok(result) if goes_on(&result)? => self.hold(py, job, in_flight, result),
+            Ok(result) if goes_on(&result)? => self.hold(py, job, in_flight, &result),
             Ok(result) => {
                 if job.is_named && result.is(&*PyBool::new(py, false)) {
                     in_flight.fail();
@@ -271,7 +260,7 @@ impl Calls {
         py: Python<'_>,
         job: Job,
         in_flight: InFlight<'static>,
-        coroutine: Bound<'_, PyAny>,
+        coroutine: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let Some(engine) = self.engine.get().and_then(Weak::upgrade) else {
             let _ = coroutine.call_method0("close")?;
@@ -283,10 +272,7 @@ impl Calls {
             rest: Mutex::new(Some((job, in_flight))),
         };
         let resume = Bound::new(py, resume)?;
-        let started = py
-            .import("osloxide.threads.event_loop")?
-            .call_method1("start", (coroutine, &resume));
-        if let Err(error) = started {
+        if let Err(error) = imports::start_coroutine(py, coroutine, resume.as_any()) {
             return match resume.get().take() {
                 Some((job, _)) => job.fail(py, error),
                 None => Err(error),
@@ -348,7 +334,7 @@ fn goes_on(result: &Bound<'_, PyAny>) -> PyResult<bool> {
     let py = result.py();
     let kinds = LATER.get_or_try_init(py, || {
         let coroutine = py.import("types")?.getattr("CoroutineType")?;
-        let later = py.import("osloxide.threads.event_loop")?.getattr("Later")?;
+        let later = imports::later(py)?;
         PyResult::Ok((coroutine.unbind(), later.unbind()))
     })?;
     let kind = result.get_type();
@@ -404,10 +390,4 @@ fn is_private(future: &Bound<'_, PyAny>) -> PyResult<bool> {
     let py = future.py();
     let dict = future.getattr(intern!(py, "__dict__"))?;
     Ok(!dict.contains(intern!(py, "_condition"))?)
-}
-
-/// Makes the calling thread one of Python's: listed, named, joined and traced like any other.
-fn register_thread<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-    py.import("osloxide.threads.pool_thread")?
-        .call_method1("register_thread", (name,))
 }

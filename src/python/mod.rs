@@ -8,6 +8,7 @@ mod errors;
 mod executor;
 mod frames;
 mod heartbeat;
+mod imports;
 mod scoreboard;
 mod server;
 mod signals;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -153,14 +153,14 @@ impl Server {
             lenient,
         };
         let application = Arc::new(Application::new(py, options)?);
-        let engine = server::Server::new(listener, settings, application).map_err(refused)?;
+        let engine = server::Server::new(listener, settings, application)?;
         Ok(Self {
             engine: Some(engine),
         })
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.engine().start()).map_err(refused)
+        Ok(py.detach(|| self.engine().start())?)
     }
 
     fn stop(&self, py: Python<'_>, close: bool) {
@@ -244,23 +244,9 @@ fn load(
     version: Option<&str>,
     ciphers: Option<&str>,
 ) -> PyResult<tls::Config> {
-    tls::Config::load(cert_file, key_file, ca_file, version, ciphers).map_err(|error| match error {
-        tls::Error::Read { ref source, .. } => {
-            PyErr::from(std::io::Error::new(source.kind(), error.to_string()))
-        }
-        tls::Error::Value { .. } => PyValueError::new_err(error.to_string()),
-    })
-}
-
-fn refused(error: server::Error) -> PyErr {
-    match error {
-        server::Error::Listener { .. } => PyValueError::new_err(error.to_string()),
-        server::Error::Resource { source, what } => PyErr::from(std::io::Error::new(
-            source.kind(),
-            format!("cannot {what}: {source}"),
-        )),
-        server::Error::ListenerClosed { .. } => PyRuntimeError::new_err(error.to_string()),
-    }
+    Ok(tls::Config::load(
+        cert_file, key_file, ca_file, version, ciphers,
+    )?)
 }
 
 /// Errors go to the logger `osloxide.wsgi` unless the caller says otherwise.

@@ -1,0 +1,30 @@
+//! Python modules of osloxide that the boundary calls back into, in one place.
+//!
+//! Owns the names of those modules and of what is taken from them; docs/architecture.md lists the
+//! files. Decides nothing. Modules of the standard library are imported where they are used.
+
+use pyo3::prelude::*;
+
+const EVENT_LOOP: &str = "osloxide.threads.event_loop";
+const POOL_THREAD: &str = "osloxide.threads.pool_thread";
+
+/// Starts *coroutine* on the event loop of the process; *resume* is called with its outcome.
+pub(super) fn start_coroutine<'py>(
+    py: Python<'py>,
+    coroutine: &Bound<'py, PyAny>,
+    resume: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    py.import(EVENT_LOOP)?
+        .call_method1("start", (coroutine, resume))
+}
+
+/// The class `Later`: an outcome that osloxide's own code delivers like a coroutine's.
+pub(super) fn later(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    py.import(EVENT_LOOP)?.getattr("Later")
+}
+
+/// Makes the calling thread one of Python's: listed, named, joined and traced like any other.
+pub(super) fn register_thread<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import(POOL_THREAD)?
+        .call_method1("register_thread", (name,))
+}
