@@ -94,7 +94,7 @@ pub fn frames(input: &[u8]) {
     let (first, whole) = (frames::confirms(part, 1), frames::confirms(stream, 1));
     assert!(whole.found.starts_with(&first.found));
     assert_eq!(frames_in(&stream[..whole.used]), Some(whole.frames));
-    // What we send is read back as it was meant, whatever it says.
+    // What we send is read back as it was meant, for any content.
     let text = String::from_utf8_lossy(stream);
     let size = usize::from(*cut);
     let sent = frames::publish(1, "q", "1", true, text.as_bytes(), size).unwrap();

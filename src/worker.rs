@@ -1,4 +1,4 @@
-//! The watch thread of a worker: what has to work whatever the interpreter is doing.
+//! The watch thread of a worker: what has to work without the interpreter.
 //!
 //! Owns the answer to two events: the parent's death (end-of-file on the liveness pipe) and the
 //! deadline of a shutdown. It needs neither the interpreter nor any lock, so an application that
@@ -65,7 +65,7 @@ struct Orders {
     deadline: AtomicU64,
     /// Nanoseconds between arming and the deadline, for the message.
     allowed: AtomicU64,
-    /// The thread shall end.
+    /// The thread is told to end.
     is_over: AtomicBool,
     /// Its kernel id, once it runs.
     thread: AtomicI32,
@@ -215,7 +215,7 @@ impl Orders {
     }
 
     /// Waits until the kernel has forgotten the thread. Joining it would end a moment earlier, and
-    /// whoever counts threads before a fork would still find it.
+    /// code that counts threads before a fork would still find it.
     fn await_end(&self) {
         let is_there = |thread: i32| Path::new(&format!("/proc/self/task/{thread}")).exists();
         let begun = scoreboard::now();
@@ -229,7 +229,7 @@ impl Orders {
     }
 }
 
-/// Locked for moments and only by threads that may not fork meanwhile; the watch thread never does.
+/// Locked for moments and only by threads that do not fork under it; the watch thread never does.
 fn lock() -> MutexGuard<'static, Option<Watch>> {
     WATCH.lock().unwrap_or_else(PoisonError::into_inner)
 }

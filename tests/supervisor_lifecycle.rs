@@ -311,7 +311,7 @@ fn a_mutation_is_over_when_every_worker_has_said_so_or_ended() {
     let commands = rig.run();
     assert_eq!(commands[0], Command::Reloaded);
     assert_eq!(forks(&commands), [(2, 0)]);
-    rig.ready(100); // somebody sent it a SIGHUP of its own
+    rig.ready(100); // it got a SIGHUP of its own
     assert_eq!(rig.run(), []);
 }
 

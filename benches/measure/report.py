@@ -177,7 +177,7 @@ def document(
 ) -> str:
     """docs/benchmarks.md; without the server's part no plot of it and no profile."""
     peers = ", ".join(f"{name} {version}" for name, version in versions.items())
-    remains = (BENCHES / "remains.md").read_text() if has_server else ""
+    profile = (BENCHES / "profile.md").read_text() if has_server else ""
     plot = f"![CPU of a request as a multiple of osloxide's]({PLOT})\n\n" if has_server else ""
     return f"""\
 # Benchmarks
@@ -189,4 +189,4 @@ Both sides of every ratio come from this one run.
 - {facts["cpu"]}, {facts["cores"]} cores, Linux {facts["kernel"]}, CPython {facts["python"]}
 - peers: {peers}
 
-{tables}{remains}"""
+{tables}{profile}"""

@@ -44,7 +44,7 @@ def install_wakeup() -> None:
 def uninstall_wakeup() -> None: ...
 def park(timeout: float | None = None) -> bool:
     """Park the main thread, interpreter released, until wake() is called or *timeout* seconds
-    passed. Python signal handlers run promptly meanwhile; an exception they raise propagates.
+    passed. Python signal handlers run promptly during it; an exception they raise propagates.
     True when woken by wake()."""
 
 def wake() -> None:
@@ -129,7 +129,7 @@ class Supervisor:
         """
     def forked(self, slot: int, pid: int) -> None: ...
     def fork_failed(self, slot: int, errno: int) -> None:
-        """EAGAIN and ENOMEM are retried with back-off; serving goes on meanwhile."""
+        """EAGAIN and ENOMEM are retried with back-off; serving goes on during that."""
     def configured(self) -> None:
         """The configuration was reloaded: workers now get SIGHUP (mutate) or are replaced one by one
         (reload). Calling next() without it drops the request: the configuration was unusable."""
@@ -177,7 +177,7 @@ def disarm_deadline() -> None:
     """Take the armed deadline back: the shutdown is complete and this process goes on. Outside a
     worker the watch thread has ended on return, so that this process may fork again."""
 
-# ---- WSGI server (src/python/server.rs, src/python/wsgi.rs) ---------------------------------------
+# ---- WSGI server (src/python/server.rs, src/python/wsgi) ---------------------------------------
 
 @final
 class Server:
@@ -341,7 +341,7 @@ class Executor:
     def submit_as(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
         """As submit(), counted under *name*; False as the result counts as a failure."""
     def close(self, cancel: bool = False) -> list[Future[Any]]:
-        """Take no more jobs. With *cancel*, return the futures of those that nobody had begun; the
+        """Take no more jobs. With *cancel*, return the futures of those that no thread had begun; the
         caller cancels them. Idempotent."""
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until a closed executor has ended, interpreter released, Python signal handlers

@@ -1,6 +1,6 @@
 """Services and launchers under oslo.service's names, for ``from osloxide import service``.
 
-Owns nothing: the names are those of the threading flavour (osloxide.backends.threading), whatever
+Owns nothing: the names are those of the threading flavour (osloxide.backends.threading), with any
 backend oslo.service itself has selected in this process. ``ServiceBase`` is oslo.service's own, so
 that services of other libraries are accepted. Importing this module puts the import hook into
 place, unless oslo.service's own backends are in use already.

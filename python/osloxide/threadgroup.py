@@ -1,8 +1,8 @@
 """Thread groups: the threads and timers that belong to one service.
 
-Owns the list of a group's threads and looping calls, and waking whoever waits for them. Native
-threads cannot be killed: stop() without *graceful* forgets them, wait() then no longer waits for
-them, and as daemon threads they do not keep the process alive. A thread may look at
+Owns the list of a group's threads and looping calls, and waking the threads that wait for them.
+Native threads cannot be killed: stop() without *graceful* forgets them, wait() then no longer waits
+for them, and as daemon threads they do not keep the process alive. A thread may look at
 ``threading.current_thread().abort``, an event that is set when its group stops.
 
 Rules: oslo_service.threadgroup (oslo.service 4.8), both backends; what differs between them
@@ -398,7 +398,7 @@ class ThreadGroup:
     def wait(self) -> None:
         """Wait until all timers and threads have ended or the group was stopped.
 
-        A timer that nobody stops keeps this waiting.
+        A timer that is not stopped keeps this waiting.
 
         :raises SystemExit: a thread of the group ended with it; other exceptions are logged.
         """

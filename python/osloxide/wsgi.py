@@ -193,7 +193,7 @@ class Server(ServiceBase):
     :param socket_family: ``AF_INET``, ``AF_INET6``, ``AF_UNIX`` or ``None``; *host* decides
         between the first two.
     :param socket_file: path of a unix socket. A file left behind by an earlier process is
-        replaced; one that somebody listens on is not. A NUL in front means an abstract name.
+        replaced; one with a listener is not. A NUL in front means an abstract name.
     :param socket_mode: permissions of *socket_file*, or ``None`` to leave them to the umask.
     :raises InvalidInput: *backlog* or *pool_size* is out of range.
     :raises ValueError: *socket_family* is not supported, or an option has an impossible value.
@@ -400,7 +400,7 @@ class Server(ServiceBase):
     def wait(self) -> None:
         """Block until the server was stopped and has answered every request.
 
-        Returns at once if it was never started. Signal handlers run meanwhile.
+        Returns at once if it was never started. Signal handlers run during the wait.
         """
         if self._server is None:
             return
@@ -510,7 +510,7 @@ class _ErrorStream:
         self._log(rest)
 
     def isatty(self) -> bool:
-        """Say that nobody watches."""
+        """Say that no terminal is attached."""
         return False
 
     def _log(self, line: str) -> None:
@@ -525,7 +525,7 @@ os.register_at_fork(after_in_child=_started.clear)
 
 @atexit.register
 def _drain_at_exit() -> None:
-    """Drain servers that nobody stopped before the interpreter goes away under their threads.
+    """Drain servers that were not stopped before the interpreter goes away under their threads.
 
     A thread that wants the interpreter back afterwards would abort the process, so requests that
     are still in flight after EXIT_GRACE_SECONDS end with it.

@@ -30,7 +30,7 @@ const HAS_HEADERS: u16 = 1 << 13;
 const HAS_DELIVERY_MODE: u16 = 1 << 12;
 const HAS_PRIORITY: u16 = 1 << 11;
 const HAS_MESSAGE_ID: u16 = 1 << 7;
-/// More flags follow; nobody uses them.
+/// More flags follow; no client uses them.
 const HAS_MORE: u16 = 1;
 
 /// The only content that oslo.messaging sends.
@@ -61,7 +61,7 @@ pub struct Scan<T> {
 pub struct Delivery<'a> {
     /// By which it is acknowledged.
     pub tag: u64,
-    /// The broker has delivered it before, to somebody.
+    /// The broker has delivered it before, to any consumer.
     pub is_redelivered: bool,
     /// JSON, as far as its sender says.
     pub body: Cow<'a, str>,

@@ -237,7 +237,7 @@ impl AmqpConnection {
             match state.send(rest) {
                 Ok(count) => *offset += count,
                 Err(Errno::EAGAIN) => {
-                    // Nobody else may write before the caller has come back for the rest.
+                    // No other thread may write before the caller has come back for the rest.
                     state.is_inside_frame = *offset > 0;
                     return Ok(false);
                 }
@@ -301,7 +301,7 @@ impl AmqpConnection {
             return Some(now + pause);
         }
         if self.send_heartbeat(&mut state).is_err() {
-            return None; // its owner will find out and connect anew
+            return None; // its owner will find out and connect again
         }
         Some(now + pause)
     }

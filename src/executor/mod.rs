@@ -6,7 +6,7 @@
 //! The contract is that of Python's `concurrent.futures.Executor`; docs/rpc.md says what differs.
 //!
 //! The pool never sees a job. It passes *tickets*, each good for one turn at the queue, so that a
-//! job which nobody has begun can still be taken back when the executor is cancelled.
+//! job which no thread has begun can still be taken back when the executor is cancelled.
 
 mod queue;
 
@@ -44,7 +44,7 @@ pub struct Stats {
     pub threads: usize,
     /// Jobs that run.
     pub busy: usize,
-    /// Jobs that nobody has begun.
+    /// Jobs that no thread has begun.
     pub queued: usize,
     /// Jobs that go on without a thread.
     pub held: usize,

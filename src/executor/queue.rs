@@ -100,7 +100,7 @@ struct QueueState<J> {
     is_interrupted: bool,
     submitters_wait: usize,
     phase: Phase,
-    /// Readable once the executor has ended; made when somebody first asks.
+    /// Readable once the executor has ended; made when it is first asked for.
     ended: Option<Arc<EventFd>>,
     most_queued: usize,
     begun: u64,

@@ -139,7 +139,7 @@ impl<S: Source> Shared<S> {
 impl<J> State<J> {
     /// True while a job waits for admission and could have it if the limit grew.
     fn is_room_wanted(&self) -> bool {
-        // Room that nobody has taken yet tells nothing about those who will.
+        // Room that no thread has taken yet tells nothing about those who will.
         !self.ready.is_empty() && !self.may_run() && self.gate.can_grow() && !self.is_ending
     }
 

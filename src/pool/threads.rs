@@ -89,7 +89,7 @@ impl Alarm {
     pub(super) fn create(&self) -> io::Result<()> {
         if self.0.get().is_none() {
             let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)?;
-            // Somebody else may have been quicker.
+            // Another thread may have been quicker.
             let _ = self.0.set(timer);
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! `Executor` for Python: calls in, futures out, on the threads of [`crate::executor`].
 //!
-//! A future is a `concurrent.futures.Future` whose condition is made only when somebody asks for
+//! A future is a `concurrent.futures.Future` whose condition is made only when a caller asks for
 //! it (python/osloxide/messaging/executor.py). As long as nobody has, a thread that finishes the job may write the
 //! result without taking a lock: the interpreter is held from the look to the last write, and no
 //! Python code runs in between.
@@ -203,7 +203,7 @@ impl Work for Calls {
         Python::attach(|py| {
             let future = job.future.clone_ref(py);
             if let Err(error) = self.call(py, job, in_flight) {
-                // Somebody else has finished or broken the future: it is not ours to judge.
+                // Other code has finished or broken the future: it is not ours to judge.
                 error.write_unraisable(py, Some(future.bind(py)));
             }
         });

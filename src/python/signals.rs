@@ -19,8 +19,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What `signal.set_wakeup_fd` says for "nobody".
-const NOBODY: RawFd = -1;
+/// What `signal.set_wakeup_fd` says for "none".
+const NO_FD: RawFd = -1;
 
 static INSTALLED: Mutex<Option<Arc<InstalledPipe>>> = Mutex::new(None);
 static WAKEUP: Mutex<Option<(u32, Arc<Wakeup>)>> = Mutex::new(None);
@@ -146,7 +146,7 @@ pub(super) fn wait_once(
         if wakeup.main_thread != gettid().as_raw() {
             return poll_only(py, fds, deadline);
         }
-        // Somebody, asyncio for one, may have taken the wakeup fd meanwhile: take it back.
+        // Other code, such as asyncio, may have taken the wakeup fd: take it back.
         wakeup.claim(py)?;
         return wakeup.wait(py, fds, deadline);
     }
@@ -221,7 +221,7 @@ impl InstalledPipe {
     fn claim(&self, py: Python<'_>) -> PyResult<()> {
         let before = set_wakeup_fd(py, self.write_fd(), false)?;
         if before != self.write_fd() {
-            // Nobody, where we were: the last owner has given up, as asyncio does at its end.
+            // No one else, where this pipe was: the last owner has given up, as asyncio does at its end.
             self.set_earlier(file_of(before).map(|file| Owner { fd: before, file }));
         }
         Ok(())
@@ -229,15 +229,15 @@ impl InstalledPipe {
 
     /// Gives the wakeup fd back to its earlier owner, if that one still lives.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
-        let before = set_wakeup_fd(py, NOBODY, true)?;
+        let before = set_wakeup_fd(py, NO_FD, true)?;
         self.drain();
         let heir = if before == self.write_fd() {
-            self.earlier().map_or(NOBODY, |owner| owner.fd)
+            self.earlier().map_or(NO_FD, |owner| owner.fd)
         } else {
             before
         };
-        if heir != NOBODY && set_wakeup_fd(py, heir, true).is_err() {
-            set_wakeup_fd(py, NOBODY, true)?; // it is being closed just now
+        if heir != NO_FD && set_wakeup_fd(py, heir, true).is_err() {
+            set_wakeup_fd(py, NO_FD, true)?; // it is being closed just now
         }
         Ok(())
     }
@@ -325,7 +325,7 @@ fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
 /// Device and inode of an open descriptor; `None` when it is closed.
 #[expect(unsafe_code, reason = "the descriptor belongs to the application")]
 fn file_of(fd: RawFd) -> Option<(u64, u64)> {
-    if fd == NOBODY {
+    if fd == NO_FD {
         return None;
     }
     // SAFETY: borrowed for this call only, which answers EBADF if it is closed.

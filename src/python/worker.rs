@@ -42,7 +42,7 @@ pub(super) fn enter_worker(
 /// `None` also when the parent is gone already; the liveness pipe tells that too.
 fn parent_pidfd(owner: u32) -> Option<std::os::fd::OwnedFd> {
     let pidfd = pidfd_open(owner.cast_signed()).ok()?;
-    // Checked after opening: the number may have been given to another process meanwhile.
+    // Checked after opening: the number may have been given to another process by then.
     (std::os::unix::process::parent_id() == owner).then_some(pidfd)
 }
 

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-/// Names that one worker can tell apart; whatever comes later is counted as the last one.
+/// Names that one worker can tell apart; what comes later is counted as the last one.
 pub const METHODS: usize = 62;
 /// The name of what found no room.
 const OTHERS: &str = "(others)";
@@ -119,7 +119,7 @@ impl Methods {
         }
     }
 
-    /// What the worker before left in the gauges belongs to nobody. Called before anything runs.
+    /// What the worker before left in the gauges is void. Called before anything runs.
     pub(super) fn clear_gauges(&self) {
         for mark in &self.in_flight_slots {
             mark.store(0, Ordering::Relaxed);

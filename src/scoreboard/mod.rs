@@ -201,7 +201,7 @@ impl Scoreboard {
                 OFlag::O_RDONLY | OFlag::O_CLOEXEC,
                 Mode::empty(),
             ) else {
-                continue; // closed meanwhile
+                continue; // closed since
             };
             match Self::checked(memfd)? {
                 Some(board) => {
@@ -342,7 +342,7 @@ impl Scoreboard {
         }
     }
 
-    /// What *group* is called; empty when nobody said so.
+    /// What *group* is called; empty when it has no name.
     #[must_use]
     pub fn group_name(&self, group: usize) -> String {
         let place = self.header().groups.get(group);
@@ -469,7 +469,7 @@ fn os(action: &'static str) -> impl FnOnce(Errno) -> Error {
     }
 }
 
-/// Subtracts one unless that would wrap: a gauge that was cleared meanwhile stays at 0.
+/// Subtracts one unless that would wrap: a gauge that was cleared in between stays at 0.
 fn decrement(gauge: &AtomicU32) {
     let less = |value: u32| value.checked_sub(1);
     let _ = gauge.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);

@@ -28,7 +28,7 @@ pub struct Row {
     ready_at: AtomicU64,
     last_exit: AtomicI64,
     /// What `served` was when the row was assigned. That one is never set back, so a reader sees the
-    /// sum of a slot grow only, whatever happens between two of its loads.
+    /// sum of a slot grow only, also with changes between two of its loads.
     served_before: AtomicU64,
     counters: Counters,
     in_flight_slots: [AtomicU64; IN_FLIGHT_MAX],
@@ -79,7 +79,7 @@ pub struct InFlight<'row> {
 }
 
 impl InFlight<'_> {
-    /// The request has ended in an error that nobody expected.
+    /// The request has ended in an unexpected error.
     pub fn fail(&mut self) {
         self.failed = true;
     }
@@ -318,7 +318,7 @@ impl Row {
         self.pid.store(0, Ordering::Relaxed);
         self.started_at.store(0, Ordering::Relaxed);
         self.ready_at.store(0, Ordering::Relaxed);
-        // Nobody counts in it now: its process was reaped.
+        // No process counts in it now: it was reaped.
         let served = self.counters.served.load(Ordering::Relaxed);
         self.served_before.store(served, Ordering::Relaxed);
         self.clear_gauges();

@@ -45,7 +45,7 @@ pub struct Snapshot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum State {
-    /// The row belongs to nobody.
+    /// The row is free.
     Free = 0,
     /// Forked, not ready yet.
     Starting = 1,
@@ -107,7 +107,7 @@ pub struct MethodSnapshot {
     pub running: u32,
     /// Requests finished by all workers that the slot ever had, failed ones included.
     pub done: u64,
-    /// Those that ended in an error which nobody expected.
+    /// Those that ended in an unexpected error.
     pub failed: u64,
     /// `CLOCK_MONOTONIC` nanoseconds when the oldest one in flight began.
     pub oldest_since: Option<u64>,

@@ -30,7 +30,7 @@ use std::time::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Token(pub(super) u64);
 
-/// What a connection that nobody has checked out is waiting for.
+/// What a connection that is not checked out is waiting for.
 #[derive(Debug)]
 pub(super) enum Phase {
     /// A request, or the rest of its head.

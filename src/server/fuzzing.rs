@@ -166,7 +166,7 @@ struct Heard {
     messages: Vec<Message>,
     /// hyper took everything for valid.
     is_content: bool,
-    /// The last message was to be the last: whatever follows it is not looked at.
+    /// The last message was to be the last: what follows it is not looked at.
     has_ended: bool,
 }
 

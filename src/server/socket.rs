@@ -25,14 +25,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// How long accepting can block when somebody else has made the listener blocking again.
+/// How long accepting can block when other code has made the listener blocking again.
 const LONGEST_ACCEPT: TimeVal = TimeVal::new(0, 1000);
 
 /// Checks that the descriptor is a listening stream socket and makes it non-blocking.
 ///
 /// The flag is shared with every copy of the descriptor, also in other processes, and one of them
 /// may clear it at any time: `socket.dup()` of a blocking Python socket does. A thread that then
-/// finds that another worker was quicker would sleep in accept until somebody connects, with the
+/// finds that another worker was quicker would sleep in accept until a client connects, with the
 /// requests of its other connections unread. The receive timeout bounds that.
 pub(super) fn check_listener(listener: &OwnedFd) -> io::Result<()> {
     if getsockopt(listener, sockopt::SockType)? != SockType::Stream
@@ -50,7 +50,7 @@ pub(super) fn check_listener(listener: &OwnedFd) -> io::Result<()> {
 pub(super) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let fd = accept4(listener.as_raw_fd(), flags)?;
-    // SAFETY: accept4 has just made this descriptor and nobody else knows it.
+    // SAFETY: accept4 has just made this descriptor and no other code knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -7,7 +7,7 @@ use super::MOST_WORKERS;
 use nix::errno::Errno;
 use std::time::Duration;
 
-/// What Python shall do or know.
+/// What Python is to do or know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Command {
@@ -42,7 +42,7 @@ pub enum Command {
         /// Time since its fork.
         lifetime: Duration,
     },
-    /// A child of process 1 that is no worker has ended, and nobody has waited for it since. Python
+    /// A child of process 1 that is no worker has ended, and no wait has reaped it since. Python
     /// knows whether the application still will; if not, it calls [`super::Supervisor::reap_orphan`].
     Orphan {
         /// The process.

@@ -35,7 +35,7 @@ pub const MOST_WORKERS: usize = scoreboard::CAPACITY / 2 - 1;
 /// handler of the application.
 const POLL_WITHOUT_PIDFD: Duration = Duration::from_secs(1);
 
-/// How long process 1 leaves an ended child that is no worker to whoever may be waiting for it.
+/// How long process 1 leaves an ended child that is no worker to code that may be waiting for it.
 pub const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 /// When Python is asked again about an orphan that it did not want to be reaped.
 const ORPHAN_AGAIN: Duration = Duration::from_secs(60);
@@ -182,7 +182,7 @@ impl<P: Processes> Supervisor<P> {
         self.lock().tick = next.map(|next| (interval, next));
     }
 
-    /// Reaps an orphan whose end [`Command::Orphan`] told of; `None` when somebody else has.
+    /// Reaps an orphan whose end [`Command::Orphan`] told of; `None` when other code has.
     pub fn reap_orphan(&self, pid: i32) -> Option<i32> {
         let mut inner = self.lock();
         inner.orphans.remove(&pid)?;
@@ -452,7 +452,7 @@ impl<P: Processes> Inner<P> {
         }
     }
 
-    /// Notes children that ended and are no workers, and forgets those that somebody waited for.
+    /// Notes children that ended and are no workers, and forgets those that were waited for.
     fn look_for_orphans(&mut self, now: Instant) {
         let ended = self.processes.ended_children();
         self.orphans.retain(|pid, _| ended.contains(pid));

@@ -12,7 +12,7 @@ use rustix::process::{
 };
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Wait status reported for a worker whose real one was taken by somebody else, such as a SIGCHLD
+/// Wait status reported for a worker whose real one was taken by other code, such as a SIGCHLD
 /// handler of the application that waits for any child: an exit with status 255.
 pub const LOST_STATUS: i32 = 255 << 8;
 
@@ -25,7 +25,7 @@ pub trait Processes {
     /// Sends a signal to a child that was not reaped yet. One that has ended is no error.
     fn signal(&mut self, pid: i32, watch: Option<BorrowedFd<'_>>, number: i32);
 
-    /// Reaps child *pid* if it has ended and returns its wait status, [`LOST_STATUS`] when somebody
+    /// Reaps child *pid* if it has ended and returns its wait status, [`LOST_STATUS`] when other code
     /// else has reaped it, or `None` while it lives.
     fn reap(&mut self, pid: i32) -> Option<i32>;
 
@@ -36,7 +36,7 @@ pub trait Processes {
     /// which inherits the orphans of its container.
     fn ended_children(&mut self) -> Vec<i32>;
 
-    /// Reaps a child that is no worker; `None` when somebody else has.
+    /// Reaps a child that is no worker; `None` when other code has.
     fn reap_orphan(&mut self, pid: i32) -> Option<i32> {
         self.reap(pid).filter(|status| *status != LOST_STATUS)
     }

@@ -422,7 +422,7 @@ impl Roster {
                 }
                 self.phase = Phase::Reloading { cursor: cursor + 1 };
             } else if slot.current.pid().is_none() {
-                // Nobody to replace: fork the new generation right away, whatever happened before.
+                // No worker to replace: fork the new generation right away, also after failures.
                 slot.current = Worker::new(generation);
                 return;
             } else {

@@ -91,12 +91,12 @@ pub enum Event {
     Mutated,
     /// The process ended and was reaped.
     Exited,
-    /// The worker shall leave.
+    /// The worker is told to leave.
     Stop {
         /// When SIGKILL follows; `None` is never.
         deadline: Option<Instant>,
     },
-    /// The worker shall be ended at once.
+    /// The worker is to be ended at once.
     Abort,
     /// It is stopped, busy with one request, or without a beat for longer than the worker timeout.
     Hung {

@@ -1,4 +1,4 @@
-//! The access log: what may stand in a line, whatever a client sent.
+//! The access log: what may stand in a line of what a client sent.
 //!
 //! Renders the fields that a client controls so that no byte of them can end a line, forge another
 //! or move a terminal's cursor. Formats no line itself: `wsgi_log_format` is a Python format

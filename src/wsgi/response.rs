@@ -105,7 +105,7 @@ impl Head {
     }
 
     /// The answer that this server gives in place of an application that failed: it ends the
-    /// connection, since nobody knows what the application had left undone.
+    /// connection, since it is unknown what the application had left undone.
     #[must_use]
     pub fn failure(status: StatusCode) -> Self {
         let mut headers = HeaderMap::with_capacity(4);

@@ -203,7 +203,7 @@ class Suite:
         return SHORT_DEADLINE if self._expected.outcome(test) == HUNG else DEADLINE
 
     def _short(self, test: str) -> str:
-        """Node ids are relative to whatever pytest thinks its root is; ours are not."""
+        """Node ids are relative to what pytest takes for its root; ours are not."""
         name = test.rpartition("oslo_service/tests/")[2]
         return name.removeprefix(f"{self.root}/")
 

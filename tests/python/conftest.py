@@ -132,7 +132,7 @@ class Program:
         return found
 
     def close(self) -> None:
-        """Assert that no process is left; whatever is, is killed first."""
+        """Assert that no process is left; those that are, are killed first."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         ended_by_itself = self.process.poll() is not None

@@ -20,7 +20,7 @@ LAUNCH = "service.launch(conf, Site(), {}).wait()"
 
 @pytest.fixture
 def port() -> int:
-    """A port that nobody listens on."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         number: int = probe.getsockname()[1]
     return number

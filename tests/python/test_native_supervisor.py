@@ -89,7 +89,7 @@ class Parent:
         """Read to the end, which needs every process to have ended, and return the status."""
         deadline = time.monotonic() + LONGEST
         while self._read(1.0):
-            assert time.monotonic() < deadline, f"somebody still runs: {self.said[-20:]}"
+            assert time.monotonic() < deadline, f"processes still run: {self.said[-20:]}"
         return self.process.wait(LONGEST)
 
 

@@ -252,7 +252,7 @@ def test_an_idle_executor_wakes_nobody() -> None:
     tasks = Path("/proc/self/task")
 
     def switches() -> dict[str, int]:
-        # The threads are named by the pool, whatever Python calls them.
+        # The threads are named by the pool, not by Python.
         found = {}
         for task in tasks.iterdir():
             if (task / "comm").read_text().startswith("rpc-"):
@@ -292,7 +292,7 @@ def test_shutdown_can_cancel_what_nobody_has_begun() -> None:
 
     executor.shutdown(wait=False, cancel_futures=True)
 
-    # At once, although the only thread is busy; and whoever waits for them learns of it.
+    # At once, although the only thread is busy; and their waiters learn of it.
     assert all(future.cancelled() for future in queued)
     assert not concurrent.futures.wait(queued, PATIENCE).not_done
     assert executor.stats()["cancelled"] == 5

@@ -31,7 +31,7 @@ class Channel:
 
 
 def reconnect(*, durable: bool, known: set[str], monitored: bool = False) -> queue.Queue[Any]:
-    """Declare a reply queue anew, with one call in flight; returns that call's replies."""
+    """Declare a reply queue again, with one call in flight; returns that call's replies."""
     replies: queue.Queue[Any] = queue.Queue()
     waiter = SimpleNamespace(
         waiters=SimpleNamespace(_queues={"call": replies}),

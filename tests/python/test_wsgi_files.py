@@ -53,7 +53,7 @@ def test_a_large_file_is_sent_by_the_kernel_and_the_connection_kept(large: Path)
             assert answer.one("Content-Length") == str(LARGE)
             assert answer.body == large.read_bytes()
     for descriptor in descriptors:
-        # Whoever had read the file would have moved the offset that both descriptors share.
+        # Reading the file would have moved the offset that both descriptors share.
         assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0
         os.close(descriptor)
 

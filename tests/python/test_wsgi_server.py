@@ -452,7 +452,7 @@ def test_an_interpreter_that_leaves_answers_what_is_in_flight() -> None:
 
         def app(environ, start_response):
             inside.set()
-            time.sleep(0.3)  # the main thread leaves meanwhile
+            time.sleep(0.3)  # the main thread leaves in that time
             start_response("200 OK", [])
             return [b"finished"]
 

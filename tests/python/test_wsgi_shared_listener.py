@@ -18,7 +18,7 @@ def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 
 def test_a_request_is_answered_although_another_process_made_the_listener_blocking() -> None:
     with serving(application) as server:
-        # What socket.dup() does in a worker that starts meanwhile.
+        # What socket.dup() does in a worker that starts now.
         with socket.socket(fileno=os.dup(server.socket.fileno())) as copy:
             copy.setblocking(True)
         with connect(server) as client:

@@ -51,7 +51,7 @@ Start = Callable[..., RunningService]
 
 
 class Starter:
-    """Starts programs, and ends whatever of them is left at the end."""
+    """Starts programs, and ends what is left of them."""
 
     def __init__(self) -> None:
         self._running: list[RunningService] = []

@@ -1,6 +1,6 @@
 """A private RabbitMQ and a private MariaDB: own ports, names and directories, gone afterwards.
 
-Both run as whoever runs the tests, root or not, and never touch an installed instance: the broker
+Both run as the user who runs the tests, root or not, and never touch an installed instance: the broker
 has an epmd and a node name of its own, the database a data directory and a socket of its own.
 Durability is switched off, since nothing here has to survive the session. A missing program fails
 the tests that need it with the remedy; it never skips them silently.
@@ -225,7 +225,7 @@ class Database:
 
     @contextlib.contextmanager
     def locked(self, *tables: str) -> Iterator[None]:
-        """Hold *tables* ("database.table"): all others who read or write them wait meanwhile."""
+        """Hold *tables* ("database.table"): all others who read or write them wait."""
         argv = [self._client, "--no-defaults", "-S", str(self.socket), "-uroot", "-N", "-B", "-n"]
         locks = ", ".join(f"{table} WRITE" for table in tables)
         with subprocess.Popen(

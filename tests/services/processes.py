@@ -120,7 +120,7 @@ def open_fds(pid: int) -> int:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago. Whoever binds it retries on a clash."""
+    """A TCP port of 127.0.0.1 that was free a moment ago. Its user retries on a clash."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -256,7 +256,7 @@ class RunningService:
         return time.monotonic() - begin
 
     def stop(self, within: float = 30) -> None:
-        """End whatever still lives, first politely; raise when it had to be killed."""
+        """End what still lives, first politely; raise when it had to be killed."""
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

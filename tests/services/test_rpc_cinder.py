@@ -41,7 +41,7 @@ CALLS = {
     "scheduler": f"{BASE}/scheduler-stats/get_pools",
     "volume": f"{BASE}/capabilities/osloxide-test@fake",
 }
-# Neither space nor quotas shall limit the users; a call's timeout is long enough for a restart. A
+# Neither space nor quotas limit the users; a call's timeout is long enough for a restart. A
 # scheduler that has just started lets requests wait in its threads until a backend has announced
 # itself, for which it needs one more thread.
 SETTINGS = """\
@@ -155,7 +155,7 @@ class Deployment:
         return users
 
     def await_progress(self, users: Users, more: int = 6) -> None:
-        """Wait until *more* volumes have been created that nobody had asked for, and calls too."""
+        """Wait until *more* volumes have been created without a request, and calls too."""
         seen, calls = len(users.volumes), users.calls.copy()
 
         def progressed() -> bool:

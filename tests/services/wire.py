@@ -42,7 +42,7 @@ class Pair:
             sink.shutdown(socket.SHUT_WR)
 
     def cut(self) -> None:
-        """Reset both ends at once; whatever is under way is lost."""
+        """Reset both ends at once; what is under way is lost."""
         for end in self._ends:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

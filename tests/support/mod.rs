@@ -169,7 +169,7 @@ impl Rig {
         self.fake.0.lock().unwrap().ended.insert(pid, status);
     }
 
-    /// Somebody else waits for process *pid*, which has ended.
+    /// Other code waits for process *pid*, which has ended.
     pub fn waited_for(&self, pid: i32) {
         self.fake.0.lock().unwrap().ended.remove(&pid);
     }

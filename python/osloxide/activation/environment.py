@@ -34,7 +34,7 @@ SITECUSTOMIZE_DIR = str(Path(__file__).parent / "_sitecustomize")
 def activated(environ: Mapping[str, str]) -> dict[str, str]:
     """A copy of *environ* in which Python interpreters install the hook when they start.
 
-    Switches that are set already are left as they are, whatever their value.
+    Switches that are set already are left as they are, also with another value.
     """
     result = dict(environ)
     result[ENABLED] = "1"
@@ -54,7 +54,7 @@ def is_testing() -> bool:
 
 
 def keeps_eventlet(environ: Mapping[str, str]) -> list[str]:
-    """Switches that somebody has set to a value by which their service keeps eventlet."""
+    """Switches that the environment has set to a value by which their service keeps eventlet."""
     return [
         switch
         for switch in EVENTLET_SWITCHES

@@ -241,7 +241,7 @@ class _AliasLoader:
         try:
             module = import_module(self._real)
         except ModuleNotFoundError as error:
-            # oslo.service reports that class as "Unknown backend", whatever it was that is missing.
+            # oslo.service reports every missing module as "Unknown backend".
             raise ImportError(
                 f"osloxide cannot serve {spec.name}: {error}; reinstall osloxide and what it "
                 "depends on",
@@ -279,7 +279,7 @@ class _AmendingLoader:
 
 
 def _imported_too_early() -> str | None:
-    """The first aliased name that somebody has already imported from oslo.service, if any."""
+    """The first aliased name that is already imported from oslo.service, if any."""
     for alias, real in _finder.aliases().items():
         module = sys.modules.get(alias)
         if module is not None and module is not sys.modules.get(real):

@@ -3,7 +3,7 @@
 Owns what stands in for the thread-local store behind ``oslo_context.context.get_current()``, which
 oslo.log asks for every line: all coroutines of a worker share one thread, and would log under each
 other's request ids. A context variable is the same as thread-local data on a plain thread, while
-each asyncio task has its own, beginning with that of whoever began it.
+each asyncio task has its own, beginning with that of the code that began it.
 Rules: oslo_context/context.py (``_request_store.context``, which its fixture deletes); PEP 567.
 """
 

@@ -1,8 +1,8 @@
 """Native threads behind the few names of eventlet that services use to do things side by side.
 
-Owns a pool of threads that grows on demand, a queue, and timeouts that reach whoever waits on such
-a queue. Never imports eventlet. What a timeout cannot do here is interrupt code that runs: only
-green threads can be woken from outside. Contract: ``eventlet.GreenPool``, ``eventlet.queue``,
+Owns a pool of threads that grows on demand, a queue, and timeouts that reach the threads that wait
+on such a queue. Never imports eventlet. What a timeout cannot do here is interrupt code that runs:
+only green threads can be woken from outside. Contract: ``eventlet.GreenPool``, ``eventlet.queue``,
 ``eventlet.timeout``, as far as the adapters need them.
 """
 
@@ -44,7 +44,7 @@ class Spawned:
 
 
 class Pool:
-    """Runs calls on native threads, which are made when nobody is idle.
+    """Runs calls on native threads, which are made when none is idle.
 
     A forked child gets threads of its own. No thread is made before the first call, so that a
     parent which does not use the pool may fork.
@@ -67,7 +67,7 @@ class Pool:
             return Spawned(self._executor.submit(function, *arguments, **keywords))
 
     def spawn_n(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
-        """Begin a call whose end nobody waits for; ``threading.excepthook`` gets what it raises."""
+        """Begin a call; ``threading.excepthook`` gets what it raises."""
         self.spawn(function, *arguments, **keywords)._future.add_done_callback(_report)
 
     def _forget_threads(self) -> None:

@@ -66,7 +66,7 @@ def _import(module: str, problems: list[str]) -> dict[str, Any]:
     began = time.monotonic()
     try:
         importlib.import_module(module)
-    except BaseException as error:  # noqa: BLE001 - whatever a service's module does at import
+    except BaseException as error:  # noqa: BLE001 - a service's module may raise anything
         problems.append(f"importing {module} failed: {type(error).__name__}: {error}")
         return {"imported": False}
     return {"imported": True, "seconds": round(time.monotonic() - began, 3)}
@@ -78,7 +78,7 @@ def _aliases(problems: list[str]) -> list[dict[str, Any]]:
         error = None
         try:
             served = importlib.import_module(alias).__name__
-        except Exception as caught:  # noqa: BLE001 - reported, whatever it is
+        except Exception as caught:  # noqa: BLE001 - reported
             served, error = None, f"{type(caught).__name__}: {caught}"
             problems.append(f"{alias} cannot be served: {error}")
         else:

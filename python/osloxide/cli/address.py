@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Inherited:
-    """A socket that whoever started this process has opened: its number, or systemd's name."""
+    """An inherited socket: its number, or systemd's name."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Listening sockets that whoever started this process has opened: systemd, a shell, a test.
+"""Listening sockets that this process inherits: from systemd, a shell, a test.
 
 Owns the protocol of sd_listen_fds(3) and the check that a descriptor is what it should be. Accepts
 nothing. The variables of the protocol are removed once they were read, so that no child takes the

@@ -2,7 +2,7 @@
 
 Owns the names and the meaning of the metrics, and the process that answers scrapes: one of its own,
 so that no scrape can disturb a supervisor, which starts no thread and serves nothing itself. Each
-scrape reads the scoreboards anew; nothing is kept in between.
+scrape reads the scoreboards again; nothing is kept in between.
 
 Rules: Prometheus' text format and naming conventions; osloxide's scoreboard (src/scoreboard).
 """
@@ -223,7 +223,7 @@ _OF_METHODS: tuple[tuple[bool, str, str, Callable[[Method], float]], ...] = (
     (
         True,
         "osloxide_method_failures",
-        "Those that ended in an error which nobody expected.",
+        "Those that ended in an unexpected error.",
         lambda it: it.failed,
     ),
     (

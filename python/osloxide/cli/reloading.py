@@ -2,7 +2,7 @@
 
 Owns the list of files and how they are compared. Decides nothing about processes: it asks the
 parent for a reload, once, and the parent replaces the workers one by one. The parent itself watches
-nothing: it has loaded no application, and shall stay without threads. Compares times and sizes once
+nothing: it has loaded no application, and must stay without threads. Compares times and sizes once
 a second; for development, where that costs nothing that matters and works on every file system.
 """
 
@@ -81,7 +81,7 @@ class Files:
         for path in self._paths():
             stamp = _stamp(path)
             if stamp is None:
-                continue  # editors remove a file before they write it anew
+                continue  # editors remove a file before they write it again
             if self._seen.setdefault(path, stamp) != stamp:
                 return path
         return None

@@ -329,7 +329,7 @@ def _addresses(
             places.append(inherited.from_fd(descriptor))
     if unused:
         logging.getLogger("osloxide.serve").warning(
-            "systemd passed sockets that --bind does not name: %s; nobody accepts on them",
+            "systemd passed sockets that --bind does not name: %s; no process accepts on them",
             ", ".join(f"fd://{descriptor}" for descriptor in sorted(unused)),
         )
     return places

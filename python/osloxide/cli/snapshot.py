@@ -4,7 +4,7 @@ Finds launchers by the scoreboard that their processes keep open, and adds what 
 Reads only: a launcher does not notice that it is being looked at. ``status``, ``top`` and
 ``metrics`` differ in how they show it and in nothing else.
 
-Rules: proc(5) (fd, status), osloxide's scoreboard (src/scoreboard.rs).
+Rules: proc(5) (fd, status), osloxide's scoreboard (src/scoreboard).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Method:
     :param queued: requests that no thread has begun.
     :param running: requests in flight.
     :param done: requests finished by all workers that the slot ever had, failed ones included.
-    :param failed: those that ended in an error which nobody expected.
+    :param failed: those that ended in an unexpected error.
     :param oldest: seconds that the oldest one in flight has been running, or None.
     """
 
@@ -206,7 +206,7 @@ def _has_scoreboard(process: Path) -> bool:
     try:
         descriptors = list(os.scandir(process / "fd"))
     except OSError:
-        return False  # it ended, or belongs to somebody else
+        return False  # it ended, or belongs to another user
     for descriptor in descriptors:
         try:
             if os.readlink(descriptor.path).startswith(_MEMFD):

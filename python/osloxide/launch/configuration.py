@@ -106,7 +106,7 @@ class _Forgetful(dict[Any, Any]):
 
 @contextlib.contextmanager
 def _nothing_cached(conf: Any) -> Iterator[None]:
-    """Keep threads that read options meanwhile from caching values of the old files.
+    """Keep threads that read options at the same time from caching values of the old files.
 
     oslo.config empties its cache of values *before* it reads the files. A native thread that
     handles a request just then puts the old value back, and it stays: in the mutation hooks (the

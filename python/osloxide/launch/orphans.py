@@ -26,7 +26,7 @@ from typing import Any
 LOG = logging.getLogger(__name__)
 
 GRACE = 2.0
-"""Seconds that an ended child is left to whoever may be waiting for it."""
+"""Seconds that an ended child is left to code that may be waiting for it."""
 
 AGAIN = 60.0
 """Seconds after which one that belongs to the application is looked at again."""
@@ -36,7 +36,7 @@ _LASTS = 1.0
 command can have been started after the look and be asked about before the next."""
 
 own_children: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Launchers; the pids in their ``children`` are nobody else's."""
+"""Launchers; the pids in their ``children`` are theirs alone."""
 
 _asked_at: dict[int, float] = {}
 _frozen: weakref.WeakSet[subprocess.Popen[Any]] = weakref.WeakSet()
@@ -51,7 +51,7 @@ def remember() -> None:
 
 
 def belongs_to_application(pid: int) -> bool:
-    """Tell whether somebody in this process may still ask how child *pid* ended."""
+    """Tell whether code of this process may still ask how child *pid* ended."""
     if any(pid in launcher.children for launcher in own_children):
         return True
     global _looked_at, _pids
@@ -94,7 +94,7 @@ def _ended_children() -> Iterator[int]:
             try:
                 state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             except OSError:
-                continue  # it was reaped meanwhile
+                continue  # it was reaped since
             if state == "Z" and parent == own:
                 yield int(entry.name)
 

@@ -51,7 +51,7 @@ class ServiceWrapper:
     """The parent's record of one service and its workers.
 
     :param service: the service; the parent never starts or stops it.
-    :param workers: how many workers it shall have.
+    :param workers: how many workers it is to have.
     """
 
     def __init__(self, service: Any, workers: int) -> None:

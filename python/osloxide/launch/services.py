@@ -173,7 +173,7 @@ class Services:
         try:
             self.run_service(service, done)
         except SystemExit:
-            # Somebody may be in wait() of a service that will never get going.
+            # A thread may be in wait() of a service that will never get going.
             for each in self.services:
                 try:
                     each.stop()

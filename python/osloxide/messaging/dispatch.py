@@ -21,7 +21,7 @@ from osloxide.threads.event_loop import Later, Outcome
 
 
 class _AwaitingError(BaseException):
-    """An endpoint has returned a coroutine. Not an Exception: nobody on the way may handle it."""
+    """An endpoint has returned a coroutine. No Exception: no handler on the way may catch it."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], ctxt: Any, serializer: Any) -> None:
         self.coroutine = coroutine
@@ -167,7 +167,7 @@ def amend_server(server: ModuleType) -> None:
 
 
 async def _answer(message: Any, awaiting: _AwaitingError) -> Any:
-    """The reply's body. A caller that monitors its call hears meanwhile that it goes on."""
+    """The reply's body. A caller that monitors its call is told that it goes on."""
     import asyncio
 
     beating = None

@@ -33,11 +33,11 @@ _INTERNALS: dict[str, Callable[[], Any]] = {
 
 
 class Future(concurrent.futures.Future[T]):
-    """A ``concurrent.futures.Future`` whose lock is made when somebody first needs it.
+    """A ``concurrent.futures.Future`` whose lock is made when it is first needed.
 
     Most futures of an RPC server are dropped unseen. Making their condition would cost as much as
-    everything else that a job needs, so the executor finishes a future that nobody has looked into
-    by writing its fields; every method of the base class works as ever.
+    everything else that a job needs, so the executor finishes a future that no caller has looked
+    into by writing its fields; every method of the base class works as ever.
     """
 
     # What the base class sets for each instance; plain values may live here.
@@ -88,7 +88,7 @@ class Executor(concurrent.futures.Executor):
     """Runs callables on at most *max_workers* native threads.
 
     Threads come when jobs block and leave 15 s after a burst; none exists before the first job and
-    an idle executor wakes nobody up. They are ordinary to Python: ``threading.current_thread()``,
+    an idle executor causes no wake-up. They are ordinary to Python: ``threading.current_thread()``,
     ``join()``, thread-local data, ``threading.settrace()`` and faulthandler work as usual.
 
     A job that returns a coroutine (a function written as ``async def``) goes on with it on the
@@ -100,7 +100,7 @@ class Executor(concurrent.futures.Executor):
     :param max_workers: jobs that may run at once, at least 1; ``None`` means 64.
     :param thread_name_prefix: beginning of the names of threads.
     :param max_queued: jobs that may wait; 0 means no bound. :meth:`submit` waits for room, which
-        keeps a listener from taking messages that nobody can work on yet.
+        keeps a listener from taking messages for which no thread is free.
     :raises ValueError: *max_workers* is below 1 or *max_queued* below 0.
 
     Made in one process, it works in no other: make it after the fork.
@@ -146,7 +146,7 @@ class Executor(concurrent.futures.Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more jobs.
 
-        :param wait: return only when every job has ended. Signals are handled meanwhile.
+        :param wait: return only when every job has ended. Signals are handled during the wait.
         :param cancel_futures: cancel the jobs that no thread has begun.
         """
         self._is_shut = True

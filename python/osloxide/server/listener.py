@@ -61,7 +61,7 @@ def listen_unix(name: str, path: str, mode: int | None, backlog: int) -> socket.
     """Listen on *path*; a socket left there by a process that is gone is replaced.
 
     A *path* that begins with a NUL is an abstract name (unix(7)): there is no file, and nothing is
-    left of it once nobody listens.
+    left of it once no process listens.
 
     :param name: who wants to listen, for the error.
     :param mode: permissions of the socket, or ``None`` to leave them to the umask.
@@ -84,7 +84,7 @@ def listen_unix(name: str, path: str, mode: int | None, backlog: int) -> socket.
                 raise
             os.unlink(path)
             listener.bind(path)
-        # Nobody can connect before listen(), so the mode is never too wide.
+        # No client can connect before listen(), so the mode is never too wide.
         if mode is not None:
             os.chmod(path, mode)
         listener.listen(backlog)
@@ -109,14 +109,14 @@ def _explained(error: OSError, what: str, remedies: dict[int, str]) -> OSError:
 
 
 def _is_abandoned(path: str) -> bool:
-    """Tell whether *path* is a socket that nobody listens on."""
+    """Tell whether *path* is a socket without a listener."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return False
     except OSError:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full backlog must not hold us up: then somebody listens
+        probe.setblocking(False)  # a full backlog must not block: it means that a process listens
         try:
             probe.connect(path)
         except ConnectionRefusedError:

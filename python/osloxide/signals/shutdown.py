@@ -4,7 +4,7 @@ Launchers and workers call :func:`begin_shutdown` before they stop a service;
 :class:`osloxide.wsgi.Server` asks :func:`is_stopping` to tell the end of the process from a reload
 in place, and registers its listening sockets here. The supervisor closes the registered sockets in
 its own process when it begins to stop: a socket that only the parent still holds open would accept
-connections into the kernel's backlog that nobody answers.
+connections into the kernel's backlog that no process answers.
 
 Never stops a service and never sends a signal. Safe to call from any thread and from a signal
 handler: no lock is taken.

@@ -129,7 +129,7 @@ class SignalHandler(metaclass=Singleton):
     def add_last(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers that run after all others, unless they are there already.
 
-        Launchers use it: whatever the application installed runs first and stays.
+        Launchers use it: what the application installed runs first and stays.
 
         :param handlers: signal name to handler; names that the platform lacks are ignored.
         """
@@ -143,9 +143,9 @@ class SignalHandler(metaclass=Singleton):
             self._take_over(signo)
 
     def replace(self, old: Iterable[Handler], new: Mapping[str, Handler]) -> None:
-        """Swap some handlers for others without a moment in which nobody handles the signal.
+        """Swap some handlers for others without a moment in which the signal has no handler.
 
-        :param old: handlers to forget, whatever the signal.
+        :param old: handlers to forget, for every signal.
         :param new: as for :meth:`add_last`.
         """
         self.add_last(new)
@@ -219,7 +219,7 @@ def is_daemon() -> bool:
     """Tell whether this process runs without a terminal in the foreground.
 
     :returns: True when stdout is missing, closed, no terminal, or the terminal of another process
-        group; False when somebody sits in front of it.
+        group; False when a user sits in front of it.
     """
     try:
         return os.getpgrp() != os.tcgetpgrp(sys.stdout.fileno())

@@ -29,7 +29,7 @@ def fire(event: threading.Event) -> None:
 
 
 def wait_for(event: threading.Event, *, interruptible: bool = False) -> None:
-    """Wait until *event* was set by :func:`fire`, on whatever thread.
+    """Wait until *event* was set by :func:`fire`, on any thread.
 
     :param interruptible: whether :data:`interruption` may end the wait with an exception.
     """
@@ -37,7 +37,7 @@ def wait_for(event: threading.Event, *, interruptible: bool = False) -> None:
     if threading.current_thread() is not threading.main_thread():
         event.wait()
         return
-    # Set before the event is looked at: whoever fires it later sees the flag, and rings.
+    # Set before the event is looked at: a thread that fires it later wakes this one.
     _main_thread_waits = True
     try:
         while not event.is_set():

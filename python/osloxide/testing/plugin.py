@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--osloxide-backend",
         choices=("eventlet", "threading"),
         help="select this oslo.service backend type before anything is collected "
-        "(default: whatever the tests select, else threading)",
+        "(default: what the tests select, else threading)",
     )
 
 

@@ -2,7 +2,7 @@
 
 Owns one asyncio loop and its thread, made in the process that first needs them (never before a
 fork), the tasks on it, and their cancellation when a graceful stop runs out of time. Knows neither
-messages nor executors: whoever hands a coroutine over says what is to be called at its end.
+messages nor executors: the caller that hands a coroutine over says what is to be called at its end.
 Rules: PEP 492 and asyncio; docs/rpc.md says why it is plain asyncio.
 """
 
@@ -111,7 +111,7 @@ class EventLoop:
         self._loop.call_soon_threadsafe(function)
 
     def cancel_at(self, instant: float) -> None:
-        """Cancel what still runs, and whatever begins later, at *instant* of time.monotonic()."""
+        """Cancel what still runs, and what begins later, at *instant* of time.monotonic()."""
 
         def cancel() -> None:
             if self._tasks:
@@ -167,7 +167,7 @@ def start(what: Coroutine[Any, Any, Any] | Later, resume: Callable[..., bool]) -
 def complete(value: Any) -> Any:
     """*value*, or what it comes to when it is a coroutine: for callers with a thread of their own.
 
-    Python signal handlers run meanwhile; what they raise cancels the coroutine.
+    Python signal handlers run during the wait; what they raise cancels the coroutine.
 
     :raises RuntimeError: called on the loop's own thread, which would wait for itself.
     """

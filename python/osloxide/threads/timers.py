@@ -39,7 +39,7 @@ class Timer:
     :param on_due: called on a thread of its own when the time has come.
     :param on_woken: called instead, soon after :func:`wake`, on the thread that all timers share;
         so it must return quickly.
-    :param is_over: whether nobody waits any more; asked once, when the wait begins.
+    :param is_over: whether the wait is over already; asked once, when the wait begins.
     """
 
     def __init__(

@@ -110,7 +110,7 @@ impl Call {
     pub(super) fn progress(&self) -> Progress {
         let state = self.state.lock();
         Progress {
-            // Whatever the application answers to a broken body, the client gets this.
+            // The client gets this, not what the application answers to a broken body.
             status: match state.body_error {
                 None | Some(BodyError::Disconnected) => state.status,
                 Some(BodyError::Framing) => 400,
@@ -241,7 +241,7 @@ impl Call {
     }
 
     /// Looks whether the client is still there, so that an application which yields nothing is not
-    /// asked for more on behalf of nobody.
+    /// asked for more that no client reads.
     ///
     /// # Errors
     /// `BrokenPipeError` when it is gone.

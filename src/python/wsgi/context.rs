@@ -22,7 +22,7 @@ impl<'py> Context<'py> {
         // SAFETY: the interpreter is held, and the pointer is a new reference, or null with an
         // exception set.
         let context = unsafe { Bound::from_owned_ptr_or_err(py, context) }?;
-        // SAFETY: the interpreter is held and the argument is a context, which nobody has entered.
+        // SAFETY: the interpreter is held and the argument is a context, which no thread has entered.
         if unsafe { ffi::PyContext_Enter(context.as_ptr()) } != 0 {
             return Err(PyErr::fetch(py));
         }

@@ -75,7 +75,7 @@ struct Template {
     environ: Py<PyDict>,
 }
 
-/// FNV-1a: names are few, short and ours; nobody else chooses what goes into the map.
+/// FNV-1a: names are few, short and our own; no client chooses what goes into the map.
 #[derive(Debug)]
 struct NameHasher(u64);
 
@@ -232,7 +232,7 @@ impl Environ {
         py: Python<'py>,
         endpoints: &Endpoints,
     ) -> PyResult<Bound<'py, PyDict>> {
-        // The lock is never held while Python runs: whoever waits for it holds the interpreter.
+        // The lock is never held while Python runs: a thread that waits for it holds the interpreter.
         let known = self
             .templates
             .lock()

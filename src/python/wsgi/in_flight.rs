@@ -1,7 +1,7 @@
 //! Which pool threads are inside a request, and since when: what a traceback of slow requests needs.
 //!
 //! Costs a request one look at a coarse clock and two relaxed stores. Keeps nothing of the request:
-//! whoever asks finds that in the thread's frames. Knows no HTTP.
+//! the reader finds that in the thread's frames. Knows no HTTP.
 
 use std::cell::RefCell;
 use std::sync::Arc;

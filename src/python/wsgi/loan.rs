@@ -30,7 +30,7 @@ struct Borrowed(NonNull<dyn Exchange>);
 // SAFETY: `Exchange` is `Send` and the mutex around the pointer admits one thread at a time.
 unsafe impl Send for Borrowed {}
 
-/// The request is over; its exchange belongs to somebody else now.
+/// The request is over; its exchange belongs to the reactor now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Revoked;
 
@@ -71,7 +71,7 @@ impl Loan {
 
     /// True once the request is over.
     pub(super) fn is_revoked(&self) -> bool {
-        // A loan that somebody is inside of is not over.
+        // A loan that a caller is inside of is not over.
         self.exchange
             .try_lock()
             .is_some_and(|guard| guard.is_none())

@@ -301,7 +301,7 @@ impl Application {
     fn stream(&self, call: &Call, piece: &Bound<'_, PyAny>) -> PyResult<()> {
         let bytes = bytes_from(piece, self.is_lenient)?;
         if bytes.is_empty() {
-            // Nothing to send, so nothing would tell that nobody listens any more.
+            // Nothing to send, so nothing would tell that the client has gone.
             return call.check_client(piece.py());
         }
         if !call.is_started() {
@@ -386,7 +386,7 @@ impl Application {
         let call = call.get();
         let progress = call.progress();
         // What a client did, the application hears through an OSError; that is no failure of its
-        // own, and clients shall not fill the log with tracebacks.
+        // own, and clients must not fill the log with tracebacks.
         let is_oserror = error.is_instance_of::<PyOSError>(py);
         let blamed = progress.body_error.filter(|_| is_oserror);
         if blamed.is_none() && !(progress.is_client_gone && is_oserror) {

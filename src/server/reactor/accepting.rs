@@ -89,7 +89,7 @@ impl Reactor {
         self.wake_leader();
     }
 
-    /// Does what was asked for meanwhile.
+    /// Does what was asked for since the last round.
     pub(super) fn apply_orders(&self) {
         let order = self.listening.lock().order;
         match order {

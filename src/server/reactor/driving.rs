@@ -37,7 +37,7 @@ const LINGER_BYTES: usize = 1 << 20;
 const QUIET_TIME: Duration = Duration::from_millis(250);
 const LAST_HEAD_TIME: Duration = Duration::from_secs(1);
 
-/// A connection with which to go on at once, because something happened to it meanwhile.
+/// A connection with which to go on at once, because something happened to it while it was checked out.
 type Again = Option<Box<Connection>>;
 
 impl Reactor {
@@ -198,7 +198,7 @@ impl Reactor {
         }
     }
 
-    /// Puts a connection back; gives it back when something happened meanwhile.
+    /// Puts a connection back; gives it back when something happened in between.
     pub(super) fn park(&self, mut connection: Box<Connection>) -> Again {
         self.arm(&mut connection, Instant::now());
         loop {
@@ -236,7 +236,7 @@ impl Reactor {
         }
     }
 
-    /// When a connection that nobody has checked out has waited long enough.
+    /// When a connection that is not checked out has waited long enough.
     fn deadline(&self, connection: &Connection) -> Option<Instant> {
         let patience = self.settings.client_socket_timeout;
         let at_most = |time: Duration| patience.map_or(time, |patience| patience.min(time));
@@ -367,7 +367,7 @@ fn refuse(
     report(connection, line, status, sent, since, jobs);
 }
 
-/// Answers a request whose body nobody will see with a status of the server's own.
+/// Answers a request whose body no code will read with a status of the server's own.
 fn give_up(
     mut connection: Box<Connection>,
     received: &ReceivedRequest,

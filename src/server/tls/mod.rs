@@ -132,7 +132,7 @@ impl Config {
 
 fn versions(name: &str) -> Result<Vec<&'static rustls::SupportedProtocolVersion>, Error> {
     match name.to_ascii_lowercase().as_str() {
-        // SSLv23 is OpenSSL's old name for "whatever both sides know".
+        // SSLv23 is OpenSSL's old name for "any version that both sides know".
         "" | "sslv23" => Ok(vec![&TLS13, &TLS12]),
         "tlsv1_2" => Ok(vec![&TLS12]),
         "tlsv1_3" => Ok(vec![&TLS13]),

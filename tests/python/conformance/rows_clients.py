@@ -138,7 +138,7 @@ def lim_trailers_endless(target: Target) -> str | None:
 
 @row
 def lim_unread_body_endless(target: Target) -> str | None:
-    """A body that nobody reads is not swallowed for ever to save a connection."""
+    """An unread body is not swallowed for ever to save a connection."""
     tag = target.new_tag()
     head = request(f"/?tag={tag}", "Content-Length: 1099511627776", method="POST")
     with Connection(target.port, timeout=3.0) as client:
@@ -224,7 +224,7 @@ def app_yield_is_sent(target: Target) -> str | None:
 @row
 @short_timeout
 def client_stops_reading(target: Target) -> str | None:
-    """A client that stops reading costs bounded memory, hinders nobody and is cut off."""
+    """A client that stops reading costs bounded memory, hinders no other client and is cut off."""
     still_serves(target)
     fds, memory = target.fds(), target.memory()
     tags = [target.new_tag() for _ in range(20)]
@@ -324,14 +324,14 @@ def _send_each(clients: list[Connection], drop: bytes) -> Iterator[Connection]:
 @row
 @short_timeout
 def slow_headers(target: Target) -> str | None:
-    """200 clients that drip a header hinder nobody and are cut off at the timeout."""
+    """200 clients that drip a header hinder no other client and are cut off at the timeout."""
     return _crowd(target, b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"x")
 
 
 @row
 @short_timeout
 def slow_body(target: Target) -> str | None:
-    """200 clients that drip a body hinder nobody and are cut off at the timeout."""
+    """200 clients that drip a body hinder no other client and are cut off at the timeout."""
     start = request("/body", "Content-Length: 1000", method="POST", body=b"x")
     return _crowd(target, start, b"x")
 
@@ -339,7 +339,7 @@ def slow_body(target: Target) -> str | None:
 @row
 @short_timeout
 def slow_chunk_body(target: Target) -> str | None:
-    """200 clients that drip chunks hinder nobody and are cut off at the timeout."""
+    """200 clients that drip chunks hinder no other client and are cut off at the timeout."""
     start = request("/body", "Transfer-Encoding: chunked", method="POST", body=b"1\r\nx\r\n")
     return _crowd(target, start, b"1\r\nx\r\n")
 
@@ -347,7 +347,7 @@ def slow_chunk_body(target: Target) -> str | None:
 @row
 @short_timeout
 def slow_nothing(target: Target) -> str | None:
-    """200 clients that connect and say nothing hinder nobody and are cut off."""
+    """200 clients that connect and say nothing hinder no other client and are cut off."""
     return _crowd(target, b"", b"")
 
 

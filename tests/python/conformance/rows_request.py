@@ -269,7 +269,7 @@ def sm_te_xchunked(target: Target) -> str | None:
 
 @row
 def sm_te_gzip_chunked(target: Target) -> str | None:
-    """A coding below chunked that nobody undoes."""
+    """A coding below chunked that the server does not undo."""
     return _with(target, "Transfer-Encoding: gzip, chunked", body=HELLO)
 
 

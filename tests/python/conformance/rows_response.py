@@ -90,13 +90,13 @@ def _no_body(target: Target, status: int, path: str, method: str = "GET") -> str
 
 @row
 def resp_204_body(target: Target) -> str | None:
-    """204 has no body, whatever the application yields."""
+    """204 has no body, also when the application yields one."""
     return _no_body(target, 204, "/nobody?status=204&body=1")
 
 
 @row
 def resp_304_body(target: Target) -> str | None:
-    """304 has no body, whatever the application yields."""
+    """304 has no body, also when the application yields one."""
     return _no_body(target, 304, "/nobody?status=304&body=1")
 
 
@@ -437,7 +437,7 @@ def expect_100_body_at_once(target: Target) -> str | None:
 
 @row
 def expect_unknown(target: Target) -> str | None:
-    """An expectation nobody knows is refused with 417 or ignored."""
+    """An unknown expectation is refused with 417 or ignored."""
     tag = target.new_tag()
     answer = exchange(target, request(f"/?tag={tag}", "Expect: tea"))
     require(answer.status in (200, 417), f"answered {answer.status}")

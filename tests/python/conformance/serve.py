@@ -274,7 +274,7 @@ def uwsgi(args: argparse.Namespace) -> None:
     port = free_port()
     announce(port)
     program = os.path.join(os.path.dirname(sys.executable), "uwsgi")
-    # Keep-alive is the socket's property in uWSGI, whatever a request asks for.
+    # Keep-alive is the socket's property in uWSGI, also when a request asks for another.
     listening = ["--http11-socket" if args.keep_alive else "--http-socket", f"127.0.0.1:{port}"]
     if args.certfile:
         listening = ["--https-socket", f"127.0.0.1:{port},{args.certfile},{args.keyfile}"]

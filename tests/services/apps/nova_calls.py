@@ -88,7 +88,7 @@ def main() -> None:
             sent[key] = begin = time.monotonic()
             try:
                 right = call(admin, run, key)
-            except Exception as error:  # noqa: BLE001 - whatever goes wrong is counted
+            except Exception as error:  # noqa: BLE001 - every failure is counted
                 failed[key] = type(error).__name__
                 continue
             if right:
@@ -104,7 +104,7 @@ def main() -> None:
         while not ending.wait(0.05):
             try:
                 answer = base.ping(admin, arg=run)
-            except Exception as error:  # noqa: BLE001 - whatever goes wrong is counted
+            except Exception as error:  # noqa: BLE001 - every failure is counted
                 pings[type(error).__name__] += 1
             else:
                 pings["answered" if answer["arg"] == run else "wrong answer"] += 1

@@ -58,7 +58,7 @@ def main() -> None:
                 else:
                     client.cast({}, "work", number=number, seconds=0)
                     ending.wait(0.01)
-            except Exception as error:  # noqa: BLE001 - whatever goes wrong is counted
+            except Exception as error:  # noqa: BLE001 - every failure is counted
                 failures[type(error).__name__] += 1
                 took.append(time.monotonic() - begin)
                 continue

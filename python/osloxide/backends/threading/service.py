@@ -145,7 +145,7 @@ class ServiceWrapper(process_launcher.ServiceWrapper):
     """One worker's view of its service, as the threading backend shapes it.
 
     :param worker_id: number of the worker; or the service, as the eventlet backend orders them.
-    :param service_instance: the service; or how many workers it shall have.
+    :param service_instance: the service; or how many workers it is to have.
     """
 
     def __init__(self, worker_id: Any, service_instance: Any, **_kwargs: Any) -> None:

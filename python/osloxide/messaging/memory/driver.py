@@ -198,8 +198,8 @@ class MemoryDriver(base.BaseDriver):
         :param call_monitor_timeout: seconds without a heartbeat after which a call is given up;
             ``None`` or 0 asks for no heartbeats.
         :raises oslo_messaging.MessagingTimeout: no reply in time.
-        :raises oslo_messaging.MessageDeliveryFailure: nobody listens and the queue is full.
-        :raises oslo_messaging.MessageUndeliverable: ``at_least_once`` was asked and nobody listens.
+        :raises oslo_messaging.MessageDeliveryFailure: no server listens and the queue is full.
+        :raises oslo_messaging.MessageUndeliverable: ``at_least_once`` is set and no server listens.
         """
         exchange = self._exchange(target)
         replies: queue.SimpleQueue[tuple[str | None, str | None]] = queue.SimpleQueue()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 
 LOG = logging.getLogger(__name__)
 
-#: Messages that one queue keeps while nobody listens. A broker would keep them on disk; here they
+#: Messages that one queue keeps without a consumer. A broker would keep them on disk; here they
 #: cost the process's own memory, so the sender is told instead of the process growing for ever.
 QUEUE_LIMIT = 10_000
 
@@ -97,7 +97,7 @@ class Exchange:
             return [address for address in self._queues if wanted(address)]
 
     def has_consumer(self, address: Hashable) -> bool:
-        """True when somebody receives from *address* now."""
+        """True when *address* has a consumer now."""
         with self._lock:
             queue = self._queues.get(address)
             return queue is not None and any(c.started for c in queue.consumers)
@@ -106,7 +106,7 @@ class Exchange:
         """Hand *envelope* to the next consumer of *address*, or keep it until there is one.
 
         :param drop_oldest: in a full queue make room instead of refusing, and say so once.
-        :raises QueueFullError: nobody listens and the queue holds :data:`QUEUE_LIMIT` messages.
+        :raises QueueFullError: no consumer, and the queue holds :data:`QUEUE_LIMIT` messages.
         """
         with self._lock:
             queue = self._queues.get(address)
@@ -146,7 +146,7 @@ class Exchange:
             consumer.started = False
 
     def unsubscribe(self, consumer: Consumer, *, drop: Hashable | None = None) -> None:
-        """Forget *consumer*, and the queue *drop* when nobody else receives from it."""
+        """Forget *consumer*, and the queue *drop* when it has no other consumer."""
         with self._lock:
             consumer.started = False
             for queue in self._queues.values():

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 STOCK_TTL = 1200
-"""Default of ``conn_pool_ttl`` in seconds; any other value was chosen by somebody and is kept."""
+"""Default of ``conn_pool_ttl`` in seconds; an operator's value is kept."""
 
 TTL = 60
 """Seconds that an unused connection lives here."""

@@ -2,7 +2,7 @@
 
 Owns the listener that takes the place of oslo.messaging's own for RPC over RabbitMQ. Stock
 oslo.messaging acknowledges a request as it arrives and keeps it in an unbounded queue of the
-process; whatever has not run when the process ends is lost. Here the broker keeps what no thread is
+process; what has not run when the process ends is lost. Here the broker keeps what no thread is
 free for: the prefetch equals the number of threads, a request is acknowledged at the moment a
 thread picks it up, and what was fetched but not picked up goes back to the broker when the listener
 stops. It also stops at once instead of at the end of its poll.
@@ -318,7 +318,7 @@ class PacedListener(amqpdriver.AMQPListener):
             self.replies.check_alive()
 
     def _consume_by_kombu(self) -> None:
-        """Let kombu read one message, beat, and do whatever else the connection needs."""
+        """Let kombu read one message, beat, and do what else the connection needs."""
         with contextlib.suppress(amqpdriver.rpc_common.Timeout):
             self.conn.consume(timeout=0.001)
 
@@ -352,7 +352,7 @@ class PacedListener(amqpdriver.AMQPListener):
                 return True
             self._consume_by_kombu()
             if self._lent.channel is not channel or transport._read_buffer == rest:
-                return True  # connected anew, or waiting for more
+                return True  # connected again, or waiting for more
 
     def _take_body(self, origin: _Delivered, body: str) -> None:
         try:

@@ -34,7 +34,7 @@ AMQP tells a client whether its request waited in a queue or was being run (docs
 
 
 class _Link:
-    """When this process last connected anew."""
+    """When this process last connected again."""
 
     reconnected_at = float("-inf")
 
@@ -92,7 +92,7 @@ def amend_connection(impl_rabbit: ModuleType) -> None:
             try:
                 topic_send(self, *arguments, mandatory)
             except undeliverable:
-                # As ever where nobody listens: it is dropped, and a call ends by its timeout.
+                # As ever where no server listens: it is dropped, and a call ends by its timeout.
                 if time.monotonic() > _Link.reconnected_at + SETTLING:
                     LOG.debug("no queue takes what was sent to %s; dropped", topic)
                     return
@@ -149,7 +149,7 @@ def amend_waiters(amqpdriver: ModuleType) -> None:
 
 
 def _watch(consumer: Any, waiter: Any) -> None:
-    """Notice when *consumer*'s queue is declared anew although it was there before."""
+    """Notice when *consumer*'s queue is declared again although it was there before."""
     declare = consumer.declare
 
     def declare_again(conn: Any) -> None:

@@ -175,7 +175,7 @@ class Replies:
                 # has no thread that reads it.
                 lent = self._driver._get_connection(common.PURPOSE_LISTEN)
                 connection = self._connection = ReplyConnection(lent, self._most, self._late.add)
-            except Exception as error:  # noqa: BLE001  (whatever kombu's transport raises)
+            except Exception as error:  # noqa: BLE001  (kombu's transport raises many)
                 self._is_possible = not isinstance(error, Unsupported)
                 LOG.info("no connection for replies: %s", error)
                 if lent is not None:

@@ -61,7 +61,7 @@ class Reply:
         ):
             self._hindrance = None
             return False
-        except Exception as error:  # noqa: BLE001  (whatever kombu's transport raises)
+        except Exception as error:  # noqa: BLE001  (kombu's transport raises many)
             self._hindrance = error
             return False
         return True

@@ -107,7 +107,7 @@ class ReplyConnection:
             try:
                 # The lock makes the numbers those that the broker counts.
                 self._native.write(frames, self._seconds)
-            except Exception as error:  # noqa: BLE001  (the connection is lost, whatever happened)
+            except Exception as error:  # noqa: BLE001  (the connection is lost in any case)
                 lost: Exception | None = error
             else:
                 lost = None
@@ -146,7 +146,7 @@ class ReplyConnection:
             return
         try:
             self._link.heartbeat_tick()
-        except Exception as error:  # noqa: BLE001  (whatever py-amqp's transport raises)
+        except Exception as error:  # noqa: BLE001  (py-amqp's transport raises many)
             self.break_off(error)
 
     def break_off(self, error: Exception) -> None:
@@ -198,7 +198,7 @@ class ReplyConnection:
         try:
             while not self.is_lost and self._read_some():
                 pass
-        except Exception as error:  # noqa: BLE001  (whatever py-amqp makes of the broker's words)
+        except Exception as error:  # noqa: BLE001  (py-amqp raises many)
             self.break_off(error)
 
     def _read_some(self) -> bool:
