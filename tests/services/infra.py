@@ -1,9 +1,9 @@
 """A private RabbitMQ and a private MariaDB: own ports, names and directories, gone afterwards.
 
-Both run as the user who runs the tests, root or not, and never touch an installed instance: the broker
-has an epmd and a node name of its own, the database a data directory and a socket of its own.
-Durability is switched off, since nothing here has to survive the session. A missing program fails
-the tests that need it with the remedy; it never skips them silently.
+Both run as the user who runs the tests, root or not, and never touch an installed instance: the
+broker has an epmd and a node name of its own, the database a data directory and a socket of its
+own. Durability is switched off, since nothing here has to survive the session. A missing program
+fails the tests that need it with the remedy; it never skips them silently.
 """
 
 from __future__ import annotations
