@@ -57,6 +57,8 @@ def servers(args: argparse.Namespace, python: str) -> dict[str, str]:
             chosen[wsgi.FLOOR] = peers.floor()
         except (OSError, RuntimeError) as exc:
             print(f"left out {wsgi.FLOOR}: {exc}")
+    if args.against is not None:
+        chosen[peers.BEFORE] = args.against
     return chosen | {name: python for name in args.peers if name != wsgi.FLOOR}
 
 
@@ -124,6 +126,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
         return split
 
+    def checkout(value: str) -> str:
+        try:
+            return peers.checkout(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", type=names(PARTS), default=list(PARTS))
     parser.add_argument(
@@ -138,6 +146,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         type=names(wsgi.WORKLOADS),
         default=list(wsgi.WORKLOADS),
         help=f"any of {', '.join(wsgi.WORKLOADS)} (default: all)",
+    )
+    parser.add_argument(
+        "--against",
+        type=checkout,
+        metavar="DIR",
+        help="another checkout of osloxide, set up with 'make setup', as the server 'before' of "
+        "part wsgi: what a change or a release costs",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each workload")
     parser.add_argument("--seconds", type=int, default=1, help="length of a round, at least 1")

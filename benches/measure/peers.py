@@ -28,6 +28,8 @@ LOCK = BENCHES / "requirements.lock"
 CERTIFICATES = ROOT / "tests" / "certificates"
 SERVE = ROOT / "tests" / "python" / "conformance" / "serve.py"
 PEERS = ROOT / ".cache" / "peers"
+#: osloxide of another checkout, measured beside this one.
+BEFORE = "before"
 
 #: serve.py's name -> the distribution that it needs.
 DISTRIBUTIONS = {
@@ -109,8 +111,22 @@ def floor() -> str:
 
 
 def command_of(server: str, app: str, interpreter: str, *options: str) -> list[str]:
-    """How serve.py starts *server*."""
+    """How serve.py starts *server*; :data:`BEFORE` is osloxide of another checkout."""
+    if server == BEFORE:
+        checkout = Path(interpreter).parents[2]
+        return [interpreter, str(checkout / SERVE.relative_to(ROOT)), "osloxide", app, *options]
     return [interpreter, str(SERVE), server, app, *options]
+
+
+def checkout(directory: str) -> str:
+    """The interpreter of another checkout of osloxide, which ``make setup`` has prepared there.
+
+    :raises ValueError: there is none.
+    """
+    interpreter = Path(directory).resolve() / ".venv" / "bin" / "python"
+    if not interpreter.exists():
+        raise ValueError(f"{interpreter} is not there; run 'make setup' in {directory}")
+    return str(interpreter)
 
 
 class Serving:

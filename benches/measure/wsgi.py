@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from measure import machine
-from measure.peers import BENCHES, CERTIFICATES, Serving, command_of
+from measure.peers import BEFORE, BENCHES, CERTIFICATES, Serving, command_of
 
 #: Headers as python-novaclient sends them, through a proxy.
 REALISTIC = {
@@ -181,7 +181,7 @@ def can_serve(name: str, workload: Workload) -> bool:
         return False
     if name == "granian4":
         return workload.name in GRANIAN4_WORKLOADS
-    return workload.servers is None or name in workload.servers
+    return workload.servers is None or name == BEFORE or name in workload.servers
 
 
 def side_by_side(
