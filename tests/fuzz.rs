@@ -201,6 +201,11 @@ fn any_word_of_a_broker_is_read_alike_wherever_it_is_cut() {
 }
 
 #[test]
+fn any_answer_is_sent_whole_whatever_the_wire_takes() {
+    fuzz("link");
+}
+
+#[test]
 fn any_request_makes_one_unforged_line_of_the_log() {
     fuzz("log");
 }
@@ -216,6 +221,8 @@ fn every_target_has_a_test() {
     names.sort_unstable();
     assert_eq!(
         names,
-        ["ciphers", "environ", "frames", "framing", "log", "response"]
+        [
+            "ciphers", "environ", "frames", "framing", "link", "log", "response"
+        ]
     );
 }

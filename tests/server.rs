@@ -17,7 +17,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Running, app, echo, hello, ok, read_all, read_answer, read_body};
+use support::{Running, app, echo, hello, ok, path, read_all, read_answer, read_body};
 
 #[test]
 fn a_request_is_answered_and_the_connection_kept() {
@@ -38,7 +38,7 @@ fn a_request_is_answered_and_the_connection_kept() {
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     let running = Running::new(|exchange| {
-        let path = exchange.request().uri.path().to_owned();
+        let path = path(&*exchange);
         let _ = exchange.respond(ok(), path.into());
     });
 
@@ -136,7 +136,7 @@ fn pieces_arrive_before_the_answer_ends() {
 #[test]
 fn a_handler_that_panics_costs_only_its_own_request() {
     let running = Running::new(|exchange| {
-        assert_ne!(exchange.request().uri.path(), "/panic", "on purpose");
+        assert_ne!(path(&*exchange), "/panic", "on purpose");
         hello(exchange);
     });
 
@@ -151,7 +151,7 @@ fn a_handler_that_panics_costs_only_its_own_request() {
 #[test]
 fn a_second_answer_does_not_reach_the_next_request() {
     let running = Running::new(|exchange| {
-        let path = exchange.request().uri.path().to_owned();
+        let path = path(&*exchange);
         assert!(exchange.respond(ok(), path.into()).is_ok());
         assert!(
             exchange
@@ -367,7 +367,7 @@ fn a_broken_long_body_gives_400_whatever_the_application_answers() {
 #[test]
 fn an_unread_short_body_is_not_taken_for_the_next_request() {
     let running = Running::new(|exchange| {
-        let path = exchange.request().uri.path().to_owned();
+        let path = path(&*exchange);
         let _ = exchange.respond(ok(), path.into());
     });
     let mut stream = running.connect();
@@ -403,7 +403,7 @@ fn an_unread_long_body_ends_the_connection_after_the_answer() {
 #[test]
 fn continue_is_sent_only_once_the_application_reads() {
     let running = Running::new(|exchange| {
-        if exchange.request().uri.path() == "/reads" {
+        if path(&*exchange) == "/reads" {
             echo(exchange);
         } else {
             hello(exchange);

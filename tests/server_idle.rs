@@ -21,10 +21,8 @@ use support::{Running, hello, read_answer};
 const MOST: usize = 10_000;
 /// Descriptors that the process needs besides; each connection needs two, for both ends are here.
 const OTHERS: usize = 100;
-/// Above what a connection costs, below what one would that keeps one of hyper's buffers of 8 KiB.
+/// Above what a connection costs, below what one would that keeps a buffer of 8 KiB.
 const MOST_BYTES: usize = 4 << 10;
-/// So that connections rest while others are still being opened, and leave them their memory.
-const REST_AFTER: Duration = Duration::from_millis(20);
 
 fn raise_limit() -> usize {
     let mut limit = libc::rlimit {
@@ -56,14 +54,13 @@ fn ten_thousand_idle_connections_cost_little_and_leave_at_once() {
     let count = MOST.min((raise_limit() - OTHERS) / 2);
     let running = Running::with(
         Settings {
-            rest_after: REST_AFTER,
             ..Settings::default()
         },
         hello,
     );
-    let rested = |count| {
+    let idle = |count| {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while running.server.stats().resting < count {
+        while running.server.stats().idle < count {
             assert!(Instant::now() < deadline, "{:?}", running.server.stats());
             std::thread::yield_now();
         }
@@ -78,16 +75,16 @@ fn ten_thousand_idle_connections_cost_little_and_leave_at_once() {
     };
     let mut streams: Vec<_> = Vec::with_capacity(count);
     streams.extend((0..100).map(|_| open()));
-    rested(100);
+    idle(100);
     let (before, threads_before) = (resident_bytes(), threads());
 
     while streams.len() < count {
         streams.push(open());
         if streams.len() % 500 == 0 {
-            rested(streams.len());
+            idle(streams.len());
         }
     }
-    rested(count);
+    idle(count);
 
     let each = resident_bytes().saturating_sub(before) / (count - 100);
     println!(

@@ -129,12 +129,11 @@ fn stalled_handshakes_cost_no_thread_and_are_cut_off() {
 }
 
 #[test]
-fn a_connection_that_has_rested_is_served_like_any_other() {
+fn a_connection_that_was_idle_is_served_like_any_other() {
     let tls = Some(Arc::new(load("server.crt", "server.key", None).unwrap()));
     let running = Running::with(
         Settings {
             tls,
-            rest_after: Duration::from_millis(1),
             ..Settings::default()
         },
         support::echo,
@@ -143,7 +142,7 @@ fn a_connection_that_has_rested_is_served_like_any_other() {
     let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody";
 
     for _ in 0..5 {
-        // In two pieces, so that it rests between messages only.
+        // In two pieces, so that it is idle between messages only.
         stream.write_all(&request[..20]).unwrap();
         stream.write_all(&request[20..]).unwrap();
         let mut answer = Vec::new();
@@ -153,7 +152,7 @@ fn a_connection_that_has_rested_is_served_like_any_other() {
             answer.push(byte[0]);
         }
         let deadline = Instant::now() + Duration::from_secs(20);
-        while running.server.stats().resting == 0 {
+        while running.server.stats().idle == 0 {
             assert!(Instant::now() < deadline, "{:?}", running.server.stats());
             std::thread::yield_now();
         }

@@ -1,38 +1,59 @@
-//! One request and its answer, on the thread that has the connection checked out.
+//! One request and its answer, on the thread that runs the application.
 //!
-//! Implements [`Exchange`]: drives the connection for body bytes and for the answer, and blocks
-//! that thread on the client's socket, bounded by `client_socket_timeout`. Decides whether the
+//! Implements [`Exchange`]: reads the body, encodes the answer and gives it to the link. Blocks its
+//! thread on the client only where PEP 3333 leaves no choice: to read a body, and before a further
+//! piece of an answer while the one before has not been taken. What the kernel does not take at once
+//! is left to the [`Keeper`], which sends on while the application works. Decides whether the
 //! connection survives the exchange; [`super::reactor`] acts on it.
 
-use super::connection::{Connection, ResponseBody, Step};
-use super::link::FileSent;
+use super::connection::{BodyStep, Connection, Phase, Token};
+use super::encoding::{
+    CHUNK_END, CONTINUE, Framing, LAST_CHUNK, Persistence, write_chunk_size, write_head,
+};
+use super::link::Flushed;
 use super::received_request::ReceivedRequest;
+use super::sending::{After, BYTES_PER_MS, Note, Sending, UnsentMemory, delivery};
+use super::slow_clients::{Direction, SlowClients, Waited};
 use super::socket;
-use crate::wsgi::{BodyError, ClientGone, Endpoints, Exchange, FilePart, ResponseHead};
+use crate::wsgi::request::RequestHead;
+use crate::wsgi::{BodyError, ClientGone, Delivery, Endpoints, Exchange, FilePart, ResponseHead};
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH};
-use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::ext::ReasonPhrase;
+use http::header::CONNECTION;
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use nix::poll::PollFlags;
+use std::any::Any;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// How much of a body that the application left unread is thrown away to keep the connection.
 pub(super) const DISCARD_BYTES: usize = 64 << 10;
-
-/// Bytes of a file that are sent in one step, and those that are read in one where they cannot be.
-const FILE_STEP: usize = 1 << 20;
+/// Bytes of a file that are read in one step where it cannot be sent as it is.
 const FILE_READ: usize = 64 << 10;
+/// A body of up to this many bytes is copied behind its head: that costs less than what the kernel
+/// does to look at two buffers.
+const SHORT: usize = 4 << 10;
 
-/// Stands for bytes of a file that hyper counts and never sees; the pages are never touched.
-static UNSEEN: [u8; FILE_STEP] = [0; FILE_STEP];
+/// Keeps connections, and sends on them, while no thread of theirs needs them.
+pub(super) trait Keeper: Sync {
+    /// Takes a connection that has something left to send.
+    fn keep(&self, connection: Box<Connection>);
+    /// Gives it back; `None` when it is lost.
+    fn reclaim(&self, token: Token) -> Option<Box<Connection>>;
+}
 
-/// The slowest client that a thread is spent on for longer than `client_socket_timeout`.
-const BYTES_PER_MS: usize = 1;
+/// What exchanges have in common.
+#[derive(Debug)]
+pub(super) struct Terms<'r> {
+    /// How long a thread waits for a client that neither sends nor takes anything.
+    pub(super) timeout: Option<Duration>,
+    /// A connection may carry more than one request.
+    pub(super) keep_alive: bool,
+    pub(super) is_draining: &'r AtomicBool,
+    pub(super) slow_clients: &'r SlowClients,
+    pub(super) unsent: &'r UnsentMemory,
+}
 
 /// How far the answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,62 +64,78 @@ enum Progress {
 }
 
 /// What the connection can be used for after an exchange.
+#[derive(Debug)]
 pub(super) enum Outcome {
-    /// Nothing: close it, in order if true.
-    Close(bool),
-    /// The next request was already there.
-    Next(Box<ReceivedRequest>),
-    /// The next request; what is left of this one's body comes first.
-    Wait(Option<Incoming>),
+    /// Nothing: the answer was cut off.
+    Failed(Option<(Note, Delivery)>),
+    /// The answer is with the kernel.
+    Sent(After, Option<Note>),
+    /// It is complete, and the client has not taken it yet.
+    Sending(Box<Sending>),
 }
 
 /// See the module's text.
-pub(super) struct ConnectionExchange<'c> {
-    connection: &'c mut Connection,
+pub(super) struct ConnectionExchange<'r> {
+    keeper: &'r dyn Keeper,
+    terms: &'r Terms<'r>,
+    token: Token,
+    endpoints: Arc<Endpoints>,
+    /// Absent while the keeper has it, and once it is lost.
+    connection: Option<Box<Connection>>,
+    is_kept: bool,
+    /// Memory that was reserved for what the keeper sends.
+    reserved: u64,
     received: Box<ReceivedRequest>,
-    timeout: Option<Duration>,
-    is_draining: &'c AtomicBool,
     progress: Progress,
+    framing: Framing,
+    /// Bytes that a `Content-Length` leaves room for.
+    room: u64,
     /// Reading the body failed; whatever the application answers, the client gets this.
     failure: Option<BodyError>,
-    /// When this thread first waited for the body, and how much of it has come since.
-    reading: Option<(Instant, usize)>,
-    /// The connection ended: in order if true.
-    end: Option<bool>,
+    reading: Waited,
+    writing: Waited,
+    /// Bytes of the body that were put into the link.
+    body: u64,
+    /// The connection is of no use any more; so much of the body had been taken.
+    failed: Option<Delivery>,
     /// The answer has announced that it is the connection's last.
     is_last: bool,
-    /// Only the end of the connection tells the client where the answer ends.
-    is_ended_by_close: bool,
-    /// A Content-Length delimits the answer: what hyper sends of its body is the body, unframed.
-    is_counted: bool,
-    next: Option<Box<ReceivedRequest>>,
+    has_continued: bool,
+    note: Option<Box<dyn Any + Send>>,
 }
 
-impl<'c> ConnectionExchange<'c> {
+impl<'r> ConnectionExchange<'r> {
     pub(super) fn new(
-        connection: &'c mut Connection,
+        connection: Box<Connection>,
         received: Box<ReceivedRequest>,
-        timeout: Option<Duration>,
-        is_draining: &'c AtomicBool,
+        keeper: &'r dyn Keeper,
+        terms: &'r Terms<'r>,
     ) -> Self {
         Self {
-            connection,
+            keeper,
+            terms,
+            token: connection.token,
+            endpoints: connection.endpoints.clone(),
+            connection: Some(connection),
+            is_kept: false,
+            reserved: 0,
             received,
-            timeout,
-            is_draining,
             progress: Progress::Nothing,
+            framing: Framing::Bodiless,
+            room: u64::MAX,
             failure: None,
-            reading: None,
-            end: None,
+            reading: Waited::default(),
+            writing: Waited::default(),
+            body: 0,
+            failed: None,
             is_last: false,
-            is_ended_by_close: false,
-            is_counted: false,
-            next: None,
+            has_continued: false,
+            note: None,
         }
     }
 
-    /// The handler has returned, or panicked.
-    pub(super) fn into_outcome(mut self, has_panicked: bool) -> Outcome {
+    /// The handler has returned, or panicked. The connection is absent when it is lost.
+    pub(super) fn into_outcome(mut self, has_panicked: bool) -> (Option<Box<Connection>>, Outcome) {
         match self.progress {
             Progress::Nothing => {
                 let _ = self.send_error(StatusCode::INTERNAL_SERVER_ERROR);
@@ -106,121 +143,213 @@ impl<'c> ConnectionExchange<'c> {
             Progress::Started => self.abort(),
             Progress::Ended => {}
         }
-        if (has_panicked || self.is_last) && self.end.is_none() {
-            self.end = Some(true);
+        self.is_last |= has_panicked;
+        if self.failed.is_none() && self.reclaim().is_some_and(|held| !held.link.is_flushed()) {
+            let memory = self
+                .connection
+                .as_ref()
+                .map_or(0, |held| held.link.memory());
+            if self.terms.unsent.reserve(memory) {
+                self.reserved = memory;
+            } else {
+                // The memory for it is used up: this thread waits for the client.
+                let _ = self.settle();
+            }
         }
-        match (self.end, self.next) {
-            (Some(in_order), _) => Outcome::Close(in_order),
-            (None, Some(received)) => Outcome::Next(received),
-            (None, None) => Outcome::Wait(self.received.body),
+        let body = self.body;
+        let note = self.note.take().map(|value| Note { value, body });
+        let Some(connection) = self.connection.take() else {
+            let failed = self.failed.unwrap_or_else(|| delivery(body, body));
+            return (None, Outcome::Failed(note.map(|note| (note, failed))));
+        };
+        let after = if self.is_last {
+            After::Close
+        } else {
+            After::Next
+        };
+        let outcome = if let Some(delivery) = self.failed {
+            Outcome::Failed(note.map(|note| (note, delivery)))
+        } else if connection.link.is_flushed() {
+            Outcome::Sent(after, note)
+        } else {
+            let taken = connection.link.taken();
+            let resets = self.framing == Framing::Close;
+            let sending = Sending::new(after, note, self.reserved, resets, taken);
+            Outcome::Sending(Box::new(sending))
+        };
+        (Some(connection), outcome)
+    }
+
+    /// The connection, taken back from the keeper if need be.
+    fn reclaim(&mut self) -> Option<&mut Connection> {
+        if std::mem::take(&mut self.is_kept) {
+            self.connection = self.keeper.reclaim(self.token);
+            self.terms
+                .unsent
+                .release(std::mem::take(&mut self.reserved));
         }
+        self.connection.as_deref_mut()
+    }
+
+    /// The connection, if it is of use.
+    fn usable(&mut self) -> Result<&mut Connection, ClientGone> {
+        if self.failed.is_some() {
+            return Err(ClientGone);
+        }
+        self.reclaim().ok_or(ClientGone)
     }
 
     /// An answer of the server's own; the connection closes after it.
     fn send_error(&mut self, status: StatusCode) -> Result<(), ClientGone> {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
         self.progress = Progress::Ended;
-        let body = format!("{}\n", status.canonical_reason().unwrap_or_default());
-        self.lay(
-            ResponseHead {
-                status,
-                reason: None,
-                headers,
-            },
-            ResponseBody::Whole(body.into()),
-        );
-        self.push(0)
+        self.is_last = true;
+        let version = self.received.head.version();
+        let connection = self.usable()?;
+        let length = connection.send_error(status, version, HeaderMap::new());
+        self.body = length as u64;
+        self.push()
     }
 
-    fn lay(&mut self, head: ResponseHead, body: ResponseBody) {
-        let mut response = Response::new(body);
-        *response.status_mut() = head.status;
-        *response.headers_mut() = head.headers;
-        if let Some(reason) = head
-            .reason
-            .and_then(|reason| ReasonPhrase::try_from(reason).ok())
-        {
-            response.extensions_mut().insert(reason);
-        }
-        if self.must_close() || response.headers().get(CONNECTION).is_some_and(is_close) {
-            self.is_last = true;
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        self.connection.put_response(response);
+    /// Encodes the head, with the word on the connection that follows from it.
+    fn encode(&mut self, head: &ResponseHead, room: usize) -> Vec<u8> {
+        let version = self.received.head.version();
+        self.is_last |= self.must_close()
+            || self.framing == Framing::Close
+            || head.headers.get(CONNECTION).is_some_and(is_close);
+        let persistence = match version {
+            _ if self.is_last => Persistence::Close,
+            Version::HTTP_10 => Persistence::Announced,
+            _ => Persistence::Implied,
+        };
+        let mut out = Vec::with_capacity(256 + room);
+        write_head(&mut out, head, version, self.framing, persistence);
+        out
     }
 
     /// Whether the answer has to announce that it is the connection's last.
-    fn must_close(&self) -> bool {
-        self.is_draining.load(Ordering::Relaxed)
-            || (self.received.body.is_some()
-                // The client still holds the body back, and may send it or not (RFC 9110 10.1.1).
-                && (self.received.is_expecting || self.is_too_much_left()))
-    }
-
-    /// True when more of the body is to come than is worth throwing away.
-    fn is_too_much_left(&self) -> bool {
-        let outstanding = self.connection.link.state().framing.outstanding();
-        outstanding.is_some_and(|count| count > DISCARD_BYTES as u64)
-    }
-
-    /// Drives the connection until the kernel has everything that was laid down: `size` bytes, more
-    /// or less.
-    fn push(&mut self, size: usize) -> Result<(), ClientGone> {
-        if let Some(in_order) = self.end {
-            return if in_order { Ok(()) } else { Err(ClientGone) };
+    fn must_close(&mut self) -> bool {
+        if !self.terms.keep_alive
+            || !self.received.is_persistent
+            || self.terms.is_draining.load(Ordering::Relaxed)
+        {
+            return true;
         }
-        let mut since = None;
+        // The client still holds the body back, and may send it or not (RFC 9110 10.1.1).
+        let is_held_back = self.received.is_expecting && !self.has_continued;
+        let Some(connection) = self.reclaim() else {
+            return true;
+        };
+        let outstanding = connection.decoder.outstanding();
+        !connection.decoder.is_body_read()
+            && (is_held_back || outstanding.is_some_and(|count| count > DISCARD_BYTES as u64))
+    }
+
+    /// Sends what was put into the link as far as the kernel takes it, and leaves the rest to the
+    /// keeper.
+    fn push(&mut self) -> Result<(), ClientGone> {
         loop {
-            match self.connection.advance() {
-                Step::Closed(in_order) => {
-                    self.end = Some(in_order);
-                    return if in_order { Ok(()) } else { Err(ClientGone) };
-                }
-                Step::Request(received) => {
-                    self.next = Some(received);
-                    return Ok(());
-                }
-                Step::Blocked => {
-                    if !self.connection.link.state().write_blocked {
-                        return Ok(());
-                    }
-                    let since = *since.get_or_insert_with(Instant::now);
-                    if !self.wait(PollFlags::POLLOUT, since, size) {
-                        self.end = Some(false);
-                        return Err(ClientGone);
-                    }
-                }
+            match self.usable()?.flush() {
+                Ok(Flushed::Done) => return Ok(()),
+                Ok(Flushed::Turn) => {}
+                Ok(Flushed::Blocked) => return self.leave(),
+                Err(_) => return self.fail(),
             }
         }
     }
 
-    /// Lets the kernel move the file to the socket. hyper keeps the count: it is given bytes that
-    /// stand for those of the file, and the link sends the file in their place.
-    fn hand_over(&mut self, part: FilePart) -> Result<u64, ClientGone> {
-        let mut left = part.length;
-        self.connection.link.lend_file(part.file, part.offset);
-        while left > 0 {
-            let step = usize::try_from(left).map_or(FILE_STEP, |left| left.min(FILE_STEP));
-            self.connection
-                .put_chunk(Bytes::from_static(&UNSEEN[..step]));
-            if self.push(step).is_err() {
-                break;
+    /// Leaves the connection to the keeper, which sends on; waits where the memory for that is used
+    /// up.
+    fn leave(&mut self) -> Result<(), ClientGone> {
+        let memory = self.usable()?.link.memory();
+        if !self.terms.unsent.reserve(memory) {
+            return self.settle();
+        }
+        self.reserved = memory;
+        if let Some(mut connection) = self.connection.take() {
+            connection.phase = Phase::Producing;
+            self.is_kept = true;
+            self.keeper.keep(connection);
+        }
+        Ok(())
+    }
+
+    /// Waits until everything that was put into the link is with the kernel.
+    fn settle(&mut self) -> Result<(), ClientGone> {
+        loop {
+            let connection = self.usable()?;
+            match connection.flush() {
+                Ok(Flushed::Done) => return Ok(()),
+                Ok(Flushed::Turn) => {}
+                Ok(Flushed::Blocked) => {
+                    let before = connection.link.taken();
+                    if !self.wait(PollFlags::POLLOUT, before) {
+                        return self.fail();
+                    }
+                }
+                Err(_) => return self.fail(),
             }
-            left -= step as u64;
         }
-        let FileSent { bytes, has_ended } = self.connection.link.reclaim_file();
-        if has_ended || bytes == part.length {
-            return Ok(bytes);
+    }
+
+    /// The connection is of no use any more.
+    fn fail(&mut self) -> Result<(), ClientGone> {
+        if self.failed.is_none() {
+            let body = self.body;
+            let (unsent, is_file_short) = self.reclaim().map_or((body, false), |held| {
+                (held.link.unsent(), held.link.has_short_file())
+            });
+            let mut delivery = delivery(body, unsent);
+            delivery.is_whole = false;
+            delivery.is_file_short = is_file_short;
+            self.failed = Some(delivery);
         }
-        // Whatever hyper still has to send stands for bytes that nobody can send any more.
-        self.end = Some(false);
+        self.progress = Progress::Ended;
+        let resets = self.framing == Framing::Close;
+        if let Some(connection) = self.reclaim() {
+            connection.link.abort(resets);
+        }
         Err(ClientGone)
     }
 
-    /// Reads the file and sends it like any other body: encrypted, or in chunks.
+    /// Blocks until the socket is ready; false when it did not become so in time, when this client
+    /// has held up threads for too long altogether, or when it had to make room for others.
+    fn wait(&mut self, events: PollFlags, taken: u64) -> bool {
+        let (direction, mut waited) = if events.contains(PollFlags::POLLIN) {
+            (Direction::Receiving, self.reading)
+        } else {
+            (Direction::Sending, self.writing)
+        };
+        let limit = self.terms.timeout.map(|timeout| {
+            let allowance = Duration::from_millis(waited.bytes / BYTES_PER_MS);
+            let altogether = timeout.saturating_add(allowance);
+            timeout.min(altogether.saturating_sub(waited.time))
+        });
+        let slow_clients = self.terms.slow_clients;
+        let Some(connection) = self.reclaim() else {
+            return false;
+        };
+        let link = &mut connection.link;
+        let began = Instant::now();
+        let (is_ready, may_stay) = slow_clients.during(&link.transport, direction, waited, || {
+            socket::wait(&link.transport, events, limit).unwrap_or(false)
+        });
+        waited.time += began.elapsed();
+        if direction == Direction::Receiving {
+            link.read_blocked = false;
+        }
+        link.write_blocked = false;
+        if is_ready && may_stay && direction == Direction::Sending {
+            let _ = link.flush();
+            waited.bytes += link.taken() - taken;
+        }
+        match direction {
+            Direction::Receiving => self.reading.time = waited.time,
+            Direction::Sending => self.writing = waited,
+        }
+        is_ready && may_stay
+    }
+
+    /// Reads the file and sends it like any other body.
     fn copy(&mut self, part: &FilePart) -> Result<u64, ClientGone> {
         let mut sent = 0;
         while sent < part.length {
@@ -239,38 +368,23 @@ impl<'c> ConnectionExchange<'c> {
         }
         Ok(sent)
     }
-
-    /// Blocks until the socket is ready; false when it did not become so in time, or when less than
-    /// `bytes` in the time `since` would hold up this thread for too long altogether.
-    fn wait(&self, events: PollFlags, since: Instant, bytes: usize) -> bool {
-        let link = &self.connection.link;
-        let allowance =
-            Duration::from_millis(u64::try_from(bytes / BYTES_PER_MS).unwrap_or(u64::MAX));
-        let limit = self.timeout.map(|timeout| {
-            let altogether = timeout.saturating_add(allowance);
-            timeout.min(altogether.saturating_sub(since.elapsed()))
-        });
-        let is_ready = socket::wait(&link.socket, events, limit).unwrap_or(false);
-        let mut state = link.state();
-        if events.contains(PollFlags::POLLIN) {
-            state.read_blocked = false;
-        }
-        state.write_blocked = false;
-        is_ready
-    }
 }
 
 impl Exchange for ConnectionExchange<'_> {
-    fn request(&self) -> &Parts {
-        &self.received.parts
+    fn request(&self) -> &RequestHead {
+        &self.received.head
     }
 
     fn endpoints(&self) -> &Endpoints {
-        &self.connection.endpoints
+        &self.endpoints
     }
 
     fn is_bodiless(&self) -> bool {
         self.received.is_bodiless
+    }
+
+    fn body_length(&self) -> Option<u64> {
+        self.received.body_length
     }
 
     fn read(&mut self) -> Result<Option<Bytes>, BodyError> {
@@ -280,33 +394,50 @@ impl Exchange for ConnectionExchange<'_> {
         if let Some(piece) = self.received.pieces.pop_front() {
             return Ok(Some(piece));
         }
-        let (since, mut bytes) = self.reading.unwrap_or_else(|| (Instant::now(), 0));
+        if self.received.is_bodiless {
+            return Ok(None);
+        }
+        if self.received.is_expecting && !self.has_continued && self.progress == Progress::Nothing {
+            self.has_continued = true;
+            if let Ok(connection) = self.usable()
+                && !connection.decoder.is_body_read()
+            {
+                connection.link.put(Bytes::from_static(CONTINUE));
+            }
+        }
         loop {
-            let error = match self.connection.next_piece(&mut self.received.body) {
-                Poll::Ready(Ok(piece)) => {
-                    bytes += piece.as_ref().map_or(0, Bytes::len);
-                    self.reading = Some((since, bytes));
-                    return Ok(piece);
+            let Ok(connection) = self.usable() else {
+                self.failure = Some(BodyError::Disconnected);
+                return Err(BodyError::Disconnected);
+            };
+            // The interim answer, or a piece of this one that the client has not taken yet.
+            let is_sent = connection.link.is_flushed() || connection.flush().is_ok();
+            let error = match connection.next_piece() {
+                Ok(BodyStep::Data(piece)) => {
+                    self.reading.bytes += piece.len() as u64;
+                    return Ok(Some(piece));
                 }
-                Poll::Ready(Err(error)) => error,
-                Poll::Pending => {
+                Ok(BodyStep::End) => return Ok(None),
+                Err(error) => error,
+                Ok(BodyStep::Blocked) if !is_sent => BodyError::Disconnected,
+                Ok(BodyStep::Blocked) => {
                     let mut events = PollFlags::POLLIN;
-                    if self.connection.link.state().write_blocked {
+                    if connection.link.write_blocked {
                         events |= PollFlags::POLLOUT;
                     }
-                    if self.wait(events, since, bytes) {
+                    let taken = connection.link.taken();
+                    if self.wait(events, taken) {
                         continue;
                     }
                     BodyError::TimedOut
                 }
             };
             self.failure = Some(error);
-            self.received.body = None;
             return Err(error);
         }
     }
 
-    fn respond(&mut self, mut head: ResponseHead, body: Bytes) -> Result<(), ClientGone> {
+    fn respond(&mut self, mut head: ResponseHead, mut body: Bytes) -> Result<(), ClientGone> {
         if self.progress != Progress::Nothing {
             // A second answer would be taken for that of the next request.
             return Err(ClientGone);
@@ -314,28 +445,33 @@ impl Exchange for ConnectionExchange<'_> {
         if let Some(error) = self.failure {
             return self.send_error(status_of(error));
         }
-        let announced = announced_length(&head.headers);
-        let is_silent = self.received.parts.method == Method::HEAD
-            || matches!(
-                head.status,
-                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-            );
-        match announced {
-            Some(length) if !is_silent && length != body.len() as u64 => {
-                // hyper cuts what is too long and fails what is too short; either way the client
-                // must not take this connection for a healthy one.
+        let request = &self.received.head;
+        let (method, version) = (request.method(), request.version());
+        self.framing = Framing::of(&head, method, version, Some(body.len() as u64));
+        match self.framing {
+            Framing::Counted(length) if length != body.len() as u64 => {
+                // The client must not take this connection for a healthy one.
                 head.headers
                     .insert(CONNECTION, HeaderValue::from_static("close"));
                 self.start(head)?;
                 self.write(body)?;
-                self.finish()
+                return self.finish();
             }
-            _ => {
-                self.progress = Progress::Ended;
-                let size = body.len();
-                self.lay(head, ResponseBody::Whole(body));
-                self.push(size)
-            }
+            Framing::Bodiless => body = Bytes::new(),
+            Framing::Counted(_) | Framing::Chunked | Framing::Close => {}
+        }
+        self.progress = Progress::Ended;
+        self.body = body.len() as u64;
+        let is_short = body.len() <= SHORT;
+        let mut out = self.encode(&head, if is_short { body.len() } else { 0 });
+        if is_short {
+            out.extend_from_slice(&body);
+            body = Bytes::new();
+        }
+        match self.usable()?.link.send(out, body) {
+            Ok(Flushed::Done) => Ok(()),
+            Ok(Flushed::Blocked | Flushed::Turn) => self.push(),
+            Err(_) => self.fail(),
         }
     }
 
@@ -347,62 +483,134 @@ impl Exchange for ConnectionExchange<'_> {
             return self.send_error(status_of(error));
         }
         self.progress = Progress::Started;
-        self.is_counted = announced_length(&head.headers).is_some();
-        self.is_ended_by_close =
-            self.received.parts.version == Version::HTTP_10 && !self.is_counted;
-        let body = self.connection.pieces();
-        self.lay(head, body);
-        self.push(0)
+        let request = &self.received.head;
+        self.framing = Framing::of(&head, request.method(), request.version(), None);
+        if let Framing::Counted(length) = self.framing {
+            self.room = length;
+        }
+        let out = self.encode(&head, 0);
+        self.usable()?.link.put(out.into());
+        // Leaves with the first piece of the body, which follows at once or is waited for.
+        Ok(())
     }
 
-    fn write(&mut self, piece: Bytes) -> Result<(), ClientGone> {
+    fn write(&mut self, mut piece: Bytes) -> Result<(), ClientGone> {
         if piece.is_empty() || self.progress != Progress::Started {
-            return if self.end == Some(false) {
+            return if self.failed.is_some() {
                 Err(ClientGone)
             } else {
                 Ok(())
             };
         }
-        let size = piece.len();
-        self.connection.put_chunk(piece);
-        self.push(size)
+        if self.body > 0 {
+            self.settle()?;
+        }
+        let framing = self.framing;
+        piece.truncate(usize::try_from(self.room).unwrap_or(usize::MAX));
+        if framing == Framing::Bodiless {
+            return self.push();
+        }
+        self.room -= if matches!(framing, Framing::Counted(_)) {
+            piece.len() as u64
+        } else {
+            0
+        };
+        self.body += piece.len() as u64;
+        let link = &mut self.usable()?.link;
+        if framing == Framing::Chunked {
+            let mut size = Vec::with_capacity(16);
+            write_chunk_size(&mut size, piece.len());
+            link.put(size.into());
+            link.put(piece);
+            link.put(Bytes::from_static(CHUNK_END));
+        } else {
+            link.put(piece);
+        }
+        self.push()
     }
 
-    fn write_file(&mut self, part: FilePart) -> Result<u64, ClientGone> {
+    fn write_file(&mut self, mut part: FilePart) -> Result<u64, ClientGone> {
         if self.progress != Progress::Started {
-            return if self.end == Some(false) {
+            return if self.failed.is_some() {
                 Err(ClientGone)
             } else {
                 Ok(part.length)
             };
         }
-        if self.is_counted && !self.connection.endpoints.tls {
-            self.hand_over(part)
-        } else {
-            self.copy(&part)
+        if self.framing == Framing::Chunked {
+            return self.copy(&part);
+        }
+        self.settle()?;
+        part.length = part.length.min(self.room);
+        let length = part.length;
+        if matches!(self.framing, Framing::Counted(_)) {
+            self.room -= length;
+        }
+        self.body += length;
+        self.usable()?.link.put_file(part);
+        match self.push() {
+            Ok(()) => Ok(length),
+            Err(gone) => match self.failed {
+                Some(delivery) if delivery.is_file_short => Ok(delivery.sent),
+                _ => Err(gone),
+            },
         }
     }
 
     fn finish(&mut self) -> Result<(), ClientGone> {
         if self.progress != Progress::Started {
-            return Ok(());
+            return if self.failed.is_some() {
+                Err(ClientGone)
+            } else {
+                Ok(())
+            };
         }
         self.progress = Progress::Ended;
-        self.connection.end_chunks();
-        self.push(0)
+        match self.framing {
+            Framing::Chunked => self.usable()?.link.put(Bytes::from_static(LAST_CHUNK)),
+            Framing::Counted(_) if self.room > 0 => {
+                // Less than was promised: the client must see a cut.
+                let _ = self.settle();
+                return self.fail();
+            }
+            Framing::Counted(_) | Framing::Bodiless | Framing::Close => {}
+        }
+        self.push()
     }
 
     fn abort(&mut self) {
-        if self.progress == Progress::Started && self.is_ended_by_close {
-            // An end in order would look like a whole answer.
-            socket::reset_on_close(&self.connection.link.socket);
+        if self.failed.is_some() {
+            return;
         }
-        self.progress = Progress::Ended;
-        self.end = Some(false);
+        // What the application gave before it failed is the client's, if it can take it at once.
+        if let Some(connection) = self.reclaim() {
+            drop(connection.flush());
+        }
+        let _ = self.fail();
     }
 
     fn is_client_gone(&mut self) -> bool {
-        self.end == Some(false) || socket::is_dead(&self.connection.link.socket)
+        if self.failed.is_some() {
+            return true;
+        }
+        self.reclaim()
+            .is_none_or(|held| socket::is_dead(&held.link.transport))
+    }
+
+    fn delivery(&mut self) -> Option<Delivery> {
+        if self.failed.is_some() || self.progress != Progress::Ended {
+            return self.failed;
+        }
+        let body = self.body;
+        if self.is_kept {
+            return None;
+        }
+        let connection = self.connection.as_ref()?;
+        connection.link.is_flushed().then(|| delivery(body, 0))
+    }
+
+    fn when_delivered(&mut self, note: Box<dyn Any + Send>) {
+        self.note = Some(note);
     }
 }
 
@@ -416,8 +624,4 @@ pub(super) fn status_of(error: BodyError) -> StatusCode {
 
 fn is_close(value: &HeaderValue) -> bool {
     value.as_bytes().eq_ignore_ascii_case(b"close")
-}
-
-fn announced_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

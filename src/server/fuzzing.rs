@@ -1,4 +1,4 @@
-//! Fuzzing of what this room keeps to itself: the framing observer, compared with hyper, and the
+//! Fuzzing of what this room keeps to itself: the decoder, compared with hyper, the link, and the
 //! mapping of ciphers. See [`crate::fuzzing`].
 #![allow(
     clippy::panic,
@@ -6,8 +6,10 @@
     reason = "a property that does not hold is a panic"
 )]
 
-use super::framing::{Limits, Observer, Refusal};
+use super::framing::{Decoder, Limits, Piece, Refusal};
+use super::link;
 use super::tls;
+use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
@@ -15,9 +17,12 @@ use hyper::body::{Body, Incoming};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use nix::errno::Errno;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
+use std::fs::File;
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -30,21 +35,21 @@ const LIMITS: Limits = Limits {
     is_lenient: false,
 };
 
-/// A client's stream. However it is cut, the observer passes the same bytes and judges them the
-/// same; and hyper finds the same messages in them, so that nothing can be smuggled between the two.
+/// A client's stream. However it is cut, the decoder finds the same messages in it and refuses the
+/// same; and hyper finds the same ones, so that nothing can be smuggled past one of the two.
 pub(crate) fn framing(input: &[u8]) {
-    let whole = observe(input, usize::MAX);
+    let whole = decode(input, usize::MAX);
     for piece in [1, 2, 7] {
-        let cut = observe(input, piece);
-        assert_eq!(cut.passed, whole.passed, "cut by {piece}");
+        let cut = decode(input, piece);
+        assert_eq!(cut.messages, whole.messages, "cut by {piece}");
         let statuses = [&cut, &whole].map(|seen| seen.refusal.map(Refusal::status));
         assert_eq!(statuses[0], statuses[1], "cut by {piece}");
     }
-    assert!(input.starts_with(&whole.passed));
 
-    let ours = observe(input, 1).messages;
-    let theirs = ask_hyper(&whole.passed);
-    // hyper may refuse a message that we let pass (characters of a target); it never finds another.
+    let ours: Vec<Message> = whole.messages.iter().map(comparable).collect();
+    let theirs = ask_hyper(&input[..whole.valid]);
+    // hyper may refuse a message that we let pass (characters of a target, extensions of a chunk);
+    // it never finds another.
     assert!(
         theirs.messages.len() <= ours.len()
             && theirs
@@ -52,7 +57,7 @@ pub(crate) fn framing(input: &[u8]) {
                 .iter()
                 .zip(&ours)
                 .all(|(theirs, ours)| theirs == ours),
-        "hyper sees {:?}, the observer {ours:?}",
+        "hyper sees {:?}, the decoder {ours:?}",
         theirs.messages,
     );
     if theirs.is_content && !theirs.has_ended {
@@ -62,6 +67,76 @@ pub(crate) fn framing(input: &[u8]) {
             "hyper has left something out"
         );
     }
+}
+
+/// An answer, given in pieces to a wire that takes it in portions: the first bytes say how. Whatever
+/// they are, the client gets the answer whole, in order and once, and then the end.
+pub(crate) fn link(input: &[u8]) {
+    let Some(([step, room, cut], content)) = input.split_first_chunk::<3>() else {
+        return;
+    };
+    let wire = Wire {
+        step: usize::from(*step) + 1,
+        room: Cell::new(usize::from(*room)),
+        sent: RefCell::default(),
+        has_ended: Cell::new(false),
+    };
+    let mut link = link::Link::new(wire, None);
+    let (head, body) = content.split_at(content.len() * usize::from(*cut) / 256);
+    if !head.is_empty() {
+        link.send(head.to_vec(), Bytes::new()).unwrap();
+    }
+    for piece in body.chunks(usize::from(*cut) + 1) {
+        link.put(Bytes::copy_from_slice(piece));
+    }
+    link.finish();
+    let mut turns = 0;
+    while link.flush().unwrap() == link::Flushed::Blocked {
+        assert!(!link.transport.has_ended.get(), "ended before the rest");
+        link.transport.room.set(usize::from(*room) + 1);
+        turns += 1;
+        assert!(turns <= content.len() + 1, "no progress");
+    }
+    assert_eq!(*link.transport.sent.borrow(), content);
+    assert_eq!(link.taken(), content.len() as u64);
+    assert!(link.transport.has_ended.get());
+}
+
+/// A wire that takes `room` bytes and then blocks, `step` of them with a call.
+#[derive(Debug)]
+struct Wire {
+    step: usize,
+    room: Cell<usize>,
+    sent: RefCell<Vec<u8>>,
+    has_ended: Cell<bool>,
+}
+
+impl link::Transport for Wire {
+    fn receive(&self, _: &mut [u8]) -> nix::Result<usize> {
+        Err(Errno::EAGAIN)
+    }
+
+    fn send(&self, pieces: &[IoSlice<'_>]) -> nix::Result<usize> {
+        let offered: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
+        assert!(!offered.is_empty() && !self.has_ended.get());
+        let count = offered.len().min(self.step).min(self.room.get());
+        if count == 0 {
+            return Err(Errno::EAGAIN);
+        }
+        self.room.set(self.room.get() - count);
+        self.sent.borrow_mut().extend_from_slice(&offered[..count]);
+        Ok(count)
+    }
+
+    fn send_file(&self, _: &File, _: u64, _: usize) -> nix::Result<Option<usize>> {
+        Ok(None)
+    }
+
+    fn end_sending(&self) {
+        self.has_ended.set(true);
+    }
+
+    fn reset_on_close(&self) {}
 }
 
 /// A cipher list. What is accepted names suites of rustls, each once, those of TLS 1.3 first.
@@ -94,72 +169,69 @@ pub(crate) fn ciphers(input: &[u8]) {
 /// Method, target and length of the body of one message.
 type Message = (String, String, usize);
 
-struct Observed {
-    passed: Vec<u8>,
-    refusal: Option<Refusal>,
-    /// Complete ones; known only when the stream came byte by byte.
+struct Decoded {
+    /// Complete ones.
     messages: Vec<Message>,
+    refusal: Option<Refusal>,
+    /// Bytes of the stream that belong to complete messages; known for a stream in one piece.
+    valid: usize,
 }
 
-fn observe(input: &[u8], piece: usize) -> Observed {
-    let mut observer = Observer::new(LIMITS);
-    let mut seen = Observed {
-        passed: Vec::new(),
-        refusal: None,
+fn decode(input: &[u8], piece: usize) -> Decoded {
+    let mut decoder = Decoder::new(Arc::new(LIMITS));
+    let mut seen = Decoded {
         messages: Vec::new(),
+        refusal: None,
+        valid: 0,
     };
-    let mut begin = 0;
+    let mut open: Option<Message> = None;
+    let mut given = 0;
     for bytes in input.chunks(piece) {
-        let before = seen.passed.len();
-        let count = observer.observe(bytes);
-        seen.passed.extend_from_slice(&bytes[..count]);
-        let held = observer.held().to_vec();
-        observer.release(held.len());
-        seen.passed.extend_from_slice(&held);
-        if piece == 1 && seen.passed.len() > before && observer.is_between_messages() {
-            seen.messages.push(message(&seen.passed[begin..]));
-            begin = seen.passed.len();
+        decoder.give(bytes);
+        given += bytes.len();
+        loop {
+            match decoder.body() {
+                Ok(Piece::Data(data)) => {
+                    if let Some(message) = &mut open {
+                        message.2 += data.len();
+                    }
+                    continue;
+                }
+                Ok(Piece::End) => {
+                    if let Some(message) = open.take() {
+                        seen.messages.push(message);
+                        seen.valid = given - decoder.held();
+                    }
+                }
+                Ok(Piece::Missing) => break,
+                Err(refusal) => {
+                    seen.refusal = Some(refusal);
+                    return seen;
+                }
+            }
+            match decoder.head() {
+                Ok(Some(received)) => {
+                    let head = &received.head;
+                    let target = String::from_utf8_lossy(head.target()).into_owned();
+                    open = Some((head.method().to_string(), target, 0));
+                }
+                Ok(None) => break,
+                Err(refusal) => {
+                    seen.refusal = Some(refusal);
+                    return seen;
+                }
+            }
         }
     }
-    seen.refusal = observer.refusal();
     seen
 }
 
-/// What a whole message says, by the plainest means.
-fn message(bytes: &[u8]) -> Message {
-    let begin = bytes
-        .iter()
-        .position(|byte| !b"\r\n".contains(byte))
-        .unwrap();
-    let bytes = &bytes[begin..];
-    let end = bytes
-        .windows(4)
-        .position(|four| four == b"\r\n\r\n")
-        .unwrap();
-    let (head, mut body) = (&bytes[..end], &bytes[end + 4..]);
-    let head = String::from_utf8_lossy(head);
-    let mut words = head.lines().next().unwrap().split(' ');
-    let (method, target) = (words.next().unwrap(), words.next().unwrap());
-    let mut length = body.len();
-    if head.to_ascii_lowercase().contains("\r\ntransfer-encoding:") {
-        length = 0;
-        loop {
-            let line = body.windows(2).position(|two| two == b"\r\n").unwrap();
-            let size = String::from_utf8_lossy(&body[..line]);
-            let size = size.split([';', ' ', '\t']).next().unwrap();
-            let size = usize::from_str_radix(size, 16).unwrap();
-            if size == 0 {
-                break;
-            }
-            length += size;
-            body = &body[line + 2 + size + 2..];
-        }
-    }
-    // An absolute target without a path gets one.
+/// A message as hyper shows it: an absolute target without a path gets one, a fragment is cut off.
+fn comparable((method, target, length): &Message) -> Message {
     let target = target
         .parse()
-        .map_or_else(|_| target.to_owned(), |uri: Uri| uri.to_string());
-    (method.to_owned(), target, length)
+        .map_or_else(|_| target.clone(), |uri: Uri| uri.to_string());
+    (method.clone(), target, *length)
 }
 
 struct Heard {

@@ -5,6 +5,7 @@
 
 mod connection;
 mod deadlines;
+mod encoding;
 mod exchange;
 mod framing;
 #[cfg(feature = "fuzzing")]
@@ -12,6 +13,8 @@ pub(crate) mod fuzzing;
 mod link;
 mod reactor;
 mod received_request;
+mod sending;
+mod slow_clients;
 mod socket;
 pub mod tls;
 
@@ -44,8 +47,14 @@ pub struct Settings {
     pub max_url_len: usize,
     /// Most header lines in a request; more are answered with 431.
     pub max_headers: usize,
-    /// How long an idle connection keeps the memory into which its next request would be read.
-    pub rest_after: Duration,
+    /// How long a connection may be idle between two requests; `None` for `client_socket_timeout`.
+    pub keep_alive_timeout: Option<Duration>,
+    /// Most connections of all servers of the process, at least 1. At the bound the one that has
+    /// been idle for longest is closed for each new one.
+    pub max_connections: usize,
+    /// Most bytes of memory that complete answers hold together while their clients are slow to take
+    /// them. Beyond it, the threads that made them wait for the clients.
+    pub max_unsent: u64,
     /// Accepts HTTP/1.1 requests without a Host header. Only for oslo.service's own tests.
     pub lenient: bool,
     /// Encrypts every connection when present.
@@ -62,7 +71,9 @@ impl Default for Settings {
             max_header_line: 16_384,
             max_url_len: 8_192,
             max_headers: 100,
-            rest_after: Duration::from_secs(10),
+            keep_alive_timeout: None,
+            max_connections: usize::MAX,
+            max_unsent: 128 << 20,
             lenient: false,
             tls: None,
         }
@@ -110,10 +121,10 @@ pub struct Stats {
     pub connections: usize,
     /// Open connections without a request.
     pub idle: usize,
-    /// Those of them that have given up the memory for their next request.
-    pub resting: usize,
     /// Requests being answered.
     pub in_flight: usize,
+    /// Bytes of memory of complete answers that clients have not taken yet.
+    pub unsent: u64,
     /// Requests answered since the server was made.
     pub served: u64,
     /// Requests that may be in the handler at once at this moment: what the gate allows, at most
@@ -182,8 +193,7 @@ impl Server {
         let engine = match &mut *engine {
             Some(engine) if engine.process == getpid() => engine,
             stale => {
-                let mut settings = self.settings.clone();
-                settings.pool_size = self.settings.pool_size;
+                let settings = self.settings.clone();
                 let pool_size = settings.pool_size;
                 let reactor = Arc::new(Reactor::new(listener, settings, self.handler.clone())?);
                 let pool = Pool::new("osloxide", reactor.clone(), pool_size);
@@ -239,6 +249,7 @@ impl Server {
     /// Changes how many requests may be in flight at once; 0 counts as 1.
     pub fn resize(&self, pool_size: usize) {
         if let Some(engine) = &*self.engine.lock() {
+            engine.reactor.resize(pool_size);
             engine.pool.resize(pool_size);
         }
     }

@@ -2,10 +2,7 @@
 //!
 //! Owns the calls that safe wrappers do not offer without a copy or a second call. Never blocks
 //! except in [`wait`]. Rules come from epoll(7) and socket(7).
-#![expect(
-    unsafe_code,
-    reason = "receives into uninitialised memory and adopts accepted sockets"
-)]
+#![expect(unsafe_code, reason = "SIOCOUTQ has no safe wrapper")]
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -13,19 +10,21 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::sendfile::sendfile64;
 use nix::sys::socket::{
-    MsgFlags, Shutdown, SockFlag, SockType, accept4, getsockopt, send, sendmsg, setsockopt,
-    shutdown, sockopt,
+    MsgFlags, Shutdown, SockType, getsockopt, recv, send, sendmsg, setsockopt, shutdown, sockopt,
 };
 use nix::sys::time::TimeVal;
+use rustix::net::{SocketFlags, acceptfrom_with, getsockname};
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// How long accepting can block when other code has made the listener blocking again.
+/// One connected socket.
+pub(super) type Socket = OwnedFd;
+
+/// How long accepting can block when somebody else has made the listener blocking again.
 const LONGEST_ACCEPT: TimeVal = TimeVal::new(0, 1000);
 
 /// Checks that the descriptor is a listening stream socket and makes it non-blocking.
@@ -43,49 +42,60 @@ pub(super) fn check_listener(listener: &OwnedFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(listener, FcntlArg::F_GETFL)?);
     fcntl(listener, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     setsockopt(listener, sockopt::ReceiveTimeout, &LONGEST_ACCEPT)?;
+    // Connections inherit it: answers go out whole, and the last piece of one must not wait for an
+    // acknowledgement (Nagle). Fails for anything but TCP, which has no such delay.
+    let _ = setsockopt(listener, sockopt::TcpNoDelay, &true);
     Ok(())
 }
 
-/// Accepts one connection: non-blocking, closed on exec.
-pub(super) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let fd = accept4(listener.as_raw_fd(), flags)?;
-    // SAFETY: accept4 has just made this descriptor and no other code knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// The local address of a listener, where it is the same for all of its connections: a TCP socket
+/// that is bound to one address.
+pub(super) fn fixed_address(listener: &OwnedFd) -> Option<SocketAddr> {
+    let address = SocketAddr::try_from(getsockname(listener).ok()?).ok()?;
+    (!address.ip().is_unspecified()).then_some(address)
 }
 
-/// Addresses of the client and of this end; `None` for anything but TCP. Turns Nagle's algorithm
-/// off on the way: answers go out whole, and the last piece must not wait for an acknowledgement.
-pub(super) fn prepare(socket: OwnedFd) -> (OwnedFd, Option<SocketAddr>, Option<SocketAddr>) {
-    let stream = TcpStream::from(socket);
-    let peer = stream.peer_addr().ok();
-    let local = peer.and_then(|_| stream.local_addr().ok());
-    if peer.is_some() {
-        // Fails only when the client is gone already, which the next read reports.
-        let _ = stream.set_nodelay(true);
+/// One accepted connection.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    /// Non-blocking and closed on exec.
+    pub(super) socket: Socket,
+    /// The client's address; `None` for anything but TCP.
+    pub(super) peer: Option<SocketAddr>,
+}
+
+/// Accepts one connection.
+pub(super) fn accept(listener: &OwnedFd) -> nix::Result<Accepted> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, peer) =
+        acceptfrom_with(listener, flags).map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+    Ok(Accepted {
+        socket,
+        peer: peer.and_then(|peer| SocketAddr::try_from(peer).ok()),
+    })
+}
+
+/// The address at which a connection of TCP arrived.
+pub(super) fn local_address(socket: &Socket) -> Option<SocketAddr> {
+    SocketAddr::try_from(getsockname(socket).ok()?).ok()
+}
+
+/// Receives what has come; 0 is the end of the stream.
+pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> nix::Result<usize> {
+    recv(socket.as_raw_fd(), buffer, MsgFlags::empty())
+}
+
+/// Bytes that were given to the kernel and that the client has not confirmed (tcp(7), `SIOCOUTQ`);
+/// 0 where the kernel does not say.
+pub(super) fn unconfirmed(socket: impl AsFd) -> u64 {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the kernel writes one int to the place it is given. TIOCOUTQ is SIOCOUTQ.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    if result == 0 {
+        u64::try_from(count).unwrap_or(0)
+    } else {
+        0
     }
-    (OwnedFd::from(stream), peer, local)
-}
-
-/// Receives into memory that need not be initialised; 0 is the end of the stream.
-pub(super) fn receive<'b>(
-    socket: &OwnedFd,
-    buffer: &'b mut [MaybeUninit<u8>],
-) -> nix::Result<&'b mut [u8]> {
-    // SAFETY: the pointer and the length describe `buffer`, which the kernel only writes to.
-    let count = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            0,
-        )
-    };
-    let count = usize::try_from(count).map_err(|_| Errno::last())?;
-    let filled = &mut buffer[..count];
-    // SAFETY: the kernel has written `count` bytes at the start of `buffer`, and MaybeUninit<u8>
-    // has the layout of u8.
-    Ok(unsafe { &mut *(std::ptr::from_mut(filled) as *mut [u8]) })
 }
 
 /// Sends from one buffer, without SIGPIPE.

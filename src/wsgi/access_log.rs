@@ -7,9 +7,8 @@
 
 use std::fmt::Write;
 
+use super::request::RequestHead;
 use http::Version;
-use http::header::HeaderName;
-use http::request::Parts;
 
 /// Keys that a log format may name.
 pub const KEYS: [&str; 7] = [
@@ -21,6 +20,9 @@ pub const KEYS: [&str; 7] = [
     "body_length",
     "wall_seconds",
 ];
+
+/// What stands at the end of the line of an answer that its client did not take to its end.
+pub const CUT_OFF: &str = " (cut off)";
 
 const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
@@ -44,19 +46,24 @@ pub fn escape_into(line: &mut String, text: &[u8]) {
 
 /// The request line as it arrived, escaped.
 #[must_use]
-pub fn request_line(request: &Parts) -> String {
-    escaped(plain_request_line(request).as_bytes())
+pub fn request_line(request: &RequestHead) -> String {
+    escaped(&plain_request_line(request))
 }
 
 /// The request line as it arrived.
 #[must_use]
-pub fn plain_request_line(request: &Parts) -> String {
-    let version = if request.version == Version::HTTP_10 {
-        "HTTP/1.0"
+pub fn plain_request_line(request: &RequestHead) -> Vec<u8> {
+    let version: &[u8] = if request.version() == Version::HTTP_10 {
+        b"HTTP/1.0"
     } else {
-        "HTTP/1.1"
+        b"HTTP/1.1"
     };
-    format!("{} {} {version}", request.method, request.uri)
+    [
+        request.method().as_str().as_bytes(),
+        request.target(),
+        version,
+    ]
+    .join(&b' ')
 }
 
 /// *text* as [`escape_into`] writes it.
@@ -70,12 +77,14 @@ pub fn escaped(text: &[u8]) -> String {
 /// The client's address, after those that `X-Forwarded-For` claims: without blanks, separated by
 /// commas, escaped. *peer* is the address of the connection's other end, or `unix`.
 #[must_use]
-pub fn client_ip(request: &Parts, peer: &str) -> String {
-    const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub fn client_ip(request: &RequestHead, peer: &str) -> String {
     let mut line = String::new();
-    for claim in request.headers.get_all(FORWARDED) {
-        let claim: Vec<u8> = claim
-            .as_bytes()
+    for header in request.headers() {
+        if !header.is(b"x-forwarded-for") {
+            continue;
+        }
+        let claim: Vec<u8> = header
+            .value
             .iter()
             .copied()
             .filter(|byte| *byte != b' ')
@@ -100,12 +109,17 @@ pub fn date_time(year: i32, month: usize, day: u8, hour: u8, minute: u8, second:
 mod tests {
     use super::*;
 
-    fn parts(target: &str, forwarded: &[&str]) -> Parts {
-        let mut request = http::Request::builder().uri(target);
-        for claim in forwarded {
-            request = request.header("X-Forwarded-For", claim.as_bytes());
-        }
-        request.body(()).unwrap().into_parts().0
+    fn request(target: &str, forwarded: &[&str]) -> RequestHead {
+        let headers: Vec<(&[u8], &[u8])> = forwarded
+            .iter()
+            .map(|claim| (&b"X-Forwarded-For"[..], claim.as_bytes()))
+            .collect();
+        RequestHead::of(
+            http::Method::GET,
+            target.as_bytes(),
+            Version::HTTP_11,
+            &headers,
+        )
     }
 
     #[test]
@@ -126,16 +140,16 @@ mod tests {
 
     #[test]
     fn forwarded_addresses_come_first() {
-        let parts = parts("/", &["10.0.0.1, 10.0.0.2", "", "10.0.0.3"]);
+        let request = request("/", &["10.0.0.1, 10.0.0.2", "", "10.0.0.3"]);
 
-        assert_eq!(client_ip(&parts, "::1"), "10.0.0.1,10.0.0.2,10.0.0.3,::1");
+        assert_eq!(client_ip(&request, "::1"), "10.0.0.1,10.0.0.2,10.0.0.3,::1");
     }
 
     #[test]
     fn request_line_is_as_sent() {
-        let parts = parts("/a%0a?b=c", &[]);
+        let request = request("/a%0a?b=c", &[]);
 
-        assert_eq!(request_line(&parts), "GET /a%0a?b=c HTTP/1.1");
+        assert_eq!(request_line(&request), "GET /a%0a?b=c HTTP/1.1");
     }
 
     #[test]

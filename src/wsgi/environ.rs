@@ -9,31 +9,40 @@ use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::net::IpAddr;
 
-use http::request::Parts;
-use http::{Method, Uri};
+use http::Method;
 
-/// What a request target says: where to, and for which host.
+use super::host::is_host;
+use super::request::RequestHead;
+
+/// What a request target says: where to, and for which host. Bytes as they were sent: a target may
+/// hold characters that RFC 3986 wants escaped, as clients and servers have always let pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target<'a> {
     /// The path as it was sent, percent escapes included: `RAW_PATH_INFO`.
-    pub raw_path: &'a str,
-    /// What follows the first `?`, or the empty string: `QUERY_STRING`.
-    pub query: &'a str,
+    pub raw_path: &'a [u8],
+    /// What follows the first `?`, or nothing: `QUERY_STRING`.
+    pub query: &'a [u8],
     /// Host and port of a target in absolute form; it outranks the `Host` header (RFC 9112
     /// section 3.2.2). Credentials in it are left out.
-    pub host: Option<&'a str>,
+    pub host: Option<&'a [u8]>,
 }
 
 /// Why no environ can be made of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TargetError {
-    /// `CONNECT`, or a target in authority form: this server is no proxy.
+    /// `CONNECT`: this server is no proxy.
     #[error("a tunnel was asked for; this server is no proxy")]
     Tunnel,
     /// `*` with a method other than `OPTIONS`.
     #[error("the request target * is only defined for OPTIONS")]
     Asterisk,
+    /// None of the forms of RFC 9112 section 3.2.
+    #[error("the request target is neither a path nor an absolute URI")]
+    Form,
+    /// A fragment, which clients keep to themselves (RFC 9110 section 7.1).
+    #[error("the request target holds a fragment")]
+    Fragment,
 }
 
 impl<'a> Target<'a> {
@@ -41,24 +50,59 @@ impl<'a> Target<'a> {
     ///
     /// # Errors
     /// [`TargetError`] for targets that mean something other than a resource of this server.
-    pub fn of(request: &'a Parts) -> Result<Self, TargetError> {
-        let uri: &'a Uri = &request.uri;
-        if request.method == Method::CONNECT {
+    pub fn of(request: &'a RequestHead) -> Result<Self, TargetError> {
+        if request.method() == Method::CONNECT {
             return Err(TargetError::Tunnel);
         }
-        let Some(target) = uri.path_and_query() else {
-            return Err(TargetError::Tunnel);
-        };
-        if target.path() == "*" && request.method != Method::OPTIONS {
-            return Err(TargetError::Asterisk);
+        let target = request.target();
+        if memchr::memchr(b'#', target).is_some() {
+            return Err(TargetError::Fragment);
         }
-        Ok(Self {
-            raw_path: target.path(),
-            query: target.query().unwrap_or(""),
-            host: uri.authority().map(|authority| {
-                let text = authority.as_str();
-                text.rsplit_once('@').map_or(text, |(_, host)| host)
+        match target {
+            [b'/', ..] => {
+                let (raw_path, query) = split_query(target);
+                Ok(Self {
+                    raw_path,
+                    query,
+                    host: None,
+                })
+            }
+            b"*" if request.method() == Method::OPTIONS => Ok(Self {
+                raw_path: target,
+                query: b"",
+                host: None,
             }),
+            b"*" => Err(TargetError::Asterisk),
+            _ => Self::absolute(target),
+        }
+    }
+
+    /// `scheme://authority[/path][?query]`
+    fn absolute(target: &'a [u8]) -> Result<Self, TargetError> {
+        let colon = memchr::memchr(b':', target).ok_or(TargetError::Form)?;
+        let (scheme, rest) = (&target[..colon], &target[colon + 1..]);
+        let is_scheme = scheme.first().is_some_and(u8::is_ascii_alphabetic)
+            && scheme
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
+        let rest = rest.strip_prefix(b"//").ok_or(TargetError::Form)?;
+        let end = rest
+            .iter()
+            .position(|byte| matches!(byte, b'/' | b'?'))
+            .unwrap_or(rest.len());
+        let (authority, rest) = rest.split_at(end);
+        let host = match memchr::memrchr(b'@', authority) {
+            Some(at) => &authority[at + 1..],
+            None => authority,
+        };
+        if !is_scheme || !is_host(host) {
+            return Err(TargetError::Form);
+        }
+        let (path, query) = split_query(rest);
+        Ok(Self {
+            raw_path: if path.is_empty() { b"/" } else { path },
+            query,
+            host: Some(host),
         })
     }
 
@@ -67,10 +111,18 @@ impl<'a> Target<'a> {
     /// path that begins with a slash or none.
     #[must_use]
     pub fn path_info(&self) -> Cow<'a, [u8]> {
-        if self.raw_path == "*" {
+        if self.raw_path == b"*" {
             return Cow::Borrowed(b"");
         }
-        percent_decoded(self.raw_path.as_bytes())
+        percent_decoded(self.raw_path)
+    }
+}
+
+/// What is before the first question mark, and what is after it.
+fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
+    match memchr::memchr(b'?', target) {
+        Some(mark) => (&target[..mark], &target[mark + 1..]),
+        None => (target, b""),
     }
 }
 
@@ -193,78 +245,133 @@ pub enum HeaderSlot {
     Dropped,
 }
 
-/// Finds the place of the header *name*, which is in lower case as [`http::HeaderName`] keeps it.
+/// Finds the place of the header *name*, a token in any case.
 #[must_use]
-pub fn header_slot(name: &str) -> HeaderSlot {
-    match name {
-        "content-type" => HeaderSlot::ContentType,
-        "content-length" => HeaderSlot::ContentLength,
-        "proxy" => HeaderSlot::Dropped,
-        _ if name.contains('_') => HeaderSlot::Dropped,
-        _ => {
-            let mut key = String::with_capacity(5 + name.len());
-            key.push_str("HTTP_");
-            key.extend(name.chars().map(|character| match character {
-                '-' => '_',
-                other => other.to_ascii_uppercase(),
-            }));
-            HeaderSlot::Key(key)
-        }
+pub fn header_slot(name: &[u8]) -> HeaderSlot {
+    if name.eq_ignore_ascii_case(b"content-type") {
+        return HeaderSlot::ContentType;
     }
+    if name.eq_ignore_ascii_case(b"content-length") {
+        return HeaderSlot::ContentLength;
+    }
+    if name.eq_ignore_ascii_case(b"proxy") || name.contains(&b'_') {
+        return HeaderSlot::Dropped;
+    }
+    let mut key = String::with_capacity(5 + name.len());
+    key.push_str("HTTP_");
+    key.extend(name.iter().map(|byte| match byte {
+        b'-' => '_',
+        other => char::from(other.to_ascii_uppercase()),
+    }));
+    HeaderSlot::Key(key)
 }
 
 /// What stands between the values of a repeated header: a comma as eventlet writes it, for cookies
 /// a semicolon and a space (RFC 6265 section 5.4), because a comma may be part of a cookie.
 #[must_use]
-pub fn separator(name: &str) -> &'static [u8] {
-    if name == "cookie" { b"; " } else { b"," }
+pub fn separator(name: &[u8]) -> &'static [u8] {
+    if name.eq_ignore_ascii_case(b"cookie") {
+        b"; "
+    } else {
+        b","
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parts(method: &str, target: &str) -> Parts {
-        let (parts, ()) = http::Request::builder()
-            .method(method)
-            .uri(target)
-            .body(())
-            .unwrap()
-            .into_parts();
-        parts
+    fn request(method: &str, target: &str) -> RequestHead {
+        let method = method.parse().unwrap();
+        RequestHead::of(method, target.as_bytes(), http::Version::HTTP_11, &[])
     }
 
     #[test]
     fn origin_form_splits_at_the_first_question_mark() {
-        let parts = parts("GET", "/a%20b?x=1?y");
-        let target = Target::of(&parts).unwrap();
+        let request = request("GET", "/a%20b?x=1?y");
+        let target = Target::of(&request).unwrap();
 
-        assert_eq!(target.raw_path, "/a%20b");
-        assert_eq!(target.query, "x=1?y");
+        assert_eq!(target.raw_path, b"/a%20b");
+        assert_eq!(target.query, b"x=1?y");
         assert_eq!(target.host, None);
         assert_eq!(&*target.path_info(), b"/a b");
     }
 
     #[test]
-    fn absolute_form_names_the_host_without_credentials() {
-        let parts = parts("GET", "http://user:pw@other:81/p?q");
-        let target = Target::of(&parts).unwrap();
+    fn characters_that_clients_should_escape_are_kept_as_they_came() {
+        for text in [
+            r#"/env?metadata={"k":"v"}"#,
+            "/a<b>`c`|d^e\\f?\"<>",
+            "//a//b",
+            "/caf\u{e9}?\u{e9}",
+            "/a?b?c@d:e",
+        ] {
+            let request = request("GET", text);
+            let target = Target::of(&request).unwrap();
+            let joined = [target.raw_path, target.query].join(&b'?');
 
-        assert_eq!(target.host, Some("other:81"));
-        assert_eq!(target.raw_path, "/p");
+            assert_eq!(
+                joined.strip_suffix(b"?").unwrap_or(&joined),
+                text.as_bytes()
+            );
+        }
+    }
+
+    #[test]
+    fn absolute_form_names_the_host_without_credentials() {
+        let request = request("GET", "http://user:pw@other:81/p?q");
+        let target = Target::of(&request).unwrap();
+
+        assert_eq!(target.host, Some(&b"other:81"[..]));
+        assert_eq!(target.raw_path, b"/p");
+        assert_eq!(target.query, b"q");
     }
 
     #[test]
     fn absolute_form_without_a_path_means_the_root() {
-        let parts = parts("GET", "http://other");
+        for text in ["http://other", "HTTPS://other?q", "http://[::1]:80"] {
+            assert_eq!(Target::of(&request("GET", text)).unwrap().raw_path, b"/");
+        }
+    }
 
-        assert_eq!(Target::of(&parts).unwrap().raw_path, "/");
+    #[test]
+    fn what_has_none_of_the_forms_is_refused() {
+        for text in [
+            "host:443",
+            "host",
+            "*/x",
+            "http:///",
+            "http://",
+            "http:/x",
+            "http://a:b/",
+            "1http://a/",
+            "http://a@/",
+            "://a/",
+            "?q",
+        ] {
+            assert_eq!(
+                Target::of(&request("GET", text)),
+                Err(TargetError::Form),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fragment_is_refused_and_not_cut_off() {
+        for text in ["/a#b", "/a?b#c", "http://a/#", "#"] {
+            assert_eq!(
+                Target::of(&request("GET", text)),
+                Err(TargetError::Fragment),
+                "{text}"
+            );
+        }
     }
 
     #[test]
     fn asterisk_is_for_options_alone() {
-        let options = parts("OPTIONS", "*");
-        let get = parts("GET", "*");
+        let options = request("OPTIONS", "*");
+        let get = request("GET", "*");
 
         assert_eq!(&*Target::of(&options).unwrap().path_info(), b"");
         assert_eq!(Target::of(&get), Err(TargetError::Asterisk));
@@ -272,11 +379,9 @@ mod tests {
 
     #[test]
     fn tunnels_are_refused() {
-        let connect = parts("CONNECT", "host:443");
-        let authority = parts("GET", "host:443");
+        let connect = request("CONNECT", "host:443");
 
         assert_eq!(Target::of(&connect), Err(TargetError::Tunnel));
-        assert_eq!(Target::of(&authority), Err(TargetError::Tunnel));
     }
 
     #[test]
@@ -311,17 +416,17 @@ mod tests {
     #[test]
     fn header_names_become_cgi_keys() {
         assert_eq!(
-            header_slot("x-auth-token"),
+            header_slot(b"x-auth-token"),
             HeaderSlot::Key("HTTP_X_AUTH_TOKEN".to_owned())
         );
-        assert_eq!(header_slot("content-type"), HeaderSlot::ContentType);
-        assert_eq!(header_slot("content-length"), HeaderSlot::ContentLength);
+        assert_eq!(header_slot(b"content-type"), HeaderSlot::ContentType);
+        assert_eq!(header_slot(b"content-length"), HeaderSlot::ContentLength);
     }
 
     #[test]
     fn headers_that_could_shadow_others_are_dropped() {
-        assert_eq!(header_slot("x_auth_token"), HeaderSlot::Dropped);
-        assert_eq!(header_slot("content_length"), HeaderSlot::Dropped);
-        assert_eq!(header_slot("proxy"), HeaderSlot::Dropped);
+        assert_eq!(header_slot(b"x_auth_token"), HeaderSlot::Dropped);
+        assert_eq!(header_slot(b"content_length"), HeaderSlot::Dropped);
+        assert_eq!(header_slot(b"proxy"), HeaderSlot::Dropped);
     }
 }

@@ -5,11 +5,14 @@
 
 pub mod access_log;
 pub mod environ;
+pub mod host;
+pub mod request;
 pub mod response;
 
 use bytes::Bytes;
-use http::request::Parts;
 use http::{HeaderMap, StatusCode};
+use request::RequestHead;
+use std::any::Any;
 use std::fmt::Debug;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -104,37 +107,42 @@ pub struct FilePart {
 /// read its input from a thread of its own, so calls may come from any thread, one at a time.
 pub trait Exchange: Send {
     /// Method, target, version and headers of the request. Framing has been checked already.
-    fn request(&self) -> &Parts;
+    fn request(&self) -> &RequestHead;
     /// Addresses of both ends.
     fn endpoints(&self) -> &Endpoints;
     /// True when the request has no body at all (then [`Exchange::read`] returns `None` at once).
     fn is_bodiless(&self) -> bool;
+    /// How long the body is, where the client has said so.
+    fn body_length(&self) -> Option<u64>;
     /// The next piece of the request body, or `None` at its end. Sends `100 Continue` first where
     /// the client asked for it (RFC 9110 section 10.1.1).
     ///
     /// # Errors
     /// [`BodyError`] when the body cannot be completed.
     fn read(&mut self) -> Result<Option<Bytes>, BodyError>;
-    /// Sends the head with a whole body: the common, cheapest answer. May be called once, and not
-    /// after [`Exchange::start`].
+    /// Sends the head with a whole body: the common, cheapest answer. Returns without waiting for the
+    /// client: what it does not take at once is sent on while the calling thread does something
+    /// else. May be called once, and not after [`Exchange::start`].
     ///
     /// # Errors
     /// [`ClientGone`].
     fn respond(&mut self, head: ResponseHead, body: Bytes) -> Result<(), ClientGone>;
-    /// Starts an answer whose body follows in pieces.
+    /// Starts an answer whose body follows in pieces. The head leaves with the first of them.
     ///
     /// # Errors
     /// [`ClientGone`].
     fn start(&mut self, head: ResponseHead) -> Result<(), ClientGone>;
-    /// Sends one piece; returns when the kernel has it all (PEP 3333: no block may be delayed).
+    /// Sends one piece. What the client does not take at once is sent on while the application makes
+    /// the next one, which is how PEP 3333 wants it; that one then waits for the piece before it.
     ///
     /// # Errors
     /// [`ClientGone`].
     fn write(&mut self, piece: Bytes) -> Result<(), ClientGone>;
-    /// Sends a part of a file as one piece, without copying it where the connection allows. Returns
-    /// how many bytes were sent: fewer than asked for when the file has become shorter or cannot be
-    /// read; then nothing but [`Exchange::abort`] can follow. To be called only in an answer that
-    /// was started with a `Content-Length`.
+    /// Sends a part of a file as one piece, without copying it where the connection allows, and
+    /// without waiting for the client. Returns how many bytes were sent or will be: fewer than asked
+    /// for when the file was found to have become shorter or cannot be read; then nothing but
+    /// [`Exchange::abort`] can follow. To be called only in an answer that was started with a
+    /// `Content-Length`.
     ///
     /// # Errors
     /// [`ClientGone`].
@@ -149,6 +157,21 @@ pub trait Exchange: Send {
     fn abort(&mut self);
     /// True once the client is known to be gone; costs one non-blocking look at the socket.
     fn is_client_gone(&mut self) -> bool;
+    /// What became of the answer, once it has ended; `None` while the client has not taken it yet.
+    fn delivery(&mut self) -> Option<Delivery>;
+    /// Has the handler told by [`Handler::delivered`], with this note, what became of the answer.
+    fn when_delivered(&mut self, note: Box<dyn Any + Send>);
+}
+
+/// What became of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    /// Bytes of its body that the kernel, or TLS in front of it, has taken.
+    pub sent: u64,
+    /// It was taken to its end; otherwise it was cut off.
+    pub is_whole: bool,
+    /// It was cut off because a file ended before the length that was announced for it.
+    pub is_file_short: bool,
 }
 
 /// A request that the server answered by itself, because it could not be passed on.
@@ -182,6 +205,11 @@ pub trait Handler: Send + Sync + Debug {
     /// after the answer was sent.
     fn refused(&self, refused: &Refused) {
         let _ = refused;
+    }
+    /// What became of an answer whose client was slow to take it, with the note that was left by
+    /// [`Exchange::when_delivered`]. Called on a pool thread.
+    fn delivered(&self, note: Box<dyn Any + Send>, delivery: Delivery) {
+        drop((note, delivery));
     }
     /// Wraps the life of a pool thread: keeps its interpreter thread state between requests.
     fn thread(&self, body: &mut dyn FnMut());

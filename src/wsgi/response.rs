@@ -564,7 +564,7 @@ mod tests {
     struct Record(Vec<String>);
 
     impl Exchange for Record {
-        fn request(&self) -> &http::request::Parts {
+        fn request(&self) -> &crate::wsgi::request::RequestHead {
             unimplemented!("a whole answer does not ask for the request")
         }
         fn endpoints(&self) -> &crate::wsgi::Endpoints {
@@ -572,6 +572,9 @@ mod tests {
         }
         fn is_bodiless(&self) -> bool {
             true
+        }
+        fn body_length(&self) -> Option<u64> {
+            Some(0)
         }
         fn read(&mut self) -> Result<Option<Bytes>, crate::wsgi::BodyError> {
             Ok(None)
@@ -606,6 +609,10 @@ mod tests {
         fn is_client_gone(&mut self) -> bool {
             false
         }
+        fn delivery(&mut self) -> Option<crate::wsgi::Delivery> {
+            None
+        }
+        fn when_delivered(&mut self, _: Box<dyn std::any::Any + Send>) {}
     }
 
     fn sent(headers: &[(&str, &str)], method: &Method) -> Vec<String> {

@@ -141,6 +141,11 @@ pub fn ok() -> ResponseHead {
     }
 }
 
+/// The target of the request.
+pub fn path(exchange: &dyn Exchange) -> String {
+    String::from_utf8_lossy(exchange.request().target()).into_owned()
+}
+
 pub fn read_body(exchange: &mut dyn Exchange) -> Result<Vec<u8>, BodyError> {
     let mut body = Vec::new();
     while let Some(piece) = exchange.read()? {

@@ -5,14 +5,14 @@
 
 use std::time::{Duration, Instant};
 
-use http::request::Parts;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use crate::wsgi::access_log::{self as line, KEYS};
-use crate::wsgi::{Endpoints, Refused};
+use crate::wsgi::request::RequestHead;
+use crate::wsgi::{Delivery, Endpoints, Refused};
 
 /// How late a logger's new level may count.
 const VALID: Duration = Duration::from_millis(20);
@@ -48,7 +48,7 @@ impl Entry {
         }
     }
 
-    pub(super) fn of(request: &Parts, endpoints: &Endpoints) -> Self {
+    pub(super) fn of(request: &RequestHead, endpoints: &Endpoints) -> Self {
         let (address, client_port) = peer_of(endpoints);
         Self {
             client_ip: line::client_ip(request, &address),
@@ -149,11 +149,17 @@ impl AccessLog {
         py: Python<'_>,
         entry: &Entry,
         status: u16,
-        body_length: u64,
+        delivery: Delivery,
         wall: Duration,
     ) {
         let written = self
-            .render(py, entry, status, body_length, wall)
+            .render(py, entry, status, delivery.sent, wall)
+            .and_then(|line| {
+                if delivery.is_whole {
+                    return Ok(line);
+                }
+                line.add(line::CUT_OFF)
+            })
             .and_then(|line| self.log.call1(py, (line,)));
         if let Err(error) = written {
             error.write_unraisable(py, Some(self.log.bind(py)));

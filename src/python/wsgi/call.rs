@@ -38,6 +38,8 @@ struct State {
     status: u16,
     is_client_gone: bool,
     body_error: Option<BodyError>,
+    /// The body is a file of that length, which the server sends by itself.
+    file: Option<u64>,
 }
 
 impl State {
@@ -59,14 +61,14 @@ impl State {
 pub(super) struct Progress {
     /// Status of the head that was sent, or 0.
     pub(super) status: u16,
-    /// Bytes of the body that were sent.
-    pub(super) sent: u64,
     /// True once the head is on its way: a failure can then only cut the answer off.
     pub(super) has_begun: bool,
     /// True once the client was found to be gone.
     pub(super) is_client_gone: bool,
     /// What went wrong with the request's body, if the application read it.
     pub(super) body_error: Option<BodyError>,
+    /// The body is a file of that length, which the server sends by itself.
+    pub(super) file: Option<u64>,
 }
 
 impl Call {
@@ -116,10 +118,10 @@ impl Call {
                 Some(BodyError::Framing) => 400,
                 Some(BodyError::TimedOut) => 408,
             },
-            sent: state.body.map_or(0, |body| body.sent()),
             has_begun: state.body.is_some(),
             is_client_gone: state.is_client_gone,
             body_error: state.body_error,
+            file: state.file,
         }
     }
 
@@ -181,8 +183,10 @@ impl Call {
             let mut state = self.state.lock();
             let begin = state.begin(&self.method)?;
             let body = state.body.as_ref();
+            let is_bodiless = body.is_none_or(Body::is_bodiless);
             part.length = body.map_or(0, |body| body.room(part.length));
-            (begin, body.is_none_or(Body::is_bodiless))
+            state.file = Some(part.length);
+            (begin, is_bodiless)
         };
         let sent = py.detach(|| {
             self.loan.with(|exchange| {

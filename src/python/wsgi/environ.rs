@@ -8,8 +8,6 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 
-use http::header::{HOST, HeaderName, HeaderValue};
-use http::request::Parts;
 use http::{Method, Version};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -20,6 +18,7 @@ use super::input::Input;
 use super::text::native;
 use crate::wsgi::Endpoints;
 use crate::wsgi::environ::{HeaderSlot, Target, header_slot, separator};
+use crate::wsgi::request::{Header, RequestHead, name_hash};
 
 /// Headers whose keys are made beforehand: those that browsers, curl, requests, keystoneauth and
 /// the usual proxies send. Others work as well, a little slower.
@@ -65,7 +64,8 @@ const MOST_TEMPLATES: usize = 32;
 pub(super) struct Environ {
     base: Py<PyDict>,
     templates: Mutex<Vec<Template>>,
-    headers: HashMap<HeaderName, Py<PyString>, BuildHasherDefault<NameHasher>>,
+    /// Keys of the usual headers, found by [`name_hash`].
+    headers: HashMap<u32, (&'static str, Py<PyString>), BuildHasherDefault<KeptHash>>,
 }
 
 #[derive(Debug)]
@@ -75,33 +75,24 @@ struct Template {
     environ: Py<PyDict>,
 }
 
-/// FNV-1a: names are few, short and our own; no client chooses what goes into the map.
-#[derive(Debug)]
-struct NameHasher(u64);
+/// The hash of a name that was made when the request was parsed.
+#[derive(Debug, Default)]
+struct KeptHash(u64);
 
-impl Default for NameHasher {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for NameHasher {
+impl Hasher for KeptHash {
     fn finish(&self) -> u64 {
         self.0
     }
 
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            self.0 = self.0 << 8 | u64::from(*byte);
         }
     }
 
-    fn write_isize(&mut self, discriminant: isize) {
-        self.0 = (self.0 ^ discriminant.cast_unsigned() as u64).wrapping_mul(0x0100_0000_01b3);
-    }
-
-    fn write_u8(&mut self, byte: u8) {
-        self.write(&[byte]);
+    fn write_u32(&mut self, hash: u32) {
+        // The table looks at the highest bits as well.
+        self.0 = u64::from(hash) << 32 | u64::from(hash);
     }
 }
 
@@ -159,9 +150,9 @@ impl Environ {
         }
         let mut headers = HashMap::default();
         for name in USUAL_HEADERS {
-            if let HeaderSlot::Key(key) = header_slot(name) {
+            if let HeaderSlot::Key(key) = header_slot(name.as_bytes()) {
                 let key = PyString::intern(py, &key).unbind();
-                headers.insert(HeaderName::from_static(name), key);
+                headers.insert(name_hash(name.as_bytes()), (name, key));
             }
         }
         Ok(Self {
@@ -175,14 +166,14 @@ impl Environ {
     pub(super) fn build<'py>(
         &self,
         py: Python<'py>,
-        request: &Parts,
+        request: &RequestHead,
         endpoints: &Endpoints,
         target: &Target<'_>,
         input: Option<Bound<'py, Input>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let environ = self.template(py, endpoints)?.copy()?;
         // The template is that of a GET with HTTP/1.1.
-        let method = match request.method {
+        let method = match *request.method() {
             Method::GET => None,
             Method::POST => Some(pyo3::intern!(py, "POST").clone()),
             ref other => Some(native(py, other.as_str().as_bytes())?),
@@ -190,19 +181,19 @@ impl Environ {
         if let Some(method) = method {
             environ.set_item(pyo3::intern!(py, "REQUEST_METHOD"), method)?;
         }
-        let raw_path = native(py, target.raw_path.as_bytes())?;
+        let raw_path = native(py, target.raw_path)?;
         let path = target.path_info();
-        if *path == *target.raw_path.as_bytes() {
+        if *path == *target.raw_path {
             environ.set_item(pyo3::intern!(py, "PATH_INFO"), &raw_path)?;
         } else {
             environ.set_item(pyo3::intern!(py, "PATH_INFO"), native(py, &path)?)?;
         }
         environ.set_item(pyo3::intern!(py, "RAW_PATH_INFO"), raw_path)?;
         if !target.query.is_empty() {
-            let query = native(py, target.query.as_bytes())?;
+            let query = native(py, target.query)?;
             environ.set_item(pyo3::intern!(py, "QUERY_STRING"), query)?;
         }
-        if request.version == Version::HTTP_10 {
+        if request.version() == Version::HTTP_10 {
             let protocol = pyo3::intern!(py, "HTTP/1.0");
             environ.set_item(pyo3::intern!(py, "SERVER_PROTOCOL"), protocol)?;
         }
@@ -212,14 +203,11 @@ impl Environ {
         }
         self.set_headers(&environ, request)?;
         if let Some(host) = target.host {
-            environ.set_item(pyo3::intern!(py, "HTTP_HOST"), native(py, host.as_bytes())?)?;
+            environ.set_item(pyo3::intern!(py, "HTTP_HOST"), native(py, host)?)?;
         }
         if let Some(input) = input {
             environ.set_item(pyo3::intern!(py, "wsgi.input"), input)?;
-            if request
-                .headers
-                .contains_key(http::header::TRANSFER_ENCODING)
-            {
+            if request.header("transfer-encoding").is_some() {
                 environ.set_item(pyo3::intern!(py, "wsgi.input_terminated"), true)?;
             }
         }
@@ -290,33 +278,28 @@ impl Environ {
         Ok(environ)
     }
 
-    fn set_headers(&self, environ: &Bound<'_, PyDict>, request: &Parts) -> PyResult<()> {
+    fn set_headers(&self, environ: &Bound<'_, PyDict>, request: &RequestHead) -> PyResult<()> {
         let py = environ.py();
-        let headers = &request.headers;
-        let has_repeated = headers.len() != headers.keys_len();
-        let is_chunked = headers.contains_key(http::header::TRANSFER_ENCODING);
-        let mut previous: Option<&HeaderName> = None;
-        for (name, value) in headers {
-            if has_repeated {
-                // A repeated header comes in one run.
-                if previous == Some(name) {
-                    continue;
-                }
-                previous = Some(name);
+        let headers = request.headers();
+        let is_chunked = request.header("transfer-encoding").is_some();
+        for (index, header) in headers.clone().enumerate() {
+            let is_same = |other: &Header<'_>| other.hash == header.hash && other.is(header.name);
+            if headers.clone().take(index).any(|other| is_same(&other)) {
+                continue; // joined with the first one of its name
             }
-            let usual = self.headers.get(name);
+            let usual = self.headers.get(&header.hash);
             let key = match usual {
-                Some(key) => key.bind(py).clone(),
-                None => match header_slot(name.as_str()) {
+                Some((name, key)) if header.is(name.as_bytes()) => key.bind(py).clone(),
+                _ => match header_slot(header.name) {
                     HeaderSlot::ContentType => {
                         // Two types cannot both be true; the first one counts.
-                        let value = native(py, value.as_bytes())?;
+                        let value = native(py, header.value)?;
                         environ.set_item(pyo3::intern!(py, "CONTENT_TYPE"), value)?;
                         continue;
                     }
                     HeaderSlot::ContentLength => {
                         if !is_chunked {
-                            let value = native(py, value.as_bytes())?;
+                            let value = native(py, header.value)?;
                             environ.set_item(pyo3::intern!(py, "CONTENT_LENGTH"), value)?;
                         }
                         continue;
@@ -325,15 +308,14 @@ impl Environ {
                     HeaderSlot::Dropped => continue,
                 },
             };
-            let value = if has_repeated && *name != HOST {
-                let values: Vec<&[u8]> = headers
-                    .get_all(name)
-                    .iter()
-                    .map(HeaderValue::as_bytes)
+            let mut others = headers.clone().skip(index + 1).filter(is_same).peekable();
+            let value = if others.peek().is_some() {
+                let values: Vec<&[u8]> = std::iter::once(header.value)
+                    .chain(others.map(|other| other.value))
                     .collect();
-                native(py, &values.join(separator(name.as_str())))?
+                native(py, &values.join(separator(header.name)))?
             } else {
-                native(py, value.as_bytes())?
+                native(py, header.value)?
             };
             environ.set_item(key, value)?;
         }

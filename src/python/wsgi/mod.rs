@@ -16,6 +16,7 @@ mod input;
 mod loan;
 mod text;
 
+use std::any::Any;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -37,7 +38,7 @@ use self::input::Input;
 use super::detached::detached;
 use crate::wsgi::environ::{Target, TargetError};
 use crate::wsgi::response::{Ending, Head, Ready};
-use crate::wsgi::{BodyError, Exchange, Handler, Refused};
+use crate::wsgi::{BodyError, Delivery, Exchange, Handler, Refused};
 
 /// Bodies up to this many bytes are put together and sent at once; longer ones go piece by piece.
 const LARGEST_JOINED: usize = 256 * 1024;
@@ -75,6 +76,15 @@ enum Collected {
     Whole(Head, Bytes),
     /// It was sent piece by piece.
     Sent(Ending),
+}
+
+/// What has to be known of a request whose answer is on its way to a slow client.
+struct Note {
+    /// For the access log, and when the request came.
+    entry: Option<(Entry, Instant)>,
+    status: u16,
+    /// Length of the file that is sent, and the request line.
+    file: Option<(u64, String)>,
 }
 
 /// What is left to do once nothing of Python is needed any more.
@@ -127,7 +137,7 @@ impl Application {
             .filter(|(log, arrived)| log.is_enabled(py, *arrived));
         let entry = access_log.map(|_| Entry::of(exchange.request(), exchange.endpoints()));
 
-        let method = exchange.request().method.clone();
+        let method = exchange.request().method().clone();
         let call = match Bound::new(py, Call::new(method.clone(), self.is_lenient)) {
             Ok(call) => call,
             Err(error) => {
@@ -145,17 +155,41 @@ impl Application {
         if let Some(answer) = unsent {
             return Some(Unsent { answer, entry });
         }
-        if let (Some((log, arrived)), Some(entry)) = (access_log, entry) {
-            let progress = call.get().progress();
-            log.write(
-                py,
-                &entry,
-                progress.status,
-                progress.sent,
-                arrived.elapsed(),
-            );
+        let progress = call.get().progress();
+        let file = progress.file.map(|length| {
+            let line = crate::wsgi::access_log::request_line(exchange.request());
+            (length, line)
+        });
+        let note = Note {
+            entry: entry.zip(arrived),
+            status: match progress.status {
+                0 => StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
+                status => status,
+            },
+            file,
+        };
+        match exchange.delivery() {
+            Some(delivery) => self.conclude(py, &note, delivery),
+            None if note.entry.is_some() || note.file.is_some() => {
+                exchange.when_delivered(Box::new(note));
+            }
+            None => {}
         }
         None
+    }
+
+    /// An answer has come to its end, one way or the other.
+    fn conclude(&self, py: Python<'_>, note: &Note, delivery: Delivery) {
+        if let Some((declared, line)) = &note.file
+            && delivery.is_file_short
+        {
+            let sent = delivery.sent;
+            let problem = format!("gave {sent} of the {declared} bytes");
+            self.log_length_mismatch(py, &problem, line);
+        }
+        if let (Some(log), Some((entry, arrived))) = (&self.access_log, &note.entry) {
+            log.write(py, entry, note.status, delivery, arrived.elapsed());
+        }
     }
 
     /// Calls the application and sends what it answers, whatever that is, or returns it.
@@ -360,15 +394,20 @@ impl Application {
         let problem = match ending {
             Ending::Complete => return,
             Ending::Short { declared, sent } => {
-                format!("gave {sent} of the {declared} bytes that its Content-Length declares")
+                format!("gave {sent} of the {declared} bytes")
             }
             Ending::Excess { declared } => {
-                format!("gave more than the {declared} bytes that its Content-Length declares")
+                format!("gave more than the {declared} bytes")
             }
         };
+        let line = crate::wsgi::access_log::request_line(exchange.request());
+        self.log_length_mismatch(py, &problem, &line);
+    }
+
+    fn log_length_mismatch(&self, py: Python<'_>, problem: &str, line: &str) {
         let message = format!(
-            "application {problem}, to {}; the connection was closed",
-            crate::wsgi::access_log::request_line(exchange.request())
+            "application {problem} that its Content-Length declares, to {line}; the connection \
+             was closed"
         );
         self.log(py, &message, None);
     }
@@ -458,15 +497,31 @@ impl Handler for Application {
         let (status, count) = (answer.status().as_u16(), answer.count());
         // A client that is gone has nothing more to hear, and the application has finished.
         let _ = answer.send(exchange);
+        let entry = entry.zip(arrived);
         if entry.is_none() && count.ending() == Ending::Complete {
             return;
         }
+        let note = Note {
+            entry,
+            status,
+            file: None,
+        };
+        let delivery = exchange.delivery();
         Python::attach(|py| {
             self.report_length_mismatch(py, exchange, count.ending());
-            if let (Some(log), Some(entry), Some(arrived)) = (&self.access_log, entry, arrived) {
-                log.write(py, &entry, status, count.sent(), arrived.elapsed());
+            if let Some(delivery) = delivery {
+                self.conclude(py, &note, delivery);
             }
         });
+        if delivery.is_none() && note.entry.is_some() {
+            exchange.when_delivered(Box::new(note));
+        }
+    }
+
+    fn delivered(&self, note: Box<dyn Any + Send>, delivery: Delivery) {
+        if let Ok(note) = note.downcast::<Note>() {
+            Python::attach(|py| self.conclude(py, &note, delivery));
+        }
     }
 
     fn refused(&self, refused: &Refused) {
@@ -477,7 +532,12 @@ impl Handler for Application {
             if log.is_enabled(py, Instant::now()) {
                 let entry = Entry::of_refused(refused);
                 let status = refused.status.as_u16();
-                log.write(py, &entry, status, refused.sent, refused.wall);
+                let delivery = Delivery {
+                    sent: refused.sent,
+                    is_whole: true,
+                    is_file_short: false,
+                };
+                log.write(py, &entry, status, delivery, refused.wall);
             }
         });
     }
@@ -533,7 +593,9 @@ fn refuse(
 ) {
     let status = match error {
         TargetError::Tunnel => StatusCode::NOT_IMPLEMENTED,
-        TargetError::Asterisk => StatusCode::BAD_REQUEST,
+        TargetError::Asterisk | TargetError::Form | TargetError::Fragment => {
+            StatusCode::BAD_REQUEST
+        }
     };
     let head = Head::failure(status).with_content_type("text/plain; charset=utf-8");
     send_own(

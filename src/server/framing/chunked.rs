@@ -1,7 +1,7 @@
-//! Checks the framing of a chunked body, byte by byte where it is framing.
+//! Decodes the framing of a chunked body, byte by byte where it is framing.
 //!
 //! Owns the rules of RFC 9112 section 7.1 and the bounds on what is not data: extensions and
-//! trailers. Never keeps bytes: hyper decodes what has passed.
+//! trailers. Never keeps bytes: [`super::Decoder`] is told where the data lies.
 
 use super::{Limits, Refusal, is_control, is_token};
 
@@ -11,15 +11,28 @@ const LINE_BYTES: u16 = 256;
 const EXTENSION_BYTES: u32 = 16_384;
 /// Bytes of all trailers of one body.
 const TRAILER_BYTES: u32 = 16_384;
-/// Digits of a chunk's size; sixteen could overflow what a file can hold.
-const SIZE_DIGITS: u16 = 15;
+/// A size that may not take another digit: the next one could overflow what a file can hold.
+const SIZE_FULL: u64 = 1 << 56;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     /// In the digits of a chunk's size.
     Size,
-    /// In the extension behind it.
-    Extension,
+    /// In white space that only an extension may follow (RFC 9112 section 7.1.1, `BWS`).
+    BeforeExtension,
+    /// After the semicolon of an extension, in front of its name.
+    BeforeName,
+    Name,
+    /// In white space after the name.
+    AfterName,
+    /// After the equals sign, in front of the value.
+    BeforeValue,
+    Token,
+    Quoted,
+    /// After a backslash in a quoted value.
+    QuotedPair,
+    /// After the quotation mark that ends a value.
+    AfterQuoted,
     /// After the CR of a chunk-size line.
     SizeEnd,
     /// In a chunk's data.
@@ -35,6 +48,17 @@ enum At {
     TrailerEnd,
     /// After the CR of the blank line.
     LastLf,
+}
+
+/// What follows in a chunked body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// That many bytes of data.
+    Data(usize),
+    /// Nothing: the body is complete.
+    End,
+    /// More bytes have to come first.
+    Missing,
 }
 
 /// How far a chunked body was read.
@@ -64,53 +88,42 @@ impl Chunked {
         }
     }
 
-    /// Reads on in the body: how many bytes may pass, and whether they end it.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> (usize, Result<bool, Refusal>) {
+    /// Reads on in the body: how many bytes of framing stand at the start of `bytes`, and what
+    /// follows them.
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<(usize, Next), Refusal> {
         let mut at = 0;
         while at < bytes.len() {
             if self.at == At::Data {
                 let left = usize::try_from(self.size).unwrap_or(usize::MAX);
                 let count = left.min(bytes.len() - at);
-                at += count;
                 self.size -= count as u64;
                 if self.size == 0 {
                     self.at = At::DataCr;
                 }
-                continue;
+                return Ok((at, Next::Data(count)));
             }
-            match self.step(bytes[at]) {
-                Ok(false) => at += 1,
-                Ok(true) => return (at + 1, Ok(true)),
-                Err(refusal) => return (at, Err(refusal)),
+            at += 1;
+            if self.step(bytes[at - 1])? {
+                return Ok((at, Next::End));
             }
         }
-        (at, Ok(false))
+        Ok((at, Next::Missing))
     }
 
     /// One byte of framing; true when it is the body's last.
     fn step(&mut self, byte: u8) -> Result<bool, Refusal> {
-        self.at = match (self.at, byte) {
-            (At::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if self.line < SIZE_DIGITS => {
-                let digit = match byte {
-                    b'0'..=b'9' => byte - b'0',
-                    _ => (byte | 0x20) - b'a' + 10,
-                };
-                self.size = self.size << 4 | u64::from(digit);
-                self.line += 1;
-                At::Size
-            }
-            (At::Size, b'\r') if self.line > 0 => At::SizeEnd,
-            (At::Size, b';') if self.line > 0 => At::Extension,
-            (At::Extension, b'\r') => At::SizeEnd,
-            (At::Extension, _) if !is_control(byte) => {
-                self.line += 1;
-                self.extensions += 1;
-                if self.line > LINE_BYTES || self.extensions > EXTENSION_BYTES {
-                    return Err(Refusal::Chunk);
-                }
-                At::Extension
-            }
-            (At::SizeEnd, b'\n') => {
+        self.at = match self.at {
+            At::Size => self.size_byte(byte)?,
+            At::BeforeExtension
+            | At::BeforeName
+            | At::Name
+            | At::AfterName
+            | At::BeforeValue
+            | At::Token
+            | At::Quoted
+            | At::QuotedPair
+            | At::AfterQuoted => self.extension_byte(byte)?,
+            At::SizeEnd if byte == b'\n' => {
                 self.line = 0;
                 if self.size == 0 {
                     At::Trailer
@@ -118,40 +131,93 @@ impl Chunked {
                     At::Data
                 }
             }
-            (At::DataCr, b'\r') => At::DataLf,
-            (At::DataLf, b'\n') => At::Size,
-            (At::Trailer, b'\r') => At::LastLf,
+            At::DataCr if byte == b'\r' => At::DataLf,
+            At::DataLf if byte == b'\n' => At::Size,
+            At::LastLf if byte == b'\n' => return Ok(true),
+            At::Trailer | At::TrailerName | At::TrailerValue | At::TrailerEnd => {
+                self.trailer_byte(byte)?
+            }
+            At::SizeEnd | At::Data | At::DataCr | At::DataLf | At::LastLf => {
+                return Err(Refusal::Chunk);
+            }
+        };
+        Ok(false)
+    }
+
+    fn size_byte(&mut self, byte: u8) -> Result<At, Refusal> {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' | b'A'..=b'F' => (byte | 0x20) - b'a' + 10,
+            b'\r' if self.line > 0 => return Ok(At::SizeEnd),
+            b';' if self.line > 0 => return self.count(At::BeforeName),
+            b' ' | b'\t' if self.line > 0 => return self.count(At::BeforeExtension),
+            _ => return Err(Refusal::Chunk),
+        };
+        self.line += 1;
+        if self.size >= SIZE_FULL || self.line > LINE_BYTES {
+            return Err(Refusal::Chunk);
+        }
+        self.size = self.size << 4 | u64::from(digit);
+        Ok(At::Size)
+    }
+
+    fn extension_byte(&mut self, byte: u8) -> Result<At, Refusal> {
+        let is_blank = matches!(byte, b' ' | b'\t');
+        let next = match (self.at, byte) {
+            (At::Name | At::Token | At::AfterQuoted, b'\r') => return Ok(At::SizeEnd),
+            (
+                At::BeforeExtension | At::Name | At::AfterName | At::Token | At::AfterQuoted,
+                b';',
+            ) => At::BeforeName,
+            (At::Name | At::AfterName, b'=') => At::BeforeValue,
+            (At::BeforeValue, b'"') => At::Quoted,
+            (At::Quoted, b'"') => At::AfterQuoted,
+            (At::Quoted, b'\\') => At::QuotedPair,
+            (At::Quoted | At::QuotedPair, _) if !is_control(byte) => At::Quoted,
+            (At::Name, _) if is_blank => At::AfterName,
+            (At::Token | At::AfterQuoted, _) if is_blank => At::BeforeExtension,
+            (
+                same @ (At::BeforeExtension | At::BeforeName | At::AfterName | At::BeforeValue),
+                _,
+            ) if is_blank => same,
+            (At::BeforeName | At::Name, _) if is_token(byte) => At::Name,
+            (At::BeforeValue | At::Token, _) if is_token(byte) => At::Token,
+            _ => return Err(Refusal::Chunk),
+        };
+        self.count(next)
+    }
+
+    /// Counts one byte of an extension.
+    fn count(&mut self, next: At) -> Result<At, Refusal> {
+        self.line += 1;
+        self.extensions += 1;
+        if self.line > LINE_BYTES || self.extensions > EXTENSION_BYTES {
+            return Err(Refusal::Chunk);
+        }
+        Ok(next)
+    }
+
+    fn trailer_byte(&mut self, byte: u8) -> Result<At, Refusal> {
+        let next = match (self.at, byte) {
+            (At::Trailer, b'\r') => return Ok(At::LastLf),
             (At::Trailer, _) if is_token(byte) => {
                 self.trailer_lines += 1;
                 if self.trailer_lines > self.most_trailer_lines {
                     return Err(Refusal::HeadersTooLarge);
                 }
-                self.trailer_byte()?;
                 At::TrailerName
             }
             (At::TrailerName, b':') => At::TrailerValue,
-            (At::TrailerName, _) if is_token(byte) => {
-                self.trailer_byte()?;
-                At::TrailerName
-            }
-            (At::TrailerValue, b'\r') => At::TrailerEnd,
-            (At::TrailerValue, _) if !is_control(byte) => {
-                self.trailer_byte()?;
-                At::TrailerValue
-            }
-            (At::TrailerEnd, b'\n') => At::Trailer,
-            (At::LastLf, b'\n') => return Ok(true),
+            (At::TrailerName, _) if is_token(byte) => At::TrailerName,
+            (At::TrailerValue, b'\r') => return Ok(At::TrailerEnd),
+            (At::TrailerValue, _) if !is_control(byte) => At::TrailerValue,
+            (At::TrailerEnd, b'\n') => return Ok(At::Trailer),
             _ => return Err(Refusal::Chunk),
         };
-        Ok(false)
-    }
-
-    fn trailer_byte(&mut self) -> Result<(), Refusal> {
         self.trailers += 1;
         if self.trailers > TRAILER_BYTES {
-            Err(Refusal::HeadersTooLarge)
-        } else {
-            Ok(())
+            return Err(Refusal::HeadersTooLarge);
         }
+        Ok(next)
     }
 }

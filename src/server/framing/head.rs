@@ -1,10 +1,13 @@
-//! Checks one request head, line by line, as its bytes come.
+//! Parses one request head, line by line, as its bytes come.
 //!
-//! Owns the rules of RFC 9112 sections 2 to 6 for a head and finds out how long its body is. Never
-//! keeps bytes: [`super::Observer`] gives it the head from its start each time, and it remembers
-//! how far it has looked.
+//! Owns the rules of RFC 9112 sections 2 to 6 for a head, and finds out where its parts lie and how
+//! long its body is. Never keeps bytes: [`super::Decoder`] gives it the head from its start each
+//! time, and it remembers how far it has looked.
 
 use super::{Limits, Refusal, has_control, is_token};
+use crate::wsgi::host::is_host;
+use crate::wsgi::request::{Field, RequestHead, Span, name_hash};
+use http::{Method, Version};
 use memchr::{memchr, memrchr};
 
 /// Blank lines that a client may send before a request (RFC 9112 section 2.2).
@@ -12,7 +15,7 @@ const BLANK_LINES: u8 = 2;
 
 /// How the body after a head is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Length {
+pub(in crate::server) enum Length {
     None,
     Counted(u64),
     Chunked,
@@ -26,22 +29,60 @@ pub(super) struct Head {
     /// Where the search for its end goes on.
     searched: usize,
     blank_lines: u8,
-    has_request_line: bool,
-    is_http_10: bool,
-    headers: usize,
+    request_line: Option<RequestLine>,
+    fields: Vec<Field>,
     hosts: u8,
     content_length: Option<u64>,
     is_chunked: bool,
+    connection: Persistence,
+    is_expecting: bool,
+}
+
+#[derive(Debug)]
+struct RequestLine {
+    method: Method,
+    target: Span,
+    is_http_10: bool,
+}
+
+/// What the `Connection` fields of a head ask for (RFC 9112 section 9.3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Persistence {
+    close: bool,
+    keep_alive: bool,
+}
+
+/// A head that is complete.
+#[derive(Debug)]
+pub(in crate::server) struct Received {
+    pub(in crate::server) head: RequestHead,
+    pub(in crate::server) length: Length,
+    /// The client can take another answer on this connection.
+    pub(in crate::server) is_persistent: bool,
+    /// The client waits for `100 Continue` (RFC 9110 section 10.1.1).
+    pub(in crate::server) is_expecting: bool,
+}
+
+impl Received {
+    /// True when no body follows.
+    pub(in crate::server) fn is_bodiless(&self) -> bool {
+        self.length == Length::None
+    }
+
+    /// How long the body is, where the client has said so.
+    pub(in crate::server) fn body_length(&self) -> Option<u64> {
+        match self.length {
+            Length::None => Some(0),
+            Length::Counted(length) => Some(length),
+            Length::Chunked => None,
+        }
+    }
 }
 
 impl Head {
     /// Reads on in a head. `bytes` begin where the head does, also on later calls; `None` as long
-    /// as it is not complete, otherwise its length and that of the body.
-    pub(super) fn read(
-        &mut self,
-        bytes: &[u8],
-        limits: &Limits,
-    ) -> Result<Option<(usize, Length)>, Refusal> {
+    /// as it is not complete, otherwise its length. [`Head::received`] then makes a request of it.
+    pub(super) fn read(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
         while let Some(offset) = memchr(b'\n', &bytes[self.searched..]) {
             let end = self.searched + offset;
             let line = &bytes[self.line_start..end];
@@ -49,15 +90,20 @@ impl Head {
             self.searched = end + 1;
             self.check_length(line.len().saturating_sub(1), limits)?;
             let line = line.strip_suffix(b"\r").ok_or(Refusal::LineEnd)?;
-            if self.line_start > super::HEAD_BYTES {
+            if self.line_start > limits.head() {
                 return Err(Refusal::HeadersTooLarge);
             }
             if !line.is_empty() {
-                self.line(line, limits)?;
-            } else if self.has_request_line {
-                return self
-                    .end(limits)
-                    .map(|length| Some((self.line_start, length)));
+                let start = end - line.len() - 1;
+                self.line(line, start, limits)?;
+            } else if self.request_line.is_some() {
+                if self.hosts == 0 && !self.is_http_10() && !limits.is_lenient {
+                    return Err(Refusal::Host);
+                }
+                if self.is_chunked && self.content_length.is_some() {
+                    return Err(Refusal::TwoLengths);
+                }
+                return Ok(Some(self.line_start));
             } else {
                 self.blank_lines += 1;
                 if self.blank_lines > BLANK_LINES {
@@ -75,7 +121,7 @@ impl Head {
         if has_control(fresh) {
             return Err(Refusal::Control);
         }
-        if !self.has_request_line && partial.first().is_some_and(|first| !is_token(*first)) {
+        if self.request_line.is_none() && partial.first().is_some_and(|first| !is_token(*first)) {
             return Err(Refusal::RequestLine);
         }
         // A trailing CR is looked at again, together with what follows it.
@@ -85,8 +131,36 @@ impl Head {
         Ok(None)
     }
 
+    /// The request of which `bytes` are the head, which was read to its end.
+    pub(super) fn received(self, bytes: Vec<u8>) -> Option<Received> {
+        let is_http_10 = self.is_http_10();
+        let length = match (self.is_chunked, self.content_length) {
+            (true, _) => Length::Chunked,
+            (false, None | Some(0)) => Length::None,
+            (false, Some(length)) => Length::Counted(length),
+        };
+        let RequestLine { method, target, .. } = self.request_line?;
+        let version = if is_http_10 {
+            Version::HTTP_10
+        } else {
+            Version::HTTP_11
+        };
+        Some(Received {
+            head: RequestHead::new(bytes, method, target, version, self.fields),
+            length,
+            is_persistent: !self.connection.close && (!is_http_10 || self.connection.keep_alive),
+            is_expecting: self.is_expecting && !is_http_10 && length != Length::None,
+        })
+    }
+
+    fn is_http_10(&self) -> bool {
+        self.request_line
+            .as_ref()
+            .is_some_and(|line| line.is_http_10)
+    }
+
     fn check_length(&self, length: usize, limits: &Limits) -> Result<(), Refusal> {
-        if self.has_request_line {
+        if self.request_line.is_some() {
             if length >= limits.header_line {
                 return Err(Refusal::HeadersTooLarge);
             }
@@ -96,60 +170,48 @@ impl Head {
         Ok(())
     }
 
-    fn line(&mut self, line: &[u8], limits: &Limits) -> Result<(), Refusal> {
+    /// One line that is not blank and begins `start` bytes behind the start of the head.
+    fn line(&mut self, line: &[u8], start: usize, limits: &Limits) -> Result<(), Refusal> {
         if has_control(line) {
             return Err(Refusal::Control);
         }
-        if !self.has_request_line {
-            self.has_request_line = true;
-            return self.request_line(line);
+        if self.request_line.is_none() {
+            self.request_line = Some(request_line(line, start)?);
+            return Ok(());
         }
-        self.headers += 1;
-        if self.headers > limits.headers {
+        if self.fields.len() >= limits.headers {
             return Err(Refusal::HeadersTooLarge);
         }
         let (name, value) = split_header(line)?;
+        let offset = line.len() - line[name.len() + 1..].trim_ascii_start().len();
+        self.fields.push(Field {
+            name: Span::new(start, name.len()),
+            value: Span::new(start + offset, value.len()),
+            hash: name_hash(name),
+        });
         // Compared by length first: few headers concern framing.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => self.host(value),
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                self.is_expecting |= value.eq_ignore_ascii_case(b"100-continue");
+                Ok(())
+            }
+            10 if name.eq_ignore_ascii_case(b"connection") => {
+                for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                    self.connection.close |= option.eq_ignore_ascii_case(b"close");
+                    self.connection.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                }
+                Ok(())
+            }
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length(value),
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.transfer_encoding(value),
             _ => Ok(()),
         }
     }
 
-    fn request_line(&mut self, line: &[u8]) -> Result<(), Refusal> {
-        let first = memchr(b' ', line).ok_or(Refusal::RequestLine)?;
-        let last = memrchr(b' ', line).ok_or(Refusal::RequestLine)?;
-        // Without a version this is HTTP/0.9, which has no framing at all.
-        if first == last {
-            return Err(Refusal::RequestLine);
-        }
-        let (method, target, version) = (&line[..first], &line[first + 1..last], &line[last + 1..]);
-        if method.is_empty() || !method.iter().copied().all(is_token) {
-            return Err(Refusal::RequestLine);
-        }
-        if target.is_empty() || target.iter().any(|byte| matches!(byte, b' ' | b'\t')) {
-            return Err(Refusal::RequestLine);
-        }
-        match version {
-            b"HTTP/1.1" => Ok(()),
-            b"HTTP/1.0" => {
-                self.is_http_10 = true;
-                Ok(())
-            }
-            [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-                if major.is_ascii_digit() && minor.is_ascii_digit() =>
-            {
-                Err(Refusal::Version)
-            }
-            _ => Err(Refusal::RequestLine),
-        }
-    }
-
     fn host(&mut self, value: &[u8]) -> Result<(), Refusal> {
         self.hosts += 1;
-        if self.hosts > 1 || !value.iter().copied().all(is_host) {
+        if self.hosts > 1 || !(value.is_empty() || is_host(value)) {
             return Err(Refusal::Host);
         }
         Ok(())
@@ -171,7 +233,7 @@ impl Head {
     }
 
     fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Refusal> {
-        if self.is_http_10 || self.is_chunked {
+        if self.is_http_10() || self.is_chunked {
             return Err(Refusal::TransferEncoding);
         }
         self.is_chunked = true;
@@ -196,42 +258,42 @@ impl Head {
             _ => Err(Refusal::TransferEncoding),
         }
     }
+}
 
-    fn end(&self, limits: &Limits) -> Result<Length, Refusal> {
-        if self.hosts == 0 && !self.is_http_10 && !limits.is_lenient {
-            return Err(Refusal::Host);
-        }
-        match (self.is_chunked, self.content_length) {
-            (true, Some(_)) => Err(Refusal::TwoLengths),
-            (true, None) => Ok(Length::Chunked),
-            (false, None | Some(0)) => Ok(Length::None),
-            (false, Some(length)) => Ok(Length::Counted(length)),
-        }
+fn request_line(line: &[u8], start: usize) -> Result<RequestLine, Refusal> {
+    let first = memchr(b' ', line).ok_or(Refusal::RequestLine)?;
+    let last = memrchr(b' ', line).ok_or(Refusal::RequestLine)?;
+    // Without a version this is HTTP/0.9, which has no framing at all.
+    if first == last {
+        return Err(Refusal::RequestLine);
     }
+    let (method, target, version) = (&line[..first], &line[first + 1..last], &line[last + 1..]);
+    if !method.iter().copied().all(is_token) {
+        return Err(Refusal::RequestLine);
+    }
+    if target.is_empty() || target.iter().any(|byte| matches!(byte, b' ' | b'\t')) {
+        return Err(Refusal::RequestLine);
+    }
+    let is_http_10 = match version {
+        b"HTTP/1.0" => true,
+        // A later minor version is understood as the latest one known (RFC 9110 section 2.5).
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1'..=b'9'] => false,
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            return Err(Refusal::Version);
+        }
+        _ => return Err(Refusal::RequestLine),
+    };
+    Ok(RequestLine {
+        method: Method::from_bytes(method).map_err(|_| Refusal::RequestLine)?,
+        target: Span::new(start + first + 1, target.len()),
+        is_http_10,
+    })
 }
 
 /// Name and value of a header line, the value without the white space around it.
-/// Characters of a host and port (RFC 3986 section 3.2.2); that they are in order is not checked.
-fn is_host(byte: u8) -> bool {
-    const HOST: [bool; 256] = {
-        let mut table = [false; 256];
-        let others = b"-._~%!$&'()*+;=:[]";
-        let mut at = 0;
-        while at < others.len() {
-            table[others[at] as usize] = true;
-            at += 1;
-        }
-        let mut byte = 0;
-        while byte < 128_u8 {
-            table[byte as usize] |= byte.is_ascii_alphanumeric();
-            byte += 1;
-        }
-        table
-    };
-    HOST[usize::from(byte)]
-}
-
-pub(super) fn split_header(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
+fn split_header(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     let colon = memchr(b':', line).ok_or(Refusal::HeaderLine)?;
     let (name, value) = (&line[..colon], &line[colon + 1..]);
     // A name that begins with white space is a folded line, one that ends with it is read

@@ -1,20 +1,23 @@
-//! Watches every byte a client sends, and refuses the framing that hyper would forgive.
+//! Decodes what a client sends: heads and bodies out of a stream of bytes, strictly.
 //!
 //! Owns message boundaries (head, counted body, chunked body with trailers) and limits on them.
-//! Never reads a socket and builds no request: hyper parses again what has passed. Called by
-//! [`super::link`] between the socket and hyper, so that hyper only ever sees whole, valid heads.
-//! Rules come from RFC 9112, strictly wherever it leaves a choice: two parsers that disagree about
-//! one byte are what request smuggling is made of.
+//! Never reads a socket: bytes go in, heads and pieces of bodies come out. Rules come from RFC 9112,
+//! strictly wherever it leaves a choice in framing: two parsers that disagree about one byte are
+//! what request smuggling is made of. What concerns no framing, as the characters of a target, is
+//! passed on as it came.
 
 mod chunked;
 mod head;
 
 use crate::wsgi::Refused;
-use chunked::Chunked;
+use bytes::Bytes;
+use chunked::{Chunked, Next};
+pub(super) use head::Received;
 use head::{Head, Length};
 use http::StatusCode;
+use std::sync::Arc;
 
-/// Bytes of one head, blank lines before it included.
+/// Bytes of one head, blank lines before it included, unless one line of it may be longer.
 const HEAD_BYTES: usize = 65_536;
 
 /// What a client may send.
@@ -30,6 +33,14 @@ pub(super) struct Limits {
     pub(super) is_lenient: bool,
 }
 
+impl Limits {
+    /// Bytes of one head.
+    fn head(&self) -> usize {
+        let longest = self.request_line.saturating_add(self.header_line);
+        HEAD_BYTES.max(longest)
+    }
+}
+
 /// Why a stream cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
@@ -39,7 +50,7 @@ pub(super) enum Refusal {
     Control,
     #[error("the request line is malformed")]
     RequestLine,
-    #[error("the protocol version is not 1.0 or 1.1")]
+    #[error("the protocol version is not 1.x")]
     Version,
     #[error("a header line is malformed")]
     HeaderLine,
@@ -91,31 +102,38 @@ enum State {
     Refused(Refusal),
 }
 
+/// What a decoder has of a body.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// Some of it, never empty.
+    Data(Bytes),
+    /// Its end.
+    End,
+    /// Nothing before more bytes have come.
+    Missing,
+}
+
 /// See the module's text.
-///
-/// A head that has not come whole is kept here. So what passes of one call to
-/// [`Observer::observe`] lies either at the start of the bytes given, or, if something was held
-/// before, at the start of [`Observer::held`].
 #[derive(Debug)]
-pub(super) struct Observer {
-    limits: Limits,
+pub(super) struct Decoder {
+    limits: Arc<Limits>,
     state: State,
     head: Head,
+    /// Bytes that have come; those before `at` are done with.
     held: Vec<u8>,
-    /// Bytes of `held` that may pass.
-    passed: usize,
+    at: usize,
     /// The request line of a refused head, as much of it as is kept.
     refused_line: Vec<u8>,
 }
 
-impl Observer {
-    pub(super) fn new(limits: Limits) -> Self {
+impl Decoder {
+    pub(super) fn new(limits: Arc<Limits>) -> Self {
         Self {
             limits,
             state: State::Head,
             head: Head::default(),
             held: Vec::new(),
-            passed: 0,
+            at: 0,
             refused_line: Vec::new(),
         }
     }
@@ -125,57 +143,113 @@ impl Observer {
     pub(super) fn request_line(&self) -> &[u8] {
         match self.state {
             State::Refused(_) => &self.refused_line,
-            State::Head => first_line(&self.held[self.passed..]),
+            State::Head => first_line(&self.held[self.at..]),
             State::Counted(_) | State::Chunked(_) => &[],
         }
     }
 
-    /// Looks at the bytes that follow in the stream. Returns how many of them may pass now; 0 when
-    /// bytes were held before, for then these join them, and [`Observer::held`] tells.
-    pub(super) fn observe(&mut self, bytes: &[u8]) -> usize {
-        if self.held.is_empty() {
-            let passed = self.pass(bytes);
-            if matches!(self.state, State::Head) {
-                self.held.extend_from_slice(&bytes[passed..]);
-            }
-            return passed;
+    /// Takes the bytes that follow in the stream. To be called when [`Decoder::head`] or
+    /// [`Decoder::body`] has nothing left to say; behind a refusal they are dropped.
+    pub(super) fn give(&mut self, bytes: &[u8]) {
+        if matches!(self.state, State::Refused(_)) {
+            return;
         }
-        let mut held = std::mem::take(&mut self.held);
-        held.extend_from_slice(bytes);
-        self.passed += self.pass(&held[self.passed..]);
-        self.held = held;
-        0
-    }
-
-    /// Bytes that were held back and may pass now.
-    pub(super) fn held(&self) -> &[u8] {
-        &self.held[..self.passed]
-    }
-
-    /// The first `count` bytes of [`Observer::held`] have passed.
-    pub(super) fn release(&mut self, count: usize) {
-        self.held.drain(..count);
-        self.passed -= count;
-        if self.held.is_empty() {
-            // A connection may be idle for long; the memory was for one head.
-            self.held = Vec::new();
+        if self.at > 0 {
+            self.held.drain(..self.at);
+            self.at = 0;
         }
+        self.held.extend_from_slice(bytes);
     }
 
-    /// Why the stream cannot go on, once everything before that has passed.
-    pub(super) fn refusal(&self) -> Option<Refusal> {
+    /// The next head, once it is complete. The body of the one before must have been read to its
+    /// end.
+    pub(super) fn head(&mut self) -> Result<Option<Received>, Refusal> {
         match self.state {
-            State::Refused(refusal) => Some(refusal),
-            State::Head | State::Counted(_) | State::Chunked(_) => None,
+            State::Head => {}
+            State::Refused(refusal) => return Err(refusal),
+            State::Counted(_) | State::Chunked(_) => return Ok(None),
         }
+        let rest = &self.held[self.at..];
+        let length = match self.head.read(rest, &self.limits) {
+            Ok(Some(length)) => length,
+            Ok(None) if rest.len() <= self.limits.head() => return Ok(None),
+            result => {
+                self.refused_line = first_line(rest).to_vec();
+                return Err(self.refuse(result.err().unwrap_or(Refusal::HeadersTooLarge)));
+            }
+        };
+        let bytes = if self.at == 0 && length == self.held.len() {
+            std::mem::take(&mut self.held)
+        } else {
+            let bytes = rest[..length].to_vec();
+            self.advance(length);
+            bytes
+        };
+        let Some(received) = std::mem::take(&mut self.head).received(bytes) else {
+            return Err(self.refuse(Refusal::RequestLine));
+        };
+        self.state = match received.length {
+            Length::None => State::Head,
+            Length::Counted(count) => State::Counted(count),
+            Length::Chunked => State::Chunked(Chunked::new(&self.limits)),
+        };
+        Ok(Some(received))
+    }
+
+    /// What follows of the body behind the head that came last.
+    pub(super) fn body(&mut self) -> Result<Piece, Refusal> {
+        let count = match &mut self.state {
+            State::Head => return Ok(Piece::End),
+            State::Refused(refusal) => return Err(*refusal),
+            State::Counted(left) => {
+                let here = self.held.len() - self.at;
+                if here == 0 {
+                    return Ok(Piece::Missing);
+                }
+                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(here);
+                *left -= count as u64;
+                if *left == 0 {
+                    self.state = State::Head;
+                }
+                count
+            }
+            State::Chunked(chunked) => {
+                let (framing, next) = match chunked.read(&self.held[self.at..]) {
+                    Ok(read) => read,
+                    Err(refusal) => return Err(self.refuse(refusal)),
+                };
+                self.advance(framing);
+                match next {
+                    Next::Data(count) => count,
+                    Next::Missing => return Ok(Piece::Missing),
+                    Next::End => {
+                        self.state = State::Head;
+                        return Ok(Piece::End);
+                    }
+                }
+            }
+        };
+        let data = if self.at == 0 && count == self.held.len() {
+            Bytes::from(std::mem::take(&mut self.held))
+        } else {
+            let data = Bytes::copy_from_slice(&self.held[self.at..self.at + count]);
+            self.advance(count);
+            data
+        };
+        Ok(Piece::Data(data))
     }
 
     /// True when the last message is complete and nothing of the next one has come.
     pub(super) fn is_between_messages(&self) -> bool {
-        matches!(self.state, State::Head) && self.held.is_empty()
+        matches!(self.state, State::Head) && self.at == self.held.len()
     }
 
-    /// Bytes of a counted body that have not come yet; `None` for any other state.
+    /// True when the body of the last message was read to its end.
+    pub(super) fn is_body_read(&self) -> bool {
+        matches!(self.state, State::Head)
+    }
+
+    /// Bytes of a counted body that were not read yet; `None` for any other state.
     pub(super) fn outstanding(&self) -> Option<u64> {
         match self.state {
             State::Counted(left) => Some(left),
@@ -183,54 +257,26 @@ impl Observer {
         }
     }
 
-    /// Walks over `bytes` as far as they may pass.
-    fn pass(&mut self, bytes: &[u8]) -> usize {
-        let mut at = 0;
-        loop {
-            let rest = &bytes[at..];
-            let refused = match &mut self.state {
-                State::Refused(_) => return at,
-                State::Head => match self.head.read(rest, &self.limits) {
-                    Ok(Some((length, body))) => {
-                        at += length;
-                        self.head = Head::default();
-                        self.state = match body {
-                            Length::None => State::Head,
-                            Length::Counted(count) => State::Counted(count),
-                            Length::Chunked => State::Chunked(Chunked::new(&self.limits)),
-                        };
-                        continue;
-                    }
-                    Ok(None) if rest.len() <= HEAD_BYTES => return at,
-                    result => {
-                        self.refused_line = first_line(rest).to_vec();
-                        result.err().unwrap_or(Refusal::HeadersTooLarge)
-                    }
-                },
-                State::Counted(left) => {
-                    let count = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
-                    at += count;
-                    *left -= count as u64;
-                    if *left > 0 {
-                        return at;
-                    }
-                    self.state = State::Head;
-                    continue;
-                }
-                State::Chunked(chunked) => {
-                    let (count, result) = chunked.read(rest);
-                    at += count;
-                    match result {
-                        Ok(true) => {
-                            self.state = State::Head;
-                            continue;
-                        }
-                        Ok(false) => return at,
-                        Err(refusal) => refusal,
-                    }
-                }
-            };
-            self.state = State::Refused(refused);
+    /// Bytes that have come and were not looked at to their end.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn held(&self) -> usize {
+        self.held.len() - self.at
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> Refusal {
+        self.state = State::Refused(refusal);
+        self.held = Vec::new();
+        self.at = 0;
+        refusal
+    }
+
+    /// Bytes of `held` are done with. A connection may be idle for long: it keeps no memory for
+    /// what has been read.
+    fn advance(&mut self, count: usize) {
+        self.at += count;
+        if self.at == self.held.len() {
+            self.held = Vec::new();
+            self.at = 0;
         }
     }
 }

@@ -17,24 +17,63 @@ fn chunked(body: &str) -> Vec<u8> {
     format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}").into_bytes()
 }
 
-/// Feeds a stream in pieces of a size; returns what passed and why it ended.
-fn feed(stream: &[u8], piece: usize) -> (Vec<u8>, Option<Refusal>) {
-    let mut observer = Observer::new(LIMITS);
-    let mut passed = Vec::new();
+/// What a decoder finds in a stream: for each message its request line, its fields and its body; of
+/// the last one as much of the body as came.
+fn feed(stream: &[u8], piece: usize) -> (Vec<(String, Vec<u8>)>, Option<Refusal>) {
+    feed_with(LIMITS, stream, piece)
+}
+
+fn feed_with(
+    limits: Limits,
+    stream: &[u8],
+    piece: usize,
+) -> (Vec<(String, Vec<u8>)>, Option<Refusal>) {
+    let mut decoder = Decoder::new(Arc::new(limits));
+    let mut messages: Vec<(String, Vec<u8>)> = Vec::new();
     for bytes in stream.chunks(piece) {
-        let count = observer.observe(bytes);
-        passed.extend_from_slice(&bytes[..count]);
-        let held = observer.held().to_vec();
-        observer.release(held.len());
-        passed.extend_from_slice(&held);
+        decoder.give(bytes);
+        loop {
+            match decoder.body() {
+                Ok(Piece::Data(data)) => {
+                    messages.last_mut().unwrap().1.extend_from_slice(&data);
+                    continue;
+                }
+                Ok(Piece::End) => {}
+                Ok(Piece::Missing) => break,
+                Err(refusal) => return (messages, Some(refusal)),
+            }
+            match decoder.head() {
+                Ok(Some(received)) => messages.push((text(&received), Vec::new())),
+                Ok(None) => break,
+                Err(refusal) => return (messages, Some(refusal)),
+            }
+        }
     }
-    (passed, observer.refusal())
+    (messages, None)
+}
+
+/// A head as it can be read.
+fn text(received: &Received) -> String {
+    let head = &received.head;
+    let mut text = format!(
+        "{} {} {:?} {:?}",
+        head.method(),
+        head.target().escape_ascii(),
+        head.version(),
+        received.length,
+    );
+    for header in head.headers() {
+        text.push('|');
+        text.extend(header.name.escape_ascii().map(char::from));
+        text.push('=');
+        text.extend(header.value.escape_ascii().map(char::from));
+    }
+    text
 }
 
 /// The refusal of a stream, which must not depend on how the stream is cut.
 fn refusal(stream: &[u8]) -> Option<Refusal> {
-    let (passed, whole) = feed(stream, stream.len().max(1));
-    assert!(stream.starts_with(&passed));
+    let (messages, whole) = feed(stream, stream.len().max(1));
     for piece in [1, 2, 3, 7, 16] {
         let (other, cut) = feed(stream, piece);
         assert_eq!(
@@ -42,7 +81,7 @@ fn refusal(stream: &[u8]) -> Option<Refusal> {
             whole.map(Refusal::status),
             "cut by {piece}"
         );
-        assert_eq!(other, passed, "cut by {piece}");
+        assert_eq!(other, messages, "cut by {piece}");
     }
     whole
 }
@@ -102,6 +141,11 @@ refused! {
     sm_no_host: b"GET / HTTP/1.1\r\n\r\n" => Refusal::Host,
     sm_host_with_path: b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n" => Refusal::Host,
     sm_host_list: b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n" => Refusal::Host,
+    sm_host_port_name: b"GET / HTTP/1.1\r\nHost: a:b\r\n\r\n" => Refusal::Host,
+    sm_host_open_bracket: b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n" => Refusal::Host,
+    sm_host_only_port: b"GET / HTTP/1.1\r\nHost: :80\r\n\r\n" => Refusal::Host,
+    sm_version_10: b"GET / HTTP/1.10\r\nHost: a\r\n\r\n" => Refusal::RequestLine,
+    sm_version_0: b"GET / HTTP/0.9\r\nHost: a\r\n\r\n" => Refusal::Version,
     sm_http09: b"GET /\r\n" => Refusal::RequestLine,
     sm_version_9: b"GET / HTTP/9.9\r\nHost: a\r\n\r\n" => Refusal::Version,
     sm_version_2: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" => Refusal::Version,
@@ -126,6 +170,14 @@ refused! {
     sm_chunk_ext_cr: chunked("3;a\rb\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
     sm_chunk_ext_lf: chunked("3;a\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
     sm_chunk_space: chunked("3 \r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_ext_empty: chunked("3;\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_ext_no_value: chunked("3;a=\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_ext_bad_value: chunked("3;a=[x\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_ext_bad_name: chunked("3;a[=x\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_ext_no_semicolon: chunked("3 a=b\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_ext_open_quote: chunked("3;a=\"b\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_ext_behind_quote: chunked("3;a=\"b\"c\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
+    sm_chunk_zeros_endless: chunked(&"0".repeat(1000)) => Refusal::Chunk,
     sm_chunk_empty_size: chunked("\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
     sm_chunk_only_extension: chunked(";a\r\nabc\r\n0\r\n\r\n") => Refusal::Chunk,
     sm_trailer_bare_lf: chunked("0\r\nX: a\n\r\n") => Refusal::Chunk,
@@ -148,76 +200,137 @@ refused! {
 }
 
 #[test]
-fn what_is_valid_passes_unchanged_however_it_is_cut() {
-    let valid: &[&[u8]] = &[
-        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"\r\nGET / HTTP/1.1\r\nHost:\r\n\r\n",
-        b"GET / HTTP/1.0\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nhost: [::1]:80\r\nX:\ta \t\r\nEmpty:\r\n\r\n",
-        b"GET http://a/b?c=\xc3\xa9 HTTP/1.1\r\nHost: a\r\nX: \xe9\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\ncontent-length: 5\r\n\r\n\r\n\0\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\ntransfer-encoding:  Chunked \r\n\r\n\
-          00a;n=\"v\"\r\n0123456789\r\nB\r\n01234567890\r\n0\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
-          1\r\na\r\n0\r\nX: y\r\nZ:\r\n\r\n",
+fn what_is_valid_is_understood_however_it_is_cut() {
+    let valid: &[(&[u8], &str, &[u8])] = &[
+        (
+            b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1 None|Host=a",
+            b"",
+        ),
+        (
+            b"\r\nGET / HTTP/1.1\r\nHost:\r\n\r\n",
+            "GET / HTTP/1.1 None|Host=",
+            b"",
+        ),
+        (b"GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.0 None", b""),
+        (
+            b"GET / HTTP/1.2\r\nHost: a:80\r\n\r\n",
+            "GET / HTTP/1.1 None|Host=a:80",
+            b"",
+        ),
+        (
+            b"OPTIONS * HTTP/1.1\r\nhost: [::1]:80\r\nX:\ta \t\r\nEmpty:\r\n\r\n",
+            "OPTIONS * HTTP/1.1 None|host=[::1]:80|X=a|Empty=",
+            b"",
+        ),
+        (
+            b"GET http://a/b?c=\xc3\xa9\"<>{ HTTP/1.1\r\nHost: a\r\nX: \xe9\r\n\r\n",
+            r#"GET http://a/b?c=\xc3\xa9\"<>{ HTTP/1.1 None|Host=a|X=\xe9"#,
+            b"",
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\ncontent-length: 5\r\n\r\n\r\n\0\r\n",
+            "POST / HTTP/1.1 Counted(5)|Host=a|content-length=5",
+            b"\r\n\0\r\n",
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\ntransfer-encoding:  Chunked \r\n\r\n\
+              00a;n=\"v\"\r\n0123456789\r\nB ; a = b\t;c\r\n01234567890\r\n\
+              0000000000000000000001\r\nx\r\n0\r\n\r\n",
+            "POST / HTTP/1.1 Chunked|Host=a|transfer-encoding=Chunked",
+            b"012345678901234567890x",
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+              1;a=\"\\\"\xff; \"\r\na\r\n0\r\nX: y\r\nZ:\r\n\r\n",
+            "POST / HTTP/1.1 Chunked|Host=a|Transfer-Encoding=chunked",
+            b"a",
+        ),
     ];
-    for stream in valid {
+    for (stream, head, body) in valid {
         assert_eq!(refusal(stream), None, "{}", stream.escape_ascii());
-        assert_eq!(feed(stream, stream.len()).0, *stream);
+        let expected = vec![((*head).to_owned(), body.to_vec())];
+        assert_eq!(feed(stream, stream.len()).0, expected);
     }
-    let all = valid.concat();
+    let all = valid.iter().map(|row| row.0).collect::<Vec<_>>().concat();
 
     assert_eq!(refusal(&all), None);
-    assert_eq!(feed(&all, 5).0, all);
+    assert_eq!(feed(&all, 5).0.len(), valid.len());
 }
 
 #[test]
-fn what_came_before_a_broken_head_still_passes() {
+fn what_came_before_a_broken_head_is_understood() {
     let good = head("");
     let stream = [&good[..], &good, b"BROKEN\r\n\r\n"].concat();
 
-    let (passed, refused) = feed(&stream, stream.len());
+    let (messages, refused) = feed(&stream, stream.len());
 
-    assert_eq!(passed, [&good[..], &good].concat());
+    assert_eq!(messages.len(), 2);
     assert_eq!(refused, Some(Refusal::RequestLine));
 }
 
 #[test]
-fn nothing_passes_after_a_refusal() {
-    let mut observer = Observer::new(LIMITS);
-    observer.observe(b"BROKEN\r\n");
+fn nothing_is_understood_behind_a_refusal() {
+    let mut decoder = Decoder::new(Arc::new(LIMITS));
+    decoder.give(b"BROKEN\r\n");
+    assert!(decoder.head().is_err());
 
-    assert_eq!(observer.observe(&head("")), 0);
-    assert!(observer.held().is_empty());
+    decoder.give(&head(""));
+
+    assert_eq!(decoder.head().unwrap_err(), Refusal::RequestLine);
+    assert_eq!(decoder.request_line(), b"BROKEN");
 }
 
 #[test]
-fn a_lenient_observer_forgives_only_a_missing_host() {
-    let mut observer = Observer::new(Limits {
+fn a_lenient_decoder_forgives_only_a_missing_host() {
+    let lenient = Limits {
         is_lenient: true,
         ..LIMITS
-    });
+    };
+    let missing = b"GET / HTTP/1.1\r\n\r\n";
+    let twice = b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
 
-    observer.observe(b"GET / HTTP/1.1\r\n\r\n");
-    assert_eq!(observer.refusal(), None);
-    observer.observe(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n");
-
-    assert_eq!(observer.refusal(), Some(Refusal::Host));
+    assert_eq!(feed_with(lenient, missing, 99).1, None);
+    assert_eq!(feed_with(lenient, twice, 99).1, Some(Refusal::Host));
 }
 
 #[test]
 fn knows_where_messages_begin_and_end() {
-    let mut observer = Observer::new(LIMITS);
-    assert!(observer.is_between_messages());
+    let mut decoder = Decoder::new(Arc::new(LIMITS));
+    assert!(decoder.is_between_messages());
 
-    observer.observe(b"POST / HT");
-    assert!(!observer.is_between_messages());
-    observer.observe(b"TP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab");
-    observer.release(observer.held().len());
-    assert_eq!(observer.outstanding(), Some(3));
-    observer.observe(b"cde");
+    decoder.give(b"POST / HT");
+    assert!(decoder.head().unwrap().is_none());
+    assert!(!decoder.is_between_messages());
+    decoder.give(b"TP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab");
+    assert!(decoder.head().unwrap().is_some());
+    assert_eq!(decoder.outstanding(), Some(5));
+    assert_eq!(decoder.body(), Ok(Piece::Data("ab".into())));
+    assert_eq!(decoder.outstanding(), Some(3));
+    assert_eq!(decoder.body(), Ok(Piece::Missing));
+    decoder.give(b"cde");
+    assert_eq!(decoder.body(), Ok(Piece::Data("cde".into())));
 
-    assert!(observer.is_between_messages());
+    assert!(decoder.is_between_messages());
+}
+
+#[test]
+fn knows_what_a_client_says_about_its_connection() {
+    let persistent = |version: &str, field: &str| {
+        let mut decoder = Decoder::new(Arc::new(LIMITS));
+        decoder.give(format!("GET / {version}\r\nHost: a\r\n{field}\r\n").as_bytes());
+        decoder.head().unwrap().unwrap().is_persistent
+    };
+
+    assert!(persistent("HTTP/1.1", ""));
+    assert!(!persistent("HTTP/1.1", "Connection: x, Close\r\n"));
+    assert!(!persistent(
+        "HTTP/1.1",
+        "Connection: x\r\nconnection: close\r\n"
+    ));
+    assert!(!persistent("HTTP/1.0", ""));
+    assert!(persistent("HTTP/1.0", "Connection: Keep-Alive\r\n"));
+    assert!(!persistent("HTTP/1.0", "Connection: keep-alive, close\r\n"));
 }
 
 #[test]
@@ -228,6 +341,11 @@ fn limits_are_exclusive_as_in_oslo() {
     };
 
     assert_eq!(refusal(&line(8191)), None);
+    let long = Limits {
+        request_line: 200_000,
+        ..LIMITS
+    };
+    assert_eq!(feed_with(long, &line(150_000), 4096).1, None);
     assert_eq!(refusal(&line(8192)), Some(Refusal::RequestLineTooLong));
     assert_eq!(
         refusal(&head(&format!("X: {}\r\n", "a".repeat(16_383 - 3)))),

@@ -3,37 +3,47 @@
 //! Owns the rules of accept(2): which errors concern one connection only, and which mean that the
 //! process or the machine has run out of something. An error never ends accepting.
 
-use super::{LISTENER, Reactor};
+use super::{Job, LISTENER, Reactor};
 use crate::scoreboard;
-use crate::server::connection::Connection;
-use crate::server::framing::{Limits, Observer};
+use crate::server::connection::{Connection, Phase};
 use crate::server::link::Link;
-use crate::server::socket;
+use crate::server::socket::{self, Accepted};
 use crate::wsgi::Endpoints;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Connections accepted in one turn: few, so that the workers that share a listener share the work.
 pub(super) const ACCEPTS_PER_TURN: usize = 4;
 /// Pauses after the process or the machine has run out of descriptors or memory.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// How long a connection must have been idle before it is closed to make room for another one: a
+/// request may be on its way.
+const IDLE_ENOUGH: Duration = Duration::from_millis(250);
+
+/// Connections of all servers of this process.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// The listening socket and what has been asked of it.
 #[derive(Debug)]
 pub(super) struct Listening {
     socket: Option<Arc<OwnedFd>>,
+    /// The local address of all connections, where they have the same.
+    address: Option<SocketAddr>,
     is_watched: bool,
     /// What was asked for and the leader has not done yet.
     order: Option<Order>,
     is_stopped: bool,
     paused_until: Option<Instant>,
     pause: Duration,
+    /// It was said that there is no room for another connection.
+    has_warned: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,12 +55,14 @@ enum Order {
 impl Listening {
     pub(super) fn new(socket: Arc<OwnedFd>) -> Self {
         Self {
+            address: socket::fixed_address(&socket),
             socket: Some(socket),
             is_watched: false,
             order: None,
             is_stopped: true,
             paused_until: None,
             pause: PAUSE_FIRST,
+            has_warned: false,
         }
     }
 
@@ -90,7 +102,7 @@ impl Reactor {
     }
 
     /// Does what was asked for since the last round.
-    pub(super) fn apply_orders(&self) {
+    pub(super) fn apply_orders(&self, jobs: &mut Vec<Job>) {
         let order = self.listening.lock().order;
         match order {
             None => return,
@@ -103,7 +115,7 @@ impl Reactor {
                 self.ignore_listener();
                 if closes {
                     // What the kernel has queued has been promised to its clients.
-                    while self.accept(ACCEPTS_PER_TURN) == ACCEPTS_PER_TURN {}
+                    while self.accept(ACCEPTS_PER_TURN, jobs) == ACCEPTS_PER_TURN {}
                     self.listening.lock().socket = None;
                 }
                 self.tighten_deadlines();
@@ -150,19 +162,45 @@ impl Reactor {
 
     /// Leaves the next connection to another worker: the kernel wakes the one that has watched the
     /// listener longest, so without this an idle machine would give them all to the same.
-    pub(super) fn go_last(&self) {
+    fn go_last(&self) {
         self.ignore_listener();
         self.watch_listener();
     }
 
+    /// The kernel has connections: accepts some of them, unless more requests wait than the threads
+    /// can be expected to begin soon. Those that are not accepted are the kernel's still, and go to
+    /// another worker, or to the next one if this one dies.
+    pub(super) fn accept_turn(&self, jobs: &mut Vec<Job>) {
+        let queued = self.queued.load(Ordering::Relaxed) + jobs.len();
+        if queued >= self.most_queued.load(Ordering::Relaxed) {
+            self.is_held.store(true, Ordering::Relaxed);
+            self.ignore_listener();
+        } else if self.accept(ACCEPTS_PER_TURN, jobs) > 0 {
+            self.go_last();
+        }
+    }
+
+    /// Goes on accepting if that was held and need not be any more.
+    pub(super) fn accept_again(&self) {
+        if self.is_held.load(Ordering::Relaxed)
+            && self.queued.load(Ordering::Relaxed) < self.most_queued.load(Ordering::Relaxed)
+        {
+            self.is_held.store(false, Ordering::Relaxed);
+            self.watch_listener();
+        }
+    }
+
     /// Accepts up to `most` connections; returns how many attempts found one.
-    pub(super) fn accept(&self, most: usize) -> usize {
+    fn accept(&self, most: usize, jobs: &mut Vec<Job>) -> usize {
         let Some(socket) = self.listening.lock().socket.clone() else {
             return 0;
         };
         for count in 0..most {
-            match socket::accept(socket.as_fd()) {
-                Ok(accepted) => self.add_connection(accepted),
+            if !self.make_room() {
+                return 0;
+            }
+            match socket::accept(&socket) {
+                Ok(accepted) => self.add_connection(accepted, jobs),
                 Err(Errno::EAGAIN) => return count,
                 Err(errno) if concerns_one_connection(errno) => {}
                 Err(errno) => {
@@ -172,6 +210,44 @@ impl Reactor {
             }
         }
         most
+    }
+
+    /// Makes sure that another connection may be opened: at the bound the one that has been idle for
+    /// longest is closed. False when none is idle; accepting then pauses for a moment.
+    fn make_room(&self) -> bool {
+        let most = self.settings.max_connections;
+        if OPEN.load(Ordering::Relaxed) < most {
+            return true;
+        }
+        let now = Instant::now();
+        let oldest = {
+            let mut slots = self.slots.lock();
+            let oldest = slots
+                .parked()
+                .filter(|connection| matches!(connection.phase, Phase::Head { since: None }))
+                .min_by_key(|connection| connection.active)
+                .filter(|connection| connection.active + IDLE_ENOUGH <= now)
+                .map(|connection| connection.token);
+            oldest.and_then(|token| slots.find(token)?.connection.take())
+        };
+        if let Some(mut connection) = oldest {
+            debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, most, "closed the connection that was idle for longest: as many are open as may be");
+            connection.link.finish();
+            self.drop_connection(connection);
+            return true;
+        }
+        self.ignore_listener();
+        let mut listening = self.listening.lock();
+        if !std::mem::replace(&mut listening.has_warned, true) {
+            warn!(server = %self.settings.name, most, "as many connections are open as may be, and none of them is idle; new ones wait");
+        }
+        listening.paused_until = Some(now + PAUSE_FIRST);
+        false
+    }
+
+    /// A connection is closed.
+    pub(super) fn note_closed() {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Descriptors or memory ran out: new connections stay in the kernel's queue for a moment,
@@ -194,10 +270,14 @@ impl Reactor {
         }
     }
 
-    fn add_connection(&self, accepted: OwnedFd) {
+    fn add_connection(&self, accepted: Accepted, jobs: &mut Vec<Job>) {
         self.end_pause();
         let now = Instant::now();
-        let (socket, peer, local) = socket::prepare(accepted);
+        let Accepted { socket, peer } = accepted;
+        let local = peer.and_then(|_| {
+            let fixed = self.listening.lock().address;
+            fixed.or_else(|| socket::local_address(&socket))
+        });
         let tls = self.tls.lock().clone();
         let tls = match tls.map(|tls| tls.accept()).transpose() {
             Ok(tls) => tls.map(Box::new),
@@ -206,38 +286,15 @@ impl Reactor {
                 return;
             }
         };
-        let endpoints = Endpoints::new(peer, local, tls.is_some());
-        let limits = Limits {
-            request_line: self.settings.max_url_len,
-            header_line: self.settings.max_header_line,
-            headers: self.settings.max_headers,
-            is_lenient: self.settings.lenient,
-        };
-        let link = Link::new(socket, Observer::new(limits), tls);
+        let endpoints = Arc::new(Endpoints::new(peer, local, tls.is_some()));
+        let link = Link::new(socket, tls);
         let token = self.slots.lock().add();
-        let connection = Box::new(Connection::new(
-            token,
-            link,
-            endpoints,
-            self.builder.clone(),
-            now,
-        ));
-        let flags = EpollFlags::EPOLLIN
-            | EpollFlags::EPOLLOUT
-            | EpollFlags::EPOLLRDHUP
-            | EpollFlags::EPOLLET;
-        if let Err(errno) = self
-            .epoll
-            .add(&connection.link.socket, EpollEvent::new(flags, token.0))
-        {
-            warn!(server = %self.settings.name, error = %errno, "cannot watch a new connection; closing it");
-            self.slots.lock().remove(token);
-            return;
-        }
+        OPEN.fetch_add(1, Ordering::Relaxed);
         scoreboard::current().connection_opened();
-        // The thread that accepts is the one that takes events, so none can have been missed yet.
-        let parked = self.park(connection);
-        debug_assert!(parked.is_none(), "an event was noted before the first wait");
+        let limits = self.limits.clone();
+        let connection = Box::new(Connection::new(token, link, endpoints, limits, now));
+        // Its request may be there already; then the kernel need not be asked to report it.
+        self.contain(token, || self.drive(Some(connection), jobs));
     }
 }
 

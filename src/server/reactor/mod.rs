@@ -10,18 +10,22 @@
 
 mod accepting;
 mod driving;
+mod ending;
 mod slots;
+mod timing;
 
 use super::connection::{Connection, Phase, Token};
 use super::deadlines::Deadlines;
-use super::exchange::{ConnectionExchange, DISCARD_BYTES, Outcome};
+use super::exchange::{ConnectionExchange, Keeper, Outcome, Terms};
+use super::framing::Limits;
 use super::received_request::ReceivedRequest;
+use super::sending::{self, Note, UnsentMemory};
+use super::slow_clients::SlowClients;
 use super::{Settings, Stats, tls};
 use crate::pool::{self, Source};
 use crate::scoreboard;
-use crate::wsgi::{Exchange, Handler, Refused};
-use accepting::{ACCEPTS_PER_TURN, Listening};
-use hyper::server::conn::http1;
+use crate::wsgi::{Delivery, Exchange, Handler, Refused};
+use accepting::Listening;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -30,7 +34,7 @@ use slots::Slots;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tracing::error;
 
@@ -41,19 +45,23 @@ const WAKE: u64 = u64::MAX - 1;
 /// Events fetched with one call.
 const EVENTS_PER_TURN: usize = 64;
 
+/// Requests that one connection has answered in a row before others have their turn.
+const TURN_REQUESTS: u32 = 16;
+/// Requests that wait for a thread, for each thread of the pool, before connections are left to the
+/// kernel and to other workers.
+const QUEUED_PER_THREAD: usize = 2;
+
 /// Something that is ready for a thread.
 #[derive(Debug)]
-pub(super) struct Job {
-    connection: Box<Connection>,
-    task: Task,
-}
-
-#[derive(Debug)]
-enum Task {
+pub(super) enum Job {
     /// A request is to be answered.
-    Answer(Box<ReceivedRequest>),
+    Answer(Box<Connection>, Box<ReceivedRequest>),
     /// One was refused: the handler is to hear of it, then the connection is to be closed.
-    Report(Box<Refused>),
+    Report(Box<Connection>, Box<Refused>),
+    /// The handler is to hear what became of an answer.
+    Deliver(Note, Delivery),
+    /// A connection has more to do, after others have had their turn.
+    Drive(Box<Connection>),
 }
 
 /// See the module's text. Locks are taken in this order: the pool's, `listening`, `slots`,
@@ -62,7 +70,7 @@ enum Task {
 pub(super) struct Reactor {
     settings: Settings,
     handler: Arc<dyn Handler>,
-    builder: Arc<http1::Builder>,
+    limits: Arc<Limits>,
     epoll: Epoll,
     /// Makes the leader look up from its wait.
     wake: EventFd,
@@ -74,6 +82,17 @@ pub(super) struct Reactor {
     listening: Mutex<Listening>,
     is_draining: AtomicBool,
     served: AtomicU64,
+    /// Memory of answers that clients have not taken yet.
+    unsent: UnsentMemory,
+    slow_clients: SlowClients,
+    /// Jobs that were found and not begun.
+    queued: AtomicUsize,
+    /// Above this many of them no connection is accepted.
+    most_queued: AtomicUsize,
+    /// The listener is left alone until there are fewer of them.
+    is_held: AtomicBool,
+    /// What is to be done after others have had their turn.
+    deferred: Mutex<Vec<Job>>,
     scratch: Mutex<Scratch>,
 }
 
@@ -107,19 +126,23 @@ impl Reactor {
             )
             .map_err(failed("watch an eventfd"))?;
         let tls = settings.tls.clone();
-        let mut builder = http1::Builder::new();
-        builder
-            // A client may end its half and still wait for the answer.
-            .half_close(true)
-            .title_case_headers(true)
-            .keep_alive(settings.keep_alive)
-            // Deadlines are the reactor's.
-            .header_read_timeout(None)
-            .max_headers(settings.max_headers);
+        let limits = Limits {
+            request_line: settings.max_url_len,
+            header_line: settings.max_header_line,
+            headers: settings.max_headers,
+            is_lenient: settings.lenient,
+        };
+        let pool_size = settings.pool_size;
         Ok(Self {
+            unsent: UnsentMemory::new(settings.max_unsent),
+            slow_clients: SlowClients::new(pool_size),
+            queued: AtomicUsize::new(0),
+            most_queued: AtomicUsize::new(pool_size.saturating_mul(QUEUED_PER_THREAD)),
+            is_held: AtomicBool::new(false),
+            deferred: Mutex::default(),
             settings,
             handler,
-            builder: Arc::new(builder),
+            limits: Arc::new(limits),
             epoll,
             wake,
             drained: Arc::new(drained),
@@ -144,22 +167,27 @@ impl Reactor {
         *self.tls.lock() = Some(config);
     }
 
+    /// The pool has another size now.
+    pub(super) fn resize(&self, pool_size: usize) {
+        self.slow_clients.resize(pool_size);
+        let most = pool_size.max(1).saturating_mul(QUEUED_PER_THREAD);
+        self.most_queued.store(most, Ordering::Relaxed);
+    }
+
     pub(super) fn count(&self, pool: pool::Stats) -> Stats {
         let mut slots = self.slots.lock();
-        let (mut idle, mut resting) = (0, 0);
-        for connection in slots.parked() {
-            let is_idle = matches!(connection.phase, Phase::Head { since: None });
-            idle += usize::from(is_idle);
-            resting += usize::from(is_idle && connection.is_resting());
-        }
+        let idle = slots
+            .parked()
+            .filter(|connection| matches!(connection.phase, Phase::Head { since: None }))
+            .count();
         Stats {
             threads: pool.threads,
             busy: pool.busy,
             queued: pool.queued,
             connections: slots.len(),
             idle,
-            resting,
             in_flight: pool.busy + pool.queued,
+            unsent: self.unsent.held(),
             served: self.served.load(Ordering::Relaxed),
             limit: pool.limit,
             takeovers: pool.takeovers,
@@ -197,24 +225,31 @@ impl Source for Reactor {
     fn wait(&self, jobs: &mut Vec<Job>, most: usize) {
         let mut scratch = self.scratch.lock();
         let Scratch { events, due } = &mut *scratch;
-        self.apply_orders();
+        self.apply_orders(jobs);
         if self.is_over() {
             return;
         }
+        self.accept_again();
+        let before = jobs.len();
         let paused_until = self.listening.lock().paused_until();
-        let until = match (self.deadlines.watch(), paused_until) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
+        let deferred = std::mem::take(&mut *self.deferred.lock());
+        let now = Instant::now();
+        let other = if deferred.is_empty() && jobs.is_empty() {
+            let queued = self.queued.load(Ordering::Relaxed);
+            let relief = self.slow_clients.relieve(queued, now);
+            match (paused_until, relief) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            }
+        } else {
+            Some(now)
         };
+        let until = self.deadlines.watch(other);
         let room = events.len().min(most);
         let count = self.fetch(&mut events[..room], until);
         for event in &events[..count] {
             match event.data() {
-                LISTENER => {
-                    if self.accept(ACCEPTS_PER_TURN) > 0 {
-                        self.go_last();
-                    }
-                }
+                LISTENER => self.accept_turn(jobs),
                 WAKE => {
                     // Edge-triggered, so it need not be read empty; but it must not fill up.
                     let _ = self.wake.read();
@@ -223,6 +258,15 @@ impl Source for Reactor {
                     let token = Token(token);
                     self.contain(token, || self.handle_event(token, event.events(), jobs));
                 }
+            }
+        }
+        for job in deferred {
+            match job {
+                Job::Drive(connection) => {
+                    let token = connection.token;
+                    self.contain(token, || self.drive(Some(connection), jobs));
+                }
+                Job::Answer(..) | Job::Report(..) | Job::Deliver(..) => jobs.push(job),
             }
         }
         let now = Instant::now();
@@ -234,7 +278,9 @@ impl Source for Reactor {
         if paused_until.is_some_and(|until| until <= now) {
             self.watch_listener();
         }
-        self.apply_orders();
+        self.apply_orders(jobs);
+        self.queued
+            .fetch_add(jobs.len() - before, Ordering::Relaxed);
     }
 
     fn glance(&self, jobs: &mut Vec<Job>) {
@@ -242,6 +288,7 @@ impl Source for Reactor {
         if !matches!(self.epoll.wait(&mut events, EpollTimeout::ZERO), Ok(1)) {
             return;
         }
+        let before = jobs.len();
         match events[0].data() {
             // The leader's business.
             LISTENER | WAKE => self.wake_leader(),
@@ -250,6 +297,8 @@ impl Source for Reactor {
                 self.contain(token, || self.handle_event(token, events[0].events(), jobs));
             }
         }
+        self.queued
+            .fetch_add(jobs.len() - before, Ordering::Relaxed);
     }
 
     fn interrupt(&self) {
@@ -257,18 +306,41 @@ impl Source for Reactor {
     }
 
     fn run(&self, job: Job) -> Option<Job> {
-        let Job { connection, task } = job;
-        let token = connection.token;
-        self.contain(token, || match task {
-            Task::Answer(received) => self.answer(connection, received),
-            Task::Report(refused) => {
-                self.handler.refused(&refused);
-                let mut jobs = Vec::new();
-                self.drive(self.close(connection, true), &mut jobs);
-                jobs.pop()
+        self.queued.fetch_sub(1, Ordering::Relaxed);
+        let mut jobs = Vec::new();
+        match job {
+            Job::Answer(connection, received) => {
+                let token = connection.token;
+                self.contain(token, || self.answer(connection, received, &mut jobs));
             }
-        })
-        .flatten()
+            Job::Report(connection, refused) => {
+                let token = connection.token;
+                self.contain(token, || {
+                    self.handler.refused(&refused);
+                    self.drive(self.close(connection), &mut jobs);
+                });
+            }
+            Job::Deliver(note, delivery) => self.handler.delivered(note.value, delivery),
+            Job::Drive(connection) => {
+                let token = connection.token;
+                self.contain(token, || self.drive(Some(connection), &mut jobs));
+            }
+        }
+        if self.is_held.load(Ordering::Relaxed) {
+            self.wake_leader();
+        }
+        let mut next = None;
+        for job in jobs {
+            match job {
+                Job::Deliver(note, delivery) => self.handler.delivered(note.value, delivery),
+                // A connection leads to one of these at most before it is parked.
+                Job::Answer(..) | Job::Report(..) | Job::Drive(_) => next = Some(job),
+            }
+        }
+        let next = next.and_then(|job| self.turn(job));
+        self.queued
+            .fetch_add(usize::from(next.is_some()), Ordering::Relaxed);
+        next
     }
 
     fn is_over(&self) -> bool {
@@ -306,31 +378,88 @@ impl Reactor {
         &self,
         mut connection: Box<Connection>,
         received: Box<ReceivedRequest>,
-    ) -> Option<Job> {
-        let timeout = self.settings.client_socket_timeout;
-        let outcome = {
+        jobs: &mut Vec<Job>,
+    ) {
+        connection.in_a_row += 1;
+        let terms = Terms {
+            timeout: self.settings.client_socket_timeout,
+            keep_alive: self.settings.keep_alive,
+            is_draining: &self.is_draining,
+            slow_clients: &self.slow_clients,
+            unsent: &self.unsent,
+        };
+        let token = connection.token;
+        let (connection, outcome) = {
             let _in_flight = scoreboard::current().begin();
-            let mut exchange =
-                ConnectionExchange::new(&mut connection, received, timeout, &self.is_draining);
+            let mut exchange = ConnectionExchange::new(connection, received, self, &terms);
             let lent: &mut dyn Exchange = &mut exchange;
             let panicked = catch_unwind(AssertUnwindSafe(|| self.handler.handle(lent))).is_err();
             exchange.into_outcome(panicked)
         };
         self.served.fetch_add(1, Ordering::Relaxed);
+        let Some(mut connection) = connection else {
+            self.forget(token);
+            if let Outcome::Failed(Some((note, delivery))) = outcome {
+                jobs.push(Job::Deliver(note, delivery));
+            }
+            return;
+        };
         connection.active = Instant::now();
         connection.phase = Phase::Head { since: None };
-        let mut jobs = Vec::new();
-        // A connection leads to one job at most before it is parked.
         let again = match outcome {
-            Outcome::Close(in_order) => self.close(connection, in_order),
-            Outcome::Next(received) => self.begin(connection, received, &mut jobs),
-            Outcome::Wait(None) => self.await_head(connection, None, &mut jobs),
-            Outcome::Wait(Some(body)) => {
-                let since = connection.active;
-                self.discard(connection, body, DISCARD_BYTES, since)
+            Outcome::Failed(note) => {
+                if let Some((note, delivery)) = note {
+                    jobs.push(Job::Deliver(note, delivery));
+                }
+                self.drop_connection(connection);
+                None
             }
+            Outcome::Sent(after, note) => {
+                if let Some(note) = note {
+                    let delivery = sending::delivery(note.body, 0);
+                    jobs.push(Job::Deliver(note, delivery));
+                }
+                self.go_on(connection, after)
+            }
+            Outcome::Sending(sending) => self.send_rest(connection, sending, jobs),
         };
-        self.drive(again, &mut jobs);
-        jobs.pop()
+        self.drive(again, jobs);
+    }
+
+    /// The next job of a connection, unless it has had its turn: then it comes behind what others
+    /// have sent meanwhile.
+    fn turn(&self, mut job: Job) -> Option<Job> {
+        if let Job::Answer(connection, _) = &mut job
+            && connection.in_a_row >= TURN_REQUESTS
+        {
+            connection.in_a_row = 0;
+            self.defer(job);
+            return None;
+        }
+        Some(job)
+    }
+
+    /// Puts off a job until the leader has looked at the sockets.
+    fn defer(&self, job: Job) {
+        self.deferred.lock().push(job);
+        self.wake_leader();
+    }
+}
+
+impl Keeper for Reactor {
+    fn keep(&self, connection: Box<Connection>) {
+        // Work on an answer leads to no job.
+        self.drive(self.park(connection), &mut Vec::new());
+    }
+
+    fn reclaim(&self, token: Token) -> Option<Box<Connection>> {
+        loop {
+            if let Some(mut connection) = self.slots.lock().find(token)?.connection.take() {
+                connection.phase = Phase::Head { since: None };
+                return Some(connection);
+            }
+            // A thread sends on it at this moment; that does not block.
+            std::thread::yield_now();
+        }
     }
 }

@@ -1,0 +1,122 @@
+//! How connections end: in order, after what the client still sends, or cut off.
+//!
+//! Owns the last phase of a connection, and the rules by which a client is sure to see the server's
+//! last word (RFC 9112 section 9.6) and cannot take a cut for an end in order (section 9.8).
+
+use super::driving::Again;
+use super::{Job, Reactor};
+use crate::scoreboard;
+use crate::server::connection::{Connection, Phase, Token};
+use crate::server::sending::{Sending, delivery};
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// How much the server reads and drops behind its last word. A client that sends a whole body before
+/// it looks at the answer, as http.client and nginx do, loses the answer otherwise: what arrives at
+/// a closed socket resets the connection.
+pub(super) const LINGER_BYTES: usize = 64 << 20;
+
+impl Reactor {
+    /// Ends a connection on which everything was said.
+    pub(super) fn close(&self, mut connection: Box<Connection>) -> Again {
+        if connection.link.at_end {
+            connection.link.finish();
+            self.drop_connection(connection);
+            return None;
+        }
+        // Whatever is known to be there was read; what has come since is not.
+        connection.link.read_blocked = false;
+        let now = Instant::now();
+        self.linger(connection, now, now, LINGER_BYTES)
+    }
+
+    /// Reads and drops what the client still sends after our last word.
+    pub(super) fn linger(
+        &self,
+        mut connection: Box<Connection>,
+        since: Instant,
+        mut active: Instant,
+        mut budget: usize,
+    ) -> Again {
+        // A client that has sent whole messages only has no reason to send more. The close then
+        // ends both halves at once.
+        let mut is_owed = !connection.decoder.is_between_messages();
+        if is_owed || connection.endpoints.tls || !connection.link.is_flushed() {
+            connection.link.finish();
+        }
+        let mut buffer = [0; 16 << 10];
+        loop {
+            match connection.link.receive_raw(&mut buffer) {
+                Ok(count) if count > 0 && count <= budget => {
+                    budget -= count;
+                    active = Instant::now();
+                    if !std::mem::replace(&mut is_owed, true) {
+                        connection.link.finish();
+                    }
+                }
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && (is_owed || !connection.link.is_flushed()) =>
+                {
+                    connection.phase = Phase::Lingering {
+                        since,
+                        active,
+                        budget,
+                    };
+                    return self.park(connection);
+                }
+                Ok(_) | Err(_) => {
+                    self.drop_connection(connection);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Cuts off an answer that its client does not take, and says so to the handler.
+    pub(super) fn cut(
+        &self,
+        mut connection: Box<Connection>,
+        sending: Sending,
+        jobs: &mut Vec<Job>,
+    ) {
+        let link = &mut connection.link;
+        if let Some(note) = sending.note {
+            let mut delivery = delivery(note.body, link.unsent());
+            delivery.is_whole = false;
+            delivery.is_file_short = link.has_short_file();
+            jobs.push(Job::Deliver(note, delivery));
+        }
+        link.abort(sending.resets);
+        self.unsent.release(sending.reserved);
+        self.drop_connection(connection);
+    }
+
+    /// Closes the socket of a connection whose stream has ended, one way or the other.
+    pub(super) fn drop_connection(&self, connection: Box<Connection>) {
+        let token = connection.token;
+        if let Some(armed) = connection.armed {
+            self.deadlines.remove(armed, token);
+        }
+        // The socket first: closing takes it out of the epoll, so that no event can come for a
+        // token whose slot is gone. (Tokens are never used again either.)
+        drop(connection);
+        self.forget(token);
+    }
+
+    /// A connection is closed: its slot is free, and the drain may be over.
+    pub(super) fn forget(&self, token: Token) {
+        let is_last = {
+            let mut slots = self.slots.lock();
+            if slots.remove(token) {
+                scoreboard::current().connection_closed();
+                Self::note_closed();
+            }
+            slots.len() == 0
+        };
+        if is_last && self.is_draining.load(Ordering::Acquire) {
+            self.wake_leader();
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Threads that wait for a client, and the bound on how many of them clients may hold.
+//!
+//! A streamed answer needs its thread for as long as the application produces it, and a long body
+//! for as long as it is read: a client that takes or sends slowly holds that thread. Owns the list of
+//! such waits and the rule by which some are ended: when requests wait for a thread and more than
+//! half of the pool waits for clients, those that move less than [`SLOW_BYTES_PER_SECOND`] are cut
+//! off, the slowest first. Never touches a connection but to shut its socket down, which wakes the
+//! thread that waits.
+
+use super::socket::{self, Socket};
+use nix::sys::socket::{Shutdown, shutdown};
+use parking_lot::Mutex;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// A client that moves at least this much is not slow, whatever it holds: half a megabit a second.
+const SLOW_BYTES_PER_SECOND: u64 = 64 << 10;
+/// How long a client is looked at before it is called slow.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What a thread waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// The client sends.
+    Receiving,
+    /// The client takes: what the kernel holds for it is told apart from what it has confirmed.
+    Sending,
+}
+
+/// How long an exchange has waited for its client in one direction, and what has moved in that time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Waited {
+    pub(super) time: Duration,
+    pub(super) bytes: u64,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct SlowClients {
+    /// Threads that slow clients may hold while requests wait for one.
+    most: AtomicUsize,
+    waits: Mutex<Vec<Wait>>,
+}
+
+#[derive(Debug)]
+struct Wait {
+    socket: RawFd,
+    direction: Direction,
+    began: Instant,
+    before: Waited,
+    /// What the kernel held for the client when the wait began.
+    unconfirmed: u64,
+    is_cut: bool,
+}
+
+impl Wait {
+    fn age(&self, now: Instant) -> Duration {
+        self.before.time + now.saturating_duration_since(self.began)
+    }
+
+    fn bytes_per_second(&self, now: Instant) -> u64 {
+        let moved = match self.direction {
+            Direction::Receiving => 0,
+            Direction::Sending => self.unconfirmed.saturating_sub(unconfirmed(self.socket)),
+        };
+        let millis = u64::try_from(self.age(now).as_millis()).unwrap_or(u64::MAX);
+        (self.before.bytes + moved).saturating_mul(1000) / millis.max(1)
+    }
+}
+
+impl SlowClients {
+    pub(super) fn new(pool_size: usize) -> Self {
+        Self {
+            most: AtomicUsize::new(share(pool_size)),
+            waits: Mutex::default(),
+        }
+    }
+
+    pub(super) fn resize(&self, pool_size: usize) {
+        self.most.store(share(pool_size), Ordering::Relaxed);
+    }
+
+    /// Calls `wait`, which blocks on that socket; false when the client was cut off meanwhile.
+    pub(super) fn during<R>(
+        &self,
+        socket: &Socket,
+        direction: Direction,
+        before: Waited,
+        wait: impl FnOnce() -> R,
+    ) -> (R, bool) {
+        let number = socket.as_raw_fd();
+        self.waits.lock().push(Wait {
+            socket: number,
+            direction,
+            began: Instant::now(),
+            before,
+            unconfirmed: socket::unconfirmed(socket),
+            is_cut: false,
+        });
+        let result = wait();
+        let mut waits = self.waits.lock();
+        let at = waits.iter().position(|wait| wait.socket == number);
+        let is_cut = at.is_some_and(|at| waits.swap_remove(at).is_cut);
+        (result, !is_cut)
+    }
+
+    /// `queued` requests wait for a thread: cuts off as many slow clients, if more than their share
+    /// of the threads waits for them. Returns when to look again, if that may help.
+    pub(super) fn relieve(&self, queued: usize, now: Instant) -> Option<Instant> {
+        if queued == 0 {
+            return None;
+        }
+        let mut waits = self.waits.lock();
+        let waiting = waits.iter().filter(|wait| !wait.is_cut).count();
+        let excess = waiting.saturating_sub(self.most.load(Ordering::Relaxed));
+        if excess == 0 {
+            return None;
+        }
+        let mut slow: Vec<(u64, usize)> = waits
+            .iter()
+            .enumerate()
+            .filter(|(_, wait)| !wait.is_cut && wait.age(now) >= GRACE)
+            .map(|(at, wait)| (wait.bytes_per_second(now), at))
+            .filter(|(rate, _)| *rate < SLOW_BYTES_PER_SECOND)
+            .collect();
+        slow.sort_unstable();
+        for (_, at) in slow.into_iter().take(excess.min(queued)) {
+            waits[at].is_cut = true;
+            // Wakes the thread. Fails only when the connection is gone, which wakes it as well.
+            let _ = shutdown(waits[at].socket, Shutdown::Both);
+        }
+        Some(now + GRACE / 4)
+    }
+}
+
+/// Half of the threads.
+fn share(pool_size: usize) -> usize {
+    pool_size / 2
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the number of a socket that is known to be open is borrowed"
+)]
+fn unconfirmed(socket: RawFd) -> u64 {
+    // SAFETY: the entry is on the list, under its lock, and the thread that waits takes it off
+    // before it can close the socket.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+    socket::unconfirmed(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    const LONG_AGO: Waited = Waited {
+        time: Duration::from_secs(60),
+        bytes: 0,
+    };
+
+    /// Blocks until the other end is shut down.
+    fn wait_for_end(stream: &UnixStream) -> usize {
+        let mut copy = stream.try_clone().unwrap();
+        copy.read(&mut [0]).unwrap()
+    }
+
+    fn relieve_until(clients: &SlowClients, mut is_over: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_over() {
+            clients.relieve(1, Instant::now());
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_client_beyond_the_share_is_cut_off_while_others_wait_for_a_thread() {
+        let clients = SlowClients::new(1);
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let socket = OwnedFd::from(ours.try_clone().unwrap());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                clients.during(&socket, Direction::Receiving, LONG_AGO, || {
+                    wait_for_end(&ours)
+                })
+            });
+            relieve_until(&clients, || waiting.is_finished());
+
+            assert_eq!(waiting.join().unwrap(), (0, false));
+        });
+    }
+
+    #[test]
+    fn no_client_is_cut_off_while_no_request_waits() {
+        let clients = SlowClients::new(1);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let socket = OwnedFd::from(ours.try_clone().unwrap());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                clients.during(&socket, Direction::Receiving, LONG_AGO, || {
+                    wait_for_end(&ours)
+                })
+            });
+            while clients.waits.lock().is_empty() {
+                std::thread::yield_now();
+            }
+            assert_eq!(clients.relieve(0, Instant::now()), None);
+            theirs.write_all(b"x").unwrap();
+
+            assert_eq!(waiting.join().unwrap(), (1, true));
+        });
+    }
+
+    #[test]
+    fn a_client_that_moves_enough_is_not_slow() {
+        let clients = SlowClients::new(1);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let socket = OwnedFd::from(ours.try_clone().unwrap());
+        let fast = Waited {
+            time: Duration::from_secs(60),
+            bytes: 100 << 20,
+        };
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                clients.during(&socket, Direction::Receiving, fast, || wait_for_end(&ours))
+            });
+            while clients.waits.lock().is_empty() {
+                std::thread::yield_now();
+            }
+            assert!(clients.relieve(5, Instant::now()).is_some());
+            theirs.write_all(b"x").unwrap();
+
+            assert_eq!(waiting.join().unwrap(), (1, true));
+        });
+    }
+}
