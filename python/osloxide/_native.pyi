@@ -22,6 +22,7 @@ __all__ = [
     "disarm_deadline",
     "enter_worker",
     "install_wakeup",
+    "interrupt_thread",
     "parent_died",
     "park",
     "requests_in_flight",
@@ -282,6 +283,19 @@ def amqp_publish(
     JSON, to *queue* through the default exchange.
 
     :raises ValueError: *queue* or *message_id* is longer than 255 bytes.
+    """
+
+# ---- Interruption (src/python/interrupt.rs) -------------------------------------------------------
+
+def interrupt_thread(
+    ident: int, exception: type[BaseException], innermost: str, anywhere: list[str]
+) -> bool | None:
+    """Make the thread *ident* raise *exception*, a class, before it executes anything further; when
+    it is inside foreign C code, once that returns. The look and the arming are one step.
+
+    :returns: False, and nothing is armed, while its innermost frame belongs to the package
+        *innermost*, or one of its frames to a module of *anywhere*; None when there is no such
+        thread.
     """
 
 # ---- RPC executor (src/python/executor.rs) ---------------------------------------------------------------

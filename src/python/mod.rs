@@ -9,6 +9,7 @@ mod executor;
 mod frames;
 mod heartbeat;
 mod imports;
+mod interrupt;
 mod scoreboard;
 mod server;
 mod signals;
@@ -29,6 +30,8 @@ mod _native {
     use super::frames::{amqp_ack, amqp_confirms, amqp_deliveries, amqp_publish};
     #[pymodule_export]
     use super::heartbeat::{AmqpConnection, Heartbeats};
+    #[pymodule_export]
+    use super::interrupt::interrupt_thread;
     #[pymodule_export]
     use super::scoreboard::Scoreboard;
     #[pymodule_export]

@@ -84,9 +84,40 @@ for name in sorted(os.environ):
     assert result.stderr == ""
 
 
-def test_run_warns_about_a_switch_that_keeps_eventlet(script) -> None:
-    result = osloxide("run", script(), OS_NOVA_DISABLE_EVENTLET_PATCHING="no")
+def test_run_warns_about_a_switch_that_keeps_the_real_eventlet(script) -> None:
+    result = osloxide("run", "--eventlet", "real", script(), OS_NOVA_DISABLE_EVENTLET_PATCHING="no")
     assert "OS_NOVA_DISABLE_EVENTLET_PATCHING=no makes its service monkey-patch" in result.stderr
+
+
+def test_a_switch_that_keeps_eventlet_is_no_fault_where_osloxide_serves_it(script) -> None:
+    program = script("import eventlet; eventlet.monkey_patch(); print(eventlet.__name__)")
+    result = osloxide("run", program, OS_NOVA_DISABLE_EVENTLET_PATCHING="no")
+    assert result.stdout == "osloxide.green\n"
+    assert result.stderr == ""
+
+
+def test_run_refuses_a_switch_that_it_does_not_know(script) -> None:
+    result = osloxide("run", script("print('ran')"), OSLOXIDE_EVENTLET="green")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "OSLOXIDE_EVENTLET is 'green'" in result.stderr
+    assert "'native'" in result.stderr
+    assert "'real'" in result.stderr
+
+
+def test_check_says_what_is_used_of_eventlet_and_not_served(script, tmp_path: Path) -> None:
+    (tmp_path / "a_service.py").write_text(
+        "import eventlet\nfrom eventlet import event, greenthread as g\n"
+        "eventlet.monkey_patch()\n"
+        "def main():\n    eventlet.twist(event.Event())\n    g.spawn(main)\n"
+    )
+    program = script("from a_service import main\nmain()\n")
+    result = osloxide("check", program, PYTHONPATH=str(tmp_path))
+    assert "served by osloxide" in result.stdout
+    assert "monkey_patch() is a no-op" in result.stdout
+    assert "problem: eventlet.twist is used by a_service" in result.stdout
+    assert "greenthread" not in result.stdout
+    assert result.returncode == 1
 
 
 def test_run_finds_commands_on_path(script) -> None:
@@ -301,7 +332,9 @@ def test_check_shows_the_backend_that_the_service_selects(script, tmp_path: Path
     assert json.loads(result.stdout)["backend"] == "eventlet"
 
 
-def test_check_finds_a_service_that_monkey_patches(script, tmp_path: Path) -> None:
+def test_check_finds_a_service_that_monkey_patches_with_the_real_eventlet(
+    script, tmp_path: Path
+) -> None:
     (tmp_path / "a_service.py").write_text(
         "import sys, types\n"
         "sys.modules['eventlet.patcher'] = types.SimpleNamespace(already_patched={'os': True})\n"

@@ -2,7 +2,8 @@
 
 Owns the checks that guard the hook (oslo.service's version, monkey-patched processes, modules that
 were imported too early) and the finder on ``sys.meta_path``. Which modules are replaced is in
-osloxide.activation.versions, which modules of others are amended in osloxide.activation.amendments.
+osloxide.activation.versions, which modules of others are amended in osloxide.activation.amendments,
+who serves eventlet in osloxide.activation.eventlet_names.
 It never imports eventlet, never imports the modules it aliases before they are asked for, and
 leaves ``oslo_service.backend``, ``_common``, ``_options``, ``opts``, ``exceptions``,
 ``periodic_task`` and ``systemd`` to oslo.service. Loaded at the start of every interpreter below
@@ -16,18 +17,20 @@ from __future__ import annotations
 import sys
 from importlib.machinery import ModuleSpec
 
-from osloxide.activation import amendments, versions
+from osloxide.activation import amendments, eventlet_names, versions
 from osloxide.exceptions import ActivationError
 
 # Type checkers know the name; importing it would cost every interpreter another 5 ms.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
     from typing import Any
 
 
-def install(*, deferred: bool = False, tolerate_eventlet: bool = False) -> None:
+def install(
+    *, deferred: bool = False, tolerate_eventlet: bool = False, serve_eventlet: bool = False
+) -> None:
     """Serve oslo.service's backends and ``oslo_service.wsgi`` from osloxide from now on.
 
     Idempotent. Must run before anything imports ``oslo_service.service``, ``.loopingcall``,
@@ -37,6 +40,8 @@ def install(*, deferred: bool = False, tolerate_eventlet: bool = False) -> None:
         an aliased module is, instead of now: an interpreter that uses neither pays nothing.
     :param tolerate_eventlet: accept a process that eventlet or gevent has monkey-patched. For test
         suites only: native threads do not switch green ones.
+    :param serve_eventlet: serve ``eventlet`` and ``greenlet`` from osloxide.green as well, which is
+        what ``osloxide run`` does.
     :raises ActivationError: the process is monkey-patched, oslo.service has an untested version,
         or one of its aliased modules is already imported.
     """
@@ -45,6 +50,8 @@ def install(*, deferred: bool = False, tolerate_eventlet: bool = False) -> None:
         _finder.refuse_if_monkey_patched()
     if not deferred or "oslo_service" in sys.modules:
         _finder.check_version()
+    if serve_eventlet:
+        eventlet_names.serve()
     alias = _imported_too_early()
     if alias is not None:
         place = getattr(sys.modules[alias], "__file__", "an unknown place")
@@ -164,6 +171,9 @@ class _AliasFinder:
     ) -> ModuleSpec | None:
         if fullname in amendments.TABLE:
             return self._amended_spec(fullname, path, target)
+        replacement = eventlet_names.replacement(fullname)
+        if replacement is not None:
+            return self._served_spec(fullname, replacement, path)
         if not fullname.startswith("oslo_service"):
             return None
         if fullname == "oslo_service":
@@ -210,6 +220,38 @@ class _AliasFinder:
                 is_package=spec.submodule_search_locations is not None,
             )
         return None
+
+    def _served_spec(
+        self, fullname: str, name: str, path: Sequence[str] | None
+    ) -> ModuleSpec | None:
+        """The spec of a module of eventlet or greenlet, which is one of osloxide.green.
+
+        :raises ImportError: there is no such module.
+        """
+        from importlib.machinery import PathFinder
+        from importlib.util import find_spec
+
+        if fullname == name:
+            spec = PathFinder.find_spec(fullname, path)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _AmendingLoader(  # type: ignore[assignment] # as above
+                        spec.loader, eventlet_names.rename
+                    )
+                return spec
+        else:
+            try:
+                spec = find_spec(name)
+            except ModuleNotFoundError:  # a submodule of what is no package
+                spec = None
+        if spec is None:
+            raise eventlet_names.refuse(fullname)
+        return ModuleSpec(
+            fullname,
+            _AliasLoader(name),  # type: ignore[arg-type] # a Loader without the base class
+            origin=spec.origin,
+            is_package=spec.submodule_search_locations is not None,
+        )
 
     def _amended_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
@@ -258,10 +300,11 @@ class _AliasLoader:
 
 
 class _AmendingLoader:
-    """Runs a module's own loader, then the amendments."""
+    """Runs a module's own loader, then *amend*: the amendments, unless said otherwise."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, amend: Callable[[Any], None] = amendments.apply) -> None:
         self._loader = loader
+        self._amend = amend
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)  # type: ignore[no-any-return]
@@ -272,7 +315,7 @@ class _AmendingLoader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        amendments.apply(module)
+        self._amend(module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

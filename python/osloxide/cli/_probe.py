@@ -48,7 +48,7 @@ def _report(module: str) -> dict[str, Any]:
     backend = sys.modules.get("oslo_service.backend")
     chosen = getattr(backend, "_cached_backend_type", None)
     report["backend"] = getattr(chosen, "value", None)
-    report["eventlet_imported"] = "eventlet" in sys.modules
+    report |= _eventlet(problems)
     report["monkey_patched_by"] = library = import_hook.patched_by()
     if library is not None:
         problems.append(
@@ -60,6 +60,36 @@ def _report(module: str) -> dict[str, Any]:
     else:
         report["aliases"] = _aliases(problems)
     return report
+
+
+def _eventlet(problems: list[str]) -> dict[str, Any]:
+    """Who serves eventlet, what was imported of it, and what is used of it that is not served."""
+    module = sys.modules.get("eventlet")
+    served = module is not None and module.__name__.startswith("osloxide.")
+    result: dict[str, Any] = {
+        "eventlet_imported": module is not None,
+        "eventlet_served_by": None if module is None else "osloxide" if served else "eventlet",
+        "eventlet_modules": [],
+        "eventlet_patching": False,
+        "eventlet_missing": [],
+    }
+    if served:
+        from osloxide.cli import eventlet_uses
+        from osloxide.green import patcher
+
+        result["eventlet_patching"] = any(patcher.requested.values())
+        used = eventlet_uses.of(sys.modules)
+        result["eventlet_modules"] = sorted(
+            name for name in sys.modules if name.partition(".")[0] == "eventlet"
+        )
+        result["eventlet_missing"] = missing = eventlet_uses.missing(used)
+        problems += [
+            f"{name} is used by {', '.join(sorted(used[name])[:3])} and not served by osloxide; "
+            "that part of the service fails when it is reached; where it is needed, start the "
+            "service with OSLOXIDE_EVENTLET=real, without osloxide's launchers"
+            for name in missing
+        ]
+    return result
 
 
 def _import(module: str, problems: list[str]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osloxide.activation import environment
+from osloxide.activation import environment, eventlet_names
 from osloxide.cli import target
 from osloxide.cli.errors import CommandError
+from osloxide.exceptions import ActivationError
 
 if TYPE_CHECKING:
     import argparse
@@ -41,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Print the report; 0 when the command would work, else 1."""
     environ = environment.activated(os.environ)
+    try:
+        serves_eventlet = eventlet_names.wants_native(environ)
+    except ActivationError as error:
+        raise CommandError(str(error)) from error
     program = target.resolve(options.command, options.arguments, environ)
     report: dict[str, Any] = {"command": program.path, "problems": []}
     try:
@@ -60,7 +65,7 @@ def main(options: argparse.Namespace) -> int:
     }
     report["problems"] += [
         f"{switch}={environ[switch]} makes its service keep eventlet; unset it, or set it to 1"
-        for switch in environment.keeps_eventlet(environ)
+        for switch in (() if serves_eventlet else environment.keeps_eventlet(environ))
     ]
     if options.json:
         print(json.dumps(report, indent=2))
@@ -109,6 +114,18 @@ def _probe(
         return report
 
 
+def _eventlet(report: Mapping[str, Any]) -> str:
+    """What the command's imports got under that name."""
+    if report["monkey_patched_by"]:
+        return f"monkey-patched by {report['monkey_patched_by']}"
+    if not report["eventlet_imported"]:
+        return "not imported"
+    if report["eventlet_served_by"] == "osloxide":
+        asked = ", monkey_patch() is a no-op" if report["eventlet_patching"] else ""
+        return f"served by osloxide, {len(report['eventlet_modules'])} modules{asked}"
+    return "imported, the real one"
+
+
 def _lines(report: Mapping[str, Any], command: str) -> list[str]:
     rows = [("command", report["command"])]
     if "interpreter" in report:
@@ -120,9 +137,8 @@ def _lines(report: Mapping[str, Any], command: str) -> list[str]:
         if "module" in report:
             rows.append(("imported", report["module"]["name"]))
         rows.append(("backend type", report["backend"] or "not selected at import"))
-        patched = report["monkey_patched_by"]
-        eventlet = "imported" if report["eventlet_imported"] else "not imported"
-        rows.append(("eventlet", f"monkey-patched by {patched}" if patched else eventlet))
+        rows.append(("eventlet", _eventlet(report)))
+        rows += [("eventlet", f"{name} is not served") for name in report["eventlet_missing"]]
         rows += [
             ("replaced", f"{alias['name']} by {alias['served_by']}")
             for alias in report["aliases"]

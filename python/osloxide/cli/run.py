@@ -14,9 +14,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from osloxide.activation import environment
+from osloxide.activation import environment, eventlet_names
 from osloxide.cli import target
 from osloxide.cli.errors import NOT_EXECUTABLE, CommandError
+from osloxide.exceptions import ActivationError
 
 if TYPE_CHECKING:
     import argparse
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``osloxide run``."""
-    parser.usage = "osloxide run [-h] [--unchecked] COMMAND [ARGUMENT ...]"
+    parser.usage = (
+        "osloxide run [-h] [--eventlet {native,real}] [--unchecked] COMMAND [ARGUMENT ...]"
+    )
+    parser.add_argument(
+        "--eventlet",
+        choices=("native", "real"),
+        help="who serves the name eventlet: osloxide, on native threads (the default), or the real "
+        "library; the same as the variable OSLOXIDE_EVENTLET",
+    )
     parser.add_argument(
         "--unchecked",
         action="store_true",
@@ -42,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> NoReturn:
     """Become the command."""
     environ = environment.activated(os.environ)
+    if options.eventlet is not None:
+        environ[eventlet_names.VARIABLE] = options.eventlet
+    try:
+        serves_eventlet = eventlet_names.wants_native(environ)
+    except ActivationError as error:
+        raise CommandError(str(error)) from error
     program = target.resolve(options.command, options.arguments, environ)
     if not options.unchecked:
         if program.interpreter is None:
@@ -50,7 +65,7 @@ def main(options: argparse.Namespace) -> NoReturn:
                 "and honours PYTHONPATH"
             )
         target.verify(program, environ)
-    for switch in environment.keeps_eventlet(environ):
+    for switch in () if serves_eventlet else environment.keeps_eventlet(environ):
         _warn(
             f"{switch}={environ[switch]} makes its service monkey-patch, and osloxide will refuse "
             "that process; unset it, or set it to 1"

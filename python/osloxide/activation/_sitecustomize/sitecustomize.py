@@ -15,11 +15,15 @@ def _install() -> None:
     if os.environ.get("OSLOXIDE", "0") in ("", "0"):
         return
     try:
-        from osloxide.activation import import_hook
+        from osloxide.activation import eventlet_names, import_hook
     except ImportError:
         return  # another environment's interpreter
     testing = os.environ.get("OSLOXIDE_TESTING", "0") not in ("", "0")
-    import_hook.install(deferred=True, tolerate_eventlet=testing)
+    import_hook.install(
+        deferred=True,
+        tolerate_eventlet=testing,
+        serve_eventlet=not testing and eventlet_names.wants_native(os.environ),
+    )
 
 
 def _run_next() -> None:

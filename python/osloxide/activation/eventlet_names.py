@@ -1,0 +1,99 @@
+"""Who serves the names ``eventlet`` and ``greenlet``: osloxide.green, or the real libraries.
+
+Owns the operator's switch, the table of names and the refusal of a process in which the real
+eventlet came first. Imports nothing of either. Loaded by the import hook, so it imports nothing
+that the interpreter has not loaded already.
+
+Rules: PEP 451 (module specs); docs/eventlet.md.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from osloxide.exceptions import ActivationError
+
+# Type checkers know the name; importing it would cost every interpreter another 5 ms.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+VARIABLE = "OSLOXIDE_EVENTLET"
+"""``native`` (or unset): ``import eventlet`` gets osloxide.green; ``real``: the real library."""
+
+ROOTS = {"eventlet": "osloxide.green", "greenlet": "osloxide.green.greenlet"}
+"""The names, each with what serves it."""
+
+is_native = False
+"""Whether osloxide serves them in this process."""
+
+
+def wants_native(environ: Mapping[str, str]) -> bool:
+    """Whether the operator leaves the names to osloxide.
+
+    :raises ActivationError: the variable has another value than the two that it knows.
+    """
+    value = environ.get(VARIABLE) or "native"
+    if value not in ("native", "real"):
+        raise ActivationError(
+            f"{VARIABLE} is {value!r}, which says neither who serves eventlet nor who does not; "
+            "set it to 'native' (osloxide serves it on native threads) or to 'real' (the real "
+            "eventlet, which osloxide then refuses to let monkey-patch), or unset it"
+        )
+    return value == "native"
+
+
+def serve() -> None:
+    """Serve the names from osloxide from now on.
+
+    :raises ActivationError: one of them is imported already, from elsewhere.
+    """
+    global is_native
+    for root, real in ROOTS.items():
+        module = sys.modules.get(root)
+        if root == "eventlet" and module is not None and module is not sys.modules.get(real):
+            place = getattr(module, "__file__", "an unknown place")
+            raise ActivationError(
+                f"osloxide cannot serve {root}: it is already imported from {place}; start the "
+                f"service with 'osloxide run', or leave it to the real one with {VARIABLE}=real"
+            )
+    is_native = True
+
+
+def replacement(fullname: str) -> str | None:
+    """What serves the module *fullname*; None when that is not osloxide's."""
+    if not is_native:
+        return None
+    root, _, rest = fullname.partition(".")
+    if root in ROOTS:
+        return f"{ROOTS[root]}.{rest}" if rest else ROOTS[root]
+    return fullname if fullname.startswith("osloxide.green") else None
+
+
+def rename(module: Any) -> None:
+    """Let the classes of a module of osloxide.green say that they are eventlet's or greenlet's.
+
+    Programs compare these names, and pickle by them.
+    """
+    real = module.__name__
+    if real in ("osloxide.green._core.turns", ROOTS["greenlet"]):
+        name, public = "greenlet", ("greenlet", "GreenletExit", "error")
+    else:
+        name, public = "eventlet" + real.removeprefix("osloxide.green"), None
+        sys.modules.setdefault(name, module)
+    for value in list(vars(module).values()):
+        ours = isinstance(value, type) and value.__module__ == real
+        if ours and (public is None or value.__name__ in public):
+            value.__module__ = name
+
+
+def refuse(fullname: str) -> ImportError:
+    """The error for a module of eventlet or greenlet that osloxide does not have."""
+    fullname = fullname.replace("osloxide.green", "eventlet")
+    root = fullname.partition(".")[0]
+    return ImportError(
+        f"{fullname} is not served: osloxide serves {root} from native threads and has no such "
+        f"module; where the real {root} has it, start the service with {VARIABLE}=real",
+        name=fullname,
+    )

@@ -1,0 +1,354 @@
+"""The clock: timers, descriptors that are waited for, and the watch over the baton.
+
+Owns one thread, which sleeps until the nearest timer is due, a descriptor is ready, or the baton
+is contended. It starts on demand and ends soon after there is nothing left to watch; without work
+it never wakes up. It runs no code of the service: callbacks get a greenlet of their own.
+
+Rules: epoll(7), eventfd(2); proc(5) for the state of a thread; eventlet's hub for what is called
+back and when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from osloxide import _native
+from osloxide.green._core import turns as _turns
+from osloxide.green._core.turns import greenlet, lock, turns
+from osloxide.threads.pool_thread import register_thread
+
+_LINGER = 1.0
+"""Seconds that the thread stays without anything to watch."""
+
+_LOOK = 0.001
+"""Seconds between two looks at a holder of the baton for which others wait."""
+
+_PATIENCE = 0.1
+"""Seconds after which the baton is taken from a holder that computes."""
+
+_INTERRUPT_AFTER = 0.02
+"""Seconds that code gets to arrive at a wait before it is interrupted where it computes."""
+
+_ROOM = "osloxide.green"
+_KEEP_OUT = [
+    "logging",
+    "threading",
+    "importlib",
+    "_frozen_importlib",
+    "queue",
+    "concurrent.futures",
+]
+"""Modules of the standard library whose locks would stay locked if they were interrupted."""
+
+_order = itertools.count()
+
+
+class Clock:
+    """Timers and descriptors of this process. Guarded by the lock of the turns."""
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[float, int, Any]] = []
+        self.readers: dict[int, Any] = {}
+        self.writers: dict[int, Any] = {}
+        self._epoll: Any = None
+        self._bell = -1
+        self._masks: dict[int, int] = {}
+        self._thread: threading.Thread | None = None
+        self._wakes_at = 0.0
+        self._seen = (-1, 0.0, "")
+
+    # ---- timers ---------------------------------------------------------------------------------
+
+    def add(self, seconds: float, entry: Any) -> None:
+        """Call ``entry.expire()`` in *seconds*. With the lock."""
+        due = time.monotonic() + seconds
+        heapq.heappush(self.heap, (due, next(_order), entry))
+        self._run_before(due)
+
+    def expire(self) -> None:
+        """Let what is due expire. With the lock."""
+        now = time.monotonic()
+        while self.heap and self.heap[0][0] <= now:
+            entry = heapq.heappop(self.heap)[2]
+            if not entry.called:
+                entry.expire()
+
+    def purge(self) -> None:
+        """Drop timers that were cancelled."""
+        self.heap = [item for item in self.heap if not item[2].called]
+        heapq.heapify(self.heap)
+
+    # ---- descriptors ----------------------------------------------------------------------------
+
+    def watch(self, fd: int) -> None:
+        """Have the kernel watch *fd* for what is now wanted of it. With the lock."""
+        self._open()
+        wanted = 0
+        if fd in self.readers:
+            wanted |= select.EPOLLIN | select.EPOLLRDHUP
+        if fd in self.writers:
+            wanted |= select.EPOLLOUT
+        known = self._masks.get(fd)
+        if wanted == (known or 0) and known is not None:
+            return
+        try:
+            if not wanted:
+                if self._masks.pop(fd, None) is not None:
+                    self._epoll.unregister(fd)
+                return
+            if known is None:
+                try:
+                    self._epoll.register(fd, wanted)
+                except FileExistsError:
+                    self._epoll.modify(fd, wanted)
+            else:
+                try:
+                    self._epoll.modify(fd, wanted)
+                except FileNotFoundError:  # closed, and opened again under the same number
+                    self._epoll.register(fd, wanted)
+            self._masks[fd] = wanted
+        except PermissionError:
+            # A regular file: always ready.
+            self._ready(fd, select.EPOLLIN | select.EPOLLOUT)
+            return
+        except (OSError, ValueError):
+            self._masks.pop(fd, None)
+            if wanted:
+                raise
+            return
+        self._run_before(float("inf"))
+
+    def forget(self, fd: int) -> None:
+        """*fd* was closed. With the lock."""
+        if self._masks.pop(fd, None) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.unregister(fd)
+
+    def poll(self, seconds: float) -> list[tuple[int, int]]:
+        """Wait for descriptors. Without the lock."""
+        try:
+            events: list[tuple[int, int]] = self._epoll.poll(seconds)
+        except (OSError, ValueError):
+            return []
+        return events
+
+    def dispatch(self, events: list[tuple[int, int]]) -> None:
+        """Resume those who wait for *events*. With the lock."""
+        for fd, mask in events:
+            if fd == self._bell:
+                with contextlib.suppress(OSError):
+                    os.eventfd_read(fd)
+            else:
+                self._ready(fd, mask)
+
+    def _ready(self, fd: int, mask: int) -> None:
+        broken = mask & (select.EPOLLERR | select.EPOLLHUP)
+        for bucket, bits in (
+            (self.readers, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI),
+            (self.writers, select.EPOLLOUT),
+        ):
+            if mask & bits or broken:
+                listener = bucket.pop(fd, None)
+                if listener is not None:
+                    listener.on_ready(fd)
+        # Nothing more is heard of it until it is waited for again.
+        with contextlib.suppress(OSError, ValueError):
+            self.watch(fd)
+
+    def collect(self) -> None:
+        """Let timers and descriptors that are due take their places in the queue. With the lock."""
+        self.expire()
+        if self.readers or self.writers:
+            self.dispatch(self.poll(0))
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call *function*, with the lock, in *seconds*. It must not wait."""
+        self.add(seconds, _Call(function))
+
+    def interrupt_later(self, target: greenlet, entry: Any) -> None:
+        """Raise ``entry.exception`` in *target* where it computes, unless it waits before.
+
+        Called with the lock.
+        """
+        pause = [_INTERRUPT_AFTER]
+
+        def attempt() -> None:
+            if entry.called or target.dead or not target._pending or entry not in target._pending:
+                return
+            if target._state == _turns._RUNNING:
+                exception = entry.exception
+
+                def deliver(_cls: type, *_args: object) -> BaseException:
+                    return exception  # type: ignore[no-any-return]
+
+                carrier = type(type(exception).__name__, (BaseException,), {"__new__": deliver})
+                armed = _native.interrupt_thread(target._ident, carrier, _ROOM, _KEEP_OUT)
+                if armed is None:
+                    return
+                if armed:
+                    target._pending.remove(entry)
+                    entry.called = True
+                    return
+                pause[0] = min(pause[0] * 2, 0.25)
+            self.call_later(pause[0], attempt)
+
+        self.call_later(pause[0], attempt)
+
+    # ---- the thread -----------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._epoll.register(self._bell, select.EPOLLIN)
+
+    def _run_before(self, due: float) -> None:
+        """Make sure that the thread runs, and looks again before *due*. With the lock."""
+        if self._thread is None:
+            self._open()
+            thread = threading.Thread(target=self._run, name="green-clock", daemon=True)
+            self._wakes_at = 0.0
+            self._thread = thread
+            try:
+                _start(thread)
+            except (RuntimeError, MemoryError):
+                self._thread = None
+                raise
+        elif due < self._wakes_at:
+            self._wakes_at = 0.0
+            os.eventfd_write(self._bell, 1)
+
+    def contended(self) -> None:
+        """Somebody waits for the baton. With the lock."""
+        now = time.monotonic()
+        if self._thread is None or self._wakes_at > now + 2 * _LOOK:
+            self._run_before(now + _LOOK)
+
+    def _run(self) -> None:
+        idle_since: float | None = None
+        quiet = 0
+        while True:
+            with lock:
+                if clock is not self:
+                    return
+                self.expire()
+                now = time.monotonic()
+                wait = self.heap[0][0] - now if self.heap else None
+                if turns.ready:
+                    self._look(now)
+                    quiet = 0
+                elif turns.count != self._seen[0]:
+                    self._seen = (turns.count, now, "")
+                    quiet = 0
+                else:
+                    quiet += 1
+                if quiet < 5 and _turns.HANDOVER != "free":
+                    # It is cheaper to look again soon than to be woken for each handover.
+                    wait = _LOOK if wait is None else min(wait, _LOOK)
+                elif wait is None:
+                    if self.readers or self.writers:
+                        wait = 3600.0
+                    elif idle_since is None:
+                        idle_since, wait = now, _LINGER
+                    elif now - idle_since >= _LINGER:
+                        self._thread = None
+                        return
+                    else:
+                        wait = _LINGER
+                if wait != _LINGER and quiet >= 5:
+                    idle_since = None
+                wait = min(max(wait, 0.0), 3600.0)
+                self._wakes_at = now + wait
+            events = self.poll(wait)
+            with lock:
+                self._wakes_at = 0.0
+                self.dispatch(events)
+
+    def _look(self, now: float) -> None:
+        """Take the baton from a holder that sleeps elsewhere, or has had it for long."""
+        holder = turns.holder
+        if holder is None:
+            _turns.pass_on()
+            return
+        count, since, before = self._seen
+        # Without a number, its thread is about to begin.
+        state = _state_of(holder._native_id) if holder._native_id else "R"
+        if count != turns.count:
+            self._seen = (turns.count, now, state)
+            return
+        asleep = state == "" or (state == before and state[0] in "SDTt")
+        if asleep or (_turns.HANDOVER == "yield" and now - since > _PATIENCE):
+            _turns.pass_on()
+            self._seen = (turns.count, now, "")
+        else:
+            self._seen = (count, since, state)
+
+
+def _start(thread: threading.Thread) -> None:
+    """Start *thread* without waiting for it: it begins with the lock that the caller holds."""
+    import _thread
+
+    _thread.start_new_thread(_adopted, (thread,))
+
+
+def _adopted(thread: threading.Thread) -> None:
+
+    adopted = register_thread(thread.name)
+    try:
+        thread._target()  # type: ignore[attr-defined]
+    finally:
+        adopted.leave()  # type: ignore[attr-defined]
+
+
+def _state_of(native_id: int) -> str:
+    """Letter and count of voluntary switches of a thread; empty when it has ended.
+
+    Two equal answers mean that it has not run in between.
+    """
+    try:
+        with open(
+            f"/proc/self/task/{native_id}/status", encoding="ascii", errors="replace"
+        ) as file:
+            status = file.read()
+    except OSError:
+        return ""
+    letter = status.partition("State:")[2].lstrip()[:1] or "S"
+    switches = status.partition("\nvoluntary_ctxt_switches:")[2].partition("\n")[0].strip()
+    forced = status.partition("nonvoluntary_ctxt_switches:")[2].partition("\n")[0].strip()
+    return f"{letter} {switches} {forced}"
+
+
+clock = _turns.clock = Clock()
+
+
+class _Call:
+    """A function that is called by the clock, with the lock."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self.called = False
+
+    def expire(self) -> None:
+        self.called = True
+        self._function()
+
+
+def _forget() -> None:
+    """A forked child has neither the thread nor what it watched."""
+    global clock
+    old = clock
+    clock = _turns.clock = Clock()
+    if old._epoll is not None:
+        old._epoll.close()
+        os.close(old._bell)
+
+
+os.register_at_fork(after_in_child=_forget)

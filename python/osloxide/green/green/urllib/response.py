@@ -1,0 +1,10 @@
+"""``eventlet.green.urllib.response``: the standard library's own."""
+
+import urllib.response as _std
+
+from osloxide.green.patcher import slurp_properties as _slurp
+
+_slurp(_std, globals(), srckeys=dir(_std))
+
+__osloxide_differs__ = False
+__patched__: list[str] = []

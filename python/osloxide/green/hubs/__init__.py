@@ -1,0 +1,144 @@
+"""``eventlet.hubs``: the hub as far as services touch it.
+
+Owns the hub's interface over the clock and the turns of this process: timers that call back,
+descriptors that are waited for. There is one hub for all native threads, and nothing selects
+another. Rules: eventlet's documentation of its hubs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from osloxide.green._core import turns as _turns
+from osloxide.green._core.turns import getcurrent, lock
+from osloxide.green.hubs import hub as _hub
+from osloxide.green.hubs.hub import IOClosed as IOClosed
+from osloxide.green.timeout import Timeout
+
+__all__ = ["get_default_hub", "get_hub", "trampoline", "use_hub"]
+
+builtin_hub_names = ("epolls", "kqueue", "poll", "selects", "asyncio")
+
+
+class HubError(Exception):
+    """No such hub."""
+
+
+class NativeHub(_hub.BaseHub):
+    """The one hub: its loop is the clock's thread."""
+
+
+Hub = NativeHub
+
+_the_hub: NativeHub | None = None
+
+
+def get_default_hub() -> Any:
+    """The module whose ``Hub`` is used."""
+    return sys.modules[__name__]
+
+
+def use_hub(mod: Any = None) -> None:
+    """Accepted for the hubs that eventlet brings: they all are this one.
+
+    :raises RuntimeError: *mod* is empty.
+    :raises NotImplementedError: a hub of the service's own is asked for.
+    """
+    if mod is None:
+        mod = os.environ.get("EVENTLET_HUB")
+    if mod is None:
+        return
+    if isinstance(mod, str):
+        name = mod.strip()
+        if not name:
+            raise RuntimeError("Need to specify a hub")
+        if name in builtin_hub_names:
+            return
+    elif getattr(mod, "__name__", "").rpartition(".")[2] in (*builtin_hub_names, "hubs") or (
+        isinstance(mod, type) and issubclass(mod, _hub.BaseHub)
+    ):
+        return
+    raise NotImplementedError(
+        f"osloxide serves eventlet from native threads and cannot use the hub {mod!r}; leave "
+        "use_hub() and EVENTLET_HUB out, or run on the real eventlet with OSLOXIDE_EVENTLET=real"
+    )
+
+
+def get_hub() -> NativeHub:
+    """The hub of this process."""
+    global _the_hub
+    if _the_hub is None:
+        with lock:
+            if _the_hub is None:
+                use_hub()
+                _the_hub = NativeHub()
+    return _the_hub
+
+
+def trampoline(
+    fd: Any,
+    read: bool | None = None,
+    write: bool | None = None,
+    timeout: float | None = None,
+    timeout_exc: Any = Timeout,
+    mark_as_closed: Callable[[], object] | None = None,
+) -> Any:
+    """Wait until a descriptor is ready.
+
+    :param fd: a number, or an object with ``fileno()``.
+    :param read: wait until it can be read; *write* likewise. One of them.
+    :param timeout: seconds; None waits for ever.
+    :param timeout_exc: raised when they have passed; ``eventlet.Timeout`` unless given.
+    :raises IOClosed: it was closed meanwhile.
+    :raises RuntimeError: both are wanted, another greenthread waits for the same, or a callback of
+        the hub calls.
+    """
+    hub = get_hub()
+    current = getcurrent()
+    if _turns.is_hub(current):
+        raise RuntimeError("do not call blocking functions from the mainloop")
+    if read and write:
+        raise RuntimeError("not allowed to trampoline for reading and writing")
+    fileno = fd.fileno() if hasattr(fd, "fileno") else fd
+    listener = timer = None
+    try:
+        with lock:
+            if read or write:
+                evtype = hub.READ if read else hub.WRITE
+                listener = hub.add(evtype, fileno, current.switch, current.throw, mark_as_closed)
+            if timeout is not None:
+                timer = hub.schedule_call_global(timeout, current.throw, timeout_exc)
+            if listener is None or not listener.fired:
+                me = _turns.suspend()
+            else:
+                return fileno
+        return _turns.await_turn(me)
+    finally:
+        if listener is not None:
+            hub.remove(listener)
+        if timer is not None:
+            timer.cancel()
+
+
+def notify_close(fd: int) -> None:
+    """*fd* was closed: those that wait for it get :class:`IOClosed`."""
+    get_hub().notify_close(fd)
+
+
+def notify_opened(fd: int) -> None:
+    """*fd* is a new descriptor: those that wait for an earlier one of that number are told."""
+    if _the_hub is not None:
+        get_hub().mark_as_reopened(fd)
+
+
+def _forget() -> None:
+    global _the_hub
+    _the_hub = None
+
+
+os.register_at_fork(after_in_child=_forget)
+monotonic = time.monotonic

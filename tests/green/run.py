@@ -1,0 +1,329 @@
+"""Run eventlet's own tests, unmodified, on osloxide.green and compare with what is expected.
+
+Owns the download of the pinned sdist, isolation (one pytest process for each file, a deadline for
+each test) and the comparison with expectations.toml, which fails in both directions. Only the
+folder ``tests`` of the sdist is unpacked: the package beside it cannot be imported by accident.
+
+    python tests/green/run.py [--only SUBSTRING] [--record FILE] [--jobs N] [-v]
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parent.parent
+LOCK = REPOSITORY / "requirements" / "eventlet-tests.lock"
+DEADLINE = 45.0
+"""Seconds without an event after which the running test counts as hung."""
+SHORT_DEADLINE = 8.0
+"""The same for a test that is expected to hang."""
+
+PASSED, FAILED, SKIPPED, HUNG = "passed", "failed", "skipped", "hung"
+
+
+@dataclass
+class Expectations:
+    """The contents of expectations.toml."""
+
+    version: str
+    exceptions: dict[str, str] = field(default_factory=dict)
+    """What each test does that is not expected to pass."""
+    unsteady: set[str] = field(default_factory=set)
+    """Tests whose outcome depends on the machine: they are run, and not compared."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Files that are not run, each with its reason."""
+
+    @classmethod
+    def read(cls) -> Expectations:
+        """Read the file."""
+        document = tomllib.loads((HERE / "expectations.toml").read_text(encoding="utf-8"))
+        result = cls(document["suite"]["version"])
+        for entry in document.get("left_out", []):
+            for name in entry["files"]:
+                result.left_out[name] = entry["reason"]
+        for entry in document.get("exception", []):
+            for test in entry["tests"]:
+                if test in result.exceptions:
+                    raise ValueError(f"expectations.toml: {test} is listed twice")
+                if entry["outcome"] == "unsteady":
+                    result.unsteady.add(test)
+                else:
+                    result.exceptions[test] = entry["outcome"]
+        return result
+
+    def outcome(self, test: str) -> str:
+        """What *test* is expected to do."""
+        return self.exceptions.get(test, PASSED)
+
+
+@dataclass
+class Result:
+    """What one test did."""
+
+    outcome: str
+    detail: str = ""
+
+
+def unpacked() -> Path:
+    """The folder that holds ``tests``; fetched and unpacked on first use.
+
+    :raises SystemExit: the sdist is not the pinned one.
+    """
+    match = re.search(r"^eventlet==(\S+) --hash=sha256:(\w+)$", LOCK.read_text(), re.MULTILINE)
+    if match is None:
+        raise SystemExit(f"{LOCK} does not pin eventlet with a hash")
+    version, digest = match.groups()
+    target = REPOSITORY / ".cache" / f"eventlet-{version}"
+    if (target / "complete").exists():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    archive = target / f"eventlet-{version}.tar.gz"
+    if not archive.exists():
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+        subprocess.run(
+            [
+                *pip,
+                "--no-deps",
+                "--no-binary",
+                "eventlet",
+                "--dest",
+                str(target),
+                f"eventlet=={version}",
+            ],
+            check=True,
+        )
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != digest:
+        archive.unlink()
+        raise SystemExit(f"{archive.name} has the hash {found}, expected {digest}")
+    prefix = f"eventlet-{version}/"
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            if member.name.startswith(prefix + "tests/"):
+                member.name = member.name.removeprefix(prefix)
+                tar.extract(member, target, filter="data")
+    (target / "complete").touch()
+    return target
+
+
+class Suite:
+    """The tests of one release."""
+
+    def __init__(self, expected: Expectations) -> None:
+        self.root = unpacked()
+        self._expected = expected
+        from osloxide.activation import environment
+
+        environ = environment.activated(os.environ)
+        environ["PYTHONPATH"] += os.pathsep + str(HERE)
+        environ |= {"PYTHONDONTWRITEBYTECODE": "1", "EVENTLET_TESTS": "1"}
+        for name in ("OSLOXIDE_TESTING", "EVENTLET_HUB"):
+            environ.pop(name, None)
+        self._environ = environ
+
+    def files(self) -> list[str]:
+        """Names of the files that hold tests, the long ones first."""
+        found = [
+            path
+            for path in sorted((self.root / "tests").glob("*.py"))
+            if re.search(r"^\s*(def|class) [Tt]est|LimitedTestCase", path.read_text(), re.MULTILINE)
+            and path.name not in ("__init__.py", "mock.py", "conftest.py")
+        ]
+        return [
+            path.name
+            for path in sorted(found, key=lambda path: -path.stat().st_size)
+            if path.name not in self._expected.left_out
+        ]
+
+    def run(self, name: str) -> dict[str, Result]:
+        """Run one file, in as few processes as hangs and crashes allow."""
+        results: dict[str, Result] = {}
+        arguments = [f"tests/{name}"]
+        left: list[str] | None = None
+        while True:
+            events, output = self._pytest(arguments)
+            running = None
+            collected = []
+            for kind, test, detail in events:
+                if kind == "collected":
+                    collected.append(test)
+                elif kind == "started":
+                    running = test
+                elif kind == "finished":
+                    running = None
+                    results.setdefault(test, Result(FAILED, "no outcome was reported"))
+                elif results.get(test, Result(PASSED)).outcome == PASSED:
+                    results[test] = Result(kind, detail)
+            if running is not None and running not in results:
+                results[running] = Result(FAILED, f"the process ended during this test\n{output}")
+            if not collected and not results:
+                results[f"tests/{name}"] = Result(FAILED, output)
+            before = left
+            left = [test for test in (before or collected) if test not in results]
+            if not left:
+                return results
+            if left == before:
+                results[left[0]] = Result(FAILED, f"pytest did not get to run it\n{output}")
+                left = left[1:]
+                if not left:
+                    return results
+            arguments = left
+
+    def _pytest(self, arguments: list[str]) -> tuple[list[list[str]], str]:
+        with tempfile.TemporaryDirectory(prefix="osloxide-green-") as directory:
+            record = Path(directory, "record")
+            record.touch()
+            output = Path(directory, "output")
+            options = "-m pytest -q -p no:cacheprovider -p _recorder --tb=short"
+            with output.open("wb") as sink:
+                process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        *options.split(),
+                        f"-c{os.devnull}",
+                        f"--rootdir={self.root}",
+                        *arguments,
+                    ],
+                    cwd=self.root,
+                    env=self._environ | {"OSLOXIDE_GREEN_RECORD": str(record), "TMPDIR": directory},
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                try:
+                    hung = self._watch(process, record)
+                finally:
+                    _end_descendants(str(record))
+                    process.wait()
+            events = [json.loads(line) for line in record.read_text().splitlines()]
+            if hung and events:
+                events.append([HUNG, events[-1][1], "nothing happened any more"])
+            return events, output.read_text(errors="replace")[-4000:]
+
+    def _watch(self, process: subprocess.Popen[bytes], record: Path) -> bool:
+        """Wait for *process*; True when it had to be ended because nothing happened any more."""
+        size, since, deadline = -1, time.monotonic(), DEADLINE
+        while True:
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                return False
+            now = record.stat().st_size
+            if now != size:
+                size, since = now, time.monotonic()
+                last = record.read_text().splitlines()[-1:]
+                test = json.loads(last[0])[1] if last else ""
+                hangs = self._expected.outcome(test) == HUNG
+                deadline = SHORT_DEADLINE if hangs else DEADLINE
+            elif time.monotonic() - since > deadline:
+                process.kill()
+                process.wait()
+                return True
+
+
+def _end_descendants(record: str) -> None:
+    """Kill what a test left running; known by the variable that it inherited."""
+    mark = f"OSLOXIDE_GREEN_RECORD={record}".encode()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
+        except OSError:
+            continue  # it ended just now, or is not ours
+
+
+def compare(expected: Expectations, results: dict[str, Result], *, whole: bool) -> list[str]:
+    """Every difference between what was expected and what happened, one line each.
+
+    A test that skips itself, for want of a library or a service, is no difference.
+    """
+    differences = []
+    for test, result in sorted(results.items()):
+        wanted = expected.outcome(test)
+        if test in expected.unsteady or result.outcome in (wanted, SKIPPED):
+            continue
+        last = result.detail.strip().rpartition("\n")[2]
+        differences.append(f"{test}: expected {wanted}, {result.outcome}: {last}")
+    if whole:
+        differences += [
+            f"{test}: listed in expectations.toml, but there is no such test"
+            for test in sorted((expected.exceptions.keys() | expected.unsteady) - results.keys())
+        ]
+    return differences
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suite; 0 when it did exactly what was expected."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", help="run only files whose name contains this")
+    parser.add_argument("--record", type=Path, help="write all outcomes to this JSON file")
+    parser.add_argument("--jobs", type=int, default=2, help="files at once")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print failures in full")
+    options = parser.parse_args(arguments)
+
+    signal.signal(signal.SIGTERM, lambda signo, _frame: sys.exit(128 + signo))
+    expected = Expectations.read()
+    suite = Suite(expected)
+    if suite.root.name != f"eventlet-{expected.version}":
+        print(f"expectations are for eventlet {expected.version}, found {suite.root.name}")
+        return 2
+    files = [name for name in suite.files() if not options.only or options.only in name]
+    results: dict[str, Result] = {}
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as executor:
+        runs = {executor.submit(_timed, suite, name): name for name in files}
+        for run in concurrent.futures.as_completed(runs):
+            outcome, seconds = run.result()
+            results |= outcome
+            print(f"{runs[run]:36} {_summary(outcome)}  {seconds:.1f} s", flush=True)
+            if options.verbose:
+                for test, result in outcome.items():
+                    if result.outcome not in (expected.outcome(test), SKIPPED):
+                        print(f"--- {test}: {result.outcome}\n{result.detail}", flush=True)
+    if options.record:
+        document = {test: [result.outcome, result.detail] for test, result in results.items()}
+        options.record.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    differences = compare(expected, results, whole=not options.only)
+    for difference in differences:
+        print(difference)
+    passed = sum(result.outcome == PASSED for result in results.values())
+    skipped = sum(result.outcome == SKIPPED for result in results.values())
+    xfailed = sum(
+        result.outcome == expected.outcome(test) != PASSED for test, result in results.items()
+    )
+    failed = f", {len(differences)} failed" if differences else ""
+    print(f"{passed} passed, {xfailed} xfailed, {skipped} skipped{failed}")
+    return 1 if differences else 0
+
+
+def _timed(suite: Suite, name: str) -> tuple[dict[str, Result], float]:
+    began = time.monotonic()
+    return suite.run(name), time.monotonic() - began
+
+
+def _summary(results: dict[str, Result]) -> str:
+    counts = dict.fromkeys((PASSED, FAILED, SKIPPED, HUNG), 0)
+    for result in results.values():
+        counts[result.outcome] += 1
+    return f"{len(results):3}: " + ", ".join(f"{n:3} {name}" for name, n in counts.items() if n)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

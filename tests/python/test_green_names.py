@@ -1,0 +1,114 @@
+"""Who serves the names eventlet and greenlet, and what happens with those that nobody serves."""
+
+from __future__ import annotations
+
+import pytest
+from _children import run_python
+
+ACTIVE = """
+import os
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+"""
+
+
+def test_the_names_are_served_by_osloxide() -> None:
+    result = run_python(
+        ACTIVE
+        + """
+import eventlet, greenlet, eventlet.green.socket
+from eventlet import event, greenthread, hubs, patcher, queue, semaphore, timeout, tpool
+from eventlet.support import greenlets
+import osloxide.green
+assert eventlet is osloxide.green, eventlet
+assert greenlet.greenlet is greenlets.greenlet
+assert eventlet.Timeout.__module__ == "eventlet.timeout"
+print(eventlet.spawn(lambda: eventlet.getcurrent() is greenlet.getcurrent()).wait())
+"""
+    )
+    assert result.stdout == "True\n", result.stderr
+
+
+def test_without_being_asked_nothing_is_served() -> None:
+    result = run_python(
+        "from osloxide.activation import import_hook\n"
+        "import_hook.install(deferred=True)\n"
+        "from osloxide.activation import eventlet_names\n"
+        "print(eventlet_names.replacement('eventlet'))\n"
+    )
+    assert result.stdout == "None\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    "statement", ["import eventlet.twistedutil", "from eventlet import twistedutil"]
+)
+def test_a_module_that_is_not_served_is_named_with_the_remedy(statement: str) -> None:
+    result = run_python(ACTIVE + statement)
+    assert "ImportError" in result.stderr
+    assert "twistedutil" in result.stderr
+    assert "OSLOXIDE_EVENTLET=real" in result.stderr
+
+
+def test_an_attribute_that_is_not_served_is_named_with_the_remedy() -> None:
+    result = run_python(ACTIVE + "import eventlet\neventlet.no_such_thing")
+    assert "AttributeError" in result.stderr
+    assert "no_such_thing" in result.stderr
+    assert "OSLOXIDE_EVENTLET=real" in result.stderr
+
+
+def test_a_process_with_the_real_eventlet_is_refused() -> None:
+    pytest.importorskip("eventlet")
+    result = run_python("import eventlet\n" + ACTIVE)
+    assert (
+        "ActivationError: osloxide cannot serve eventlet: it is already imported" in result.stderr
+    )
+
+
+def test_monkey_patching_changes_nothing_and_is_remembered() -> None:
+    result = run_python(
+        ACTIVE
+        + """
+import socket, sys, threading, time
+before = (socket.socket, threading.Thread, threading.local, time.sleep)
+import eventlet
+eventlet.monkey_patch(os=False)
+assert before == (socket.socket, threading.Thread, threading.local, time.sleep)
+assert not eventlet.patcher.is_monkey_patched("thread")
+assert import_hook.patched_by() is None
+assert eventlet.patcher.requested["socket"] and not eventlet.patcher.requested["os"]
+import __original_module_threading
+assert __original_module_threading is threading
+try:
+    eventlet.monkey_patch(sockets=True)
+except TypeError as error:
+    print(error)
+"""
+    )
+    expected = "monkey_patch() got an unexpected keyword argument 'sockets'\n"
+    assert result.stdout == expected, result.stderr
+
+
+@pytest.mark.parametrize("name", ["selfmade", "myservice.hubs:Hub"])
+def test_a_hub_of_the_service_is_refused(name: str) -> None:
+    result = run_python(ACTIVE + f"from eventlet import hubs\nhubs.use_hub({name!r})")
+    assert "NotImplementedError" in result.stderr
+    assert name in result.stderr
+    assert "OSLOXIDE_EVENTLET=real" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["poll", "epolls", "selects", "asyncio"])
+def test_the_hubs_of_eventlet_are_accepted(name: str) -> None:
+    result = run_python(
+        ACTIVE
+        + f"import eventlet\nfrom eventlet import hubs\nhubs.use_hub({name!r})\n"
+        + "eventlet.sleep(0.001)\nprint(hubs.get_hub().clock() > 0)"
+    )
+    assert result.stdout == "True\n", result.stderr
+
+
+def test_the_backdoor_is_refused_with_its_reason() -> None:
+    result = run_python(
+        ACTIVE + "from eventlet import backdoor\nbackdoor.backdoor_server(None, {})"
+    )
+    assert "NotImplementedError" in result.stderr
+    assert "backdoor_port" in result.stderr
