@@ -59,6 +59,61 @@ def test_a_coroutines_exception_is_the_futures_with_its_traceback(executor: rpc.
     assert names[-1] == "fail"
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_a_coroutine_that_wants_to_exit_ends_neither_the_loop_nor_its_neighbours(
+    executor: rpc.Executor, kind: type[BaseException]
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def neighbour() -> str:
+        begun.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
+        return "done"
+
+    async def leave() -> None:
+        await asyncio.sleep(0)
+        raise kind
+
+    async def leave_in_a_task() -> str:
+        task = asyncio.create_task(leave())
+        await asyncio.wait([task])
+        return type(task.exception()).__name__
+
+    waiting = executor.submit(neighbour)
+    assert begun.wait(PATIENCE)
+    # More than there are threads: each of them would be lost to a loop that has ended.
+    errors = [executor.submit(leave).exception(PATIENCE) for _ in range(70)]
+    go_on.set()
+
+    assert {type(error) for error in errors} == {kind}
+    assert executor.submit(leave_in_a_task).result(PATIENCE) == kind.__name__
+    assert waiting.result(PATIENCE) == "done"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_start_that_exits_ends_as_a_plain_one_does(workers: int) -> None:
+    code = SERVICE.replace("WORKERS", str(workers))
+    code = code.replace('say("started")', 'say("started"); sys.exit(7)')
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            if workers == 1:
+                assert process.wait(PATIENCE) == 7
+            else:
+                # A worker that ends so is replaced, again and again.
+                said: list[str] = []
+                while said.count("started") <= workers:
+                    said.append(process.stdout.readline().strip())
+                    assert said[-1], "the launcher has ended"
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
 def test_waiting_coroutines_hold_no_threads(executor: rpc.Executor) -> None:
     gate = threading.Event()
 
@@ -233,6 +288,17 @@ class Endpoint:
         await asyncio.sleep(0)
         raise ValueError("unexpected")
 
+    async def exits(self, context):
+        await asyncio.sleep(0)
+        raise SystemExit(3)
+
+    async def interrupted(self, context):
+        await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    def exits_plainly(self, context):
+        raise SystemExit(3)
+
     async def slow(self, context):
         while not gate.is_set():
             await asyncio.sleep(0.01)
@@ -249,7 +315,7 @@ server = oslo_messaging.get_rpc_server(transport, target, [Endpoint()])
 server.start()
 client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="t"))
 seen = {"where": client.call({}, "where"), "plain": client.call({}, "plain")}
-for method in ("expected", "unexpected"):
+for method in ("expected", "unexpected", "exits", "interrupted", "exits_plainly"):
     try:
         client.call({}, method)
     except Exception as error:
@@ -301,6 +367,15 @@ def test_exceptions_of_coroutine_endpoints_reach_the_caller(served: dict[str, An
     assert (served["expected"], served["unexpected"]) == ("KeyError", "ValueError")
 
 
+@pytest.mark.parametrize("method", ["exits", "interrupted", "exits_plainly"])
+def test_an_endpoint_that_wants_to_exit_fails_its_call_and_no_other(
+    served: dict[str, Any], method: str
+) -> None:
+    # Of no class that a client lets in: oslo.messaging gives it this one.
+    assert served[method] == "RemoteError"
+    assert served["answered"] > 0  # by coroutines on the same loop, later
+
+
 def test_a_monitored_call_gets_heartbeats(served: dict[str, Any]) -> None:
     assert served["answered"] == 30 + 100
 
@@ -312,10 +387,13 @@ def test_each_method_is_counted(served: dict[str, Any]) -> None:
         "plain": [1, 0, 0, 0],
         "expected": [1, 0, 0, 0],
         "unexpected": [1, 1, 0, 0],
+        "exits": [1, 1, 0, 0],
+        "interrupted": [1, 1, 0, 0],
+        "exits_plainly": [1, 1, 0, 0],
         "slow": [30, 0, 0, 0],
         "blocked": [1, 0, 0, 0],
     }
-    assert served["served"] == 35
+    assert served["served"] == 38
 
 
 CONTEXTS = """

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from types import CoroutineType, ModuleType, SimpleNamespace
 from typing import Any
 
 from osloxide.threads.event_loop import Later, Outcome
+
+LOG = logging.getLogger(__name__)
 
 
 class _AwaitingError(BaseException):
@@ -121,7 +125,13 @@ def amend_rpc_server(server: ModuleType) -> None:
     process = server.RPCServer._process_incoming
 
     def processed(self: Any, incoming: list[Any]) -> bool:
-        process(self, incoming)
+        try:
+            process(self, incoming)
+        except (SystemExit, KeyboardInterrupt):
+            # oslo.messaging answers for an Exception only: the caller would wait for its timeout.
+            LOG.exception("Exception during message handling")
+            incoming[0].reply(failure=sys.exc_info())
+            return False
         return not getattr(incoming[0], "_osloxide_failed", False)
 
     @functools.wraps(process)

@@ -65,7 +65,19 @@ class EventLoop:
 
     def _run(self) -> None:
         self._asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        while True:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # asyncio stores the exception in its task and then raises it out of the loop, whose
+                # other tasks it would leave where they are. The task's caller gets it all the same.
+                LOG.warning(
+                    "a coroutine raised %s; the event loop of process %d goes on",
+                    type(error).__name__,
+                    os.getpid(),
+                )
+            else:
+                return
 
     def start(
         self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Outcome], Any]
