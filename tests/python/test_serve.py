@@ -18,8 +18,7 @@ from pathlib import Path
 import pytest
 from _children import environment, run_command, session_members
 from conftest import wait_until
-
-OSLOXIDE = [sys.executable, "-m", "osloxide"]
+from support.serving import OSLOXIDE, Running, fetch, starter
 
 SITE = """
 import os, threading
@@ -44,88 +43,12 @@ class Nested:
 """
 
 
-class Running:
-    """A command that serves; its log is read from a file."""
-
-    def __init__(self, log: Path, *arguments: str, cwd: Path, **changes: str) -> None:
-        self._log = log
-        self.cwd = cwd
-        with log.open("wb") as sink:
-            self.process = subprocess.Popen(
-                [*OSLOXIDE, *arguments],
-                cwd=cwd,
-                env=environment(PYTHONUNBUFFERED="1", **changes),
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.pid = self.process.pid
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def port(self, number: int = 0) -> int:
-        """The port of its nth address, once it listens."""
-        pattern = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
-        wait_until(
-            lambda: len(pattern.findall(self.log)) > number or self.process.poll() is not None,
-            f"listening\n{self.log}",
-        )
-        return int(pattern.findall(self.log)[number])
-
-    def workers(self) -> list[dict[str, object]]:
-        """Its workers as ``osloxide status`` shows them; none before it has any."""
-        result = run_command([*OSLOXIDE, "status", "--json", str(self.pid)], environ=environment())
-        return json.loads(result.stdout)[0]["workers"] if result.returncode == 0 else []
-
-    def running(self, count: int) -> list[int]:
-        """Wait for *count* workers that are ready; their pids."""
-        found: list[int] = []
-
-        def ready() -> bool:
-            found[:] = [w["pid"] for w in self.workers() if w["state"] == "running"]
-            return len(found) == count
-
-        wait_until(ready, f"{count} workers\n{self.log}")
-        return found
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Start ``osloxide ...`` beside a module ``mysite``; nothing of it may be left."""
     (tmp_path / "mysite.py").write_text(SITE)
-    started: list[Running] = []
-
-    def begin(*arguments: str, **changes: str) -> Running:
-        log = tmp_path / f"log{len(started)}"
-        started.append(Running(log, *arguments, cwd=tmp_path, **changes))
-        return started[-1]
-
-    yield begin
-    left = {}
-    for running in started:
-        ended = running.process.poll() is not None
-        if members := session_members(running.pid):
-            left[running.log] = members
-            os.killpg(running.pid, signal.SIGKILL)
-        running.process.wait()
-        assert ended, f"the test did not end its command\n{running.log}"
-    assert not left
-
-
-def fetch(port: int, path: str = "/") -> list[str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().read().decode().split()
-    finally:
-        connection.close()
+    with starter(tmp_path) as begin:
+        yield begin
 
 
 def serve(start: Callable[..., Running], *arguments: str) -> Running:

@@ -46,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if name == chosen:
             import_module(f"osloxide.cli.{name}").add_arguments(subparser)
+    arguments, separator, rest = _partition(arguments, chosen)
     options = parser.parse_args(arguments)
+    if separator:
+        options.pyargv = rest
     if options.version:
         return _print_version()
     if options.subcommand is None:
@@ -63,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _partition(arguments: list[str], subcommand: str) -> tuple[list[str], bool, list[str]]:
+    """What stands before and behind the first ``--`` of ``osloxide serve``."""
+    if subcommand != "serve" or "--" not in arguments:
+        return arguments, False, []
+    place = arguments.index("--")
+    return arguments[:place], True, arguments[place + 1 :]
 
 
 def _print_version() -> int:

@@ -13,11 +13,33 @@ class Inherited:
     name: str
 
 
-def parse_listener(text: str) -> tuple[str, int] | str | Inherited:
-    """Like :func:`parse`; also ``fd://NUMBER`` or ``fd://NAME``.
+@dataclass(frozen=True)
+class Listener:
+    """Where to listen, and what is spoken there.
+
+    :param place: ``(host, port)``, the path of a unix socket, or an inherited socket.
+    :param scheme: ``"http"``, ``"https"``, or None: HTTPS where there is a certificate, else HTTP.
+    """
+
+    place: tuple[str, int] | str | Inherited
+    scheme: str | None = None
+
+
+SCHEMES = ("http", "https")
+
+
+def parse_listener(text: str) -> Listener:
+    """Like :func:`parse`; also ``fd://NUMBER`` or ``fd://NAME``, any of them behind a scheme.
 
     :raises argparse.ArgumentTypeError: *text* is no address.
     """
+    for scheme in SCHEMES:
+        if text.startswith(f"{scheme}://"):
+            return Listener(_parse_place(text.removeprefix(f"{scheme}://")), scheme)
+    return Listener(_parse_place(text))
+
+
+def _parse_place(text: str) -> tuple[str, int] | str | Inherited:
     if text.startswith("fd://"):
         if name := text.removeprefix("fd://"):
             return Inherited(name)

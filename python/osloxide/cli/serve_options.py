@@ -9,6 +9,8 @@ Rules: gunicorn's settings for the names.
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from osloxide.cli import address
@@ -20,7 +22,13 @@ if TYPE_CHECKING:
 PREFIX = "OSLOXIDE_SERVE_"
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
-_REPEATED = ("bind", "env", "reload_extra_file")
+_REPEATED = ("bind", "env", "unset_env", "reload_extra_file")
+
+_KUBERNETES = re.compile(
+    r"(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?"
+    r"|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes calls the variables of a Service, behind the Service's own name."""
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -29,13 +37,33 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "application",
         metavar="MODULE:APP",
-        help="the WSGI callable; MODULE alone means MODULE:application, MODULE:make() calls make",
+        help="the WSGI callable; MODULE alone means MODULE:application, MODULE:make() calls make; "
+        "also the path of a script, PATH:APP, or config:PASTE_FILE#NAME. What follows -- at the "
+        "end is the application's own command line",
     )
+    _declare_application(parser)
     _declare_addresses(parser)
     _declare_processes(parser)
     _declare_limits(parser)
     _declare_tls(parser)
     _declare_logs(parser)
+
+
+def _declare_application(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(program=None)
+    parser.add_argument(
+        "-n", "--name",
+        metavar="NAME",
+        help="what status, top, metrics and the logs call the service, and the application's "
+        "sys.argv[0] (default: the module's or the script's name)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pyargv",
+        type=_words,
+        default=[],
+        metavar="WORDS",
+        help="the application's sys.argv[1:], in one string as a shell would write it",
+    )
 
 
 def _declare_addresses(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +73,8 @@ def _declare_addresses(parser: argparse.ArgumentParser) -> None:
         type=address.parse_listener,
         metavar="ADDRESS",
         help="HOST:PORT, [IPV6]:PORT, unix:PATH, unix:@ABSTRACT, fd://NUMBER or fd://NAME of an "
-        "inherited socket; may be repeated (default: all sockets that systemd passed, else "
-        "127.0.0.1:8000)",
+        "inherited socket, any of them behind http:// or https://; may be repeated (default: all "
+        "sockets that systemd passed, else 127.0.0.1:8000)",
     )  # fmt: skip
     parser.add_argument(
         "--backlog",
@@ -61,11 +89,23 @@ def _declare_addresses(parser: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help="octal; applies to unix sockets as well",
     )  # fmt: skip
+    parser.add_argument(
+        "--socket-mode",
+        type=_octal,
+        metavar="MODE",
+        help="octal; permissions of unix sockets (default: the umask's)",
+    )
 
 
 def _declare_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-w", "--workers", type=_count(1), default=1, metavar="N", help="processes (default: 1)"
+    )
+    parser.add_argument(
+        "--master",
+        action="store_true",
+        help="a parent also for one worker: it replaces a worker that dies, and SIGHUP starts the "
+        "new one before the old one stops",
     )
     parser.add_argument(
         "--threads",
@@ -113,6 +153,9 @@ def _declare_processes(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="set an environment variable; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--unset-env", action="append", metavar="NAME", help="unset an environment variable"
+    )
     parser.add_argument("-p", "--pid", metavar="FILE", help="write the parent's pid there")
 
 
@@ -169,6 +212,9 @@ def _declare_logs(parser: argparse.ArgumentParser) -> None:
 def take_from(environ: Mapping[str, str], parser: argparse.ArgumentParser) -> None:
     """Make what *environ* says the defaults of *parser*.
 
+    A blank variable is none: unit files and containers cannot unset one. Variables that Kubernetes
+    sets for a Service called ``osloxide-serve`` are not meant for this command.
+
     :raises CommandError: a variable names no option, or has a value that its option refuses.
     """
     actions = {
@@ -179,9 +225,11 @@ def take_from(environ: Mapping[str, str], parser: argparse.ArgumentParser) -> No
     }
     defaults: dict[str, Any] = {}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(PREFIX) or not text.strip():
             continue
         action = actions.get(variable)
+        if action is None and _KUBERNETES.fullmatch(variable.removeprefix(PREFIX)):
+            continue
         if action is None:
             option = "--" + variable.removeprefix(PREFIX).lower().replace("_", "-")
             raise CommandError(
@@ -222,6 +270,13 @@ def _count(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(error).lower()}") from error
 
 
 def _octal(text: str) -> int:

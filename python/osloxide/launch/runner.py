@@ -300,6 +300,14 @@ class Runner:
             if self._phase is Phase.SERVING:
                 self._begin_stopping()
             self._changed.notify_all()
+        self._interrupt_start()
+
+    def _interrupt_start(self) -> None:
+        """Tell a service whose start() is running, if it wants to know (``interrupt_start()``)."""
+        starting = self._begun[-1] if self._begun and self._phase is Phase.STARTING else None
+        interrupt = getattr(starting, "interrupt_start", None)
+        if callable(interrupt):
+            interrupt()
 
     def _grace(self) -> float:
         """Seconds; 0 means for ever."""

@@ -22,9 +22,18 @@ _boards: list[_native.Scoreboard] = []
 """Kept until the process ends: others find the scoreboard by the descriptor."""
 
 
+_name: str | None = None
+
+
+def call_program(name: str) -> None:
+    """Have this process, and the workers that it forks, shown as *name*."""
+    global _name
+    _name = name
+
+
 def program_name() -> str:
     """What ``osloxide status`` calls this process."""
-    return Path(sys.argv[0] or "python").name
+    return _name or Path(sys.argv[0] or "python").name
 
 
 def begin(services: Iterable[Any]) -> None:

@@ -25,6 +25,9 @@ from osloxide.signals import shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
 
+slot: int | None = None
+"""The slot of this process; None in a process that is no worker."""
+
 GRACE_MARGIN = 1.0
 """Seconds that a worker leaves its parent to enforce the deadline which both know."""
 
@@ -68,6 +71,8 @@ def run(assignment: Assignment) -> NoReturn:
 
 
 def _serve(assignment: Assignment) -> int:
+    global slot
+    slot = assignment.slot
     _native.enter_worker(
         assignment.supervisor, assignment.scoreboard, assignment.slot, assignment.generation
     )

@@ -1,0 +1,178 @@
+"""The listening sockets of ``osloxide serve``, one server for each.
+
+Owns which address becomes which socket: bound here, passed by systemd, or kept open by this
+command across its own restart. Accepts nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from osloxide.cli import address, inherited
+from osloxide.cli.errors import CommandError
+from osloxide.cli.site import in_one_line
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from oslo_config.cfg import ConfigOpts
+
+    from osloxide.wsgi import Server
+
+ACCESS_LOGGER = "osloxide.access"
+
+_KEPT = "_OSLOXIDE_SERVE_KEPT"
+"""Variable that tells the next program of this process which sockets it has already."""
+
+_DEFAULT = address.Listener(("127.0.0.1", 8000))
+
+
+def keep(servers: Sequence[Server]) -> dict[str, str]:
+    """Let the sockets of *servers* survive execve(2).
+
+    :returns: variables for the next program.
+    """
+    for server in servers:
+        server.socket.set_inheritable(True)
+    return {_KEPT: json.dumps([server.socket.fileno() for server in servers])}
+
+
+def bind(options: argparse.Namespace) -> list[Server]:
+    """One server for each address, all listening.
+
+    :raises CommandError: an address is taken, a file cannot be read, an option does not fit.
+    """
+    from osloxide import wsgi
+    from osloxide._typing import override
+    from osloxide.server.listener import address_of
+
+    class SiteServer(wsgi.Server):
+        """A server that may have been given its socket."""
+
+        max_headers = options.limit_request_fields or wsgi.Server.max_headers
+
+        def __init__(
+            self, conf: ConfigOpts, listener: socket.socket | None, use_ssl: bool, **place: Any
+        ) -> None:
+            self._given = listener
+            super().__init__(
+                conf,
+                options.name,
+                None,
+                backlog=options.backlog,
+                use_ssl=use_ssl,
+                max_url_len=options.limit_request_line,
+                logger_name=ACCESS_LOGGER,
+                **place,
+            )
+
+        @override
+        def _get_socket(self, host: str, port: int, backlog: int) -> socket.socket:
+            if self._given is None:
+                return super()._get_socket(host, port, backlog)
+            if self._given.family in (socket.AF_INET, socket.AF_INET6):
+                self._set_socket_opts(self._given)
+            where = ":".join(map(str, address_of(self._given))).replace("\0", "@", 1)
+            logging.getLogger("osloxide.serve").info(
+                "%s listening on %s, inherited as fd %d", self.name, where, self._given.fileno()
+            )
+            return self._given
+
+    conf = _configuration(options)
+    has_tls = options.certfile is not None or options.keyfile is not None
+    kept = [
+        socket.socket(fileno=descriptor) for descriptor in json.loads(os.environ.pop(_KEPT, "[]"))
+    ]
+    servers: list[Server] = []
+    for index, (listener, where) in enumerate(_addresses(options.bind)):
+        if listener.scheme == "https" and not has_tls:
+            raise CommandError("--bind https:// needs --certfile and --keyfile; give both")
+        use_ssl = has_tls and listener.scheme in (None, "https")
+        place: dict[str, Any] = {}
+        given: socket.socket | None = None
+        if kept:
+            given = kept[index]
+            given.set_inheritable(False)
+        elif isinstance(where, socket.socket):
+            given = where
+        elif isinstance(where, str):
+            place = {
+                "socket_family": socket.AF_UNIX,
+                "socket_file": where,
+                "socket_mode": options.socket_mode,
+            }
+        else:
+            place = {"host": where[0], "port": where[1]}
+        try:
+            servers.append(SiteServer(conf, given, use_ssl, **place))
+        except (OSError, ValueError, RuntimeError, wsgi.InvalidInput) as error:
+            raise CommandError(in_one_line(error)) from error
+    return servers
+
+
+def _addresses(
+    bind: list[address.Listener] | None,
+) -> list[tuple[address.Listener, tuple[str, int] | str | socket.socket]]:
+    """Where to listen: as asked for, else on what systemd passed, else on port 8000."""
+    passed = inherited.passed_by_systemd(os.environ)
+    if not bind:
+        found = [inherited.from_fd(descriptor) for descriptor, _ in passed]
+        return [(_DEFAULT, listener) for listener in found] or [(_DEFAULT, ("127.0.0.1", 8000))]
+    places: list[tuple[address.Listener, tuple[str, int] | str | socket.socket]] = []
+    unused = {descriptor for descriptor, _ in passed}
+    for listener in bind:
+        where = listener.place
+        if not isinstance(where, address.Inherited):
+            places.append((listener, where))
+            continue
+        for descriptor in inherited.find(where.name, passed):
+            unused.discard(descriptor)
+            places.append((listener, inherited.from_fd(descriptor)))
+    if unused:
+        logging.getLogger("osloxide.serve").warning(
+            "systemd passed sockets that --bind does not name: %s; no process accepts on them",
+            ", ".join(f"fd://{descriptor}" for descriptor in sorted(unused)),
+        )
+    return places
+
+
+def _configuration(options: argparse.Namespace) -> ConfigOpts:
+    """oslo.service's options, as the command line sets them."""
+    from oslo_config import cfg
+    from oslo_service import _options
+
+    from osloxide.launch import configuration
+
+    conf = cfg.ConfigOpts()
+    conf([], project="osloxide", default_config_files=[], default_config_dirs=[])
+    conf.register_opts(_options.service_opts)
+    conf.register_opts(_options.wsgi_opts)
+    conf.register_opts(_options.ssl_opts, "ssl")
+    conf.register_opts(configuration.OPTIONS, configuration.GROUP)
+    for name, value in (
+        ("log_options", False),
+        ("graceful_shutdown_timeout", options.graceful_timeout),
+        ("wsgi_default_pool_size", options.threads),
+        ("client_socket_timeout", options.client_timeout),
+        ("max_header_line", options.limit_request_field_size),
+        ("wsgi_keep_alive", False if options.no_keep_alive else None),
+        ("wsgi_log_format", options.access_logformat),
+    ):
+        if value is not None:
+            conf.set_override(name, value)
+    for name, value in (
+        ("cert_file", options.certfile),
+        ("key_file", options.keyfile),
+        ("ca_file", options.ca_certs),
+        ("ciphers", options.ciphers),
+        ("version", options.ssl_version),
+    ):
+        conf.set_override(name, value, "ssl")
+    if options.timeout:
+        conf.set_override("worker_timeout", options.timeout, configuration.GROUP)
+    return conf

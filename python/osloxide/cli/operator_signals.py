@@ -1,0 +1,98 @@
+"""Signals that operators of gunicorn and uWSGI send, beyond those that launchers know.
+
+Owns SIGUSR1 (log files are opened again, in the parent and in its workers) and what is said to
+SIGTTIN, SIGTTOU and SIGUSR2, none of which may stop or end a service in silence. Handlers are
+installed before the fork, and workers inherit them.
+
+Rules: signal(7); gunicorn's signal handling for the names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from logging.handlers import WatchedFileHandler
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import FrameType
+
+LOG = logging.getLogger("osloxide.serve")
+
+
+def install(workers: Callable[[], Iterable[int]], log_file: str | None) -> None:
+    """Install the handlers (main thread, before the fork).
+
+    :param workers: pids of the workers, asked for in the parent only.
+    :param log_file: where stdout and stderr go; None = where they went from the start.
+    """
+    from osloxide.signals.signal_handler import SignalHandler
+
+    parent = os.getpid()
+
+    def on_usr1(signo: int, _frame: FrameType | None) -> None:
+        reopen_logs(log_file)
+        if os.getpid() == parent:
+            for pid in tuple(workers()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signo)
+
+    def on_other(signo: int, _frame: FrameType | None) -> None:
+        if os.getpid() == parent:
+            LOG.warning(
+                "%s does nothing here; change --workers and restart the service, or send SIGHUP to "
+                "replace the workers",
+                signal.Signals(signo).name,
+            )
+
+    handler = SignalHandler()
+    handler.add_handler("SIGUSR1", on_usr1)
+    for name in ("SIGTTIN", "SIGTTOU", "SIGUSR2"):
+        handler.add_handler(name, on_other)
+
+
+def reopen_logs(log_file: str | None) -> None:
+    """Open the log files of this process again by their names.
+
+    The descriptors keep their numbers: a thread that writes just then writes to one file or to the
+    other, and never to a closed one.
+    """
+    if log_file is not None:
+        _replace(log_file, (sys.__stdout__, sys.__stderr__))
+    for each in _file_handlers():
+        _replace(each.baseFilename, (each.stream,))
+    LOG.info("log files opened again")
+
+
+def _file_handlers() -> set[logging.FileHandler]:
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    return {
+        handler
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+        # A watched file is opened again by its own handler.
+        if isinstance(handler, logging.FileHandler) and not isinstance(handler, WatchedFileHandler)
+    }
+
+
+def _replace(path: str, streams: Iterable[Any]) -> None:
+    try:
+        fresh = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        LOG.error("cannot open %s again: %s; its old file is kept", path, error.strerror)
+        return
+    try:
+        for stream in streams:
+            if stream is None:
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+                number = stream.fileno()
+                os.dup2(fresh, number, inheritable=os.get_inheritable(number))
+    finally:
+        os.close(fresh)

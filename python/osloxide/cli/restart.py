@@ -1,0 +1,47 @@
+"""How ``osloxide serve`` without a parent loads new code on SIGHUP: it executes itself again.
+
+Owns that nothing is lost between the two programs: the process, its listening sockets and the
+connections that wait on them stay, and a signal that arrives in between waits until the next
+program has handlers. Called when every request was answered.
+
+Rules: execve(2), signal(7).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from osloxide.cli import listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from osloxide.cli.preparation import Preparation
+    from osloxide.wsgi import Server
+
+_HANDLED = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+
+
+def execute_again(preparation: Preparation, servers: Sequence[Server]) -> NoReturn:
+    """Become the same command, started where and as it was."""
+    environ = {**preparation.environ, **listeners.keep(servers)}
+    os.chdir(preparation.directory)
+    hold_signals()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - itself
+
+
+def hold_signals() -> None:
+    """Have signals wait from the first bind on: their defaults would end the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+
+
+def take_signals() -> None:
+    """Let them in, once there are handlers."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)

@@ -1,0 +1,179 @@
+"""The service of ``osloxide serve``: loads the application in a worker and serves it.
+
+Owns what happens when an application cannot be loaded: whatever it does instead (an exception,
+``sys.exit()``), the first process that fails says so once, and where no process was ever able to
+load it, everything ends. Binds nothing and reads no option.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from osloxide.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from osloxide.cli.application import Application
+    from osloxide.cli.reloading import Reloader
+    from osloxide.wsgi import Server
+
+BOOT_FAILED = 3
+"""Exit status when no worker could ever load the application, as for gunicorn."""
+
+_LOADED, _GAVE_UP = 0, 1
+
+LOG = logging.getLogger("osloxide.serve")
+
+
+class Boot:
+    """What all processes of one command know about loading; made before the fork."""
+
+    def __init__(self) -> None:
+        # One flag each, shared with all workers.
+        self._outcome = mmap.mmap(-1, 2)
+        # One byte, which one process gets: the one that reports.
+        self._token, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.write(write_end, b"\0")
+        os.close(write_end)
+
+    def succeeded(self) -> None:
+        """An application was loaded: later failures are a respawn's."""
+        self._outcome[_LOADED] = 1
+
+    def has_succeeded(self) -> bool:
+        """Whether any process has ever loaded the application."""
+        return self._outcome[_LOADED] == 1
+
+    def give_up(self) -> bool:
+        """Record that no process can load it; True for the first that says so."""
+        self._outcome[_GAVE_UP] = 1
+        with contextlib.suppress(OSError):
+            return bool(os.read(self._token, 1))
+        return False
+
+    def has_given_up(self) -> bool:
+        """Whether everything was ended because the application could not be loaded."""
+        return self._outcome[_GAVE_UP] == 1
+
+
+def report(application: Application, error: BaseException) -> str:
+    """Why *application* could not be loaded: a line, or a line and a traceback."""
+    if isinstance(error, CommandError):
+        return str(error)
+    if not isinstance(error, SystemExit):
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        return f"cannot load {application.text}: {in_one_line(error)}\n{trace}"
+    place = traceback.extract_tb(error.__traceback__)
+    where = f" at {place[-1].filename}:{place[-1].lineno}" if place else ""
+    return (
+        f"cannot load {application.text}: it ended itself with sys.exit({error.code!r}){where}; "
+        f"its arguments are {sys.argv[1:]}, give others behind -- or in --pyargv"
+    )
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error without its line breaks, for a report."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = error.strerror or text
+    elif isinstance(error, SystemExit):
+        text = f"sys.exit({error.code!r})"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def site_service(
+    site: Application,
+    servers: Sequence[Server],
+    boot: Boot,
+    *,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda application: application,
+    on_start: Callable[[], object] = lambda: None,
+    on_reset: Callable[[], object] = lambda: None,
+    on_stopped: Callable[[], object] = lambda: None,
+    reloader: Reloader | None = None,
+) -> Any:
+    """The service that loads *site* and serves it on all *servers*.
+
+    :param wrap: what stands between the servers and the application.
+    :param on_start: called in a process that is to serve, before the application is loaded.
+    :param on_reset: called in the parent, or the process that serves alone, on SIGHUP.
+    :param on_stopped: called in a process that served, when the last request was answered.
+    :param reloader: watches what was loaded.
+    """
+    # Not at module level: osloxide.cli is imported before oslo.service may be.
+    from osloxide.launch.runner import leave
+    from osloxide.service import ServiceBase
+    from osloxide.signals import shutdown
+
+    class SiteService(ServiceBase):  # type: ignore[misc, unused-ignore]
+        """One application on several listening sockets."""
+
+        def __init__(self) -> None:
+            self._supervisor = os.getpid()
+            self._is_loading = False
+
+        def start(self) -> None:
+            self._is_loading = True
+            try:
+                on_start()
+                application = wrap(site.load())
+            except BaseException as error:
+                self._boot_failed(error)
+                raise SystemExit(BOOT_FAILED) from error
+            finally:
+                self._is_loading = False
+            boot.succeeded()
+            for server in servers:
+                server.app = application
+                server.start()
+            if reloader is not None:
+                reloader.watch()
+
+        def interrupt_start(self) -> None:
+            """Leave at once when told to stop while the application is being loaded.
+
+            It serves nobody yet, and its listener would take connections that wait for the end of
+            an import that may take minutes.
+            """
+            if self._is_loading:
+                LOG.info("told to stop while %s is being loaded; leaving at once", site.text)
+                leave(0)
+
+        def stop(self, *_args: object) -> None:
+            for server in servers:
+                server.stop()
+
+        def wait(self) -> None:
+            for server in servers:
+                server.wait()
+            if shutdown.is_stopping():
+                on_stopped()
+
+        def reset(self) -> None:
+            if os.getpid() == self._supervisor:
+                on_reset()
+            for server in servers:
+                server.reset()
+
+        def _boot_failed(self, error: BaseException) -> None:
+            """End everything when no worker has ever been able to load the application.
+
+            It would fail again and again. Once it has been loaded, a failure is a respawn's: the
+            supervisor retries with back-off while the other workers serve.
+            """
+            if boot.has_succeeded():
+                LOG.error("%s", report(site, error))
+                return
+            if boot.give_up():
+                LOG.error("%s", report(site, error))
+            if os.getpid() != self._supervisor:
+                os.kill(os.getppid(), signal.SIGTERM)
+
+    return SiteService()

@@ -1,0 +1,353 @@
+"""``osloxide serve`` loads real applications: arguments, scripts, paste, failures at import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from _children import environment, run_command
+from conftest import wait_until
+from support.serving import OSLOXIDE, Running, fetch, starter
+
+ARGUMENTS = """
+import os, sys
+
+arguments = list(sys.argv)
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [repr((arguments, __name__, os.getcwd())).encode()]
+
+other = application
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    (tmp_path / "told.py").write_text(ARGUMENTS)
+    with starter(tmp_path) as begin:
+        yield begin
+
+
+def words(port: int) -> str:
+    return " ".join(fetch(port))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize(
+    "given", [["--pyargv", "--config-file 'a b'"], ["--", "--config-file", "a b"]]
+)
+def test_an_application_sees_its_own_arguments(
+    start: Callable[..., Running], workers: str, preload: list[str], given: list[str]
+) -> None:
+    site = start("serve", "told", "-b", "127.0.0.1:0", "-w", workers, *preload, *given)
+
+    assert words(site.port()).startswith("(['told', '--config-file', 'a b'], 'told',")
+    assert site.stop() == 0, site.log
+
+
+def test_without_arguments_there_is_a_program_name_alone(start: Callable[..., Running]) -> None:
+    site = start("serve", "told", "-b", "127.0.0.1:0", "--name", "compute")
+
+    assert words(site.port()).startswith("(['compute'],")
+    assert site.stop() == 0, site.log
+
+
+@pytest.mark.parametrize("name", ["nova-api-wsgi", "script.py", "app.wsgi"])
+@pytest.mark.parametrize("attribute", ["", ":application", ":other"])
+def test_a_script_is_loaded_and_is_not_main(
+    start: Callable[..., Running], tmp_path: Path, name: str, attribute: str
+) -> None:
+    script = tmp_path / "bin" / name
+    script.parent.mkdir()
+    script.write_text("#!/usr/bin/python3\nassert __name__ != '__main__'\n" + ARGUMENTS)
+
+    site = start("serve", f"{script}{attribute}", "-b", "127.0.0.1:0", "--", "--debug")
+
+    assert words(site.port()).startswith(f"(['{name}', '--debug'], 'wsgi_file_")
+    assert site.stop() == 0, site.log
+    assert [entry.name for entry in script.parent.iterdir()] == [name]  # no bytecode beside it
+
+
+@pytest.mark.parametrize(("fragment", "answer"), [("", "main"), ("#second", "second")])
+def test_a_paste_configuration_is_loaded(
+    start: Callable[..., Running], tmp_path: Path, fragment: str, answer: str
+) -> None:
+    (tmp_path / "pasted.py").write_text(
+        "def factory(global_conf, text):\n"
+        "    def application(environ, start_response):\n"
+        "        start_response('200 OK', [])\n"
+        "        return [text.encode()]\n"
+        "    return application\n"
+    )
+    (tmp_path / "api-paste.ini").write_text(
+        "[app:main]\npaste.app_factory = pasted:factory\ntext = main\n"
+        "[app:second]\npaste.app_factory = pasted:factory\ntext = second\n"
+    )
+
+    site = start("serve", f"config:api-paste.ini{fragment}", "-b", "127.0.0.1:0")
+
+    assert fetch(site.port()) == [answer]
+    assert site.stop() == 0, site.log
+
+
+FAILURES = {
+    "exits": ("import sys; sys.exit(2)", "ended itself with sys.exit(2) at"),
+    "exits_quietly": ("raise SystemExit", "ended itself with sys.exit(None)"),
+    "parses": ("import argparse; argparse.ArgumentParser().parse_args(['-x'])", "sys.exit(2)"),
+    "raises": ("raise LookupError('no database')", "LookupError: no database"),
+    "interrupts": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    "odd": ("class Odd(BaseException): pass\nraise Odd('odd')", "Odd: odd"),
+    "typo": ("def application(:", "SyntaxError"),
+    "missing": ("import not_there_at_all", "No module named 'not_there_at_all'"),
+    "empty": ("", "no attribute 'application'"),
+    "number": ("application = 3", "which cannot be called"),
+}
+
+
+@pytest.mark.parametrize("options", [[], ["--master"], ["-w", "3"], ["-w", "2", "--preload"]])
+@pytest.mark.parametrize("kind", FAILURES)
+def test_an_application_that_cannot_be_loaded_is_reported_once_and_ends_the_command(
+    tmp_path: Path, kind: str, options: list[str]
+) -> None:
+    code, error = FAILURES[kind]
+    if kind in ("empty", "number", "interrupts") and "--preload" in options:
+        pytest.skip("refused as a wrong argument, or by the user: test_wrong_arguments_are_refused")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    (tmp_path / "package" / "broken.py").write_text(code + "\n")
+
+    result = run_command(
+        [*OSLOXIDE, "serve", "package.broken", "-b", "127.0.0.1:0", *options],
+        environ=environment(),
+        cwd=tmp_path,
+    )
+
+    assert result.returncode == 3, result.stderr
+    assert error in result.stderr
+    reports = result.stderr.count("cannot load package.broken") + (kind in ("empty", "number"))
+    assert reports == 1, result.stderr
+
+
+def test_a_package_that_exits_is_an_application_that_cannot_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("raise SystemExit(7)\n")
+    (tmp_path / "package" / "inner.py").write_text("application = print\n")
+
+    result = run_command(
+        [*OSLOXIDE, "serve", "package.inner", "-b", "127.0.0.1:0", "-w", "2"],
+        environ=environment(),
+        cwd=tmp_path,
+    )
+
+    assert result.returncode == 3, result.stderr
+    assert result.stderr.count("ended itself with sys.exit(7)") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--master"], ["-w", "2"]])
+def test_a_stop_during_the_import_leaves_at_once(
+    start: Callable[..., Running], tmp_path: Path, options: list[str]
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (tmp_path / "slow.py").write_text(
+        f"import time\nopen({str(fifo)!r}).read()\nwhile True: time.sleep(0.05)\n"
+    )
+    pid = tmp_path / "pid"
+    site = start("serve", "slow", "-b", "127.0.0.1:0", "--pid", str(pid), *options)
+    port = site.port()
+    os.close(os.open(fifo, os.O_WRONLY))  # returns when the import has begun
+
+    assert site.stop() in (0, -signal.SIGTERM), site.log
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 5)
+
+
+def pid_of(port: int) -> int:
+    return int(fetch(port)[0])
+
+
+VERSIONED = """
+import os
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [f"{os.getpid()} %s {os.getppid()}".encode()]
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--master"], ["-w", "2"]])
+def test_a_hangup_loads_new_code_from_where_a_link_points_now(
+    start: Callable[..., Running], tmp_path: Path, options: list[str]
+) -> None:
+    for name in ("one", "second"):
+        package = tmp_path / name / "versioned"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "wsgi.py").write_text(VERSIONED % name)
+    current = tmp_path / "current"
+    current.symlink_to("one")
+    site = start("serve", "versioned.wsgi", "-b", "127.0.0.1:0", "--chdir", "current", *options)
+    port = site.port()
+    assert fetch(port)[1] == "one"
+
+    (tmp_path / "next").symlink_to("second")
+    (tmp_path / "next").rename(current)
+    site.process.send_signal(signal.SIGHUP)
+
+    wait_until(lambda: fetch(port)[1] == "second", f"the new code\n{site.log}", 60)
+    assert site.process.poll() is None
+    (tmp_path / "second" / "versioned" / "wsgi.py").write_text(VERSIONED % "the_third")
+    site.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: fetch(port)[1] == "the_third", f"the newer code\n{site.log}", 60)
+    assert site.stop() == 0, site.log
+
+
+def test_a_hangup_without_a_parent_keeps_the_process_and_loses_no_connection(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    (tmp_path / "versioned.py").write_text(VERSIONED % "one")
+    site = start("serve", "versioned", "-b", "127.0.0.1:0", "--pid", str(tmp_path / "pid"))
+    port = site.port()
+    assert pid_of(port) == site.pid
+    for round_ in range(3):
+        (tmp_path / "versioned.py").write_text(VERSIONED % f"round{round_}")
+        site.process.send_signal(signal.SIGHUP)
+        wait_until(lambda text=f"round{round_}": fetch(port)[1] == text, "the new code", 60)
+        assert pid_of(port) == site.pid
+        assert (tmp_path / "pid").read_text() == f"{site.pid}\n"
+
+    assert site.stop() == 0, site.log
+    assert not (tmp_path / "pid").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--master"]])
+def test_a_hangup_reads_the_logging_configuration_again(
+    start: Callable[..., Running], tmp_path: Path, options: list[str]
+) -> None:
+    config = """
+[loggers]
+keys=root
+[handlers]
+keys=file
+[formatters]
+keys=plain
+[logger_root]
+level=INFO
+handlers=file
+[handler_file]
+class=FileHandler
+formatter=plain
+args=({path!r},)
+[formatter_plain]
+format=%(message)s
+"""
+    (tmp_path / "log.ini").write_text(config.format(path=str(tmp_path / "first.log")))
+    site = start("serve", "told", "-b", "127.0.0.1:0", "--log-config", "log.ini", *options)
+    wait_until(lambda: (tmp_path / "first.log").exists(), "the first log")
+    pattern = "listening on 127.0.0.1:"
+    wait_until(lambda: pattern in (tmp_path / "first.log").read_text(), "listening")
+    text = (tmp_path / "first.log").read_text()
+    port = int(text[text.index(pattern) + len(pattern) :].split()[0])
+    assert fetch(port)
+
+    (tmp_path / "log.ini").write_text(config.format(path=str(tmp_path / "second.log")))
+    site.process.send_signal(signal.SIGHUP)
+
+    def logged() -> bool:
+        fetch(port)
+        second = tmp_path / "second.log"
+        return second.exists() and "GET / HTTP/1.1" in second.read_text()
+
+    wait_until(logged, "the second log", 60)
+    assert site.stop() == 0, site.log
+
+
+@pytest.mark.parametrize("options", [[], ["-w", "2"]])
+def test_usr1_opens_the_log_files_again(
+    start: Callable[..., Running], tmp_path: Path, options: list[str]
+) -> None:
+    log = tmp_path / "access.log"
+    (tmp_path / "logs.py").write_text(
+        "import logging\n"
+        f"handler = logging.FileHandler({str(log)!r})\n"
+        "logging.getLogger('osloxide.access').addHandler(handler)\n"
+        "from told import application\n"
+    )
+    site = start("serve", "logs", "-b", "127.0.0.1:0", *options)
+    port = site.port()
+    fetch(port)
+    wait_until(lambda: "GET" in log.read_text(), "the access log")
+    log.rename(tmp_path / "rotated.log")
+
+    site.process.send_signal(signal.SIGUSR1)
+
+    def logged() -> bool:
+        fetch(port)
+        return log.exists() and "GET" in log.read_text()
+
+    wait_until(logged, "the new file")
+    assert site.stop() == 0, site.log
+
+
+@pytest.mark.parametrize("signo", [signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2])
+@pytest.mark.parametrize("options", [[], ["-w", "2"]])
+def test_signals_of_other_servers_end_and_stop_nothing(
+    start: Callable[..., Running], signo: signal.Signals, options: list[str]
+) -> None:
+    site = start("serve", "told", "-b", "127.0.0.1:0", *options)
+    port = site.port()
+    fetch(port)
+
+    site.process.send_signal(signo)
+
+    wait_until(lambda: f"{signo.name} does nothing here" in site.log, "the warning")
+    assert fetch(port)
+    assert site.stop() == 0, site.log
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OSLOXIDE_SERVE_CERTFILE": "", "OSLOXIDE_SERVE_WORKERS": "", "OSLOXIDE_SERVE_BIND": " "},
+        {"OSLOXIDE_SERVE_TIMEOUT": "", "OSLOXIDE_SERVE_UMASK": "", "OSLOXIDE_SERVE_LOG_LEVEL": ""},
+        {"OSLOXIDE_SERVE_NOT_AN_OPTION": ""},
+        {
+            "OSLOXIDE_SERVE_PORT": "tcp://10.0.0.1:8774",
+            "OSLOXIDE_SERVE_SERVICE_HOST": "10.0.0.1",
+            "OSLOXIDE_SERVE_SERVICE_PORT": "8774",
+            "OSLOXIDE_SERVE_SERVICE_PORT_API": "8774",
+            "OSLOXIDE_SERVE_PORT_8774_TCP": "tcp://10.0.0.1:8774",
+            "OSLOXIDE_SERVE_PORT_8774_TCP_PROTO": "tcp",
+            "OSLOXIDE_SERVE_PORT_8774_TCP_PORT": "8774",
+            "OSLOXIDE_SERVE_PORT_8774_TCP_ADDR": "10.0.0.1",
+            "OSLOXIDE_SERVE_PUBLIC_SERVICE_HOST": "10.0.0.1",
+        },
+    ],
+)
+def test_variables_that_are_blank_or_of_kubernetes_are_not_options(
+    start: Callable[..., Running], variables: dict[str, str]
+) -> None:
+    arguments = ["-b", "127.0.0.1:0"]
+    site = start("serve", "told", *arguments, **variables)
+
+    assert fetch(site.port())
+    assert site.stop() == 0, site.log
+
+
+@pytest.mark.parametrize("options", [[], ["--master"]])
+def test_a_hangup_while_the_command_starts_is_a_reload(
+    start: Callable[..., Running], options: list[str]
+) -> None:
+    site = start("serve", "told", "-b", "127.0.0.1:0", *options)
+    port = site.port()
+    site.process.send_signal(signal.SIGHUP)  # as soon as it listens
+
+    assert fetch(port)
+    wait_until(lambda: "SIGHUP" in site.log, "the signal in the log")
+    assert fetch(port)
+    assert site.stop() == 0, site.log
