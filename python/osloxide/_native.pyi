@@ -204,12 +204,17 @@ class Server:
         environ: dict[str, Any] | None = None,
         lenient: bool = False,
         name: str = "server",
+        keep_alive_timeout: float | None = None,
+        max_connections: int | None = None,
     ) -> Server:
         """*fd* is duplicated. Everything is checked now; ValueError names the option. *environ* holds extra keys for every request. *log* receives finished
         access-log lines; without it, or with an empty *log_format*, nothing is logged.
         *log_error* is called as ``logger.error(message, exc_info=exception or None)``; without it
         failures go to the logger ``osloxide.wsgi``. *debug* sends tracebacks to clients. *lenient* forgives what oslo.service's own tests send (no Host header, str
-        body items, a dict of headers); never set it in production."""
+        body items, a dict of headers); never set it in production. *keep_alive_timeout*: seconds that a connection may be idle
+        between two requests; None for *client_socket_timeout*. *max_connections*: most connections of
+        all servers of the process, the longest idle one is closed for a new one; None derives it from
+        RLIMIT_NOFILE at the start."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""
     def stop(self, close: bool) -> None:
@@ -221,7 +226,8 @@ class Server:
     def resize(self, pool_size: int) -> None: ...
     def stats(self) -> dict[str, int]:
         """threads, busy, queued, connections, idle, in_flight, served, limit (what the gate admits
-        at once just now, at most pool_size), takeovers (from threads inside the application)."""
+        at once just now, at most pool_size), takeovers (from threads inside the application), unsent
+        (bytes of memory of whole answers that clients have not taken yet)."""
 
 def requests_in_flight() -> list[tuple[int, float]]:
     """``threading.get_ident()`` of each pool thread inside a WSGI request, of all servers of this

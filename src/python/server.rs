@@ -20,6 +20,9 @@ use super::signals;
 use super::wsgi::{Application, Options};
 use crate::server::{self, Settings, tls};
 
+/// A century: beyond it a clock has no instant.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(3_155_760_000);
+
 /// A WSGI server on one listening socket.
 #[pyclass(frozen, module = "osloxide._native")]
 #[derive(Debug)]
@@ -63,7 +66,7 @@ impl Server {
         app, fd, *, pool_size=100, keep_alive=true, client_socket_timeout=Some(900.0),
         max_header_line=16384, max_url_len=8192, max_headers=100, log=None, log_format="", log_enabled=None,
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
-        name="server",
+        name="server", keep_alive_timeout=None, max_connections=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     #[expect(
@@ -90,12 +93,15 @@ impl Server {
         environ: Option<&Bound<'_, PyDict>>,
         lenient: bool,
         name: &str,
+        keep_alive_timeout: Option<f64>,
+        max_connections: Option<usize>,
     ) -> PyResult<Self> {
         for (option, value) in [
             ("pool_size", pool_size),
             ("max_header_line", max_header_line),
             ("max_url_len", max_url_len),
             ("max_headers", max_headers),
+            ("max_connections", max_connections.unwrap_or(1)),
         ] {
             if value == 0 {
                 return Err(PyValueError::new_err(format!(
@@ -103,20 +109,8 @@ impl Server {
                 )));
             }
         }
-        let client_socket_timeout = match client_socket_timeout {
-            Some(seconds) => Some(
-                Duration::try_from_secs_f64(seconds)
-                    .ok()
-                    .filter(|timeout| !timeout.is_zero())
-                    .ok_or_else(|| {
-                        PyValueError::new_err(format!(
-                            "client_socket_timeout is {seconds}; give seconds above 0, or None \
-                             to wait for ever"
-                        ))
-                    })?,
-            ),
-            None => None,
-        };
+        let client_socket_timeout = timeout("client_socket_timeout", client_socket_timeout)?;
+        let keep_alive_timeout = timeout("keep_alive_timeout", keep_alive_timeout)?;
         if fd < 0 {
             return Err(PyValueError::new_err(format!(
                 "fd is {fd}; give an open listening socket"
@@ -134,6 +128,8 @@ impl Server {
             pool_size,
             keep_alive,
             client_socket_timeout,
+            keep_alive_timeout,
+            max_connections,
             max_header_line,
             max_url_len,
             max_headers,
@@ -190,6 +186,7 @@ impl Server {
         fields.set_item("connections", stats.connections)?;
         fields.set_item("idle", stats.idle)?;
         fields.set_item("in_flight", stats.in_flight)?;
+        fields.set_item("unsent", stats.unsent)?;
         fields.set_item("served", stats.served)?;
         fields.set_item("limit", stats.limit)?;
         fields.set_item("takeovers", stats.takeovers)?;
@@ -235,6 +232,22 @@ impl TlsConfig {
         self.config.replace(newer);
         Ok(())
     }
+}
+
+/// Seconds above 0; `None` stays as it is.
+fn timeout(option: &str, seconds: Option<f64>) -> PyResult<Option<Duration>> {
+    let Some(seconds) = seconds else {
+        return Ok(None);
+    };
+    let timeout = Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|timeout| !timeout.is_zero() && *timeout <= LONGEST_TIMEOUT);
+    timeout.map(Some).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "{option} is {seconds}; give seconds above 0 and up to {}, or None to wait for ever",
+            LONGEST_TIMEOUT.as_secs()
+        ))
+    })
 }
 
 fn load(

@@ -39,6 +39,8 @@ const SHORT: usize = 4 << 10;
 pub(super) trait Keeper: Sync {
     /// Takes a connection that has something left to send.
     fn keep(&self, connection: Box<Connection>);
+    /// More threads wait for clients than may while requests wait for a thread.
+    fn relieve(&self);
     /// Gives it back; `None` when it is lost.
     fn reclaim(&self, token: Token) -> Option<Box<Connection>>;
 }
@@ -244,6 +246,30 @@ impl<'r> ConnectionExchange<'r> {
             && (is_held_back || outstanding.is_some_and(|count| count > DISCARD_BYTES as u64))
     }
 
+    /// Puts a piece of the body into the link, as far as there is room for it, framed.
+    fn put(&mut self, mut piece: Bytes) -> Result<(), ClientGone> {
+        let framing = self.framing;
+        piece.truncate(usize::try_from(self.room).unwrap_or(usize::MAX));
+        if framing == Framing::Bodiless || piece.is_empty() {
+            return Ok(());
+        }
+        if matches!(framing, Framing::Counted(_)) {
+            self.room -= piece.len() as u64;
+        }
+        self.body += piece.len() as u64;
+        let link = &mut self.usable()?.link;
+        if framing == Framing::Chunked {
+            let mut size = Vec::with_capacity(16);
+            write_chunk_size(&mut size, piece.len());
+            link.put(size.into());
+            link.put(piece);
+            link.put(Bytes::from_static(CHUNK_END));
+        } else {
+            link.put(piece);
+        }
+        Ok(())
+    }
+
     /// Sends what was put into the link as far as the kernel takes it, and leaves the rest to the
     /// keeper.
     fn push(&mut self) -> Result<(), ClientGone> {
@@ -325,14 +351,17 @@ impl<'r> ConnectionExchange<'r> {
             timeout.min(altogether.saturating_sub(waited.time))
         });
         let slow_clients = self.terms.slow_clients;
+        let keeper = self.keeper;
+        let beyond_share = || keeper.relieve();
         let Some(connection) = self.reclaim() else {
             return false;
         };
         let link = &mut connection.link;
         let began = Instant::now();
-        let (is_ready, may_stay) = slow_clients.during(&link.transport, direction, waited, || {
-            socket::wait(&link.transport, events, limit).unwrap_or(false)
-        });
+        let (is_ready, may_stay) =
+            slow_clients.during(&link.transport, direction, waited, beyond_share, || {
+                socket::wait(&link.transport, events, limit).unwrap_or(false)
+            });
         waited.time += began.elapsed();
         if direction == Direction::Receiving {
             link.read_blocked = false;
@@ -494,7 +523,7 @@ impl Exchange for ConnectionExchange<'_> {
         Ok(())
     }
 
-    fn write(&mut self, mut piece: Bytes) -> Result<(), ClientGone> {
+    fn write(&mut self, piece: Bytes) -> Result<(), ClientGone> {
         if piece.is_empty() || self.progress != Progress::Started {
             return if self.failed.is_some() {
                 Err(ClientGone)
@@ -505,26 +534,20 @@ impl Exchange for ConnectionExchange<'_> {
         if self.body > 0 {
             self.settle()?;
         }
-        let framing = self.framing;
-        piece.truncate(usize::try_from(self.room).unwrap_or(usize::MAX));
-        if framing == Framing::Bodiless {
-            return self.push();
+        self.put(piece)?;
+        self.push()
+    }
+
+    fn write_rest(&mut self, pieces: Vec<Bytes>) -> Result<(), ClientGone> {
+        if self.progress != Progress::Started {
+            return if self.failed.is_some() {
+                Err(ClientGone)
+            } else {
+                Ok(())
+            };
         }
-        self.room -= if matches!(framing, Framing::Counted(_)) {
-            piece.len() as u64
-        } else {
-            0
-        };
-        self.body += piece.len() as u64;
-        let link = &mut self.usable()?.link;
-        if framing == Framing::Chunked {
-            let mut size = Vec::with_capacity(16);
-            write_chunk_size(&mut size, piece.len());
-            link.put(size.into());
-            link.put(piece);
-            link.put(Bytes::from_static(CHUNK_END));
-        } else {
-            link.put(piece);
+        for piece in pieces {
+            self.put(piece)?;
         }
         self.push()
     }
@@ -576,6 +599,10 @@ impl Exchange for ConnectionExchange<'_> {
             Framing::Counted(_) | Framing::Bodiless | Framing::Close => {}
         }
         self.push()
+    }
+
+    fn close(&mut self) {
+        self.is_last = true;
     }
 
     fn abort(&mut self) {

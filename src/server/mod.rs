@@ -51,7 +51,9 @@ pub struct Settings {
     pub keep_alive_timeout: Option<Duration>,
     /// Most connections of all servers of the process, at least 1. At the bound the one that has
     /// been idle for longest is closed for each new one.
-    pub max_connections: usize,
+    /// `None` is the limit of open files (RLIMIT_NOFILE) at the start, less what is open already and
+    /// a reserve for the application.
+    pub max_connections: Option<usize>,
     /// Most bytes of memory that complete answers hold together while their clients are slow to take
     /// them. Beyond it, the threads that made them wait for the clients.
     pub max_unsent: u64,
@@ -72,7 +74,7 @@ impl Default for Settings {
             max_url_len: 8_192,
             max_headers: 100,
             keep_alive_timeout: None,
-            max_connections: usize::MAX,
+            max_connections: None,
             max_unsent: 128 << 20,
             lenient: false,
             tls: None,

@@ -16,8 +16,11 @@ use std::time::{Duration, Instant};
 
 /// A client that moves at least this much is not slow, whatever it holds: half a megabit a second.
 const SLOW_BYTES_PER_SECOND: u64 = 64 << 10;
-/// How long a client is looked at before it is called slow.
+/// How long a client is looked at before it is called slow; for a while after one was cut off, when
+/// there are likely to be more, less.
 const GRACE: Duration = Duration::from_secs(2);
+const PRESSED_GRACE: Duration = Duration::from_millis(400);
+const PRESSED_FOR: Duration = Duration::from_secs(10);
 
 /// What a thread waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,7 @@ pub(super) struct SlowClients {
     /// Threads that slow clients may hold while requests wait for one.
     most: AtomicUsize,
     waits: Mutex<Vec<Wait>>,
+    last_cut: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -74,6 +78,7 @@ impl SlowClients {
         Self {
             most: AtomicUsize::new(share(pool_size)),
             waits: Mutex::default(),
+            last_cut: Mutex::default(),
         }
     }
 
@@ -81,23 +86,33 @@ impl SlowClients {
         self.most.store(share(pool_size), Ordering::Relaxed);
     }
 
-    /// Calls `wait`, which blocks on that socket; false when the client was cut off meanwhile.
+    /// Calls `wait`, which blocks on that socket, after `beyond_share` if more threads than their share
+    /// wait for clients now; false when the client was cut off by [`SlowClients::relieve`].
     pub(super) fn during<R>(
         &self,
         socket: &Socket,
         direction: Direction,
         before: Waited,
+        beyond_share: impl FnOnce(),
         wait: impl FnOnce() -> R,
     ) -> (R, bool) {
         let number = socket.as_raw_fd();
-        self.waits.lock().push(Wait {
+        let entry = Wait {
             socket: number,
             direction,
             began: Instant::now(),
             before,
             unconfirmed: socket::unconfirmed(socket),
             is_cut: false,
-        });
+        };
+        let waiting = {
+            let mut waits = self.waits.lock();
+            waits.push(entry);
+            waits.len()
+        };
+        if waiting > self.most.load(Ordering::Relaxed) {
+            beyond_share();
+        }
         let result = wait();
         let mut waits = self.waits.lock();
         let at = waits.iter().position(|wait| wait.socket == number);
@@ -117,20 +132,24 @@ impl SlowClients {
         if excess == 0 {
             return None;
         }
+        let mut last_cut = self.last_cut.lock();
+        let is_pressed = last_cut.is_some_and(|at| now.saturating_duration_since(at) < PRESSED_FOR);
+        let grace = if is_pressed { PRESSED_GRACE } else { GRACE };
         let mut slow: Vec<(u64, usize)> = waits
             .iter()
             .enumerate()
-            .filter(|(_, wait)| !wait.is_cut && wait.age(now) >= GRACE)
+            .filter(|(_, wait)| !wait.is_cut && wait.age(now) >= grace)
             .map(|(at, wait)| (wait.bytes_per_second(now), at))
             .filter(|(rate, _)| *rate < SLOW_BYTES_PER_SECOND)
             .collect();
         slow.sort_unstable();
         for (_, at) in slow.into_iter().take(excess.min(queued)) {
             waits[at].is_cut = true;
+            *last_cut = Some(now);
             // Wakes the thread. Fails only when the connection is gone, which wakes it as well.
             let _ = shutdown(waits[at].socket, Shutdown::Both);
         }
-        Some(now + GRACE / 4)
+        Some(now + grace / 4)
     }
 }
 
@@ -184,9 +203,13 @@ mod tests {
         let socket = OwnedFd::from(ours.try_clone().unwrap());
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
-                clients.during(&socket, Direction::Receiving, LONG_AGO, || {
-                    wait_for_end(&ours)
-                })
+                clients.during(
+                    &socket,
+                    Direction::Receiving,
+                    LONG_AGO,
+                    || (),
+                    || wait_for_end(&ours),
+                )
             });
             relieve_until(&clients, || waiting.is_finished());
 
@@ -201,9 +224,13 @@ mod tests {
         let socket = OwnedFd::from(ours.try_clone().unwrap());
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
-                clients.during(&socket, Direction::Receiving, LONG_AGO, || {
-                    wait_for_end(&ours)
-                })
+                clients.during(
+                    &socket,
+                    Direction::Receiving,
+                    LONG_AGO,
+                    || (),
+                    || wait_for_end(&ours),
+                )
             });
             while clients.waits.lock().is_empty() {
                 std::thread::yield_now();
@@ -226,7 +253,13 @@ mod tests {
         };
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
-                clients.during(&socket, Direction::Receiving, fast, || wait_for_end(&ours))
+                clients.during(
+                    &socket,
+                    Direction::Receiving,
+                    fast,
+                    || (),
+                    || wait_for_end(&ours),
+                )
             });
             while clients.waits.lock().is_empty() {
                 std::thread::yield_now();

@@ -24,6 +24,10 @@ use std::time::{Duration, Instant};
 /// One connected socket.
 pub(super) type Socket = OwnedFd;
 
+/// Descriptors that are left to the application: an eighth of the limit, within these bounds.
+const LEAST_RESERVE: usize = 64;
+const MOST_RESERVE: usize = 1024;
+
 /// How long accepting can block when somebody else has made the listener blocking again.
 const LONGEST_ACCEPT: TimeVal = TimeVal::new(0, 1000);
 
@@ -53,6 +57,19 @@ pub(super) fn check_listener(listener: &OwnedFd) -> io::Result<()> {
 pub(super) fn fixed_address(listener: &OwnedFd) -> Option<SocketAddr> {
     let address = SocketAddr::try_from(getsockname(listener).ok()?).ok()?;
     (!address.ip().is_unspecified()).then_some(address)
+}
+
+/// How many connections this process can hold: its limit of open files (RLIMIT_NOFILE), less those
+/// that are open now and a reserve for what the application opens while it answers.
+pub(super) fn room_for_connections() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .map_or(usize::MAX, |limit| {
+            usize::try_from(limit).unwrap_or(usize::MAX)
+        });
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let reserve = (limit / 8).clamp(LEAST_RESERVE, MOST_RESERVE);
+    limit.saturating_sub(open + reserve).max(1)
 }
 
 /// One accepted connection.

@@ -138,6 +138,11 @@ pub trait Exchange: Send {
     /// # Errors
     /// [`ClientGone`].
     fn write(&mut self, piece: Bytes) -> Result<(), ClientGone>;
+    /// Sends the rest of a body that is there in pieces, without waiting for the client.
+    ///
+    /// # Errors
+    /// [`ClientGone`].
+    fn write_rest(&mut self, pieces: Vec<Bytes>) -> Result<(), ClientGone>;
     /// Sends a part of a file as one piece, without copying it where the connection allows, and
     /// without waiting for the client. Returns how many bytes were sent or will be: fewer than asked
     /// for when the file was found to have become shorter or cannot be read; then nothing but
@@ -152,6 +157,8 @@ pub trait Exchange: Send {
     /// # Errors
     /// [`ClientGone`].
     fn finish(&mut self) -> Result<(), ClientGone>;
+    /// Makes the answer the connection's last, whatever its head says.
+    fn close(&mut self);
     /// Closes the connection without completing the answer, so that the client cannot mistake a
     /// truncated answer for a whole one.
     fn abort(&mut self);

@@ -25,6 +25,9 @@ const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
 ];
 
+/// Most header fields of an answer: no client takes nearly as many.
+const MOST_HEADERS: usize = 10_000;
+
 /// Why the head of an answer was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -48,6 +51,9 @@ pub enum HeadError {
         /// The refused value.
         value: String,
     },
+    /// More than [`MOST_HEADERS`].
+    #[error("the answer has more than {MOST_HEADERS} headers; no client takes as many")]
+    TooMany,
     /// One of the headers that speak of the connection.
     #[error(
         "response header {0} is hop-by-hop and belongs to the server (PEP 3333); do not set it"
@@ -99,7 +105,7 @@ impl Head {
         Ok(Self {
             status,
             reason: (!is_standard).then(|| Bytes::copy_from_slice(reason)),
-            headers: HeaderMap::with_capacity(headers + 2), // Date and framing join them
+            headers: HeaderMap::with_capacity(headers.min(MOST_HEADERS) + 2), // framing joins them
             length: None,
         })
     }
@@ -142,6 +148,9 @@ impl Head {
             self.length = Some(length);
             self.headers.insert(key, content);
         } else {
+            if self.headers.len() >= MOST_HEADERS {
+                return Err(HeadError::TooMany);
+            }
             self.headers.append(key, content);
         }
         Ok(())
@@ -284,6 +293,12 @@ impl Body {
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.sent
+    }
+
+    /// True when nothing may be added: the promised length is reached, or there is no body at all.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.is_bodiless || self.declared == Some(self.sent)
     }
 
     /// True when no body may follow the head at all.
@@ -595,6 +610,10 @@ mod tests {
             self.0.push(format!("write {piece:?}"));
             Err(ClientGone)
         }
+        fn write_rest(&mut self, pieces: Vec<Bytes>) -> Result<(), ClientGone> {
+            self.0.push(format!("rest {pieces:?}"));
+            Ok(())
+        }
         fn write_file(&mut self, part: crate::wsgi::FilePart) -> Result<u64, ClientGone> {
             self.0.push(format!("file {}", part.length));
             Ok(part.length)
@@ -602,6 +621,9 @@ mod tests {
         fn finish(&mut self) -> Result<(), ClientGone> {
             self.0.push("finish".to_owned());
             Ok(())
+        }
+        fn close(&mut self) {
+            self.0.push("close".to_owned());
         }
         fn abort(&mut self) {
             self.0.push("abort".to_owned());

@@ -174,6 +174,43 @@ impl Call {
         }
     }
 
+    /// Sends the rest of a body that is there as a whole, the head before it if need be. What exceeds
+    /// the declared length is dropped.
+    ///
+    /// # Errors
+    /// As for [`Call::send`].
+    pub(super) fn send_rest(&self, py: Python<'_>, pieces: Vec<Bytes>) -> PyResult<()> {
+        let mut state = self.state.lock();
+        let begin = state.begin(&self.method)?;
+        let Some(body) = state.body.as_mut() else {
+            return Ok(());
+        };
+        let is_bodiless = body.is_bodiless();
+        let pieces = pieces
+            .into_iter()
+            .map(|piece| piece.slice(..body.admit(piece.len())))
+            .collect();
+        drop(state);
+        let sent = py.detach(|| {
+            self.loan.with(|exchange| {
+                match begin {
+                    Some(head) if is_bodiless => return exchange.respond(head, Bytes::new()),
+                    Some(head) => exchange.start(head)?,
+                    None => {}
+                }
+                exchange.write_rest(pieces)
+            })
+        });
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(ClientGone)) => {
+                self.record_client_gone();
+                Err(client_gone())
+            }
+            Err(Revoked) => Err(not_started()),
+        }
+    }
+
     /// Sends a part of a file as the body, as far as the declared length has room for it.
     ///
     /// # Errors
@@ -232,7 +269,12 @@ impl Call {
             self.loan.with(|exchange| match ending {
                 Ending::Complete if body.is_bodiless() => Ok(()),
                 Ending::Complete => exchange.finish(),
-                Ending::Short { .. } | Ending::Excess { .. } => {
+                Ending::Excess { .. } => {
+                    // The client has what was promised, and nothing beyond it.
+                    exchange.close();
+                    exchange.finish()
+                }
+                Ending::Short { .. } => {
                     exchange.abort();
                     Ok(())
                 }
@@ -242,6 +284,19 @@ impl Call {
             self.record_client_gone();
         }
         ending
+    }
+
+    /// True when nothing of what the application still gives can be sent: the promised length is
+    /// reached, or the answer has no body.
+    pub(super) fn is_full(&self) -> bool {
+        self.state.lock().body.as_ref().is_some_and(Body::is_full)
+    }
+
+    /// Takes note of a piece that comes behind the promised length.
+    pub(super) fn note_excess(&self, length: usize) {
+        if let Some(body) = &mut self.state.lock().body {
+            body.admit(length);
+        }
     }
 
     /// Looks whether the client is still there, so that an application which yields nothing is not
@@ -307,11 +362,11 @@ impl Call {
 impl Call {
     /// PEP 3333: begins the answer. Nothing is sent before the first byte of the body, so that an
     /// error handler can still replace the head by calling again with `exc_info`.
-    #[pyo3(signature = (status, headers, exc_info=None, /))]
+    #[pyo3(signature = (status, response_headers, exc_info=None))]
     fn __call__<'py>(
         slf: &Bound<'py, Self>,
         status: &Bound<'py, PyAny>,
-        headers: &Bound<'py, PyAny>,
+        response_headers: &Bound<'py, PyAny>,
         exc_info: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
@@ -337,18 +392,28 @@ impl Call {
                 Some(_) | None => {}
             }
         }
-        let head = call.parse(status, headers)?;
+        let head = call.parse(status, response_headers)?;
         call.state.lock().head = Some(head);
         slf.getattr(pyo3::intern!(py, "write"))
     }
 
     /// PEP 3333: sends one piece of the body at once; for applications that cannot yield it.
+    ///
+    /// Raises `ValueError` for what comes behind the length that `Content-Length` declares.
     fn write(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let piece = bytes_from(data, self.is_lenient)?;
         if piece.is_empty() {
-            return Ok(());
+            return self.check_client(data.py());
         }
-        self.send(data.py(), &piece)
+        self.send(data.py(), &piece)?;
+        let body = self.state.lock().body;
+        match body.map(|body| body.ending()) {
+            Some(Ending::Excess { declared }) => Err(PyValueError::new_err(format!(
+                "write() was given more than the {declared} bytes that Content-Length declares; \
+                 the rest is not sent (PEP 3333)"
+            ))),
+            Some(Ending::Complete | Ending::Short { .. }) | None => Ok(()),
+        }
     }
 }
 

@@ -143,7 +143,7 @@ impl Environ {
         // Requests without a body share an input that has nothing and refers to nobody.
         base.set_item(
             pyo3::intern!(py, "wsgi.input"),
-            Bound::new(py, Input::new(None))?,
+            Bound::new(py, Input::new(None, Some(0)))?,
         )?;
         if let Some(extra) = extra {
             base.update(extra.as_mapping())?;

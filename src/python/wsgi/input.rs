@@ -14,6 +14,10 @@ use super::call::Call;
 use super::loan::Revoked;
 use crate::wsgi::BodyError;
 
+/// Reads of this many bytes go straight into the object that the application gets, and need no
+/// memory besides.
+const LARGE: usize = 256 << 10;
+
 /// The body of one request; without a call, the body of a request that has none.
 #[pyclass(frozen, freelist = 16, module = "osloxide._native")]
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(super) struct Input {
 struct Buffer {
     /// Came from the client, but was not asked for yet.
     pending: Bytes,
+    /// Bytes of the body that have not come into `pending`, where the client has said how many.
+    left: Option<u64>,
     is_at_end: bool,
     /// A body that broke off stays broken.
     failed: Option<BodyError>,
@@ -46,15 +52,44 @@ enum Until {
 }
 
 impl Input {
-    pub(super) fn new(call: Option<Py<Call>>) -> Self {
+    /// `length` is that of the body, where the client has said it.
+    pub(super) fn new(call: Option<Py<Call>>, length: Option<u64>) -> Self {
         let is_at_end = call.is_none();
         Self {
             call,
             buffer: Mutex::new(Buffer {
                 is_at_end,
+                left: length,
                 ..Buffer::default()
             }),
         }
+    }
+
+    /// Reads `length` bytes of a body of which at least as many are to come.
+    fn take_large<'py>(
+        &self,
+        py: Python<'py>,
+        call: &Call,
+        length: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        PyBytes::new_with(py, length, |mut room| {
+            while !room.is_empty() {
+                let most = Until::Bytes(room.len().min(LARGE));
+                let pieces = py
+                    .detach(|| self.buffer.lock().read(call, most))
+                    .map_err(|error| raise(call, &error))?;
+                if pieces.is_empty() {
+                    // Another thread has read the rest.
+                    return Err(ended());
+                }
+                for piece in &pieces {
+                    let (here, rest) = room.split_at_mut(piece.len());
+                    here.copy_from_slice(piece);
+                    room = rest;
+                }
+            }
+            Ok(())
+        })
     }
 
     fn take<'py>(&self, py: Python<'py>, until: Until) -> PyResult<Bound<'py, PyBytes>> {
@@ -72,10 +107,15 @@ impl Input {
         {
             return Ok(PyBytes::new(py, &piece));
         }
-        let pieces = py.detach(|| self.buffer.lock().read(call, until));
-        match pieces.as_deref() {
-            Ok([piece]) => Ok(PyBytes::new(py, piece)),
-            Ok(pieces) => {
+        if let Some(length) = self.buffer.try_lock().and_then(|held| held.large(until)) {
+            return self.take_large(py, call, length);
+        }
+        let pieces = py
+            .detach(|| self.buffer.lock().read(call, until))
+            .map_err(|error| raise(call, &error))?;
+        match &*pieces {
+            [piece] => Ok(PyBytes::new(py, piece)),
+            pieces => {
                 let total = pieces.iter().map(Bytes::len).sum();
                 PyBytes::new_with(py, total, |mut room| {
                     for piece in pieces {
@@ -84,15 +124,6 @@ impl Input {
                         room = rest;
                     }
                     Ok(())
-                })
-            }
-            Err(ReadError::Revoked) => Err(ended()),
-            Err(ReadError::Body(error)) => {
-                call.record_body_error(*error);
-                Err(match error {
-                    BodyError::Disconnected => PyConnectionResetError::new_err(error.to_string()),
-                    BodyError::TimedOut => PyTimeoutError::new_err(error.to_string()),
-                    BodyError::Framing => PyOSError::new_err(error.to_string()),
                 })
             }
         }
@@ -137,12 +168,42 @@ impl Buffer {
                 return Err(ReadError::Body(error));
             }
             match call.loan.with(|exchange| exchange.read()) {
-                Ok(Ok(Some(piece))) => self.pending = piece,
+                Ok(Ok(Some(piece))) => {
+                    self.left = self
+                        .left
+                        .map(|left| left.saturating_sub(piece.len() as u64));
+                    self.pending = piece;
+                }
                 Ok(Ok(None)) => self.is_at_end = true,
                 Ok(Err(error)) => self.failed = Some(error),
                 Err(Revoked) => return Err(ReadError::Revoked),
             }
         }
+    }
+
+    /// How many bytes a read will give that is worth reading straight into their place.
+    fn large(&self, until: Until) -> Option<usize> {
+        let here = self.pending.len() as u64 + self.left?;
+        let length = match until {
+            Until::End => usize::try_from(here).ok()?,
+            Until::Bytes(size) => usize::try_from(here).map_or(size, |here| here.min(size)),
+            Until::Line(_) => return None,
+        };
+        (length >= LARGE && self.failed.is_none() && !self.is_at_end).then_some(length)
+    }
+}
+
+/// What the application sees of a read that failed.
+fn raise(call: &Call, error: &ReadError) -> PyErr {
+    let error = match error {
+        ReadError::Revoked => return ended(),
+        ReadError::Body(error) => *error,
+    };
+    call.record_body_error(error);
+    match error {
+        BodyError::Disconnected => PyConnectionResetError::new_err(error.to_string()),
+        BodyError::TimedOut => PyTimeoutError::new_err(error.to_string()),
+        BodyError::Framing => PyOSError::new_err(error.to_string()),
     }
 }
 

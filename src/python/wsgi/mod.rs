@@ -246,7 +246,8 @@ impl Application {
         let input = if exchange.is_bodiless() {
             None
         } else {
-            Some(Bound::new(py, Input::new(Some(call.clone().unbind())))?)
+            let input = Input::new(Some(call.clone().unbind()), exchange.body_length());
+            Some(Bound::new(py, input)?)
         };
         self.environ
             .build(py, request, exchange.endpoints(), &target, input)
@@ -256,17 +257,11 @@ impl Application {
     /// piece by piece, each sent before the next one is asked for (PEP 3333).
     fn collect(&self, call: &Call, result: &Bound<'_, PyAny>) -> PyResult<Collected> {
         let py = result.py();
-        let whole = if call.progress().has_begun {
-            None // write() has sent something already; the rest follows in the same way
-        } else if let Ok(list) = result.cast_exact::<PyList>() {
-            self.join(call, list.len(), || list.iter())?
-        } else if let Ok(tuple) = result.cast_exact::<PyTuple>() {
-            self.join(call, tuple.len(), || tuple.iter())?
-        } else {
-            None
-        };
-        if let Some((head, body)) = whole {
-            return Ok(Collected::Whole(head, body));
+        if let Ok(list) = result.cast_exact::<PyList>() {
+            return self.join(py, call, list.iter());
+        }
+        if let Ok(tuple) = result.cast_exact::<PyTuple>() {
+            return self.join(py, call, tuple.iter());
         }
         if let Ok(wrapper) = result.cast_exact::<FileWrapper>()
             && !call.progress().has_begun
@@ -287,9 +282,7 @@ impl Application {
             }
             self.stream(call, &second)?;
         }
-        for piece in pieces {
-            self.stream(call, &piece?)?;
-        }
+        self.stream_all(call, pieces)?;
         if !call.progress().has_begun {
             let head = call.take_head().ok_or_else(not_started)?;
             return Ok(Collected::Whole(head, Bytes::new()));
@@ -332,6 +325,34 @@ impl Application {
         Ok(Collected::Sent(call.end(py)))
     }
 
+    /// Sends what the application yields, until it ends or until nothing more of it can be sent. An
+    /// application that has given all that it promised is asked for more so that it can come to its
+    /// end; one that goes on is not asked again (PEP 3333 "Handling the Content-Length Header").
+    fn stream_all<'py>(
+        &self,
+        call: &Call,
+        pieces: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
+    ) -> PyResult<()> {
+        /// Empty pieces behind the last byte, after which an application is not asked again.
+        const MOST_EMPTY: usize = 100;
+
+        let mut empty = 0;
+        for piece in pieces {
+            let piece = piece?;
+            if !call.is_full() {
+                self.stream(call, &piece)?;
+                continue;
+            }
+            let excess = bytes_from(&piece, self.is_lenient)?;
+            empty += 1;
+            if !excess.is_empty() || empty > MOST_EMPTY {
+                call.note_excess(excess.len());
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn stream(&self, call: &Call, piece: &Bound<'_, PyAny>) -> PyResult<()> {
         let bytes = bytes_from(piece, self.is_lenient)?;
         if bytes.is_empty() {
@@ -344,39 +365,46 @@ impl Application {
         call.send(piece.py(), &bytes)
     }
 
-    /// Puts a list's items together; `None` when they are too long for that, after their total was
-    /// put on record.
-    fn join<'py, I: Iterator<Item = Bound<'py, PyAny>>>(
+    /// Takes a list's items: put together where they are short, and one behind the other where they
+    /// are long, or where `write()` has sent something before them.
+    fn join<'py>(
         &self,
+        py: Python<'py>,
         call: &Call,
-        count: usize,
-        items: impl Fn() -> I,
-    ) -> PyResult<Option<(Head, Bytes)>> {
-        let body = match count {
-            0 => Bytes::new(),
-            1 => match items().next() {
+        mut items: impl ExactSizeIterator<Item = Bound<'py, PyAny>>,
+    ) -> PyResult<Collected> {
+        if items.len() <= 1 && !call.progress().has_begun {
+            let body = match items.next() {
                 Some(item) => bytes_from(&item, self.is_lenient)?,
                 None => Bytes::new(),
-            },
-            _ => {
-                let mut joined = BytesMut::new();
-                let mut total = 0;
-                for item in items() {
-                    let piece = bytes_from(&item, self.is_lenient)?;
-                    total += piece.len();
-                    if total <= LARGEST_JOINED {
-                        joined.extend_from_slice(&piece);
-                    }
-                }
-                if total > LARGEST_JOINED {
-                    call.expect_total(total as u64);
-                    return Ok(None);
-                }
-                joined.freeze()
+            };
+            let head = call.take_head().ok_or_else(not_started)?;
+            return Ok(Collected::Whole(head, body));
+        }
+        let mut pieces = Vec::with_capacity(items.len());
+        let mut total = 0;
+        for item in items {
+            let piece = bytes_from(&item, self.is_lenient)?;
+            total += piece.len();
+            pieces.push(piece);
+        }
+        let has_begun = call.progress().has_begun;
+        if total <= LARGEST_JOINED && !has_begun {
+            let mut joined = BytesMut::with_capacity(total);
+            for piece in &pieces {
+                joined.extend_from_slice(piece);
             }
-        };
-        let head = call.take_head().ok_or_else(not_started)?;
-        Ok(Some((head, body)))
+            let head = call.take_head().ok_or_else(not_started)?;
+            return Ok(Collected::Whole(head, joined.freeze()));
+        }
+        if !call.is_started() {
+            return Err(not_started());
+        }
+        if !has_begun {
+            call.expect_total(total as u64);
+        }
+        call.send_rest(py, pieces)?;
+        Ok(Collected::Sent(call.end(py)))
     }
 
     /// Sends a whole answer.
@@ -431,6 +459,13 @@ impl Application {
         if blamed.is_none() && !(progress.is_client_gone && is_oserror) {
             let line = crate::wsgi::access_log::request_line(exchange.request());
             self.report(py, &format!("application failed to answer {line}"), error);
+        }
+        if call.is_full() && !progress.is_client_gone {
+            // The client has a whole answer; what failed came behind it.
+            return py.detach(|| {
+                exchange.close();
+                let _ = exchange.finish();
+            });
         }
         if progress.has_begun || progress.is_client_gone {
             return py.detach(|| exchange.abort());

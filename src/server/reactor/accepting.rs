@@ -215,7 +215,7 @@ impl Reactor {
     /// Makes sure that another connection may be opened: at the bound the one that has been idle for
     /// longest is closed. False when none is idle; accepting then pauses for a moment.
     fn make_room(&self) -> bool {
-        let most = self.settings.max_connections;
+        let most = self.most_connections;
         if OPEN.load(Ordering::Relaxed) < most {
             return true;
         }

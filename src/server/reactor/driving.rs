@@ -4,7 +4,7 @@
 //! the connection that it works on, and gives it back only if there is more to do at once. How a
 //! connection ends is in [`super::ending`], when it has waited long enough in [`super::timing`].
 
-use super::{Job, Reactor};
+use super::{Again, Job, Reactor};
 use crate::server::connection::{BodyStep, Connection, Phase, Step, Token};
 use crate::server::exchange::{DISCARD_BYTES, status_of};
 use crate::server::framing::Refusal;
@@ -19,10 +19,6 @@ use tracing::{debug, warn};
 
 /// How much of a body is collected before a thread is spent on the request.
 const COLLECT_BYTES: usize = 64 << 10;
-
-/// A connection with which to go on at once, because something happened to it
-/// while it was checked out.
-pub(super) type Again = Option<Box<Connection>>;
 
 impl Reactor {
     /// The kernel has news of a connection.

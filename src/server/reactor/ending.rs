@@ -3,8 +3,7 @@
 //! Owns the last phase of a connection, and the rules by which a client is sure to see the server's
 //! last word (RFC 9112 section 9.6) and cannot take a cut for an end in order (section 9.8).
 
-use super::driving::Again;
-use super::{Job, Reactor};
+use super::{Again, Job, Reactor};
 use crate::scoreboard;
 use crate::server::connection::{Connection, Phase, Token};
 use crate::server::sending::{Sending, delivery};

@@ -21,7 +21,7 @@ use super::framing::Limits;
 use super::received_request::ReceivedRequest;
 use super::sending::{self, Note, UnsentMemory};
 use super::slow_clients::SlowClients;
-use super::{Settings, Stats, tls};
+use super::{Settings, Stats, socket, tls};
 use crate::pool::{self, Source};
 use crate::scoreboard;
 use crate::wsgi::{Delivery, Exchange, Handler, Refused};
@@ -50,6 +50,10 @@ const TURN_REQUESTS: u32 = 16;
 /// Requests that wait for a thread, for each thread of the pool, before connections are left to the
 /// kernel and to other workers.
 const QUEUED_PER_THREAD: usize = 2;
+
+/// A connection with which to go on at once, because something happened to it while it was checked
+/// out.
+type Again = Option<Box<Connection>>;
 
 /// Something that is ready for a thread.
 #[derive(Debug)]
@@ -85,6 +89,7 @@ pub(super) struct Reactor {
     /// Memory of answers that clients have not taken yet.
     unsent: UnsentMemory,
     slow_clients: SlowClients,
+    most_connections: usize,
     /// Jobs that were found and not begun.
     queued: AtomicUsize,
     /// Above this many of them no connection is accepted.
@@ -136,6 +141,10 @@ impl Reactor {
         Ok(Self {
             unsent: UnsentMemory::new(settings.max_unsent),
             slow_clients: SlowClients::new(pool_size),
+            most_connections: settings
+                .max_connections
+                .unwrap_or_else(socket::room_for_connections)
+                .max(1),
             queued: AtomicUsize::new(0),
             most_queued: AtomicUsize::new(pool_size.saturating_mul(QUEUED_PER_THREAD)),
             is_held: AtomicBool::new(false),
@@ -450,6 +459,13 @@ impl Keeper for Reactor {
     fn keep(&self, connection: Box<Connection>) {
         // Work on an answer leads to no job.
         self.drive(self.park(connection), &mut Vec::new());
+    }
+
+    fn relieve(&self) {
+        // The leader looks at the slow clients whenever it looks at the sockets.
+        if self.queued.load(Ordering::Relaxed) > 0 {
+            self.wake_leader();
+        }
     }
 
     fn reclaim(&self, token: Token) -> Option<Box<Connection>> {

@@ -17,6 +17,7 @@ use rustls::version::{TLS12, TLS13};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use tracing::warn;
 
 /// A checked TLS configuration, shared by all connections of a server.
 #[derive(Debug)]
@@ -75,13 +76,19 @@ impl Config {
         let provider = Arc::new(provider);
 
         let chain = certificates("cert_file", cert_file)?;
-        for certificate in &chain {
-            validity::check(certificate).map_err(|problem| Error::Value {
+        for (place, certificate) in chain.iter().enumerate() {
+            // OpenSSL loads such certificates too. Clients judge them; at a restart a server that
+            // some of them still accept is better than none.
+            let dated = validity::check(certificate).map_err(|problem| Error::Value {
                 option: "cert_file",
                 value: cert_file.display().to_string(),
                 problem,
-                remedy: "give a certificate that is valid now",
+                remedy: "give one or more certificates in PEM",
             })?;
+            if let Some(problem) = dated {
+                let cert_file = cert_file.display();
+                warn!(option = "cert_file", %cert_file, place, problem, "a certificate is not valid now; clients will refuse it: renew it");
+            }
         }
         let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| {
             refused(
@@ -112,7 +119,7 @@ impl Config {
                 problem: format!("cannot be used with {} ({error})", cert_file.display()),
                 remedy: "give the private key that the certificate was made for",
             })?;
-        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        server.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         Ok(Self {
             server: Mutex::new(Arc::new(server)),
         })

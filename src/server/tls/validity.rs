@@ -1,7 +1,7 @@
 //! Whether a certificate is valid today: read from its DER, which rustls does not show.
 //!
 //! Owns just enough of X.509 (RFC 5280 section 4.1) to find two dates. Never decides trust: clients
-//! do that. A server that starts with an expired certificate would fail every one of them.
+//! do that.
 
 use std::time::Duration;
 
@@ -13,7 +13,10 @@ const SEQUENCE: u8 = 0x30;
 const EXPLICIT_0: u8 = 0xa0;
 
 /// What is wrong with the certificate's dates, if anything.
-pub(super) fn check(certificate: &[u8]) -> Result<(), String> {
+///
+/// # Errors
+/// What else is wrong with it.
+pub(super) fn check(certificate: &[u8]) -> Result<Option<String>, String> {
     #[expect(
         clippy::disallowed_methods,
         reason = "certificates are dated by the calendar"
@@ -25,16 +28,19 @@ pub(super) fn check(certificate: &[u8]) -> Result<(), String> {
     check_at(certificate, i64::try_from(now).unwrap_or(i64::MAX))
 }
 
-fn check_at(certificate: &[u8], now: i64) -> Result<(), String> {
+fn check_at(certificate: &[u8], now: i64) -> Result<Option<String>, String> {
     let (not_before, not_after) =
         dates(certificate).ok_or_else(|| "is not an X.509 certificate".to_owned())?;
     if now < not_before {
-        return Err(format!("is not valid before {}", calendar(not_before)));
+        return Ok(Some(format!(
+            "is not valid before {}",
+            calendar(not_before)
+        )));
     }
     if now > not_after {
-        return Err(format!("has expired on {}", calendar(not_after)));
+        return Ok(Some(format!("has expired on {}", calendar(not_after))));
     }
-    Ok(())
+    Ok(None)
 }
 
 fn dates(certificate: &[u8]) -> Option<(i64, i64)> {
@@ -171,15 +177,15 @@ mod tests {
         let start = 1_570_615_170;
         let end = 2_524_608_000;
 
-        assert_eq!(check_at(&certificate, start), Ok(()));
-        assert_eq!(check_at(&certificate, end), Ok(()));
+        assert_eq!(check_at(&certificate, start), Ok(None));
+        assert_eq!(check_at(&certificate, end), Ok(None));
         assert_eq!(
             check_at(&certificate, start - 1),
-            Err("is not valid before 2019-10-09".to_owned())
+            Ok(Some("is not valid before 2019-10-09".to_owned()))
         );
         assert_eq!(
             check_at(&certificate, end + 1),
-            Err("has expired on 2050-01-01".to_owned())
+            Ok(Some("has expired on 2050-01-01".to_owned()))
         );
     }
 

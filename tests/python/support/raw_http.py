@@ -52,8 +52,18 @@ class Answer:
 class Connection:
     """One connection to a server under test."""
 
-    def __init__(self, address: tuple[str, int] | str) -> None:
-        if isinstance(address, str):
+    def __init__(
+        self, address: tuple[str, int] | str, receive_buffer: int | None = None
+    ) -> None:
+        """*receive_buffer*: bytes that the kernel takes unread, with segments as on an Ethernet."""
+        if receive_buffer is not None:
+            assert isinstance(address, tuple)
+            self.socket = socket.socket()
+            self.socket.settimeout(DEADLINE)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1448)
+            self.socket.connect(address)
+        elif isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.socket.settimeout(DEADLINE)
             self.socket.connect(address)
