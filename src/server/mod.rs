@@ -51,7 +51,7 @@ pub struct Settings {
     pub keep_alive_timeout: Option<Duration>,
     /// Most connections of all servers of the process, at least 1. At the bound the one that has
     /// been idle for longest is closed for each new one.
-    /// `None` is the limit of open files (RLIMIT_NOFILE) at the start, less what is open already and
+    /// `None` is the limit of open files (`RLIMIT_NOFILE`) at the start, less what is open already and
     /// a reserve for the application.
     pub max_connections: Option<usize>,
     /// Most bytes of memory that complete answers hold together while their clients are slow to take

@@ -59,7 +59,7 @@ pub(super) fn fixed_address(listener: &OwnedFd) -> Option<SocketAddr> {
     (!address.ip().is_unspecified()).then_some(address)
 }
 
-/// How many connections this process can hold: its limit of open files (RLIMIT_NOFILE), less those
+/// How many connections this process can hold: its limit of open files (`RLIMIT_NOFILE`), less those
 /// that are open now and a reserve for what the application opens while it answers.
 pub(super) fn room_for_connections() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)

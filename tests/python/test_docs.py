@@ -121,9 +121,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 # ---- words
 
-VAGUE = re.compile(
-    r"\b(nobody|somebody|whoever|shall|anew|meanwhile|whatever)\b", re.IGNORECASE
-)
+VAGUE = re.compile(r"\b(nobody|somebody|whoever|shall|anew|meanwhile|whatever)\b", re.IGNORECASE)
 MOST_PER_1000_LINES = 2.0
 
 

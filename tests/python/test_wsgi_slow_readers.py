@@ -216,9 +216,13 @@ def test_an_answer_that_breaks_off_does_not_look_whole(scheme: str, version: str
         client.send(f"GET / {version}\r\nHost: x\r\n\r\n")
         # A reset, an end of TLS without close_notify, or no last chunk.
         with pytest.raises((OSError, Incomplete)):
-            client.head()
-            if version == "HTTP/1.1":
-                list(client.chunks())
-            else:
-                while client.socket.recv(4096):
-                    pass
+            read_to_the_end(client, version)
+
+
+def read_to_the_end(client: Connection, version: str) -> None:
+    client.head()
+    if version == "HTTP/1.1":
+        list(client.chunks())
+    else:
+        while client.socket.recv(4096):
+            pass

@@ -52,9 +52,7 @@ class Answer:
 class Connection:
     """One connection to a server under test."""
 
-    def __init__(
-        self, address: tuple[str, int] | str, receive_buffer: int | None = None
-    ) -> None:
+    def __init__(self, address: tuple[str, int] | str, receive_buffer: int | None = None) -> None:
         """*receive_buffer*: bytes that the kernel takes unread, with segments as on an Ethernet."""
         if receive_buffer is not None:
             assert isinstance(address, tuple)
