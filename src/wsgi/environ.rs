@@ -126,37 +126,10 @@ fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Decodes percent escapes; borrows when there are none.
+/// Decodes percent escapes; borrows when there are none. An escape that is none stays as it is.
 #[must_use]
 pub fn percent_decoded(raw: &[u8]) -> Cow<'_, [u8]> {
-    let Some(first) = memchr::memchr(b'%', raw) else {
-        return Cow::Borrowed(raw);
-    };
-    let mut decoded = Vec::with_capacity(raw.len());
-    decoded.extend_from_slice(&raw[..first]);
-    let mut rest = &raw[first..];
-    while let Some((&byte, tail)) = rest.split_first() {
-        if byte == b'%'
-            && let [high, low, after @ ..] = tail
-            && let (Some(high), Some(low)) = (hex_digit(*high), hex_digit(*low))
-        {
-            decoded.push(high << 4 | low);
-            rest = after;
-        } else {
-            decoded.push(byte);
-            rest = tail;
-        }
-    }
-    Cow::Owned(decoded)
-}
-
-fn hex_digit(byte: u8) -> Option<u8> {
-    match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        b'A'..=b'F' => Some(byte - b'A' + 10),
-        _ => None,
-    }
+    percent_encoding::percent_decode(raw).into()
 }
 
 /// An IP address as text; IPv4 by hand, since each request needs it and formatting is slow.
