@@ -200,6 +200,22 @@ fn a_worker_terminated_in_its_start_is_terminated_again_when_it_is_ready() {
 }
 
 #[test]
+fn a_worker_that_reported_and_ended_is_reaped_and_not_signalled_any_more() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+    rig.request(Request::Stop);
+    rig.run();
+    assert_eq!(rig.signals(), [(100, TERM)]);
+
+    rig.ready(100);
+    rig.end(100, 0);
+    rig.run();
+
+    assert_eq!(rig.pids(), []);
+    assert_eq!(rig.signals(), [], "the pid may be another process's by now");
+}
+
+#[test]
 fn at_the_deadline_every_late_worker_is_killed_and_named() {
     let mut rig = Rig::running(3, 60);
     rig.request(Request::Stop);

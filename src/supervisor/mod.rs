@@ -579,7 +579,11 @@ impl<P: Processes> Inner<P> {
     }
 
     fn signal(&mut self, pid: i32, number: i32) {
-        let watch = self.live.get(&pid).and_then(|live| live.watch.clone());
+        // One that was reaped since it was decided on: its pid may be another process's by now.
+        let Some(live) = self.live.get(&pid) else {
+            return;
+        };
+        let watch = live.watch.clone();
         let watch = watch.as_deref().map(AsFd::as_fd);
         self.processes.signal(pid, watch, number);
         if matches!(number, libc::SIGTERM | libc::SIGABRT) {
