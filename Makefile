@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup build fmt lint mypy walls clippy docs rust python stubs parity \
+.PHONY: help demo test check setup build fmt lint mypy walls clippy docs rust simulate python stubs parity \
 	services services-setup messaging bench clean
 
 help: ## this list
@@ -107,6 +107,12 @@ stubs: $(VENV)/.native $(VENV)/.test ## _native.pyi says what the compiled modul
 
 rust: ## Rust tests of every room (no Python needed)
 	cargo test --quiet --locked --no-default-features --features "$(CORE) fuzzing"
+
+# Set OSLOXIDE_SIM_SEED to the seed that a failure printed, and only that one is run.
+simulate: export OSLOXIDE_SIM_SECONDS ?= 600
+simulate: ## every order of events for ten minutes a simulation (docs/simulation.md)
+	cargo test --release --locked --no-default-features --features supervisor \
+	    --test supervisor_simulation -- --nocapture
 
 python: $(VENV)/.native $(VENV)/.test ## tests through the boundary, with real processes
 	$(PY) -m pytest -q tests/python
