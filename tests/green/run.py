@@ -172,7 +172,8 @@ class Suite:
             if running is not None and running not in results:
                 results[running] = Result(FAILED, f"the process ended during this test\n{output}")
             if not collected and not results:
-                results[f"tests/{name}"] = Result(FAILED, output)
+                skipped = re.search(r"^\d+ skipped", output, re.MULTILINE)
+                results[f"tests/{name}"] = Result(SKIPPED if skipped else FAILED, output)
             before = left
             left = [test for test in (before or collected) if test not in results]
             if not left:

@@ -124,6 +124,7 @@ class greenlet:  # noqa: N801 - greenlet's name
         self._awaited = False
         self._waits = 0
         self._latch: tuple[Any] | None = None
+        self.in_park = False
         self.gr_context: Any = None
 
     # ---- greenlet's interface -------------------------------------------------------------------
@@ -578,7 +579,7 @@ def suspend() -> greenlet:
     """Begin a wait; called with the lock, which is released before :func:`await_turn`.
 
     What resumes the caller may come from here on: it cannot be missed in between. The baton is
-    handed on.
+    handed on by :func:`await_turn`, when the caller has noted everywhere that it waits.
 
     :raises BaseException: what a timeout or ``kill()`` wants it to raise; then it does not wait.
     """
@@ -592,7 +593,6 @@ def suspend() -> greenlet:
         me._turnstile = _closed()
     me._state, me._outcome = _PARKED, None
     me._waits += 1
-    _let_go(me)
     return me
 
 
@@ -608,7 +608,11 @@ def park() -> Any:
             (value,), me._latch = me._latch, None
             return value
         me = suspend()
-    return _await(me)
+        me.in_park = True
+    try:
+        return _await(me)
+    finally:
+        me.in_park = False
 
 
 def latch(target: greenlet, value: Any) -> None:
@@ -637,7 +641,10 @@ class Wake:
 
 
 def _await(me: greenlet) -> Any:
-    """The wait itself, without the lock."""
+    """The wait itself, without the lock: hands the baton on and waits to get it back."""
+    with lock:
+        if turns.holder is me and me._state != _RUNNING:
+            pass_on()
     if me._turnstile is None:
         me._turnstile = _closed()
     try:
@@ -770,7 +777,7 @@ def report_failure(failure: BaseException) -> None:
         main = main_greenlet()
         if main is not None:
             with lock:
-                interrupt(main, failure)
+                interrupt(main, failure, front=True)
             return
         _thread.interrupt_main()
         return

@@ -32,6 +32,7 @@ class GreenSSLSocket(_std.SSLSocket, _base.GreenSocket):
 
     _wraps_accepted = True
     do_handshake_on_connect: bool
+    suppress_ragged_eofs: bool
 
     def __new__(cls, sock: Any = None, *args: Any, **kw: Any) -> Any:
         if sock is None or isinstance(sock, int):
@@ -84,8 +85,22 @@ class GreenSSLSocket(_std.SSLSocket, _base.GreenSocket):
     def sendall(self, data: Any, flags: int = 0) -> Any:
         """As ``socket.sendall``."""
         if self._sslobj is None:
-            return _base.GreenSocket.sendall(self, data, flags)
+            return _base.GreenSocket.sendall(self, data, flags) if data else None
         return super().sendall(data, flags)
+
+    @override
+    def accept(self) -> tuple[Any, Any]:
+        """As ``SSLSocket.accept``; the connection shakes hands when it is first used."""
+        sock, address = _base.GreenSocket.accept(self)
+        return (
+            self.context.wrap_socket(
+                sock,
+                server_side=True,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=self.suppress_ragged_eofs,
+            ),
+            address,
+        )
 
     @override
     def do_handshake(self, block: bool = False) -> None:

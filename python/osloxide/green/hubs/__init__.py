@@ -7,8 +7,8 @@ another. Rules: eventlet's documentation of its hubs.
 
 from __future__ import annotations
 
+import importlib
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,54 +28,62 @@ class HubError(Exception):
     """No such hub."""
 
 
-class NativeHub(_hub.BaseHub):
-    """The one hub: its loop is the clock's thread."""
-
-
-Hub = NativeHub
-
-_the_hub: NativeHub | None = None
+_the_hub: _hub.BaseHub | None = None
+_hub_class: type[_hub.BaseHub] | None = None
 
 
 def get_default_hub() -> Any:
     """The module whose ``Hub`` is used."""
-    return sys.modules[__name__]
+    return importlib.import_module("osloxide.green.hubs.epolls")
 
 
 def use_hub(mod: Any = None) -> None:
-    """Accepted for the hubs that eventlet brings: they all are this one.
+    """Accepted for the hubs that eventlet brings, and their subclasses: all of them are the one hub
+    under another name.
 
+    :param mod: a name, a module with a class ``Hub``, or such a class.
     :raises RuntimeError: *mod* is empty.
     :raises NotImplementedError: a hub of the service's own is asked for.
     """
+    global _the_hub, _hub_class
     if mod is None:
-        mod = os.environ.get("EVENTLET_HUB")
-    if mod is None:
-        return
+        mod = os.environ.get("EVENTLET_HUB") or get_default_hub()
+    wanted = mod
     if isinstance(mod, str):
         name = mod.strip()
         if not name:
             raise RuntimeError("Need to specify a hub")
-        if name in builtin_hub_names:
-            return
-    elif getattr(mod, "__name__", "").rpartition(".")[2] in (*builtin_hub_names, "hubs") or (
-        isinstance(mod, type) and issubclass(mod, _hub.BaseHub)
-    ):
-        return
-    raise NotImplementedError(
+        if name == "asyncio":
+            mod = get_default_hub()  # coroutines have a loop of their own
+        elif name in builtin_hub_names:
+            mod = importlib.import_module(f"osloxide.green.hubs.{name}")
+        else:
+            raise _unknown(wanted)
+    if hasattr(mod, "is_available") and not mod.is_available():
+        raise Exception(f"selected hub is not available on this system mod={mod}")
+    hub = mod if isinstance(mod, type) else getattr(mod, "Hub", None)
+    if not (isinstance(hub, type) and issubclass(hub, _hub.BaseHub)):
+        raise _unknown(wanted)
+    _hub_class, _the_hub = hub, None
+
+
+def _unknown(mod: Any) -> NotImplementedError:
+    return NotImplementedError(
         f"osloxide serves eventlet from native threads and cannot use the hub {mod!r}; leave "
         "use_hub() and EVENTLET_HUB out, or run on the real eventlet with OSLOXIDE_EVENTLET=real"
     )
 
 
-def get_hub() -> NativeHub:
+def get_hub() -> _hub.BaseHub:
     """The hub of this process."""
     global _the_hub
     if _the_hub is None:
         with lock:
             if _the_hub is None:
-                use_hub()
-                _the_hub = NativeHub()
+                if _hub_class is None:
+                    use_hub()
+                assert _hub_class is not None
+                _the_hub = _hub_class()
     return _the_hub
 
 

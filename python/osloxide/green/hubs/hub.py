@@ -309,6 +309,7 @@ class BaseHub:
 
     def switch(self) -> Any:
         """Wait until something switches to the calling greenthread."""
+        self.stopping = False
         return park()
 
     def ensure_greenlet(self) -> None:
@@ -320,9 +321,16 @@ class BaseHub:
         return not self.stopping
 
     def abort(self, wait: bool = False) -> None:
-        """Accepted: the clock ends by itself once there is nothing to wait for."""
+        """End the loop, as far as that can be told: the main thread returns from ``switch()``.
+
+        Timers and descriptors are served all the same.
+        """
         del wait
-        self.stopping = True
+        with lock:
+            self.stopping = True
+            main = _turns.main_greenlet()
+            if main is not None and main.in_park:
+                _turns.resume(main)
 
     def run(self, *_args: object) -> None:
         """Refused.
