@@ -104,8 +104,8 @@ class Event:
             finally:
                 with lock:
                     self._waiters.pop(me, None)
-                    if wake is not None:
-                        wake.called = True
+                    if wake is not None and not wake.called:
+                        _clock.clock.drop(wake)
         if self._exc is not None:
             raise _turns.normalize(*self._exc)
         return self._result

@@ -47,7 +47,9 @@ def sleep(seconds: float = 0) -> None:
     try:
         _turns.await_turn(me)
     finally:
-        wake.called = True
+        if not wake.called:
+            with lock:
+                _clock.clock.drop(wake)
 
 
 def spawn(func: Callable[..., Any], *args: Any, **kwargs: Any) -> GreenThread:
@@ -71,7 +73,7 @@ def spawn_after(seconds: float, func: Callable[..., Any], *args: Any, **kwargs: 
     if seconds <= 0:
         _turns.hold()
     g = GreenThread(hub.greenlet)
-    hub.schedule_call_global(seconds, g.switch, func, args, kwargs)
+    g.start_timer = hub.schedule_call_global(seconds, g.switch, func, args, kwargs)
     return g
 
 
@@ -81,7 +83,7 @@ def spawn_after_local(
     """As :func:`spawn_after`, unless the calling greenthread has ended by then."""
     hub = hubs.get_hub()
     g = GreenThread(hub.greenlet)
-    hub.schedule_call_local(seconds, g.switch, func, args, kwargs)
+    g.start_timer = hub.schedule_call_local(seconds, g.switch, func, args, kwargs)
     return g
 
 

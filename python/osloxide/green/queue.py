@@ -225,6 +225,8 @@ class LightQueue:
             with lock:
                 waiter.greenlet = None
                 self.putters.pop(waiter, None)
+                if timeout is not None:
+                    _clock.clock.trim()
         with lock:
             if waiter.item is _NONE:
                 return  # a getter has it
@@ -294,6 +296,8 @@ class LightQueue:
             with lock:
                 waiter.greenlet = None
                 self.getters.pop(waiter, None)
+                if timeout is not None:
+                    _clock.clock.trim()
                 if not got:
                     if waiter.item is not _NONE:
                         self._put_back(waiter.item)

@@ -104,8 +104,8 @@ class Semaphore:
                 _turns.await_turn(me)
         finally:
             with lock:
-                if wake is not None:
-                    wake.called = True
+                if wake is not None and not wake.called:
+                    _clock.clock.drop(wake)
                 if me is not None and me in self._waiters:
                     self._waiters.remove(me)
                 if me is not None and not got and self.counter > 0 and self._waiters:

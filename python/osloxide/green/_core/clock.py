@@ -34,6 +34,9 @@ _LOOK = 0.001
 _PATIENCE = 0.1
 """Seconds after which the baton is taken from a holder that computes."""
 
+_QUIET = 5
+"""Looks without any handover after which the thread sleeps until it is woken."""
+
 _INTERRUPT_AFTER = 0.02
 """Seconds that code gets to arrive at a wait before it is interrupted where it computes."""
 
@@ -226,6 +229,22 @@ class Clock:
             self._wakes_at = 0.0
             os.eventfd_write(self._bell, 1)
 
+    def drop(self, entry: Any) -> None:
+        """*entry* is not wanted any more. With the lock."""
+        entry.called = True
+        self.trim()
+
+    def trim(self) -> None:
+        """Drop what is not wanted from the head of the timers; with none left, the thread may end.
+
+        With the lock.
+        """
+        had_some = bool(self.heap)
+        while self.heap and self.heap[0][2].called:
+            heapq.heappop(self.heap)
+        if had_some and not self.heap and self._thread is not None:
+            self._run_before(0.0)
+
     def contended(self) -> None:
         """Somebody waits for the baton. With the lock."""
         now = time.monotonic()
@@ -250,7 +269,10 @@ class Clock:
                     quiet = 0
                 else:
                     quiet += 1
-                if quiet < 5 and _turns.HANDOVER != "free":
+                    if quiet == _QUIET:
+                        self.purge()
+                        wait = self.heap[0][0] - now if self.heap else None
+                if quiet < _QUIET and _turns.HANDOVER != "free":
                     # It is cheaper to look again soon than to be woken for each handover.
                     wait = _LOOK if wait is None else min(wait, _LOOK)
                 elif wait is None:
@@ -263,7 +285,7 @@ class Clock:
                         return
                     else:
                         wait = _LINGER
-                if wait != _LINGER and quiet >= 5:
+                if wait != _LINGER and quiet >= _QUIET:
                     idle_since = None
                 wait = min(max(wait, 0.0), 3600.0)
                 self._wakes_at = now + wait

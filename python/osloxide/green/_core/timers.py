@@ -7,7 +7,6 @@ no thread. Rules: eventlet.hubs.timer.
 
 from __future__ import annotations
 
-import heapq
 import time
 import traceback
 from collections.abc import Callable
@@ -206,5 +205,4 @@ def note_cancelled() -> None:
         if cancelled > 1000 and cancelled > len(clock.heap) / 2:
             cancelled = 0
             clock.purge()
-        while clock.heap and clock.heap[0][2].called:
-            heapq.heappop(clock.heap)
+        clock.trim()

@@ -125,6 +125,7 @@ class greenlet:  # noqa: N801 - greenlet's name
         self._waits = 0
         self._latch: tuple[Any] | None = None
         self.in_park = False
+        self.start_timer: Any = None
         self.gr_context: Any = None
 
     # ---- greenlet's interface -------------------------------------------------------------------
@@ -759,6 +760,9 @@ def _bury(target: greenlet, exception: BaseException) -> None:
     """End a greenlet that has not begun."""
     target._state = _DEAD
     target._arguments = target._outcome = None
+    timer, target.start_timer = target.start_timer, None
+    if timer is not None:
+        timer.cancel()
     on_buried = getattr(target, "_never_begun", None)
     if on_buried is not None:
         on_buried(exception)

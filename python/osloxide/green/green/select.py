@@ -97,8 +97,9 @@ def select(
     finally:
         for listener in listeners:
             hub.remove(listener)
-        if wake is not None:
-            wake.called = True
+        if wake is not None and not wake.called:
+            with _turns.lock:
+                _clock.clock.drop(wake)
     result: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     for kind, fileno in ready:
         result[0 if kind == _hub.READ else 1].extend(wanted[kind, fileno])

@@ -1,0 +1,357 @@
+"""Timeouts and kill() on native threads: they end waits, reach code that computes, and come in time
+or not at all."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from osloxide import green
+from osloxide.green import event, greenthread, hubs, queue, semaphore, tpool
+from osloxide.green._core.clock import clock
+from osloxide.green._core.turns import GreenletExit, turns
+
+WITHIN = 20.0
+"""Seconds after which a wait that should have ended counts as hung."""
+
+
+def never_sent() -> None:
+    event.Event().wait()
+
+
+def get_nothing() -> None:
+    queue.Queue().get()
+
+
+def put_nowhere() -> None:
+    full = queue.Queue(1)
+    full.put(1)
+    full.put(2)
+
+
+def acquire_nothing() -> None:
+    semaphore.Semaphore(0).acquire()
+
+
+def sleep_long() -> None:
+    greenthread.sleep(3600)
+
+
+def wait_for_another() -> None:
+    other = greenthread.spawn(sleep_long)
+    try:
+        other.wait()
+    finally:
+        other.kill()
+
+
+def wait_for_a_pool() -> None:
+    pool = green.GreenPool(1)
+    other = pool.spawn(sleep_long)
+    try:
+        pool.waitall()
+    finally:
+        other.kill()
+
+
+def spawn_in_a_full_pool() -> None:
+    pool = green.GreenPool(1)
+    other = pool.spawn(sleep_long)
+    try:
+        pool.spawn(sleep_long)
+    finally:
+        other.kill()
+
+
+def read_a_socket() -> None:
+    from osloxide.green.green import socket
+
+    one, two = socket.socketpair()
+    try:
+        one.recv(1)
+    finally:
+        one.close()
+        two.close()
+
+
+def accept_a_connection() -> None:
+    listener = green.listen(("127.0.0.1", 0))
+    try:
+        listener.accept()
+    finally:
+        listener.close()
+
+
+def select_a_socket() -> None:
+    from osloxide.green.green import select, socket
+
+    one, two = socket.socketpair()
+    try:
+        select.select([one], [], [])
+    finally:
+        one.close()
+        two.close()
+
+
+def wait_for_a_program() -> None:
+    from osloxide.green.green import subprocess
+
+    child = subprocess.Popen(["sleep", "3600"])
+    try:
+        child.wait()
+    finally:
+        child.kill()
+        child.wait()
+
+
+def wait_on_the_thread_pool() -> None:
+    over = threading.Event()
+    try:
+        tpool.execute(over.wait, WITHIN)
+    finally:
+        over.set()
+
+
+def switch_to_the_hub() -> None:
+    hubs.get_hub().switch()
+
+
+WAITS = [
+    never_sent,
+    get_nothing,
+    put_nowhere,
+    acquire_nothing,
+    sleep_long,
+    wait_for_another,
+    wait_for_a_pool,
+    spawn_in_a_full_pool,
+    read_a_socket,
+    accept_a_connection,
+    select_a_socket,
+    wait_for_a_program,
+    wait_on_the_thread_pool,
+    switch_to_the_hub,
+]
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_timeout_ends_the_wait(wait) -> None:
+    timeout = green.Timeout(0.02)
+    with pytest.raises(green.Timeout) as raised:
+        wait()
+    assert raised.value is timeout
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_kill_ends_the_wait(wait) -> None:
+    g = greenthread.spawn(wait)
+    greenthread.sleep(0.01)
+    g.kill()
+    with green.Timeout(WITHIN), pytest.raises(GreenletExit):
+        g.wait()
+    assert g.dead
+
+
+def compute() -> None:
+    deadline = time.monotonic() + WITHIN
+    while time.monotonic() < deadline:
+        pass
+    raise AssertionError("it was not interrupted")
+
+
+def test_a_timeout_interrupts_code_that_computes() -> None:
+    timeout = green.Timeout(0.02)
+    with pytest.raises(green.Timeout) as raised:
+        compute()
+    assert raised.value is timeout
+
+
+def test_kill_interrupts_code_that_computes() -> None:
+    g = greenthread.spawn(compute)
+    greenthread.sleep(0.01)
+    g.kill()
+    with green.Timeout(WITHIN), pytest.raises(GreenletExit):
+        g.wait()
+
+
+def test_an_exception_of_ones_own_interrupts_code_that_computes() -> None:
+    error = LookupError("late")
+    green.Timeout(0.02, error)
+    with pytest.raises(LookupError) as raised:
+        compute()
+    assert raised.value is error
+
+
+def test_a_timeout_in_foreign_code_comes_when_that_returns() -> None:
+    gate = threading.Lock()
+    gate.acquire()
+    threading.Timer(0.2, gate.release).start()
+    passed = []
+
+    def wait() -> None:
+        with green.Timeout(0.02):
+            gate.acquire()
+            passed.append("the code after the foreign call")
+
+    with pytest.raises(green.Timeout):
+        wait()
+    assert gate.locked()
+    assert not passed
+
+
+def test_a_timeout_never_comes_after_its_block() -> None:
+    """Blocks that end at about the moment of their timeout; what follows must run undisturbed."""
+    late = 0
+    for number in range(400):
+        try:
+            with green.Timeout(0.001, False):
+                end = time.monotonic() + 0.0005 + number * 0.0001
+                while time.monotonic() < end:
+                    pass
+            mark = time.monotonic() + 0.0002
+            while time.monotonic() < mark:
+                pass
+        except green.Timeout:
+            late += 1
+    assert late == 0
+
+
+def test_a_cancelled_timeout_is_not_raised() -> None:
+    timeout = green.Timeout(0.005)
+    end = time.monotonic() + 0.01
+    while time.monotonic() < end:
+        pass
+    timeout.cancel()
+    for _ in range(20):
+        greenthread.sleep(0.005)
+
+
+def test_the_nearest_of_nested_timeouts_is_raised() -> None:
+    with green.Timeout(WITHIN) as outer:
+        with pytest.raises(green.Timeout) as raised, green.Timeout(0.01) as inner:
+            greenthread.sleep(WITHIN)
+        assert raised.value is inner
+        assert outer.pending
+
+
+def test_an_item_is_not_lost_with_a_reader_that_is_killed() -> None:
+    items: queue.Queue = queue.Queue()
+    for number in range(200):
+        reader = greenthread.spawn(items.get)
+        greenthread.sleep(0)
+        threading.Thread(target=items.put, args=(number,)).start()
+        reader.kill()
+        with green.Timeout(WITHIN):
+            try:
+                got = reader.wait()
+            except GreenletExit:
+                got = items.get()
+        assert got == number
+
+
+def test_native_threads_send_to_greenthreads_and_back() -> None:
+    there, back = queue.Queue(), queue.Queue()
+
+    def echo() -> None:
+        for _ in range(500):
+            back.put(there.get())
+
+    native = threading.Thread(target=echo)
+    native.start()
+    with green.Timeout(WITHIN):
+        for number in range(500):
+            there.put(number)
+            assert back.get() == number
+    native.join(WITHIN)
+    assert not native.is_alive()
+
+
+def test_a_holder_that_blocks_elsewhere_holds_no_other_up() -> None:
+    gate = threading.Event()
+    reached = greenthread.spawn(gate.set)
+    assert gate.wait(WITHIN), "the greenthread waits for its maker, which waits for it"
+    reached.wait()
+
+
+def test_a_holder_that_computes_does_not_stop_the_others_for_ever() -> None:
+    done: list[int] = []
+    greenthread.spawn(done.append, 1)
+    deadline = time.monotonic() + WITHIN
+    while not done:
+        assert time.monotonic() < deadline
+
+
+def test_the_baton_is_with_one_thread_at_a_time() -> None:
+    """Read, change, write: without waits in between nothing is lost."""
+    counter = [0]
+
+    def count() -> None:
+        for _ in range(50):
+            value = counter[0]
+            for _ in range(20):
+                pass
+            counter[0] = value + 1
+            greenthread.sleep(0)
+
+    pool = green.GreenPool(20)
+    for _ in range(20):
+        pool.spawn_n(count)
+    with green.Timeout(WITHIN):
+        pool.waitall()
+    assert counter[0] == 1000
+
+
+def test_what_is_spawned_begins_when_its_maker_waits() -> None:
+    order = []
+    greenthread.spawn(order.append, "spawned")
+    order.append("maker")
+    greenthread.sleep(0)
+    assert order == ["maker", "spawned"]
+
+
+def test_those_that_are_ready_go_on_in_their_order() -> None:
+    order: list[int] = []
+    gate = event.Event()
+
+    def wait(number: int) -> None:
+        gate.wait()
+        order.append(number)
+
+    threads = [greenthread.spawn(wait, number) for number in range(20)]
+    greenthread.sleep(0)
+    gate.send()
+    for thread in threads:
+        thread.wait()
+    assert order == list(range(20))
+
+
+def test_thread_local_data_ends_with_its_greenthread() -> None:
+    local = threading.local()
+
+    def leave_something() -> bool:
+        seen = hasattr(local, "value")
+        local.value = 1
+        return seen
+
+    assert not any(greenthread.spawn(leave_something).wait() for _ in range(20))
+
+
+def test_a_spawn_in_the_future_costs_no_thread() -> None:
+    before = threading.active_count()
+    later = [greenthread.spawn_after(3600, compute) for _ in range(1000)]
+    # The clock's.
+    assert threading.active_count() <= before + 1
+    for g in later:
+        g.cancel()
+    assert all(g.dead for g in later)
+
+
+def test_nothing_runs_when_nothing_is_left() -> None:
+    greenthread.sleep(0.001)
+    deadline = time.monotonic() + WITHIN
+    while any(thread.name == "green-clock" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, (clock.heap, clock.readers, clock.writers)
+        time.sleep(0.01)
+    assert not turns.ready
