@@ -39,14 +39,15 @@ class Environment:
     :param name: what it is for, in the directory's name.
     :param lock: pinned requirements.
     :param script: a console script that tells that the services are installed.
+    :param own: never the one that runs the tests: it holds another release.
     """
 
-    def __init__(self, name: str, lock: Path, script: str) -> None:
+    def __init__(self, name: str, lock: Path, script: str, own: bool = False) -> None:
         pins = [line for line in lock.read_text().splitlines() if not line.startswith("#")]
         self.key = digest(*pins, sys.version)
         self.directory = Path(sys.prefix)
         self._path = [str(APPS)]
-        if not (self.bin / script).exists():
+        if own or not (self.bin / script).exists():
             self.directory = cache_directory() / f"{name}-{self.key}"
             self._install(lock)
             if not IS_STOCK:
