@@ -281,6 +281,48 @@ fn a_job_that_computes_for_ever_does_not_stop_the_others() {
 }
 
 #[test]
+fn a_short_job_begins_beside_any_number_of_long_computations_below_the_bound() {
+    for computations in [3, 8] {
+        let running = Running::new(64);
+        let (begun, beginnings) = mpsc::channel();
+        let stop = Arc::new(AtomicUsize::new(0));
+        for _ in 0..computations {
+            let (stop, begun) = (stop.clone(), begun.clone());
+            running.jobs.push(move || {
+                begun.send(()).unwrap();
+                while stop.load(Ordering::Relaxed) == 0 {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+
+        running.jobs.push(move || begun.send(()).unwrap());
+
+        wait(&beginnings, computations + 1);
+        stop.store(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn computations_fill_the_bound_one_and_all() {
+    let running = Running::new(24);
+    let (begun, beginnings) = mpsc::channel();
+    let stop = Arc::new(AtomicUsize::new(0));
+    for _ in 0..24 {
+        let (stop, begun) = (stop.clone(), begun.clone());
+        running.jobs.push(move || {
+            begun.send(()).unwrap();
+            while stop.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+        });
+    }
+
+    wait(&beginnings, 24);
+    stop.store(1, Ordering::Relaxed);
+}
+
+#[test]
 fn a_panic_costs_one_job_and_no_thread() {
     let running = Running::new(10);
     let (done, finished) = mpsc::channel();

@@ -2,7 +2,8 @@
 //! before each job.
 //!
 //! Pure arithmetic on looks and instants; knows no thread and reads no clock. Called by
-//! [`super::Pool`] under its lock. Two findings shape it: threads that compute gain nothing from
+//! [`super::Pool`] under its lock. It only tunes: that every job begins in time is the promise of
+//! [`super::admission`], which no decision in here can break. Two findings shape it: threads that compute gain nothing from
 //! company (they share one interpreter lock and, with real services, locks of logging and a small
 //! database pool), and threads that wait cost nothing. So the limit grows only on evidence that
 //! everything admitted is waiting, and shrinks on evidence that there always is one that computes.
@@ -36,6 +37,12 @@ const ASSUMED_PACE: f32 = 0.1;
 const PACE_WINDOW_JOBS: f32 = 50.0;
 /// Looks at plenty of load before the limit shrinks by an eighth.
 const SHRINK_AFTER_LOOKS: u32 = 16;
+/// A job computes without a pause that so many looks in a row have found computing, over so long: one
+/// that waits for the interpreter, which changes hands every 5 ms, sleeps at some of them. On an
+/// overloaded machine one that waits for a CPU would be taken for one that computes if looks alone
+/// counted.
+const FREE_LOOKS: u32 = 6;
+const FREE_AFTER: Duration = Duration::from_millis(15);
 /// What one takeover adds to the score, and the score at which leadership is handed on early. A
 /// job that was not taken over takes one off: more than about one blocking job in fifty.
 const TAKEOVER_SCORE: u32 = 50;
@@ -48,6 +55,8 @@ const EAGER_FOR: Duration = Duration::from_secs(1);
 pub(super) struct Gate {
     limit: usize,
     max: usize,
+    /// Jobs that take no part in the competition for the interpreter, as of the last look.
+    released: usize,
     load: f32,
     /// Seconds from the end of one job to the next while others wait, over so many jobs.
     pace: f32,
@@ -62,6 +71,34 @@ pub(super) struct Gate {
     eager_until: Option<Instant>,
 }
 
+/// The looks in a row that have found one and the same job computing, and since when.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Streak(Option<(Instant, u32)>);
+
+impl Streak {
+    /// Takes in one more look.
+    pub(super) fn note(&mut self, computes: bool, now: Instant) {
+        self.0 = computes.then(|| match self.0 {
+            Some((since, looks)) => (since, looks.saturating_add(1)),
+            None => (now, 1),
+        });
+    }
+
+    fn is_long(self, now: Instant) -> bool {
+        self.0.is_some_and(|(since, looks)| {
+            looks >= FREE_LOOKS && now.saturating_duration_since(since) >= FREE_AFTER
+        })
+    }
+}
+
+/// Jobs that have computed for so long, each of them at every look, that all but one must do so
+/// without the interpreter.
+pub(super) fn released(jobs: impl Iterator<Item = Streak>, now: Instant) -> usize {
+    jobs.filter(|streak| streak.is_long(now))
+        .count()
+        .saturating_sub(1)
+}
+
 /// What a look at the running jobs found.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look {
@@ -69,6 +106,8 @@ pub(super) struct Look {
     pub(super) after: Duration,
     /// Any of the jobs was on a CPU or ready for one.
     pub(super) computes: bool,
+    /// Jobs that compute beside another one, which they can only without the interpreter.
+    pub(super) released: usize,
     /// The machine had CPU to spare.
     pub(super) has_spare: bool,
     pub(super) running: usize,
@@ -82,6 +121,7 @@ impl Gate {
         Self {
             limit: FLOOR.min(max),
             max,
+            released: 0,
             load: GROW_BELOW_WITH_SPARE_CPU,
             pace: ASSUMED_PACE,
             paced: 0.0,
@@ -100,12 +140,23 @@ impl Gate {
         self.limit = self.limit.clamp(FLOOR.min(self.max), self.max);
     }
 
+    /// Jobs that may run at once: those that compete for the interpreter, and those that do not.
     pub(super) fn limit(&self) -> usize {
-        self.limit
+        (self.limit + self.released).min(self.max)
+    }
+
+    /// The most that may ever run at once.
+    pub(super) fn max(&self) -> usize {
+        self.max
     }
 
     pub(super) fn can_grow(&self) -> bool {
         self.limit < self.max
+    }
+
+    /// A job that [`Look::released`] may have counted has ended.
+    pub(super) fn forget_released(&mut self, released: usize) {
+        self.released = self.released.min(released);
     }
 
     /// True while more jobs run than need no evidence.
@@ -115,6 +166,13 @@ impl Gate {
 
     /// Takes in a look. True when the limit grew.
     pub(super) fn look(&mut self, look: Look) -> bool {
+        let before = self.limit();
+        self.released = look.released;
+        self.tune(look);
+        self.limit() > before
+    }
+
+    fn tune(&mut self, look: Look) {
         let is_on_a_run = self.is_on_a_run();
         self.run = self.run.saturating_sub(1);
         let seen = if look.computes { 1.0 } else { 0.0 };
@@ -128,7 +186,7 @@ impl Gate {
                 self.limit = self.limit.min(look.running);
                 self.shrink(self.limit / 8);
             }
-            return false;
+            return;
         }
         self.strain = 0;
         let scarce = if look.has_spare {
@@ -137,7 +195,7 @@ impl Gate {
             GROW_BELOW
         };
         if !look.is_wanted || self.load > scarce || !self.can_grow() {
-            return false;
+            return;
         }
         self.slack = 0;
         let doubles =
@@ -145,7 +203,6 @@ impl Gate {
         let step = if doubles { 1 } else { 4 };
         self.limit = (self.limit + (self.limit / step).max(1)).min(self.max);
         self.run = LOOKS_OF_A_RUN;
-        true
     }
 
     /// True while the limit is worth another look soon: it grew, and may have to grow much more.
@@ -240,6 +297,7 @@ mod tests {
         Look {
             after: Duration::from_micros(700),
             computes: false,
+            released: 0,
             has_spare: false,
             running: gate.limit(),
             is_wanted: true,

@@ -9,14 +9,17 @@
 //! - **processing threads** are those whose leadership was taken or handed on while they run a job;
 //! - **idle** threads are kept in a stack, warmest on top, and leave after a while.
 
+mod admission;
 mod gate;
 mod standby;
 mod threads;
+#[cfg(test)]
+mod traces;
 
-use gate::Gate;
+use admission::Waiting;
+use gate::{Gate, Streak};
 use nix::unistd::Pid;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -98,7 +101,7 @@ impl<S: Source> Pool<S> {
     /// Makes a pool that runs at most `max` jobs at once (0 counts as 1); starts no thread.
     pub fn new(name: &'static str, source: Arc<S>, max: usize) -> Self {
         let state = State {
-            ready: VecDeque::new(),
+            ready: Waiting::new(),
             gate: Gate::new(max),
             spare: SpareCpu::default(),
             term: 0,
@@ -194,8 +197,15 @@ enum AlarmTime {
     Now,
 }
 
+/// A job that runs, and what the looks at it found.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    thread: Pid,
+    computing: Streak,
+}
+
 struct State<J> {
-    ready: VecDeque<J>,
+    ready: Waiting<J>,
     gate: Gate,
     spare: SpareCpu,
     /// Counts leaders, so that a thread can tell whether it still is the one.
@@ -208,7 +218,7 @@ struct State<J> {
     /// When that job began.
     call_since: Instant,
     calls: u64,
-    running: Vec<Pid>,
+    running: Vec<Running>,
     idle: Vec<Arc<IdleThread>>,
     has_standby: bool,
     alarm_time: AlarmTime,
@@ -223,7 +233,13 @@ struct State<J> {
 
 impl<J> State<J> {
     fn may_run(&self) -> bool {
-        !self.ready.is_empty() && self.running.len() < self.gate.limit()
+        self.admissible(Instant::now()) > 0
+    }
+
+    /// How many of the jobs that wait may begin `now`.
+    fn admissible(&self, now: Instant) -> usize {
+        let (limit, max) = (self.gate.limit(), self.gate.max());
+        self.ready.admissible(self.running.len(), limit, max, now)
     }
 
     /// Threads that were woken or started and have not found their role yet.
@@ -237,11 +253,14 @@ impl<J> State<J> {
     }
 
     fn admit(&mut self, thread: Pid) -> Option<J> {
-        if self.running.len() >= self.gate.limit() {
-            return None;
-        }
-        let job = self.ready.pop_front()?;
-        self.running.push(thread);
+        let (limit, max) = (self.gate.limit(), self.gate.max());
+        let job = self
+            .ready
+            .admit(self.running.len(), limit, max, Instant::now)?;
+        self.running.push(Running {
+            thread,
+            computing: Streak::default(),
+        });
         Some(job)
     }
 
@@ -264,12 +283,27 @@ impl<J> State<J> {
             && self.running.len() < self.gate.limit()
     }
 
+    fn take_in(&mut self, batch: &mut Vec<J>) {
+        if !batch.is_empty() {
+            self.ready.extend(batch.drain(..), Instant::now());
+        }
+    }
+
+    fn released(&self, now: Instant) -> usize {
+        gate::released(self.running.iter().map(|job| job.computing), now)
+    }
+
     fn finish(&mut self, thread: Pid, next: Option<J>) {
-        if let Some(at) = self.running.iter().position(|running| *running == thread) {
-            self.running.swap_remove(at);
+        let at = self.running.iter().position(|it| it.thread == thread);
+        if let Some(ended) = at.map(|at| self.running.swap_remove(at))
+            && ended.computing != Streak::default()
+        {
+            self.gate.forget_released(self.released(Instant::now()));
         }
         self.done += 1;
-        self.ready.extend(next);
+        if let Some(next) = next {
+            self.ready.extend([next], Instant::now());
+        }
         if self.ready.is_empty() {
             self.gate.finished(self.running.len());
         }
@@ -330,8 +364,10 @@ impl<S: Source> Shared<S> {
         loop {
             while let Some(job) = state.admit(own) {
                 let now = Instant::now();
-                let is_eager = state.gate.is_eager(now);
-                if is_eager && self.hand_on(state) {
+                // Jobs that were let in by their age must not wait for each other as well.
+                let is_stalled = state.running.len() > state.gate.limit();
+                let hands_on = state.gate.is_eager(now) || is_stalled;
+                if hands_on && self.hand_on(state) {
                     self.work(state, own, job, batch);
                     return;
                 }
@@ -362,7 +398,7 @@ impl<S: Source> Shared<S> {
                 usize::MAX
             };
             MutexGuard::unlocked(state, || self.contain(|| self.source.wait(batch, most)));
-            state.ready.extend(batch.drain(..));
+            state.take_in(batch);
             if state.ready.is_empty() && self.source.is_over() {
                 state.is_ending = true;
                 for idle_thread in &state.idle {
@@ -397,7 +433,7 @@ impl<S: Source> Shared<S> {
             job = state.help(own);
             if job.is_none() && state.gate.was_eager() && state.may_glance() {
                 MutexGuard::unlocked(state, || self.contain(|| self.source.glance(batch)));
-                state.ready.extend(batch.drain(..));
+                state.take_in(batch);
                 job = state.help(own);
             }
         }
@@ -468,8 +504,9 @@ impl<S: Source> Shared<S> {
 
     /// Wakes or starts as many threads as the gate admits jobs that wait.
     fn start_processing_threads(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) {
-        let room = state.gate.limit().saturating_sub(state.running.len());
-        let wanted = room.min(state.ready.len()).saturating_sub(state.arriving());
+        let wanted = state
+            .admissible(Instant::now())
+            .saturating_sub(state.arriving());
         for _ in 0..wanted {
             if let Some(idle_thread) = state.idle.pop() {
                 idle_thread.condvar.notify_one();

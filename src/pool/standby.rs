@@ -7,6 +7,7 @@
 use super::gate::{Gate, Look};
 use super::threads;
 use super::{AlarmTime, Shared, Source, State, TICK};
+use nix::unistd::Pid;
 use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,18 +88,30 @@ impl<S: Source> Shared<S> {
         none_ended_for: Duration,
     ) -> bool {
         let is_wanted = state.is_room_wanted();
-        let running = state.running.clone();
+        let looked_at: Vec<_> = state.running.iter().map(|job| job.thread).collect();
         let mut spare = state.spare;
-        let (computes, has_spare) = MutexGuard::unlocked(state, || {
-            let computes = running.iter().any(|thread| threads::is_computing(*thread));
-            (computes, is_wanted && !computes && spare.is_there())
+        let mut computing = Vec::new();
+        let has_spare = MutexGuard::unlocked(state, || {
+            let mut busy = looked_at
+                .iter()
+                .copied()
+                .filter(|thread| threads::is_computing(*thread));
+            // One is evidence enough, unless a job waits that may run beside those that compute.
+            let most = if is_wanted { looked_at.len() } else { 1 };
+            computing.extend(busy.by_ref().take(most));
+            is_wanted && computing.is_empty() && spare.is_there()
         });
         state.spare = spare;
+        let computes = !computing.is_empty();
+        if is_wanted {
+            state.note_computing(&looked_at, &computing);
+        }
         let look = Look {
             after,
             computes,
+            released: state.released(Instant::now()),
             has_spare,
-            running: running.len(),
+            running: looked_at.len(),
             is_wanted,
         };
         state.gate.look(look) || (is_wanted && computes && state.gate.let_one_in(none_ended_for))
@@ -137,6 +150,16 @@ impl<S: Source> Shared<S> {
 }
 
 impl<J> State<J> {
+    /// Notes which of the threads that were looked at computed. A job that has taken the place of
+    /// another one on the same thread since begins at its next look.
+    fn note_computing(&mut self, looked_at: &[Pid], computing: &[Pid]) {
+        let now = Instant::now();
+        for job in &mut self.running {
+            let is_seen = looked_at.contains(&job.thread) && computing.contains(&job.thread);
+            job.computing.note(is_seen, now);
+        }
+    }
+
     /// True while a job waits for admission and could have it if the limit grew.
     fn is_room_wanted(&self) -> bool {
         // Room that no thread has taken yet tells nothing about those who will.
@@ -144,7 +167,21 @@ impl<J> State<J> {
     }
 
     /// When the running jobs are to be looked at again, if at all.
-    fn next_look(&self, (looked, done): (Instant, u64)) -> Option<Instant> {
+    fn next_look(&self, looked: (Instant, u64)) -> Option<Instant> {
+        let of_limit = self.next_look_at_limit(looked);
+        // The promise of admission does not wait for a look that is rare.
+        let now = Instant::now();
+        let of_promise = (self.running.len() < self.gate.max())
+            .then(|| self.ready.due())
+            .flatten()
+            .map(|due| if due > now { due } else { now + TICK });
+        match (of_limit, of_promise) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn next_look_at_limit(&self, (looked, done): (Instant, u64)) -> Option<Instant> {
         let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
         let spacing = TICK * (1 + running / JOBS_PER_TICK);
         let is_on_a_run = self.gate.is_on_a_run();
