@@ -10,6 +10,7 @@
 //! | [`scoreboard`] | counters that every process of a launcher shares | takes a lock |
 //! | [`worker`] | the watch thread of a worker: parent death and deadlines | runs in the parent |
 //! | [`pool`] | leader/follower threads, elastic and gated | knows a socket |
+//! | [`threads`] | how native threads start, and which of them live | ends one |
 //! | [`wsgi`] | PEP 3333's rules as plain values | knows a socket or the interpreter |
 //! | [`server`] | sockets, HTTP/1.1 framing, TLS, drain | knows the interpreter |
 //! | [`executor`] | jobs in order of arrival, on the threads of the pool | knows what a job is |
@@ -34,6 +35,8 @@ pub mod server;
 pub mod signals;
 #[cfg(feature = "supervisor")]
 pub mod supervisor;
+#[cfg(any(feature = "pool", feature = "worker"))]
+pub mod threads;
 #[cfg(feature = "worker")]
 pub mod worker;
 #[cfg(feature = "wsgi")]

@@ -8,11 +8,12 @@
 #![expect(unsafe_code, reason = "_exit(2)")]
 
 use crate::scoreboard;
+use crate::threads::{self, Signals};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid, write};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -65,6 +66,8 @@ struct Orders {
     deadline: AtomicU64,
     /// Nanoseconds between arming and the deadline, for the message.
     allowed: AtomicU64,
+    /// Exit status of a process that the deadline ends.
+    status: AtomicI32,
     /// The thread is told to end.
     is_over: AtomicBool,
     /// Its kernel id, once it runs.
@@ -132,12 +135,13 @@ pub fn parent_died() -> bool {
     PARENT_DIED.load(Ordering::Relaxed)
 }
 
-/// Ends this process with status 1 after *allowed*, zero being at once, unless it left before. Of
-/// several deadlines the nearest holds. Starts the watch thread where there is none.
+/// Ends this process with *status* after *allowed*, zero being at once, unless it left before. Of
+/// several deadlines the nearest holds, with the status of the last call. Starts the watch thread
+/// where there is none.
 ///
 /// # Errors
 /// When descriptors or threads are exhausted.
-pub fn arm_deadline(allowed: Duration) -> io::Result<()> {
+pub fn arm_deadline(allowed: Duration, status: i32) -> io::Result<()> {
     let mut current = lock();
     let watch = match current.take() {
         Some(watch) if watch.is_ours() => watch,
@@ -147,6 +151,7 @@ pub fn arm_deadline(allowed: Duration) -> io::Result<()> {
     scoreboard::current().mark_leaving();
     let nanoseconds = u64::try_from(allowed.as_nanos()).unwrap_or(NEVER);
     let deadline = scoreboard::now().saturating_add(nanoseconds);
+    watch.orders.status.store(status, Ordering::Relaxed);
     if deadline < watch.orders.deadline.fetch_min(deadline, Ordering::Relaxed) {
         watch.orders.allowed.store(nanoseconds, Ordering::Relaxed);
     }
@@ -182,19 +187,16 @@ impl Watch {
             wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             deadline: AtomicU64::new(NEVER),
             allowed: AtomicU64::new(0),
+            status: AtomicI32::new(1),
             is_over: AtomicBool::new(false),
             thread: AtomicI32::new(0),
         });
         let theirs = Arc::clone(&orders);
         let is_worker = parent.is_some();
-        // The thread inherits the mask: no signal is ever delivered to it.
-        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let started = thread::Builder::new()
-            .name("osloxide-watch".to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(move || watch(&theirs, parent));
-        before.thread_set_mask()?;
-        started?;
+        let name = "osloxide-watch".to_owned();
+        threads::start(name, STACK_BYTES, Signals::None, move || {
+            watch(&theirs, parent);
+        })?;
         Ok(Self {
             pid: std::process::id(),
             orders,
@@ -241,20 +243,23 @@ fn watch(orders: &Orders, mut parent: Option<Parent>) {
         let armed = orders.deadline.load(Ordering::Relaxed);
         let now = scoreboard::now();
         if now >= end_after_parent {
-            leave(&format!(
+            let line = format!(
                 "osloxide: process {}: its parent is gone and it was still busy {} s later; \
                  exiting with status 1\n",
                 std::process::id(),
                 GRACE_AFTER_PARENT.as_secs_f64()
-            ));
+            );
+            leave(&line, 1);
         }
         if now >= armed {
-            leave(&format!(
+            let status = orders.status.load(Ordering::Relaxed);
+            let line = format!(
                 "osloxide: process {} had {:.3} s to leave and is still there; \
-                 exiting with status 1\n",
+                 exiting with status {status}\n",
                 std::process::id(),
                 Duration::from_nanos(orders.allowed.load(Ordering::Relaxed)).as_secs_f64()
-            ));
+            );
+            leave(&line, status);
         }
         if wait(orders, parent.as_ref(), armed.min(end_after_parent), now) {
             parent = None;
@@ -301,14 +306,14 @@ fn timeout(deadline: u64, now: u64) -> PollTimeout {
 }
 
 /// Ends the process, with a last line where standard error takes it without blocking.
-fn leave(line: &str) -> ! {
+fn leave(line: &str, status: i32) -> ! {
     let stderr = io::stderr();
     let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if poll(&mut polled, PollTimeout::ZERO) == Ok(1) && polled[0].any() == Some(true) {
         let _ = write(stderr.as_fd(), line.as_bytes());
     }
     // SAFETY: ends the process without running anything else; that is the point.
-    unsafe { libc::_exit(1) }
+    unsafe { libc::_exit(status) }
 }
 
 #[cfg(test)]
@@ -336,7 +341,7 @@ mod tests {
                 .count()
         };
         for _ in 0..50 {
-            arm_deadline(Duration::from_secs(3600)).unwrap();
+            arm_deadline(Duration::from_secs(3600), 1).unwrap();
             disarm_deadline();
             assert_eq!(threads(), 0);
         }

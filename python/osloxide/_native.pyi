@@ -23,6 +23,7 @@ __all__ = [
     "enter_worker",
     "install_wakeup",
     "interrupt_thread",
+    "native_threads",
     "parent_died",
     "park",
     "requests_in_flight",
@@ -169,10 +170,14 @@ def beat(seconds: float) -> None:
     breaks its promise hangs, see Supervisor.set_worker_timeout()."""
 
 def parent_died() -> bool: ...
-def arm_deadline(seconds: float) -> None:
-    """End this process with status 1 after *seconds* (0: at once), whatever the interpreter is
-    doing, unless it left before. Of several deadlines the nearest holds. Starts the watch thread if
-    need be (then this process must not fork any more)."""
+def native_threads() -> list[str]:
+    """Names of the threads that the native core has in this process, cut to 15 bytes by the kernel;
+    those of a process that this one was forked from do not count. Takes no lock."""
+
+def arm_deadline(seconds: float, status: int = 1) -> None:
+    """End this process with *status* after *seconds* (0: at once), whatever the interpreter is
+    doing, unless it left before. Of several deadlines the nearest holds, with the status of the last
+    call. Starts the watch thread if need be (then this process must not fork workers any more)."""
 
 def disarm_deadline() -> None:
     """Take the armed deadline back: the shutdown is complete and this process goes on. Outside a

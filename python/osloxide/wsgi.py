@@ -541,7 +541,7 @@ def _drain_at_exit() -> None:
     except KeyboardInterrupt:
         late = [True]
     if any(late):
-        from osloxide.launch.runner import leave
+        from osloxide.launch.ending import leave
 
         for server in servers:
             if running := server._pool.running():

@@ -22,8 +22,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::pool::start_thread;
+use crate::threads::{self, Signals};
 
+const STACK_BYTES: usize = 256 * 1024;
 /// Type 8, channel 0, empty payload, frame end.
 const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xCE];
 /// How long the interpreter may be stuck until heartbeats end and the broker takes its
@@ -150,7 +151,8 @@ impl Heartbeats {
         let mut registry = self.shared.registry.lock();
         if !registry.has_thread {
             let shared = Arc::clone(&self.shared);
-            start_thread("amqp-heartbeats".to_owned(), move || shared.run())?;
+            let name = "amqp-heartbeats".to_owned();
+            threads::start(name, STACK_BYTES, Signals::None, move || shared.run())?;
             registry.has_thread = true;
         }
         registry.connections.push(Arc::downgrade(&connection));

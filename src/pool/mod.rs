@@ -26,8 +26,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-#[cfg(feature = "amqp")]
-pub(crate) use threads::start as start_thread;
 use threads::{Alarm, SpareCpu};
 
 /// How long a leader is inside a job before the standby looks at it, and how often it looks at jobs

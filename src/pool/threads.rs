@@ -1,9 +1,8 @@
-//! What the pool asks the kernel about its threads, how it starts one, and how it wakes its standby.
+//! What the pool asks the kernel about its threads, and how it wakes its standby.
 //!
-//! Owns thread creation (name, stack, signal mask), the question whether a thread computes, and the
-//! alarm. Never schedules anything.
+//! Owns the size of their stacks, the question whether a thread computes, and the alarm. Never schedules anything.
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use crate::threads::{self, Signals};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::{Pid, gettid};
@@ -116,33 +115,15 @@ impl Alarm {
     pub(super) fn wait(&self) {
         match self.0.get().map(TimerFd::wait) {
             Some(Ok(())) => {}
-            // Signals are blocked on these threads, so this is for debuggers.
+            // EINTR: a signal handler ran here.
             Some(Err(_)) | None => thread::yield_now(),
         }
     }
 }
 
-/// Starts a thread that takes none of the process's signals: those are for the main thread.
-pub(crate) fn start(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    // Faults are delivered to the thread that causes them; blocking those would hide a traceback.
-    let mut blocked = SigSet::all();
-    for fault in [
-        Signal::SIGSEGV,
-        Signal::SIGBUS,
-        Signal::SIGFPE,
-        Signal::SIGILL,
-        Signal::SIGABRT,
-    ] {
-        blocked.remove(fault);
-    }
-    // A new thread inherits its creator's mask, so that there is no moment without one.
-    let before = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-    let started = thread::Builder::new()
-        .name(name)
-        .stack_size(STACK_BYTES)
-        .spawn(body);
-    before.thread_set_mask()?;
-    started.map(drop)
+/// Starts a pool thread. It runs Python, so it takes the signals that its creator takes.
+pub(super) fn start(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    threads::start(name, STACK_BYTES, Signals::AsCreator, body)
 }
 
 #[cfg(test)]
@@ -197,20 +178,5 @@ mod tests {
             assert_eq!(spare.is_there(), is_there, "{passed:?}");
         }
         assert!(!SpareCpu::default().is_there());
-    }
-
-    #[test]
-    fn a_pool_thread_takes_no_signals_but_faults() {
-        let (mask, masks) = mpsc::channel();
-
-        start("test-mask".into(), move || {
-            mask.send(SigSet::thread_get_mask().unwrap()).unwrap();
-        })
-        .unwrap();
-        let mask = masks.recv().unwrap();
-
-        assert!(mask.contains(Signal::SIGTERM));
-        assert!(mask.contains(Signal::SIGHUP));
-        assert!(!mask.contains(Signal::SIGSEGV));
     }
 }

@@ -6,6 +6,7 @@ use crate::python::signals::{duration, install_wakeup};
 use crate::python::supervisor::{Supervisor, leave_parenthood};
 use crate::scoreboard;
 use crate::supervisor::process::pidfd_open;
+use crate::threads;
 use crate::worker::{self, Parent};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -79,10 +80,17 @@ pub(super) fn parent_died() -> bool {
     worker::parent_died()
 }
 
-/// Ends this process with status 1 after *seconds* unless it left before.
+/// Names of the native threads of this process.
 #[pyfunction]
-pub(super) fn arm_deadline(seconds: f64) -> PyResult<()> {
-    worker::arm_deadline(duration("seconds", seconds)?)
+pub(super) fn native_threads() -> Vec<String> {
+    threads::names()
+}
+
+/// Ends this process with *status* after *seconds* unless it left before.
+#[pyfunction]
+#[pyo3(signature = (seconds, status=1))]
+pub(super) fn arm_deadline(seconds: f64, status: i32) -> PyResult<()> {
+    worker::arm_deadline(duration("seconds", seconds)?, status)
         .map_err(|error| os_error("cannot start the watch thread", &error))
 }
 

@@ -108,7 +108,7 @@ def site_service(
     :param reloader: watches what was loaded.
     """
     # Not at module level: osloxide.cli is imported before oslo.service may be.
-    from osloxide.launch.runner import leave
+    from osloxide.launch.ending import leave
     from osloxide.service import ServiceBase
     from osloxide.signals import shutdown
 

@@ -12,17 +12,20 @@ import contextlib
 import gc
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
-from osloxide import exceptions
+from osloxide import _native, exceptions
 from osloxide.launch import orphans
+from osloxide.signals import signal_handler
+from osloxide.threads import own
 
 LOG = logging.getLogger(__name__)
 
-_NATIVE_THREAD_PREFIX = "osloxide"
+_WATCH = "osloxide-watch"
+_ENDING = 0.5
+"""Seconds that native threads may take to end which have nothing left to do."""
 _gc_is_frozen = False
 
 PATIENCE = 1.0
@@ -31,16 +34,22 @@ PATIENCE = 1.0
 
 @contextlib.contextmanager
 def logging_paused() -> Iterator[None]:
-    """Hold the locks of all handlers, so that none is in the middle of a record.
+    """Hold the lock of ``logging`` and those of all handlers, so that none is in the middle of a
+    record.
 
-    In the child nothing is given back: ``logging`` has made new locks there by then.
+    In the child nothing is given back: ``logging`` has made new locks there by then. The lock of
+    the module comes first, as in ``logging`` itself: code that configures logging holds it while it
+    asks for the locks of handlers, and CPython asks for it during a fork.
     """
     parent, deadline, held = os.getpid(), time.monotonic() + PATIENCE, []
-    handlers = (reference() for reference in list(logging._handlerList))  # type: ignore[attr-defined]
-    for handler in handlers:
-        lock = getattr(handler, "lock", None)
+
+    def hold(lock: Any) -> None:
         if lock is not None and lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             held.append(lock)
+
+    hold(getattr(logging, "_lock", None))
+    for handler in [reference() for reference in list(logging._handlerList)]:  # type: ignore[attr-defined]
+        hold(getattr(handler, "lock", None))
     try:
         yield
     finally:
@@ -49,8 +58,21 @@ def logging_paused() -> Iterator[None]:
                 lock.release()
 
 
+@contextlib.contextmanager
+def of_worker() -> Iterator[None]:
+    """Around the fork of a worker, which takes its signal handlers over by itself."""
+    signal_handler.is_forking_worker = True
+    try:
+        yield
+    finally:
+        signal_handler.is_forking_worker = False
+
+
 def prepare() -> None:
-    """Check that a fork is sound, and keep the collector from copying every page in the child."""
+    """Check that a fork is sound, and keep the collector from copying every page in the child.
+
+    :raises ForkAfterThreadsError: native threads run in this process.
+    """
     global _gc_is_frozen
     native = _native_threads()
     if native:
@@ -64,9 +86,7 @@ def prepare() -> None:
         orphans.remember()
     gc.freeze()
     _gc_is_frozen = True
-    others = [
-        thread.name for thread in threading.enumerate() if thread is not threading.current_thread()
-    ]
+    others = [thread.name for thread in own.of_application()]
     if others:
         LOG.warning(
             "Forking workers while %d other threads run (%s): a lock that one of them holds now "
@@ -77,11 +97,14 @@ def prepare() -> None:
 
 
 def _native_threads() -> list[str]:
-    """Names of this process' threads that the native core started."""
-    names = []
-    for task in Path("/proc/self/task").iterdir():
-        # The main thread is called as the program is: "osloxide", for one.
-        if task.name != str(os.getpid()):
-            with contextlib.suppress(OSError):
-                names.append((task / "comm").read_text().strip())
-    return sorted(name for name in names if name.startswith(_NATIVE_THREAD_PREFIX))
+    """Names of the threads that the native core has here, once those that are ending have ended.
+
+    The watch thread does not count: it holds no lock, and only a process that is told to stop has
+    one beside its workers.
+    """
+    deadline = time.monotonic() + _ENDING
+    while names := sorted(set(_native.native_threads()) - {_WATCH}):
+        if time.monotonic() >= deadline:
+            return names
+        time.sleep(0.001)
+    return []

@@ -26,6 +26,7 @@ from osloxide import _native
 from osloxide.activation import import_hook
 from osloxide.launch import (
     configuration,
+    ending,
     fault_dump,
     forking,
     orphans,
@@ -36,15 +37,22 @@ from osloxide.launch import (
     worker,
     worker_log,
 )
-from osloxide.launch.runner import Runner, leave, reset
-from osloxide.signals import shutdown, signal_handler
+from osloxide.launch.runner import Runner, reset
+from osloxide.signals import policy, shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
 
-_HANDLED = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM}
+STOP_MARGIN = 1.0
+"""Seconds after the grace period at which a parent ends that could not say that it was over."""
 
 _launchers: weakref.WeakSet[ProcessLauncher] = weakref.WeakSet()
 """Those of this process: its signals and its end concern all of them."""
+
+
+def _kill_all_workers() -> None:
+    for launcher in tuple(_launchers):
+        if launcher._pid == os.getpid() and launcher._supervisor is not None:
+            launcher._supervisor.kill_all(signal.SIGKILL)
 
 
 class ServiceWrapper:
@@ -115,6 +123,13 @@ class ProcessLauncher:
         _launchers.add(self)
         orphans.own_children.add(self)
         shutdown.begin_serving()
+        ending.take_back()
+        self._policy = policy.Policy(
+            self._request_stop,
+            self._request_reload,
+            hup_needs_daemon=self.HUP_NEEDS_DAEMON,
+            before_exit=_kill_all_workers,
+        )
         if no_fork:
             self.signal_handler = self._signals
             self.add_signal_handlers()
@@ -167,6 +182,7 @@ class ProcessLauncher:
 
     def handle_signal(self) -> None:
         """Install the launcher's signal handlers, behind those of the application."""
+        policy.unblock()
         self._signals.add_last(self._handlers())
 
     def _handle_signals_on_main_thread(self) -> None:
@@ -182,38 +198,50 @@ class ProcessLauncher:
             "SIGALRM": self._on_alarm_exit,
         }
 
-    def _handle_term(self, signo: int, _frame: FrameType | None) -> None:
-        self.sigcaught = signo
+    def _handle_term(self, signo: int, frame: FrameType | None) -> None:
+        self._policy.graceful_stop(signo, frame)
+
+    def _handle_hup(self, signo: int, frame: FrameType | None) -> None:
+        self._policy.reload(signo, frame)
+
+    def _fast_exit(self, signo: int, frame: FrameType | None) -> None:
+        self._policy.fast_exit(signo, frame)
+
+    def _on_alarm_exit(self, signo: int, frame: FrameType | None) -> None:
+        self._policy.timeout_exit(signo, frame)
+
+    def _request_stop(self, signo: int) -> None:
+        if self._has_ended.is_set():
+            ending.cut_short()
+            return
+        if self.sigcaught != signal.SIGTERM:
+            self.sigcaught = signo
         self.running = False
         self._supervisor_of_this_process().request("stop")
+        self._bound_stop()
 
-    def _handle_hup(self, signo: int, _frame: FrameType | None) -> None:
+    def _request_reload(self, signo: int) -> None:
         if self.sigcaught == signal.SIGTERM:
             return
         self.sigcaught = signo
         self.running = False
-        wanted = self.restart_method if self._asks_for_reload(signo) else "stop"
-        self._supervisor_of_this_process().request(wanted)
+        self._supervisor_of_this_process().request(self.restart_method)
+
+    def _bound_stop(self) -> None:
+        """Arm a deadline of this process, beyond that of its workers.
+
+        What the main thread waits for may be a log that takes no line. Workers notice the end of
+        their parent.
+        """
+        grace = float(self.conf.graceful_shutdown_timeout or 0)
+        if grace > 0 and self._pid == os.getpid():
+            with contextlib.suppress(OSError):
+                _native.arm_deadline(grace + STOP_MARGIN)
 
     def _asks_for_reload(self, signo: int) -> bool:
         if self.HUP_NEEDS_DAEMON:
             return signal_handler.is_sighup_and_daemon(signo, self._signals)
         return signo == signal.SIGHUP
-
-    def _fast_exit(self, _signo: int, _frame: FrameType | None) -> None:
-        self._leave_at_once("Caught SIGINT signal, instantaneous exiting")
-
-    def _on_alarm_exit(self, _signo: int, _frame: FrameType | None) -> None:
-        self._leave_at_once("Graceful shutdown timeout exceeded, instantaneous exiting")
-
-    def _leave_at_once(self, message: str) -> None:
-        try:
-            LOG.info(message)
-        finally:
-            for launcher in tuple(_launchers):
-                if launcher._pid == os.getpid() and launcher._supervisor is not None:
-                    launcher._supervisor.kill_all(signal.SIGKILL)
-            os._exit(1)
 
     # ---- supervising
 
@@ -247,12 +275,16 @@ class ProcessLauncher:
                 self._supervise()
             self.stop()
         finally:
+            status = 0 if self._supervisor is None else self._supervisor.exit_status()
             _native.uninstall_wakeup()
             self._has_ended.set()
+            _native.disarm_deadline()
             if self.sigcaught is None:
                 self._signals.replace(self._handlers().values(), {})
-        if self._supervisor is not None and self._supervisor.exit_status() != 0:
-            raise SystemExit(self._supervisor.exit_status())
+            else:
+                ending.begin(status, float(self.conf.graceful_shutdown_timeout or 0))
+        if status != 0:
+            raise SystemExit(status)
         return 0
 
     def _supervise(self) -> None:
@@ -397,10 +429,10 @@ class ProcessLauncher:
         forking.prepare()
         dump = fault_dump.FaultDump()
         # A signal that reaches the child before it has handlers of its own must wait for them.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.HANDLED)
         try:
             try:
-                with forking.logging_paused():
+                with forking.logging_paused(), forking.of_worker():
                     pid = os.fork()
             except OSError as exc:
                 LOG.warning(
@@ -508,10 +540,14 @@ class ProcessLauncher:
         try:
             status = runner.run()
         finally:
+            left, is_leaving = runner.time_left(), runner.is_leaving
             self._runner = None
+            runner.close()
             _native.disarm_deadline()
         if status:
-            leave(status)
+            ending.leave(status)
+        if is_leaving:
+            ending.begin(status, left)
 
     def _graceful_shutdown(self, *_args: Any) -> None:
         if self._runner is not None:

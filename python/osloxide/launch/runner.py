@@ -17,37 +17,53 @@ import enum
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from osloxide import _native
-from osloxide.launch import configuration, orphans
+from osloxide.launch import configuration, ending, orphans
 from osloxide.launch.systemd import Notifier
 from osloxide.signals import shutdown, waiting
-from osloxide.signals.control_thread import ControlThread, Request, begin_thread
+from osloxide.signals.control_thread import ControlThread, Request
 from osloxide.signals.signal_handler import SignalExit
-from osloxide.threads import event_loop
+from osloxide.threads import event_loop, own
 
 LOG = logging.getLogger(__name__)
 
 DEADLINE_OF_START = 60.0
 """Seconds that a start() which hangs or failed may delay the end when the grace is "for ever"."""
 
-NATIVE_MARGIN = 0.25
-"""Seconds after the deadline at which the native core ends a process that could not do it itself,
-because something holds the interpreter or the log."""
+LEAVE_START_AFTER = 0.5
+"""Seconds after SIGTERM that a start() gets to return before an exception ends it, and again each
+time that it has swallowed one."""
 
 
 class Phase(enum.Enum):
-    """What a round is waiting for."""
+    """What a process that serves is waiting for; the value is for the log."""
 
+    IDLE = "run() to be called"
     STARTING = "start() to return"
     SERVING = "a request to stop"
     STOPPING = "stop() to return"
     STOPPED = "wait() to return"
+    ENDING = "threads and exit functions to end"
+
+
+NEXT: dict[Phase, frozenset[Phase]] = {
+    Phase.IDLE: frozenset({Phase.STARTING, Phase.ENDING}),
+    Phase.STARTING: frozenset({Phase.SERVING, Phase.STOPPING}),
+    Phase.SERVING: frozenset({Phase.STOPPING, Phase.STOPPED}),
+    Phase.STOPPING: frozenset({Phase.STOPPED}),
+    Phase.STOPPED: frozenset({Phase.STARTING, Phase.ENDING}),
+    Phase.ENDING: frozenset({Phase.STARTING}),
+}
+"""Which phase may follow which; docs/lifecycle.md has the table with the reasons."""
+
+
+_AT_REST = (Phase.IDLE, Phase.STOPPED, Phase.ENDING)
+"""Phases in which no service runs."""
 
 
 class Runner:
@@ -90,10 +106,16 @@ class Runner:
         self._grace_margin = grace_margin
         self._parks = parks
         # All that a signal handler may touch: locks are not reentrant.
-        self._control = ControlThread(self._handle, self._cut_off, self._pulse)
+        self._control = ControlThread(
+            self._handle, self._cut_off, self._pulse, self._leave_start_if_asked
+        )
         self._changed = threading.Condition()
-        self._phase = Phase.STOPPED
+        self._phase = Phase.IDLE
         self._begun: list[Any] = []
+        self._early: set[Any] = set()
+        self._is_early = False
+        self._starting: Any = None
+        self._leave_start_at: float | None = None
         self._stopping: Any = None
         self._awaited: Any = None
         self._leaving = False
@@ -102,7 +124,6 @@ class Runner:
         self._reconfiguring = False
         self._mutated = False
         self._again: SignalExit | None = None
-        self._signal_mask: set[int] | set[signal.Signals] = set()
 
     # ---- from anywhere, signal handlers included
 
@@ -128,14 +149,21 @@ class Runner:
         :returns: exit status: 0 after a clean stop, 1 when start() or stop() failed, 2 when
             wait() failed, or what a service passed to ``sys.exit()``.
         """
-        self._signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._take_early_requests()
-        self._control.open()
+        with self._changed:
+            was_early, self._is_early = self._is_early, False
+        if not was_early:
+            self._take_early_requests()
+            self._control.open()
         ready_told = False
         outer, waiting.interruption = waiting.interruption, self._leave_wait_after_mutating
         try:
+            if was_early and self._leaving:
+                # Services run already, and a stop was asked for or one of them has failed.
+                self._end_round(self._status)
             while not self._leaving:
-                self._begin_round()
+                if not was_early:
+                    self._begin_round()
+                was_early = False
                 if not self._attempt("start", 1):
                     break
                 if not self._leaving:
@@ -157,9 +185,58 @@ class Runner:
             waiting.interruption = outer
             with contextlib.suppress(BaseException):
                 self._end_round(0)
-            self._control.put(("end", ""))
-            self._control.close()
+            with self._changed:
+                if self._phase in (Phase.IDLE, Phase.STOPPED):
+                    self._enter(Phase.ENDING)
         return self._status
+
+    def close(self) -> None:
+        """Give up the control thread and the wakeup fd, after :meth:`run`."""
+        self._control.put(("end", ""))
+        self._control.close()
+
+    def bound_end(self) -> None:
+        """Arm a deadline for what is left of a worker, unless one is armed already."""
+        if self._control.deadline is None:
+            self._arm(self._grace() or ending.WITHOUT_GRACE)
+
+    def time_left(self) -> float:
+        """Seconds until the deadline of the stop; 0 when there is none."""
+        deadline = self._control.deadline
+        return 0.0 if deadline is None else max(deadline - time.monotonic(), 0.001)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether a stop was asked for, or a service has failed."""
+        return self._leaving
+
+    def start_early(self, service: Any) -> None:
+        """Call start() now, on the main thread, before :meth:`run`, which will not call it again.
+
+        A failure is logged and becomes what :meth:`run` returns.
+        """
+        with self._changed:
+            if self._phase is Phase.IDLE:
+                self._enter(Phase.STARTING)
+                self._is_early = True
+                self._control.open()
+            if self._leaving or self._phase is not Phase.STARTING:
+                return
+            self._begun.append(service)
+        try:
+            self._start(service)
+        except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
+            self._status = self._status or _exit_status(exc, 1, "Error starting thread.")
+            self._begin_leaving("")
+        self._early.add(service)
+        self._stop_early()
+
+    def _enter(self, phase: Phase) -> None:
+        """Go on to *phase*; the caller holds the condition."""
+        if phase not in NEXT[self._phase]:
+            raise AssertionError(f"{self._phase} cannot be followed by {phase}")
+        self._phase = phase
+        self._changed.notify_all()
 
     def _take_early_requests(self) -> None:
         """Honour what arrived before run(): no service is started only to be stopped."""
@@ -184,27 +261,24 @@ class Runner:
 
     def _begin_round(self) -> None:
         with self._changed:
-            self._phase = Phase.STARTING
+            self._enter(Phase.STARTING)
             self._begun = []
-            self._changed.notify_all()
 
     def _start_done(self) -> None:
         with self._changed:
-            self._phase = Phase.SERVING
+            self._enter(Phase.SERVING)
             if self._leaving:
                 if self._grace() <= 0:
                     self._control.deadline = None  # it was only for start()
                     _native.disarm_deadline()
                 self._begin_stopping()
-            self._changed.notify_all()
 
     def _is_over(self) -> bool:
         """Every wait() has returned: whether that ends the process although nobody asked."""
         with self._changed:
             if self._parks or self._leaving or self._phase is not Phase.SERVING:
                 return False
-            self._phase = Phase.STOPPED
-            self._changed.notify_all()
+            self._enter(Phase.STOPPED)
             return True
 
     def _attempt(self, method: str, failure_status: int) -> bool:
@@ -214,8 +288,9 @@ class Runner:
                 break  # those that have started already are stopped by _start_done()
             try:
                 if method == "start":
-                    self._begun.append(service)
-                    event_loop.complete(service.start())
+                    if service not in self._begun:
+                        self._begun.append(service)
+                    self._start(service)
                 elif service in self._begun:
                     self._awaited = service
                     self._wait_for(service)
@@ -225,6 +300,22 @@ class Runner:
                 return False
         self._awaited = None
         return True
+
+    def _start(self, service: Any) -> None:
+        if service in self._early:
+            self._early.discard(service)
+            return
+        self._starting = service
+        try:
+            event_loop.complete(service.start())
+        finally:
+            self._starting = None
+
+    def _leave_start_if_asked(self) -> None:
+        """On the main thread, when it is nudged: end a start() that outlasts a SIGTERM."""
+        at = self._leave_start_at
+        if self._starting is not None and at is not None and time.monotonic() >= at:
+            raise SignalExit(signal.SIGTERM, 0)
 
     def _wait_for(self, service: Any) -> None:
         while True:
@@ -250,14 +341,14 @@ class Runner:
         """Stop what was started, if nobody did yet, and wait for that."""
         with self._changed:
             self._status = self._status or status
-            if self._phase is not Phase.STOPPED:
+            if self._phase not in _AT_REST:
                 self._set_leaving()
                 if self._phase is not Phase.STOPPING:
                     self._begin_stopping()
         self._park_until_stopped()
 
     def _park_until_stopped(self) -> None:
-        while self._phase is not Phase.STOPPED:
+        while self._phase not in _AT_REST:
             _native.park()
 
     # ---- on the control thread
@@ -286,28 +377,41 @@ class Runner:
             _native.beat(timeout)
             if timeout:
                 intervals.append(timeout / 4)
+        if self._phase is Phase.STARTING and self._leave_start_at is not None:
+            if time.monotonic() >= self._leave_start_at:
+                self._control.nudge()
+            intervals.append(LEAVE_START_AFTER)
         if os.getpid() == 1 and (seconds := orphans.reap()):
             intervals.append(seconds)
         return min(intervals, default=0.0)
 
     def _begin_leaving(self, message: str) -> None:
-        if message and not self._leaving:
-            LOG.info("%s", message)
         with self._changed:
             if self._leaving:
                 return
+            # The deadline first: the log line may be what never returns.
             self._set_leaving()
+        if message:
+            LOG.info("%s", message)
+        with self._changed:
             if self._phase is Phase.SERVING:
                 self._begin_stopping()
             self._changed.notify_all()
         self._interrupt_start()
+        if self._starting is None:
+            self._stop_early()
 
     def _interrupt_start(self) -> None:
         """Tell a service whose start() is running, if it wants to know (``interrupt_start()``)."""
-        starting = self._begun[-1] if self._begun and self._phase is Phase.STARTING else None
-        interrupt = getattr(starting, "interrupt_start", None)
+        interrupt = getattr(self._starting, "interrupt_start", None)
         if callable(interrupt):
             interrupt()
+
+    def _stop_early(self) -> None:
+        """Stop what was started before run(), once asked; run() may never be called."""
+        with self._changed:
+            if self._leaving and self._is_early and self._phase is Phase.STARTING:
+                self._begin_stopping()
 
     def _grace(self) -> float:
         """Seconds; 0 means for ever."""
@@ -317,23 +421,37 @@ class Runner:
         if self._leaving:
             return
         self._leaving = True
-        shutdown.begin_shutdown()
-        _native.worker_leaving()
-        if self._notifier is not None:
-            self._notifier.stopping()
         grace = self._grace()
         if grace <= 0 and self._phase is Phase.STARTING:
             grace = DEADLINE_OF_START
         if grace > 0:
+            self._arm(grace + self._grace_margin)
             event_loop.cancel_before(time.monotonic() + grace)
-            grace += self._grace_margin
-            self._control.deadline = time.monotonic() + grace
-            self._control.put(("look at the clock", ""))
-            _native.arm_deadline(grace + NATIVE_MARGIN)
+        if self._phase is Phase.STARTING:
+            self._leave_start_at = time.monotonic() + LEAVE_START_AFTER
+            self._control.look()
+        shutdown.begin_shutdown()
+        _native.worker_leaving()
+        if self._notifier is not None:
+            self._notifier.stopping()
+
+    def _arm(self, seconds: float) -> None:
+        self._control.deadline = time.monotonic() + seconds
+        _native.arm_deadline(seconds + ending.NATIVE_MARGIN)
+        self._control.put(("look at the clock", ""))
 
     def _begin_stopping(self) -> None:
-        self._phase = Phase.STOPPING
-        begin_thread("stop", self._stop_services, self._signal_mask)
+        self._enter(Phase.STOPPING)
+        self._run_beside("service stop", self._stop_services)
+
+    @staticmethod
+    def _run_beside(name: str, work: Callable[[], None]) -> None:
+        """Run *work* on a thread of its own, or here where the system has none to give."""
+        try:
+            own.start(name, work)
+        except RuntimeError:
+            LOG.warning("No thread for %s; the control thread does it", name)
+            work()
 
     def _stop_services(self) -> None:
         for service in list(self._begun):
@@ -345,16 +463,21 @@ class Runner:
                 self._status = self._status or _exit_status(exc, 1, text)
         self._stopping = None
         with self._changed:
-            self._phase = Phase.STOPPED
-            self._changed.notify_all()
+            self._enter(Phase.STOPPED)
         _native.wake()
 
     def _cut_off(self) -> NoReturn:
         late = [
             f"{type(service).__name__}.{method}() has not returned"
-            for service, method in ((self._stopping, "stop"), (self._awaited, "wait"))
+            for service, method in (
+                (self._starting, "start"),
+                (self._stopping, "stop"),
+                (self._awaited, "wait"),
+            )
             if service is not None
         ]
+        if self._phase is Phase.ENDING:
+            late.append(ending.what_is_left())
         LOG.warning(
             "Process %d is still running %.1f s after it was told to stop: %s",
             os.getpid(),
@@ -362,7 +485,7 @@ class Runner:
             "; ".join(late) or f"it waits for {self._phase.value}",
         )
         LOG.info("Graceful shutdown timeout exceeded, instantaneous exiting")
-        leave(1)
+        ending.leave(1)
 
     # ---- reloading and mutating
 
@@ -374,7 +497,7 @@ class Runner:
             if self._reconfiguring:
                 return
             self._reconfiguring = True
-        begin_thread("reconfigure", self._reconfigure, self._signal_mask)
+        self._run_beside("service reconfigure", self._reconfigure)
 
     def _reconfigure(self) -> None:
         while True:
@@ -400,7 +523,7 @@ class Runner:
                 if self._phase is not Phase.SERVING or self._leaving:
                     self._reconfigured()
                     continue
-                self._phase = Phase.STOPPING
+                self._enter(Phase.STOPPING)
             self._stop_services()
 
     def _reset(self, services: Iterable[Any]) -> None:
@@ -427,19 +550,3 @@ def _exit_status(exc: BaseException, failure_status: int, text: str) -> int:
         return 1
     LOG.error(text, exc_info=exc)
     return failure_status if isinstance(exc, Exception) else 2
-
-
-def leave(status: int) -> NoReturn:
-    """End this process now, after its log and its output were written.
-
-    Nothing above runs: no ``finally``, no ``atexit`` function of the parent that this process was
-    forked from.
-    """
-    try:
-        with contextlib.suppress(BaseException):
-            logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(BaseException):
-                stream.flush()
-    finally:
-        os._exit(status & 0xFF)

@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 from osloxide import _native
 from osloxide._typing import override
 from osloxide.activation import import_hook
-from osloxide.launch import configuration, scoreboard, services, systemd
+from osloxide.launch import configuration, ending, scoreboard, services, systemd
 from osloxide.launch.runner import Runner, reset
-from osloxide.signals import shutdown, signal_handler
+from osloxide.signals import policy, shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
 
@@ -90,6 +90,10 @@ class ServiceLauncher(Launcher):
     """
 
     HUP_NEEDS_DAEMON: ClassVar[bool] = False
+    """Whether SIGHUP is a SIGTERM for a process in the foreground of a terminal."""
+    STARTS_AT_LAUNCH: ClassVar[bool] = False
+    """Whether launch_service() calls start(), where it runs on the main thread; otherwise wait()
+    does."""
 
     def __init__(
         self, conf: Any, restart_method: str = "reload", start_method: str | None = None
@@ -101,6 +105,9 @@ class ServiceLauncher(Launcher):
         self._is_waiting = False
         self._term_came = False
         self._has_ended = threading.Event()
+        self._policy = policy.Policy(
+            self._request_stop, self._request_reload, hup_needs_daemon=self.HUP_NEEDS_DAEMON
+        )
         self._runner = Runner(
             conf,
             self.services.services,
@@ -109,6 +116,7 @@ class ServiceLauncher(Launcher):
             notifier=self._notifier,
         )
         shutdown.begin_serving()
+        ending.take_back()
 
     @override
     def launch_service(self, service: Any, workers: int | None = 1) -> None:
@@ -133,9 +141,12 @@ class ServiceLauncher(Launcher):
         # From here on a signal is kept for wait(), instead of ending the process in between.
         if threading.current_thread() is threading.main_thread():
             self.handle_signal()
+            if self.STARTS_AT_LAUNCH:
+                self._runner.start_early(service)
 
     def handle_signal(self) -> None:
         """Install the launcher's signal handlers, behind those of the application."""
+        policy.unblock()
         self.signal_handler.add_last(self._handlers())
 
     def _handlers(self) -> dict[str, signal_handler.Handler]:
@@ -146,37 +157,48 @@ class ServiceLauncher(Launcher):
             "SIGALRM": self._on_timeout_exit,
         }
 
-    def _graceful_shutdown(self, signo: int, _frame: FrameType | None) -> None:
-        if self._term_came and not self._is_waiting and not self._has_ended.is_set():
-            # Nobody has called wait() since the first one: do not become immune.
-            self.signal_handler.clear()
-            os.kill(os.getpid(), signo)
+    def _graceful_shutdown(self, signo: int, frame: FrameType | None) -> None:
+        self._policy.graceful_stop(signo, frame)
+
+    def _reload_service(self, signo: int, frame: FrameType | None) -> None:
+        self._policy.reload(signo, frame)
+
+    def _fast_exit(self, signo: int, frame: FrameType | None) -> None:
+        self._policy.fast_exit(signo, frame)
+
+    def _on_timeout_exit(self, signo: int, frame: FrameType | None) -> None:
+        self._policy.timeout_exit(signo, frame)
+
+    def _request_stop(self, signo: int) -> None:
+        if self._term_came and not self._is_waiting:
+            if not self._has_ended.is_set():
+                # wait() was not called since the first one: do not become immune.
+                self.signal_handler.clear()
+                os.kill(os.getpid(), signo)
+                return
+            ending.cut_short()
             return
         self._term_came = True
         self._runner.request_stop(f"Caught {signal_handler.signal_name(signo)}, stopping")
+        if not self._is_waiting:
+            # The main thread may never come to wait(): it may be waiting for a service to start.
+            ending.begin(0, ending.AT_EXIT)
 
-    def _reload_service(self, signo: int, _frame: FrameType | None) -> None:
-        if self.HUP_NEEDS_DAEMON and not signal_handler.is_daemon():
-            self._runner.request_stop(f"Caught {signal_handler.signal_name(signo)}, stopping")
-        else:
-            name = signal_handler.signal_name(signo)
-            self._runner.request_reconfigure(f"Caught {name}, handling")
-
-    def _fast_exit(self, _signo: int, _frame: FrameType | None) -> None:
-        LOG.info("Caught SIGINT signal, instantaneous exiting")
-        os._exit(1)
-
-    def _on_timeout_exit(self, _signo: int, _frame: FrameType | None) -> None:
-        LOG.info("Graceful shutdown timeout exceeded, instantaneous exiting")
-        os._exit(1)
+    def _request_reload(self, signo: int) -> None:
+        name = signal_handler.signal_name(signo)
+        self._runner.request_reconfigure(f"Caught {name}, handling")
 
     @override
     def wait(self) -> int | None:
         """Run the services until they are stopped.
 
+        After a stop by a signal the process has to end: what is left of it is cut off when the
+        grace period is over, and a few seconds after the main thread has ended.
+
         :returns: exit status: 0 after a clean stop, 1 when start() or stop() of a service failed,
             2 when its wait() failed, or what it passed to ``sys.exit()``.
         """
+        ending.take_back()
         import_hook.announce()
         configuration.log_options(self.conf, LOG)
         on_main_thread = threading.current_thread() is threading.main_thread()
@@ -184,13 +206,19 @@ class ServiceLauncher(Launcher):
             self.handle_signal()
         self._is_waiting = True
         scoreboard.begin(self.services.services)
+        status, left = 2, 0.0
         try:
-            return self._runner.run()
+            status = self._runner.run()
+            left = self._runner.time_left()
+            return status
         finally:
             self._is_waiting = False
             self._has_ended.set()
+            self._runner.close()
             _native.disarm_deadline()
-            if on_main_thread and not self._term_came:
+            if self._term_came:
+                ending.begin(status, left)
+            elif on_main_thread:
                 self.signal_handler.replace(self._handlers().values(), {})
 
     @override

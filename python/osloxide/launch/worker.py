@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import random
 import signal
 from collections.abc import Iterable
-from types import FrameType
 from typing import Any, NoReturn
 
 from osloxide import _native
-from osloxide.launch import fault_dump, process_title, systemd
-from osloxide.launch.runner import Runner, leave
-from osloxide.signals import shutdown, signal_handler
+from osloxide.launch import ending, fault_dump, process_title, systemd
+from osloxide.launch.runner import Runner
+from osloxide.signals import policy, shutdown, signal_handler
 
 LOG = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def run(assignment: Assignment) -> NoReturn:
         LOG.exception("Unhandled exception")
         status = 2
     finally:
-        leave(status)
+        ending.leave(status)
 
 
 def _serve(assignment: Assignment) -> int:
@@ -77,6 +75,7 @@ def _serve(assignment: Assignment) -> int:
         assignment.supervisor, assignment.scoreboard, assignment.slot, assignment.generation
     )
     assignment.dump.keep()
+    ending.enter_worker()
     shutdown.begin_serving()
     systemd.forget()
     process_title.of_worker(assignment.slot)
@@ -91,33 +90,21 @@ def _serve(assignment: Assignment) -> int:
         grace_margin=GRACE_MARGIN,
     )
 
-    def on_term(_signo: int, _frame: FrameType | None) -> None:
+    def stop(signo: int) -> None:
         if _native.parent_died():
             runner.request_stop("Parent process has died unexpectedly, exiting")
         else:
-            runner.request_stop("Child caught SIGTERM, stopping")
+            name = signal_handler.signal_name(signo)
+            runner.request_stop(f"Child caught {name}, stopping")
 
-    def on_hup(_signo: int, _frame: FrameType | None) -> None:
-        if assignment.hup_needs_daemon and not signal_handler.is_daemon():
-            runner.request_stop("Child caught SIGHUP, stopping")
-        else:
-            runner.request_reconfigure("Child caught SIGHUP, handling")
+    def reload(_signo: int) -> None:
+        runner.request_reconfigure("Child caught SIGHUP, handling")
 
-    signal_handler.SignalHandler().replace(
-        assignment.inherited,
-        {"SIGTERM": on_term, "SIGHUP": on_hup, "SIGINT": _on_int, "SIGALRM": _on_alarm},
-    )
+    handlers = policy.Policy(stop, reload, hup_needs_daemon=assignment.hup_needs_daemon)
+    signal_handler.SignalHandler().replace(assignment.inherited, handlers.handlers())
     # From here on a signal that came since the fork is ours, and so are the next ones.
     signal.pthread_sigmask(signal.SIG_SETMASK, assignment.signal_mask)
     status = runner.run()
+    runner.bound_end()
+    ending.run_exit_functions()
     return (status or 1) if _native.parent_died() else status
-
-
-def _on_int(_signo: int, _frame: FrameType | None) -> None:
-    LOG.info("Caught SIGINT signal, instantaneous exiting")
-    os._exit(1)
-
-
-def _on_alarm(_signo: int, _frame: FrameType | None) -> None:
-    LOG.info("Graceful shutdown timeout exceeded, instantaneous exiting")
-    os._exit(1)

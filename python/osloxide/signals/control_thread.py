@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -24,13 +25,17 @@ from types import FrameType
 from typing import Any
 
 from osloxide import _native
+from osloxide.threads import own
+
+LOG = logging.getLogger(__name__)
 
 NUDGE = signal.SIGURG
 _FIRST_PATIENCE = 0.005
 """Seconds until the main thread is nudged again; doubled each time up to the next constant."""
 _LONGEST_PATIENCE = 1.0
 
-_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+_PULSE_AGAIN = 5.0
+"""Seconds until a pulse that failed is called again."""
 
 _UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN)
 
@@ -45,6 +50,7 @@ class ControlThread:
     :param pulse: called on the control thread at its start and whenever the seconds that it
         returned have passed; 0 is never. :meth:`look`, and in process 1 the end of a child, have it
         called out of turn.
+    :param on_nudge: called on the main thread at each nudge; what it raises is raised there.
     """
 
     def __init__(
@@ -52,12 +58,14 @@ class ControlThread:
         handle: Callable[[Request], bool],
         is_late: Callable[[], object],
         pulse: Callable[[], float] = lambda: 0.0,
+        on_nudge: Callable[[], object] = lambda: None,
     ) -> None:
         self.deadline: float | None = None
         """``time.monotonic()`` seconds; write it before :meth:`put`, which has it looked at."""
         self._handle = handle
         self._is_late = is_late
         self._pulse = pulse
+        self._on_nudge = on_nudge
         self._next_pulse: float | None = 0.0
         self._requests: collections.deque[Request] = collections.deque()
         self._read_end = self._write_end = -1
@@ -98,12 +106,12 @@ class ControlThread:
             self._earlier_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
             self._nudges = signal.getsignal(NUDGE) in _UNHANDLED
             if self._nudges:
-                self._nudge_disposition = signal.signal(NUDGE, self._on_nudge)
+                self._nudge_disposition = signal.signal(NUDGE, self._hear_nudge)
             if os.getpid() == 1 and signal.getsignal(signal.SIGCHLD) in _UNHANDLED:
                 # Only a signal with a handler shows on the wakeup fd. Ignored, it would have the
                 # kernel throw exit statuses away.
                 signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._thread = begin_thread("control", self._serve, None)
+        self._thread = own.start("service control", self._serve)
 
     def close(self) -> None:
         """Give everything back. The thread must have been told to end."""
@@ -119,30 +127,51 @@ class ControlThread:
             for end in ends:
                 os.close(end)
 
-    def _on_nudge(self, _signo: int, _frame: FrameType | None) -> None:
+    def nudge(self) -> None:
+        """Have the main thread run its signal handlers now, :attr:`on_nudge` among them.
+
+        Does nothing where the application uses the signal itself.
+        """
+        if self._nudges:
+            signal.pthread_kill(self._main_thread, NUDGE)
+
+    def _hear_nudge(self, _signo: int, _frame: FrameType | None) -> None:
         self._is_heard = True
+        self._on_nudge()
 
     def _serve(self) -> None:
         poll = select.poll()
         poll.register(self._read_end, select.POLLIN)
         while True:
             while self._requests:
-                if not self._handle(self._requests.popleft()):
+                if self._guarded(self._handle, self._requests.popleft()) is False:
                     return
             self._nudge()
             if self._next_pulse is not None and time.monotonic() >= self._next_pulse:
                 self._next_pulse = None  # before the call: look() may come during it
-                seconds = self._pulse()
+                seconds = self._guarded(self._pulse)
+                if seconds is None:
+                    seconds = _PULSE_AGAIN
                 if seconds and self._next_pulse is None:
                     self._next_pulse = time.monotonic() + seconds
             if self.deadline is not None and time.monotonic() >= self.deadline:
-                self._is_late()
+                self.deadline = None  # once: what ends the process does not return
+                self._guarded(self._is_late)
             poll.poll(self._milliseconds_left())
             if self._drain():
                 self._is_nudging = self._nudges
                 self._is_heard = False
                 self._patience = _FIRST_PATIENCE
                 self._next_nudge = 0.0
+
+    def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What *call* returns; None when it failed. No failure ends the handling of signals."""
+        try:
+            return call(*arguments)
+        except BaseException:
+            with contextlib.suppress(BaseException):
+                LOG.exception("The control thread goes on after a failure")
+            return None
 
     def _milliseconds_left(self) -> float | None:
         ends = [] if self.deadline is None else [self.deadline]
@@ -177,26 +206,3 @@ class ControlThread:
             self._next_nudge = now + self._patience
             self._patience = min(self._patience * 2, _LONGEST_PATIENCE)
             signal.pthread_kill(self._main_thread, NUDGE)
-
-
-def begin_thread(
-    name: str, target: Callable[[], None], mask: set[int] | set[signal.Signals] | None
-) -> threading.Thread:
-    """Start a daemon thread beside the main thread.
-
-    :param mask: signals that the thread leaves to others; None means all, which is only for code
-        of our own: a command that an application starts there would inherit it.
-    """
-
-    def body() -> None:
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        target()
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-    try:
-        thread = threading.Thread(target=body, name=f"service {name}", daemon=True)
-        thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return thread

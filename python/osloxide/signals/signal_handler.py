@@ -140,6 +140,7 @@ class SignalHandler(metaclass=Singleton):
             present = self._signal_handlers[signo]
             if handler not in present:
                 present.insert(0, handler)
+                _of_launchers.append(handler)
             self._take_over(signo)
 
     def replace(self, old: Iterable[Handler], new: Mapping[str, Handler]) -> None:
@@ -197,6 +198,51 @@ class SignalHandler(metaclass=Singleton):
                 leaving = leaving or exc
         if leaving is not None:
             raise leaving
+
+
+is_forking_worker = False
+"""True while a launcher forks: the child is a worker and puts its handlers in order by itself."""
+
+_of_launchers: list[Handler] = []
+"""Handlers that launchers have added with :meth:`SignalHandler.add_last`."""
+
+
+def _forget_launcher() -> None:
+    """In a child that the application forked, by multiprocessing for one: signals are its own.
+
+    The handlers of a launcher would swallow SIGTERM there, and the wakeup fd would tell the
+    launcher of signals that the child got.
+    """
+    handler = Singleton._instances.get(SignalHandler)
+    if is_forking_worker or handler is None or not _of_launchers:
+        return
+    with contextlib.suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+    handler.replace(_of_launchers, {})
+    _of_launchers.clear()
+    _give_mask_back()
+
+
+_masks: dict[int, set[int | signal.Signals]] = {}
+"""Signal mask of each thread that forks."""
+
+
+def _hold_signals() -> None:
+    """Before a fork: CPython forgets a signal that reaches the child before its hooks have run."""
+    if _of_launchers and not is_forking_worker:
+        numbers = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM}
+        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+
+def _give_mask_back() -> None:
+    mask = _masks.pop(threading.get_ident(), None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+os.register_at_fork(
+    before=_hold_signals, after_in_parent=_give_mask_back, after_in_child=_forget_launcher
+)
 
 
 @atexit.register

@@ -18,31 +18,36 @@ from osloxide import _native
 interruption: Callable[[], None] | None = None
 """Called on the main thread each time it wakes up in an interruptible wait; raises to end it."""
 
-_main_thread_waits = False
+_waits_of_main_thread = 0
+"""How many waits of the main thread are under way, one inside a signal handler of the other."""
 
 
 def fire(event: threading.Event) -> None:
     """Set *event*, and wake the main thread in case it waits for it in here."""
     event.set()
-    if _main_thread_waits:
+    if _waits_of_main_thread:
         _native.wake()
 
 
 def wait_for(event: threading.Event, *, interruptible: bool = False) -> None:
     """Wait until *event* was set by :func:`fire`, on any thread.
 
+    A signal handler that runs during the wait may wait in here as well.
+
     :param interruptible: whether :data:`interruption` may end the wait with an exception.
     """
-    global _main_thread_waits
+    global _waits_of_main_thread
     if threading.current_thread() is not threading.main_thread():
         event.wait()
         return
-    # Set before the event is looked at: a thread that fires it later wakes this one.
-    _main_thread_waits = True
+    # Counted before the event is looked at: a thread that fires it later sees that, and wakes.
+    _waits_of_main_thread += 1
     try:
         while not event.is_set():
             if interruptible and interruption is not None:
                 interruption()
             _native.park()
     finally:
-        _main_thread_waits = False
+        _waits_of_main_thread -= 1
+        if _waits_of_main_thread:
+            _native.wake()  # this wait may have taken the wake-up of the one around it

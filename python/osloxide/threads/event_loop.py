@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from osloxide.threads import own
+
 if TYPE_CHECKING:  # not before a coroutine runs: importing it costs every service 20 ms
     import asyncio
 
@@ -60,8 +62,7 @@ class EventLoop:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cancel_at: float | None = None
-        self.thread = threading.Thread(target=self._run, name="osloxide-asyncio", daemon=True)
-        self.thread.start()
+        self.thread = own.start("osloxide-asyncio", self._run)
 
     def _run(self) -> None:
         self._asyncio.set_event_loop(self._loop)

@@ -20,6 +20,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from osloxide.threads import own
+
 LOG = logging.getLogger(__name__)
 
 _LINGER = 1.0
@@ -74,9 +76,8 @@ class _Clock:
     def begin(self, timer: Timer) -> None:
         with self._guard:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="timers", daemon=True)
-                thread.start()  # first of all: it may fail, and then nothing must wait here
-                self._thread = thread
+                # First of all: it may fail, and then nothing must wait here.
+                self._thread = own.start("timers", self._run)
             self._inbox.put((True, timer))
 
     def wake(self, timer: Timer) -> None:

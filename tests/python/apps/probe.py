@@ -8,6 +8,7 @@ type, which it selects as an application would; never imports eventlet.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import logging
@@ -48,7 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--worker-timeout", type=float, default=0)
     parser.add_argument("--config", default=None)
     parser.add_argument(
-        "--start", default="ok", help="ok, crash, exit:N, exit-none, exit-text, hang"
+        "--start", default="ok", help="ok, crash, exit:N, exit-none, exit-text, hang, swallow"
     )
     parser.add_argument("--stop", default="ok", help="ok, crash, hang, spin, until-usr1")
     parser.add_argument("--wait", default="until-stopped", help="or return, crash, drain:SECONDS")
@@ -101,6 +102,9 @@ class Probe(service.Service):
             sys.exit()
         if behaviour == "exit-text":
             sys.exit("planted text")
+        while behaviour == "swallow":
+            with contextlib.suppress(BaseException):
+                threading.Event().wait()
         if behaviour == "hang":
             threading.Event().wait()
         if options.signal_in_start:

@@ -54,6 +54,7 @@ class ServiceLauncher(service_launcher.ServiceLauncher, Launcher):
 
     SERVICES = Services
     HUP_NEEDS_DAEMON = True
+    STARTS_AT_LAUNCH = True
 
     def __init__(self, conf: Any, restart_method: str = "reload") -> None:
         super().__init__(conf, restart_method=restart_method)

@@ -1,0 +1,39 @@
+"""Threads that osloxide starts in Python for work of its own: timers, control, helpers.
+
+Owns how such a thread is started and the registry that tells them from threads of the application.
+A thread inherits the signal mask of the thread that starts it, and so do the commands that the
+application starts there. Nothing here blocks a signal: the kernel prefers the main thread, and
+osloxide.signals.control_thread wakes the main thread when another one got the signal.
+
+Rules: threading (Python library reference), signal(7).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+
+_own: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def start(name: str, target: Callable[[], object]) -> threading.Thread:
+    """Start a daemon thread.
+
+    :param name: what it is called in logs and debuggers.
+    :raises RuntimeError: the system has no thread to give.
+    """
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    _own.add(thread)
+    thread.start()
+    return thread
+
+
+def of_application() -> list[threading.Thread]:
+    """The live threads that the application started, without the calling thread."""
+    current = threading.current_thread()
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread is not current and thread is not threading.main_thread() and thread not in _own
+    ]

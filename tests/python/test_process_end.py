@@ -1,0 +1,324 @@
+"""The end of a process is bounded, whatever its application leaves behind; docs/lifecycle.md.
+
+Each test runs a small program of its own: its services stop, and something else holds up the end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _children import environment, session_members
+
+LONGEST = 45.0
+"""Seconds after which a program counts as hung; far more than any deadline in here."""
+
+PRELUDE = """
+import atexit, logging, multiprocessing, os, signal, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+import osloxide
+osloxide.install()
+from oslo_config import cfg
+from oslo_service import backend
+backend.init_backend(backend.BackendType[sys.argv[1]])
+from oslo_service import service
+logging.basicConfig(level=logging.INFO, format="%(process)d %(name)s %(message)s")
+conf = cfg.ConfigOpts()
+conf([], default_config_files=[])
+workers = int(sys.argv[2])
+
+def say(text):
+    os.write(1, f"{text}\\n".encode())
+
+class Service(service.Service):
+    def __init__(self):
+        super().__init__()
+        self.stopped = threading.Event()
+    def start(self):
+        prepare()
+        say(f"started {os.getpid()}")
+    def stop(self):
+        self.stopped.set()
+    def wait(self):
+        self.stopped.wait()
+
+def main(grace):
+    from oslo_service import _options
+    conf.register_opts(_options.service_opts)
+    conf.set_override("graceful_shutdown_timeout", grace)
+    launcher = service.launch(conf, Service(), workers=workers)
+    status = launcher.wait()
+    say(f"returned {status}")
+    sys.exit(status)
+"""
+
+
+class Running:
+    def __init__(self, tmp_path: Path, code: str, flavour: str, workers: int) -> None:
+        self.log = tmp_path / "log"
+        self.out = tmp_path / "out"
+        program = PRELUDE + textwrap.dedent(code)
+        with self.log.open("wb") as log, self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program, flavour, str(workers)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                env=environment(),
+                start_new_session=True,
+            )
+
+    def said(self) -> list[str]:
+        return self.out.read_text().splitlines()
+
+    def expect(self, text: str, count: int = 1) -> list[str]:
+        deadline = time.monotonic() + LONGEST
+        while True:
+            found = [line for line in self.said() if line.startswith(text)]
+            if len(found) >= count:
+                return found
+            assert time.monotonic() < deadline, f"no {text!r}: {self.said()}\n{self.text()}"
+            assert self.process.poll() is None, f"ended: {self.said()}\n{self.text()}"
+            time.sleep(0.01)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def stop(self, signo: int = signal.SIGTERM) -> int:
+        os.kill(self.process.pid, signo)
+        return self.ended()
+
+    def ended(self) -> int:
+        """The exit status, once nothing of the program is left."""
+        try:
+            status = self.process.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"hangs: {self.said()}\n{self.text()}") from None
+        deadline = time.monotonic() + LONGEST
+        while left := session_members(self.process.pid):
+            assert time.monotonic() < deadline, f"left behind: {left}\n{self.text()}"
+            time.sleep(0.01)
+        return status
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Any]:
+    programs: list[Running] = []
+
+    def start(code: str, flavour: str = "THREADING", workers: int = 1) -> Running:
+        program = Running(tmp_path, code, flavour, workers)
+        programs.append(program)
+        return program
+
+    yield start
+    for program in programs:
+        for pid in session_members(program.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        program.process.wait()
+
+
+ENDLESS = {
+    "thread": "threading.Thread(target=threading.Event().wait, name='endless').start()",
+    "executor": "ThreadPoolExecutor(1).submit(threading.Event().wait)",
+    "exit function": "atexit.register(threading.Event().wait)",
+    "after wait": "global after; after = threading.Event().wait",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_what_never_ends_after_the_services_have_stopped_is_cut_off_with_their_status(
+    running: Any, kind: str
+) -> None:
+    program = running(f"""
+        after = lambda: None
+        def prepare():
+            {ENDLESS[kind]}
+        try:
+            main(8)
+        finally:
+            after()
+    """)
+    program.expect("started")
+
+    assert program.stop() == 0
+
+    assert "returned 0" in program.said()
+    named = {"thread": "endless", "executor": "ThreadPoolExecutor"}.get(kind, "has not")
+    assert named in program.text()
+
+
+def test_another_sigterm_cuts_an_end_short_that_has_lasted(running: Any) -> None:
+    program = running("""
+        def prepare():
+            atexit.register(threading.Event().wait)
+        main(600)
+    """)
+    program.expect("started")
+    os.kill(program.process.pid, signal.SIGTERM)
+    program.expect("returned")
+
+    deadline = time.monotonic() + LONGEST
+    while program.process.poll() is None:
+        assert time.monotonic() < deadline
+        os.kill(program.process.pid, signal.SIGTERM)
+        time.sleep(0.05)
+
+    assert program.ended() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_of_executors_and_exit_functions_run_to_their_end(running: Any, workers: int) -> None:
+    program = running(
+        """
+        def job():
+            time.sleep(1)
+            say("job done")
+        def prepare():
+            atexit.register(lambda: say("exit function done"))
+            ThreadPoolExecutor(1).submit(job)
+            threading.Thread(target=job).start()
+        main(60)
+        """,
+        workers=workers,
+    )
+    program.expect("started", workers)
+
+    assert program.stop() == 0
+
+    assert program.said().count("job done") == 2 * workers
+    assert program.said().count("exit function done") == workers
+
+
+def test_exit_functions_of_the_parent_do_not_run_in_workers(running: Any) -> None:
+    program = running(
+        """
+        atexit.register(lambda: say("exit function of the parent"))
+        def prepare():
+            pass
+        main(60)
+        """,
+        workers=2,
+    )
+    program.expect("started", 2)
+
+    assert program.stop() == 0
+
+    assert program.said().count("exit function of the parent") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("is_daemon", [True, False])
+def test_children_of_multiprocessing_obey_sigterm_and_end_with_their_service(
+    running: Any, workers: int, is_daemon: bool
+) -> None:
+    program = running(
+        f"""
+        def prepare():
+            context = multiprocessing.get_context("fork")
+            child = context.Process(target=time.sleep, args=(600,), daemon={is_daemon})
+            child.start()
+            other = context.Process(target=time.sleep, args=(600,))
+            other.start()
+            other.terminate()
+            other.join()
+            say(f"terminated {{other.exitcode}}")
+            if not {is_daemon}:
+                child.terminate()
+        main(30)
+        """,
+        workers=workers,
+    )
+    program.expect("started", workers)
+
+    assert program.expect("terminated", workers) == [f"terminated {-signal.SIGTERM}"] * workers
+    assert program.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_that_nobody_reads_cannot_hold_up_a_stop(tmp_path: Path, workers: int) -> None:
+    read_end, write_end = os.pipe()
+    code = PRELUDE + textwrap.dedent("""
+        def prepare():
+            pass
+        main(2)
+    """)
+    out = tmp_path / "out"
+    with out.open("wb") as stdout:
+        program = subprocess.Popen(
+            [sys.executable, "-c", code, "THREADING", str(workers)],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=write_end,
+            env=environment(),
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + LONGEST
+        while out.read_text().count("started") < workers:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.set_blocking(write_end, False)
+        for size in (65536, 1):
+            try:
+                while os.write(write_end, b"." * size):
+                    pass
+            except BlockingIOError:
+                pass
+        os.set_blocking(write_end, True)
+
+        os.kill(program.pid, signal.SIGTERM)
+
+        assert program.wait(LONGEST) == 1
+        while session_members(program.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        for pid in session_members(program.pid):
+            os.kill(pid, signal.SIGKILL)
+        program.wait()
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_a_service_of_the_eventlet_flavour_starts_before_wait(running: Any) -> None:
+    program = running(
+        """
+        begun = threading.Event()
+        def prepare():
+            begun.set()
+        from oslo_service import _options
+        launcher = service.launch(conf, Service())
+        assert begun.wait(20), "it has not started"
+        say(f"launched {threading.current_thread() is threading.main_thread()}")
+        sys.exit(launcher.wait())
+        """,
+        flavour="EVENTLET",
+    )
+    program.expect("launched True")
+
+    assert program.stop() == 0
+    assert sum(line.startswith("started") for line in program.said()) == 1
+
+
+def test_sigterm_ends_a_program_that_never_comes_to_wait(running: Any) -> None:
+    program = running(
+        """
+        def prepare():
+            pass
+        launcher = service.launch(conf, Service())
+        say("launched")
+        threading.Event().wait()
+        """,
+        flavour="EVENTLET",
+    )
+    program.expect("launched")
+
+    assert program.stop() == 0
