@@ -8,6 +8,7 @@ from typing import Any
 
 from oslo_config import cfg
 from oslo_service import _options
+
 from support.raw_http import Connection, configuration
 
 CERTIFICATES = Path(__file__).parents[2] / "certificates"
