@@ -305,11 +305,20 @@ def uwsgi(args: argparse.Namespace) -> None:
 def wsgiref(args: argparse.Namespace) -> None:
     """The standard library's toy: lax on purpose, so that the rows can be seen to fail."""
     from socketserver import ThreadingMixIn
+    from wsgiref.handlers import BaseHandler
+    from wsgiref.headers import Headers
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
     class Server(ThreadingMixIn, WSGIServer):
         daemon_threads = True
 
+    class LaxHeaders(Headers):
+        """Newer releases of wsgiref refuse control characters; this one lets them through."""
+
+        def _convert_string_type(self, value: str, *_: object, **__: object) -> str:
+            return value
+
+    BaseHandler.headers_class = LaxHeaders  # type: ignore[assignment]
     server = Server(("127.0.0.1", 0), WSGIRequestHandler)
     server.set_app(load(args.app))
     announce(server.server_port)
