@@ -10,12 +10,16 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+_UWSGI = ("uwsgi", "uwsgi_python3", "uwsgi-core")
+"""Names under which a link to this command takes uWSGI's command line."""
 
 SUBCOMMANDS = {
     "run": "run a service on osloxide",
@@ -24,6 +28,7 @@ SUBCOMMANDS = {
     "top": "show the workers of running services, live",
     "metrics": "offer the figures of running services to Prometheus",
     "serve": "serve a WSGI application",
+    "uwsgi": "serve what uWSGI would serve, from its command line and ini files",
 }
 
 
@@ -33,29 +38,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 means that all went well, 1 that something failed, 2 that the command line is wrong, 126 and
     127 what they mean to a shell: a command that cannot be executed, or was not found.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    words = _own_arguments() if arguments is None else list(arguments)
+    if words[:1] == ["uwsgi"]:
+        # Its options are not argparse's: single dashes, prefixes and order mean other things.
+        return _ended(lambda: import_module("osloxide.cli.uwsgi").run(words[1:]))
     parser = argparse.ArgumentParser(
         prog="osloxide", description="oslo.service's launchers, signals and WSGI server in Rust."
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND")
-    chosen = arguments[0] if arguments else ""
+    chosen = words[0] if words else ""
     for name, purpose in SUBCOMMANDS.items():
         subparser = subparsers.add_parser(
             name, help=purpose, description=purpose.capitalize() + "."
         )
         if name == chosen:
             import_module(f"osloxide.cli.{name}").add_arguments(subparser)
-    arguments, separator, rest = _partition(arguments, chosen)
-    options = parser.parse_args(arguments)
+    words, separator, rest = _partition(words, chosen)
+    options = parser.parse_args(words)
     if separator:
         options.pyargv = rest
     if options.version:
         return _print_version()
     if options.subcommand is None:
         parser.error(f"name a subcommand: {', '.join(SUBCOMMANDS)}")
+    return _ended(lambda: import_module(f"osloxide.cli.{options.subcommand}").main(options))
+
+
+def _own_arguments() -> list[str]:
+    """Those of this process; a link called ``uwsgi`` takes uWSGI's."""
+    linked = Path(sys.argv[0]).name in _UWSGI
+    return ["uwsgi", *sys.argv[1:]] if linked else sys.argv[1:]
+
+
+def _ended(command: Callable[[], int]) -> int:
+    """Run a subcommand; returns its exit status, and explains how it ended."""
     try:
-        return int(import_module(f"osloxide.cli.{options.subcommand}").main(options))
+        return int(command())
     except CommandError as error:
         print(f"osloxide: {error}", file=sys.stderr)
         return error.status

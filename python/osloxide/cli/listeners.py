@@ -12,7 +12,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address, inherited
+from osloxide.cli import address, inherited, privileges
 from osloxide.cli.errors import CommandError
 from osloxide.cli.site import in_one_line
 
@@ -54,6 +54,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
     class SiteServer(wsgi.Server):
         """A server that may have been given its socket."""
 
+        protocol = "http"
         max_headers = options.limit_request_fields or wsgi.Server.max_headers
 
         def __init__(
@@ -112,6 +113,8 @@ def bind(options: argparse.Namespace) -> list[Server]:
             servers.append(SiteServer(conf, given, use_ssl, **place))
         except (OSError, ValueError, RuntimeError, wsgi.InvalidInput) as error:
             raise CommandError(in_one_line(error)) from error
+        if options.socket_owner and isinstance(where, str) and not where.startswith("\0"):
+            privileges.owner(options.socket_owner, "--socket-owner").give(where)
     return servers
 
 

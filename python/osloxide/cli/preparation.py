@@ -11,6 +11,7 @@ import importlib
 import logging
 import logging.config
 import os
+import site
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,8 @@ class Preparation:
         :raises CommandError: a directory or a file is not there, or of no use.
         """
         options = self._options
+        if options.venv is not None:
+            _enter_venv(options.venv)
         os.environ.update(options.env or ())
         for name in options.unset_env or ():
             os.environ.pop(name, None)
@@ -98,6 +101,36 @@ class Preparation:
             raise CommandError(
                 f"--log-config {options.log_config}: {in_one_line(error)}"
             ) from error
+
+
+def _enter_venv(directory: str) -> None:
+    """Have modules found in a virtual environment, before all others.
+
+    :raises CommandError: there is none, or it is of another Python.
+    """
+    if os.path.realpath(directory) == os.path.realpath(sys.prefix):
+        return
+    if os.path.exists(os.path.join(directory, "bin", "osloxide")):
+        # Its own osloxide, with what the application was tested with.
+        python = os.path.join(directory, "bin", "python")
+        try:
+            os.execv(python, [python, *sys.orig_argv[1:]])  # noqa: S606 - the same command there
+        except OSError as error:
+            raise CommandError(f"--venv {directory}: {python}: {error.strerror}") from error
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = os.path.join(directory, "lib", version, "site-packages")
+    if not os.path.isdir(packages):
+        raise CommandError(
+            f"--venv {directory}: has no lib/{version}/site-packages; name a virtual "
+            f"environment of Python {version.removeprefix('python')}, or install osloxide in it"
+        )
+    before = list(sys.path)
+    site.addsitedir(packages)
+    added = [entry for entry in sys.path if entry not in before]
+    sys.path[:] = added + before
+    # Where applications look for what was installed beside them, such as etc/nova/api-paste.ini.
+    sys.prefix = sys.exec_prefix = directory
+    os.environ["VIRTUAL_ENV"] = directory
 
 
 def _working_directory() -> str:

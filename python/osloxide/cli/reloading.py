@@ -28,14 +28,18 @@ _TIME = struct.Struct("d")
 
 Stamp = tuple[int, int]
 
+_ABSENT: Stamp = (0, -1)
+
 
 class Reloader:
     """Made before the fork, so that all workers know when a reload was last asked for.
 
-    :param extra: further files to watch.
+    :param extra: further files to watch; one that is not there yet is changed when it appears.
+    :param modules: whether to watch what was loaded.
     """
 
-    def __init__(self, extra: Iterable[str] = ()) -> None:
+    def __init__(self, extra: Iterable[str] = (), *, modules: bool = True) -> None:
+        self._modules = modules
         self._extra = tuple(os.path.abspath(path) for path in extra)
         self._asked_at = mmap.mmap(-1, _TIME.size)
 
@@ -60,7 +64,7 @@ class Reloader:
         return last
 
     def _paths(self) -> set[str]:
-        modules = tuple(sys.modules.values())
+        modules = tuple(sys.modules.values()) if self._modules else ()
         files = (getattr(module, "__file__", None) for module in modules)
         return {file for file in files if isinstance(file, str)}.union(self._extra)
 
@@ -73,8 +77,7 @@ class Files:
 
     def __init__(self, paths: Callable[[], set[str]]) -> None:
         self._paths = paths
-        self._seen: dict[str, Stamp] = {}
-        self.changed()
+        self._seen: dict[str, Stamp] = {path: _stamp(path) or _ABSENT for path in paths()}
 
     def changed(self) -> str | None:
         """The path of a file that does not look as it did, if there is one."""

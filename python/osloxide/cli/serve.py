@@ -15,11 +15,22 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import listeners, operator_signals, reloading, restart, serve_options
+from osloxide.cli import (
+    filters,
+    listeners,
+    log_file,
+    operator_signals,
+    privileges,
+    reloading,
+    restart,
+    serve_options,
+    stats,
+)
 from osloxide.cli.application import Application
 from osloxide.cli.errors import CommandError
 from osloxide.cli.preparation import Preparation
 from osloxide.cli.site import BOOT_FAILED, Boot, report, site_service
+from osloxide.cli.uwsgi import module as uwsgi_module
 
 if TYPE_CHECKING:
     import argparse
@@ -49,17 +60,35 @@ def main(options: argparse.Namespace) -> int:
                 "--reload cannot replace what --preload loads; leave one of them out"
             )
         _preload(site)
-    reloader = reloading.Reloader(options.reload_extra_file or ()) if options.reload else None
+    identity = privileges.Identity.of(options.user, options.group)
+    reloader = _reloader(options)
     restart.hold_signals()
     servers = listeners.bind(options)
+    told = None if options.stats is None else stats.Stats(options.stats, options.stats_http)
 
     from osloxide import service
-    from osloxide.launch import scoreboard
+    from osloxide.launch import process_title, scoreboard
 
     scoreboard.call_program(options.name)
-    # Only a parent can replace a worker.
-    has_parent = options.workers > 1 or options.master or options.reload or options.timeout
+    process_title.prefix = options.title_prefix or ""
+    has_parent = needs_parent(options)
+    if options.uwsgi_module:
+        uwsgi_module.offer(
+            options.uwsgi_option or [],
+            workers=options.workers,
+            threads=options.threads or servers[0].pool_size,
+            has_parent=has_parent,
+        )
+    between = filters.Filters(options, keeps_input=options.uwsgi_module)
+    access_log = logging.getLogger(listeners.ACCESS_LOGGER)
+    between.restrict_log(access_log)
+    if options.no_access_log:
+        access_log.setLevel(logging.WARNING)
     boot = Boot()
+
+    def on_start() -> None:
+        if told is not None:
+            told.answer(servers)
 
     def on_reset() -> None:
         if has_parent:
@@ -67,7 +96,17 @@ def main(options: argparse.Namespace) -> int:
         else:
             restart.execute_again(preparation, servers)
 
-    served = site_service(site, servers, boot, on_reset=on_reset, reloader=reloader)
+    served = site_service(
+        site,
+        servers,
+        boot,
+        wrap=between.wrap,
+        on_start=on_start,
+        on_reset=on_reset,
+        on_interrupted=lambda: None if has_parent else remove_pid_file(options.pid),
+        on_stopped=uwsgi_module.run_atexit,
+        reloader=reloader,
+    )
     conf = servers[0].conf
     launcher: Any
     if has_parent:
@@ -75,11 +114,33 @@ def main(options: argparse.Namespace) -> int:
         launcher.launch_service(served, workers=options.workers)
     else:
         launcher = service.launch(conf, served, workers=1)
-    operator_signals.install(lambda: getattr(launcher, "children", ()), None)
+    operator_signals.install(lambda: getattr(launcher, "children", ()), options.log_file)
     restart.take_signals()
     with _pid_file(options.pid):
+        if options.log_file is not None:
+            log_file.redirect(options)
+        identity.assume()
         status = launcher.wait()
     return BOOT_FAILED if boot.has_given_up() else int(status or 0)
+
+
+def needs_parent(options: argparse.Namespace) -> bool:
+    """Whether workers have a parent; only a parent can replace a worker."""
+    return bool(
+        options.workers > 1
+        or options.master
+        or options.reload
+        or options.touch_reload
+        or options.max_requests
+        or options.timeout
+    )
+
+
+def _reloader(options: argparse.Namespace) -> reloading.Reloader | None:
+    extra = [*(options.touch_reload or ()), *(options.reload_extra_file or ())]
+    if options.reload:
+        return reloading.Reloader(extra)
+    return reloading.Reloader(extra, modules=False) if options.touch_reload else None
 
 
 @contextlib.contextmanager
@@ -99,7 +160,13 @@ def _pid_file(path: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        # A successor may have written its own.
+        remove_pid_file(path)
+
+
+def remove_pid_file(path: str | None) -> None:
+    """Remove the pid file, unless a successor has written its own."""
+    if path is not None:
+        file = Path(path)
         with contextlib.suppress(OSError):
             if file.read_text() == f"{os.getpid()}\n":
                 file.unlink()

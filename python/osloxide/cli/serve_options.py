@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from osloxide.cli import address
 from osloxide.cli.errors import CommandError
+from osloxide.cli.filters import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 PREFIX = "OSLOXIDE_SERVE_"
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
-_REPEATED = ("bind", "env", "unset_env", "reload_extra_file")
+_REPEATED = (
+    "bind", "env", "unset_env", "reload_extra_file", "touch_reload", "uwsgi_option", "add_header",
+    "remove_header", "static_map", "no_access_log_for",
+)  # fmt: skip
 
 _KUBERNETES = re.compile(
     r"(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?"
@@ -45,12 +49,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     _declare_addresses(parser)
     _declare_processes(parser)
     _declare_limits(parser)
+    _declare_responses(parser)
     _declare_tls(parser)
     _declare_logs(parser)
 
 
 def _declare_application(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(program=None)
     parser.add_argument(
         "-n", "--name",
         metavar="NAME",
@@ -63,6 +67,27 @@ def _declare_application(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="WORDS",
         help="the application's sys.argv[1:], in one string as a shell would write it",
+    )
+    parser.add_argument(
+        "--program", metavar="NAME", help="the application's sys.argv[0] (default: --name)"
+    )
+    parser.add_argument(
+        "--venv",
+        metavar="DIR",
+        help="load the application from this virtual environment, with its own osloxide where it "
+        "has one",
+    )
+    parser.add_argument(
+        "--uwsgi-module",
+        action="store_true",
+        help="let the application import a module uwsgi, as if uWSGI served it",
+    )
+    parser.add_argument(
+        "--uwsgi-option",
+        action="append",
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="an entry of uwsgi.opt; may be repeated",
     )
 
 
@@ -94,6 +119,9 @@ def _declare_addresses(parser: argparse.ArgumentParser) -> None:
         type=_octal,
         metavar="MODE",
         help="octal; permissions of unix sockets (default: the umask's)",
+    )
+    parser.add_argument(
+        "--socket-owner", metavar="USER[:GROUP]", help="owner of unix sockets, where root starts"
     )
 
 
@@ -142,6 +170,23 @@ def _declare_processes(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also watch FILE; may be repeated",
     )
+    parser.add_argument(
+        "--touch-reload",
+        action="append",
+        metavar="FILE",
+        help="replace the workers when FILE changes; may be repeated",
+    )
+    parser.add_argument(
+        "--max-requests",
+        type=_count(0),
+        metavar="N",
+        help="replace a worker that has served N requests; 0 = never (default: 0)",
+    )
+    parser.add_argument("--user", metavar="USER", help="run as USER, where root starts")
+    parser.add_argument("--group", metavar="GROUP", help="run as GROUP, where root starts")
+    parser.add_argument(
+        "--title-prefix", metavar="TEXT", help="what ps shows in front of a process's title"
+    )
     parser.add_argument("--chdir", metavar="DIR", help="change to DIR before loading anything")
     parser.add_argument(
         "--pythonpath", metavar="DIRS", help="look for modules there first; separated by commas"
@@ -189,6 +234,29 @@ def _declare_limits(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _declare_responses(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--add-header",
+        action="append",
+        type=_header,
+        metavar="NAME:VALUE",
+        help="add a header to each answer of the application; may be repeated",
+    )
+    parser.add_argument(
+        "--remove-header",
+        action="append",
+        metavar="NAME",
+        help="take a header out of each answer of the application; may be repeated",
+    )
+    parser.add_argument(
+        "--static-map",
+        action="append",
+        type=_mapping,
+        metavar="/PREFIX=DIR",
+        help="send files below DIR; where there is none, the application answers; may be repeated",
+    )
+
+
 def _declare_tls(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--certfile", metavar="FILE", help="PEM certificate chain: serve TLS")
     parser.add_argument("--keyfile", metavar="FILE", help="PEM private key of the certificate")
@@ -200,6 +268,33 @@ def _declare_tls(parser: argparse.ArgumentParser) -> None:
 
 
 def _declare_logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-file", metavar="FILE", help="send stdout and stderr there")
+    parser.add_argument("--log-file-mode", type=_octal, metavar="MODE", help="octal")
+    parser.add_argument(
+        "--log-file-owner", metavar="USER[:GROUP]", help="owner of --log-file, where root starts"
+    )
+    parser.add_argument("--no-access-log", action="store_true", help="no line for a request")
+    parser.add_argument(
+        "--no-access-log-for",
+        action="append",
+        type=_pattern,
+        metavar="FIELD=REGEX",
+        help="no line for requests whose user-agent, client, host, path or uri matches; may be "
+        "repeated",
+    )
+    parser.add_argument(
+        "--access-log-status",
+        type=_statuses,
+        metavar="CLASSES",
+        help="lines for these statuses alone, for example 4xx,5xx",
+    )
+    parser.add_argument(
+        "--stats",
+        type=address.parse,
+        metavar="ADDRESS",
+        help="tell statistics there, in the JSON of uWSGI's stats server",
+    )
+    parser.add_argument("--stats-http", action="store_true", help="... as an answer of HTTP")
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="info")
     parser.add_argument("--log-config", metavar="FILE", help="logging configuration (INI)")
     parser.add_argument(
@@ -287,6 +382,43 @@ def _octal(text: str) -> int:
     if not 0 <= mode <= 0o777:
         raise argparse.ArgumentTypeError(f"{text!r} is no octal mode from 0 to 777")
     return mode
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not re.fullmatch(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME:VALUE of a header")
+    if not value.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} has control characters in its value")
+    return name, value.strip()
+
+
+def _mapping(text: str) -> tuple[str, str]:
+    prefix, equals, directory = text.partition("=")
+    if not equals or not directory or not prefix.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no /PREFIX=DIR")
+    return prefix, directory
+
+
+def _pattern(text: str) -> tuple[str, re.Pattern[str]]:
+    field, equals, expression = text.partition("=")
+    if not equals or field not in FIELDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no FIELD=REGEX with a field of {', '.join(FIELDS)}"
+        )
+    try:
+        return field, re.compile(expression)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(
+            f"{expression!r} is no regular expression: {error}"
+        ) from None
+
+
+def _statuses(text: str) -> tuple[str, ...]:
+    found = tuple(word.strip().lower().removesuffix("xx") for word in text.split(","))
+    if not all(word in ("1", "2", "3", "4", "5") for word in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of 1xx to 5xx, for example 4xx,5xx")
+    return found
 
 
 def _assignment(text: str) -> tuple[str, str]:

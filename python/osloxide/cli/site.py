@@ -96,6 +96,7 @@ def site_service(
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda application: application,
     on_start: Callable[[], object] = lambda: None,
     on_reset: Callable[[], object] = lambda: None,
+    on_interrupted: Callable[[], object] = lambda: None,
     on_stopped: Callable[[], object] = lambda: None,
     reloader: Reloader | None = None,
 ) -> Any:
@@ -104,6 +105,7 @@ def site_service(
     :param wrap: what stands between the servers and the application.
     :param on_start: called in a process that is to serve, before the application is loaded.
     :param on_reset: called in the parent, or the process that serves alone, on SIGHUP.
+    :param on_interrupted: called in a process that leaves while it loads the application.
     :param on_stopped: called in a process that served, when the last request was answered.
     :param reloader: watches what was loaded.
     """
@@ -144,6 +146,7 @@ def site_service(
             """
             if self._is_loading:
                 LOG.info("told to stop while %s is being loaded; leaving at once", site.text)
+                on_interrupted()
                 leave(0)
 
         def stop(self, *_args: object) -> None:

@@ -19,6 +19,10 @@ from osloxide.launch import scoreboard
 LOG = logging.getLogger(__name__)
 
 
+prefix = ""
+"""What stands in front of every title."""
+
+
 def of_supervisor() -> None:
     """Show this process as the parent of workers."""
     _show(f"osloxide: supervisor of {scoreboard.program_name()}")
@@ -36,7 +40,7 @@ def _show(role: str) -> None:
         return
     try:
         comm = Path("/proc/self/comm").read_text().rstrip("\n")
-        setproctitle.setproctitle(f"{role} [{' '.join(sys.orig_argv)}]")
+        setproctitle.setproctitle(f"{prefix}{role} [{' '.join(sys.orig_argv)}]")
         setproctitle.setthreadtitle(comm)  # the call above has changed that too
     except Exception:
         LOG.debug("The process title could not be set", exc_info=True)

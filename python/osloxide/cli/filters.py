@@ -1,0 +1,191 @@
+"""What stands between the server and the application of ``osloxide serve``.
+
+Owns headers that are added or taken out, files of ``--static-map``, requests that the access log
+leaves out, and the count after which a worker is replaced. An application for which none of this is
+asked is called by the server itself.
+
+Rules: PEP 3333 (middleware; ``wsgi.file_wrapper``), RFC 9110 (conditional requests).
+"""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+import os
+import re
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+
+    Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+FIELDS = {
+    "user-agent": "HTTP_USER_AGENT",
+    "client": "REMOTE_ADDR",
+    "host": "HTTP_HOST",
+    "path": "PATH_INFO",
+    "uri": "PATH_INFO",
+}
+"""What ``--no-access-log-for`` looks at, and the keys of the environ."""
+
+_request = threading.local()
+"""Of the request that this thread handles: whether the log leaves it out, and its input."""
+
+
+def current_input() -> Any:
+    """``wsgi.input`` of the request that this thread handles, or None."""
+    return getattr(_request, "input", None)
+
+
+class Filters:
+    """Made before the fork, from the options of the command.
+
+    :param keeps_input: whether :func:`current_input` is asked for.
+    """
+
+    def __init__(self, options: argparse.Namespace, *, keeps_input: bool) -> None:
+        self._added: list[tuple[str, str]] = options.add_header or []
+        self._removed = {name.lower() for name in options.remove_header or ()}
+        self._static = [StaticMap(*pair) for pair in options.static_map or ()]
+        self._silent: list[tuple[str, re.Pattern[str]]] = options.no_access_log_for or []
+        self._statuses: tuple[str, ...] | None = options.access_log_status
+        self._keeps_input = keeps_input
+        self._most = options.max_requests or 0
+        self._count = 0
+
+    def restrict_log(self, logger: logging.Logger) -> None:
+        """Leave out of the access log what is to be left out."""
+        if self._silent or self._statuses:
+            logger.addFilter(_is_wanted)
+
+    def wrap(self, application: Application) -> Application:
+        """The application as the server calls it."""
+        has_work = (
+            self._added
+            or self._removed
+            or self._static
+            or self._silent
+            or self._statuses
+            or self._keeps_input
+            or self._most
+        )
+        if not has_work:
+            return application
+
+        def filtered(
+            environ: dict[str, Any], start_response: Callable[..., Any]
+        ) -> Iterable[bytes]:
+            _request.input = environ["wsgi.input"]
+            _request.is_silent = any(
+                pattern.search(_field(environ, name)) for name, pattern in self._silent
+            )
+            if self._most:
+                self._count_request()
+            respond = self._responder(start_response, _request.is_silent)
+            for mapped in self._static:
+                if (found := mapped.answer(environ, respond)) is not None:
+                    return found
+            return application(environ, respond)
+
+        return filtered
+
+    def _responder(self, start_response: Callable[..., Any], is_silent: bool) -> Callable[..., Any]:
+        if not (self._added or self._removed or self._statuses):
+            return start_response
+
+        def respond(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            if self._statuses is not None:
+                _request.is_silent = is_silent or not status.startswith(self._statuses)
+            if self._removed:
+                headers = [pair for pair in headers if pair[0].lower() not in self._removed]
+            return start_response(status, [*headers, *self._added], *exc_info)
+
+        return respond
+
+    def _count_request(self) -> None:
+        # Two threads may read the same count; then a worker serves one request more.
+        self._count += 1
+        if self._count == self._most:
+            logging.getLogger("osloxide.serve").info(
+                "process %d has served %d requests and is replaced", os.getpid(), self._count
+            )
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StaticMap:
+    """Files below a directory, under a prefix of the path.
+
+    :param prefix: begins with a slash; ``/static`` holds for ``/static/a``, not for ``/statics``.
+    :param directory: nothing outside of it is ever sent, whatever links lie in it.
+    """
+
+    def __init__(self, prefix: str, directory: str) -> None:
+        self._prefix = prefix.rstrip("/") + "/"
+        self._directory = os.path.realpath(directory)
+
+    def answer(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes] | None:
+        """Send the file that the request names; None when there is none: the application's turn."""
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD") or not path.startswith(self._prefix):
+            return None
+        # PEP 3333: bytes of the path, decoded as Latin-1.
+        relative = os.fsdecode(path[len(self._prefix) :].encode("latin-1", "replace"))
+        descriptor = self.open(relative)
+        if descriptor is None:
+            return None
+        status = os.fstat(descriptor)
+        kind, encoding = mimetypes.guess_type(relative)
+        modified = formatdate(status.st_mtime, usegmt=True)
+        headers = [("Last-Modified", modified)]
+        if environ.get("HTTP_IF_MODIFIED_SINCE") == modified:
+            os.close(descriptor)
+            start_response("304 Not Modified", headers)
+            return []
+        headers.append(("Content-Type", kind or "application/octet-stream"))
+        headers.append(("Content-Length", str(status.st_size)))
+        if encoding is not None:
+            headers.append(("Content-Encoding", encoding))
+        start_response("200 OK", headers)
+        if environ["REQUEST_METHOD"] == "HEAD":
+            os.close(descriptor)
+            return []
+        found: Iterable[bytes] = environ["wsgi.file_wrapper"](os.fdopen(descriptor, "rb"))
+        return found
+
+    def open(self, relative: str) -> int | None:
+        """A descriptor of the regular file *relative*, or None."""
+        if "\0" in relative or ".." in relative.split("/"):
+            return None
+        try:
+            descriptor = os.open(
+                os.path.join(self._directory, relative.lstrip("/")),
+                os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY,
+            )
+        except OSError:
+            return None
+        # Asked of what was opened: a link that is replaced after a check has no effect.
+        place = os.path.realpath(f"/proc/self/fd/{descriptor}")
+        inside = place.startswith(self._directory.rstrip("/") + "/")
+        if inside and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        return None
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.INFO or not getattr(_request, "is_silent", False)
+
+
+def _field(environ: dict[str, Any], name: str) -> str:
+    text: str = environ.get(FIELDS[name], "")
+    if name == "uri" and environ.get("QUERY_STRING"):
+        return f"{text}?{environ['QUERY_STRING']}"
+    return text

@@ -1,0 +1,167 @@
+"""``osloxide uwsgi``: what uWSGI starts from a command line and ini files, started by osloxide.
+
+Owns uWSGI's own command line, and what is printed of a translation. The language is
+osloxide.cli.uwsgi.reader's, the options are osloxide.cli.uwsgi.options', and what runs in the end
+is ``osloxide serve`` with the command line that osloxide.cli.uwsgi.translation made.
+
+Rules: uWSGI 2.0's getopt_long(3) use: options first, then files, wherever they stand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from osloxide.cli import serve, serve_options
+from osloxide.cli.errors import CommandError
+from osloxide.cli.uwsgi import options
+from osloxide.cli.uwsgi.options import Kind
+from osloxide.cli.uwsgi.reader import COMMAND_LINE, VERSION, Reader
+from osloxide.cli.uwsgi.translation import Row, Translation, unknown
+
+_USAGE = """\
+usage: osloxide uwsgi [OPTION ...] [FILE.ini[:SECTION] ...]
+       osloxide uwsgi --explain [OPTION ...] [FILE.ini ...]
+       osloxide uwsgi --reload PIDFILE | --stop PIDFILE
+
+Takes uWSGI's command line and ini files and serves the application that they name. --explain prints
+what becomes of each option, and the osloxide serve command that is equal. Options: docs/uwsgi.md.
+"""
+
+_SIGNALS = {"reload": signal.SIGHUP, "stop": signal.SIGTERM}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what uWSGI would do with *arguments*; returns the exit status.
+
+    :raises CommandError: an option is unknown or refused, or a file cannot be used.
+    """
+    reader = Reader()
+    files: list[str] = []
+    wants_table = False
+    words = iter(arguments)
+    for word in words:
+        if word in ("-h", "--help", "--usage"):
+            print(_USAGE, end="")
+            return 0
+        if word == "--version":
+            print(VERSION)
+            return 0
+        if word == "--explain":
+            wants_table = True
+            continue
+        if not word.startswith("-") or word == "-":
+            files.append(word)
+            continue
+        name, value = _option(word, words)
+        if name in _SIGNALS:
+            return _send(name, value)
+        reader.add(name, value, COMMAND_LINE)
+    for file in files:
+        if not file.endswith(".ini") and ".ini:" not in file:
+            raise CommandError(
+                f"{file}: no ini file; give it by --ini, or name the option it is for"
+            )
+        reader.read(file, COMMAND_LINE)
+    if not reader.settings:
+        raise CommandError("no option and no ini file was given; see osloxide uwsgi --help")
+    translation = Translation.of(reader)
+    if wants_table:
+        return _explain(translation)
+    return _serve(translation, reader)
+
+
+def _option(word: str, rest: object) -> tuple[str, str]:
+    """Name and value of one option of the command line."""
+    name, equals, value = word.lstrip("-").partition("=")
+    if not word.startswith("--"):
+        letter = word[1]
+        if letter not in options.SHORT:
+            raise CommandError(f"{COMMAND_LINE}: option -{letter} is unknown")
+        name, value = options.SHORT[letter], word[2:]
+        equals = value
+    option = options.find(name)
+    if option is None and name not in _SIGNALS:
+        raise CommandError(f"{COMMAND_LINE}: option {name}: {unknown(name)}")
+    takes = Kind.VALUE if option is None else option.kind
+    if equals or takes is not Kind.VALUE:
+        return name, value
+    try:
+        return name, str(next(rest))  # type: ignore[call-overload]
+    except StopIteration:
+        raise CommandError(f"{COMMAND_LINE}: option --{name} needs a value") from None
+
+
+def _serve(translation: Translation, reader: Reader) -> int:
+    line = translation.command_line()
+    parser = argparse.ArgumentParser(prog="osloxide uwsgi", usage=argparse.SUPPRESS)
+    serve_options.declare(parser)
+    chosen = parser.parse_args(line)
+    chosen.uwsgi_option = [(it.name, it.value) for it in reader.settings]
+    return serve.main(chosen)
+
+
+def _explain(translation: Translation) -> int:
+    """Print the table and the equal command; 1 when something is refused."""
+    rows = translation.rows
+    source = max((len(row.setting.source) for row in rows), default=0)
+    name = max((len(_shown(row)) for row in rows), default=0)
+    print(f"{'WHERE':{source}}  {'OPTION':{name}}  {'OSLOXIDE':8}  WHAT IT DOES")
+    for row in rows:
+        print(f"{row.setting.source:{source}}  {_shown(row):{name}}  {row.verdict:8}  {row.text}")
+    print()
+    print(shlex.join(["osloxide", "serve", *translation.command_line(is_complete=False)]))
+    return 1 if translation.problems else 0
+
+
+def _shown(row: Row) -> str:
+    text = f"{row.setting.name} = {row.setting.value}" if row.setting.value else row.setting.name
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _send(name: str, path: str) -> int:
+    """Send a signal to the process that a pid file names.
+
+    :raises CommandError: there is no such file or process, or it is no launcher of osloxide.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        raise CommandError(f"--{name} {path}: {error.strerror}; is the service running?") from error
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise CommandError(f"--{name} {path}: holds {text[:40]!r}, which is no process id")
+    pid = int(text)
+    if not _is_launcher(pid):
+        raise CommandError(
+            f"--{name} {path}: process {pid} is no service of osloxide; the file is an old one"
+        )
+    try:
+        os.kill(pid, _SIGNALS[name])
+    except PermissionError as error:
+        raise CommandError(
+            f"--{name} {path}: process {pid} belongs to another user; run this as that user"
+        ) from error
+    except ProcessLookupError as error:
+        raise CommandError(f"--{name} {path}: process {pid} has ended") from error
+    return 0
+
+
+def _is_launcher(pid: int) -> bool:
+    """Whether *pid* has a scoreboard; True where this user may not look."""
+    try:
+        descriptors = list(os.scandir(f"/proc/{pid}/fd"))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        try:
+            if os.readlink(descriptor.path).startswith("/memfd:osloxide-scoreboard"):
+                return True
+        except OSError:
+            continue
+    return False

@@ -1,0 +1,347 @@
+"""uWSGI's configuration language: a command line and ini files become a list of settings.
+
+Owns sections, comments, magic variables (``%n``), placeholders (``%(name)``), environment
+(``$(NAME)``), files (``@(path)``), includes, conditions and loops. Knows what no option means; that
+is osloxide.cli.uwsgi.options' part.
+
+Rules: uWSGI 2.0's documentation ("Configuring uWSGI", "Configuration logic", "Placeholders"), and
+its behaviour where that is silent: a value is the rest of its line, semicolons included.
+"""
+
+from __future__ import annotations
+
+import glob
+import grp
+import os
+import pwd
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from osloxide.cli.errors import CommandError
+
+VERSION = "2.0.31"
+"""The version of uWSGI whose language and module this is."""
+
+COMMAND_LINE = "command line"
+_SECTION = "uwsgi"
+_INCLUDES = ("ini", "include", "inherit")
+_PLACEHOLDERS = ("set", "set-ph", "set-placeholder")
+_STEPS = ("++", "--")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One option as it was given, its value expanded.
+
+    :param value: blank where none was given.
+    :param source: ``FILE:LINE`` or ``command line``.
+    """
+
+    name: str
+    value: str
+    source: str
+
+    def refuse(self, problem: str) -> CommandError:
+        """An error about this setting."""
+        return CommandError(f"{self.source}: {self.name} = {self.value}: {problem}")
+
+
+class _Line(NamedTuple):
+    number: int
+    key: str
+    value: str
+
+
+class Reader:
+    """Collects settings in the order in which uWSGI would apply them.
+
+    :ivar settings: all of them, includes and placeholders among them.
+    :ivar used: names that a placeholder asked for.
+    """
+
+    def __init__(self) -> None:
+        self.settings: list[Setting] = []
+        self.used: set[str] = set()
+        self._open: list[str] = []
+        self._first = ""
+        self._began = time.time()
+
+    def add(self, name: str, value: str, source: str) -> None:
+        """Take one option, as from a command line.
+
+        :raises CommandError: it includes a file that cannot be used.
+        """
+        self._take(name, value, source, "")
+
+    def read(self, text: str, source: str, including: str = "") -> None:
+        """Take all settings of ``FILE`` or ``FILE:SECTION``.
+
+        :param source: where the file is asked for.
+        :param including: the file that asks for it; ``:SECTION`` is one of that.
+        :raises CommandError: the file cannot be read, includes itself, or lacks the section.
+        """
+        path, section = _split(text)
+        path = path or including
+        where = f"{os.path.abspath(path)}:{section}"
+        if where in self._open:
+            names = " -> ".join([*self._open[self._open.index(where) :], where])
+            raise CommandError(f"{source}: circular include: {names}; remove one of them")
+        try:
+            content = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise CommandError(
+                f"{source}: cannot read {path}: {error.strerror}; name an ini file"
+            ) from error
+        self._first = self._first or path
+        lines, sections = self._lines(path, content, section)
+        if section not in sections:
+            known = ", ".join(f"[{name}]" for name in sections) or "none"
+            raise CommandError(
+                f"{path} has no section [{section}] (it has: {known}); rename the section, or name "
+                f"another one with {path}:SECTION"
+            )
+        self._open.append(where)
+        self._run(lines, path)
+        self._open.pop()
+
+    def _lines(self, path: str, content: str, section: str) -> tuple[list[_Line], list[str]]:
+        """The lines of *section*, and the names of all sections."""
+        magic = self._magic(path, section)
+        lines: list[_Line] = []
+        sections: list[str] = []
+        # Not splitlines(): a value may hold a form feed.
+        for number, raw in enumerate(content.split("\n"), 1):
+            text = _substituted(raw, magic).strip()
+            if not text or text[0] in ";#":
+                continue
+            if text[0] == "[":
+                if not text.endswith("]"):
+                    raise CommandError(f"{path}:{number}: {text} opens no section; write [uwsgi]")
+                sections.append(text[1:-1])
+                continue
+            if sections and sections[-1] == section:
+                key, _, value = text.partition("=")
+                lines.append(_Line(number, key.strip(), value.strip()))
+        return lines, sections
+
+    # ---- conditions and loops
+
+    def _run(self, lines: list[_Line], path: str, item: str | None = None) -> None:
+        rest = iter(lines)
+        for line in rest:
+            source = f"{path}:{line.number}"
+            if line.key == "for" or line.key.startswith("for-"):
+                block = _block(rest, line, source, "for", ("endfor", "end-for"))
+                for each in self._items(line, source):
+                    self._run(block, path, each)
+            elif line.key.startswith("if-"):
+                block = _block(rest, line, source, "if-", ("endif", "end-if"))
+                value = self._expanded(line.value, item)
+                holds, matched = self._test(line.key, value, source)
+                if holds:
+                    self._run(block, path, matched if item is None else item)
+            elif line.key in ("endif", "end-if", "endfor", "end-for"):
+                raise CommandError(f"{source}: {line.key} ends nothing; remove it")
+            else:
+                self._take(line.key, self._expanded(line.value, item), source, path)
+
+    def _items(self, line: _Line, source: str) -> list[str]:
+        value = self._expanded(line.value, None)
+        if line.key == "for":
+            return value.split()
+        if line.key == "for-glob":
+            return sorted(glob.glob(value))
+        if line.key == "for-times" and value.isdigit():
+            return [str(number) for number in range(1, int(value) + 1)]
+        if line.key == "for-readline":
+            return [text.rstrip("\n") for text in _read(value, source).splitlines()]
+        raise CommandError(f"{source}: {line.key} = {value}: no such loop; use for or for-glob")
+
+    def _test(self, key: str, value: str, source: str) -> tuple[bool, str]:
+        """Whether a condition holds, and what ``%(_)`` means below it."""
+        wanted = not key.startswith("if-not-")
+        kind = key.removeprefix("if-not-" if not wanted else "if-")
+        name, equals, expected = value.partition("=")
+        if kind in ("env", "opt"):
+            found = os.environ.get(name) if kind == "env" else self._value_of(name)
+            holds = found is not None and (not equals or found == expected)
+            return holds is wanted, found or ""
+        tests: dict[str, Callable[[], bool]] = {
+            "exists": lambda: os.path.exists(value),
+            "file": lambda: os.path.isfile(value),
+            "dir": lambda: os.path.isdir(value),
+            "directory": lambda: os.path.isdir(value),
+            "reload": lambda: False,
+            "hostname": lambda: socket.gethostname() == value,
+            "plugin": lambda: value in ("python", "python3", "http"),
+        }
+        if kind not in tests:
+            raise CommandError(
+                f"{source}: {key} is a condition that osloxide does not know; known are if-env, "
+                f"if-opt, {', '.join(f'if-{name}' for name in tests)}, and if-not-..."
+            )
+        return tests[kind]() is wanted, value
+
+    # ---- settings and placeholders
+
+    def _take(self, name: str, value: str, source: str, path: str) -> None:
+        if source == COMMAND_LINE:
+            value = self._expanded(value, None)
+        setting = Setting(name, value, source)
+        self.settings.append(setting)
+        if name in _PLACEHOLDERS:
+            inner, equals, text = value.partition("=")
+            if not equals or not inner:
+                raise setting.refuse("is no NAME=VALUE")
+            self.used.add(inner)
+            self.settings.append(Setting(inner, text, source))
+        elif name in _INCLUDES:
+            self.read(value, source, path)
+
+    def _value_of(self, name: str) -> str | None:
+        return next((it.value for it in self.settings if it.name == name), None)
+
+    def _expanded(self, text: str, item: str | None) -> str:
+        def placeholder(match: re.Match[str]) -> str:
+            inner = match[1]
+            if inner == "_" and item is not None:
+                return item
+            found = self._value_of(inner)
+            self.used.add(inner)
+            if found is None:
+                found = self._calculated(inner)
+            return match[0] if found is None else found
+
+        text = re.sub(r"%\(([^()]*)\)", placeholder, text)
+        text = re.sub(r"\$\(([^()]*)\)", lambda match: os.environ.get(match[1], match[0]), text)
+        return re.sub(r"@\(([^()]*)\)", lambda match: _read(match[1], match[0]).strip("\n"), text)
+
+    def _calculated(self, formula: str) -> str | None:
+        """``a + 3``: from left to right, without precedence, whole numbers."""
+        words = formula.split()
+        if len(words) < 2:
+            return None
+        total = self._number(words[0])
+        rest = iter(words[1:])
+        for operator in rest:
+            if total is None:
+                return None
+            if operator in _STEPS:
+                total += 1 if operator == "++" else -1
+                continue
+            operand = self._number(next(rest, ""))
+            if operand is None or operator not in "+-*/" or (operator == "/" and not operand):
+                return None
+            total = {
+                "+": total + operand,
+                "-": total - operand,
+                "*": total * operand,
+                "/": total // operand if operand else 0,
+            }[operator]
+        return str(total)
+
+    def _number(self, word: str) -> int | None:
+        self.used.add(word)
+        found = self._value_of(word)
+        text = word if found is None else found
+        return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+    def _magic(self, path: str, section: str) -> dict[str, str]:
+        """What ``%`` and a letter mean in *path*."""
+        full = os.path.abspath(path)
+        first = os.path.abspath(self._first or path)
+        found = {
+            "%": "%",
+            "[": "\x1b",
+            "b": "uwsgi",
+            "o": path,
+            "O": self._first or path,
+            "x": section,
+            "X": section,
+            "h": socket.gethostname(),
+            "k": str(os.cpu_count() or 1),
+            "t": str(int(self._began)),
+            "T": str(int(self._began * 1_000_000)),
+            "u": str(os.getuid()),
+            "g": str(os.getgid()),
+            "U": _name(lambda: pwd.getpwuid(os.getuid()).pw_name, os.getuid()),
+            "G": _name(lambda: grp.getgrgid(os.getgid()).gr_name, os.getgid()),
+            "v": os.getcwd(),
+            "V": VERSION,
+        }
+        for letters, file in (("psdencj", full), ("PSDENCJ", first)):
+            directory, base = os.path.split(file)
+            stem, dot, extension = base.rpartition(".")
+            values = (
+                file,
+                base,
+                directory.rstrip("/") + "/",
+                extension if dot else "",
+                stem if dot else base,
+                os.path.basename(directory),
+                f"{_djb33x(file):X}",
+            )
+            found.update(zip(letters, values, strict=True))
+        for index, name in enumerate(os.path.dirname(full).strip("/").split("/")[:10]):
+            found[str(index)] = name
+        try:
+            found["i"] = str(os.stat(full).st_ino)
+        except OSError:
+            found["i"] = "0"
+        return found
+
+
+def _split(text: str) -> tuple[str, str]:
+    """``FILE`` and section of ``FILE:SECTION``."""
+    if os.path.isfile(text):
+        return text, _SECTION
+    path, colon, section = text.rpartition(":")
+    return (path, section) if colon and section else (text, _SECTION)
+
+
+def _substituted(line: str, magic: dict[str, str]) -> str:
+    # "%(" begins a placeholder and stays; a letter without a meaning vanishes, as in uWSGI.
+    return re.sub(r"%([^(])", lambda match: magic.get(match[1], ""), line)
+
+
+def _block(
+    rest: Iterator[_Line], opening: _Line, source: str, prefix: str, ends: tuple[str, ...]
+) -> list[_Line]:
+    """The lines up to the end of a condition or loop."""
+    found: list[_Line] = []
+    depth = 0
+    for line in rest:
+        if line.key in ends:
+            if depth == 0:
+                return found
+            depth -= 1
+        elif line.key.startswith(prefix):
+            depth += 1
+        found.append(line)
+    raise CommandError(f"{source}: {opening.key} has no {ends[0]}; add the line {ends[0]} =")
+
+
+def _read(path: str, source: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise CommandError(f"{source}: cannot read {path}: {error.strerror}") from error
+
+
+def _name(look_up: Callable[[], str], number: int) -> str:
+    try:
+        return look_up()
+    except KeyError:
+        return str(number)
+
+
+def _djb33x(text: str) -> int:
+    value = 5381
+    for byte in os.fsencode(text):
+        value = ((value << 5) + value ^ byte) & 0xFFFFFFFF
+    return value

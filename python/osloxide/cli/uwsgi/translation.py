@@ -1,0 +1,443 @@
+"""From uWSGI's settings to the command line of ``osloxide serve`` that means the same.
+
+Owns the conversion of each value, and what several options mean together. Reads no file and starts
+nothing: the result is a list of words, which ``osloxide serve`` checks as if a user had typed them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from osloxide.cli.errors import CommandError
+from osloxide.cli.uwsgi import options
+from osloxide.cli.uwsgi.options import Kind, Verdict
+from osloxide.cli.uwsgi.reader import Reader, Setting
+
+_FALSE = ("false", "off", "no", "0")
+_CALLED = "uwsgi"
+"""What an application that uWSGI started finds in ``sys.argv[0]``."""
+
+_LOG_VARIABLES = {
+    "addr": "%(client_ip)s",
+    "status": "%(status_code)s",
+    "rsize": "%(body_length)s",
+    "size": "%(body_length)s",
+    "secs": "%(wall_seconds)s",
+    "ltime": "%(date_time)s",
+    "ctime": "%(date_time)s",
+}
+_REQUEST_LINE = "%(method) %(uri) %(proto)"
+
+_ROUTED = {
+    "route-user-agent": "user-agent",
+    "route-uri": "uri",
+    "route": "path",
+    "route-remote-addr": "client",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What becomes of one setting."""
+
+    setting: Setting
+    verdict: str
+    text: str
+
+
+@dataclass
+class Translation:
+    """Collects what the settings say.
+
+    :ivar rows: one for each setting, in their order.
+    :ivar problems: what keeps the service from being started.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    problems: list[CommandError] = field(default_factory=list)
+    _words: list[str] = field(default_factory=list)
+    _single: dict[str, str] = field(default_factory=dict)
+    _applications: dict[str, str] = field(default_factory=dict)
+    _attribute: str = ""
+    _sockets: list[tuple[str, str]] = field(default_factory=list)
+    _addresses: list[tuple[str, str]] = field(default_factory=list)
+    _tls: tuple[str, ...] = ()
+    _timeouts: dict[str, str] = field(default_factory=dict)
+    _threads: str = "1"
+    _ids: dict[str, str] = field(default_factory=dict)
+    _is_abstract: bool = False
+    _logs_as_user: bool = False
+
+    @classmethod
+    def of(cls, reader: Reader) -> Translation:
+        """Translate all settings; problems are collected, not raised."""
+        made = cls()
+        for setting in reader.settings:
+            made._take(setting, setting.name in reader.used)
+        return made
+
+    def command_line(self, *, is_complete: bool = True) -> list[str]:
+        """The words behind ``osloxide serve``.
+
+        :param is_complete: whether application and address must be there; else a word in capitals
+            stands for what another file, or the command line, is to give.
+        :raises CommandError: the settings cannot be honoured; the first problem.
+        """
+        if self.problems and is_complete:
+            raise self.problems[0]
+        application, listeners = self._application(), self._listeners()
+        if is_complete and not application:
+            raise CommandError(
+                "no application: give module = PACKAGE.MODULE:APP, wsgi-file = SCRIPT or "
+                "paste = config:FILE"
+            )
+        if is_complete and not listeners and "LISTEN_FDS" not in os.environ:
+            raise CommandError(
+                "no address to listen on: give http-socket, https-socket or socket = HOST:PORT"
+            )
+        if not is_complete and not listeners:
+            listeners = ["--bind", "ADDRESS"]
+        words = [application or "APPLICATION", *listeners, "--threads", self._threads]
+        words += ["--program", _CALLED, "--uwsgi-module"]
+        if "http-timeout" in self._timeouts:
+            self._single["--client-timeout"] = self._timeouts["http-timeout"]
+        elif "socket-timeout" in self._timeouts:
+            self._single["--client-timeout"] = self._timeouts["socket-timeout"]
+        if self._logs_as_user and "--log-file-owner" not in self._single and self._ids:
+            owner = self._ids.get("uid", ""), self._ids.get("gid", "")
+            self._single["--log-file-owner"] = ":".join(owner).rstrip(":")
+        for name, value in self._single.items():
+            if not value:
+                words.append(name)
+            elif value.startswith("-"):
+                words.append(f"{name}={value}")
+            else:
+                words += [name, value]
+        return [*words, *self._words]
+
+    # ---- one setting
+
+    def _take(self, setting: Setting, is_variable: bool) -> None:
+        option = options.find(setting.name)
+        if option is None and is_variable:
+            self._row(setting, "honoured", "a variable of the file's own; uwsgi.opt has it")
+            self._variable(setting)
+            return
+        if option is None:
+            self._problem(setting, unknown(setting.name))
+            return
+        if option.kind is Kind.FLAG and setting.value.lower() in _FALSE:
+            self._row(setting, option.verdict.value, f"off: {option.text}")
+            return
+        if option.verdict is Verdict.REFUSED:
+            self._problem(setting, f"osloxide does not offer this; {option.text}")
+            return
+        if option.verdict is Verdict.HONOURED:
+            rule: Callable[[Setting], None] = getattr(self, f"_{option.rule}")
+            try:
+                rule(setting)
+            except CommandError as error:
+                self.problems.append(error)
+                self._row(setting, "refused", str(error).rpartition(": ")[2])
+                return
+        self._row(setting, option.verdict.value, option.text)
+
+    def _row(self, setting: Setting, verdict: str, text: str) -> None:
+        self.rows.append(Row(setting, verdict, text))
+
+    def _problem(self, setting: Setting, text: str) -> None:
+        self.problems.append(CommandError(f"{setting.source}: option {setting.name}: {text}"))
+        self._row(setting, "refused", text)
+
+    # ---- rules: the application
+
+    def _module(self, setting: Setting) -> None:
+        self._applications["module"] = setting.value
+
+    def _wsgi_file(self, setting: Setting) -> None:
+        self._applications["file"] = setting.value
+
+    def _paste(self, setting: Setting) -> None:
+        text = setting.value
+        self._applications["paste"] = text if text.startswith("config:") else f"config:{text}"
+
+    def _ini_paste(self, setting: Setting) -> None:
+        self._applications["paste"] = f"config:{setting.value}"
+
+    def _callable(self, setting: Setting) -> None:
+        self._attribute = setting.value
+
+    def _application(self) -> str:
+        for kind in ("module", "file", "paste"):
+            if (found := self._applications.get(kind)) is None:
+                continue
+            if kind == "paste" or not self._attribute:
+                return f"./{found}" if kind == "file" and "/" not in found else found
+            return f"{found.partition(':')[0] if kind == 'module' else found}:{self._attribute}"
+        return ""
+
+    def _pyargv(self, setting: Setting) -> None:
+        self._single["--pyargv"] = setting.value
+
+    def _pythonpath(self, setting: Setting) -> None:
+        before = self._single.get("--pythonpath")
+        self._single["--pythonpath"] = f"{before},{setting.value}" if before else setting.value
+
+    def _venv(self, setting: Setting) -> None:
+        self._single["--venv"] = os.path.abspath(setting.value)
+
+    def _chdir(self, setting: Setting) -> None:
+        self._single["--chdir"] = setting.value
+
+    def _env(self, setting: Setting) -> None:
+        if "=" not in setting.value.lstrip("="):
+            raise setting.refuse("is no NAME=VALUE")
+        self._words.append(f"--env={setting.value}")
+
+    def _unenv(self, setting: Setting) -> None:
+        self._words.append(f"--unset-env={setting.value}")
+
+    def _variable(self, setting: Setting) -> None:
+        self._words.append(f"--uwsgi-option={setting.name}={setting.value}")
+
+    def _name(self, setting: Setting) -> None:
+        self._single["--name"] = setting.value
+
+    def _include(self, setting: Setting) -> None:
+        """Done by the reader."""
+
+    # ---- rules: addresses
+
+    def _http(self, setting: Setting) -> None:
+        self._addresses.append(("http", _address(setting)))
+
+    def _https(self, setting: Setting) -> None:
+        place, *files = setting.value.split(",")
+        if len(files) < 2:
+            raise setting.refuse("names no certificate and key; give ADDRESS,CERTIFICATE,KEY")
+        if len(files) > 4:
+            raise setting.refuse("has more than ADDRESS,CERTIFICATE,KEY,CIPHERS,CA")
+        if self._tls and self._tls != tuple(files):
+            raise setting.refuse("has other files than the address before it; start two services")
+        self._tls = tuple(files)
+        for name, file in zip(("--certfile", "--keyfile"), files[:2], strict=True):
+            self._single[name] = os.path.abspath(file)
+        if len(files) > 2 and files[2]:
+            self._single["--ciphers"] = files[2]
+        if len(files) > 3 and files[3]:
+            # uWSGI: "!" demands what is otherwise only asked for.
+            self._single["--ca-certs"] = os.path.abspath(files[3].removeprefix("!"))
+        self._addresses.append(("https", _address(Setting(setting.name, place, setting.source))))
+
+    def _socket(self, setting: Setting) -> None:
+        self._sockets.append(("uwsgi", _address(setting)))
+
+    def _protocol(self, setting: Setting) -> None:
+        if setting.value not in ("http", "uwsgi"):
+            raise setting.refuse("is a protocol that is not spoken; give http or uwsgi")
+        self._ids["protocol"] = setting.value
+
+    def _chmod_socket(self, setting: Setting) -> None:
+        self._single["--socket-mode"] = setting.value or "666"
+
+    def _chown_socket(self, setting: Setting) -> None:
+        self._single["--socket-owner"] = setting.value
+
+    def _abstract_socket(self, _setting: Setting) -> None:
+        self._is_abstract = True
+
+    def _umask(self, setting: Setting) -> None:
+        self._single["--umask"] = setting.value
+
+    def _listen(self, setting: Setting) -> None:
+        self._single["--backlog"] = _number(setting, 1)
+
+    def _listeners(self) -> list[str]:
+        protocol = self._ids.get("protocol", "uwsgi")
+        sockets = [(protocol, place) for _, place in self._sockets]
+        words = []
+        for scheme, place in [*self._addresses, *sockets]:
+            named = place
+            if self._is_abstract and place.startswith("unix:/"):
+                named = "unix:@" + place.removeprefix("unix:")
+            words += ["--bind", f"{scheme}://{named}"]
+        return words
+
+    def _keepalive(self, setting: Setting) -> None:
+        if setting.value.lower() in _FALSE:
+            self._single["--no-keep-alive"] = ""
+
+    def _client_timeout(self, setting: Setting) -> None:
+        self._timeouts[setting.name] = _number(setting, 0)
+
+    def _buffer_size(self, setting: Setting) -> None:
+        size = _number(setting, 1)
+        self._single["--limit-request-line"] = self._single["--limit-request-field-size"] = size
+
+    def _max_vars(self, setting: Setting) -> None:
+        self._single["--limit-request-fields"] = _number(setting, 1)
+
+    # ---- rules: processes
+
+    def _master(self, _setting: Setting) -> None:
+        self._single["--master"] = ""
+
+    def _workers(self, setting: Setting) -> None:
+        self._single["--workers"] = _number(setting, 1)
+
+    def _set_threads(self, setting: Setting) -> None:
+        self._threads = _number(setting, 1)
+
+    def _harakiri(self, setting: Setting) -> None:
+        self._single["--timeout"] = _number(setting, 0)
+
+    def _mercy(self, setting: Setting) -> None:
+        self._single["--graceful-timeout"] = _number(setting, 0)
+
+    def _max_requests(self, setting: Setting) -> None:
+        self._single["--max-requests"] = _number(setting, 0)
+
+    def _touch(self, setting: Setting) -> None:
+        self._words.append(f"--touch-reload={os.path.abspath(setting.value)}")
+
+    def _autoreload(self, setting: Setting) -> None:
+        if setting.value.lower() not in _FALSE:
+            self._single["--reload"] = ""
+
+    def _pidfile(self, setting: Setting) -> None:
+        self._single["--pid"] = os.path.abspath(setting.value)
+
+    def _uid(self, setting: Setting) -> None:
+        self._ids["uid"] = self._single["--user"] = setting.value
+
+    def _gid(self, setting: Setting) -> None:
+        self._ids["gid"] = self._single["--group"] = setting.value
+
+    def _hook_master_start(self, setting: Setting) -> None:
+        if setting.value.split() != ["unix_signal:15", "gracefully_kill_them_all"]:
+            raise setting.refuse("osloxide runs no hooks; use ExecStartPre= of the service unit")
+
+    def _procname(self, setting: Setting) -> None:
+        self._single["--title-prefix"] = setting.value
+
+    def _procname_spaced(self, setting: Setting) -> None:
+        self._single["--title-prefix"] = f"{setting.value} "
+
+    # ---- rules: logs and insight
+
+    def _logto(self, setting: Setting) -> None:
+        self._single["--log-file"] = os.path.abspath(setting.value)
+        self._logs_as_user = self._logs_as_user or setting.name == "logto2"
+
+    def _logfile_chmod(self, setting: Setting) -> None:
+        self._single["--log-file-mode"] = setting.value
+
+    def _logfile_chown(self, setting: Setting) -> None:
+        if ":" in setting.value or setting.value not in ("", "true", "1"):
+            self._single["--log-file-owner"] = setting.value
+        else:
+            self._logs_as_user = True
+
+    def _logger(self, setting: Setting) -> None:
+        kind, _, path = setting.value.partition(":")
+        if kind == "stdio":
+            return
+        if kind != "file" or not path:
+            raise setting.refuse("is no logger here; give file:PATH, or osloxide's --log-config")
+        self._single["--log-file"] = os.path.abspath(path)
+
+    def _disable_logging(self, _setting: Setting) -> None:
+        self._single["--no-access-log"] = ""
+
+    def _log_status(self, setting: Setting) -> None:
+        wanted = setting.name.removeprefix("log-")
+        before = self._single.get("--access-log-status")
+        self._single["--access-log-status"] = f"{before},{wanted}" if before else wanted
+
+    def _log_format(self, setting: Setting) -> None:
+        text = setting.value.replace(_REQUEST_LINE, "\0")
+
+        def variable(match: re.Match[str]) -> str:
+            if match[1] not in _LOG_VARIABLES:
+                raise setting.refuse(
+                    f"%({match[1]}) is unknown; known are {', '.join(_LOG_VARIABLES)} and "
+                    f"{_REQUEST_LINE}"
+                )
+            return _LOG_VARIABLES[match[1]]
+
+        text = re.sub(r"%\(([^()]*)\)", variable, text.replace("%", "%%").replace("%%(", "%("))
+        self._single["--access-logformat"] = text.replace("\0", "%(request_line)s")
+
+    def _donotlog(self, setting: Setting) -> None:
+        pattern, _, action = setting.value.rpartition(" ")
+        if action.rstrip(":") != "donotlog" or not pattern.strip():
+            raise setting.refuse("osloxide routes nothing but REGEX donotlog:")
+        self._words.append(f"--no-access-log-for={_ROUTED[setting.name]}={pattern.strip()}")
+
+    def _stats(self, setting: Setting) -> None:
+        self._single["--stats"] = _address(setting)
+
+    def _stats_http(self, _setting: Setting) -> None:
+        self._single["--stats-http"] = ""
+
+    # ---- rules: responses
+
+    def _add_header(self, setting: Setting) -> None:
+        name, colon, value = setting.value.partition(":")
+        if not colon or not name.strip():
+            raise setting.refuse("is no NAME: VALUE")
+        if name.strip().lower() == "connection":
+            if value.strip().lower() != "close":
+                raise setting.refuse("osloxide keeps connections by itself; take it out")
+            self._single["--no-keep-alive"] = ""
+            return
+        self._words.append(f"--add-header={name.strip()}: {value.strip()}")
+
+    def _rem_header(self, setting: Setting) -> None:
+        if setting.value.lower() != "content-length":
+            self._words.append(f"--remove-header={setting.value}")
+
+    def _static_map(self, setting: Setting) -> None:
+        prefix, equals, directory = setting.value.partition("=")
+        if not equals or not directory or not prefix.startswith("/"):
+            raise setting.refuse("is no /PREFIX=DIRECTORY")
+        self._words.append(f"--static-map={prefix}={os.path.abspath(directory)}")
+
+
+def _number(setting: Setting, least: int) -> str:
+    text = setting.value
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise setting.refuse(f"is no whole number of at least {least}")
+    return str(int(text))
+
+
+def _address(setting: Setting) -> str:
+    """An address of uWSGI as ``--bind`` writes it."""
+    text = setting.value
+    if not text:
+        raise setting.refuse("is blank; give HOST:PORT, or the path of a unix socket")
+    if text.startswith("="):
+        raise setting.refuse("names a shared socket; give the address itself")
+    if text.startswith("fd://"):
+        return text
+    if text.startswith("@"):
+        return f"unix:{text}"
+    host, colon, port = text.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        return f"{'' if host == '*' else host}:{port}"
+    return f"unix:{os.path.abspath(text.removeprefix('unix:'))}"
+
+
+def unknown(name: str) -> str:
+    """What is said of an option that neither uWSGI nor the file knows."""
+    import difflib
+
+    near = difflib.get_close_matches(name.replace("_", "-"), options.BY_NAME, 1, 0.75)
+    hint = f"do you mean {near[0]}? " if near else ""
+    return (
+        f"is unknown; {hint}Correct it, or, where it is a variable of your own, write "
+        f"set-placeholder = {name}=VALUE"
+    )
