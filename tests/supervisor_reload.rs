@@ -107,23 +107,35 @@ fn a_storm_of_reloads_makes_two_rounds_and_leaves_one_generation() {
 }
 
 #[test]
-fn a_new_worker_that_dies_before_it_is_ready_is_retried_and_the_old_one_stays() {
+fn a_new_worker_that_dies_before_it_is_ready_is_retried_once_while_the_old_one_stays() {
     let mut rig = Rig::running(2, 60);
     rig.request(Request::Reload);
     rig.run();
 
     rig.end(102, 256);
-    assert_eq!(forks(&rig.run()), [(0, 1)]);
-    rig.end(103, 256);
-    assert!(matches!(
-        rig.run()[..],
-        [Command::Exited { .. }, Command::Backoff { slot: 0, .. }]
-    ));
-    assert_eq!(rig.sleep(), 50);
-    assert_eq!(forks(&rig.run()), [(0, 1)]);
 
+    assert_eq!(forks(&rig.run()), [(0, 1)]);
     assert_eq!(rig.signals(), []);
-    assert_eq!(rig.pids(), [100, 104, 101]);
+    assert_eq!(rig.pids(), [100, 103, 101]);
+}
+
+#[test]
+fn where_new_workers_fail_beside_the_old_one_it_leaves_first() {
+    let mut rig = Rig::running(2, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.end(102, 256);
+    rig.run();
+
+    rig.end(103, 256);
+
+    assert!(matches!(rig.run()[..], [Command::Exited { .. }]));
+    assert_eq!(rig.signals(), [(100, TERM)]);
+    rig.end(100, 0);
+    assert_eq!(forks(&rig.run()), [(0, 1)], "at once");
+    settle(&mut rig);
+    assert_eq!(rig.supervisor.phase(), Phase::Running);
+    assert_eq!(rig.pids().len(), 2);
 }
 
 #[test]
@@ -139,22 +151,18 @@ fn a_reload_while_the_round_is_stuck_acts_at_once() {
     assert_eq!(
         rig.pids(),
         [100, 101],
-        "the new worker of slot 0 waits to be retried"
+        "the old worker of slot 0 leaves first"
     );
 
     rig.request(Request::Reload); // the operator has mended the configuration
 
-    assert_eq!(
-        rig.run(),
-        [
-            Command::Reload,
-            Command::Fork {
-                group: 0,
-                slot: 0,
-                generation: 2
-            }
-        ]
-    );
+    assert_eq!(rig.run(), [Command::Reload]);
+    rig.end(100, 0);
+    assert!(rig.run().contains(&Command::Fork {
+        group: 0,
+        slot: 0,
+        generation: 2
+    }));
     settle(&mut rig);
     assert_eq!(rig.supervisor.phase(), Phase::Running);
     assert_eq!(rig.pids().len(), 2);

@@ -275,6 +275,44 @@ fn a_hung_worker_that_ignores_sigabrt_gets_sigkill_two_seconds_later_and_once() 
 }
 
 #[test]
+fn the_sigkill_of_a_hung_worker_stays_due_when_a_stop_follows() {
+    for grace in [0, 60] {
+        let mut rig = Rig::running(1, grace);
+        rig.supervisor
+            .set_worker_timeout(Duration::from_secs(8), rig.now);
+        let board = std::sync::Arc::clone(&rig.board);
+        let long_ago = osloxide::scoreboard::now() - 9_000_000_000;
+        let _stuck = board.row(0).unwrap().begin_at(long_ago);
+        rig.sleep();
+        rig.run();
+        assert_eq!(rig.signals(), [(100, ABRT)]);
+        rig.request(Request::Stop);
+        rig.run();
+        assert_eq!(rig.signals(), [(100, TERM)]);
+
+        assert_eq!(rig.sleep(), 2000);
+        rig.run();
+
+        assert_eq!(rig.signals(), [(100, KILL)]);
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_get_ready_within_the_worker_timeout_is_replaced() {
+    let mut rig = Rig::running(1, 60);
+    rig.supervisor
+        .set_worker_timeout(Duration::from_secs(8), rig.now);
+    rig.end(100, 9);
+    rig.run();
+    for _ in 0..5 {
+        rig.sleep();
+        rig.run();
+    }
+
+    assert_eq!(rig.signals(), [(101, ABRT), (101, KILL)]);
+}
+
+#[test]
 fn a_worker_that_has_ceased_to_beat_is_replaced_and_one_that_never_did_is_not() {
     let mut rig = Rig::running(2, 60);
     let timeout = Duration::from_millis(40);
@@ -334,17 +372,11 @@ fn nobody_hangs_who_was_paused_together_with_the_supervisor() {
 }
 
 #[test]
-fn a_worker_that_starts_or_drains_does_not_hang() {
-    let mut rig = Rig::new(1, 60);
-    rig.run();
+fn a_worker_that_drains_does_not_hang() {
+    let mut rig = Rig::running(1, 60);
     rig.supervisor
         .set_worker_timeout(Duration::from_secs(8), rig.now);
     rig.stop_process(100);
-    for _ in 0..8 {
-        rig.sleep();
-        assert_eq!(rig.run(), []);
-    }
-
     rig.request(Request::Stop);
     rig.run();
     rig.advance(30.0);

@@ -506,7 +506,12 @@ impl<P: Processes> Inner<P> {
             let mute = row
                 .and_then(scoreboard::Row::overdue)
                 .map(|overdue| timeout.saturating_add(Duration::from_nanos(overdue)));
-            let silent = stopped.max(busy).max(mute).map(|it| it.min(longest));
+            let starting = self
+                .roster
+                .starting_since(*pid)
+                .map(|since| now.saturating_duration_since(since));
+            let silent = stopped.max(busy).max(mute).max(starting);
+            let silent = silent.map(|it| it.min(longest));
             if let Some(silent) = silent.filter(|silent| *silent >= timeout) {
                 self.roster.hung(*pid, silent, now);
             }

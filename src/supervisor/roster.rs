@@ -249,7 +249,11 @@ impl Roster {
             }
             Role::Current | Role::Successor => {
                 self.apply(index, role, Event::Exited, now);
-                self.slots[index].worker(role).map(|worker| worker.state)
+                let left = self.slots[index].worker(role).map(|worker| worker.state);
+                if role == Role::Successor {
+                    self.drain_first(index, now);
+                }
+                left
             }
         };
         let slot = &mut self.slots[index];
@@ -263,6 +267,23 @@ impl Roster {
         }
         self.advance_round(now);
         Some(departure)
+    }
+
+    /// When process *pid* was forked, while it is not ready.
+    #[must_use]
+    pub fn starting_since(&self, pid: i32) -> Option<Instant> {
+        let (slot, role) = self.find(pid)?;
+        let worker = self.slots[slot].workers().find(|(its, _)| *its == role);
+        worker.and_then(|(_, worker)| match worker.state {
+            State::Starting { forked, .. } => Some(forked),
+            State::Due
+            | State::Forking
+            | State::Running { .. }
+            | State::Draining { .. }
+            | State::Killing { .. }
+            | State::Waiting { .. }
+            | State::Gone => None,
+        })
     }
 
     /// Process *pid* has not moved on for longer than the worker timeout.
@@ -425,6 +446,11 @@ impl Roster {
                 // No worker to replace: fork the new generation right away, also after failures.
                 slot.current = Worker::new(generation);
                 return;
+            } else if matches!(
+                slot.current.state,
+                State::Draining { .. } | State::Killing { .. }
+            ) {
+                return; // it leaves first: the next worker of the slot follows then
             } else {
                 match slot.successor {
                     None if !slot.has_room() => return,
@@ -441,6 +467,21 @@ impl Roster {
                     Some(_) => return,
                 }
             }
+        }
+    }
+
+    /// A successor that fails again and again while the current worker serves may need something that
+    /// only one process can have, a port for one: then the current worker leaves first.
+    fn drain_first(&mut self, index: usize, now: Instant) {
+        let slot = &mut self.slots[index];
+        if slot.successor.is_some_and(|it| it.fails_again()) {
+            slot.successor = None;
+            // Nothing is put off: the next fork waits for the current worker alone.
+            self.commands.retain(
+                |command| !matches!(command, Command::Backoff { slot, .. } if *slot == index),
+            );
+            let deadline = self.deadline_from(now);
+            self.apply(index, Role::Current, Event::Stop { deadline }, now);
         }
     }
 
@@ -464,8 +505,11 @@ impl Roster {
     fn is_round_stalled(&self, cursor: usize, now: Instant) -> bool {
         let is_new = |worker: &Worker| worker.generation == self.generation;
         self.slots.get(cursor).is_some_and(|slot| {
-            slot.workers()
-                .any(|(_, worker)| is_new(worker) && worker.is_stalled(now))
+            let leaves_first = matches!(slot.current.state, State::Draining { .. });
+            leaves_first
+                || slot
+                    .workers()
+                    .any(|(_, worker)| is_new(worker) && worker.is_stalled(now))
         })
     }
 

@@ -237,14 +237,18 @@ impl Worker {
                 State::Forking | State::Killing { .. } | State::Gone => (self, None),
             },
             Event::Hung { silent } => match self.state {
-                State::Running { pid, .. } if self.given_up.is_none() => (
-                    Self {
-                        given_up: Some(GivenUp::KilledAt(now + LAST_WORDS)),
-                        ..self
-                    },
-                    Some(Action::AbortHung { pid, silent }),
-                ),
-                // A worker that starts has its own time, and one that drains has a deadline.
+                State::Starting { pid, .. } | State::Running { pid, .. }
+                    if self.given_up.is_none() =>
+                {
+                    (
+                        Self {
+                            given_up: Some(GivenUp::KilledAt(now + LAST_WORDS)),
+                            ..self
+                        },
+                        Some(Action::AbortHung { pid, silent }),
+                    )
+                }
+                // A worker that drains has a deadline.
                 State::Due
                 | State::Forking
                 | State::Starting { .. }
@@ -284,19 +288,15 @@ impl Worker {
 
     /// When [`Event::Tick`] will change something.
     #[must_use]
-    pub const fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Instant> {
         match self.state {
-            State::Draining { deadline, .. } => deadline,
-            State::Waiting { until } => Some(until),
-            State::Running { .. } => match self.given_up {
-                Some(GivenUp::KilledAt(at)) => Some(at),
-                Some(GivenUp::Killed) | None => None,
+            State::Draining { deadline, .. } => match (deadline, self.kill_due()) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
             },
-            State::Due
-            | State::Forking
-            | State::Starting { .. }
-            | State::Killing { .. }
-            | State::Gone => None,
+            State::Waiting { until } => Some(until),
+            State::Starting { .. } | State::Running { .. } => self.kill_due(),
+            State::Due | State::Forking | State::Killing { .. } | State::Gone => None,
         }
     }
 
@@ -313,6 +313,20 @@ impl Worker {
             | State::Draining { .. }
             | State::Killing { .. }
             | State::Gone => false,
+        }
+    }
+
+    /// True when it died too early twice in a row or more often.
+    #[must_use]
+    pub const fn fails_again(&self) -> bool {
+        self.failures >= 2
+    }
+
+    /// When SIGKILL follows SIGABRT.
+    const fn kill_due(&self) -> Option<Instant> {
+        match self.given_up {
+            Some(GivenUp::KilledAt(at)) => Some(at),
+            Some(GivenUp::Killed) | None => None,
         }
     }
 
@@ -489,7 +503,11 @@ impl Worker {
                 )
             }
             State::Waiting { until } if until <= now => self.enter(State::Due),
-            State::Running { pid, .. } if matches!(self.given_up, Some(GivenUp::KilledAt(at)) if at <= now) => {
+            State::Starting { pid, .. }
+            | State::Running { pid, .. }
+            | State::Draining { pid, .. }
+                if self.kill_due().is_some_and(|at| at <= now) =>
+            {
                 (
                     Self {
                         given_up: Some(GivenUp::Killed),

@@ -243,7 +243,7 @@ def test_children_of_multiprocessing_obey_sigterm_and_end_with_their_service(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_log_that_nobody_reads_cannot_hold_up_a_stop(tmp_path: Path, workers: int) -> None:
+def test_a_log_that_is_not_read_cannot_hold_up_a_stop(tmp_path: Path, workers: int) -> None:
     read_end, write_end = os.pipe()
     code = PRELUDE + textwrap.dedent("""
         def prepare():

@@ -47,6 +47,7 @@ pub struct Process {
     pub slot: usize,
     /// The event in which it was forked.
     pub born: Event,
+    pub forked_at: Instant,
     /// Its wait status, once it has ended.
     pub status: Option<i32>,
     pub faults: Faults,
@@ -85,10 +86,11 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Process {
-    pub fn new(slot: usize, born: Event, is_deaf: bool, is_blind: bool) -> Self {
+    pub fn new(slot: usize, born: Event, now: Instant, is_deaf: bool, is_blind: bool) -> Self {
         Self {
             slot,
             born,
+            forked_at: now,
             status: None,
             faults: Faults {
                 is_deaf,

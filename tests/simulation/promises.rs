@@ -83,7 +83,8 @@ impl World {
             libc::SIGABRT => {
                 let is_hung = sent.frozen_since.is_some_and(|at| at + timeout <= now);
                 let is_first = process.aborted_at.replace(now).is_none();
-                let holds = is_hung && is_first && !timeout.is_zero();
+                let is_slow = !process.was_heard && process.forked_at + timeout <= now;
+                let holds = (is_hung || is_slow) && is_first && !timeout.is_zero();
                 self.promise(holds, "SIGABRT once, to a worker that hangs", pid);
             }
             libc::SIGHUP => {

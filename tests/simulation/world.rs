@@ -327,7 +327,7 @@ impl World {
             return;
         };
         let pid = self.take_pid();
-        let process = Process::new(slot, self.event, is_deaf, is_blind);
+        let process = Process::new(slot, self.event, self.now, is_deaf, is_blind);
         self.kernel.tables().processes.insert(pid, process);
         self.python = Python::Free;
         let is_watched = self.supervisor.forked(slot, pid, self.now).unwrap();

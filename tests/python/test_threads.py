@@ -1,0 +1,190 @@
+"""Threads that run an application: their signal mask, their turn, and the fork guard."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+
+import pytest
+from _children import run_python
+
+from osloxide.signals.control_thread import ControlThread
+
+MASKS = """
+import asyncio, json, subprocess, sys, threading
+import osloxide
+osloxide.install()
+from osloxide.messaging.executor import Executor
+from osloxide.threads import own, timers
+
+def mask():
+    text = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout
+    return int(text.partition("SigBlk:")[2].split()[0], 16)
+
+def of_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(mask()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+async def coroutine():
+    return mask()
+
+masks = {"main": mask()}
+with Executor(4) as executor:
+    masks["job"] = executor.submit(mask).result(30)
+    masks["thread of a job"] = executor.submit(of_thread).result(30)
+    masks["coroutine"] = executor.submit(coroutine).result(30)
+for name in ("timer", "helper"):
+    found, done = [], threading.Event()
+    def work():
+        found.append(mask())
+        done.set()
+    if name == "helper":
+        own.start("helper", work)
+    else:
+        timers.begin(timers.Timer(0, "t", on_due=work, on_woken=work, is_over=lambda: False))
+    assert done.wait(30)
+    masks[name] = found[0]
+print(json.dumps(masks))
+"""
+
+
+def test_commands_of_every_thread_that_runs_python_inherit_no_blocked_signal() -> None:
+    child = run_python(MASKS)
+
+    assert child.returncode == 0, child.stderr
+    assert set(eval(child.stdout).values()) == {0}, child.stdout
+
+
+@pytest.mark.parametrize("computations", [3, 6])
+def test_a_job_begins_beside_long_computations_that_release_the_interpreter(
+    computations: int,
+) -> None:
+    child = run_python(f"""
+        import hashlib, os, threading
+        import osloxide
+        osloxide.install()
+        from osloxide.messaging.executor import Executor
+
+        executor = Executor(64)
+        for _ in range({computations}):
+            executor.submit(hashlib.pbkdf2_hmac, "sha256", b"p", b"s", 200_000_000)
+        executor.submit(print, "begun", flush=True).result(30)
+        os._exit(0)
+    """)
+
+    assert (child.returncode, child.stdout) == (0, "begun\n"), child.stderr
+
+
+def test_a_signal_handler_may_wait_while_the_main_thread_waits() -> None:
+    child = run_python("""
+        import os, signal, threading
+        import osloxide
+        osloxide.install()
+        from osloxide.signals import waiting
+
+        outer, inner = threading.Event(), threading.Event()
+
+        def handler(*_):
+            threading.Thread(target=release).start()
+            waiting.wait_for(inner)
+
+        def release():
+            waiting.fire(outer)  # while the inner wait holds the main thread
+            waiting.fire(inner)
+
+        signal.signal(signal.SIGUSR1, handler)
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        waiting.wait_for(outer)
+        print("both ended")
+    """)
+
+    assert (child.returncode, child.stdout) == (0, "both ended\n"), child.stderr
+
+
+def test_no_failure_of_a_callback_ends_the_control_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    handled = threading.Event()
+
+    def handle(request: tuple[str, str]) -> bool:
+        if request[0] == "fail":
+            raise ChildProcessError(request[1])
+        if request[0] == "exit":
+            sys.exit(3)
+        handled.set()
+        return request[0] != "end"
+
+    def pulse() -> float:
+        raise ChildProcessError("reaped by the application")
+
+    control = ControlThread(handle, lambda: None, pulse)
+    control.open()
+    with caplog.at_level(logging.ERROR):
+        control.put(("fail", "on purpose"))
+        control.put(("exit", ""))
+        control.put(("end", ""))
+        assert handled.wait(30)
+    control.close()
+
+    assert "goes on after a failure" in caplog.text
+
+
+def test_a_worker_is_not_forked_beside_native_threads_and_the_error_names_them() -> None:
+    child = run_python("""
+        import osloxide
+        osloxide.install()
+        from osloxide import exceptions
+        from osloxide.launch import forking
+        from osloxide.messaging.executor import Executor
+
+        executor = Executor(2, "rpc-own")
+        executor.submit(len, ()).result(30)
+        try:
+            forking.prepare()
+        except exceptions.ForkAfterThreadsError as error:
+            print(error)
+        executor.shutdown()
+        forking.prepare()
+        print("sound again")
+    """)
+
+    assert child.returncode == 0, child.stderr
+    refused, sound = child.stdout.splitlines()
+    assert "native threads run in this process already (" in refused
+    assert sound == "sound again"
+
+
+def test_a_fork_while_another_thread_configures_logging_does_not_deadlock() -> None:
+    child = run_python("""
+        import logging, logging.config, os, sys, threading
+        import osloxide
+        osloxide.install()
+        from osloxide.launch import forking
+
+        stop = threading.Event()
+        settings = {"version": 1, "handlers": {"h": {"class": "logging.StreamHandler"}},
+                    "root": {"handlers": ["h"]}}
+
+        def configure():
+            while not stop.is_set():
+                logging.config.dictConfig(settings)
+
+        thread = threading.Thread(target=configure)
+        thread.start()
+        for _ in range(200):
+            with forking.logging_paused():
+                pid = os.fork()
+            if pid == 0:
+                logging.getLogger("child").warning("alive")
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        stop.set()
+        thread.join()
+        print("done")
+    """)
+
+    assert (child.returncode, child.stdout) == (0, "done\n"), child.stderr[-2000:]
