@@ -1,8 +1,9 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, final
 
 __all__ = [
+    "AccessLog",
     "AmqpConnection",
     "Executor",
     "FileWrapper",
@@ -211,6 +212,7 @@ class Server:
         name: str = "server",
         keep_alive_timeout: float | None = None,
         max_connections: int | None = None,
+        access_log: AccessLog | None = None,
     ) -> Server:
         """*fd* is duplicated. Everything is checked now; ValueError names the option. *environ* holds extra keys for every request. *log* receives finished
         access-log lines; without it, or with an empty *log_format*, nothing is logged.
@@ -219,7 +221,7 @@ class Server:
         body items, a dict of headers); never set it in production. *keep_alive_timeout*: seconds that a connection may be idle
         between two requests; None for *client_socket_timeout*. *max_connections*: most connections of
         all servers of the process, the longest idle one is closed for a new one; None derives it from
-        RLIMIT_NOFILE at the start."""
+        RLIMIT_NOFILE at the start. *access_log* is written natively, besides *log*."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""
     def stop(self, close: bool) -> None:
@@ -240,6 +242,26 @@ def requests_in_flight() -> list[tuple[int, float]]:
 
 def check_log_format(format: str) -> None:
     """Raises ValueError when *format* cannot serve as ``wsgi_log_format``."""
+
+@final
+class AccessLog:
+    """An access log that is written without the interpreter, each line by one write(2)."""
+    def __new__(
+        cls,
+        path: str,
+        format: str = "combined",
+        *,
+        skip_agents: Sequence[str] = ...,  # none
+        skip_paths: Sequence[str] = ...,  # none
+    ) -> AccessLog:
+        """Opens *path* for appending, ``-`` is standard output. *format* is ``combined``, ``common``
+        or a % format with the keys of ``wsgi_log_format`` and time_local, referer, user_agent,
+        delivery (``complete`` or ``cut``). Requests whose user agent or path (without query) matches
+        a pattern (``*`` and ``?``) are not logged. Raises ValueError for the format, OSError for the
+        file."""
+    def reopen(self) -> None:
+        """Open the file again by its name, as after a rotation. Raises OSError; the old file is kept
+        then."""
 
 @final
 class FileWrapper:

@@ -203,6 +203,14 @@ class Server(ServiceBase):
 
     #: Most header lines in a request; more are answered with 431. Subclasses may change it.
     max_headers = 100
+    #: Seconds that a connection may be idle between two requests; None = ``client_socket_timeout``.
+    keep_alive_timeout: float | None = None
+    #: Most connections of the process; None = the limit of open files, less a reserve.
+    max_connections: int | None = None
+    #: Written natively, besides the logger.
+    access_log: _native.AccessLog | None = None
+    #: Requests are logged by the logger.
+    is_logged = True
 
     def __init__(
         self,
@@ -358,7 +366,7 @@ class Server(ServiceBase):
             max_header_line=self.conf.max_header_line,
             max_url_len=self._max_url_len or DEFAULT_MAX_URL_LEN,
             max_headers=self.max_headers,
-            log=self._logger.info,
+            log=self._logger.info if self.is_logged else None,
             log_format=self.conf.wsgi_log_format,
             log_enabled=functools.partial(self._logger.isEnabledFor, INFO),
             log_error=self._logger.error,
@@ -369,6 +377,9 @@ class Server(ServiceBase):
             environ={"wsgi.errors": _ErrorStream(self._logger)},
             # oslo.service's own tests send requests without Host and answer with str.
             lenient=environment.is_testing(),
+            keep_alive_timeout=self.keep_alive_timeout,
+            max_connections=self.max_connections,
+            access_log=self.access_log,
         )
         engine.start()
         slow_requests.install()

@@ -46,11 +46,14 @@ mod _native {
         worker_leaving, worker_ready, worker_reconfigured,
     };
     #[pymodule_export]
-    use super::wsgi::{FileWrapper, check_log_format, requests_in_flight};
+    use super::wsgi::{FileWrapper, NativeLog, check_log_format, requests_in_flight};
 
     /// Version of the extension, equal to the distribution's.
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // What the rooms log goes to Python's loggers, named after their modules. Fails only where
+        // another copy of the module has done it before.
+        let _ = pyo3_log::try_init();
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::signals;
-use super::wsgi::{Application, Options};
+use super::wsgi::{Application, NativeLog, Options};
 use crate::server::{self, Settings, tls};
 
 /// A century: beyond it a clock has no instant.
@@ -67,6 +67,7 @@ impl Server {
         max_header_line=16384, max_url_len=8192, max_headers=100, log=None, log_format="", log_enabled=None,
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
         name="server", keep_alive_timeout=None, max_connections=None,
+        access_log=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     #[expect(
@@ -95,6 +96,7 @@ impl Server {
         name: &str,
         keep_alive_timeout: Option<f64>,
         max_connections: Option<usize>,
+        access_log: Option<Py<NativeLog>>,
     ) -> PyResult<Self> {
         for (option, value) in [
             ("pool_size", pool_size),
@@ -142,6 +144,7 @@ impl Server {
             log,
             log_format,
             log_enabled,
+            native_log: access_log,
             log_error,
             debug,
             multiprocess,

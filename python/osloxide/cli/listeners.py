@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from oslo_config.cfg import ConfigOpts
 
+    from osloxide import _native
     from osloxide.wsgi import Server
 
 ACCESS_LOGGER = "osloxide.access"
@@ -56,6 +57,10 @@ def bind(options: argparse.Namespace) -> list[Server]:
 
         protocol = "http"
         max_headers = options.limit_request_fields or wsgi.Server.max_headers
+        keep_alive_timeout = options.keep_alive_timeout
+        max_connections = options.max_connections
+        access_log = _access_log(options)
+        is_logged = not (options.no_access_log or options.access_log)
 
         def __init__(
             self, conf: ConfigOpts, listener: socket.socket | None, use_ssl: bool, **place: Any
@@ -144,6 +149,54 @@ def _addresses(
     return places
 
 
+def _access_log(options: argparse.Namespace) -> _native.AccessLog | None:
+    """The access log that is written natively, if one was asked for.
+
+    :raises CommandError: options contradict each other, the format is none, or the file cannot be
+        opened.
+    """
+    from osloxide.server import access_logs
+
+    skips = {
+        "--access-log-skip-agent": options.access_log_skip_agent or (),
+        "--access-log-skip-path": options.access_log_skip_path or (),
+    }
+    if options.access_log is None:
+        for option, patterns in skips.items():
+            if patterns:
+                raise CommandError(f"{option} {patterns[0]} needs --access-log; give both")
+        return None
+    if options.no_access_log:
+        raise CommandError(
+            f"--access-log {options.access_log} and --no-access-log exclude each other; leave one "
+            "of them out"
+        )
+    for option, value in (
+        ("--no-access-log-for", options.no_access_log_for),
+        ("--access-log-status", options.access_log_status),
+    ):
+        if value:
+            raise CommandError(
+                f"{option} is for the logger osloxide.access and has no effect on --access-log "
+                f"{options.access_log}; use --access-log-skip-agent or --access-log-skip-path, or "
+                "leave one of them out"
+            )
+    try:
+        return access_logs.open_log(
+            options.access_log,
+            options.access_logformat or "combined",
+            skip_agents=skips["--access-log-skip-agent"],
+            skip_paths=skips["--access-log-skip-path"],
+        )
+    except ValueError as error:
+        raise CommandError(f"--access-logformat {options.access_logformat}: {error}") from error
+    except OSError as error:
+        raise CommandError(
+            f"--access-log {options.access_log} cannot be opened: {error.strerror}; give a file "
+            "that this user may write"
+        ) from error
+
+
 def _configuration(options: argparse.Namespace) -> ConfigOpts:
     """oslo.service's options, as the command line sets them."""
     from oslo_config import cfg
@@ -164,7 +217,7 @@ def _configuration(options: argparse.Namespace) -> ConfigOpts:
         ("client_socket_timeout", options.client_timeout),
         ("max_header_line", options.limit_request_field_size),
         ("wsgi_keep_alive", False if options.no_keep_alive else None),
-        ("wsgi_log_format", options.access_logformat),
+        ("wsgi_log_format", None if options.access_log else options.access_logformat),
     ):
         if value is not None:
             conf.set_override(name, value)

@@ -17,6 +17,8 @@ import sys
 from logging.handlers import WatchedFileHandler
 from typing import TYPE_CHECKING, Any
 
+from osloxide.server import access_logs
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
@@ -65,6 +67,7 @@ def reopen_logs(log_file: str | None) -> None:
         _replace(log_file, (sys.__stdout__, sys.__stderr__))
     for each in _file_handlers():
         _replace(each.baseFilename, (each.stream,))
+    access_logs.reopen()
     LOG.info("log files opened again")
 
 

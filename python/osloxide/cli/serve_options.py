@@ -25,7 +25,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _REPEATED = (
     "bind", "env", "unset_env", "reload_extra_file", "touch_reload", "uwsgi_option", "add_header",
-    "remove_header", "static_map", "no_access_log_for",
+    "remove_header", "static_map", "no_access_log_for", "access_log_skip_agent",
+    "access_log_skip_path",
 )  # fmt: skip
 
 _KUBERNETES = re.compile(
@@ -215,6 +216,20 @@ def _declare_limits(parser: argparse.ArgumentParser) -> None:
         "--no-keep-alive", action="store_true", help="one request for each connection"
     )
     parser.add_argument(
+        "--keep-alive", "--keep-alive-timeout",
+        dest="keep_alive_timeout",
+        type=_count(1),
+        metavar="SECONDS",
+        help="how long a connection may be idle between two requests (default: --client-timeout)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-connections", "--worker-connections",
+        type=_count(1),
+        metavar="N",
+        help="most connections of a worker; the one that is idle for longest is closed for a new "
+        "one (default: the limit of open files, less a reserve)",
+    )  # fmt: skip
+    parser.add_argument(
         "--limit-request-line",
         type=_count(1),
         metavar="BYTES",
@@ -300,7 +315,27 @@ def _declare_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--access-logformat",
         metavar="FORMAT",
-        help="with %%(client_ip)s and the other keys of wsgi_log_format",
+        help="with %%(client_ip)s and the other keys of wsgi_log_format; with --access-log also "
+        "combined (its default) or common",
+    )
+    parser.add_argument(
+        "--access-log", "--access-logfile",
+        metavar="FILE",
+        help="write the access log to FILE, - is standard output, instead of the logger "
+        "osloxide.access; USR1 opens it again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--access-log-skip-agent",
+        action="append",
+        metavar="PATTERN",
+        help="do not log requests of user agents that match PATTERN (* and ?), as those of probes; "
+        "may be repeated",
+    )
+    parser.add_argument(
+        "--access-log-skip-path",
+        action="append",
+        metavar="PATTERN",
+        help="do not log requests of paths that match PATTERN (* and ?); may be repeated",
     )
 
 

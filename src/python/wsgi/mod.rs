@@ -14,6 +14,7 @@ mod first_request;
 mod in_flight;
 mod input;
 mod loan;
+mod native_log;
 mod text;
 
 use std::any::Any;
@@ -35,7 +36,9 @@ pub(super) use self::file_wrapper::FileWrapper;
 use self::first_request::FirstRequest;
 pub(super) use self::in_flight::requests_in_flight;
 use self::input::Input;
+pub(super) use self::native_log::NativeLog;
 use super::detached::detached;
+use crate::wsgi::access_log::format::Subject;
 use crate::wsgi::environ::{Target, TargetError};
 use crate::wsgi::response::{Ending, Head, Ready};
 use crate::wsgi::{BodyError, Delivery, Exchange, Handler, Refused};
@@ -49,6 +52,7 @@ pub(super) struct Application {
     app: Py<PyAny>,
     environ: Environ,
     access_log: Option<AccessLog>,
+    native_log: Option<Py<NativeLog>>,
     first: FirstRequest,
     /// Called with a message and the keyword `exc_info`, an exception or `None`: a logger's `error`.
     log_error: Py<PyAny>,
@@ -63,6 +67,7 @@ pub(super) struct Options<'a, 'py> {
     pub(super) log: Option<Py<PyAny>>,
     pub(super) log_format: &'a str,
     pub(super) log_enabled: Option<Py<PyAny>>,
+    pub(super) native_log: Option<Py<NativeLog>>,
     pub(super) log_error: Py<PyAny>,
     pub(super) debug: bool,
     pub(super) multiprocess: bool,
@@ -82,6 +87,8 @@ enum Collected {
 struct Note {
     /// For the access log, and when the request came.
     entry: Option<(Entry, Instant)>,
+    /// For that of the server's own.
+    subject: Option<(Subject, Instant)>,
     status: u16,
     /// Length of the file that is sent, and the request line.
     file: Option<(u64, String)>,
@@ -108,6 +115,7 @@ impl Application {
             app: options.app,
             environ: Environ::new(py, options.multiprocess, options.environ)?,
             access_log,
+            native_log: options.native_log,
             first: FirstRequest::default(),
             log_error: options.log_error,
             shows_traceback: options.debug,
@@ -162,6 +170,7 @@ impl Application {
         });
         let note = Note {
             entry: entry.zip(arrived),
+            subject: self.subject(exchange, arrived),
             status: match progress.status {
                 0 => StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
                 status => status,
@@ -169,16 +178,35 @@ impl Application {
             file,
         };
         match exchange.delivery() {
-            Some(delivery) => self.conclude(py, &note, delivery),
-            None if note.entry.is_some() || note.file.is_some() => {
-                exchange.when_delivered(Box::new(note));
+            Some(delivery) => {
+                self.conclude(py, &note, delivery);
+                py.detach(|| self.conclude_natively(&note, delivery));
             }
-            None => {}
+            None if note.is_empty() => {}
+            None => exchange.when_delivered(Box::new(note)),
         }
         None
     }
 
-    /// An answer has come to its end, one way or the other.
+    /// What the server's own access log says of a request; `None` when it says nothing.
+    fn subject(
+        &self,
+        exchange: &dyn Exchange,
+        arrived: Option<Instant>,
+    ) -> Option<(Subject, Instant)> {
+        let log = self.native_log.as_ref()?.get();
+        log.subject(exchange.request(), exchange.endpoints())
+            .zip(arrived)
+    }
+
+    /// An answer has come to its end, one way or the other: what needs no interpreter.
+    fn conclude_natively(&self, note: &Note, delivery: Delivery) {
+        if let (Some(log), Some((subject, arrived))) = (&self.native_log, &note.subject) {
+            log.get().write(subject, note.status, delivery, *arrived);
+        }
+    }
+
+    /// The same for what does.
     fn conclude(&self, py: Python<'_>, note: &Note, delivery: Delivery) {
         if let Some((declared, line)) = &note.file
             && delivery.is_file_short
@@ -519,10 +547,22 @@ impl Application {
     }
 }
 
+impl Note {
+    /// True when nothing has to be done once the answer is over.
+    fn is_empty(&self) -> bool {
+        !self.needs_python() && self.subject.is_none()
+    }
+
+    fn needs_python(&self) -> bool {
+        self.entry.is_some() || self.file.is_some()
+    }
+}
+
 impl Handler for Application {
     fn handle(&self, exchange: &mut dyn Exchange) {
         // Nothing but the access log wants to know.
-        let arrived = self.access_log.as_ref().map(|_| Instant::now());
+        let is_logged = self.access_log.is_some() || self.native_log.is_some();
+        let arrived = is_logged.then(Instant::now);
         let _inside = in_flight::enter();
         let _turn = self.first.enter();
         let unsent = Python::attach(|py| self.answer(py, exchange, arrived));
@@ -532,34 +572,45 @@ impl Handler for Application {
         let (status, count) = (answer.status().as_u16(), answer.count());
         // A client that is gone has nothing more to hear, and the application has finished.
         let _ = answer.send(exchange);
-        let entry = entry.zip(arrived);
-        if entry.is_none() && count.ending() == Ending::Complete {
+        let is_as_promised = count.ending() == Ending::Complete;
+        if arrived.is_none() && is_as_promised {
             return;
         }
         let note = Note {
-            entry,
+            entry: entry.zip(arrived),
+            subject: self.subject(exchange, arrived),
             status,
             file: None,
         };
         let delivery = exchange.delivery();
-        Python::attach(|py| {
-            self.report_length_mismatch(py, exchange, count.ending());
-            if let Some(delivery) = delivery {
-                self.conclude(py, &note, delivery);
-            }
-        });
-        if delivery.is_none() && note.entry.is_some() {
-            exchange.when_delivered(Box::new(note));
+        if note.needs_python() || !is_as_promised {
+            Python::attach(|py| {
+                self.report_length_mismatch(py, exchange, count.ending());
+                if let Some(delivery) = delivery {
+                    self.conclude(py, &note, delivery);
+                }
+            });
+        }
+        match delivery {
+            Some(delivery) => self.conclude_natively(&note, delivery),
+            None if note.is_empty() => {}
+            None => exchange.when_delivered(Box::new(note)),
         }
     }
 
     fn delivered(&self, note: Box<dyn Any + Send>, delivery: Delivery) {
         if let Ok(note) = note.downcast::<Note>() {
-            Python::attach(|py| self.conclude(py, &note, delivery));
+            self.conclude_natively(&note, delivery);
+            if note.needs_python() {
+                Python::attach(|py| self.conclude(py, &note, delivery));
+            }
         }
     }
 
     fn refused(&self, refused: &Refused) {
+        if let Some(log) = &self.native_log {
+            log.get().write_refused(refused);
+        }
         let Some(log) = &self.access_log else {
             return;
         };

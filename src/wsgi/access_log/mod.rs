@@ -1,11 +1,15 @@
 //! The access log: what may stand in a line of what a client sent.
 //!
 //! Renders the fields that a client controls so that no byte of them can end a line, forge another
-//! or move a terminal's cursor. Formats no line itself: `wsgi_log_format` is a Python format
-//! string and Python applies it. Keys and order: eventlet.wsgi, as documented by oslo.service's
+//! or move a terminal's cursor. Formats no line itself: where the log is Python's, `wsgi_log_format`
+//! is a Python format string and Python applies it; where it is the server's own, [`format`] does, and
+//! [`file`] writes. Keys and order: eventlet.wsgi, as documented by oslo.service's
 //! option `wsgi_log_format`.
 
 use std::fmt::Write;
+
+pub mod file;
+pub mod format;
 
 use super::request::RequestHead;
 use http::Version;

@@ -1,0 +1,477 @@
+//! What a line of the native access log looks like: a format, taken apart once.
+//!
+//! Owns the subset of Python's % formats that `wsgi_log_format` needs, the keys that it may name, and
+//! the two formats that have a name of their own. Never writes a line anywhere. Rules: Python's
+//! "printf-style String Formatting"; the combined log format of Apache and nginx.
+
+use super::{CUT_OFF, date_time, escape_into};
+use crate::wsgi::Delivery;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// The formats that have a name.
+const NAMED: [(&str, &str); 2] = [
+    (
+        "common",
+        "%(client_ip)s - - [%(time_local)s] \"%(request_line)s\" %(status_code)s %(body_length)s",
+    ),
+    (
+        "combined",
+        "%(client_ip)s - - [%(time_local)s] \"%(request_line)s\" %(status_code)s %(body_length)s \
+         \"%(referer)s\" \"%(user_agent)s\"",
+    ),
+];
+
+/// Keys that a format may name, those of `wsgi_log_format` first.
+const KEYS: [(&str, Key); 11] = [
+    ("client_ip", Key::ClientIp),
+    ("client_port", Key::ClientPort),
+    ("date_time", Key::DateTime),
+    ("request_line", Key::RequestLine),
+    ("status_code", Key::StatusCode),
+    ("body_length", Key::BodyLength),
+    ("wall_seconds", Key::WallSeconds),
+    ("time_local", Key::TimeLocal),
+    ("referer", Key::Referer),
+    ("user_agent", Key::UserAgent),
+    ("delivery", Key::Delivery),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    ClientIp,
+    ClientPort,
+    DateTime,
+    RequestLine,
+    StatusCode,
+    BodyLength,
+    WallSeconds,
+    /// `22/Nov/2026:15:08:03 +0100`.
+    TimeLocal,
+    Referer,
+    UserAgent,
+    /// `complete` or `cut`.
+    Delivery,
+}
+
+/// How a field is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Conversion {
+    Text,
+    Integer,
+    Float,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    Field {
+        key: Key,
+        conversion: Conversion,
+        width: usize,
+        precision: Option<usize>,
+        is_left: bool,
+        is_zero_padded: bool,
+    },
+}
+
+/// Why a format was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{problem}; give combined, common, or a % format that may name {}",
+    key_names()
+)]
+pub struct FormatError {
+    problem: String,
+}
+
+/// A format, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Format {
+    parts: Vec<Part>,
+}
+
+/// The client's side of a line; taken from the request while that is there.
+#[derive(Debug, Clone, Default)]
+pub struct Subject {
+    /// As [`super::client_ip`] gives it.
+    pub client_ip: String,
+    /// Port of the connection's other end; empty for a unix socket.
+    pub client_port: String,
+    /// Escaped.
+    pub request_line: String,
+    /// As it came.
+    pub referer: Vec<u8>,
+    /// As it came.
+    pub user_agent: Vec<u8>,
+}
+
+/// The server's side of a line.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    /// Status code.
+    pub status: u16,
+    /// What became of the answer.
+    pub delivery: Delivery,
+    /// From the request's arrival to the end of the answer.
+    pub wall: Duration,
+    /// When the line is written, by the local clock.
+    pub now: LocalTime,
+}
+
+/// A date and time of day, and how far it is from UTC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LocalTime {
+    /// Year of our era.
+    pub year: i32,
+    /// From 1.
+    pub month: usize,
+    /// From 1.
+    pub day: u8,
+    /// From 0.
+    pub hour: u8,
+    /// From 0.
+    pub minute: u8,
+    /// From 0.
+    pub second: u8,
+    /// Minutes east of UTC.
+    pub offset_minutes: i32,
+}
+
+impl Format {
+    /// Takes a format apart; `text` is `combined`, `common` or a % format.
+    ///
+    /// # Errors
+    /// [`FormatError`] for an unknown key and for what is no format.
+    pub fn parse(text: &str) -> Result<Self, FormatError> {
+        let named = NAMED.iter().find(|(name, _)| *name == text);
+        let mut rest = named.map_or(text, |(_, format)| *format);
+        let mut parts = Vec::new();
+        while let Some(at) = rest.find('%') {
+            push_literal(&mut parts, &rest[..at]);
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix('%') {
+                push_literal(&mut parts, "%");
+                rest = after;
+                continue;
+            }
+            let (part, after) = field(rest)?;
+            parts.push(part);
+            rest = after;
+        }
+        push_literal(&mut parts, rest);
+        if parts.iter().all(|part| matches!(part, Part::Literal(_))) {
+            return Err(refused(format!("{text:?} names no key")));
+        }
+        Ok(Self { parts })
+    }
+
+    /// Appends a line, its end included. An answer that was cut off is told apart by the end of its
+    /// line, unless the format names `delivery`.
+    pub fn write(&self, line: &mut String, subject: &Subject, event: &Event) {
+        let mut tells_delivery = false;
+        for part in &self.parts {
+            match part {
+                Part::Literal(text) => line.push_str(text),
+                Part::Field {
+                    key,
+                    conversion,
+                    width,
+                    precision,
+                    is_left,
+                    is_zero_padded,
+                } => {
+                    tells_delivery |= *key == Key::Delivery;
+                    let start = line.len();
+                    write_field(line, *key, *conversion, *precision, subject, event);
+                    pad(line, start, *width, *is_left, *is_zero_padded);
+                }
+            }
+        }
+        if !event.delivery.is_whole && !tells_delivery {
+            line.push_str(CUT_OFF);
+        }
+        line.push('\n');
+    }
+}
+
+fn push_literal(parts: &mut Vec<Part>, text: &str) {
+    match parts.last_mut() {
+        _ if text.is_empty() => {}
+        Some(Part::Literal(literal)) => literal.push_str(text),
+        Some(Part::Field { .. }) | None => parts.push(Part::Literal(text.to_owned())),
+    }
+}
+
+/// A field behind its percent sign, and what follows it.
+fn field(text: &str) -> Result<(Part, &str), FormatError> {
+    let named = text.strip_prefix('(').and_then(|text| text.split_once(')'));
+    let Some((name, rest)) = named else {
+        return Err(refused(format!("%{text} names no key")));
+    };
+    let Some((_, key)) = KEYS.iter().find(|(known, _)| *known == name) else {
+        return Err(refused(format!("names the unknown key {name:?}")));
+    };
+    let digits = |text: &str| {
+        let end = text
+            .find(|character: char| !character.is_ascii_digit())
+            .unwrap_or(text.len());
+        text[..end].len()
+    };
+    let flags = rest.len() - rest.trim_start_matches(['-', '0']).len();
+    let (flags, rest) = rest.split_at(flags);
+    let (width, rest) = rest.split_at(digits(rest));
+    let (precision, rest) = match rest.strip_prefix('.') {
+        Some(rest) => {
+            let (precision, rest) = rest.split_at(digits(rest));
+            (Some(precision.parse().unwrap_or(0)), rest)
+        }
+        None => (None, rest),
+    };
+    let is_number = matches!(key, Key::StatusCode | Key::BodyLength | Key::WallSeconds);
+    let conversion = match rest.chars().next() {
+        Some('s') => Conversion::Text,
+        Some('d' | 'i') if is_number => Conversion::Integer,
+        Some('f') if is_number => Conversion::Float,
+        found => {
+            let found = found.map_or_else(|| "nothing".to_owned(), |found| format!("{found:?}"));
+            return Err(refused(format!(
+                "has {found} behind %({name}); give s, or d or f for a number"
+            )));
+        }
+    };
+    let width = width.parse().unwrap_or(0);
+    if width > MOST_PADDING || precision.is_some_and(|precision| precision > MOST_PADDING) {
+        return Err(refused(format!(
+            "pads %({name}) to more than {MOST_PADDING} characters"
+        )));
+    }
+    let part = Part::Field {
+        key: *key,
+        conversion,
+        width,
+        precision,
+        is_left: flags.contains('-'),
+        is_zero_padded: flags.contains('0') && conversion != Conversion::Text,
+    };
+    Ok((part, &rest[1..]))
+}
+
+/// The widest field.
+const MOST_PADDING: usize = 1000;
+
+fn refused(problem: String) -> FormatError {
+    FormatError { problem }
+}
+
+fn key_names() -> String {
+    KEYS.map(|(name, _)| name).join(", ")
+}
+
+fn write_field(
+    line: &mut String,
+    key: Key,
+    conversion: Conversion,
+    precision: Option<usize>,
+    subject: &Subject,
+    event: &Event,
+) {
+    let start = line.len();
+    match key {
+        Key::ClientIp => line.push_str(&subject.client_ip),
+        Key::ClientPort => line.push_str(&subject.client_port),
+        Key::RequestLine => line.push_str(&subject.request_line),
+        Key::Referer => escape_or_dash(line, &subject.referer),
+        Key::UserAgent => escape_or_dash(line, &subject.user_agent),
+        Key::Delivery => line.push_str(if event.delivery.is_whole {
+            "complete"
+        } else {
+            "cut"
+        }),
+        Key::DateTime => line.push_str(&date_and_time(&event.now)),
+        Key::TimeLocal => write_time_local(line, &event.now),
+        Key::StatusCode | Key::BodyLength => {
+            let number = if key == Key::StatusCode {
+                u64::from(event.status)
+            } else {
+                event.delivery.sent
+            };
+            // Writing to a String cannot fail.
+            let _ = write!(line, "{number}");
+            if conversion == Conversion::Float && precision != Some(0) {
+                line.push('.');
+                line.extend(std::iter::repeat_n('0', precision.unwrap_or(6)));
+            }
+            return;
+        }
+        Key::WallSeconds => {
+            let seconds = event.wall.as_secs_f64();
+            let _ = match conversion {
+                Conversion::Float => write!(line, "{seconds:.*}", precision.unwrap_or(6)),
+                Conversion::Integer => write!(line, "{}", event.wall.as_secs()),
+                Conversion::Text => write!(line, "{seconds}"),
+            };
+            return;
+        }
+    }
+    if let Some(precision) = precision
+        && let Some((end, _)) = line[start..].char_indices().nth(precision)
+    {
+        line.truncate(start + end);
+    }
+}
+
+fn escape_or_dash(line: &mut String, text: &[u8]) {
+    if text.is_empty() {
+        line.push('-');
+    } else {
+        escape_into(line, text);
+    }
+}
+
+fn date_and_time(now: &LocalTime) -> String {
+    date_time(
+        now.year, now.month, now.day, now.hour, now.minute, now.second,
+    )
+}
+
+fn write_time_local(line: &mut String, now: &LocalTime) {
+    let sign = if now.offset_minutes < 0 { '-' } else { '+' };
+    let offset = now.offset_minutes.unsigned_abs();
+    line.push_str(&date_and_time(now).replacen(' ', ":", 1));
+    // Writing to a String cannot fail.
+    let _ = write!(line, " {sign}{:02}{:02}", offset / 60, offset % 60);
+}
+
+/// Pads what was written from `start` on.
+fn pad(line: &mut String, start: usize, width: usize, is_left: bool, is_zero_padded: bool) {
+    let length = line[start..].chars().count();
+    if length >= width {
+        return;
+    }
+    let missing = width - length;
+    if is_left {
+        line.extend(std::iter::repeat_n(' ', missing));
+    } else {
+        let filler = if is_zero_padded { "0" } else { " " };
+        line.insert_str(start, &filler.repeat(missing));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject() -> Subject {
+        Subject {
+            client_ip: "10.0.0.1".to_owned(),
+            client_port: "5".to_owned(),
+            request_line: "GET /a HTTP/1.1".to_owned(),
+            referer: Vec::new(),
+            user_agent: b"curl \"x\"\n".to_vec(),
+        }
+    }
+
+    fn event(is_whole: bool) -> Event {
+        Event {
+            status: 200,
+            delivery: Delivery {
+                sent: 1234,
+                is_whole,
+                is_file_short: false,
+            },
+            wall: Duration::from_micros(1_500_250),
+            now: LocalTime {
+                year: 2026,
+                month: 11,
+                day: 2,
+                hour: 5,
+                minute: 8,
+                second: 3,
+                offset_minutes: -90,
+            },
+        }
+    }
+
+    fn line(format: &str) -> String {
+        let mut line = String::new();
+        Format::parse(format)
+            .unwrap()
+            .write(&mut line, &subject(), &event(true));
+        line
+    }
+
+    #[test]
+    fn the_combined_format_is_that_of_apache_and_nginx() {
+        assert_eq!(
+            line("combined"),
+            "10.0.0.1 - - [02/Nov/2026:05:08:03 -0130] \"GET /a HTTP/1.1\" 200 1234 \"-\" \
+             \"curl \\\"x\\\"\\x0a\"\n"
+        );
+        assert!(line("common").ends_with("\" 200 1234\n"));
+    }
+
+    #[test]
+    fn the_format_of_oslo_service_reads_as_from_python() {
+        assert_eq!(
+            line(
+                "%(client_ip)s \"%(request_line)s\" status: %(status_code)s  len: %(body_length)s \
+                 time: %(wall_seconds).7f"
+            ),
+            "10.0.0.1 \"GET /a HTTP/1.1\" status: 200  len: 1234 time: 1.5002500\n"
+        );
+        assert_eq!(line("[%(date_time)s]"), "[02/Nov/2026 05:08:03]\n");
+    }
+
+    #[test]
+    fn fields_are_padded_cut_and_converted_as_python_does() {
+        for (format, expected) in [
+            ("%(status_code)5d|", "  200|\n"),
+            ("%(status_code)-5d|", "200  |\n"),
+            ("%(status_code)05d|", "00200|\n"),
+            ("%(status_code).2f|", "200.00|\n"),
+            ("%(status_code).0f|", "200|\n"),
+            ("%(body_length)f|", "1234.000000|\n"),
+            ("%(client_ip).4s|", "10.0|\n"),
+            ("%(client_ip)10s|", "  10.0.0.1|\n"),
+            ("%(wall_seconds)d|", "1|\n"),
+            ("%(wall_seconds)f|", "1.500250|\n"),
+            ("100%% %(delivery)s", "100% complete\n"),
+        ] {
+            assert_eq!(line(format), expected, "{format}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_was_cut_off_is_told_apart() {
+        let format = |text: &str| {
+            let mut line = String::new();
+            let format = Format::parse(text).unwrap();
+            format.write(&mut line, &subject(), &event(false));
+            line
+        };
+
+        assert_eq!(format("%(status_code)s"), "200 (cut off)\n");
+        assert_eq!(format("%(status_code)s %(delivery)s"), "200 cut\n");
+    }
+
+    #[test]
+    fn what_is_no_format_is_refused_with_the_keys() {
+        for text in [
+            "",
+            "plain",
+            "%s",
+            "%(unknown)s",
+            "%(client_ip)d",
+            "%(client_ip)",
+            "%(client_ip",
+            "%",
+            "%(status_code)x",
+            "%(status_code)5000d",
+            "Combined",
+        ] {
+            let message = Format::parse(text).unwrap_err().to_string();
+            assert!(message.contains("client_ip, client_port"), "{message}");
+        }
+    }
+}
