@@ -122,7 +122,15 @@ def amend_dispatcher(dispatcher: ModuleType) -> None:
 
 def amend_rpc_server(server: ModuleType) -> None:
     """Pick messages up before they run, and send those of coroutines through the event loop."""
-    process = server.RPCServer._process_incoming
+    process, create_listener = server.RPCServer._process_incoming, server.RPCServer._create_listener
+
+    @functools.wraps(create_listener)
+    def create_served_listener(self: Any) -> Any:
+        adapter = create_listener(self)
+        listener: Any = getattr(adapter, "_poll_style_listener", None)
+        if hasattr(listener, "is_served"):
+            listener.is_served = True
+        return adapter
 
     def processed(self: Any, incoming: list[Any]) -> bool:
         try:
@@ -151,6 +159,7 @@ def amend_rpc_server(server: ModuleType) -> None:
 
             return Later(_answer(message, awaiting), then)
 
+    server.RPCServer._create_listener = create_served_listener
     server.RPCServer._process_incoming = process_incoming
     server.expected_exceptions = _expecting(  # type: ignore[attr-defined]
         server.expected_exceptions, server.rpc_dispatcher.ExpectedException

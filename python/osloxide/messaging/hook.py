@@ -94,7 +94,12 @@ def amend_dispatcher(dispatcher: ModuleType) -> None:
     dispatch.amend_dispatcher(dispatcher)
 
 
-@relies_on("RPCServer._process_incoming", "expected_exceptions", "rpc_dispatcher.ExpectedException")
+@relies_on(
+    "RPCServer._create_listener",
+    "RPCServer._process_incoming",
+    "expected_exceptions",
+    "rpc_dispatcher.ExpectedException",
+)
 def amend_rpc_server(server: ModuleType) -> None:
     """Pick requests up before they run (``oslo_messaging.rpc.server``)."""
     dispatch.amend_rpc_server(server)

@@ -125,8 +125,9 @@ def lend(transport: Any, seconds: float) -> None:
 def writes_are_ordered(connection: Any) -> bool:
     """Whether any thread may send a method that is not answered, as ``basic.ack`` is, on
     *connection* (of py-amqp): its frames are made under a lock, and leave through a native
-    connection."""
-    return _frames_are_locked() and hasattr(connection._transport, "_osloxide_connection")
+    connection. Never on kombu's own transports, ``kombu+memory://`` for one."""
+    transport = getattr(connection, "_transport", None)
+    return _frames_are_locked() and hasattr(transport, "_osloxide_connection")
 
 
 @functools.cache

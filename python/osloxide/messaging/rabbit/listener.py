@@ -27,6 +27,7 @@ from typing import Any
 from oslo_messaging._drivers import amqpdriver
 
 from osloxide import _native
+from osloxide.messaging.executor import DEFAULT_WORKERS
 from osloxide.messaging.rabbit import heartbeats
 from osloxide.messaging.rabbit.replies import LateReplies, Replies
 
@@ -162,11 +163,14 @@ class _Decoded:
 def _threads(driver: Any) -> int:
     """How many requests a server on *driver* runs at a time; it becomes the prefetch, unless
     ``[oslo_messaging_rabbit] rabbit_qos_prefetch_count`` says otherwise."""
-    return int(driver.conf.executor_thread_pool_size)
+    # The option is the server's: who listens without one has its default.
+    return int(getattr(driver.conf, "executor_thread_pool_size", DEFAULT_WORKERS))
 
 
 class PacedMessage(amqpdriver.AMQPIncomingMessage):
     """A request that is still the broker's until :meth:`pick_up`."""
+
+    is_picked_up = False
 
     def pick_up(self) -> bool:
         """Acknowledge the request, now that a thread is about to run it.
@@ -174,7 +178,13 @@ class PacedMessage(amqpdriver.AMQPIncomingMessage):
         :returns: False when it must not run here: the listener has stopped, or the connection
             it came from is gone, and the broker gives it to another server.
         """
-        return self.listener.pick_up(self)  # type: ignore[no-any-return]
+        if not self.is_picked_up:
+            self.is_picked_up = self.listener.pick_up(self)
+        return self.is_picked_up
+
+    def acknowledge(self) -> None:
+        """What servers call first that are no ``RPCServer``, or run it on code of their own."""
+        self.pick_up()
 
     def reply(self, reply: Any = None, failure: Any = None) -> None:
         if self.orig_msg_id:
@@ -185,6 +195,10 @@ class PacedListener(amqpdriver.AMQPListener):
     """Polls a connection for as many requests as there are threads."""
 
     message_cls = PacedMessage
+
+    #: Whether a server's threads pick the requests up. Otherwise :meth:`poll` does, as it hands
+    #: them out: who calls it knows oslo.messaging's listeners, which acknowledge on arrival.
+    is_served = False
 
     def __init__(self, driver: Any, conn: Any) -> None:
         super().__init__(driver, conn)
@@ -272,7 +286,13 @@ class PacedListener(amqpdriver.AMQPListener):
         while not self._shutdown.is_set():
             self._message_operations_handler.process()
             if self.incoming:
-                return [self.incoming.pop(0)]
+                incoming = self.incoming.pop(0)
+                if self.is_served:
+                    return [incoming]
+                if incoming.pick_up():
+                    self._message_operations_handler.process()
+                    return [incoming]
+                continue
             left = LONGEST_SLEEP if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return []

@@ -1,0 +1,109 @@
+"""Listeners of oslo.messaging's RabbitMQ driver that no server stands behind.
+
+Over ``kombu+memory://``, kombu's broker in the process: what is asked here is who acknowledges.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("oslo_messaging") is None,
+    reason="oslo.messaging is an optional companion; `make setup` installs it",
+)
+
+SETUP = """
+import json, sys, threading, warnings
+warnings.simplefilter("ignore")
+from osloxide.activation import import_hook
+import_hook.install()
+import oslo_messaging
+from oslo_config import cfg
+
+conf = cfg.CONF
+conf([], project="test", default_config_files=[])
+transport = oslo_messaging.get_rpc_transport(conf, url="kombu+memory:////")
+driver = transport._driver
+target = oslo_messaging.Target(topic="t", server="s", exchange="openstack")
+
+def listen():
+    return driver.listen(target, None, None)._poll_style_listener
+
+def send(number):
+    driver.send(oslo_messaging.Target(topic="t", exchange="openstack"), {}, {"number": number})
+
+def unacknowledged(listener):
+    qos = listener._lent.channel.qos
+    return len(qos._delivered) - len(qos._dirty)
+"""
+
+
+def run(script: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", SETUP + script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_listener_needs_no_server() -> None:
+    assert run("""
+listener = listen()
+send(1)
+print(json.dumps(listener.poll()[0].message))
+""") == {"number": 1}
+
+
+def test_what_a_listener_without_a_server_hands_out_is_acknowledged() -> None:
+    assert run("""
+listener = listen()
+send(1), send(2)
+numbers = [listener.poll()[0].message["number"] for _ in range(2)]
+print(json.dumps([numbers, unacknowledged(listener), listener.poll(0.01)]))
+""") == [[1, 2], 0, []]
+
+
+def test_a_call_to_a_listener_without_a_server_is_answered() -> None:
+    assert run("""
+listener = listen()
+def answer():
+    listener.poll()[0].reply({"answer": 42})
+threading.Thread(target=answer).start()
+reply = driver.send(target, {}, {"question": 1}, wait_for_reply=True, timeout=60)
+print(json.dumps(reply))
+""") == {"answer": 42}
+
+
+def test_a_server_of_its_own_kind_acknowledges_by_the_message() -> None:
+    """A subclass that runs requests by code of its own, as upstream's interface has it."""
+    assert (
+        run("""
+from oslo_messaging.rpc.server import RPCServer
+done = threading.Event()
+class Server(RPCServer):
+    def _process_incoming(self, incoming):
+        incoming[0].acknowledge()
+        done.set()
+place = oslo_messaging.Target(topic="t", server="s")
+server = Server(transport, place, oslo_messaging.RPCDispatcher([], None), "threading")
+server.start()
+oslo_messaging.get_rpc_client(transport, place).cast({}, "anything")
+assert done.wait(60)
+listener = server.listener._poll_style_listener
+server.stop()
+left = unacknowledged(listener)
+server.wait()
+print(json.dumps(left))
+""")
+        == 0
+    )
