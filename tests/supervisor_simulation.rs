@@ -38,7 +38,10 @@ fn is_seed_run() -> bool {
     let Some(seed) = variable("OSLOXIDE_SIM_SEED") else {
         return false;
     };
-    let (setup, actions) = trace_of(&seed).unwrap();
+    let Ok((setup, actions)) = trace_of(&seed) else {
+        println!("{seed} is a seed of another simulation");
+        return true;
+    };
     println!("{}", explorer::story(setup, &actions));
     if let Err(broken) = explorer::check(setup, &actions) {
         panic!("{broken}");

@@ -94,13 +94,16 @@ impl<W: Work> Executor<W> {
     /// [`Refused`] gives the job back: the executor is closed, its queue full, or the kernel gave no
     /// thread to an executor that has none.
     pub fn submit(&self, job: W::Job, name: Option<&str>) -> Result<(), Refused<W::Job>> {
-        if self.queue.push(job, name)? {
-            // The first job of all. A job that is queued without a thread would be lost in silence.
-            if let Err(source) = self.pool.start(|| ()) {
-                return match self.queue.take_back() {
-                    Some(job) => Err(Refused::NoThread { job, source }),
-                    None => Ok(()),
-                };
+        if let Some(number) = self.queue.push(job, name)? {
+            // No thread yet. A job that is queued without one would be lost in silence.
+            match self.pool.start(|| ()) {
+                Ok(()) => self.queue.started(),
+                Err(source) => {
+                    return match self.queue.take_back(number) {
+                        Some(job) => Err(Refused::NoThread { job, source }),
+                        None => Ok(()),
+                    };
+                }
             }
         }
         Ok(())

@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::{Condvar, Mutex};
 
 use super::{Stats, Work};
 use crate::pool::Source;
+use crate::pool::sync::{Condvar, Instant, Mutex, MutexGuard};
 use crate::scoreboard::{InFlight, Queued};
 
 /// A job that was not queued, and why.
@@ -79,6 +79,8 @@ enum Phase {
 
 /// A job and what it counts as.
 struct Entry<J> {
+    /// Numbers new jobs in order of arrival; 0 for one that comes back.
+    number: u64,
     since: Instant,
     job: J,
     place: Place,
@@ -100,6 +102,12 @@ struct QueueState<J> {
     is_interrupted: bool,
     submitters_wait: usize,
     phase: Phase,
+    /// Jobs that have been queued since the executor was made.
+    pushed: u64,
+    /// The pool has been started.
+    has_threads: bool,
+    /// Submitters that are starting the pool.
+    starters: usize,
     /// Readable once the executor has ended; made when it is first asked for.
     ended: Option<Arc<EventFd>>,
     most_queued: usize,
@@ -136,6 +144,9 @@ impl<W: Work> Queue<W> {
                 is_interrupted: false,
                 submitters_wait: 0,
                 phase: Phase::Unused,
+                pushed: 0,
+                has_threads: false,
+                starters: 0,
                 ended: None,
                 most_queued: 0,
                 begun: 0,
@@ -148,8 +159,13 @@ impl<W: Work> Queue<W> {
         }
     }
 
-    /// Queues a job; true when it is the first one and the pool has to be started.
-    pub(super) fn push(&self, job: W::Job, name: Option<&str>) -> Result<bool, Refused<W::Job>> {
+    /// Queues a job. While the pool has no thread, returns the number of the job: the pool has to be
+    /// started, and [`Queue::started`] or [`Queue::take_back`] says what came of it.
+    pub(super) fn push(
+        &self,
+        job: W::Job,
+        name: Option<&str>,
+    ) -> Result<Option<u64>, Refused<W::Job>> {
         let mut state = self.state.lock();
         if state.phase >= Phase::Closed {
             return Err(Refused::Closed(job));
@@ -158,31 +174,48 @@ impl<W: Work> Queue<W> {
             let bound = self.max_queued;
             return Err(Refused::Full { job, bound });
         }
+        state.pushed += 1;
+        let number = state.pushed;
         state.jobs.push_back(Entry {
+            number,
             since: Instant::now(),
             job,
             place: Place::Queued(Queued::new(name)),
         });
         state.most_queued = state.most_queued.max(state.jobs.len());
         state.tickets += 1;
-        let is_first = state.phase == Phase::Unused;
-        state.phase = Phase::Open;
+        let needs_start = (!state.has_threads).then_some(number);
+        state.starters += usize::from(needs_start.is_some());
         let wakes = std::mem::take(&mut state.leader_waits);
         drop(state);
         if wakes {
             self.arrived.notify_one();
         }
-        Ok(is_first)
+        Ok(needs_start)
     }
 
-    /// Takes back the newest job, for a pool that could not be started.
-    pub(super) fn take_back(&self) -> Option<W::Job> {
+    /// The pool has been started.
+    pub(super) fn started(&self) {
         let mut state = self.state.lock();
-        if state.phase == Phase::Open {
-            state.phase = Phase::Unused;
+        state.has_threads = true;
+        state.starters -= 1;
+        if state.phase == Phase::Unused {
+            state.phase = Phase::Open;
         }
-        state.tickets = state.tickets.saturating_sub(1);
-        state.jobs.pop_back().map(|entry| entry.job)
+    }
+
+    /// Takes back a job for which the pool could not be started; none when a thread that another
+    /// submitter has started is at it, or it was given back by a close.
+    pub(super) fn take_back(&self, number: u64) -> Option<W::Job> {
+        let mut state = self.state.lock();
+        let at = state.jobs.iter().position(|entry| entry.number == number);
+        let job = at.and_then(|at| state.jobs.remove(at)).map(|it| it.job);
+        state.tickets = state.tickets.saturating_sub(usize::from(job.is_some()));
+        state.starters -= 1;
+        if state.phase == Phase::Closed && !state.has_threads && state.starters == 0 {
+            state.end();
+        }
+        job
     }
 
     /// Counts the calling thread's job as one that goes on without it; returns how many there are.
@@ -216,6 +249,7 @@ impl<W: Work> Queue<W> {
         let mut state = self.state.lock();
         state.held = state.held.saturating_sub(1);
         state.jobs.push_front(Entry {
+            number: 0,
             since: Instant::now(),
             job,
             place: Place::InFlight(in_flight),
@@ -249,7 +283,8 @@ impl<W: Work> Queue<W> {
     pub(super) fn close(&self, cancels: bool) -> Vec<W::Job> {
         let mut state = self.state.lock();
         match state.phase {
-            Phase::Unused => state.end(),
+            Phase::Unused if state.starters == 0 => state.end(),
+            Phase::Unused => state.phase = Phase::Closed,
             Phase::Open => state.phase = Phase::Closed,
             Phase::Closed | Phase::Ended => {}
         }
@@ -305,7 +340,9 @@ impl<W: Work> Queue<W> {
     /// The job that a ticket is good for; none when it was cancelled.
     fn take(&self) -> Option<(W::Job, InFlight<'static>)> {
         let mut state = self.state.lock();
-        let Entry { since, job, place } = state.jobs.pop_front()?;
+        let Entry {
+            since, job, place, ..
+        } = state.jobs.pop_front()?;
         let begins = matches!(place, Place::Queued(_));
         state.begun += u64::from(begins);
         state.total_wait += since.elapsed();
@@ -325,7 +362,7 @@ impl<W: Work> Queue<W> {
 /// Waits once; true when `deadline` passed.
 fn wait_until<J>(
     condvar: &Condvar,
-    state: &mut parking_lot::MutexGuard<'_, QueueState<J>>,
+    state: &mut MutexGuard<'_, QueueState<J>>,
     deadline: Option<Instant>,
 ) -> bool {
     if let Some(deadline) = deadline {

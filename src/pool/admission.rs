@@ -5,8 +5,9 @@
 //! [gate](super::gate) may only choose within it: it lets jobs in earlier. Pure: knows no thread and
 //! reads no clock. The rule is stated in docs/server.md.
 
+use super::sync::Instant;
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a job waits at most while fewer jobs run than the maximum.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_millis(750);

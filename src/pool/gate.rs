@@ -12,7 +12,8 @@
 //! wait for, a database on the same machine, may itself wait for a CPU. There the evidence must be
 //! the stronger.
 
-use std::time::{Duration, Instant};
+use super::sync::Instant;
+use std::time::Duration;
 
 /// Jobs that may run at once without any evidence.
 const FLOOR: usize = 2;

@@ -11,21 +11,27 @@
 
 mod admission;
 mod gate;
+#[cfg(simulate)]
+pub mod simulated;
 mod standby;
+pub(crate) mod sync;
+#[cfg(not(simulate))]
 mod threads;
 #[cfg(test)]
 mod traces;
+#[cfg(simulate)]
+use simulated as threads;
 
 use admission::Waiting;
 use gate::{Gate, Streak};
 use nix::unistd::Pid;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use sync::{Condvar, Instant, Mutex, MutexGuard};
 use threads::{Alarm, SpareCpu};
 
 /// How long a leader is inside a job before the standby looks at it, and how often it looks at jobs

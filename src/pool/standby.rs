@@ -5,12 +5,12 @@
 //! its standby as little as an idle one.
 
 use super::gate::{Gate, Look};
+use super::sync::{Instant, MutexGuard};
 use super::threads;
 use super::{AlarmTime, Shared, Source, State, TICK};
 use nix::unistd::Pid;
-use parking_lot::MutexGuard;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Looks at all running jobs are the rarer the more they are, since each costs some microseconds:
 /// one more [`TICK`] apart for each so many jobs, and so much rarer while no job waits for admission

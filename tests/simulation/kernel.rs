@@ -70,6 +70,7 @@ pub struct Process {
     pub kills: u32,
     /// The event in which SIGHUP was last sent.
     pub hung_up_in: Event,
+    /// Since when it has been stopped at each look of the supervisor.
     pub frozen_since: Option<Instant>,
     /// The kernel gives no pidfd for it.
     is_blind: bool,
@@ -211,10 +212,7 @@ impl Processes for Kernel {
             libc::SIGABRT => process.aborted |= !faults.is_stubborn,
             libc::SIGKILL => process.killed = true,
             libc::SIGHUP => process.hung_up = true,
-            libc::SIGCONT => {
-                process.faults.is_frozen = false;
-                process.frozen_since = None;
-            }
+            libc::SIGCONT => process.faults.is_frozen = false,
             _ => tables.faults.push(format!("signal {number} to {pid}")),
         }
         tables.sent.push(Sent {
@@ -237,11 +235,14 @@ impl Processes for Kernel {
     }
 
     fn is_stopped(&mut self, pid: i32) -> bool {
-        let tables = self.tables();
-        tables
-            .processes
-            .get(&pid)
-            .is_some_and(|process| process.faults.is_frozen)
+        let mut tables = self.tables();
+        let Some(process) = tables.processes.get_mut(&pid) else {
+            return false;
+        };
+        if !process.faults.is_frozen {
+            process.frozen_since = None;
+        }
+        process.faults.is_frozen
     }
 
     fn ended_children(&mut self) -> Vec<i32> {

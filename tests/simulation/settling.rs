@@ -59,7 +59,6 @@ impl World {
             let is_watched = is_watching && process.is_ready;
             if !(has_deadline || is_watched) {
                 process.faults.is_frozen = false;
-                process.frozen_since = None;
             }
             if is_patient && process.faults.is_stubborn {
                 // It may drain for ever, and at last it does leave.
@@ -142,6 +141,7 @@ impl World {
     pub fn stop(&mut self) {
         let was_asked = self.record.stop_asked.is_some();
         if !was_asked {
+            self.parked = None; // time may have passed since
             while self.python != Python::GaveUp && self.parked.is_none() && self.broken.is_empty() {
                 self.proceed();
             }

@@ -279,13 +279,10 @@ impl World {
                 let now = self.now;
                 self.change(worker, |it| {
                     it.faults.is_frozen = true;
-                    it.frozen_since = Some(now);
+                    it.frozen_since.get_or_insert(now);
                 });
             }
-            Action::Thaw(worker) => self.change(worker, |it| {
-                it.faults.is_frozen = false;
-                it.frozen_since = None;
-            }),
+            Action::Thaw(worker) => self.change(worker, |it| it.faults.is_frozen = false),
             Action::Harden(worker) => self.change(worker, |it| it.faults.is_stubborn = true),
             Action::Stick(worker) => self.change(worker, |it| it.faults.is_stuck = true),
             Action::Unstick(worker) => self.change(worker, |it| it.faults.is_stuck = false),
