@@ -53,6 +53,9 @@ LOG = logging.getLogger("oslo_service.wsgi")
 
 WSGIApplication = Callable[..., Iterable[bytes]]
 
+#: Most seconds of a timeout: beyond a century a clock has no instant.
+LONGEST_TIMEOUT = 3_155_760_000
+
 #: Longest request line in bytes, method and version included, unless a server says otherwise.
 DEFAULT_MAX_URL_LEN = 8192
 
@@ -260,6 +263,11 @@ class Server(ServiceBase):
         ):
             if value < least:
                 raise ValueError(f"{option} is {value}; give at least {least}")
+        if conf.client_socket_timeout > LONGEST_TIMEOUT:
+            raise ValueError(
+                f"client_socket_timeout is {conf.client_socket_timeout}; give at most "
+                f"{LONGEST_TIMEOUT} (a century), or 0 to wait for ever"
+            )
         self._tls = self._load_tls() if use_ssl else None
 
         if not socket_family or socket_family in (socket.AF_INET, socket.AF_INET6):
