@@ -33,6 +33,16 @@ pub const TARGETS: [Entry; 7] = [
     ("response", response),
 ];
 
+/// Calls the target of that name.
+///
+/// # Panics
+/// When the property does not hold, or no target is called *name*.
+pub fn run(name: &str, input: &[u8]) {
+    let target = TARGETS.iter().find(|(known, _)| *known == name);
+    let (_, target) = target.unwrap_or_else(|| panic!("no target is called {name}"));
+    target(input);
+}
+
 /// A request target and header names: what an application finds in its environ. First line: method
 /// and target, the rest: header names.
 pub fn environ(input: &[u8]) {

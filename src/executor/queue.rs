@@ -284,8 +284,7 @@ impl<W: Work> Queue<W> {
         let mut state = self.state.lock();
         match state.phase {
             Phase::Unused if state.starters == 0 => state.end(),
-            Phase::Unused => state.phase = Phase::Closed,
-            Phase::Open => state.phase = Phase::Closed,
+            Phase::Unused | Phase::Open => state.phase = Phase::Closed,
             Phase::Closed | Phase::Ended => {}
         }
         let mut back = Vec::new();
