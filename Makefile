@@ -21,8 +21,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup build fmt lint mypy walls clippy docs rust simulation simulate fuzz python stubs parity \
-	services services-setup messaging bench clean
+.PHONY: help demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz python stubs parity \
+	services services-setup messaging pythons test-pythons wheels release bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,7 @@ help: ## this list
 demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, drive, kill, reload, stop
 	@$(PY) examples/cinder/demo.py
 
-CHECKS := fmt lint mypy clippy walls docs
+CHECKS := fmt lint mypy clippy walls docs site
 SUITES := rust simulation stubs python parity services messaging demo
 test: $(VENV)/.rust-tools ## every check and every suite, quick ones first
 	@$(PY) tools/stages.py setup $(CHECKS) $(SUITES)
@@ -101,6 +101,13 @@ walls: $(VENV)/.rust-tools ## each room compiles alone (docs/architecture.md)
 docs: $(VENV)/.build ## rustdoc, warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --all-features
 
+$(VENV)/.docs: requirements/docs.lock $(VENV)/.cinder
+	@$(PIP) --no-deps -r $<
+	@touch $@
+
+site: $(VENV)/.docs ## the documentation site in target/site, warnings are errors
+	$(PY) -m sphinx --quiet --fail-on-warning --keep-going -b html docs target/site
+
 stubs: $(VENV)/.native $(VENV)/.test ## _native.pyi says what the compiled module has
 	$(PY) -m mypy.stubtest osloxide._native
 
@@ -157,8 +164,29 @@ services: $(VENV)/.native $(VENV)/.test services-setup ## real services on Rabbi
 messaging: $(VENV)/.native $(VENV)/.test services-setup ## oslo.messaging's own functional tests against osloxide
 	$(PY) tests/messaging/run.py
 
+# ---- other CPythons, and what is released ------------------------------------------------------
+
+$(VENV)/.release: requirements/release.lock $(VENV)/.build
+	@$(PIP) --no-deps -r $<
+	@touch $@
+
+pythons: $(VENV)/.release ## wheel, empty environment and smoke part on every CPython found here
+	@$(PY) tools/pythons.py --oslo-service
+
+# Two ways to find more of them: pyenv install, or DEBIAN=sid (a tree made by debootstrap).
+test-pythons: $(VENV)/.release ## all tests through the boundary on every CPython found here
+	@$(PY) tools/pythons.py --full --oslo-service $(addprefix --debian ,$(DEBIAN))
+
+wheels: $(VENV)/.release ## dist/: a manylinux wheel for every CPython found here
+	@$(PY) tools/pythons.py --build-only
+
+release: wheels ## dist/: wheels, proven in empty environments, and the source distributions
+	@$(PY) tools/wheels.py --sdist --vendor
+	@$(PY) tools/pythons.py
+	@echo "nothing was published; RELEASING.md says what comes next"
+
 bench: $(VENV)/.native $(VENV)/.test ## measure (see benches/README.md)
 	$(PY) benches/run.py
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .cache target python/osloxide/_native.*.so
+	rm -rf $(VENV) .cache dist target python/osloxide/_native.*.so

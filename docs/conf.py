@@ -1,0 +1,51 @@
+"""The documentation site: Sphinx over the Markdown pages of this folder.
+
+Owns how pages become HTML. Links that leave docs/ lead to files of the repository, which the site
+does not have: the site shows their names, and tests/python/test_docs.py checks that they exist.
+"""
+
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+project = "osloxide"
+author = "The osloxide authors"
+copyright = author
+extensions = ["myst_parser"]
+source_suffix = {".md": "markdown"}
+root_doc = "index"
+exclude_patterns = ["README.md", "_build"]
+myst_heading_anchors = 4
+nitpicky = True
+suppress_warnings = ["myst.header"]  # the tables of benchmarks, written by benches/run.py
+html_theme = "alabaster"
+html_theme_options = {
+    "description": "OpenStack services on a native core",
+    "fixed_sidebar": True,
+    "page_width": "1100px",
+    "sidebar_width": "250px",
+}
+HERE = Path(__file__).parent
+
+
+def name_files_outside(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Turn links to files outside of the site into their names: there is nothing to lead to."""
+
+    def plain(match: re.Match[str]) -> str:
+        text, target = match.groups()
+        file = target.partition("#")[0]
+        if not file or "://" in file or target.startswith("mailto:"):
+            return match[0]
+        path = (HERE / file).resolve()
+        if path.suffix == ".md" and path.parent == HERE and path.name != "README.md":
+            return match[0]
+        if path.suffix in {".svg", ".png"} and path.parent == HERE:
+            return match[0]
+        return text if text.startswith("`") else f"{text} (`{path.name}`)"
+
+    source[0] = re.sub(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)", plain, source[0])
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", name_files_outside)

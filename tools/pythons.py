@@ -1,0 +1,322 @@
+"""Build and test on every CPython of this machine, each in an empty environment of its own.
+
+Owns finding the interpreters, their environments below .cache/pythons, and the table at the end.
+What is tested is the wheel of tools/wheels.py, installed: never the checkout. A run with fewer
+interpreters than --at-least fails, so that a machine which has just one does not look like a pass.
+
+    tools/pythons.py                     the smoke part: tests/installed and a few suites
+    tools/pythons.py --full              all of tests/python, with what cinder.lock names beside it
+    tools/pythons.py --oslo-service      and both ends of oslo.service's range, oldest CPython
+    tools/pythons.py --debian sid        also the CPythons of that Debian release, in a tree made by
+                                         debootstrap below .cache/trees (needs root)
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import wheels
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache" / "pythons"
+TREES = ROOT / ".cache" / "trees"
+REQUIREMENTS = ROOT / "requirements"
+OLDEST = (3, 11)
+NEWEST = (3, 15)
+ENDS_OF_OSLO_SERVICE = ("4.2.0", "4.8.0")
+SMOKE_SUITES = (
+    "test_native_supervisor.py",
+    "test_loopingcall.py",
+    "test_public_api.py",
+    "test_wsgi_answers.py",
+    "test_wsgi_input.py",
+)
+"""Suites that touch each room of the module, and run in less than a minute together."""
+SUITE_SECONDS = 1200
+SUMMARY = re.compile(r"^=*\s*(\d+ (?:passed|failed|error).*?)(?: in [\d.]+s.*)?=*$", re.MULTILINE)
+
+DESCRIBE = """
+import platform, sys
+print(platform.python_implementation(), *sys.version_info[:3], sys.version_info.releaselevel)
+"""
+INSIDE = """#!/bin/sh
+# {program} of the Debian tree {tree}; this checkout and /tmp lie at the same place inside.
+exec unshare --mount --propagation=private sh -ceu '
+    mkdir -p "$0$1" && mount --bind "$1" "$0$1" && mount --bind /tmp "$0/tmp"
+    mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev"
+    tree=$0; directory=$PWD; program=$2; shift 2
+    exec chroot "$tree" /bin/sh -c "cd \\"\\$0\\" && exec \\"\\$@\\"" "$directory" "$program" "$@"
+' {tree} {root} {program} "$@"
+"""
+
+
+class Python(NamedTuple):
+    """A CPython that was found."""
+
+    tag: str
+    """cp312, as in the name of a wheel."""
+    version: str
+    executable: str
+    """What starts it from outside; for a Debian tree a script that enters the tree."""
+
+
+class Outcome(NamedTuple):
+    python: str
+    suite: str
+    passed: bool
+    counts: str
+    seconds: float
+
+
+# ---- finding -------------------------------------------------------------------------------------
+
+
+def describe(executable: str) -> Python | None:
+    """What *executable* is, or None when it is no CPython in the supported range."""
+    try:
+        answer = subprocess.run(
+            [executable, "-c", DESCRIBE], capture_output=True, text=True, timeout=60, check=True
+        ).stdout.split()
+        implementation, major, minor, micro, level = answer
+        if implementation != "CPython" or not OLDEST <= (int(major), int(minor)) <= NEWEST:
+            return None
+        version = f"{major}.{minor}.{micro}" + ("" if level == "final" else f" {level}")
+        return Python(wheels.tag_of(executable), version, executable)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None  # pyenv has shims that start nothing
+
+
+def candidates() -> Iterator[str]:
+    """Programs that may be a CPython: the default one, pyenv's versions, what PATH has."""
+    yield os.environ.get("PYTHON") or "python3"
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    yield from (str(path) for path in sorted(pyenv.glob("*/bin/python3"), reverse=True))
+    for minor in range(OLDEST[1], NEWEST[1] + 1):
+        for directory in os.get_exec_path():
+            program = Path(directory) / f"python3.{minor}"
+            if program.exists():
+                yield str(program)
+
+
+def of_debian(release: str) -> Iterator[str]:
+    """Programs of the Debian *release* in a tree that is made here when it is missing."""
+    tree = TREES / release
+    if not (tree / "etc" / "debian_version").exists():
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([ROOT / "tools" / "debian.sh", "debootstrap"], check=True)
+        print(f"a tree of Debian {release} in {tree}", flush=True)
+        packages = "python3,python3-venv,ca-certificates"
+        command = ["debootstrap", "--variant=minbase", f"--include={packages}", release, str(tree)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for program in sorted((tree / "usr" / "bin").glob("python3.[0-9][0-9]")):
+        script = TREES / f"{release}-{program.name}"
+        script.write_text(INSIDE.format(tree=tree, root=ROOT, program=f"/usr/bin/{program.name}"))
+        script.chmod(0o755)
+        yield str(script)
+
+
+def find(named: Sequence[str], debian: Sequence[str]) -> list[Python]:
+    """One CPython for each tag, oldest first; *named* ones win, and must be usable."""
+    found: dict[str, Python] = {}
+    for executable in named:
+        python = describe(executable)
+        if python is None:
+            sys.exit(f"{executable} is no CPython from 3.{OLDEST[1]} to 3.{NEWEST[1]}")
+        found.setdefault(python.tag, python)
+    if not named:
+        for executable in candidates():
+            if (python := describe(executable)) is not None:
+                found.setdefault(python.tag, python)
+    for release in debian:
+        for executable in of_debian(release):
+            if (python := describe(executable)) is not None:
+                found.setdefault(python.tag, python)
+    return [found[tag] for tag in sorted(found, key=lambda tag: (len(tag), tag))]
+
+
+# ---- environments --------------------------------------------------------------------------------
+
+
+class Environment:
+    """An environment below .cache/pythons, made again when the interpreter changes."""
+
+    def __init__(self, python: Python, name: str) -> None:
+        self._python = python
+        self.path = CACHE / name
+        marker = self.path / ".interpreter"
+        made_of = f"{python.version} {python.executable}"
+        if not (marker.exists() and marker.read_text() == made_of):
+            # Debian's CPython has no ensurepip: pip comes from the environment of this program.
+            command = [python.executable, "-m", "venv", "--clear", "--without-pip", str(self.path)]
+            subprocess.run(command, check=True)
+            marker.write_text(made_of)
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        """*arguments* behind the environment's own interpreter."""
+        inner = str(self.path / "bin" / "python")
+        if self._python.executable.startswith(str(TREES)):
+            # Only the tree has what the environment's links lead to.
+            start = (
+                "import os, sys; os.environ.pop('__PYVENV_LAUNCHER__', None);"
+                "os.execv(sys.argv[1], sys.argv[1:])"
+            )
+            return [self._python.executable, "-c", start, inner, *map(str, arguments)]
+        return [inner, *map(str, arguments)]
+
+    def install(self, *arguments: str | Path, key: str) -> None:
+        """``pip install`` *arguments*, unless the last call with the same *key* did just that."""
+        marker = self.path / f".installed-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        if marker.exists():
+            return
+        inner = self.path / "bin" / "python"
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        if self._python.executable.startswith(str(TREES)):
+            subprocess.run(self.command("-m", "ensurepip", "--upgrade"), check=True)
+            pip = self.command("-m", "pip", "--disable-pip-version-check")
+        else:
+            pip += ["--python", str(inner)]
+        subprocess.run([*pip, "install", "--quiet", *map(str, arguments)], check=True)
+        marker.touch()
+
+
+def install_wheel(environment: Environment, wheel: Path, *requirements: str) -> None:
+    """The wheel and what it requires, in the versions that the locks name."""
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    locks = [REQUIREMENTS / "cinder.lock", REQUIREMENTS / "test.lock"]
+    limits: list[str | Path] = []
+    if not requirements:
+        for lock in locks:
+            limits += ["-c", lock]
+    environment.install(
+        "--force-reinstall", "--no-deps", wheel, key=f"wheel {digest} {requirements}"
+    )
+    environment.install(wheel, *requirements, *limits, key=f"needs {digest} {requirements}")
+
+
+# ---- tests ---------------------------------------------------------------------------------------
+
+
+def run(python: Python, suite: str, command: Sequence[str]) -> Outcome:
+    """Run one suite; its output is shown as it comes and counted."""
+    print(f"\n--- CPython {python.version}: {suite}", flush=True)
+    since = time.monotonic()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    try:
+        result = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=kept,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=SUITE_SECONDS,
+        )
+        output, passed = result.stdout, result.returncode == 0
+    except subprocess.TimeoutExpired as expired:
+        # The text of a program that was killed comes as bytes, whatever text=True says.
+        output = (expired.stdout or b"").decode(errors="replace")
+        output += f"\nstill running after {SUITE_SECONDS} s\n"
+        passed = False
+    print(output, end="", flush=True)
+    counts = SUMMARY.findall(output)
+    return Outcome(
+        python.version, suite, passed, counts[-1] if counts else "-", time.monotonic() - since
+    )
+
+
+def smoke(python: Python, wheel: Path) -> Iterator[Outcome]:
+    """An empty environment with the wheel alone, then the suites that touch each room."""
+    environment = Environment(python, f"{python.tag}-smoke")
+    install_wheel(environment, wheel)
+    yield run(
+        python, "installed", environment.command("-I", ROOT / "tests" / "installed" / "smoke.py")
+    )
+    tools = ("pytest", "pytest-timeout", "hypothesis", "oslo.messaging", "eventlet")
+    environment.install(
+        *tools,
+        *("-c", REQUIREMENTS / "cinder.lock", "-c", REQUIREMENTS / "test.lock"),
+        key=f"tools {tools} {(REQUIREMENTS / 'test.lock').read_text()}",
+    )
+    suites = [ROOT / "tests" / "python" / name for name in SMOKE_SUITES]
+    yield run(python, "suites", environment.command("-m", "pytest", "-q", *suites))
+
+
+def full(python: Python, wheel: Path) -> Iterator[Outcome]:
+    """All of tests/python, with everything that `make test` has beside it."""
+    environment = Environment(python, python.tag)
+    for lock in ("cinder.lock", "test.lock"):
+        text = (REQUIREMENTS / lock).read_text()
+        environment.install("--no-deps", "-r", REQUIREMENTS / lock, key=f"{lock} {text}")
+    install_wheel(environment, wheel)
+    installed = ROOT / "tests" / "installed" / "smoke.py"
+    yield run(python, "installed", environment.command("-I", installed))
+    suites = ROOT / "tests" / "python"
+    yield run(python, "python", environment.command("-m", "pytest", "-q", suites))
+
+
+def ends_of_oslo_service(python: Python, wheel: Path) -> Iterator[Outcome]:
+    """The installed proofs with the oldest and the newest oslo.service that osloxide accepts."""
+    for version in ENDS_OF_OSLO_SERVICE:
+        environment = Environment(python, f"{python.tag}-oslo.service-{version}")
+        install_wheel(environment, wheel, f"oslo.service=={version}", "setuptools<81")
+        command = environment.command("-I", ROOT / "tests" / "installed" / "smoke.py")
+        yield run(python, f"oslo.service {version}", command)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--full", action="store_true", help="all of tests/python")
+    parser.add_argument("--oslo-service", action="store_true", help="both ends of its range")
+    parser.add_argument("--build-only", action="store_true", help="the wheels, no test")
+    parser.add_argument("--list", action="store_true", help="say what was found, and end")
+    parser.add_argument("--debian", action="append", default=[], metavar="RELEASE")
+    parser.add_argument("--python", action="append", default=[], help="instead of a search")
+    parser.add_argument("--at-least", type=int, default=2, help="fewer interpreters are a failure")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where wheels are")
+    arguments = parser.parse_args()
+
+    pythons = find(arguments.python, arguments.debian)
+    for python in pythons:
+        print(f"found CPython {python.version:<12} {python.tag:<6} {python.executable}")
+    have = {python.tag for python in pythons}
+    for minor in range(OLDEST[1], NEWEST[1] + 1):
+        if f"cp3{minor}" not in have:
+            print(f"no CPython 3.{minor} here (pyenv install, or --debian RELEASE)")
+    if arguments.list:
+        return 0
+    least = min(arguments.at_least, len(arguments.python) or arguments.at_least)
+    if len(pythons) < least:
+        print(f"FAILED: {len(pythons)} found, {least} needed; install another, or --python PATH")
+        return 1
+
+    outcomes: list[Outcome] = []
+    for python in pythons:
+        wheel = wheels.wheel_for(python.executable, arguments.out.resolve())
+        print(f"{wheel.stat().st_size / 1e6:.2f} MB {wheel.name}", flush=True)
+        if arguments.build_only:
+            continue
+        outcomes += (full if arguments.full else smoke)(python, wheel)
+        if arguments.oslo_service and python is pythons[0]:
+            outcomes += ends_of_oslo_service(python, wheel)
+
+    if arguments.build_only:
+        return 0
+    print("\nCPython      suite                 seconds  result")
+    for outcome in outcomes:
+        word = "ok    " if outcome.passed else "FAILED"
+        columns = f"{outcome.python:<12} {outcome.suite:<20} {outcome.seconds:8.1f}"
+        print(f"{columns}  {word} {outcome.counts}")
+    return 0 if all(outcome.passed for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Build the files of a release: one wheel for each CPython named, and the source distribution.
+
+Owns what a wheel has beside what maturin puts there: a manylinux tag as low as the Rust toolchain
+allows (zig links against that glibc), a module without debug information (that goes to a file of
+its own, which the module names), the licences of every crate that is linked in, and a licence
+expression that covers them all. Never publishes anything. The rules: PEP 425 and 600 for tags,
+PEP 427 and 376 for RECORD, PEP 639 for licences. docs/packaging.md has the decisions.
+
+    tools/wheels.py --out dist python3.11 python3.12     wheels, rebuilt only after a change
+    tools/wheels.py --out dist --sdist [--vendor]        the source distribution
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = "x86_64-unknown-linux-gnu"
+"""What the licences are listed for; a crate of another platform is not in the wheel."""
+OLDEST_GLIBC = "manylinux_2_17"
+"""rustc's own floor for this platform (RHEL 7's glibc)."""
+CARGO_DIRECTORY = ROOT / "target" / "wheels"
+"""Shared by all CPythons: what does not depend on one, three crates of four, compiles once."""
+INPUTS = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "README.md", "LICENSE", "src", "python")
+PREFERRED = ("Apache-2.0", "MIT", "ISC", "BSD-3-Clause")
+"""Where a crate offers a choice, the first of these that it offers."""
+LICENCE_FILE = re.compile(r"(licen[cs]e|copying|copyright|notice|unlicense)", re.IGNORECASE)
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+# The environment of this program has maturin and zig, whether or not it was activated.
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:{Path(sys.executable).parent}"
+
+
+def require(program: str, remedy: str) -> None:
+    if shutil.which(program) is None:
+        sys.exit(f"{program} is missing; {remedy}")
+
+
+# ---- licences ------------------------------------------------------------------------------------
+
+
+def chosen(expression: str) -> set[str]:
+    """The licences that *expression* asks for once a choice is made, such as {'MIT', 'ISC'}.
+
+    Understands what crates write: OR or ``/`` inside of AND, with or without parentheses.
+    """
+    terms: set[str] = set()
+    for part in re.split(r"\s+AND\s+(?![^(]*\))", expression):
+        offers = re.split(r"\s+OR\s+|/", part.strip().strip("()"))
+        terms.add(next((name for name in PREFERRED if name in offers), offers[0]))
+    return terms
+
+
+def linked_crates() -> dict[str, str]:
+    """``{"name version": licence expression}`` of the crates in the module, our own left out."""
+    tree = output_of(
+        "cargo", "tree", "--locked", "--edges=normal,no-proc-macro", f"--target={TARGET}",
+        "--prefix=none", "--format={p}\t{l}",
+    )  # fmt: skip
+    crates = {}
+    for line in tree.splitlines():
+        package, _, licence = line.removesuffix(" (*)").partition("\t")
+        name, version = package.split()[:2]
+        if name != "osloxide":
+            crates[f"{name} {version.removeprefix('v')}"] = licence
+    return crates
+
+
+def third_party() -> tuple[str, str]:
+    """The licence expression of the whole module, and the texts of all crates as one file.
+
+    Ends the program when a crate has neither a licence expression nor a text.
+    """
+    metadata = json.loads(output_of("cargo", "metadata", "--locked", "--format-version=1"))
+    folders = {
+        f"{package['name']} {package['version']}": Path(package["manifest_path"]).parent
+        for package in metadata["packages"]
+    }
+    crates = linked_crates()
+    terms = {"Apache-2.0"}
+    texts = ["The crates that are linked into osloxide._native, and their licences.\n"]
+    for crate, expression in sorted(crates.items()):
+        if not expression:
+            sys.exit(f"{crate} names no licence in its Cargo.toml")
+        terms |= chosen(expression)
+        entries = sorted(folders[crate].iterdir())
+        files = [path for path in entries if LICENCE_FILE.match(path.name) and path.is_file()]
+        texts.append(f"\n{'=' * 80}\n{crate}: {expression}\n")
+        texts += [
+            f"{'-' * 80}\n{path.name}\n\n{path.read_text(errors='replace')}\n" for path in files
+        ]
+        if not files:
+            texts.append("This crate carries no file with the text.\n")
+    return " AND ".join(sorted(terms)), "".join(texts)
+
+
+# ---- wheels --------------------------------------------------------------------------------------
+
+
+def digest_of_inputs(interpreter: str) -> str:
+    """Changes when anything does that a wheel is made of."""
+    digest = hashlib.sha256(output_of(interpreter, "-c", "import sys; print(sys.version)").encode())
+    for name in (*INPUTS, "tools/wheels.py"):
+        path = ROOT / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and file.suffix not in {".so", ".pyc"}:
+                digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def tag_of(interpreter: str) -> str:
+    """``cp312``; ``cp314t`` for a free-threaded CPython."""
+    code = (
+        "import sys, sysconfig; print('cp%d%d' % sys.version_info[:2]"
+        " + ('t' if sysconfig.get_config_var('Py_GIL_DISABLED') else ''))"
+    )
+    return output_of(interpreter, "-c", code).strip()
+
+
+def compile_wheel(interpreter: str, out: Path) -> Path:
+    """What maturin makes of the checkout for *interpreter*, in the folder *out*."""
+    subprocess.run(
+        [
+            "maturin", "build", "--release", "--locked", "--quiet", "--zig",
+            f"--compatibility={OLDEST_GLIBC}", f"--interpreter={interpreter}", f"--out={out}",
+        ],
+        cwd=ROOT,
+        check=True,
+        env={
+            **{k: v for k, v in os.environ.items() if k not in ("PYO3_PYTHON", "VIRTUAL_ENV")},
+            "CARGO_TARGET_DIR": str(CARGO_DIRECTORY),
+            "CARGO_PROFILE_RELEASE_STRIP": "none",
+        },
+    )  # fmt: skip
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+def separate_debug_information(module: Path, debug: Path) -> None:
+    """Move what only a debugger reads from *module* to *debug*, and name *debug* in *module*."""
+    require("objcopy", "install binutils")
+    debug.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["objcopy", "--only-keep-debug", module, debug], check=True)
+    # --strip-unneeded keeps what is exported; the link has the file's name and its checksum.
+    link = f"--add-gnu-debuglink={debug}"
+    command: list[str | Path] = ["objcopy", "--strip-unneeded", link, module]
+    subprocess.run(command, check=True)
+
+
+def record(root: Path, own: Path) -> str:
+    """The text of RECORD for the files below *root*; *own* is RECORD itself."""
+    lines = []
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path != own:
+            data = path.read_bytes()
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            lines.append(f"{path.relative_to(root)},sha256={digest},{len(data)}")
+    return "\n".join([*lines, f"{own.relative_to(root)},,", ""])
+
+
+def finish(raw: Path, out: Path) -> Path:
+    """Complete the wheel *raw* as *out*/its name; the debug information goes to *out*/debug."""
+    expression, texts = third_party()
+    with tempfile.TemporaryDirectory(prefix="osloxide-wheel-") as name:
+        root = Path(name)
+        with zipfile.ZipFile(raw) as archive:
+            archive.extractall(root)  # noqa: S202 - made by maturin a moment ago
+        (module,) = root.glob("osloxide/_native*.so")
+        separate_debug_information(module, out / "debug" / f"{raw.stem}.debug")
+        (info,) = root.glob("*.dist-info")
+        licences = info / "licenses"
+        licences.mkdir(exist_ok=True)
+        (licences / "THIRD-PARTY.txt").write_text(texts)
+        head, _, body = (info / "METADATA").read_text().partition("\n\n")
+        head, changed = re.subn(
+            r"(?m)^License-Expression: .*$", f"License-Expression: {expression}", head
+        )
+        if changed != 1:
+            sys.exit(f"the metadata of {raw.name} has {changed} licence expressions, not one")
+        head += "\nLicense-File: THIRD-PARTY.txt"
+        (info / "METADATA").write_text(f"{head}\n\n{body}")
+        (info / "RECORD").write_text(record(root, info / "RECORD"))
+        wheel = out / raw.name
+        # RECORD last (PEP 427); one fixed time, so that equal content makes an equal file.
+        files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+        files.sort(key=lambda path: path.parent == info)
+        with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in files:
+                entry = zipfile.ZipInfo(str(path.relative_to(root)), (1980, 1, 1, 0, 0, 0))
+                mode = 0o755 if path == module else 0o644
+                entry.external_attr = (0o100000 | mode) << 16
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(entry, path.read_bytes())
+    return wheel
+
+
+def wheel_for(interpreter: str, out: Path) -> Path:
+    """The finished wheel for *interpreter*, built only when *out* has none of the same inputs."""
+    require("cargo", "install it from https://rustup.rs")
+    tag, digest = tag_of(interpreter), digest_of_inputs(interpreter)
+    stamp = CARGO_DIRECTORY / "stamps" / f"{tag}.json"
+    if stamp.exists():
+        known = json.loads(stamp.read_text())
+        if known["digest"] == digest and (out / known["wheel"]).exists():
+            return out / str(known["wheel"])
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="osloxide-raw-") as name:
+        wheel = finish(compile_wheel(interpreter, Path(name)), out)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(json.dumps({"digest": digest, "wheel": wheel.name}))
+    return wheel
+
+
+# ---- the source distribution ---------------------------------------------------------------------
+
+
+def source_distribution(out: Path, vendored: bool) -> Path:
+    """The sdist; with *vendored* a second one beside it that has the sources of every crate.
+
+    The second builds without a network: its ``.cargo/config.toml`` sends cargo to ``vendor/``.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("*.tar.gz"):
+        old.unlink()
+    output_of("maturin", "sdist", f"--out={out}")
+    (plain,) = out.glob("*.tar.gz")
+    if not vendored:
+        return plain
+    target = out / plain.name.replace(".tar.gz", "+vendored.tar.gz")
+    with tempfile.TemporaryDirectory(prefix="osloxide-sdist-") as name:
+        with tarfile.open(plain) as archive:
+            archive.extractall(name, filter="data")
+        (tree,) = Path(name).iterdir()
+        # Its output is the configuration that makes cargo use the folder; --quiet would drop it.
+        command = ["cargo", "vendor", "--locked", "vendor"]
+        vendor = subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True)
+        config = vendor.stdout
+        if "[source.vendored-sources]" not in config:
+            sys.exit(f"cargo vendor printed no configuration\n{vendor.stderr}")
+        (tree / ".cargo").mkdir(exist_ok=True)
+        (tree / ".cargo" / "config.toml").write_text(f"{config}\n[net]\noffline = true\n")
+        with tarfile.open(target, "w:gz") as archive:
+            archive.add(tree, tree.name)
+    return target
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "dist")
+    parser.add_argument("--sdist", action="store_true", help="the source distribution")
+    parser.add_argument("--vendor", action="store_true", help="with the sources of all crates")
+    parser.add_argument("interpreters", nargs="*", help="CPythons to build a wheel for")
+    arguments = parser.parse_args()
+    out: Path = arguments.out.resolve()
+    made = [wheel_for(interpreter, out) for interpreter in arguments.interpreters]
+    if arguments.sdist:
+        made.append(source_distribution(out, arguments.vendor))
+    for path in made:
+        print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
