@@ -389,6 +389,9 @@ class Server(ServiceBase):
             max_connections=self.max_connections,
             access_log=self.access_log,
         )
+        # What ends a process late must be loaded before the interpreter shuts down.
+        from osloxide.launch import ending as _ending  # noqa: F401
+
         engine.start()
         slow_requests.install()
         self._engines = [old for old in self._engines if not old.wait(0)] + [engine]
