@@ -426,3 +426,25 @@ fn rows_of_replaced_workers_are_given_back() {
     assert_eq!(rig.rows().len(), 2);
     assert_eq!(rig.rows()[0].generation, 50);
 }
+
+#[test]
+fn a_slot_whose_worker_left_first_is_filled_although_a_new_round_waits_elsewhere() {
+    let mut rig = Rig::running(2, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.ready(102);
+    assert_eq!(forks(&rig.run()), [(1, 1)]);
+    assert_eq!(rig.signals(), [(100, TERM)]);
+    rig.end(103, 256);
+    assert_eq!(forks(&rig.run()), [(1, 1)]);
+    rig.end(104, 256);
+    rig.run();
+    assert_eq!(rig.signals(), [(101, TERM)], "it leaves first");
+
+    rig.end(100, 0);
+    rig.request(Request::Reload);
+    assert_eq!(forks(&rig.run()), [(0, 2)]);
+    rig.end(101, 0);
+
+    assert_eq!(forks(&rig.run()), [(1, 2)], "slot 0 is still starting");
+}

@@ -253,6 +253,12 @@ impl Roster {
                 if role == Role::Successor {
                     self.drain_first(index, now);
                 }
+                let is_stopping = matches!(self.phase, Phase::Stopping { .. });
+                let current = &mut self.slots[index].current;
+                if current.state == State::Gone && !is_stopping {
+                    // It left first for the next one, which follows at once, wherever the round is.
+                    *current = Worker::new(self.generation);
+                }
                 left
             }
         };

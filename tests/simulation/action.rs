@@ -13,7 +13,7 @@ use std::str::FromStr;
 pub enum Action {
     /// Python calls `next()`, once.
     Next,
-    /// The same; a signal handler requests this at the moment when it parks.
+    /// The same; at the moment when it parks, a signal handler or another thread requests this.
     NextHit(Request),
     /// A request from a signal handler or a thread, while Python is elsewhere.
     Ask(Request),

@@ -376,7 +376,7 @@ impl World {
             process.was_heard = process.is_heard;
             process.is_heard |= process.is_ready && process.lives();
         }
-        let (hit_by, mut late) = (hit, None);
+        let (hit_by, mut late, mut is_unheard) = (hit, None, false);
         let past = Instant::now();
         let (now, supervisor, kernel, mut waits) = (self.now, &self.supervisor, &self.kernel, 0);
         let came = supervisor.next(
@@ -388,7 +388,9 @@ impl World {
                         signal.is_before_hit = true;
                     }
                     supervisor.request(request);
-                    return Ok(true);
+                    is_unheard = poll_readable(fds, Some(past)).unwrap().is_empty();
+                    // A handler breaks the wait off; a request of another thread only wakes it.
+                    return Ok(matches!(request, Request::Stop | Request::Reload));
                 }
                 let is_woken = !poll_readable(fds, Some(past)).unwrap().is_empty();
                 if waits > MOST_WAITS {
@@ -414,6 +416,7 @@ impl World {
         }
         let reaped = std::mem::take(&mut self.kernel.tables().reaped);
         self.record.unreported.extend(reaped);
+        self.promise(!is_unheard, "a request wakes a parked parent", "");
         self.judge_signals();
         self.parked = None;
         self.python = Python::Free;
