@@ -68,6 +68,37 @@ fn clock(id: ClockId) -> u64 {
         .unwrap_or(0)
 }
 
+/// In the beginning of a request: its thread waits for the client. A nanosecond more or less does not
+/// count.
+const WAITS: u64 = 1;
+
+thread_local! {
+    /// The slot of the request that this thread is inside of; [`IN_FLIGHT_MAX`] without one.
+    static OWN: Cell<usize> = const { Cell::new(IN_FLIGHT_MAX) };
+}
+
+/// A wait for the client of a request; it ends when this is dropped, and the request counts as begun
+/// so much later.
+#[derive(Debug)]
+#[must_use = "the wait is over when this is dropped"]
+pub struct ClientWait<'row> {
+    slot: Option<&'row AtomicU64>,
+    began: u64,
+    since: u64,
+}
+
+impl Drop for ClientWait<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            let waited = now().saturating_sub(self.since);
+            slot.store(
+                self.began.saturating_add(waited) & !WAITS,
+                Ordering::Relaxed,
+            );
+        }
+    }
+}
+
 /// One request in flight; it ends when this is dropped.
 #[derive(Debug)]
 #[must_use = "the request counts as finished when this is dropped"]
@@ -87,6 +118,9 @@ impl InFlight<'_> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
+        if OWN.get() == self.index {
+            OWN.set(IN_FLIGHT_MAX);
+        }
         if let Some(method) = self.method {
             // Before the index is free for another one.
             method.ended(self.index, self.failed);
@@ -174,7 +208,7 @@ impl Row {
             /// The index that this thread used last: nearly always free again.
             static INDEX: Cell<usize> = Cell::new(first_index());
         }
-        let began = began.max(1);
+        let began = began.max(2) & !WAITS;
         let preferred = INDEX.get();
         for index in (preferred..IN_FLIGHT_MAX).chain(0..preferred) {
             let (ok, err) = (Ordering::Relaxed, Ordering::Relaxed);
@@ -185,9 +219,11 @@ impl Row {
                 if index != preferred {
                     INDEX.set(index);
                 }
+                OWN.set(index);
                 return self.in_flight(index);
             }
         }
+        OWN.set(IN_FLIGHT_MAX);
         self.counters.beyond_slots.fetch_add(1, Ordering::Relaxed);
         self.in_flight(IN_FLIGHT_MAX)
     }
@@ -199,6 +235,32 @@ impl Row {
             method: None,
             failed: false,
         }
+    }
+
+    /// The calling thread waits for its client from now until the result is dropped. That time is not
+    /// the application's: [`Row::oldest_busy`] leaves it out.
+    pub fn wait_for_client(&self) -> ClientWait<'_> {
+        let slot = self.in_flight_slots.get(OWN.get());
+        let began = slot.map_or(0, |slot| slot.load(Ordering::Relaxed));
+        let slot = slot.filter(|_| began != 0);
+        if let Some(slot) = slot {
+            slot.store(began | WAITS, Ordering::Relaxed);
+        }
+        ClientWait {
+            slot,
+            began,
+            since: now(),
+        }
+    }
+
+    /// Nanoseconds for which the application has been busy with the request that keeps it busy
+    /// longest, waits for clients left out; `None` without one.
+    #[must_use]
+    pub fn oldest_busy(&self) -> Option<u64> {
+        let oldest = self
+            .began()
+            .filter(|began| *began != 0 && began & WAITS == 0);
+        Some(now().saturating_sub(oldest.min()?))
     }
 
     /// The worker's interpreter runs, and will show it again within *promise*; zero promises nothing.
@@ -259,17 +321,6 @@ impl Row {
         self.pid.store(0, Ordering::Relaxed);
         self.clear_gauges();
         self.mark(state);
-    }
-
-    /// Nanoseconds since the oldest request in flight began; `None` without one.
-    #[must_use]
-    pub fn oldest_age(&self) -> Option<u64> {
-        let began = self
-            .in_flight_slots
-            .iter()
-            .map(|index| index.load(Ordering::Relaxed));
-        let oldest = began.filter(|began| *began != 0).min()?;
-        Some(now().saturating_sub(oldest))
     }
 
     fn exchange(&self, from: State, to: State) {
@@ -396,6 +447,23 @@ mod tests {
         assert_eq!(row.read().oldest_since, Some(200));
         row.in_flight_slots[9].store(0, Ordering::Relaxed);
         assert_eq!(row.read().oldest_since, Some(500));
+    }
+
+    #[test]
+    fn a_wait_for_the_client_does_not_keep_the_application_busy() {
+        let row = Row::new();
+        let request = row.begin_at(now() - 9_000_000_000);
+        assert!(row.oldest_busy() >= Some(9_000_000_000));
+
+        let wait = row.wait_for_client();
+
+        assert_eq!(row.oldest_busy(), None);
+        assert_eq!(row.read().in_flight, 1);
+        drop(wait);
+        assert!(row.oldest_busy() >= Some(8_000_000_000));
+        drop(request);
+        drop(row.wait_for_client());
+        assert_eq!(row.read().in_flight, 0);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::received_request::ReceivedRequest;
 use super::sending::{After, BYTES_PER_MS, Note, Sending, UnsentMemory, delivery};
 use super::slow_clients::{Direction, SlowClients, Waited};
 use super::socket;
+use crate::scoreboard;
 use crate::wsgi::request::RequestHead;
 use crate::wsgi::{BodyError, ClientGone, Delivery, Endpoints, Exchange, FilePart, ResponseHead};
 use bytes::Bytes;
@@ -358,10 +359,12 @@ impl<'r> ConnectionExchange<'r> {
         };
         let link = &mut connection.link;
         let began = Instant::now();
+        let for_client = scoreboard::current().wait_for_client();
         let (is_ready, may_stay) =
             slow_clients.during(&link.transport, direction, waited, beyond_share, || {
                 socket::wait(&link.transport, events, limit).unwrap_or(false)
             });
+        drop(for_client);
         waited.time += began.elapsed();
         if direction == Direction::Receiving {
             link.read_blocked = false;

@@ -500,7 +500,7 @@ impl<P: Processes> Inner<P> {
                 .map(|since| now.saturating_duration_since(since));
             let row = live.row.and_then(|row| self.board.row(row));
             let busy = row
-                .and_then(scoreboard::Row::oldest_age)
+                .and_then(scoreboard::Row::oldest_busy)
                 .map(Duration::from_nanos);
             // Promised for as long as the worker believes the timeout to be: it may have changed.
             let mute = row

@@ -5,6 +5,7 @@ Rules: sd_notify(3), sd_watchdog_enabled(3), systemd.service(5) (Type=notify-rel
 
 from __future__ import annotations
 
+import contextlib
 import select
 import signal
 import socket
@@ -41,6 +42,29 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
     manager = Systemd(str(tmp_path / "notify"))
     yield manager
     manager.socket.close()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_readiness_is_told_again_until_the_socket_of_systemd_takes_it(
+    running: Start, flavour: str, systemd: Systemd, workers: str
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
+        filler.setblocking(False)
+        filler.connect(systemd.address)
+        filled = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filler.send(b"FILLER=1")
+                filled += 1
+    args = ("--backend", flavour, "--workers", workers)
+    program = running("probe.py", *args, NOTIFY_SOCKET=systemd.address)
+    program.expect("start", int(workers))
+
+    for _ in range(filled):
+        assert systemd.hear() == {"FILLER": "1"}
+
+    assert systemd.hear()["READY"] == "1"
+    assert stop(program) == 0
 
 
 def stop(program: Program) -> int:

@@ -321,8 +321,10 @@ class ProcessLauncher:
 
     def _reconfigure(self, restart_method: str) -> None:
         self._notifier.reloading()
+        self._pulse()
         if not configuration.reload(self.conf, restart_method):
             self._notifier.reloaded()
+            self._pulse()
             return
         self._set_timeouts()
         known = [*self._wrappers, *self.children.values()]
@@ -359,6 +361,7 @@ class ProcessLauncher:
     def _begin_shutdown(self) -> None:
         shutdown.begin_shutdown()
         self._notifier.stopping()
+        self._pulse()
         # Not before: a worker that is still to be forked needs them.
         if not any(other._own for other in _launchers if other is not self):
             shutdown.close_listeners()
@@ -407,15 +410,20 @@ class ProcessLauncher:
             self._log.hung(slot, pid, seconds, self._scoreboard)
         elif kind == "all_ready":
             self._notifier.ready()
-            self._supervisor_of_this_process().set_tick(self._notifier.watchdog_interval)
+            self._pulse()
         elif kind == "reloaded":
             self._notifier.reloaded()
+            self._pulse()
         elif kind == "tick":
-            self._notifier.alive()
+            self._pulse()
         elif kind == "orphan":
             self._reap_orphan(*details)
         elif kind in ("reload", "mutate", "stopping"):
             self._due = kind
+
+    def _pulse(self) -> None:
+        """Tell systemd what is due, and have the supervisor come back when there is more."""
+        self._supervisor_of_this_process().set_tick(self._notifier.pulse())
 
     def _name_of(self, group: int) -> str:
         return type(self._wrappers[group].service).__name__

@@ -369,9 +369,8 @@ class Runner:
         Shows that the interpreter runs, to whom it concerns, and reaps orphans as process 1.
         """
         intervals = []
-        if self._notifier is not None and self._notifier.watchdog_interval:
-            self._notifier.alive()
-            intervals.append(self._notifier.watchdog_interval)
+        if self._notifier is not None and (seconds := self._notifier.pulse()):
+            intervals.append(seconds)
         if self._beats:
             timeout = self._conf[configuration.GROUP].worker_timeout
             _native.beat(timeout)
@@ -434,6 +433,7 @@ class Runner:
         _native.worker_leaving()
         if self._notifier is not None:
             self._notifier.stopping()
+            self._control.look()
 
     def _arm(self, seconds: float) -> None:
         self._control.deadline = time.monotonic() + seconds

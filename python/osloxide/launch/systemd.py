@@ -20,6 +20,9 @@ import time
 LOG = logging.getLogger(__name__)
 
 _SOCKET = "NOTIFY_SOCKET"
+RETRY = 0.25
+"""Seconds until a message is sent again for which the socket of systemd had no room."""
+
 _WATCHDOG = ("WATCHDOG_USEC", "WATCHDOG_PID")
 
 
@@ -36,6 +39,7 @@ class Notifier:
         self._address = ""
         self._is_ready = False
         self._is_reloading = False
+        self._unsent: list[str] = []
         self.watchdog_interval = 0.0
         """Seconds after which :meth:`alive` is to be called again: half of what systemd allows. 0,
         until readiness was told and where no watchdog is configured, is never."""
@@ -64,9 +68,21 @@ class Notifier:
             self._is_reloading = False
             self._tell("READY=1")
 
-    def alive(self) -> None:
-        """Tell the watchdog that the service is alive."""
-        self._tell("WATCHDOG=1")
+    def pulse(self) -> float:
+        """Tell the watchdog that the service is alive, and what systemd had no room for before.
+
+        :returns: seconds until the next call; 0 is never.
+        """
+        self._send_again()
+        if self.watchdog_interval:
+            self._send("WATCHDOG=1")
+        if self._unsent:
+            return min(RETRY, self.watchdog_interval or RETRY)
+        return self.watchdog_interval
+
+    def _send_again(self) -> None:
+        while self._unsent and self._send(self._unsent[0]) is not None:
+            del self._unsent[0]
 
     def stopping(self) -> None:
         """Tell that the service is on its way out, if readiness was told before."""
@@ -75,6 +91,15 @@ class Notifier:
             self._tell("STOPPING=1")
 
     def _tell(self, message: str) -> bool:
+        """Send *message*, in order; one that finds no room is sent again by :meth:`pulse`."""
+        self._send_again()
+        if self._unsent or (sent := self._send(message)) is None:
+            self._unsent.append(message)
+            return True
+        return sent
+
+    def _send(self, message: str) -> bool | None:
+        """Whether systemd got it; None when it has no room now."""
         if not self._address:
             return False
         # A leading @ means the abstract namespace.
@@ -84,6 +109,8 @@ class Notifier:
                 sock.setblocking(False)
                 sock.connect(address)
                 sock.sendall(message.encode())
+        except BlockingIOError:
+            return None
         except OSError:
             LOG.debug("Systemd notification failed", exc_info=True)
             return False
