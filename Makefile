@@ -131,7 +131,7 @@ simulate: ## every simulation for ten minutes, or for OSLOXIDE_SIM_SECONDS
 
 fuzz: export RUSTUP_TOOLCHAIN = nightly
 fuzz: ## coverage-guided fuzzing, a minute for each target (fuzz/README.md)
-	@if ! cargo --version >/dev/null 2>&1; then \
+	@if ! rustup toolchain list 2>/dev/null | grep -q '^nightly'; then \
 	    echo "skipped: no nightly toolchain (rustup toolchain install nightly)"; \
 	elif ! cargo fuzz --version >/dev/null 2>&1; then \
 	    echo "skipped: no cargo-fuzz (cargo install cargo-fuzz --locked)"; \

@@ -6,8 +6,9 @@
 //! fuzz`, ten minutes for each target, with inputs of its own each time. What it finds belongs into
 //! fuzz/corpus, under a name that says what it is.
 //!
-//! No coverage guides it; that would need a nightly compiler. The corpus therefore holds one example
-//! of everything that is treated differently, and mutation keeps to small steps around them.
+//! No coverage guides it; that needs a nightly compiler (`make fuzz`, fuzz/README.md). The corpus
+//! therefore holds one example of everything that is treated differently, and mutation keeps to small
+//! steps around them.
 #![cfg(feature = "fuzzing")]
 #![allow(
     clippy::unwrap_used,
