@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz python stubs parity \
+.PHONY: help demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz python stubs parity eventlet \
 	services services-setup messaging pythons test-pythons wheels release bench clean
 
 help: ## this list
@@ -33,7 +33,7 @@ demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, d
 	@$(PY) examples/cinder/demo.py
 
 CHECKS := fmt lint mypy clippy walls docs site
-SUITES := rust simulation stubs python parity services messaging demo
+SUITES := rust simulation stubs python parity eventlet services messaging demo
 test: $(VENV)/.rust-tools ## every check and every suite, quick ones first
 	@$(PY) tools/stages.py setup $(CHECKS) $(SUITES)
 
@@ -154,6 +154,9 @@ parity: $(VENV)/.native $(VENV)/.test ## oslo.service's own tests against osloxi
 parity-%:
 	@echo "tests/parity/run.py --backend $*"
 	@$(PY) tests/parity/run.py --backend $*
+
+eventlet: $(VENV)/.native $(VENV)/.test ## eventlet's own tests against osloxide
+	$(PY) tests/green/run.py
 
 services-setup: ## the Debian packages of the service tests: RabbitMQ and MariaDB
 	@tools/debian.sh rabbitmq-server mariadb-server

@@ -112,3 +112,20 @@ def test_the_backdoor_is_refused_with_its_reason() -> None:
     )
     assert "NotImplementedError" in result.stderr
     assert "backdoor_port" in result.stderr
+
+
+def test_a_program_ends_with_green_sockets_open() -> None:
+    """Destructors run when the threads are gone already, whatever they held."""
+    result = run_python(
+        ACTIVE
+        + """
+import eventlet
+server = eventlet.listen(("127.0.0.1", 0))
+waiting = eventlet.spawn(server.accept)
+later = [eventlet.spawn_after(0.0001 * n, len, "") for n in range(2000)]
+eventlet.sleep(0.01)
+print("ended")
+"""
+    )
+    assert result.stdout == "ended\n", result.stderr
+    assert result.returncode == 0

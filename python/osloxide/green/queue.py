@@ -225,8 +225,8 @@ class LightQueue:
             with lock:
                 waiter.greenlet = None
                 self.putters.pop(waiter, None)
-                if timeout is not None:
-                    _clock.clock.trim()
+                if timeout is not None and not waiter.late:
+                    _clock.clock.note_dropped()
         with lock:
             if waiter.item is _NONE:
                 return  # a getter has it
@@ -296,8 +296,8 @@ class LightQueue:
             with lock:
                 waiter.greenlet = None
                 self.getters.pop(waiter, None)
-                if timeout is not None:
-                    _clock.clock.trim()
+                if timeout is not None and not waiter.late:
+                    _clock.clock.note_dropped()
                 if not got:
                     if waiter.item is not _NONE:
                         self._put_back(waiter.item)

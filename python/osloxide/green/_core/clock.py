@@ -59,6 +59,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Any]] = []
+        self.dropped = 0
+        """Entries of the heap that are not wanted any more."""
         self.readers: dict[int, Any] = {}
         self.writers: dict[int, Any] = {}
         self._epoll: Any = None
@@ -83,11 +85,14 @@ class Clock:
             entry = heapq.heappop(self.heap)[2]
             if not entry.called:
                 entry.expire()
+            elif self.dropped:
+                self.dropped -= 1
 
     def purge(self) -> None:
         """Drop timers that were cancelled."""
         self.heap = [item for item in self.heap if not item[2].called]
         heapq.heapify(self.heap)
+        self.dropped = 0
 
     # ---- descriptors ----------------------------------------------------------------------------
 
@@ -230,20 +235,23 @@ class Clock:
             os.eventfd_write(self._bell, 1)
 
     def drop(self, entry: Any) -> None:
-        """*entry* is not wanted any more. With the lock."""
+        """*entry*, which waits here, is not wanted any more. With the lock."""
         entry.called = True
-        self.trim()
+        self.note_dropped()
 
-    def trim(self) -> None:
-        """Drop what is not wanted from the head of the timers; with none left, the thread may end.
+    def note_dropped(self) -> None:
+        """An entry is not wanted any more: once most are not, they go. With the lock.
 
-        With the lock.
+        With none left, the thread may end.
         """
-        had_some = bool(self.heap)
-        while self.heap and self.heap[0][2].called:
-            heapq.heappop(self.heap)
-        if had_some and not self.heap and self._thread is not None:
-            self._run_before(0.0)
+        self.dropped += 1
+        if self.dropped >= len(self.heap):
+            self.heap.clear()
+            self.dropped = 0
+            if self._thread is not None:
+                self._run_before(0.0)
+        elif self.dropped > 1000 and self.dropped > len(self.heap) / 2:
+            self.purge()
 
     def contended(self) -> None:
         """Somebody waits for the baton. With the lock."""

@@ -30,6 +30,8 @@ class Timer:
     """
 
     exception: BaseException
+    _waits = False
+    """Whether it is among the timers of the clock."""
 
     def __init__(self, seconds: float, cb: Callable[..., Any], *args: Any, **kw: Any) -> None:
         self.seconds = seconds
@@ -81,7 +83,8 @@ class Timer:
                     return  # type: ignore[unreachable]
                 self.called = True
                 self._drop()
-            note_cancelled()
+                if self._waits:
+                    _clock.clock.note_dropped()
 
     def _drop(self) -> None:
         self.__dict__.pop("tpl", None)
@@ -93,6 +96,7 @@ class Timer:
 
     def expire(self) -> None:
         """The time has come."""
+        self._waits = False
         cb, args, _ = self.tpl
         target = getattr(cb, "__self__", None)
         if (
@@ -168,16 +172,13 @@ def _start_callback(timer: Timer) -> None:
     _turns.start(_turns.Callback(timer, _turns.hub_greenlet), (), {})
 
 
-cancelled = 0
-"""Timers that were cancelled since they were last dropped."""
-
-
 def add(timer: Timer) -> float:
     """Let *timer* wait; returns its moment."""
     with lock:
         if timer.seconds <= 0:
             enqueue(timer)
         else:
+            timer._waits = True
             _clock.clock.add(timer.seconds, timer)
     return time.monotonic() + timer.seconds
 
@@ -194,15 +195,3 @@ def call_local(seconds: float, cb: Callable[..., Any], *args: Any, **kw: Any) ->
     timer = LocalTimer(seconds, cb, *args, **kw)
     timer.scheduled_time = add(timer)
     return timer
-
-
-def note_cancelled() -> None:
-    """A timer was cancelled; when most were, they are dropped."""
-    global cancelled
-    with lock:
-        clock = _clock.clock
-        cancelled = min(cancelled + 1, len(clock.heap))
-        if cancelled > 1000 and cancelled > len(clock.heap) / 2:
-            cancelled = 0
-            clock.purge()
-        clock.trim()

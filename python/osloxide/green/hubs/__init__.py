@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -134,12 +135,14 @@ def trampoline(
 
 def notify_close(fd: int) -> None:
     """*fd* was closed: those that wait for it get :class:`IOClosed`."""
-    get_hub().notify_close(fd)
+    # At the end of the interpreter, a thread that is gone may have the lock for ever.
+    if not sys.is_finalizing():
+        get_hub().notify_close(fd)
 
 
 def notify_opened(fd: int) -> None:
     """*fd* is a new descriptor: those that wait for an earlier one of that number are told."""
-    if _the_hub is not None:
+    if _the_hub is not None and not sys.is_finalizing():
         get_hub().mark_as_reopened(fd)
 
 

@@ -277,21 +277,20 @@ class BaseHub:
     next_timers: tuple[()] = ()
 
     def get_timers_count(self) -> int:
-        """Count the timers that wait, cancelled ones included."""
-        return len(self.timers)
+        """Count what waits for its moment, cancelled timers included."""
+        return len(_clock.clock.heap)
 
     @property
     def timers_canceled(self) -> int:
         """Count the timers that were cancelled and wait to be dropped."""
-        return _timer.cancelled
+        return _clock.clock.dropped
 
     def add_timer(self, timer: _timer.Timer) -> float:
         """Let *timer* wait; returns its moment."""
         return _timer.add(timer)
 
     def timer_canceled(self, _timer_: object) -> None:
-        """A timer was cancelled."""
-        _timer.note_cancelled()
+        """A timer was cancelled: nothing is left to do."""
 
     def schedule_call_local(
         self, seconds: float, cb: Callable[..., Any], *args: Any, **kw: Any
