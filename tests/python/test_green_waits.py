@@ -348,6 +348,22 @@ def test_a_spawn_in_the_future_costs_no_thread() -> None:
     assert all(g.dead for g in later)
 
 
+def test_a_sleeper_wakes_whatever_others_give_up() -> None:
+    """Timers that are taken back, at all moments, take no other along."""
+    woken = [greenthread.spawn(greenthread.sleep, 0.3) for _ in range(5)]
+    items: queue.Queue = queue.Queue()
+    for number in range(300):
+        with pytest.raises(queue.Empty):
+            items.get(timeout=0.0001)
+        short = greenthread.spawn(greenthread.sleep, 0.0005)
+        with green.Timeout(0.0005 + number % 3 * 0.0002, False):
+            greenthread.sleep(0.0005)
+        short.kill()
+    with green.Timeout(WITHIN):
+        for g in woken:
+            g.wait()
+
+
 def test_nothing_runs_when_nothing_is_left() -> None:
     greenthread.sleep(0.001)
     deadline = time.monotonic() + WITHIN

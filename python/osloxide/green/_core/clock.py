@@ -245,13 +245,13 @@ class Clock:
         With none left, the thread may end.
         """
         self.dropped += 1
-        if self.dropped >= len(self.heap):
-            self.heap.clear()
-            self.dropped = 0
-            if self._thread is not None:
-                self._run_before(0.0)
-        elif self.dropped > 1000 and self.dropped > len(self.heap) / 2:
+        # The count is a hint: an entry that has just expired is counted and not here any more.
+        if self.dropped >= len(self.heap) or (
+            self.dropped > 1000 and self.dropped > len(self.heap) / 2
+        ):
             self.purge()
+            if not self.heap and self._thread is not None:
+                self._run_before(0.0)
 
     def contended(self) -> None:
         """Somebody waits for the baton. With the lock."""

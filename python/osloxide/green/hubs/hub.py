@@ -283,7 +283,7 @@ class BaseHub:
     @property
     def timers_canceled(self) -> int:
         """Count the timers that were cancelled and wait to be dropped."""
-        return _clock.clock.dropped
+        return min(_clock.clock.dropped, len(_clock.clock.heap))
 
     def add_timer(self, timer: _timer.Timer) -> float:
         """Let *timer* wait; returns its moment."""
