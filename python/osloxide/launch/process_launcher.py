@@ -420,6 +420,8 @@ class ProcessLauncher:
             self._reap_orphan(*details)
         elif kind in ("reload", "mutate", "stopping"):
             self._due = kind
+        elif kind != "interrupted":
+            raise AssertionError(f"the native supervisor gave an unknown command: {command!r}")
 
     def _pulse(self) -> None:
         """Tell systemd what is due, and have the supervisor come back when there is more."""
