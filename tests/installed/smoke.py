@@ -26,7 +26,7 @@ DEADLINE = 60.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 COMMAND = Path(sys.executable).with_name("osloxide")
 
-SERVICE = '''
+SERVICE = """
 import os
 
 from oslo_config import cfg
@@ -41,13 +41,13 @@ class Announcer(service.Service):
 
 cfg.CONF([], project="smoke")
 service.launch(cfg.CONF, Announcer(), workers=2).wait()
-'''
-APPLICATION = '''
+"""
+APPLICATION = """
 def application(environ, start_response):
     body = environ["wsgi.input"].read() or environ["PATH_INFO"].encode()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
-'''
+"""
 
 
 def session_members(session: int) -> list[int]:

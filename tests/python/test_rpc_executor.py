@@ -395,6 +395,21 @@ def test_queued_jobs_are_run_before_the_interpreter_exits() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_queued_jobs_of_a_dropped_executor_are_run_before_the_interpreter_exits() -> None:
+    done = run_python(
+        "import time\n"
+        "from osloxide.messaging import executor as rpc\n"
+        "def submit():\n"
+        "    executor = rpc.Executor(1)\n"
+        "    for number in range(3):\n"
+        "        executor.submit(lambda n=number: (time.sleep(0.02), print(n, flush=True)))\n"
+        "submit()\n"
+    )
+
+    assert done.stdout.split() == ["0", "1", "2"], done.stderr
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_dropped_executor_ends_its_threads() -> None:
     executor = rpc.Executor(2, "dropped")
     executor.submit(int).result(PATIENCE)

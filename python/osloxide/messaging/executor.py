@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import contextlib
 import functools
 import threading
 import weakref
@@ -129,6 +130,7 @@ class Executor(concurrent.futures.Executor):
             self.submit = self._native.submit  # type: ignore[method-assign]
         self.submit_as = self._native.submit_as
         _alive.add(self)
+        weakref.finalize(self, _outlive, self._native).atexit = False
 
     if TYPE_CHECKING:
 
@@ -201,9 +203,29 @@ class Executor(concurrent.futures.Executor):
 _alive: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 
+_orphaned: list[_native.Executor] = []
+"""Cores of executors that were collected before their last job had ended."""
+
+
+def _outlive(native: _native.Executor) -> None:
+    """An executor was collected: its core is kept for as long as it has jobs to do."""
+    with contextlib.suppress(RuntimeError):  # made by the process that this one was forked from
+        _orphaned[:] = [other for other in (*_orphaned, native) if _has_jobs(other)]
+
+
+def _has_jobs(native: _native.Executor) -> bool:
+    stats = native.stats()
+    return bool(stats["busy"] or stats["queued"] or stats["held"])
+
+
 @atexit.register
 def _finish_all() -> None:
     """Run what is queued before the interpreter goes, as concurrent.futures does."""
+    while _orphaned:
+        with contextlib.suppress(RuntimeError):
+            native = _orphaned.pop()
+            native.close()
+            native.wait()
     for executor in list(_alive):
         try:
             executor.shutdown(wait=True)
