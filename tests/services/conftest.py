@@ -188,7 +188,7 @@ class SmallService:
 
     def wait_port(self, service: RunningService) -> None:
         def bound() -> bool:
-            service.assert_running()
+            service.assertrunning()
             return self.port_file.exists()
 
         until("the small service is bound", bound, 30)
@@ -201,25 +201,26 @@ class SmallService:
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """A RabbitMQ of our own; see infra.py."""
-    yield from _running(Broker)
+    yield from running(Broker)
 
 
 @pytest.fixture(scope="module")
 def durable_broker() -> Iterator[Broker]:
     """One for durable queues; on the shared one other tests declare the same as transient ones."""
-    yield from _running(Broker)
+    yield from running(Broker)
 
 
 @pytest.fixture(scope="session")
 def database() -> Iterator[Database]:
     """A MariaDB of our own; see infra.py."""
-    yield from _running(Database)
+    yield from running(Database)
 
 
 Server = TypeVar("Server", Broker, Database)
 
 
-def _running(server: type[Server]) -> Iterator[Server]:
+def running(server: type[Server]) -> Iterator[Server]:
+    """*server*, started; stopped when the iterator goes on."""
     try:
         running = retried(server)
     except MissingProgramError as error:

@@ -27,6 +27,8 @@ from services.processes import RunningService, accepts_connections, free_port, u
 from services.subject import clean_environment
 
 RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+# Debian's own rabbitmqctl changes the user, and with it the cookie.
+RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 USER = PASSWORD = "osloxide"
 _ATTEMPTS = 3
 
@@ -123,6 +125,15 @@ class Broker:
             return accepts_connections(self.port)
 
         until("rabbitmq accepts connections", is_up, 120, every=0.05)
+
+    def control(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` with *arguments*; what it printed."""
+        command = [RABBITMQCTL, *arguments]
+        done = subprocess.run(
+            command, env=self._env, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def kill_server(self) -> None:
         """End the node as a crash would. What is not on disk is lost."""

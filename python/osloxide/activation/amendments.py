@@ -24,6 +24,7 @@ _MESSAGING = "osloxide.messaging.hook"
 _NOVA = "osloxide.adapters.nova:amend"
 
 TABLE: dict[str, tuple[str, ...]] = {
+    "amqp.channel": (f"{_MESSAGING}:tell_epochs_apart",),
     "amqp.connection": (f"{_MESSAGING}:amend_amqp_connection",),
     "nova.compute.multi_cell_list": (_NOVA,),
     "nova.context": (_NOVA,),

@@ -15,7 +15,7 @@ from typing import Any
 from osloxide.activation import amendments
 from osloxide.activation.amendments import relies_on
 from osloxide.messaging import dispatch
-from osloxide.messaging.rabbit import connection_pool, heartbeats, outage
+from osloxide.messaging.rabbit import connection_pool, epochs, heartbeats, outage
 
 LOG = logging.getLogger(__name__)
 
@@ -24,6 +24,19 @@ LOG = logging.getLogger(__name__)
 def amend_amqp_connection(connection: ModuleType) -> None:
     """Send heartbeats natively (``amqp.connection``)."""
     heartbeats.amend_amqp(connection)
+
+
+@relies_on(
+    "Channel._do_revive",
+    "Channel._on_close",
+    "Channel._on_open_ok",
+    "Channel.basic_qos",
+    "Channel.close",
+    "Channel.collect",
+)
+def tell_epochs_apart(channel: ModuleType) -> None:
+    """Let no delivery tag outlive its opening of a channel (``amqp.channel``)."""
+    epochs.amend_channel(channel)
 
 
 @relies_on("Connection._heartbeat_start", "Connection.ensure_connection")
@@ -61,11 +74,15 @@ def end_lost_calls(amqpdriver: ModuleType) -> None:
 )
 def pace_rpc(amqpdriver: ModuleType) -> None:
     """Acknowledge requests when they are picked up (``amqpdriver``)."""
-    # Without the other end in the RPC server nothing would ever be acknowledged.
-    picking_up = "oslo_messaging.rpc.server by osloxide.messaging.hook:amend_rpc_server"
-    if picking_up in amendments.left_alone:
-        LOG.warning("requests are acknowledged on arrival: %s", amendments.left_alone[picking_up])
-        return
+    # Without the other end in the RPC server nothing would ever be acknowledged, and without epochs
+    # tags would acknowledge other messages.
+    for needed in (
+        "oslo_messaging.rpc.server by osloxide.messaging.hook:amend_rpc_server",
+        "amqp.channel by osloxide.messaging.hook:tell_epochs_apart",
+    ):
+        if needed in amendments.left_alone:
+            LOG.warning("requests are acknowledged on arrival: %s", amendments.left_alone[needed])
+            return
     amqpdriver.RpcAMQPListener = _paced_listener  # type: ignore[attr-defined]
 
 

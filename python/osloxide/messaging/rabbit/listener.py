@@ -27,8 +27,9 @@ from typing import Any
 from oslo_messaging._drivers import amqpdriver
 
 from osloxide import _native
+from osloxide.activation.import_hook import refuse_if_monkey_patched
 from osloxide.messaging.executor import DEFAULT_WORKERS
-from osloxide.messaging.rabbit import heartbeats
+from osloxide.messaging.rabbit import epochs, heartbeats
 from osloxide.messaging.rabbit.replies import LateReplies, Replies
 
 LOG = logging.getLogger(__name__)
@@ -36,7 +37,12 @@ LOG = logging.getLogger(__name__)
 _late_replies = LateReplies()
 
 #: Longest sleep of a listener, in seconds: how often it looks after a connection that is silent.
-LONGEST_SLEEP = 5.0
+LONGEST_SLEEP = 15.0
+
+#: Seconds that a request waits for a thread before it is acknowledged into the process: a sixth of
+#: RabbitMQ's default ``consumer_timeout``, after which the broker closes the channel. Less where a
+#: broker has closed one sooner.
+LONGEST_WAIT = 300.0
 
 #: Seconds without a request after which a listener sleeps for long, and on the connection for
 #: replies as well. Before that, their confirmations are read with the next request: no thread waits
@@ -84,6 +90,13 @@ class _Wakeup:
                 os.close(self._fd)
 
 
+#: Class and method of ``basic.nack``, RabbitMQ's extension of AMQP 0-9-1.
+_BASIC_NACK = (60, 120)
+
+#: Returns to a quorum queue after which RabbitMQ 4 drops a message, where no other limit is set.
+_DELIVERY_LIMIT = 20
+
+
 class _Seen:
     """Ids of requests that ran here. oslo.messaging keeps 16, fewer than may run at a time."""
 
@@ -91,6 +104,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self._ids: dict[str, None] = {}
+        self._lock = threading.Lock()
 
     def check_duplicate_message(self, message: dict[str, Any]) -> str | None:
         """The id of *message*, which is taken out of it.
@@ -102,62 +116,95 @@ class _Seen:
             raise amqpdriver.rpc_common.DuplicateMessageError(msg_id=unique_id)
         return unique_id
 
-    def add(self, unique_id: str | None) -> None:
-        if unique_id:
+    def claim(self, unique_id: str | None) -> bool:
+        """Note that a request begins to run here; False when it has before."""
+        if not unique_id:
+            return True
+        with self._lock:
+            if unique_id in self._ids:
+                return False
             self._ids[unique_id] = None
-            with contextlib.suppress(StopIteration, RuntimeError):  # another thread was faster
-                if len(self._ids) > self.MOST:
-                    self._ids.pop(next(iter(self._ids)), None)
+            if len(self._ids) > self.MOST:
+                self._ids.pop(next(iter(self._ids)))
+        return True
 
     def discard(self, unique_id: str | None) -> None:
+        """Take a claim back: the request did not run."""
         if unique_id:
-            self._ids.pop(unique_id, None)
+            with self._lock:
+                self._ids.pop(unique_id, None)
 
 
 class _Delivered:
     """What the broker wants to hear about one request that was read natively."""
 
-    __slots__ = ("_native", "_seconds", "channel", "tag")
+    __slots__ = ("_channel", "_native", "_seconds", "_tag", "epoch")
 
     #: Any thread may acknowledge: on a listener's connection no thread sends more than one frame.
     is_free = True
 
-    def __init__(self, channel: Any, transport: Any, tag: int) -> None:
-        self.channel = channel
-        self.tag = tag
+    #: From a queue, which keeps what is not acknowledged.
+    is_kept = True
+
+    def __init__(self, channel: Any, epoch: epochs.Epoch, transport: Any, tag: int) -> None:
+        self._channel = channel
+        self.epoch = epoch
+        self._tag = tag
         self._native = transport._osloxide_connection
         self._seconds = transport.sock.gettimeout()
 
-    def acknowledge(self) -> None:
-        """Let the broker forget it."""
-        self._native.write(_native.amqp_ack(self.channel.channel_id, self.tag), self._seconds)
+    def acknowledge(self) -> bool:
+        """Let the broker forget it; False when its epoch is over."""
+        frame = _native.amqp_ack(self._channel.channel_id or 0, self._tag)
+        return self.epoch.run(lambda: self._native.write(frame, self._seconds))
 
-    def requeue(self) -> None:
+    def requeue(self) -> bool:
         """Give it back. On the thread that polls."""
-        self.channel.basic_reject(self.tag, requeue=True)
+        return self.epoch.run(lambda: _give_back(self._channel, self._tag))
+
+    def refuse(self) -> bool:
+        """Drop what cannot be read. On the thread that polls."""
+        return self.epoch.run(lambda: self._channel.basic_reject(self._tag, requeue=False))
 
 
 class _Decoded:
     """The same about one that kombu has read."""
 
-    __slots__ = ("_message", "channel")
+    __slots__ = ("_channel", "_message", "epoch", "is_kept")
 
     def __init__(self, message: Any) -> None:
         self._message = message
-        self.channel = message._raw_message.channel
+        raw = message._raw_message
+        self._channel = raw.channel
+        self.epoch = epochs.of(raw.channel)
+        # A stream delivers nothing a second time: its consumers go on behind what they have read.
+        self.is_kept = "x-stream-offset" not in (raw.headers or {})
 
     @property
     def is_free(self) -> bool:
         """Whether any thread may acknowledge; otherwise the one that polls."""
-        return heartbeats.writes_are_ordered(self.channel.connection)
+        link = getattr(self._channel, "connection", None)
+        return link is not None and heartbeats.writes_are_ordered(link)
 
-    def acknowledge(self) -> None:
-        """Let the broker forget it."""
-        self._message.acknowledge()
+    def acknowledge(self) -> bool:
+        """Let the broker forget it; False when its epoch is over."""
+        return self.epoch.run(self._message.acknowledge)
 
-    def requeue(self) -> None:
+    def requeue(self) -> bool:
         """Give it back. On the thread that polls."""
-        self._message.requeue()
+        if not hasattr(self._channel, "send_method"):  # a transport of kombu's own
+            return self.epoch.run(self._message.requeue)
+        tag = self._message._raw_message.delivery_tag
+        return self.epoch.run(lambda: _give_back(self._channel, tag))
+
+
+def _give_back(channel: Any, tag: int) -> None:
+    """Return a delivery to its queue by ``basic.nack``, which kombu does not know.
+
+    Quorum queues drop a message that was returned too often: by ``basic.reject`` always, by
+    ``basic.nack`` up to RabbitMQ 4.2 as well, since 4.3 no more.
+    """
+    channel.send_method(_BASIC_NACK, "Lbb", (tag, False, True))
 
 
 def _threads(driver: Any) -> int:
@@ -171,12 +218,15 @@ class PacedMessage(amqpdriver.AMQPIncomingMessage):
     """A request that is still the broker's until :meth:`pick_up`."""
 
     is_picked_up = False
+    origin: _Delivered | _Decoded
+    arrived: float
+    is_acknowledged = False
 
     def pick_up(self) -> bool:
         """Acknowledge the request, now that a thread is about to run it.
 
-        :returns: False when it must not run here: the listener has stopped, or the connection
-            it came from is gone, and the broker gives it to another server.
+        :returns: False when it must not run here: the listener has stopped, it runs already, or the
+            channel it came from was closed, and the broker delivers it again.
         """
         if not self.is_picked_up:
             self.is_picked_up = self.listener.pick_up(self)
@@ -201,6 +251,7 @@ class PacedListener(amqpdriver.AMQPListener):
     is_served = False
 
     def __init__(self, driver: Any, conn: Any) -> None:
+        refuse_if_monkey_patched()
         super().__init__(driver, conn)
         self.msg_id_cache = _Seen()
         # Batches of one: the driver's own prefetch is for those who acknowledge on arrival.
@@ -211,20 +262,38 @@ class PacedListener(amqpdriver.AMQPListener):
         self.replies = Replies(driver, _threads(driver), _late_replies, self._wakeup.wake)
         self._is_quiet = False
         self._looked_after = time.monotonic()
+        self._lock = threading.Lock()
+        # Those that no thread has picked up, in the order of their arrival.
+        self._waiting: dict[PacedMessage, None] = {}
+        self._longest_wait = LONGEST_WAIT
+        self._is_cancelled = False
+        self._epoch: epochs.Epoch | None = None
         if self._lent.rabbit_qos_prefetch_count <= 0:
             self._lent.rabbit_qos_prefetch_count = _threads(driver)
             if self._lent.channel is not None:
                 self._lent._set_qos(self._lent.channel)
 
     def __call__(self, message: Any) -> None:
+        self._warn_near_limit(message._raw_message.headers or {})
         self._take(_Decoded(message), message)
+
+    def _warn_near_limit(self, headers: dict[str, Any]) -> None:
+        limit = self._lent.rabbit_quorum_queue_config.delivery_limit or _DELIVERY_LIMIT
+        count = headers.get("x-delivery-count", 0)
+        if count >= limit / 2:
+            LOG.warning(
+                "a request was returned to its queue %d times, and is dropped at %d if the queue "
+                "has that limit: look for servers that lose their connections",
+                count,
+                limit,
+            )
 
     def _take(self, origin: _Delivered | _Decoded, message: Any) -> None:
         context = amqpdriver.rpc_amqp.unpack_context(message)
         try:
             unique_id = self.msg_id_cache.check_duplicate_message(message)
         except amqpdriver.rpc_common.DuplicateMessageError:
-            # It ran here, and its acknowledgement was lost with the connection.
+            # It ran here, and its acknowledgement was lost with the channel.
             LOG.warning("message %s was redelivered after it ran; dropped", context.msg_id)
             origin.acknowledge()
             return
@@ -240,31 +309,99 @@ class PacedListener(amqpdriver.AMQPListener):
             self._message_operations_handler,
         )
         incoming.origin = origin
+        incoming.arrived = time.monotonic()
+        self._waiting[incoming] = None
         self.incoming.append(incoming)
 
-    def pick_up(self, incoming: Any) -> bool:
+    def pick_up(self, incoming: PacedMessage) -> bool:
+        """See :meth:`PacedMessage.pick_up`. On the thread that would run it."""
         origin = incoming.origin
-        channel = origin.channel
-        if channel is None or channel.connection is None or channel is not self._lent.channel:
-            LOG.info("message %s: its connection is gone; left to redelivery", incoming.msg_id)
+        with self._lock:
+            self._waiting.pop(incoming, None)
+        if incoming.is_acknowledged or not origin.is_kept:
+            # Nothing delivers it again: it runs here or nowhere, also when the listener stops.
+            may_run = self.msg_id_cache.claim(incoming.unique_id)
+            if not incoming.is_acknowledged:
+                self._acknowledge(origin)
+            return may_run
+        if origin.epoch.is_over:
+            LOG.info("message %s: its channel is closed; left to redelivery", incoming.msg_id)
             return False
         if self._shutdown.is_set():
             self._do(origin.requeue)
             return False
-        self.msg_id_cache.add(incoming.unique_id)
+        if not self.msg_id_cache.claim(incoming.unique_id):
+            LOG.warning("message %s was delivered twice and runs already; dropped", incoming.msg_id)
+            self._acknowledge(origin)
+            return False
         if not origin.is_free:
             self._do(origin.acknowledge)
             return True
         try:
-            origin.acknowledge()
-        except Exception as error:  # noqa: BLE001  (kombu's transports raise what they like)
+            is_acknowledged, error = origin.acknowledge(), "its channel is closed"
+        except Exception as raised:  # noqa: BLE001  (kombu's transports raise what they like)
+            is_acknowledged, error = False, str(raised)
+        if not is_acknowledged:
             # Before anything ran: the broker still has it, and will deliver it again.
             self.msg_id_cache.discard(incoming.unique_id)
             LOG.info("message %s: %s; left to redelivery", incoming.msg_id, error)
-            return False
-        return True
+        return is_acknowledged
 
-    def _do(self, operation: Callable[[], None]) -> None:
+    def _acknowledge(self, origin: _Delivered | _Decoded) -> None:
+        if not origin.is_free:
+            self._do(origin.acknowledge)
+            return
+        # A channel that is gone will deliver it again, and it is known then.
+        with contextlib.suppress(Exception):
+            origin.acknowledge()
+
+    def _acknowledge_old(self) -> None:
+        """Acknowledge what has waited for long, before the broker closes the channel over it.
+
+        On the thread that polls. Such a request is the process's from now on, as all are in stock
+        oslo.messaging: a stop waits for it, and a kill loses it.
+        """
+        limit = time.monotonic() - self._longest_wait
+        while True:
+            with self._lock:
+                incoming = next(iter(self._waiting), None)
+                if incoming is None or incoming.arrived > limit:
+                    return
+                del self._waiting[incoming]
+                with contextlib.suppress(Exception):
+                    incoming.is_acknowledged = incoming.origin.acknowledge()
+            if incoming.is_acknowledged:
+                LOG.warning(
+                    "message %s has waited %.0f s for a thread; acknowledged before it runs",
+                    incoming.msg_id,
+                    time.monotonic() - incoming.arrived,
+                )
+
+    def _notice_closed(self) -> None:
+        """Wait less where the broker has closed the channel because a request waited too long."""
+        channel = self._lent.channel
+        epoch = None if channel is None else epochs.of(channel)
+        before, self._epoch = self._epoch, epoch
+        if before is None or before is epoch or not before.reason:
+            return
+        LOG.warning("the broker closed the channel of a listener: %s", before.reason)
+        if "timed out" not in before.reason:
+            return
+        with self._lock:
+            oldest = next(iter(self._waiting), None)
+        if oldest is None:
+            return
+        waited = time.monotonic() - oldest.arrived
+        self._longest_wait = max(0.5, min(self._longest_wait, waited / 3))
+        LOG.warning(
+            "a request had waited %.0f s for a thread when the channel was closed; "
+            "from now on they are acknowledged after %.1f s (raise executor_thread_pool_size, or "
+            "the broker's consumer_timeout)",
+            waited,
+            self._longest_wait,
+        )
+
+    def _do(self, operation: Callable[[], object]) -> None:
         """Run *operation* on the polling thread: kombu's connections are not thread safe."""
 
         def guarded() -> None:
@@ -293,22 +430,41 @@ class PacedListener(amqpdriver.AMQPListener):
                     self._message_operations_handler.process()
                     return [incoming]
                 continue
+            self._acknowledge_old()
             left = LONGEST_SLEEP if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return []
             self._consume(min(left, self._longest_sleep()))
+        # What is given back must not come here once more: quorum queues count deliveries.
+        self._cancel_consumers()
         self._message_operations_handler.process()
         while self.incoming:
-            self.pick_up(self.incoming.pop(0))  # stopped: gives it back
+            incoming = self.incoming.pop(0)
+            if incoming.is_acknowledged or not incoming.origin.is_kept:
+                return [incoming]  # runs here or nowhere
+            self.pick_up(incoming)  # stopped: gives it back
         self._message_operations_handler.process()
         self._shutoff.set()
         return []
 
+    def _cancel_consumers(self) -> None:
+        consumers = [] if self._is_cancelled else list(self._lent._consumers.items())
+        self._is_cancelled = True
+        for consumer, tag in consumers:
+            try:
+                consumer.cancel(tag)
+            except Exception as error:  # noqa: BLE001  (kombu's transports raise what they like)
+                LOG.info("consumers end with their connection: %s", error)
+                return
+
     def _longest_sleep(self) -> float:
+        longest = LONGEST_SLEEP
         heartbeat = self._lent.heartbeat_timeout_threshold
-        if heartbeat <= 0:
-            return LONGEST_SLEEP
-        return float(min(LONGEST_SLEEP, heartbeat / max(1, self._lent.heartbeat_rate) / 2))
+        if heartbeat > 0:
+            longest = min(longest, heartbeat / max(1, self._lent.heartbeat_rate) / 2)
+        if self._waiting:
+            longest = min(longest, self._longest_wait / 3)
+        return float(longest)
 
     def _consume(self, seconds: float) -> None:
         """Sleep until there is something to do, and do it."""
@@ -339,8 +495,12 @@ class PacedListener(amqpdriver.AMQPListener):
 
     def _consume_by_kombu(self) -> None:
         """Let kombu read one message, beat, and do what else the connection needs."""
-        with contextlib.suppress(amqpdriver.rpc_common.Timeout):
+        try:
             self.conn.consume(timeout=0.001)
+        except amqpdriver.rpc_common.Timeout:
+            return
+        finally:
+            self._notice_closed()
 
     def _read_ahead(self) -> bool:
         """Take the requests that have arrived, without kombu where they are as usual.
@@ -350,8 +510,7 @@ class PacedListener(amqpdriver.AMQPListener):
         channel = self._lent.channel
         link: Any = getattr(channel, "connection", None)
         transport: Any = getattr(link, "_transport", None)
-        # A place in a stream is noted by kombu's consumers.
-        if not hasattr(transport, "_osloxide_connection") or self._lent.rabbit_stream_fanout:
+        if not hasattr(transport, "_osloxide_connection"):
             return False
         try:
             received = transport._osloxide_connection.receive()
@@ -361,13 +520,16 @@ class PacedListener(amqpdriver.AMQPListener):
             return False
         transport._read_buffer += received
         while True:
+            # Kombu may have opened the channel again in the round before.
+            epoch = epochs.of(channel)
+            # Deliveries of a stream have headers and are kombu's, which notes their places.
             found, used, frames, is_foreign = _native.amqp_deliveries(
                 transport._read_buffer, channel.channel_id
             )
             rest = transport._read_buffer = transport._read_buffer[used:]
             link.bytes_recv += frames
             for tag, _, body in found:
-                self._take_body(_Delivered(channel, transport, tag), body)
+                self._take_body(_Delivered(channel, epoch, transport, tag), body)
             if not is_foreign:
                 return True
             self._consume_by_kombu()
@@ -379,7 +541,7 @@ class PacedListener(amqpdriver.AMQPListener):
             self._take(origin, amqpdriver.rpc_common.deserialize_msg(json.loads(body)))
         except Exception:
             LOG.exception("Failed to process message ... skipping it.")
-            origin.channel.basic_reject(origin.tag, requeue=False)
+            origin.refuse()
 
     def stop(self) -> None:
         self._shutdown.set()

@@ -1,0 +1,122 @@
+"""RPC over RabbitMQ when the broker closes the channel and leaves the connection open."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import oslo_messaging
+import pytest
+from oslo_config import cfg
+from oslo_messaging import conffixture
+
+from services.conftest import Start, running
+from services.infra import Broker
+from services.processes import RunningService, until
+from services.rpc import runs, start_rpc_service
+from services.test_rpc_rabbit import TOPIC
+
+Serve = Callable[..., RunningService]
+
+
+@pytest.fixture(scope="module")
+def impatient_broker() -> Iterator[Broker]:
+    """One that closes a channel over a delivery that was not acknowledged for a few seconds."""
+    for broker in running(Broker):
+        broker.control(
+            "eval",
+            "application:set_env(rabbit,consumer_timeout,4000),"
+            "application:set_env(rabbit,channel_tick_interval,1000).",
+        )
+        yield broker
+
+
+@pytest.fixture
+def serve(start: Start, impatient_broker: Broker, trace: Path) -> Serve:
+    def run(threads: int, **settings: int | str) -> RunningService:
+        return start_rpc_service(start, impatient_broker.url, trace, threads=threads, **settings)
+
+    return run
+
+
+@pytest.fixture
+def cast(impatient_broker: Broker) -> Iterator[Callable[[int, float], None]]:
+    fixture = conffixture.ConfFixture(cfg.CONF)
+    cfg.CONF([])
+    fixture.setUp()
+    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=impatient_broker.url)
+    client: Any = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
+
+    def send(number: int, seconds: float) -> None:
+        client.cast({}, "work", number=number, seconds=seconds)
+
+    yield send
+    transport.cleanup()
+    fixture.cleanUp()
+    cfg.CONF.reset()
+
+
+def begun(trace: Path) -> set[str]:
+    return set(trace.with_name(f"{trace.name}.begun").read_text().split())
+
+
+def test_a_channel_closed_over_waiting_requests_runs_each_once(
+    serve: Serve, cast: Callable[[int, float], None], trace: Path
+) -> None:
+    service = serve(2)
+    for number in (0, 1):
+        cast(number, 14)
+    until("both threads are busy", lambda: len(begun(trace)) == 2, 30)
+    for number in range(2, 6):
+        cast(number, 0)
+
+    until("everything has run", lambda: set(runs(trace)) == set(range(6)), 90)
+    service.stop()
+
+    assert set(runs(trace).values()) == {1}
+    assert "the broker closed the channel of a listener" in service.text()
+    assert "is not known" not in service.text()
+
+
+def test_after_a_closed_channel_a_server_fetches_no_more_than_it_can_run(
+    serve: Serve, cast: Callable[[int, float], None], trace: Path
+) -> None:
+    first = serve(2)
+    for number in (0, 1):
+        cast(number, 10)
+    until("both threads are busy", lambda: len(begun(trace)) == 2, 30)
+    for number in (2, 3):
+        cast(number, 0)
+    first.wait_log("the broker closed the channel of a listener")
+    until("everything has run", lambda: set(runs(trace)) == set(range(4)), 60)
+    for number in range(100, 140):
+        cast(number, 0.5)
+    until("the first is at work", lambda: len(runs(trace)) > 6, 30)
+
+    second = serve(2)
+    done = len(runs(trace))
+    until("the rest has run", lambda: len(runs(trace)) == 44, 60)
+    first.stop()
+    second.stop()
+
+    assert set(runs(trace).values()) == {1}
+    shared = begun(trace)
+    assert done < 30, "the first had fetched everything"
+    assert len(shared) == 44
+
+
+def test_a_request_that_was_acknowledged_while_it_waited_outlives_a_stop(
+    serve: Serve, cast: Callable[[int, float], None], trace: Path
+) -> None:
+    service = serve(1)
+    cast(0, 14)
+    until("the thread is busy", lambda: len(begun(trace)) == 1, 30)
+    cast(1, 0)
+    service.wait_log("acknowledged before it runs", within=60)
+
+    service.signal(signal.SIGTERM)
+
+    assert service.wait_exit(60) == 0
+    assert set(runs(trace)) == {0, 1}
