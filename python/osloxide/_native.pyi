@@ -351,9 +351,17 @@ class AmqpConnection:
     def write(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
         """Send *data*, whole AMQP frames, interpreter released. *timeout* in seconds.
 
-        :raises TimeoutError: the peer took nothing for so long; a frame may be half sent.
+        :raises TimeoutError: the peer has not taken all of it; the rest stays queued.
         :raises OSError: the connection is lost or closed.
         """
+    def post(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue *data*, whole AMQP frames, behind what is queued. Never waits for the peer.
+
+        :raises OSError: the connection is lost or closed.
+        """
+    @property
+    def unsent(self) -> int:
+        """Bytes that are queued because the peer takes nothing."""
     def receive(self) -> bytes | None:
         """What has arrived, at most 64 KiB; nothing at the end of the stream. Never waits: None
         when nothing has arrived. Interpreter held.
@@ -363,7 +371,7 @@ class AmqpConnection:
     def close(self) -> None:
         """Write and receive no more, heartbeats included. The owner shuts the socket down."""
     @property
-    def sent(self) -> int:
+    def heartbeats(self) -> int:
         """Heartbeats that were sent because the owner was silent."""
 
 @final

@@ -1,26 +1,28 @@
-//! Heartbeats of AMQP connections, sent by a native thread while no Python thread can.
+//! Sending on AMQP connections: queues of whole frames, and heartbeats while no Python thread can.
 //!
-//! Owns the sending side of sockets that are lent to it, one lock each, and one thread that sends a
-//! heartbeat frame on connections that have been silent for too long. An endpoint that holds the
-//! interpreter's lock for longer than the broker waits stops every Python thread, but not this one.
-//! Never opens or shuts down a connection, reads only when its owner asks for what has arrived, and
-//! knows no other frame.
+//! Owns the sending side of sockets that are lent to it, one queue of frames each, and one thread
+//! that sends what a socket did not take at once, and a heartbeat frame where nothing was sent for
+//! too long. An endpoint that holds the interpreter's lock for longer than the broker waits stops
+//! every Python thread, but not this one. Never opens or shuts down a connection, reads only when
+//! its owner asks for what has arrived, and knows no other frame.
 //!
 //! Rules: AMQP 0-9-1 section 4.2.7 (a heartbeat may stand between any two frames, never inside one).
-//! A call of [`AmqpConnection::write`] therefore carries whole frames, and the lock is let go of
-//! before the caller waits for its interpreter: a writer that cannot go on must not stop heartbeats.
+//! What is queued at once is whole frames, and no lock is held while a peer takes nothing: neither
+//! readers nor other writers wait for it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, recv, send};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use crate::threads::{self, Signals};
 
@@ -36,13 +38,13 @@ pub const PIECE: usize = 64 * 1024;
 
 /// Sends heartbeats on the connections that were added to it.
 pub struct Heartbeats {
-    shared: Arc<HeartbeatThread>,
+    shared: Arc<SendingThread>,
 }
 
-struct HeartbeatThread {
+struct SendingThread {
     registry: Mutex<Registry>,
-    changed: Condvar,
-    last_python_write: Arc<Mutex<Instant>>,
+    wakeup: EventFd,
+    last_python_write: Mutex<Instant>,
 }
 
 #[derive(Default)]
@@ -51,16 +53,17 @@ struct Registry {
     has_thread: bool,
 }
 
-/// One connection: its writing side, and a look at what has arrived.
+/// One connection: its sending side, and a look at what has arrived.
 pub struct AmqpConnection {
-    state: Mutex<SendSide>,
-    /// A lock of its own: a writer that waits for the peer keeps no thread from reading.
-    reader: Mutex<ReceiveSide>,
+    send_side: Mutex<SendSide>,
+    /// Something was sent, or nothing will be any more.
+    progress: Condvar,
+    /// A lock of its own: a peer that takes nothing keeps no thread from reading.
+    receive_side: Mutex<ReceiveSide>,
     /// Heartbeats that [`Heartbeats`] has sent.
-    sent: AtomicU64,
+    heartbeats: AtomicU64,
     interval: Duration,
-    /// When an owner of any connection of the process last sent something: proof that Python runs.
-    last_python_write: Arc<Mutex<Instant>>,
+    thread: Arc<SendingThread>,
 }
 
 struct ReceiveSide {
@@ -71,23 +74,22 @@ struct ReceiveSide {
 
 struct SendSide {
     socket: Option<Arc<OwnedFd>>,
-    /// What the kernel did not take of a heartbeat; goes before anything else.
-    rest: &'static [u8],
-    /// A writer was interrupted inside a frame.
-    is_inside_frame: bool,
+    /// Whole frames that the kernel has not taken; of the first, `offset` bytes are sent.
+    queue: VecDeque<Vec<u8>>,
+    offset: usize,
+    /// Bytes that were ever queued, and sent.
+    queued: u64,
+    sent: u64,
     /// When something was sent last, heartbeats included.
     wrote: Instant,
+    failure: Option<Errno>,
 }
 
-/// How a call of [`AmqpConnection::write`] ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wrote {
-    /// Everything was taken by the kernel.
-    All,
-    /// A signal arrived; call again for the rest.
-    Interrupted,
-    /// The deadline passed. The connection is of no use any more: a frame may be half sent.
-    TimedOut,
+/// When the thread looks at a connection again.
+struct Next {
+    due: Instant,
+    /// Its socket, where something waits for room in it.
+    full: Option<Arc<OwnedFd>>,
 }
 
 impl fmt::Debug for Heartbeats {
@@ -99,33 +101,30 @@ impl fmt::Debug for Heartbeats {
 impl fmt::Debug for AmqpConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AmqpConnection")
-            .field("sent", &self.sent())
+            .field("heartbeats", &self.heartbeats())
             .field("interval", &self.interval)
             .finish_non_exhaustive()
     }
 }
 
-impl Default for Heartbeats {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Heartbeats {
     /// Without connections; the thread exists only while there are some.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            shared: Arc::new(HeartbeatThread {
+    ///
+    /// # Errors
+    /// When the kernel gives no descriptor.
+    pub fn new() -> io::Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Self {
+            shared: Arc::new(SendingThread {
                 registry: Mutex::new(Registry::default()),
-                changed: Condvar::new(),
-                last_python_write: Arc::new(Mutex::new(Instant::now())),
+                wakeup: EventFd::from_flags(flags)?,
+                last_python_write: Mutex::new(Instant::now()),
             }),
-        }
+        })
     }
 
-    /// Takes over the writing side of *socket*, on which the peer expects something at least every
-    /// *interval*. It sent until the connection is dropped or closed.
+    /// Takes over the sending side of *socket*, on which the peer expects something at least every
+    /// *interval*. Heartbeats are sent until the connection is dropped or closed.
     ///
     /// # Errors
     /// When the kernel gives no thread.
@@ -133,19 +132,23 @@ impl Heartbeats {
         let now = Instant::now();
         let socket = Arc::new(socket);
         let connection = Arc::new(AmqpConnection {
-            reader: Mutex::new(ReceiveSide {
+            receive_side: Mutex::new(ReceiveSide {
                 socket: Some(Arc::clone(&socket)),
                 piece: Vec::new(),
             }),
-            state: Mutex::new(SendSide {
+            send_side: Mutex::new(SendSide {
                 socket: Some(socket),
-                rest: &[],
-                is_inside_frame: false,
+                queue: VecDeque::new(),
+                offset: 0,
+                queued: 0,
+                sent: 0,
                 wrote: now,
+                failure: None,
             }),
-            sent: AtomicU64::new(0),
+            progress: Condvar::new(),
+            heartbeats: AtomicU64::new(0),
             interval,
-            last_python_write: Arc::clone(&self.shared.last_python_write),
+            thread: Arc::clone(&self.shared),
         });
         *self.shared.last_python_write.lock() = now;
         let mut registry = self.shared.registry.lock();
@@ -157,104 +160,102 @@ impl Heartbeats {
         }
         registry.connections.push(Arc::downgrade(&connection));
         drop(registry);
-        self.shared.changed.notify_all();
+        self.shared.wake();
         Ok(connection)
     }
 }
 
-impl HeartbeatThread {
+impl SendingThread {
+    /// A full counter wakes as well, so that no failure matters here.
+    fn wake(&self) {
+        let _ = self.wakeup.write(1);
+    }
+
     fn run(&self) {
-        let mut registry = self.registry.lock();
-        loop {
+        while let Some(next) = self.send_all() {
             let now = Instant::now();
-            let mut next: Option<Instant> = None;
-            registry.connections.retain(|connection| {
-                let Some(connection) = connection.upgrade() else {
-                    return false;
-                };
-                let Some(due) = connection.send_if_due(now) else {
-                    return false;
-                };
-                next = Some(next.map_or(due, |next| next.min(due)));
-                true
-            });
-            let Some(next) = next else {
-                registry.has_thread = false;
-                return;
-            };
-            self.changed.wait_until(&mut registry, next);
+            let due = next.iter().map(|next| next.due).min().unwrap_or(now);
+            let milliseconds = due
+                .saturating_duration_since(now)
+                .as_micros()
+                .div_ceil(1000);
+            let timeout = PollTimeout::from(u16::try_from(milliseconds).unwrap_or(u16::MAX));
+            let mut fds = vec![PollFd::new(self.wakeup.as_fd(), PollFlags::POLLIN)];
+            fds.extend(next.iter().filter_map(|next| {
+                let socket = next.full.as_ref()?;
+                Some(PollFd::new(socket.as_fd(), PollFlags::POLLOUT))
+            }));
+            // Whatever poll says, all are looked at again.
+            let _ = poll(&mut fds, timeout);
+            let _ = self.wakeup.read();
         }
+    }
+
+    /// Sends what can be sent; none when no connection is left, and the thread has to leave.
+    fn send_all(&self) -> Option<Vec<Next>> {
+        let mut registry = self.registry.lock();
+        let now = Instant::now();
+        let last_python_write = *self.last_python_write.lock();
+        let mut next = Vec::new();
+        registry.connections.retain(|connection| {
+            let looked = connection
+                .upgrade()
+                .and_then(|connection| connection.send_due(now, last_python_write));
+            let is_open = looked.is_some();
+            next.extend(looked);
+            is_open
+        });
+        if next.is_empty() {
+            registry.has_thread = false;
+            return None;
+        }
+        Some(next)
     }
 }
 
 impl AmqpConnection {
-    /// Sends *data*, which is whole frames, from *offset* on, and moves *offset*. Waits for the peer
-    /// until *deadline*; for ever without one.
+    /// Queues *data*, which is whole frames, behind what is queued already, and sends what the
+    /// socket takes. Never waits. Returns the mark by which [`AmqpConnection::wait_sent`] knows it.
     ///
     /// # Errors
-    /// What the kernel says of the socket; `NotConnected` once the connection is closed.
-    pub fn write(
-        &self,
-        data: &[u8],
-        offset: &mut usize,
-        deadline: Option<Instant>,
-    ) -> io::Result<Wrote> {
-        let mut state = self.state.lock();
-        loop {
-            let wrote = state.send(data.get(*offset..).unwrap_or_default());
-            match wrote {
-                Ok(count) => *offset += count,
-                Err(Errno::EAGAIN) => match state.wait_writable(deadline) {
-                    Ok(true) => continue,
-                    Ok(false) => {
-                        state.is_inside_frame = true;
-                        return Ok(Wrote::TimedOut);
-                    }
-                    Err(Errno::EINTR) => {
-                        state.is_inside_frame = *offset > 0;
-                        return Ok(Wrote::Interrupted);
-                    }
-                    Err(errno) => return Err(errno.into()),
-                },
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(errno.into()),
-            }
-            if *offset >= data.len() {
-                state.is_inside_frame = false;
-                self.has_sent(&mut state);
-                return Ok(Wrote::All);
-            }
+    /// What the kernel has said of the socket, now or before; `NotConnected` once it is closed.
+    pub fn queue(&self, data: Vec<u8>) -> io::Result<u64> {
+        let mut send_side = self.send_side.lock();
+        send_side.check()?;
+        send_side.push(data);
+        send_side.flush()?;
+        let (mark, is_left) = (send_side.queued, !send_side.queue.is_empty());
+        *self.thread.last_python_write.lock() = Instant::now();
+        drop(send_side);
+        if is_left {
+            self.thread.wake();
         }
+        Ok(mark)
     }
 
-    /// As [`AmqpConnection::write`] without waiting for anybody: false when there is something left to send.
+    /// Waits until everything up to *mark* was sent; false when *deadline* passed first.
     ///
     /// # Errors
-    /// As [`AmqpConnection::write`].
-    pub fn try_write(&self, data: &[u8], offset: &mut usize) -> io::Result<bool> {
-        let Some(mut state) = self.state.try_lock() else {
-            return Ok(false);
-        };
-        while let Some(rest) = data.get(*offset..).filter(|rest| !rest.is_empty()) {
-            match state.send(rest) {
-                Ok(count) => *offset += count,
-                Err(Errno::EAGAIN) => {
-                    // No other thread may write before the caller has come back for the rest.
-                    state.is_inside_frame = *offset > 0;
-                    return Ok(false);
-                }
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
+    /// As [`AmqpConnection::queue`].
+    pub fn wait_sent(&self, mark: u64, deadline: Instant) -> io::Result<bool> {
+        let mut send_side = self.send_side.lock();
+        while send_side.sent < mark {
+            send_side.check()?;
+            if self
+                .progress
+                .wait_until(&mut send_side, deadline)
+                .timed_out()
+            {
+                return Ok(send_side.sent >= mark);
             }
         }
-        state.is_inside_frame = false;
-        self.has_sent(&mut state);
         Ok(true)
     }
 
-    fn has_sent(&self, state: &mut SendSide) {
-        state.wrote = Instant::now();
-        *self.last_python_write.lock() = state.wrote;
+    /// Bytes that were queued and not sent.
+    pub fn unsent(&self) -> u64 {
+        let send_side = self.send_side.lock();
+        send_side.queued - send_side.sent
     }
 
     /// Hands what has arrived, at most [`PIECE`] bytes, to `take`: nothing at the end of the stream.
@@ -263,8 +264,8 @@ impl AmqpConnection {
     /// # Errors
     /// What the kernel says of the socket; `NotConnected` once the connection is closed.
     pub fn receive<T>(&self, take: impl FnOnce(&[u8]) -> T) -> io::Result<Option<T>> {
-        let mut reader = self.reader.lock();
-        let ReceiveSide { socket, piece } = &mut *reader;
+        let mut receive_side = self.receive_side.lock();
+        let ReceiveSide { socket, piece } = &mut *receive_side;
         let socket = socket.as_ref().ok_or(Errno::ENOTCONN)?.as_raw_fd();
         piece.resize(PIECE, 0);
         loop {
@@ -277,90 +278,103 @@ impl AmqpConnection {
         }
     }
 
-    /// Sends and receives no more. The socket itself is its owner's to shut down.
+    /// Sends and receives no more; what is queued is dropped. The socket itself is its owner's to
+    /// shut down.
     pub fn close(&self) {
-        self.state.lock().socket = None;
-        self.reader.lock().socket = None;
+        let mut send_side = self.send_side.lock();
+        send_side.socket = None;
+        send_side.queue.clear();
+        drop(send_side);
+        self.progress.notify_all();
+        self.receive_side.lock().socket = None;
     }
 
     /// Heartbeats that were sent because the owner was silent.
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+    pub fn heartbeats(&self) -> u64 {
+        self.heartbeats.load(Ordering::Relaxed)
     }
 
-    /// When to look again; none once the connection is closed.
-    fn send_if_due(&self, now: Instant) -> Option<Instant> {
+    /// Sends what is queued, or a heartbeat if one is due; none once the connection is closed or
+    /// lost, which its owner finds out.
+    fn send_due(&self, now: Instant, last_python_write: Instant) -> Option<Next> {
+        let mut send_side = self.send_side.lock();
         let pause = self.interval / 4;
-        let Some(mut state) = self.state.try_lock() else {
-            return Some(now + pause); // another thread is sending: that is as good as a heartbeat
+        let before = send_side.sent;
+        let is_due = now >= send_side.wrote + self.interval * 3 / 4;
+        // Where something is queued the peer reads nothing: it has unread bytes of ours.
+        let is_silent = is_due && send_side.queue.is_empty();
+        let is_alive = now <= last_python_write + LONGEST_FREEZE;
+        if is_silent && is_alive {
+            send_side.push(HEARTBEAT.to_vec());
+        }
+        let result = send_side.check().and_then(|()| send_side.flush());
+        if result.is_err() || send_side.sent > before {
+            self.progress.notify_all();
+        }
+        result.ok()?;
+        if is_silent && is_alive {
+            self.heartbeats.fetch_add(1, Ordering::Relaxed);
+        }
+        let due = send_side.wrote + self.interval * 3 / 4;
+        let full = if send_side.queue.is_empty() {
+            None
+        } else {
+            send_side.socket.clone()
         };
-        state.socket.as_ref()?;
-        let due = state.wrote + self.interval * 3 / 4;
-        if now < due {
-            return Some(due);
-        }
-        if state.is_inside_frame || now > *self.last_python_write.lock() + LONGEST_FREEZE {
-            return Some(now + pause);
-        }
-        if self.send_heartbeat(&mut state).is_err() {
-            return None; // its owner will find out and connect again
-        }
-        Some(now + pause)
+        Some(Next {
+            due: if due > now { due } else { now + pause },
+            full,
+        })
     }
+}
 
-    fn send_heartbeat(&self, state: &mut MutexGuard<'_, SendSide>) -> Result<(), Errno> {
-        if state.rest.is_empty() {
-            state.rest = &HEARTBEAT;
-        }
-        match state.send(&[]) {
-            Ok(_) => {
-                state.wrote = Instant::now();
-                self.sent.fetch_add(1, Ordering::Relaxed);
-                Ok(())
-            }
-            // The peer reads nothing: it has unread bytes of ours and hears us by them.
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+impl Drop for AmqpConnection {
+    /// The thread leaves with the last connection, and need not wait for its next heartbeat.
+    fn drop(&mut self) {
+        self.thread.wake();
     }
 }
 
 impl SendSide {
-    /// Sends what is left of a heartbeat, then some of *data*; returns how much of *data*.
-    fn send(&mut self, data: &[u8]) -> Result<usize, Errno> {
-        let socket = self.socket.as_ref().ok_or(Errno::ENOTCONN)?.as_raw_fd();
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        while !self.rest.is_empty() {
-            let count = send(socket, self.rest, flags)?;
-            self.rest = self.rest.get(count..).unwrap_or_default();
+    fn check(&self) -> io::Result<()> {
+        match (&self.socket, self.failure) {
+            (None, _) => Err(Errno::ENOTCONN.into()),
+            (Some(_), Some(errno)) => Err(errno.into()),
+            (Some(_), None) => Ok(()),
         }
-        if data.is_empty() {
-            return Ok(0);
-        }
-        send(socket, data, flags)
     }
 
-    /// Waits for room in the socket's buffer; false when *deadline* passed.
-    fn wait_writable(&self, deadline: Option<Instant>) -> Result<bool, Errno> {
-        let socket: BorrowedFd<'_> = self.socket.as_ref().ok_or(Errno::ENOTCONN)?.as_fd();
-        let timeout = match deadline {
-            None => PollTimeout::NONE,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                // Rounded up: a wait must not end before its time and be repeated in a hurry.
-                let milliseconds = left.as_micros().div_ceil(1000);
-                PollTimeout::from(u16::try_from(milliseconds).unwrap_or(u16::MAX))
-            }
-        };
-        loop {
-            let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
-            if poll(&mut fds, timeout)? > 0 {
-                return Ok(true);
-            }
-            if deadline.is_none_or(|deadline| Instant::now() >= deadline) {
-                return Ok(false);
+    fn push(&mut self, data: Vec<u8>) {
+        if !data.is_empty() {
+            self.queued += data.len() as u64;
+            self.queue.push_back(data);
+        }
+    }
+
+    /// Sends until nothing is left or the socket is full.
+    fn flush(&mut self) -> io::Result<()> {
+        let socket = self.socket.as_ref().ok_or(Errno::ENOTCONN)?.as_raw_fd();
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        while let Some(front) = self.queue.front() {
+            match send(socket, front.get(self.offset..).unwrap_or_default(), flags) {
+                Ok(count) => {
+                    self.offset += count;
+                    self.sent += count as u64;
+                    self.wrote = Instant::now();
+                    if self.offset >= front.len() {
+                        self.queue.pop_front();
+                        self.offset = 0;
+                    }
+                }
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    self.failure = Some(errno);
+                    return Err(errno.into());
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -380,15 +394,16 @@ mod tests {
         (theirs, ours.into())
     }
 
-    fn write(connection: &AmqpConnection, data: &[u8]) -> Wrote {
-        let deadline = Instant::now() + PATIENCE;
-        connection.write(data, &mut 0, Some(deadline)).unwrap()
+    /// Queues *data* and waits until it was sent; false at the deadline.
+    fn write(connection: &AmqpConnection, data: &[u8], within: Duration) -> bool {
+        let mark = connection.queue(data.to_vec()).unwrap();
+        connection.wait_sent(mark, Instant::now() + within).unwrap()
     }
 
     #[test]
     fn a_silent_connection_gets_heartbeats() {
         let (mut peer, socket) = pair();
-        let heartbeats = Heartbeats::new();
+        let heartbeats = Heartbeats::new().unwrap();
         let connection = heartbeats.add(socket, SOON).unwrap();
 
         let mut frames = [0; 24];
@@ -396,7 +411,7 @@ mod tests {
 
         assert_eq!(frames, [HEARTBEAT; 3].concat()[..]);
         let deadline = Instant::now() + PATIENCE;
-        while connection.sent() < 3 {
+        while connection.heartbeats() < 3 {
             assert!(Instant::now() < deadline, "they were not counted");
             thread::yield_now();
         }
@@ -405,7 +420,7 @@ mod tests {
     #[test]
     fn a_connection_that_is_dropped_gets_no_more_and_lets_the_socket_go() {
         let (mut peer, socket) = pair();
-        let heartbeats = Heartbeats::new();
+        let heartbeats = Heartbeats::new().unwrap();
 
         drop(heartbeats.add(socket, PATIENCE).unwrap());
 
@@ -415,18 +430,18 @@ mod tests {
     #[test]
     fn a_closed_connection_refuses_to_write() {
         let (_peer, socket) = pair();
-        let connection = Heartbeats::new().add(socket, PATIENCE).unwrap();
+        let connection = Heartbeats::new().unwrap().add(socket, PATIENCE).unwrap();
 
         connection.close();
 
-        let refused = connection.write(b"frame", &mut 0, None).unwrap_err();
+        let refused = connection.queue(b"frame".to_vec()).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::NotConnected);
     }
 
     #[test]
     fn what_has_arrived_is_received_and_nothing_more_is_waited_for() {
         let (mut peer, socket) = pair();
-        let connection = Heartbeats::new().add(socket, PATIENCE).unwrap();
+        let connection = Heartbeats::new().unwrap().add(socket, PATIENCE).unwrap();
         let receive = || connection.receive(<[u8]>::to_vec);
         assert_eq!(receive().unwrap(), None);
 
@@ -440,34 +455,33 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_waits_keeps_no_reader_from_receiving() {
+    fn a_peer_that_takes_nothing_keeps_no_thread_from_queueing_and_receiving() {
         let (mut peer, socket) = pair();
-        let connection = Heartbeats::new().add(socket, PATIENCE).unwrap();
+        let heartbeats = Heartbeats::new().unwrap();
+        let connection = heartbeats.add(socket, PATIENCE).unwrap();
         let block = vec![b'x'; 1 << 22];
-        let writer = {
-            let (connection, block) = (Arc::clone(&connection), block.clone());
-            thread::Builder::new()
-                .spawn(move || write(&connection, &block))
-                .unwrap()
-        };
-        let deadline = Instant::now() + PATIENCE;
-        while connection.state.try_lock().is_some() {
-            assert!(Instant::now() < deadline, "it never waited");
-            thread::yield_now();
-        }
 
+        let mark = connection.queue(block.clone()).unwrap();
+        assert!(connection.unsent() > 0);
+        connection.queue(b"behind".to_vec()).unwrap();
         peer.write_all(b"frames").unwrap();
         let received = connection.receive(<[u8]>::to_vec).unwrap();
 
         assert_eq!(received.as_deref(), Some(&b"frames"[..]));
-        peer.read_exact(&mut vec![0; block.len()]).unwrap();
-        assert_eq!(writer.join().unwrap(), Wrote::All);
+        let mut text = vec![0; block.len() + 6];
+        peer.read_exact(&mut text).unwrap();
+        assert!(text.starts_with(&block) && text.ends_with(b"behind"));
+        assert!(
+            connection
+                .wait_sent(mark, Instant::now() + PATIENCE)
+                .unwrap()
+        );
     }
 
     #[test]
     fn a_heartbeat_never_stands_inside_what_was_written_at_once() {
         let (mut peer, socket) = pair();
-        let heartbeats = Heartbeats::new();
+        let heartbeats = Heartbeats::new().unwrap();
         let connection = heartbeats.add(socket, Duration::from_millis(1)).unwrap();
         // Larger than any buffer: each write is taken piece by piece, with pauses between them.
         let block: Vec<u8> = vec![b'x'; 1 << 20];
@@ -475,7 +489,7 @@ mod tests {
         let writer = thread::Builder::new()
             .spawn(move || {
                 for _ in 0..8 {
-                    assert_eq!(write(&connection, &sent), Wrote::All);
+                    assert!(write(&connection, &sent, PATIENCE));
                     thread::yield_now();
                 }
                 drop(connection);
@@ -501,50 +515,35 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_at_once_is_sent_by_the_one_who_began() {
-        let (mut peer, socket) = pair();
-        let heartbeats = Heartbeats::new();
-        let connection = heartbeats.add(socket, Duration::from_millis(1)).unwrap();
-        let block = vec![b'x'; 1 << 22];
-        let mut offset = 0;
-        assert!(!connection.try_write(&block, &mut offset).unwrap());
-        assert!(offset > 0);
-        let reader = thread::Builder::new()
-            .spawn(move || {
-                let mut text = HEARTBEAT.to_vec();
-                while text == HEARTBEAT {
-                    peer.read_exact(&mut text).unwrap(); // of the time before the block
-                }
-                text.resize(1 << 22, 0);
-                peer.read_exact(&mut text[HEARTBEAT.len()..]).unwrap();
-                text
-            })
-            .unwrap();
+    fn a_peer_that_does_not_read_is_given_up_at_the_deadline() {
+        let (_peer, socket) = pair();
+        let connection = Heartbeats::new().unwrap().add(socket, PATIENCE).unwrap();
 
-        let deadline = Instant::now() + PATIENCE;
-        let ended = connection
-            .write(&block, &mut offset, Some(deadline))
-            .unwrap();
-
-        assert_eq!(ended, Wrote::All);
-        assert!(reader.join().unwrap() == block, "a heartbeat got inside");
+        assert!(!write(&connection, &vec![0; 1 << 22], SOON));
     }
 
     #[test]
-    fn a_peer_that_does_not_read_is_given_up_at_the_deadline() {
+    fn a_writer_that_waits_learns_that_the_connection_is_closed() {
         let (_peer, socket) = pair();
-        let connection = Heartbeats::new().add(socket, PATIENCE).unwrap();
-        let block = vec![0; 1 << 22];
+        let heartbeats = Heartbeats::new().unwrap();
+        let connection = heartbeats.add(socket, PATIENCE).unwrap();
+        let mark = connection.queue(vec![0; 1 << 22]).unwrap();
+        let waiter = {
+            let connection = Arc::clone(&connection);
+            thread::Builder::new()
+                .spawn(move || connection.wait_sent(mark, Instant::now() + PATIENCE))
+                .unwrap()
+        };
 
-        let deadline = Instant::now() + SOON;
-        let ended = connection.write(&block, &mut 0, Some(deadline)).unwrap();
+        connection.close();
 
-        assert_eq!(ended, Wrote::TimedOut);
+        let refused = waiter.join().unwrap().unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::NotConnected);
     }
 
     #[test]
     fn the_thread_leaves_with_the_last_connection_and_comes_back_for_the_next() {
-        let heartbeats = Heartbeats::new();
+        let heartbeats = Heartbeats::new().unwrap();
         let (_first_peer, socket) = pair();
         drop(heartbeats.add(socket, SOON).unwrap());
         let deadline = Instant::now() + PATIENCE;

@@ -5,7 +5,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyTimeoutError, PyValueError};
@@ -13,10 +13,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::signals;
-use crate::amqp::heartbeat::{self, Wrote};
+use crate::amqp::heartbeat;
 
-/// The most bytes that are sent with the interpreter held, without waiting for anybody.
-const AT_ONCE: usize = 16 * 1024;
+/// How long a writer waits for its peer before it lets Python signal handlers run.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// One thread that sends heartbeats on all connections of a process.
 #[pyclass(frozen, module = "osloxide._native")]
@@ -35,10 +35,10 @@ pub(super) struct AmqpConnection {
 #[pymethods]
 impl Heartbeats {
     #[new]
-    fn new() -> Self {
-        Self {
-            heartbeats: heartbeat::Heartbeats::new(),
-        }
+    fn new() -> PyResult<Self> {
+        Ok(Self {
+            heartbeats: heartbeat::Heartbeats::new()?,
+        })
     }
 
     fn add(&self, fd: i32, interval: f64) -> PyResult<AmqpConnection> {
@@ -60,20 +60,30 @@ impl Heartbeats {
 impl AmqpConnection {
     #[pyo3(signature = (data, timeout=None))]
     fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
-        let data = PyBuffer::<u8>::get(data)?.to_vec(py)?;
         let deadline = signals::deadline_in(timeout)?;
-        let mut offset = 0;
-        // Handing the interpreter over and getting it back costs more than sending a few bytes.
-        if data.len() <= AT_ONCE && self.connection.try_write(&data, &mut offset)? {
-            return Ok(());
-        }
-        loop {
-            match py.detach(|| self.connection.write(&data, &mut offset, deadline))? {
-                Wrote::All => return Ok(()),
-                Wrote::Interrupted => py.check_signals()?,
-                Wrote::TimedOut => return Err(PyTimeoutError::new_err("timed out")),
+        let mark = self.queue(py, data)?;
+        // Handing the interpreter over costs more than to send what the socket takes at once.
+        while self.connection.unsent() > 0 {
+            let look = Instant::now() + PATIENCE;
+            let until = deadline.map_or(look, |deadline| deadline.min(look));
+            if py.detach(|| self.connection.wait_sent(mark, until))? {
+                break;
+            }
+            py.check_signals()?;
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(PyTimeoutError::new_err("timed out"));
             }
         }
+        Ok(())
+    }
+
+    fn post(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.queue(py, data).map(drop)
+    }
+
+    #[getter]
+    fn unsent(&self) -> u64 {
+        self.connection.unsent()
     }
 
     /// The interpreter is kept: reading what is there takes less than to hand it over.
@@ -86,8 +96,15 @@ impl AmqpConnection {
     }
 
     #[getter]
-    fn sent(&self) -> u64 {
-        self.connection.sent()
+    fn heartbeats(&self) -> u64 {
+        self.connection.heartbeats()
+    }
+}
+
+impl AmqpConnection {
+    fn queue(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<u64> {
+        let data = PyBuffer::<u8>::get(data)?.to_vec(py)?;
+        Ok(self.connection.queue(data)?)
     }
 }
 

@@ -41,7 +41,7 @@ def test_heartbeats_go_on_while_the_interpreter_is_held(
     connection = _native.Heartbeats().add(ours.fileno(), 0.05)
 
     hold_the_interpreter(0.5)
-    sent = connection.sent
+    sent = connection.heartbeats
     connection.close()
 
     assert sent >= 3
@@ -60,7 +60,7 @@ def test_a_connection_that_its_owner_uses_needs_no_heartbeats(
     ours.shutdown(socket.SHUT_WR)
 
     assert b"".join(iter(lambda: theirs.recv(1024), b"")) == b"frame" * 100
-    assert connection.sent == 0
+    assert connection.heartbeats == 0
 
 
 def test_a_write_that_takes_too_long_is_a_timeout(

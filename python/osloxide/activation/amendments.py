@@ -33,6 +33,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "oslo_context.context": ("osloxide.adapters.context:amend",),
     "oslo_messaging._drivers.amqpdriver": (
         f"{_MESSAGING}:end_lost_calls",
+        f"{_MESSAGING}:wake_reply_waiter",
         f"{_MESSAGING}:pace_rpc",
     ),
     "oslo_messaging._drivers.impl_rabbit": (

@@ -15,7 +15,7 @@ from typing import Any
 from osloxide.activation import amendments
 from osloxide.activation.amendments import relies_on
 from osloxide.messaging import dispatch
-from osloxide.messaging.rabbit import connection_pool, epochs, heartbeats, outage
+from osloxide.messaging.rabbit import connection_pool, epochs, heartbeats, outage, reply_waiter
 
 LOG = logging.getLogger(__name__)
 
@@ -57,6 +57,12 @@ def survive_outages(impl_rabbit: ModuleType) -> None:
 def end_lost_calls(amqpdriver: ModuleType) -> None:
     """End calls whose requests the broker has lost (``amqpdriver``)."""
     outage.amend_waiters(amqpdriver)
+
+
+@relies_on("ReplyWaiter.poll", "ReplyWaiter.stop", "rpc_common.Timeout")
+def wake_reply_waiter(amqpdriver: ModuleType) -> None:
+    """Sleep on the socket instead of polling (``amqpdriver``)."""
+    reply_waiter.amend(amqpdriver)
 
 
 @relies_on(

@@ -46,6 +46,7 @@ class Endpoint:
 
     def __init__(self, trace: str) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._name = trace
         self._begun = os.open(f"{trace}.begun", flags, 0o600)
         self._trace = os.open(trace, flags, 0o600)
 
@@ -62,6 +63,14 @@ class Endpoint:
 
     def echo(self, ctxt: dict[str, Any], what: Any) -> Any:
         return what
+
+    def large(self, ctxt: dict[str, Any], size: int, after: str = "") -> str:
+        """*size* bytes, once there is a file named *after*."""
+        with open(f"{self._name}.large", "a") as begun:
+            begun.write(".")
+        while after and not os.path.exists(after):
+            time.sleep(0.05)
+        return "x" * size
 
     def thread(self, ctxt: dict[str, Any]) -> str:
         return threading.current_thread().name

@@ -25,6 +25,10 @@ from osloxide import _native
 
 LOG = logging.getLogger(__name__)
 
+POSTED = 16 * 1024
+"""Bytes up to which a frame is queued without waiting: acknowledgements and heartbeats must not
+wait behind a large reply that a broker short of memory does not take."""
+
 
 class _ProcessHeartbeats:
     """The native heartbeats of this process: their thread exists in no other."""
@@ -112,7 +116,10 @@ def lend(transport: Any, seconds: float) -> None:
     close = transport.close
 
     def write(data: Any) -> None:
-        native.write(data, sock.gettimeout())
+        if len(data) <= POSTED:
+            native.post(data)
+        else:
+            native.write(data, sock.gettimeout())
 
     def close_all() -> None:
         native.close()

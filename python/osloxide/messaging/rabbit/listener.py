@@ -17,11 +17,9 @@ consumer prefetch and acknowledgements.
 import contextlib
 import json
 import logging
-import os
-import select
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from oslo_messaging._drivers import amqpdriver
@@ -31,6 +29,7 @@ from osloxide.activation.import_hook import refuse_if_monkey_patched
 from osloxide.messaging.executor import DEFAULT_WORKERS
 from osloxide.messaging.rabbit import epochs, heartbeats
 from osloxide.messaging.rabbit.replies import LateReplies, Replies
+from osloxide.messaging.rabbit.wakeup import Wakeup
 
 LOG = logging.getLogger(__name__)
 
@@ -48,46 +47,6 @@ LONGEST_WAIT = 300.0
 #: replies as well. Before that, their confirmations are read with the next request: no thread waits
 #: for them, and to be woken by each would cost more than to read it.
 LULL = 0.05
-
-
-class _Wakeup:
-    """Wakes the thread that sleeps on a socket. Never blocks."""
-
-    def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def wake(self) -> None:
-        with self._lock:
-            if not self._closed:
-                os.eventfd_write(self._fd, 1)
-
-    def wait(self, sockets: Iterable[Any], timeout: float) -> bool:
-        """Sleep until :meth:`wake` is called or one of *sockets* is readable.
-
-        :param timeout: in seconds.
-        :returns: False when time has passed and nothing else happened.
-        """
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        for sock in sockets:
-            if sock is not None and sock.fileno() >= 0:
-                # TLS may hold bytes that the kernel no longer shows.
-                if getattr(sock, "pending", int)():
-                    return True
-                poll.register(sock.fileno(), select.POLLIN)
-        ready = poll.poll(timeout * 1000)
-        for fd, _ in ready:
-            if fd == self._fd:
-                os.eventfd_read(self._fd)
-        return bool(ready)
-
-    def close(self) -> None:
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                os.close(self._fd)
 
 
 #: Class and method of ``basic.nack``, RabbitMQ's extension of AMQP 0-9-1.
@@ -138,7 +97,7 @@ class _Seen:
 class _Delivered:
     """What the broker wants to hear about one request that was read natively."""
 
-    __slots__ = ("_channel", "_native", "_seconds", "_tag", "epoch")
+    __slots__ = ("_channel", "_native", "_tag", "epoch")
 
     #: Any thread may acknowledge: on a listener's connection no thread sends more than one frame.
     is_free = True
@@ -151,12 +110,11 @@ class _Delivered:
         self.epoch = epoch
         self._tag = tag
         self._native = transport._osloxide_connection
-        self._seconds = transport.sock.gettimeout()
 
     def acknowledge(self) -> bool:
         """Let the broker forget it; False when its epoch is over."""
         frame = _native.amqp_ack(self._channel.channel_id or 0, self._tag)
-        return self.epoch.run(lambda: self._native.write(frame, self._seconds))
+        return self.epoch.run(lambda: self._native.post(frame))
 
     def requeue(self) -> bool:
         """Give it back. On the thread that polls."""
@@ -256,7 +214,7 @@ class PacedListener(amqpdriver.AMQPListener):
         self.msg_id_cache = _Seen()
         # Batches of one: the driver's own prefetch is for those who acknowledge on arrival.
         self.prefetch_size = -1
-        self._wakeup = _Wakeup()
+        self._wakeup = Wakeup()
         # *conn* is a context that lends the driver's connection, which lends kombu's.
         self._lent = conn.connection
         self.replies = Replies(driver, _threads(driver), _late_replies, self._wakeup.wake)

@@ -10,11 +10,14 @@ Rules: oslo_messaging/_drivers/amqpdriver.py (``AMQPIncomingMessage.reply``).
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Any
 
 import oslo_messaging
 from oslo_messaging._drivers import amqp, common
+
+from osloxide.messaging.rabbit import errors
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class Reply:
     def attempt(self) -> bool:
         """Send it as oslo.messaging does: wait for the broker, as long as that is away.
 
+        A reply that the broker refuses for good is replaced by an error, and counts as sent.
+
         :returns: False when there is no such queue, or the connection was lost while it was made:
             then oslo.messaging does not try again.
         """
@@ -62,9 +67,34 @@ class Reply:
             self._hindrance = None
             return False
         except Exception as error:  # noqa: BLE001  (kombu's transport raises many)
+            refused = errors.refusal(error)
+            if refused is not None:
+                self._give_up(refused)
+                return True
             self._hindrance = error
             return False
         return True
+
+    def _give_up(self, refused: str) -> None:
+        """Tell the caller, in place of the reply that the broker will never take."""
+        incoming = self._incoming
+        size = len(str(self.envelope))
+        LOG.error(
+            "reply to message %s, of about %d bytes, is refused by the broker: %s",
+            incoming.msg_id,
+            size,
+            refused,
+        )
+        if getattr(incoming, "is_refused", False):
+            return  # the error as well
+        incoming.is_refused = True
+        try:
+            raise oslo_messaging.MessageDeliveryFailure(
+                f"the reply of about {size} bytes is refused by the broker: {refused}; send less, "
+                "or raise its max_message_size"
+            )
+        except oslo_messaging.MessageDeliveryFailure:
+            incoming.reply(failure=sys.exc_info())
 
     def is_settled(self) -> bool:
         """Attempt it once more; abandoned when that has been of no use for too long."""

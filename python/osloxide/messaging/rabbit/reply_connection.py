@@ -30,6 +30,9 @@ LOG = logging.getLogger(__name__)
 #: Seconds that a connection that is closed waits for confirmations while the broker is alive.
 CLOSING = 15.0
 
+#: Bytes of replies that may wait for a broker which takes none; then their threads wait as well.
+MOST_UNSENT = 64 * 1024 * 1024
+
 
 class ConnectionLostError(Exception):
     """Nothing was sent: the connection is gone."""
@@ -71,8 +74,6 @@ class ReplyConnection:
         self._native = native
         self._is_mandatory = bool(lent.connection.direct_mandatory_flag)
         self.socket: socket.socket = self._transport.sock
-        # Kept as well: py-amqp changes it for a moment when it reads.
-        self._seconds = self.socket.gettimeout()
         self._channel.events["basic_return"].add(self._on_return)
         self._channel.events["basic_nack"].add(self._on_nack)
         self._channel.confirm_select()
@@ -88,7 +89,7 @@ class ReplyConnection:
         :raises ConnectionLostError: it was not written; else it is this connection's from now on.
         """
         body = json.dumps(reply.envelope)
-        if len(self._unconfirmed) >= self._most:
+        if self._is_full:
             self._wait_for_room()
         with self._lock:
             if self.is_lost:
@@ -106,7 +107,7 @@ class ReplyConnection:
             self._unconfirmed[number] = reply
             try:
                 # The lock makes the numbers those that the broker counts.
-                self._native.write(frames, self._seconds)
+                self._native.post(frames)
             except Exception as error:  # noqa: BLE001  (the connection is lost in any case)
                 lost: Exception | None = error
             else:
@@ -114,13 +115,17 @@ class ReplyConnection:
         if lost is not None:
             self.break_off(lost)
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._unconfirmed) >= self._most or self._native.unsent > MOST_UNSENT
+
     def _wait_for_room(self) -> None:
         """Read confirmations until there is room, or the connection is lost.
 
         A broker that is short of memory takes nothing for as long as that lasts, and goes on
         sending heartbeats: then all threads wait here, as for confirmations of their own.
         """
-        while len(self._unconfirmed) >= self._most and not self.is_lost:
+        while self._is_full and not self.is_lost:
             if self._reading.acquire(blocking=False):
                 try:
                     self._wait_readable(1.0)

@@ -1,0 +1,122 @@
+"""Replies that a broker takes late, or never."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import oslo_messaging
+import pytest
+from oslo_config import cfg
+from oslo_messaging import conffixture
+
+from services.conftest import Start, running
+from services.infra import Broker
+from services.processes import RunningService, until
+from services.rpc import runs, start_rpc_service
+from services.subject import clean_environment
+from services.test_rpc_rabbit import TOPIC
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def small_broker() -> Iterator[Broker]:
+    """One that takes messages of up to 16 MiB, and whose memory alarm is raised here at will."""
+    for broker in running(Broker):
+        broker.control("eval", f"application:set_env(rabbit,max_message_size,{16 * MIB}).")
+        yield broker
+
+
+@pytest.fixture
+def service(start: Start, small_broker: Broker, trace: Path) -> RunningService:
+    return start_rpc_service(start, small_broker.url, trace, threads=8)
+
+
+@pytest.fixture
+def client(small_broker: Broker) -> Iterator[Any]:
+    fixture = conffixture.ConfFixture(cfg.CONF)
+    cfg.CONF([])
+    fixture.setUp()
+    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=small_broker.url)
+    yield oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
+    transport.cleanup()
+    fixture.cleanUp()
+    cfg.CONF.reset()
+
+
+def test_a_reply_that_the_broker_refuses_becomes_an_error_of_the_call(
+    service: RunningService, client: Any
+) -> None:
+    with pytest.raises(oslo_messaging.RemoteError, match="refused by the broker"):
+        client.prepare(timeout=50).call({}, "large", size=20 * MIB)
+
+    assert client.prepare(timeout=50).call({}, "echo", what="next") == "next"
+    service.stop()
+    assert service.text().count("is refused by the broker") == 1
+
+
+def test_large_replies_that_wait_for_the_broker_hold_up_no_request(
+    service: RunningService, client: Any, small_broker: Broker, trace: Path
+) -> None:
+    gate = trace.with_name("gate")
+    with ThreadPoolExecutor(3) as callers:
+        calls = [
+            callers.submit(
+                client.prepare(timeout=120).call, {}, "large", size=8 * MIB, after=str(gate)
+            )
+            for _ in range(3)
+        ]
+        begun = trace.with_name(f"{trace.name}.large")
+        until("the calls are at work", lambda: begun.exists() and len(begun.read_text()) == 3, 30)
+        for number in range(40):
+            client.cast({}, "work", number=number, seconds=2)
+        small_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            gate.touch()
+            until("every cast has run", lambda: set(runs(trace)) == set(range(40)), 60)
+            assert not any(call.done() for call in calls)
+        finally:
+            small_broker.control("set_vm_memory_high_watermark", "absolute", "1GB")
+        assert [len(call.result()) for call in calls] == [8 * MIB] * 3
+    service.stop()
+
+
+CLIENT = """
+import sys
+from osloxide.activation import import_hook
+import_hook.install()
+from oslo_service import backend
+backend.init_backend(backend.BackendType.THREADING)
+import oslo_messaging
+from oslo_config import cfg
+from osloxide.messaging.rabbit import reply_waiter
+
+reply_waiter.LONGEST_SLEEP = 3600.0
+conf = cfg.CONF
+conf([], project="client")
+transport = oslo_messaging.get_rpc_transport(conf, url=sys.argv[1])
+conf.set_override("heartbeat_timeout_threshold", 0, "oslo_messaging_rabbit")
+target = oslo_messaging.Target(topic=sys.argv[2])
+client = oslo_messaging.get_rpc_client(transport, target, timeout=50)
+assert client.call({}, "echo", what="x") == "x"
+thread = transport._driver._waiter._thread
+transport.cleanup()
+print(thread.is_alive())
+"""
+
+
+def test_closing_a_transport_wakes_the_thread_that_waits_for_replies(
+    service: RunningService, small_broker: Broker
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, small_broker.url, TOPIC],
+        env=clean_environment(), capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+    assert done.stdout == "False\n", done.stderr  # or an hour later
+    service.stop()
