@@ -399,7 +399,10 @@ class PacedListener(amqpdriver.AMQPListener):
         while self.incoming:
             incoming = self.incoming.pop(0)
             if incoming.is_acknowledged or not incoming.origin.is_kept:
-                return [incoming]  # runs here or nowhere
+                # Runs here or nowhere.
+                if self.is_served or incoming.pick_up():
+                    return [incoming]
+                continue
             self.pick_up(incoming)  # stopped: gives it back
         self._message_operations_handler.process()
         self._shutoff.set()
