@@ -64,6 +64,8 @@ pub struct Record {
     pub stopping: u32,
     /// A worker was killed while stopping.
     pub is_late: bool,
+    /// A worker that hung was killed while stopping.
+    pub may_be_late: bool,
     /// Statuses of reaped workers that were not reported yet.
     pub unreported: Vec<(i32, i32)>,
 }
