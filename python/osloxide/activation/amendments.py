@@ -24,7 +24,10 @@ _MESSAGING = "osloxide.messaging.hook"
 _NOVA = "osloxide.adapters.nova:amend"
 
 TABLE: dict[str, tuple[str, ...]] = {
-    "amqp.channel": (f"{_MESSAGING}:tell_epochs_apart",),
+    "amqp.channel": (
+        f"{_MESSAGING}:tell_epochs_apart",
+        f"{_MESSAGING}:explain_forbidden_queues",
+    ),
     "amqp.connection": (f"{_MESSAGING}:amend_amqp_connection",),
     "nova.compute.multi_cell_list": (_NOVA,),
     "nova.context": (_NOVA,),

@@ -15,7 +15,14 @@ from typing import Any
 from osloxide.activation import amendments
 from osloxide.activation.amendments import relies_on
 from osloxide.messaging import dispatch
-from osloxide.messaging.rabbit import connection_pool, epochs, heartbeats, outage, reply_waiter
+from osloxide.messaging.rabbit import (
+    connection_pool,
+    epochs,
+    forbidden_queues,
+    heartbeats,
+    outage,
+    reply_waiter,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -37,6 +44,12 @@ def amend_amqp_connection(connection: ModuleType) -> None:
 def tell_epochs_apart(channel: ModuleType) -> None:
     """Let no delivery tag outlive its opening of a channel (``amqp.channel``)."""
     epochs.amend_channel(channel)
+
+
+@relies_on("Channel.queue_declare")
+def explain_forbidden_queues(channel: ModuleType) -> None:
+    """Say what to set where a broker no longer permits a queue (``amqp.channel``)."""
+    forbidden_queues.amend_channel(channel)
 
 
 @relies_on("Connection._heartbeat_start", "Connection.ensure_connection")
