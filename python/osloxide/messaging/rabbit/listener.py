@@ -29,6 +29,7 @@ from osloxide.activation.import_hook import refuse_if_monkey_patched
 from osloxide.messaging.executor import DEFAULT_WORKERS
 from osloxide.messaging.rabbit import epochs, heartbeats
 from osloxide.messaging.rabbit.replies import LateReplies, Replies
+from osloxide.messaging.rabbit.reply_waiter import POLL_EVERY
 from osloxide.messaging.rabbit.wakeup import Wakeup
 
 LOG = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ class PacedListener(amqpdriver.AMQPListener):
         self._wakeup = Wakeup()
         # *conn* is a context that lends the driver's connection, which lends kombu's.
         self._lent = conn.connection
-        self.replies = Replies(driver, _threads(driver), _late_replies, self._wakeup.wake)
+        self.replies = Replies(driver, _threads(driver), _late_replies, self._on_sent)
         self._is_quiet = False
         self._looked_after = time.monotonic()
         self._lock = threading.Lock()
@@ -433,6 +434,8 @@ class PacedListener(amqpdriver.AMQPListener):
         if connection.connected and not self._lent._new_tags:
             transport = getattr(connection._connection, "transport", None)
             sockets = [getattr(transport, "sock", None)]
+            if sockets == [None]:  # a transport of kombu's own: nothing to sleep on
+                seconds = min(seconds, POLL_EVERY)
             if self._is_quiet:
                 sockets.append(self.replies.socket)
             is_woken = self._wakeup.wait(sockets, seconds if self._is_quiet else min(seconds, LULL))
@@ -446,6 +449,11 @@ class PacedListener(amqpdriver.AMQPListener):
                 self._is_quiet = True
                 return
         self._consume_by_kombu()
+
+    def _on_sent(self) -> None:
+        """A reply was sent: let the thread that polls look for its confirmation."""
+        if self._is_quiet:
+            self._wakeup.wake()
 
     def _look_after_replies(self) -> None:
         self.replies.settle()

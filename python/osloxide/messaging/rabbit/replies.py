@@ -2,7 +2,7 @@
 
 Owns the choice of a way for each reply. Stock oslo.messaging takes a connection for each and waits
 on it until the broker has confirmed: as many connections, and two changes of thread a call, as
-requests end at a time. Here the replies of a listener share one connection
+requests end at a time. Here the replies of all listeners of a driver share one connection
 (:mod:`osloxide.messaging.rabbit.reply_connection`). The thread that has a reply writes it and goes
 on; the listener reads the confirmations beside its requests. What the broker has not confirmed
 when that connection is lost is sent again; a client that has had its reply no longer waits for the
@@ -85,87 +85,65 @@ class LateReplies:
                     return
 
 
-class Replies:
-    """The replies to what one listener has received."""
+class SharedConnection:
+    """The one connection for replies of a driver, open while one of its listeners is.
 
-    def __init__(
-        self,
-        driver: Any,
-        most: int,
-        late: LateReplies,
-        on_connected: Callable[[], None],
-    ) -> None:
-        """
-        :param most: how many replies may be unconfirmed: as many as requests may run.
-        :param on_connected: called when there is another socket to look at.
-        """
+    A process may have hundreds of servers on one transport: a connection for the replies of each
+    would cost it descriptors, and the first caller of each the time to connect.
+    """
+
+    def __init__(self, driver: Any, late: LateReplies) -> None:
         self._driver = driver
-        self._most = most
         self._late = late
-        self._on_connected = on_connected
         self._lock = threading.Lock()
         self._connection: ReplyConnection | None = None
         self._is_possible = True
+        self._listeners = 0
+        self._most = 0
 
-    def to(self, incoming: Any) -> _Sender:
-        """In the place of a connection: what oslo.messaging sends a reply to *incoming* with."""
-        return _Sender(self, incoming)
+    @classmethod
+    def of(cls, driver: Any, late: LateReplies) -> SharedConnection:
+        """The same one for each listener of *driver*."""
+        with _sharing:
+            shared: SharedConnection | None = driver.__dict__.get("_osloxide_replies")
+            if shared is None:
+                shared = driver._osloxide_replies = cls(driver, late)
+            return shared
 
-    def send(self, reply: Reply) -> None:
-        """Send *reply* now or, when that is not possible, later."""
-        connection = self._connection
-        for _ in range(2):
-            if connection is None:
-                connection = self._connect()
-            if connection is None:
-                break
-            try:
-                connection.publish(reply)
-            except ConnectionLostError:
-                connection = self._without(connection)
-            else:
-                return
-        if not reply.attempt():
-            self._late.add(reply)
+    def join(self, most: int) -> None:
+        """Have one more listener, of which *most* replies may be unconfirmed."""
+        with self._lock:
+            self._listeners += 1
+            self._allow(self._most + most)
 
-    @property
-    def socket(self) -> socket.socket | None:
-        """To sleep on: readable when there is something to settle."""
-        connection = self._connection
-        return None if connection is None or connection.is_lost else connection.socket
+    def leave(self, most: int) -> ReplyConnection | None:
+        """Have one listener less.
 
-    @property
-    def is_idle(self) -> bool:
-        """Nothing waits for the broker's confirmation."""
-        connection = self._connection
-        return connection is None or connection.is_idle
+        :returns: what the last one has to close.
+        """
+        with self._lock:
+            self._listeners -= 1
+            if self._listeners:
+                self._allow(self._most - most)
+                return None
+            self._most = 0
+            connection, self._connection = self._connection, None
+            return connection
 
-    def settle(self) -> None:
-        """Read the confirmations that have arrived. Never waits for any."""
-        connection = self._connection
-        if connection is not None:
-            connection.settle()
-            if connection.is_lost:
-                self._without(connection)
+    def _allow(self, most: int) -> None:
+        self._most = most
+        if self._connection is not None:
+            self._connection.most = most
 
-    def check_alive(self) -> None:
-        """Notice a broker that is silent. To be called now and then."""
-        connection = self._connection
-        if connection is not None:
-            connection.check_alive()
+    def current(self) -> ReplyConnection | None:
+        """The connection, if it is open."""
+        return self._connection
 
-    def close(self) -> None:
-        """Return when the broker has every reply, as far as it can be had within reason."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        connection.close()
-        lost = self._late.wait_attempted(CLOSING)
-        if lost:
-            LOG.error("%d replies are lost: no broker takes them within %g s", lost, CLOSING)
+    def connect(self) -> ReplyConnection | None:
+        """The connection, opened unless another thread was faster.
 
-    def _connect(self) -> ReplyConnection | None:
-        """Another thread's, if one was faster. None: replies go one by one."""
+        :returns: None when there is none: replies go one by one.
+        """
         with self._lock:
             if self._connection is not None or not self._is_possible:
                 return self._connection
@@ -174,23 +152,124 @@ class Replies:
                 # Not for sending, as far as oslo.messaging knows: such a connection is our own, and
                 # has no thread that reads it.
                 lent = self._driver._get_connection(common.PURPOSE_LISTEN)
-                connection = self._connection = ReplyConnection(lent, self._most, self._late.add)
+                self._connection = ReplyConnection(lent, self._most, self._late.add)
             except Exception as error:  # noqa: BLE001  (kombu's transport raises many)
                 self._is_possible = not isinstance(error, Unsupported)
                 LOG.info("no connection for replies: %s", error)
                 if lent is not None:
                     lent.close()
-                return None
-        self._on_connected()
-        return connection
+            return self._connection
 
-    def _without(self, connection: ReplyConnection) -> ReplyConnection | None:
+    def without(self, connection: ReplyConnection) -> ReplyConnection | None:
         """The one that there is instead of the lost *connection*, if any."""
         with self._lock:
             if self._connection is connection:
                 self._connection = None
                 connection.close()
             return self._connection
+
+
+_sharing = threading.Lock()
+
+
+class Replies:
+    """The replies to what one listener has received."""
+
+    def __init__(
+        self,
+        driver: Any,
+        most: int,
+        late: LateReplies,
+        on_sent: Callable[[], None],
+    ) -> None:
+        """
+        :param most: how many replies may be unconfirmed: as many as requests may run.
+        :param on_sent: called when there is a confirmation to be read.
+        """
+        self._most = most
+        self._late = late
+        self._on_sent = on_sent
+        self._shared = SharedConnection.of(driver, late)
+        self._lock = threading.Lock()
+        # With the first reply: a listener that could not be set up is never closed.
+        self._is_joined = False
+        self._is_closed = False
+        # The last of this listener's, and where it was sent.
+        self._last: tuple[ReplyConnection, int] | None = None
+
+    def to(self, incoming: Any) -> _Sender:
+        """In the place of a connection: what oslo.messaging sends a reply to *incoming* with."""
+        return _Sender(self, incoming)
+
+    def send(self, reply: Reply) -> None:
+        """Send *reply* now or, when that is not possible, later."""
+        connection = self._shared.current() if self._is_joined or self._join() else None
+        for _ in range(2):
+            if connection is None and self._is_joined:
+                connection = self._shared.connect()
+            if connection is None:
+                break
+            try:
+                self._last = connection, connection.publish(reply)
+            except ConnectionLostError:
+                connection = self._shared.without(connection)
+            else:
+                self._on_sent()
+                return
+        if not reply.attempt():
+            self._late.add(reply)
+
+    def _join(self) -> bool:
+        with self._lock:
+            if not self._is_closed and not self._is_joined:
+                self._shared.join(self._most)
+                self._is_joined = True
+            return self._is_joined
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """To sleep on: readable when there is something to settle. None when this listener's
+        replies are all confirmed: others wait for theirs."""
+        last = self._last
+        return None if last is None or self.is_idle else last[0].socket
+
+    @property
+    def is_idle(self) -> bool:
+        """None of this listener's replies waits for the broker's confirmation."""
+        last = self._last
+        return last is None or last[0].is_confirmed(last[1])
+
+    def settle(self) -> None:
+        """Read the confirmations that have arrived. Never waits for any."""
+        connection = self._shared.current()
+        if connection is not None:
+            connection.settle()
+            if connection.is_lost:
+                self._shared.without(connection)
+
+    def check_alive(self) -> None:
+        """Notice a broker that is silent. To be called now and then."""
+        connection = self._shared.current()
+        if connection is not None:
+            connection.check_alive()
+
+    def close(self) -> None:
+        """Return when the broker has every reply, as far as it can be had within reason."""
+        with self._lock:
+            self._is_closed = True
+            if not self._is_joined:
+                return
+            self._is_joined = False
+        connection = self._shared.leave(self._most)
+        if connection is not None:
+            connection.close()
+        elif self._last is not None:
+            self._last[0].wait_confirmed(self._last[1])
+        else:
+            return
+        lost = self._late.wait_attempted(CLOSING)
+        if lost:
+            LOG.error("%d replies are lost: no broker takes them within %g s", lost, CLOSING)
 
 
 class _Sender:

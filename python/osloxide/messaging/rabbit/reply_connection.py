@@ -56,7 +56,8 @@ class ReplyConnection:
         :raises Unsupported: *lent* has no native connection.
         """
         self._lent = lent
-        self._most = most
+        self.most = most
+        """How many replies may be unconfirmed; then publishers wait."""
         self._give_back = give_back
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -83,9 +84,15 @@ class ReplyConnection:
         """Every reply is confirmed."""
         return not self._unconfirmed
 
-    def publish(self, reply: Reply) -> None:
+    def is_confirmed(self, number: int) -> bool:
+        """Whether nothing waits that was published up to *number*."""
+        with self._lock:
+            return next(iter(self._unconfirmed), number + 1) > number
+
+    def publish(self, reply: Reply) -> int:
         """Write *reply*, and leave its confirmation to the thread that reads.
 
+        :returns: its number: they count from one.
         :raises ConnectionLostError: it was not written; else it is this connection's from now on.
         """
         body = json.dumps(reply.envelope)
@@ -114,10 +121,11 @@ class ReplyConnection:
                 lost = None
         if lost is not None:
             self.break_off(lost)
+        return number
 
     @property
     def _is_full(self) -> bool:
-        return len(self._unconfirmed) >= self._most or self._native.unsent > MOST_UNSENT
+        return len(self._unconfirmed) >= self.most or self._native.unsent > MOST_UNSENT
 
     def _wait_for_room(self) -> None:
         """Read confirmations until there is room, or the connection is lost.
@@ -174,17 +182,26 @@ class ReplyConnection:
         for reply in lost:
             self._give_back(reply)
 
+    def wait_confirmed(self, number: int) -> None:
+        """Wait until everything up to *number* is confirmed or the connection is lost.
+
+        It is broken off when that takes too long.
+        """
+        deadline = time.monotonic() + CLOSING
+        while not self.is_confirmed(number) and not self.is_lost:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.break_off(TimeoutError(f"no confirmation within {CLOSING:g} s"))
+                return
+            # For a moment only: others read as well, and need this lock for it.
+            self._wait_readable(min(0.05, left))
+            with self._reading:
+                self._read()
+
     def close(self) -> None:
         """Wait until everything is confirmed or the connection is lost; then close it."""
-        deadline = time.monotonic() + CLOSING
+        self.wait_confirmed(self._published)
         with self._reading:
-            while self._unconfirmed and not self.is_lost:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    self.break_off(TimeoutError(f"no confirmation within {CLOSING:g} s"))
-                    break
-                self._wait_readable(min(1.0, left))
-                self._read()
             if self.is_lost:
                 # No farewell to a peer that would not answer.
                 with contextlib.suppress(Exception):

@@ -20,6 +20,10 @@ LONGEST_SLEEP = 15.0
 """Seconds after which a silent connection is looked at; sooner where heartbeats are frequent."""
 
 
+POLL_EVERY = 0.01
+"""Seconds between two looks at a transport of kombu's own, ``kombu+memory://`` for one."""
+
+
 def amend(amqpdriver: ModuleType) -> None:
     """Change ``oslo_messaging._drivers.amqpdriver.ReplyWaiter``."""
     cls = amqpdriver.ReplyWaiter
@@ -69,5 +73,5 @@ def _sleep(wakeup: Wakeup, lent: Any) -> None:
         rate = max(1, lent.heartbeat_rate)
         seconds = min(seconds, lent.heartbeat_timeout_threshold / rate / 2)
     if sock is None:  # a transport of kombu's own: nothing to sleep on
-        seconds = 0.0
+        seconds = min(seconds, POLL_EVERY)
     wakeup.wait([sock], seconds)
