@@ -11,7 +11,7 @@
 )]
 
 use crate::amqp::frames;
-use crate::server::fuzzing::{ciphers, framing, link};
+use crate::server::fuzzing::{ciphers, framing, link, packet};
 
 use crate::wsgi::access_log;
 use crate::wsgi::environ::{self, HeaderSlot, Target};
@@ -23,13 +23,14 @@ use http::{HeaderName, Method, Version};
 pub type Entry = (&'static str, fn(&[u8]));
 
 /// Everything that is fuzzed.
-pub const TARGETS: [Entry; 7] = [
+pub const TARGETS: [Entry; 8] = [
     ("ciphers", ciphers),
     ("environ", environ),
     ("frames", frames),
     ("framing", framing),
     ("link", link),
     ("log", log),
+    ("packet", packet),
     ("response", response),
 ];
 

@@ -212,6 +212,11 @@ fn any_request_makes_one_unforged_line_of_the_log() {
 }
 
 #[test]
+fn any_packet_of_a_proxy_is_read_alike_wherever_it_is_cut() {
+    fuzz("packet");
+}
+
+#[test]
 fn any_answer_is_refused_or_kept_to_its_word() {
     fuzz("response");
 }
@@ -223,7 +228,7 @@ fn every_target_has_a_test() {
     assert_eq!(
         names,
         [
-            "ciphers", "environ", "frames", "framing", "link", "log", "response"
+            "ciphers", "environ", "frames", "framing", "link", "log", "packet", "response"
         ]
     );
 }

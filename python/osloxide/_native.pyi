@@ -213,8 +213,9 @@ class Server:
         keep_alive_timeout: float | None = None,
         max_connections: int | None = None,
         access_log: AccessLog | None = None,
+        protocol: str = "http",
     ) -> Server:
-        """*fd* is duplicated. Everything is checked now; ValueError names the option. *environ* holds extra keys for every request. *log* receives finished
+        """*protocol* is ``"http"``, or ``"uwsgi"`` for proxies that speak that; it has CGI variables for the environ. *fd* is duplicated. Everything is checked now; ValueError names the option. *environ* holds extra keys for every request. *log* receives finished
         access-log lines; without it, or with an empty *log_format*, nothing is logged.
         *log_error* is called as ``logger.error(message, exc_info=exception or None)``; without it
         failures go to the logger ``osloxide.wsgi``. *debug* sends tracebacks to clients. *lenient* forgives what oslo.service's own tests send (no Host header, str

@@ -215,6 +215,9 @@ class Server(ServiceBase):
     #: Requests are logged by the logger.
     is_logged = True
 
+    #: What clients speak: ``"http"`` or ``"uwsgi"``. Subclasses may change it.
+    wire_protocol = "http"
+
     def __init__(
         self,
         conf: Any,
@@ -382,6 +385,7 @@ class Server(ServiceBase):
             # A process that was forked after the socket was bound has siblings on it.
             multiprocess=os.getpid() != self._pid,
             tls=self._tls,
+            protocol=self.wire_protocol,
             environ={"wsgi.errors": _ErrorStream(self._logger)},
             # oslo.service's own tests send requests without Host and answer with str.
             lenient=environment.is_testing(),

@@ -67,7 +67,7 @@ impl Server {
         max_header_line=16384, max_url_len=8192, max_headers=100, log=None, log_format="", log_enabled=None,
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
         name="server", keep_alive_timeout=None, max_connections=None,
-        access_log=None,
+        access_log=None, protocol="http",
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     #[expect(
@@ -97,7 +97,13 @@ impl Server {
         keep_alive_timeout: Option<f64>,
         max_connections: Option<usize>,
         access_log: Option<Py<NativeLog>>,
+        protocol: &str,
     ) -> PyResult<Self> {
+        if !matches!(protocol, "http" | "uwsgi") {
+            return Err(PyValueError::new_err(format!(
+                "protocol is {protocol:?}; give \"http\" or \"uwsgi\""
+            )));
+        }
         for (option, value) in [
             ("pool_size", pool_size),
             ("max_header_line", max_header_line),
@@ -136,6 +142,7 @@ impl Server {
             max_url_len,
             max_headers,
             lenient,
+            uwsgi: protocol == "uwsgi",
             tls: tls.map(|tls| Arc::clone(&tls.get().config)),
             ..Settings::default()
         };

@@ -150,6 +150,11 @@ impl Connection {
         loop {
             match self.decoder.head() {
                 Ok(Some(received)) => {
+                    if let Some(origin) = received.origin {
+                        let local = self.endpoints.local;
+                        let endpoints = Endpoints::new(origin.peer, local, origin.is_tls);
+                        self.endpoints = Arc::new(endpoints);
+                    }
                     return Step::Request(Box::new(ReceivedRequest::new(received, Instant::now())));
                 }
                 Ok(None) => {}

@@ -206,7 +206,7 @@ impl<'r> ConnectionExchange<'r> {
     fn send_error(&mut self, status: StatusCode) -> Result<(), ClientGone> {
         self.progress = Progress::Ended;
         self.is_last = true;
-        let version = self.received.head.version();
+        let version = self.received.head.response_version();
         let connection = self.usable()?;
         let length = connection.send_error(status, version, HeaderMap::new());
         self.body = length as u64;
@@ -215,7 +215,7 @@ impl<'r> ConnectionExchange<'r> {
 
     /// Encodes the head, with the word on the connection that follows from it.
     fn encode(&mut self, head: &ResponseHead, room: usize) -> Vec<u8> {
-        let version = self.received.head.version();
+        let version = self.received.head.response_version();
         self.is_last |= self.must_close()
             || self.framing == Framing::Close
             || head.headers.get(CONNECTION).is_some_and(is_close);
@@ -478,7 +478,7 @@ impl Exchange for ConnectionExchange<'_> {
             return self.send_error(status_of(error));
         }
         let request = &self.received.head;
-        let (method, version) = (request.method(), request.version());
+        let (method, version) = (request.method(), request.response_version());
         self.framing = Framing::of(&head, method, version, Some(body.len() as u64));
         match self.framing {
             Framing::Counted(length) if length != body.len() as u64 => {
@@ -516,7 +516,7 @@ impl Exchange for ConnectionExchange<'_> {
         }
         self.progress = Progress::Started;
         let request = &self.received.head;
-        self.framing = Framing::of(&head, request.method(), request.version(), None);
+        self.framing = Framing::of(&head, request.method(), request.response_version(), None);
         if let Framing::Counted(length) = self.framing {
             self.room = length;
         }

@@ -33,14 +33,34 @@ const LIMITS: Limits = Limits {
     header_line: 256,
     headers: 20,
     is_lenient: false,
+    is_uwsgi: false,
 };
+
+/// A proxy's stream of the uwsgi protocol. However it is cut, the decoder finds the same messages in
+/// it and refuses the same.
+pub(crate) fn packet(input: &[u8]) {
+    let limits = Limits {
+        is_uwsgi: true,
+        ..LIMITS
+    };
+    let whole = decode(input, usize::MAX, limits);
+    for piece in [1, 2, 7] {
+        let cut = decode(input, piece, limits);
+        assert_eq!(cut.messages, whole.messages, "cut by {piece}");
+        assert_eq!(
+            cut.refusal.map(Refusal::status),
+            whole.refusal.map(Refusal::status),
+            "cut by {piece}"
+        );
+    }
+}
 
 /// A client's stream. However it is cut, the decoder finds the same messages in it and refuses the
 /// same; and hyper finds the same ones, so that nothing can be smuggled past one of the two.
 pub(crate) fn framing(input: &[u8]) {
-    let whole = decode(input, usize::MAX);
+    let whole = decode(input, usize::MAX, LIMITS);
     for piece in [1, 2, 7] {
-        let cut = decode(input, piece);
+        let cut = decode(input, piece, LIMITS);
         assert_eq!(cut.messages, whole.messages, "cut by {piece}");
         let statuses = [&cut, &whole].map(|seen| seen.refusal.map(Refusal::status));
         assert_eq!(statuses[0], statuses[1], "cut by {piece}");
@@ -177,8 +197,8 @@ struct Decoded {
     valid: usize,
 }
 
-fn decode(input: &[u8], piece: usize) -> Decoded {
-    let mut decoder = Decoder::new(Arc::new(LIMITS));
+fn decode(input: &[u8], piece: usize, limits: Limits) -> Decoded {
+    let mut decoder = Decoder::new(Arc::new(limits));
     let mut seen = Decoded {
         messages: Vec::new(),
         refusal: None,

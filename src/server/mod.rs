@@ -59,6 +59,8 @@ pub struct Settings {
     pub max_unsent: u64,
     /// Accepts HTTP/1.1 requests without a Host header. Only for oslo.service's own tests.
     pub lenient: bool,
+    /// Clients are proxies that speak the uwsgi protocol instead of HTTP.
+    pub uwsgi: bool,
     /// Encrypts every connection when present.
     pub tls: Option<Arc<tls::Config>>,
 }
@@ -77,6 +79,7 @@ impl Default for Settings {
             max_connections: None,
             max_unsent: 128 << 20,
             lenient: false,
+            uwsgi: false,
             tls: None,
         }
     }

@@ -77,7 +77,11 @@ pub struct RequestHead {
     target: Span,
     version: Version,
     fields: Vec<Field>,
+    variables: Option<Box<Variables>>,
 }
+
+/// CGI variables: names and values.
+pub type Variables = Vec<(Box<[u8]>, Box<[u8]>)>;
 
 impl RequestHead {
     /// A head whose parts lie in `bytes` where the spans say.
@@ -95,6 +99,7 @@ impl RequestHead {
             target,
             version,
             fields,
+            variables: None,
         }
     }
 
@@ -117,6 +122,30 @@ impl RequestHead {
             })
             .collect();
         Self::new(bytes, method, Span::new(0, target.len()), version, fields)
+    }
+
+    /// The same request, which came from a proxy together with CGI variables (RFC 3875); they
+    /// outrank what follows from the head.
+    #[must_use]
+    pub fn with_variables(mut self, variables: Variables) -> Self {
+        self.variables = Some(Box::new(variables));
+        self
+    }
+
+    /// The CGI variables that came with the request.
+    pub fn variables(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let all = self.variables.iter().flat_map(|all| all.iter());
+        all.map(|(name, value)| (&**name, &**value))
+    }
+
+    /// The version by whose rules the answer is framed. A proxy that speaks the uwsgi protocol knows
+    /// no chunks: there the end of the connection is the end of the body.
+    #[must_use]
+    pub fn response_version(&self) -> Version {
+        match self.variables {
+            Some(_) => Version::HTTP_10,
+            None => self.version,
+        }
     }
 
     /// The method.

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 LOG = "/sandbox/service.log"
 SECONDS = 90.0
@@ -63,7 +63,8 @@ class Client:
     ) -> tuple[int, str, bytes]:
         path, _, query = path.partition("?")
         variables = {
-            "REQUEST_METHOD": "POST" if body else "GET", "REQUEST_URI": path, "PATH_INFO": path,
+            "REQUEST_METHOD": "POST" if body else "GET", "REQUEST_URI": path,
+            "PATH_INFO": unquote(path),
             "QUERY_STRING": query, "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "localhost",
             "CONTENT_LENGTH": str(len(body)) if body else "", "CONTENT_TYPE": "",
             "REMOTE_ADDR": "192.0.2.1", "SERVER_NAME": "localhost", "SERVER_PORT": "80",

@@ -18,14 +18,15 @@ class Listener:
     """Where to listen, and what is spoken there.
 
     :param place: ``(host, port)``, the path of a unix socket, or an inherited socket.
-    :param scheme: ``"http"``, ``"https"``, or None: HTTPS where there is a certificate, else HTTP.
+    :param scheme: ``"http"``, ``"https"``, ``"uwsgi"``, or None: HTTPS where there is a
+        certificate, else HTTP.
     """
 
     place: tuple[str, int] | str | Inherited
     scheme: str | None = None
 
 
-SCHEMES = ("http", "https")
+SCHEMES = ("http", "https", "uwsgi")
 
 
 def parse_listener(text: str) -> Listener:

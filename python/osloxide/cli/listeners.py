@@ -55,7 +55,6 @@ def bind(options: argparse.Namespace) -> list[Server]:
     class SiteServer(wsgi.Server):
         """A server that may have been given its socket."""
 
-        protocol = "http"
         max_headers = options.limit_request_fields or wsgi.Server.max_headers
         keep_alive_timeout = options.keep_alive_timeout
         max_connections = options.max_connections
@@ -63,9 +62,15 @@ def bind(options: argparse.Namespace) -> list[Server]:
         is_logged = not (options.no_access_log or options.access_log)
 
         def __init__(
-            self, conf: ConfigOpts, listener: socket.socket | None, use_ssl: bool, **place: Any
+            self,
+            conf: ConfigOpts,
+            listener: socket.socket | None,
+            protocol: str,
+            use_ssl: bool,
+            **place: Any,
         ) -> None:
             self._given = listener
+            self.wire_protocol = protocol
             super().__init__(
                 conf,
                 options.name,
@@ -98,6 +103,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
     for index, (listener, where) in enumerate(_addresses(options.bind)):
         if listener.scheme == "https" and not has_tls:
             raise CommandError("--bind https:// needs --certfile and --keyfile; give both")
+        protocol = "uwsgi" if listener.scheme == "uwsgi" else "http"
         use_ssl = has_tls and listener.scheme in (None, "https")
         place: dict[str, Any] = {}
         given: socket.socket | None = None
@@ -115,7 +121,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
         else:
             place = {"host": where[0], "port": where[1]}
         try:
-            servers.append(SiteServer(conf, given, use_ssl, **place))
+            servers.append(SiteServer(conf, given, protocol, use_ssl, **place))
         except (OSError, ValueError, RuntimeError, wsgi.InvalidInput) as error:
             raise CommandError(in_one_line(error)) from error
         if options.socket_owner and isinstance(where, str) and not where.startswith("\0"):

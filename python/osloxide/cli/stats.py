@@ -62,7 +62,7 @@ class Stats:
     def answer(self, servers: Sequence[Any]) -> None:
         """Answer on a thread of this process, which serves *servers*."""
         self._places = [
-            (f"{it.host}:{it.port}" if it.port else it.host, it.protocol, 0) for it in servers
+            (f"{it.host}:{it.port}" if it.port else it.host, it.wire_protocol, 0) for it in servers
         ]
         threading.Thread(target=self._serve, name="stats", daemon=True).start()
 

@@ -202,6 +202,9 @@ impl Environ {
             environ.set_item(pyo3::intern!(py, "REMOTE_PORT"), native(py, port)?)?;
         }
         self.set_headers(&environ, request)?;
+        for (name, value) in request.variables() {
+            environ.set_item(native(py, name)?, native(py, value)?)?;
+        }
         if let Some(host) = target.host {
             environ.set_item(pyo3::intern!(py, "HTTP_HOST"), native(py, host)?)?;
         }

@@ -61,6 +61,8 @@ pub(in crate::server) struct Received {
     pub(in crate::server) is_persistent: bool,
     /// The client waits for `100 Continue` (RFC 9110 section 10.1.1).
     pub(in crate::server) is_expecting: bool,
+    /// Where the request began, where a proxy tells it.
+    pub(in crate::server) origin: Option<super::Origin>,
 }
 
 impl Received {
@@ -150,6 +152,7 @@ impl Head {
             length,
             is_persistent: !self.connection.close && (!is_http_10 || self.connection.keep_alive),
             is_expecting: self.is_expecting && !is_http_10 && length != Length::None,
+            origin: None,
         })
     }
 

@@ -8,6 +8,7 @@
 
 mod chunked;
 mod head;
+mod uwsgi;
 
 use crate::wsgi::Refused;
 use bytes::Bytes;
@@ -16,6 +17,7 @@ pub(super) use head::Received;
 use head::{Head, Length};
 use http::StatusCode;
 use std::sync::Arc;
+pub(super) use uwsgi::Origin;
 
 /// Bytes of one head, blank lines before it included, unless one line of it may be longer.
 const HEAD_BYTES: usize = 65_536;
@@ -31,6 +33,8 @@ pub(super) struct Limits {
     pub(super) headers: usize,
     /// HTTP/1.1 without a Host header passes.
     pub(super) is_lenient: bool,
+    /// Heads are packets of the uwsgi protocol.
+    pub(super) is_uwsgi: bool,
 }
 
 impl Limits {
@@ -70,6 +74,8 @@ pub(super) enum Refusal {
     HeadersTooLarge,
     #[error("the chunked framing of the body is broken")]
     Chunk,
+    #[error("the uwsgi packet is malformed")]
+    Packet,
 }
 
 impl Refusal {
@@ -84,7 +90,8 @@ impl Refusal {
             | Self::ContentLength
             | Self::TransferEncoding
             | Self::TwoLengths
-            | Self::Chunk => StatusCode::BAD_REQUEST,
+            | Self::Chunk
+            | Self::Packet => StatusCode::BAD_REQUEST,
             Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::RequestLineTooLong => StatusCode::URI_TOO_LONG,
@@ -143,6 +150,7 @@ impl Decoder {
     pub(super) fn request_line(&self) -> &[u8] {
         match self.state {
             State::Refused(_) => &self.refused_line,
+            State::Head if self.limits.is_uwsgi => &[],
             State::Head => first_line(&self.held[self.at..]),
             State::Counted(_) | State::Chunked(_) => &[],
         }
@@ -169,6 +177,9 @@ impl Decoder {
             State::Refused(refusal) => return Err(refusal),
             State::Counted(_) | State::Chunked(_) => return Ok(None),
         }
+        if self.limits.is_uwsgi {
+            return self.packet();
+        }
         let rest = &self.held[self.at..];
         let length = match self.head.read(rest, &self.limits) {
             Ok(Some(length)) => length,
@@ -194,6 +205,21 @@ impl Decoder {
             Length::Chunked => State::Chunked(Chunked::new(&self.limits)),
         };
         Ok(Some(received))
+    }
+
+    /// The next head of the uwsgi protocol, once it is complete.
+    fn packet(&mut self) -> Result<Option<Received>, Refusal> {
+        match uwsgi::read(&self.held[self.at..], self.limits.headers) {
+            Ok(None) => Ok(None),
+            Ok(Some((length, received))) => {
+                self.advance(length);
+                if let Length::Counted(count) = received.length {
+                    self.state = State::Counted(count);
+                }
+                Ok(Some(received))
+            }
+            Err(refusal) => Err(self.refuse(refusal)),
+        }
     }
 
     /// What follows of the body behind the head that came last.

@@ -7,6 +7,7 @@ const LIMITS: Limits = Limits {
     header_line: 16_384,
     headers: 100,
     is_lenient: false,
+    is_uwsgi: false,
 };
 
 fn head(lines: &str) -> Vec<u8> {
@@ -285,6 +286,7 @@ fn nothing_is_understood_behind_a_refusal() {
 fn a_lenient_decoder_forgives_only_a_missing_host() {
     let lenient = Limits {
         is_lenient: true,
+        is_uwsgi: false,
         ..LIMITS
     };
     let missing = b"GET / HTTP/1.1\r\n\r\n";

@@ -136,6 +136,7 @@ impl Reactor {
             header_line: settings.max_header_line,
             headers: settings.max_headers,
             is_lenient: settings.lenient,
+            is_uwsgi: settings.uwsgi,
         };
         let pool_size = settings.pool_size;
         Ok(Self {
