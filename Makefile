@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz python stubs parity eventlet \
+.PHONY: help deployments demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz python stubs parity eventlet \
 	services services-setup messaging pythons test-pythons wheels release bench clean
 
 help: ## this list
@@ -159,7 +159,10 @@ eventlet: $(VENV)/.native $(VENV)/.test ## eventlet's own tests against osloxide
 	$(PY) tests/green/run.py
 
 services-setup: ## the Debian packages of the service tests: RabbitMQ and MariaDB
-	@tools/debian.sh rabbitmq-server mariadb-server
+	@tools/debian.sh rabbitmq-server mariadb-server nginx-light apache2-bin
+
+deployments: $(VENV)/.native $(VENV)/.test ## ini files of deployment tools, unedited, in a sandbox (root)
+	$(PY) -m pytest -q tests/deployments
 
 services: $(VENV)/.native $(VENV)/.test services-setup ## real services on RabbitMQ and MariaDB
 	$(PY) -m pytest -q tests/services

@@ -352,3 +352,35 @@ def test_a_hangup_while_the_command_starts_is_a_reload(
     wait_until(lambda: "SIGHUP" in site.log, "the signal in the log")
     assert fetch(port)
     assert site.stop() == 0, site.log
+
+
+@pytest.mark.parametrize("options", [[], ["-w", "2"]])
+def test_the_probe_tells_whether_every_slot_has_a_ready_worker(
+    start: Callable[..., Running], tmp_path: Path, options: list[str]
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (tmp_path / "late.py").write_text(f"open({str(fifo)!r}).read()\nfrom told import application\n")
+    name = f"probe-{os.getpid()}"
+
+    def probe(*arguments: str) -> int:
+        done = run_command([*OSLOXIDE, "status", *arguments], environ=environment())
+        assert done.stdout == ""
+        return done.returncode
+
+    assert probe("--ready", name) == 1  # nothing is called so
+    site = start("serve", "late", "-b", "127.0.0.1:0", "--name", name, *options)
+    wait_until(lambda: run_status(name) == 0, "the launcher")
+    assert probe("--ready", name) == 1  # it still loads the application
+    for _ in range(2 if options else 1):
+        os.close(os.open(fifo, os.O_WRONLY))
+
+    wait_until(lambda: probe("--ready", name) == 0, "every worker is ready")
+    assert probe("--ready", str(site.pid)) == 0
+    assert run_status(name) == 0
+    assert site.stop() == 0, site.log
+    assert probe("--ready", name) == 1
+
+
+def run_status(name: str) -> int:
+    return run_command([*OSLOXIDE, "status", name], environ=environment()).returncode

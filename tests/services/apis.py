@@ -152,6 +152,13 @@ def _use_keystone(call: Call) -> None:
 
 def _write_glance(directory: Path, prefix: Path) -> None:
     (directory / "images").mkdir()
+    # Without keystone in front there is no role that a rule could ask for.
+    (directory / "policy.yaml").write_text(
+        "".join(
+            f'"{rule}": "@"\n'
+            for rule in ("add_image", "get_image", "upload_image", "download_image", "delete_image")
+        )
+    )
     (directory / "glance-api.conf").write_text(f"""\
 [DEFAULT]
 enabled_backends = files:file
@@ -167,6 +174,8 @@ filesystem_store_datadir = {directory}/images
 filesystem_store_datadir = {directory}/staging
 [os_glance_tasks_store]
 filesystem_store_datadir = {directory}/tasks
+[oslo_policy]
+policy_file = {directory}/policy.yaml
 [paste_deploy]
 flavor =
 config_file = {prefix}/etc/glance/glance-api-paste.ini

@@ -7,7 +7,6 @@ because ``run`` stands in front of every start of a service.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["uwsgi"]:
         # Its options are not argparse's: single dashes, prefixes and order mean other things.
         return _ended(lambda: import_module("osloxide.cli.uwsgi").run(words[1:]))
+    if words[:2] == ["status", "--ready"]:
+        # A probe, started every few seconds: it does without argparse.
+        return _ended(lambda: import_module("osloxide.cli.ready").run(words[2:]))
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="osloxide", description="oslo.service's launchers, signals and WSGI server in Rust."
     )

@@ -153,6 +153,7 @@ class View:
         except (OSError, ValueError, RuntimeError) as error:
             raise CommandError(str(error)) from error
         self.pid = self._board.pid
+        self.name = _printable(self._board.name)
         self._command = _command(self.pid)
 
     def read(self) -> Launcher:
@@ -161,7 +162,7 @@ class View:
         now = time.monotonic()
         return Launcher(
             pid=self.pid,
-            name=_printable(self._board.name),
+            name=self.name,
             command=self._command,
             read_at=now,
             uptime=_age(self._board.started_at, now) or 0.0,

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from osloxide.cli import snapshot, table
+from osloxide.cli import ready, snapshot, table
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -20,17 +20,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``osloxide status``."""
     parser.add_argument(
         "pid",
-        metavar="PID",
-        type=int,
+        metavar="PID|NAME",
         nargs="?",
-        help="a supervisor or a worker (default: every launcher that may be read)",
+        help="a supervisor or a worker, or what launchers are called (default: every launcher that "
+        "may be read)",
+    )
+    parser.add_argument(
+        "--ready",
+        metavar="NAME",
+        help="a probe: print nothing, and end with 0 if the launchers of this name, or the one of "
+        "this pid, have a ready worker in every slot, else with 1; no other argument may be given",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the snapshot; 1 when there is nothing to show."""
-    views = snapshot.views() if options.pid is None else [snapshot.View(options.pid)]
+    if options.ready is not None:
+        return ready.run([options.ready])
+    if options.pid is None:
+        views = snapshot.views()
+    elif options.pid.isdigit():
+        views = [snapshot.View(int(options.pid))]
+    else:
+        views = [view for view in snapshot.views() if view.name == options.pid]
+        if not views:
+            raise CommandError(f"no launcher that may be read is called {options.pid}")
     launchers = [view.read() for view in views]
     if options.json:
         print(json.dumps([dataclasses.asdict(launcher) for launcher in launchers], indent=2))
