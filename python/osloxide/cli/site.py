@@ -127,6 +127,8 @@ def site_service(
                 on_start()
                 application = wrap(site.load())
             except BaseException as error:
+                # Before the report: another worker's failure may have ended everything by now.
+                self._is_loading = False
                 self._boot_failed(error)
                 raise SystemExit(BOOT_FAILED) from error
             finally:
