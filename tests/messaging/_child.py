@@ -1,7 +1,9 @@
-"""Runs oslo.messaging's functional tests in this process: ``_child.py SUBJECT REPORT [NAME ...]``.
+"""Runs oslo.messaging's own tests in this process: ``_child.py SUBJECT REPORT PACKAGE NAME ...``.
 
 SUBJECT is ``osloxide`` or ``stock``. Writes one JSON line for each test to REPORT: its name and
-what came of it. NAMEs are test cases below ``oslo_messaging.tests.functional``; none means all.
+what came of it. NAMEs are modules, test cases or tests below PACKAGE; one that begins
+with ``-`` is a test that must not be run. PACKAGE is
+``oslo_messaging.tests.functional`` or, for the unit tests, ``oslo_messaging.tests``.
 """
 
 # ruff: noqa: E402  (the hook must precede other imports)
@@ -11,13 +13,15 @@ from __future__ import annotations
 import json
 import sys
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SUBJECT, REPORT, NAMES = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+SUBJECT, REPORT, PACKAGE, NAMES = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
 FAILOVER = any("test_rabbitmq" in name for name in NAMES)
+IS_UNPATCHED = SUBJECT == "osloxide" or FAILOVER or not PACKAGE.endswith(".functional")
 
-if SUBJECT == "osloxide" or FAILOVER:
+if IS_UNPATCHED:
     import eventlet
 
     # The package of tests patches the interpreter when it is imported. Nothing under osloxide has
@@ -32,11 +36,8 @@ if SUBJECT == "osloxide":
 
 from oslo_service import backend
 
-if SUBJECT == "osloxide" or FAILOVER:
+if IS_UNPATCHED:
     backend.init_backend(backend.BackendType.THREADING)
-
-PACKAGE = "oslo_messaging.tests.functional"
-MODULES = ("test_functional", "notify.test_logger")
 
 
 class Reporter(unittest.TestResult):
@@ -100,8 +101,24 @@ def use_native_threads() -> None:
 def main() -> None:
     if FAILOVER:
         mend_failover()
-    names = [f"{PACKAGE}.{name}" for name in NAMES or MODULES]
-    unittest.defaultTestLoader.loadTestsFromNames(names).run(Reporter())
+    names = [f"{PACKAGE}.{name}" for name in NAMES if not name.startswith("-")]
+    excluded = {name[1:] for name in NAMES if name.startswith("-")}
+    reporter = Reporter()
+    suite = unittest.TestSuite()
+    for test in _tests(unittest.defaultTestLoader.loadTestsFromNames(names)):
+        if test.id().removeprefix(f"{PACKAGE}.") in excluded:
+            reporter._report(test, "excluded")
+        else:
+            suite.addTest(test)
+    suite.run(reporter)
+
+
+def _tests(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from _tests(test)
+        else:
+            yield test
 
 
 main()

@@ -7,6 +7,7 @@ gone. Never edits upstream's tests: they are taken from the installed oslo.messa
     python tests/messaging/run.py [--subject osloxide|stock] [--all] [--only SUBSTRING]
 
 Runs the quick test cases; with ``--all``, or OSLOXIDE_LONG=1, every one (about six minutes).
+The unit tests are unit.py's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -42,35 +45,46 @@ REST = (
     # and options within their present bounds (see _child.py).
     "test_rabbitmq.RabbitMQFailoverTests",
 )
+PACKAGE = "oslo_messaging.tests.functional"
 DEADLINE = 600.0
-"""Seconds for one test case."""
+"""Seconds for one process."""
+
+Results = dict[str, tuple[str, str]]
+"""Outcome and detail of each test: ``passed``, ``failed``, ``skipped``, ``excluded``."""
 
 
-def run(case: str, subject: str, broker: Broker) -> dict[str, tuple[str, str]]:
+def run(case: str, subject: str, broker: Broker) -> Results:
     """Outcome and detail of each test of *case*."""
+    environment = {
+        "RPC_TRANSPORT_URL": broker.url,
+        "NOTIFY_TRANSPORT_URL": broker.url,
+        "TRANSPORT_DRIVER": "rabbit",
+        # Nodes that tests start register where ours does: it ends with ours.
+        "ERL_EPMD_PORT": broker.epmd_port,
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        # The metrics test starts ``python3 -m oslo_metrics``.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    return run_child(subject, PACKAGE, [case], environment)
+
+
+def run_child(
+    subject: str, package: str, names: Sequence[str], environment: Mapping[str, str]
+) -> Results:
+    """Outcome and detail of each test below *names* in *package*, run in a process of their own."""
     with tempfile.TemporaryDirectory(prefix="osloxide-messaging-") as directory:
         report = Path(directory) / "report"
         report.touch()
-        environment = clean_environment() | {
-            "RPC_TRANSPORT_URL": broker.url,
-            "NOTIFY_TRANSPORT_URL": broker.url,
-            "TRANSPORT_DRIVER": "rabbit",
-            # Nodes that tests start register where ours does: it ends with ours.
-            "ERL_EPMD_PORT": broker.epmd_port,
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            # The metrics test starts ``python3 -m oslo_metrics``.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        }
         output = Path(directory) / "output"
-        argv = [sys.executable, str(HERE / "_child.py"), subject, str(report), case]
-        child = RunningService(argv, output, environment)
+        argv = [sys.executable, str(HERE / "_child.py"), subject, str(report), package, *names]
+        child = RunningService(argv, output, clean_environment() | environment)
         try:
             child.process.wait(DEADLINE)
         except subprocess.TimeoutExpired:
             pass  # what had begun counts as failed, below
         finally:
             child.kill()  # with the brokers that it may have started
-        results: dict[str, tuple[str, str]] = {}
+        results: Results = {}
         for line in report.read_text().splitlines():
             event = json.loads(line)
             if event["outcome"] == "started":
@@ -79,12 +93,13 @@ def run(case: str, subject: str, broker: Broker) -> dict[str, tuple[str, str]]:
             else:
                 results[event["test"]] = (event["outcome"], event["detail"])
         if not results:
-            raise SystemExit(f"{case} ran no test:\n{output.read_text(errors='replace')[-3000:]}")
+            raise SystemExit(f"{names} ran no test:\n{output.read_text(errors='replace')[-3000:]}")
         return results
 
 
-def expectations() -> tuple[str, int, dict[str, str]]:
-    document = tomllib.loads((HERE / "expectations.toml").read_text(encoding="utf-8"))
+def expectations(name: str = "expectations.toml") -> tuple[str, int, dict[str, str]]:
+    """The version, the number of tests, and the outcomes of those that do not pass."""
+    document = tomllib.loads((HERE / name).read_text(encoding="utf-8"))
     exceptions = {
         test: entry["outcome"] for entry in document.get("exception", []) for test in entry["tests"]
     }
@@ -105,7 +120,7 @@ def main(arguments: list[str]) -> int:
         return 1
     cases = [case for case in QUICK + (REST if options.all else ()) if options.only in case]
     began = time.monotonic()
-    results: dict[str, tuple[str, str]] = {}
+    results: Results = {}
     broker = retried(Broker)
     try:
         for case in cases:
@@ -117,28 +132,42 @@ def main(arguments: list[str]) -> int:
                 results |= run(test, options.subject, broker)
     finally:
         broker.stop()
+    is_complete = options.all and not options.only
+    wrong = differences(results, exceptions, total if is_complete else None)
+    print(
+        f"oslo.messaging {installed} on {options.subject}: {summary(results)} in "
+        f"{time.monotonic() - began:.0f} s; {wrong} unexpected"
+    )
+    return 1 if wrong else 0
+
+
+def differences(results: Results, exceptions: Mapping[str, str], total: int | None) -> int:
+    """Print what is not as expected.
+
+    :param total: how many tests there are; None: only some ran.
+    :returns: how many differences there are.
+    """
     wrong = 0
     for test, (outcome, detail) in results.items():
         expected = exceptions.get(test, "passed")
         if outcome != expected:
             wrong += 1
             print(f"{test}: {outcome}, expected {expected}\n{detail}")
-    missing = {test for test in exceptions if options.all and not options.only} - results.keys()
-    for test in sorted(missing):
-        print(f"{test}: listed in expectations.toml, but there is no such test")
-    if options.all and not options.only and len(results) != total:
+    if total is None:
+        return wrong
+    for test in sorted(exceptions.keys() - results.keys()):
         wrong += 1
-        print(f"{len(results)} tests ran, expectations.toml counts {total}")
-    counts = {
-        outcome: sum(got == outcome for got, _ in results.values())
-        for outcome in ("passed", "failed", "skipped")
-    }
-    print(
-        f"oslo.messaging {installed} on {options.subject}: {counts['passed']} passed, "
-        f"{counts['failed']} failed, {counts['skipped']} skipped in "
-        f"{time.monotonic() - began:.0f} s; {wrong + len(missing)} unexpected"
-    )
-    return 1 if wrong or missing else 0
+        print(f"{test}: listed as an exception, but there is no such test")
+    if len(results) != total:
+        wrong += 1
+        print(f"there are {len(results)} tests, {total} are expected")
+    return wrong
+
+
+def summary(results: Results) -> str:
+    """How many tests had each outcome."""
+    counts = Counter(outcome for outcome, _ in results.values())
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
 
 
 if __name__ == "__main__":
