@@ -209,3 +209,24 @@ def test_each_deprecated_feature_is_named_with_its_remedy(feature: str, remedy: 
 )
 def test_other_errors_are_left_as_they_are(code: int, text: str) -> None:
     assert explanation("q", Answer(code, text)) is None
+
+
+def test_calls_that_are_refused_leave_no_descriptor(refusing: Refusing) -> None:
+    before, after = run(
+        """
+import gc, os
+client = oslo_messaging.get_rpc_client(transport, target, timeout=100)
+def descriptors():
+    for _ in range(4):
+        try:
+            client.call({}, "anything")
+        except oslo_messaging.MessageDeliveryFailure:
+            pass
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+print(json.dumps([descriptors(), descriptors()]))
+""",
+        refusing,
+    )
+
+    assert after <= before

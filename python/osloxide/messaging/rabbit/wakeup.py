@@ -17,8 +17,9 @@ class Wakeup:
     """Wakes the thread that sleeps on a socket. Never blocks."""
 
     def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
+        self._closed = True  # until there is something to close
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
 
     def wake(self) -> None:
@@ -53,3 +54,7 @@ class Wakeup:
             if not self._closed:
                 self._closed = True
                 os.close(self._fd)
+
+    def __del__(self) -> None:
+        # Where what would have closed it could not be set up: a queue was refused, for one.
+        self.close()
