@@ -24,6 +24,8 @@ const LAST_LINGER_TIME: Duration = Duration::from_secs(2);
 /// During a drain: how long an idle connection is kept in case a request is on its way, and how
 /// long a head that has begun may still take.
 const QUIET_TIME: Duration = Duration::from_millis(250);
+/// During a drain: how long a connection is kept on which no request has come yet.
+const FIRST_REQUEST_TIME: Duration = Duration::from_secs(2);
 const LAST_HEAD_TIME: Duration = Duration::from_secs(1);
 
 impl Reactor {
@@ -79,6 +81,10 @@ impl Reactor {
             return normal;
         }
         let last = match &connection.phase {
+            // It was accepted out of the kernel's queue, and its client was promised an answer.
+            Phase::Head { since: None } if connection.is_fresh => {
+                connection.active + FIRST_REQUEST_TIME
+            }
             Phase::Head { since: None } => connection.active + QUIET_TIME,
             Phase::Head { since: Some(since) } => *since + LAST_HEAD_TIME,
             Phase::Collecting(_)
