@@ -278,6 +278,13 @@ def test_what_cannot_be_honoured_is_refused_with_file_line_and_remedy(
     assert error in str(raised.value)
 
 
+def test_a_blank_value_is_none(tmp_path: Path) -> None:
+    line = command(f"{BASE}pyargv =\nname =\nmaster =\nlogto =\nuid =\n", tmp_path)
+
+    assert not {"--pyargv", "--name", "--user", "--log-file"} & set(line)
+    assert "--master" in line
+
+
 def test_the_first_of_module_wsgi_file_and_paste_wins(tmp_path: Path) -> None:
     all_three = "paste = config:/p\nwsgi-file = /s\nmodule = m:a\nhttp-socket = :1\n"
 

@@ -20,6 +20,8 @@ _FALSE = ("false", "off", "no", "0")
 _CALLED = "uwsgi"
 """What an application that uWSGI started finds in ``sys.argv[0]``."""
 
+_FLAGS = ("--master", "--no-keep-alive", "--reload", "--stats-http", "--no-access-log")
+
 _LOG_VARIABLES = {
     "addr": "%(client_ip)s",
     "status": "%(status_code)s",
@@ -111,7 +113,8 @@ class Translation:
             self._single["--log-file-owner"] = ":".join(owner).rstrip(":")
         for name, value in self._single.items():
             if not value:
-                words.append(name)
+                # A blank value of any other option is none.
+                words += [name] if name in _FLAGS else []
             elif value.startswith("-"):
                 words.append(f"{name}={value}")
             else:
@@ -329,7 +332,7 @@ class Translation:
     # ---- rules: logs and insight
 
     def _logto(self, setting: Setting) -> None:
-        self._single["--log-file"] = os.path.abspath(setting.value)
+        self._single["--log-file"] = os.path.abspath(setting.value) if setting.value else ""
         self._logs_as_user = self._logs_as_user or setting.name == "logto2"
 
     def _logfile_chmod(self, setting: Setting) -> None:
