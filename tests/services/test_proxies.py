@@ -45,6 +45,7 @@ def application(environ, start_response):
 
 NGINX = """
 daemon off;
+user root;
 pid {directory}/nginx.pid;
 error_log {directory}/nginx-error.log;
 events {{ }}
