@@ -13,6 +13,7 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, ServerConnection, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use std::io;
 use std::path::Path;
@@ -109,16 +110,17 @@ impl Config {
             })?;
         let builder = match ca_file {
             None => builder.with_no_client_auth(),
-            Some(ca_file) => builder.with_client_cert_verifier(client_verifier(ca_file, provider)?),
+            Some(ca_file) => {
+                builder.with_client_cert_verifier(client_verifier(ca_file, provider.clone())?)
+            }
         };
-        let mut server = builder
-            .with_single_cert(chain, key)
-            .map_err(|error| Error::Value {
-                option: "key_file",
-                value: key_file.display().to_string(),
-                problem: format!("cannot be used with {} ({error})", cert_file.display()),
-                remedy: "give the private key that the certificate was made for",
-            })?;
+        let certified = certified(&provider, chain, key).map_err(|problem| Error::Value {
+            option: "key_file",
+            value: key_file.display().to_string(),
+            problem: format!("cannot be used with {} ({problem})", cert_file.display()),
+            remedy: "give the private key that the certificate was made for",
+        })?;
+        let mut server = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         server.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         Ok(Self {
             server: Mutex::new(Arc::new(server)),
@@ -134,6 +136,35 @@ impl Config {
     /// The server's side of a new connection.
     pub(super) fn accept(&self) -> Result<ServerConnection, rustls::Error> {
         ServerConnection::new(self.server.lock().clone())
+    }
+}
+
+/// Certificates and key, which must belong together. A certificate that rustls would not accept from
+/// a peer, as one of X.509 version 1, is served all the same: clients judge it.
+fn certified(
+    provider: &CryptoProvider,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<CertifiedKey, String> {
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|error| error.to_string())?;
+    let public = key.public_key();
+    let certified = CertifiedKey::new(chain, key.clone());
+    match certified.keys_match() {
+        Ok(()) => Ok(certified),
+        Err(rustls::Error::InvalidCertificate(_))
+            if public.is_some_and(|public| {
+                certified
+                    .cert
+                    .first()
+                    .is_some_and(|leaf| validity::is_for_key(leaf, &public))
+            }) =>
+        {
+            Ok(certified)
+        }
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -23,6 +23,12 @@ pub(super) fn check(certificate: &[u8]) -> Result<Option<String>, String> {
     check_at(certificate, i64::try_from(now).unwrap_or(i64::MAX))
 }
 
+/// True when the certificate is for that public key, a `SubjectPublicKeyInfo` in DER.
+pub(super) fn is_for_key(certificate: &[u8], public_key: &[u8]) -> bool {
+    x509_parser::parse_x509_certificate(certificate)
+        .is_ok_and(|(_, certificate)| certificate.public_key().raw == public_key)
+}
+
 /// As [`check`], at *now* in seconds since 1970.
 fn check_at(certificate: &[u8], now: i64) -> Result<Option<String>, String> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate)
