@@ -5,6 +5,7 @@
 //! forked beside threads must be able to read it.
 //! Rules: `pthread_create(3)` (a thread inherits the signal mask of its creator), signal(7).
 
+#[cfg(any(feature = "worker", feature = "amqp", test))]
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::gettid;
 use std::fs;
@@ -20,6 +21,7 @@ pub(crate) enum Signals {
     #[cfg(feature = "pool")]
     AsCreator,
     /// None. Only for threads that never run Python.
+    #[cfg(any(feature = "worker", feature = "amqp", test))]
     None,
 }
 
@@ -49,6 +51,7 @@ pub(crate) fn start(
     match signals {
         #[cfg(feature = "pool")]
         Signals::AsCreator => spawn(),
+        #[cfg(any(feature = "worker", feature = "amqp", test))]
         Signals::None => {
             // Blocked before the thread exists, so that there is no moment without the mask.
             let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
