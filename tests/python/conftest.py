@@ -12,25 +12,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import DEADLINE, wait_until
 
 APPS = Path(__file__).parent / "apps"
-DEADLINE = 30.0
-"""Seconds after which something that must happen counts as missing."""
 
-
-def wait_until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> object:
-    """Poll until *condition* is true and return its value."""
-    end = time.monotonic() + deadline
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {deadline} s: {what}"
-        time.sleep(0.01)
-    return value
 
 
 class Program:

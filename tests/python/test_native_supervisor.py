@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from osloxide import _native
 
@@ -29,13 +30,6 @@ def is_alive(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_until(what: str, is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONGEST
-    while not is_true():
-        assert time.monotonic() < deadline, f"not within {LONGEST} s: {what}"
-        time.sleep(0.005)
 
 
 class Parent:
@@ -110,7 +104,7 @@ def start() -> Iterator[Callable[..., Parent]]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(line[1], signal.SIGKILL)
         for pid in parent.workers() if not parent.has_own_pids else ():
-            wait_until(f"worker {pid} is gone", lambda pid=pid: not is_alive(pid))
+            wait_until(lambda pid=pid: not is_alive(pid), f"worker {pid} is gone")
         parent.process.stdout.close()
         parent.process.stderr.close()
 
@@ -250,7 +244,7 @@ def test_a_storm_of_reloads_leaves_one_generation_after_two_rounds_at_most(start
         parent.signal(signal.SIGHUP)
     # A worker that is asked last shows that the second round is over.
     wait_until(
-        "two workers of one generation", lambda: bool(parent._read(0.01)) and one_left(parent)
+        lambda: bool(parent._read(0.01)) and one_left(parent), "two workers of one generation"
     )
     assert len(parent.all("reload")) <= 2
     parent.signal(signal.SIGTERM)
@@ -301,7 +295,7 @@ def test_workers_end_when_their_parent_is_killed(start, behaviour):
     parent.process.kill()
 
     for pid in parent.workers():
-        wait_until(f"worker {pid} is gone", lambda pid=pid: not is_alive(pid))
+        wait_until(lambda pid=pid: not is_alive(pid), f"worker {pid} is gone")
     if behaviour in {"plain", "daemon"}:
         parent.hear("left", 2)
         assert {line[2] for line in parent.all("left")} == {True}
@@ -328,12 +322,12 @@ def test_an_idle_supervisor_and_its_workers_never_wake_up(start):
     before = [switches(pid) for pid in everybody]
     time.sleep(0.2)
     wait_until(
-        "idle",
         lambda: (
             before == (now := [switches(pid) for pid in everybody])
             or bool(before.clear())
             or bool(before.extend(now))
         ),
+        "idle",
     )
 
     time.sleep(1.5)  # The window that is looked at, not a wait for anything.
@@ -368,7 +362,7 @@ def test_hundreds_of_respawns_leak_no_descriptor(start):
         youngest = parent.all("ready")[-50:]
         # Grown up, or the deaths would count as a crash loop and be put off.
         newest = max(row["started_at"] for row in rows_of(parent.pid))
-        wait_until("grown up", lambda newest=newest: time.monotonic() - newest > 1.0)
+        wait_until(lambda newest=newest: time.monotonic() - newest > 1.0, "grown up")
         for line in youngest:
             os.kill(line[1], signal.SIGKILL)
         parent.hear("announced", 50 * (round_ + 1))
@@ -376,7 +370,7 @@ def test_hundreds_of_respawns_leak_no_descriptor(start):
     assert not parent.all("backoff")
     parent.signal(signal.SIGUSR1)
     parent.hear("usr1")
-    wait_until("all is closed", lambda: len(os.listdir(f"/proc/{parent.pid}/fd")) <= before)
+    wait_until(lambda: len(os.listdir(f"/proc/{parent.pid}/fd")) <= before, "all is closed")
     assert {line[4] for line in parent.all("ready")} == {parent.all("ready")[0][4]}, (
         "workers inherit descriptors of their siblings"
     )
@@ -473,7 +467,7 @@ def test_the_watch_thread_is_named_and_takes_no_signals(start):
             masks[status["Name"]] = int(status["SigBlk"], 16)
         return masks
 
-    wait_until("it has its name", lambda: "osloxide-watch" in threads())
+    wait_until(lambda: "osloxide-watch" in threads(), "it has its name")
     blocked = threads()["osloxide-watch"]
     for signo in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         assert blocked & 1 << (signo - 1), f"signal {signo} may be delivered to the watch thread"

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.waiting import until
+from waiting import until
 
 from osloxide import _native
 from osloxide.messaging.rabbit import connection_pool, heartbeats

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.waiting import until
+from waiting import until
 
 from osloxide.messaging import executor as rpc
 from osloxide.threads import event_loop

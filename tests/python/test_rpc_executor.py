@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.waiting import until
+from waiting import until
 
 from osloxide.messaging import executor as rpc
 

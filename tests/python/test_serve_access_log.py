@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support.raw_http import DEADLINE, Connection
-from support.waiting import until
+from waiting import until
 
 SITE = """
 def application(environ, start_response):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.raw_http import Connection, configuration, connect, serving
-from support.waiting import until
+from waiting import until
 
 from osloxide import wsgi
 

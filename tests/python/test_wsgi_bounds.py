@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.raw_http import DEADLINE, configuration, connect, serving
-from support.waiting import until
+from waiting import until
 
 from osloxide import wsgi
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.raw_http import DEADLINE, connect, serving
-from support.waiting import until
+from waiting import until
 
 CHUNK = b"x" * 65536
 

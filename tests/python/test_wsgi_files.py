@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.raw_http import DEADLINE, Connection, Incomplete, connect, serving
-from support.waiting import until
+from waiting import until
 
 LARGE = 3_000_001
 # Far more than the kernel buffers for one connection.

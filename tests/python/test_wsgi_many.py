@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.raw_http import connect, serving
-from support.waiting import until
+from waiting import until
 
 
 def app(environ: dict[str, Any], start_response: Any) -> Any:

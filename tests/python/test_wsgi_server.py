@@ -17,7 +17,7 @@ from _children import run_python
 from oslo_service import _options
 from oslo_service.backend.base import ServiceBase
 from support.raw_http import DEADLINE, Connection, configuration, connect, serving
-from support.waiting import until
+from waiting import until
 
 from osloxide import wsgi
 from osloxide.signals import shutdown

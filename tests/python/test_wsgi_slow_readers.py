@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.raw_http import Connection, Incomplete, connect, serving
 from support.tls import TLSConnection, tls_configuration
-from support.waiting import until
+from waiting import until
 
 from osloxide import wsgi
 

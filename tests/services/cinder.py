@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from waiting import wait_until
+
 from services.infra import Database, cache_directory, digest
-from services.processes import RunningService, free_port, until
+from services.processes import RunningService, free_port
 from services.subject import APPS, IS_STOCK, REPOSITORY, clean_environment, run_under_subject
 
 PROJECT = "1" * 32
@@ -203,7 +205,7 @@ fixed_key = {"0" * 64}
             except OSError:
                 return False
 
-        until("cinder-api answers", answers, 60, every=0.05)
+        wait_until(answers, "cinder-api answers", 60, pause=0.05)
         return service
 
     def start_scheduler(self, start: Callable[..., RunningService]) -> RunningService:
@@ -277,7 +279,7 @@ def whole_job(port: int) -> list[str]:
             found: str = client.call("GET", path, expected=200)[kind]["status"]
             return "" if found in ("creating", "deleting") else found
 
-        reached = until(f"{path} settles", state, 60, every=0.05)
+        reached = wait_until(state, f"{path} settles", 60, pause=0.05)
         assert reached == "available", f"{path} is {reached}"
         steps.append(f"{kind} available")
 
@@ -302,7 +304,7 @@ def whole_job(port: int) -> list[str]:
     settled(f"{base}/snapshots/{snapshot_id}", "snapshot")
     for path in (f"{base}/snapshots/{snapshot_id}", f"{base}/volumes/{volume_id}"):
         step("DELETE", path, 202)
-        until(f"{path} is deleted", lambda p=path: client.status(p) == 404, 60, every=0.05)  # type: ignore[misc]
+        wait_until(lambda p=path: client.status(p) == 404, f"{path} is deleted", 60, pause=0.05)  # type: ignore[misc]
         steps.append("deleted")
     step("DELETE", f"{base}/types/{type_id}", 202)
     client.close()

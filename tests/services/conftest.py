@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from waiting import wait_until
 
 from services.infra import Broker, Database, MissingProgramError, retried
 from services.load import Load
-from services.processes import RunningService, until
+from services.processes import RunningService
 from services.rpc import Send, Senders, options
 from services.subject import SUBJECT, clean_environment, small_service_command
 
@@ -191,7 +192,7 @@ class SmallService:
             service.assertrunning()
             return self.port_file.exists()
 
-        until("the small service is bound", bound, 30)
+        wait_until(bound, "the small service is bound", 30)
 
     @property
     def port(self) -> int:

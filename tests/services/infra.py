@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from services.processes import RunningService, accepts_connections, free_port, until
+from waiting import wait_until
+
+from services.processes import RunningService, accepts_connections, free_port
 from services.subject import clean_environment
 
 RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
@@ -112,7 +114,7 @@ class Broker:
         }
         epmd = required("epmd", "erlang-base")
         self._run([epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], "epmd.log", env)
-        until("epmd accepts connections", lambda: accepts_connections(epmd_port), 20)
+        wait_until(lambda: accepts_connections(epmd_port), "epmd accepts connections", 20)
         self._env = env
         self.start_server()
 
@@ -124,7 +126,7 @@ class Broker:
             server.assert_running()
             return accepts_connections(self.port)
 
-        until("rabbitmq accepts connections", is_up, 120, every=0.05)
+        wait_until(is_up, "rabbitmq accepts connections", 120, pause=0.05)
 
     def control(self, *arguments: str) -> str:
         """Run ``rabbitmqctl`` with *arguments*; what it printed."""
@@ -215,7 +217,7 @@ class Database:
             self._process.assert_running()
             return self.socket.exists() and accepts_connections(self.port)
 
-        until("mariadb accepts connections", is_up, 60, every=0.05)
+        wait_until(is_up, "mariadb accepts connections", 60, pause=0.05)
         self.sql(
             f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}'; GRANT ALL ON *.* TO '{USER}'@'%'"
         )

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from waiting import wait_until
+
 from services.cinder import Environment
 from services.infra import Broker, Database
 from services.load import end
-from services.processes import RunningService, accepts_connections, free_port, until
+from services.processes import RunningService, accepts_connections, free_port
 from services.subject import APPS, REPOSITORY
 
 LOCK = REPOSITORY / "requirements" / "nova.lock"
@@ -134,11 +136,11 @@ send_service_user_token = False
             log,
             self.environment.variables(),
         )
-        until(
-            f"{name}: every worker listens",
+        wait_until(
             lambda: self._listens(service, name, mark),
+            f"{name}: every worker listens",
             300,
-            every=0.1,
+            pause=0.1,
         )
         service.wait_workers(self.workers)
         return service
@@ -194,7 +196,7 @@ policy_file = {self.directory / "policy.yaml"}
         )
         service.wait_workers(self.workers + 1)
         for port in (self.port, self.metadata_port):
-            until(f"port {port} accepts", lambda p=port: accepts_connections(p), 60)  # type: ignore[misc]
+            wait_until(lambda p=port: accepts_connections(p), f"port {port} accepts", 60)  # type: ignore[misc]
         return service
 
 

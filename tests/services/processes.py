@@ -22,28 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from waiting import wait_until
+
 T = TypeVar("T")
 
 MARKER = "OSLOXIDE_TEST_FAMILY"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-
-
-def until(what: str, condition: Callable[[], T | None], within: float, every: float = 0.01) -> T:
-    """Poll *condition* until it is true and return its value.
-
-    :param what: the event waited for, for the failure message.
-    :param within: deadline in seconds; generous, because it is never a measurement.
-    :param every: pause between two looks, in seconds.
-    :raises AssertionError: the event did not come.
-    """
-    deadline = time.monotonic() + within
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {within} s (last seen: {value!r})")
-        time.sleep(every)
 
 
 def held(what: str, condition: Callable[[], bool], seconds: float, every: float = 0.05) -> None:
@@ -198,7 +182,7 @@ class RunningService:
 
     def wait_workers(self, count: int, within: float = 60) -> list[int]:
         """Wait for exactly *count* live workers and return their pids."""
-        return until(f"{self.name}: {count} workers", lambda: self._workers_if(count), within)
+        return wait_until(lambda: self._workers_if(count), f"{self.name}: {count} workers", within)
 
     def _workers_if(self, count: int) -> list[int] | None:
         self.assert_running()
@@ -226,7 +210,7 @@ class RunningService:
             found = [line for line in self.text(since).splitlines() if expression.search(line)]
             return found if len(found) >= times else None
 
-        return until(f"{self.name}: log line /{pattern}/ x{times}", lines, within, every=0.02)
+        return wait_until(lines, f"{self.name}: log line /{pattern}/ x{times}", within, pause=0.02)
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -252,7 +236,7 @@ class RunningService:
     def wait_gone(self, within: float = 5) -> float:
         """Wait until no process of the family lives; return the seconds that took."""
         begin = time.monotonic()
-        until(f"{self.name}: every process gone", lambda: not self.family(), within)
+        wait_until(lambda: not self.family(), f"{self.name}: every process gone", within)
         return time.monotonic() - begin
 
     def stop(self, within: float = 30) -> None:
@@ -276,5 +260,5 @@ class RunningService:
                 continue
         if self.process.poll() is None:
             self.process.wait(10)
-        until(f"{self.name}: killed", lambda: not self.family(), 10)
+        wait_until(lambda: not self.family(), f"{self.name}: killed", 10)
         return alive

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from waiting import wait_until
+
 from services.infra import Broker
-from services.processes import RunningService, until
+from services.processes import RunningService
 from services.subject import APPS, IS_STOCK, clean_environment
 
 FLAGS = ["--stock"] if IS_STOCK else []
@@ -46,7 +48,7 @@ class Senders:
     def wait_more(self, more: int) -> None:
         """Wait until *more* requests than now were sent, and calls answered."""
         goal = self.count + more
-        until(f"{goal} requests sent", lambda: self.count >= goal, 60)
+        wait_until(lambda: self.count >= goal, f"{goal} requests sent", 60)
 
     def stop(self) -> dict[str, Any]:
         """End after the requests under way; what was sent, what failed, and how slow it was."""

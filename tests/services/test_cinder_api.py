@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from services.cinder import (
     LOCK,
@@ -37,7 +38,6 @@ from services.processes import (
     is_refused,
     main_thread_switches,
     stat,
-    until,
 )
 from services.subject import LONG_RUN_SECONDS
 
@@ -157,7 +157,7 @@ def test_no_process_is_monkey_patched_and_no_eventlet_hub_runs(
         seen[facts["pid"]] = facts
         return set(seen) >= set(api.workers())
 
-    until("each worker has answered the probe", all_asked, 60)
+    wait_until(all_asked, "each worker has answered the probe", 60)
     assert not driver.stop().failures
     for facts in seen.values():
         assert not facts["patched"], facts
@@ -216,7 +216,7 @@ def test_scheduler_and_volume_keep_their_pids_and_work_after_a_mutate(
 
 def test_an_idle_parent_never_wakes_up(deployment: Deployment, figure: Figure) -> None:
     parent, seconds = deployment.api.pid, 10.0
-    until("no signal of an earlier test is being handled", lambda: _quiet(parent), 10)
+    wait_until(lambda: _quiet(parent), "no signal of an earlier test is being handled", 10)
 
     before = main_thread_switches(parent)
     held("cinder-api runs", lambda: is_alive(parent), seconds, every=1.0)
@@ -277,14 +277,14 @@ def test_a_killed_worker_costs_only_its_own_requests_and_is_back_at_once(
     killed_at = time.monotonic()
     since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     os.kill(victim, signal.SIGKILL)
-    until("forked again", lambda: len(set(api.workers()) - set(before)) == 1, 10)
+    wait_until(lambda: len(set(api.workers()) - set(before)) == 1, "forked again", 10)
     (successor,) = set(api.workers()) - set(before)
     born = stat(successor)
     assert born is not None, f"worker {successor} has ended"
     # The kernel's word: on a busy machine this test looks later than it happens.
     forked = born.started - since_boot
     driver.wait_answered(200)
-    until("the new worker answers", lambda: get(cinder.port, "/")[1] == successor, 60)
+    wait_until(lambda: get(cinder.port, "/")[1] == successor, "the new worker answers", 60)
     report = driver.stop()
 
     assert_only_victim_lost(report, victim, killed_at)
@@ -314,7 +314,7 @@ def test_a_stop_under_load_answers_what_is_in_flight_and_leaves_nothing(
 
     stopped_at = time.monotonic()
     api.signal(signal.SIGTERM)
-    until("new connections are refused", lambda: is_refused(cinder.port), 10)
+    wait_until(lambda: is_refused(cinder.port), "new connections are refused", 10)
     refused = time.monotonic() - stopped_at
     assert is_alive(api.pid), "they were refused only after the drain"
     status = api.wait_exit(30)

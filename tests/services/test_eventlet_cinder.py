@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from waiting import wait_until
 
 from services.cinder import PROJECT, Cinder, Environment, stop_politely, whole_job
 from services.conftest import Figure, Start
 from services.infra import Broker, Database
 from services.load import Load
-from services.processes import RunningService, held, is_alive, until
+from services.processes import RunningService, held, is_alive
 from services.subject import IS_STOCK, LONG_RUN_SECONDS, REPOSITORY
 
 pytestmark = pytest.mark.timeout(600)
@@ -110,5 +111,5 @@ def test_a_killed_worker_is_replaced(deployment: Deployment) -> None:
     before = set(api.workers())
     victim = min(before)
     os.kill(victim, signal.SIGKILL)
-    until("the worker is replaced", lambda: len(set(api.workers()) - {victim}) == WORKERS, 60)
+    wait_until(lambda: len(set(api.workers()) - {victim}) == WORKERS, "the worker is replaced", 60)
     whole_job(deployment.cinder.port)

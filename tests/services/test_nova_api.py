@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from services.cinder import Environment
 from services.client import get
 from services.conftest import Start
 from services.infra import Broker, Database, retried
 from services.nova import LOCK_31, NovaApi
-from services.processes import RunningService, free_port, is_refused, until
+from services.processes import RunningService, free_port, is_refused
 from services.subject import IS_STOCK
 
 pytestmark = pytest.mark.timeout(300)
@@ -150,7 +151,7 @@ def test_a_stop_answers_what_is_in_flight_and_leaves_nothing(nova: NovaApi, star
         assert reader.readline() == b"HTTP/1.1 100 Continue\r\n"
         assert reader.readline() == b"\r\n"
         service.signal(signal.SIGTERM)
-        until("the port is refused", lambda: is_refused(nova.port), 20)
+        wait_until(lambda: is_refused(nova.port), "the port is refused", 20)
         client.sendall(body.encode())
         answer = reader.read()
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from services.client import Held, KeepAlive, get, queue_request, read_all
 from services.conftest import Figure, SmallService, Start
@@ -34,7 +35,6 @@ from services.processes import (
     is_alive,
     is_refused,
     open_fds,
-    until,
 )
 
 pytestmark = pytest.mark.timeout(120)
@@ -81,7 +81,7 @@ def settle(service: RunningService, count: int, within: float = 60) -> None:
             seen = (time.monotonic(), now)
         return len(now) == count and time.monotonic() - seen[0] > 1
 
-    until(f"{count} workers that stay", settled, within)
+    wait_until(settled, f"{count} workers that stay", within)
 
 
 def assert_unharmed(report: Report) -> None:
@@ -106,11 +106,11 @@ def test_a_worker_killed_under_load_costs_only_its_own_requests(
         killed_at = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         victims[victim] = killed_at
-        until(
-            "a new worker",
-            lambda w=workers: len(set(service.workers()) - set(w)) == 1,  # type: ignore[misc]
+        wait_until(
+            lambda w=workers: len(set(service.workers()) - set(w)) == 1,
+            "a new worker",  # type: ignore[misc]
             10,
-            every=0.002,
+            pause=0.002,
         )
         came_back.append(time.monotonic() - killed_at)
         assert_death_named(service, victim, signal.SIGKILL)
@@ -139,7 +139,7 @@ def test_a_worker_that_crashes_is_replaced_and_its_signal_named(
     with pytest.raises((OSError, http.client.HTTPException)):
         get(small.port, "/segv")
     crashed_at = time.monotonic()
-    until("full strength", lambda: len(set(service.workers()) - set(before)) == 1, 10, 0.002)
+    wait_until(lambda: len(set(service.workers()) - set(before)) == 1, "full strength", 10, 0.002)
     took = time.monotonic() - crashed_at
 
     (victim,) = set(before) - set(service.workers())
@@ -198,9 +198,9 @@ def test_no_descriptor_is_lost_over_many_respawns(small: SmallService, figure: F
         service.wait_log("worker serves", since=mark)
         service.wait_workers(2)
 
-    until(
-        "the parent's descriptors are back to what they were",
+    wait_until(
         lambda: open_fds(service.pid) <= before,
+        "the parent's descriptors are back to what they were",
         5,
     )
     figure(f"{before} descriptors before, {open_fds(service.pid)} after 8 respawns")
@@ -224,7 +224,7 @@ def memory_group() -> Iterator[Path]:
             continue
         yield group
         members = group / "cgroup.procs"
-        until("the control group is empty", lambda m=members: not m.read_text(), 10)  # type: ignore[misc]
+        wait_until(lambda m=members: not m.read_text(), "the control group is empty", 10)  # type: ignore[misc]
         group.rmdir()
         return
     pytest.skip("no memory control group can be made here (needs root and a writable cgroupfs)")
@@ -240,7 +240,7 @@ def test_a_worker_shot_by_the_oom_killer_is_replaced_and_the_suspicion_named(
 
     with pytest.raises((OSError, http.client.HTTPException)):
         get(small.port, "/memory?s=512")
-    until("full strength", lambda: len(set(service.workers()) - set(before)) == 1, 10)
+    wait_until(lambda: len(set(service.workers()) - set(before)) == 1, "full strength", 10)
     (victim,) = set(before) - set(service.workers())
 
     (line, *_) = service.wait_log(rf"(?i)\b{victim}\b.*(out of memory|OOM)")
@@ -276,7 +276,7 @@ def test_a_stopped_worker_does_not_hold_up_the_clients_of_the_others(
         return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in states)
 
     try:
-        until("every thread of the worker has stopped", is_frozen, 20)
+        wait_until(is_frozen, "every thread of the worker has stopped", 20)
         begin = time.monotonic()
         statuses = Held(small.port, "/", 40, timeout=20).statuses(30)
         took = time.monotonic() - begin
@@ -284,7 +284,7 @@ def test_a_stopped_worker_does_not_hold_up_the_clients_of_the_others(
         os.kill(frozen, signal.SIGCONT)
 
     assert statuses == [200] * 40
-    until("the worker that goes on serves again", lambda: get(small.port)[1] == frozen, 20)
+    wait_until(lambda: get(small.port)[1] == frozen, "the worker that goes on serves again", 20)
     figure(f"40 of 40 answered in {took:.2f} s by the other worker")
     end(service)
 
@@ -304,7 +304,7 @@ def test_a_hung_worker_is_replaced_after_worker_timeout_and_shows_where_it_hung(
         (line,) = service.wait_log("spinning")
         hung = next(pid for pid in before if str(pid) in line)
 
-    until("the hung worker is replaced", lambda: replaced_one(service, hung, 2), 30)
+    wait_until(lambda: replaced_one(service, hung, 2), "the hung worker is replaced", 30)
     took = time.monotonic() - begin
     service.wait_log("worker serves", times=3)
 
@@ -329,7 +329,7 @@ def test_a_worker_that_is_told_to_stop_drains_and_is_replaced(
 
     os.kill(busy, signal.SIGTERM)
 
-    until("the worker is replaced", lambda: busy not in service.workers(), 20)
+    wait_until(lambda: busy not in service.workers(), "the worker is replaced", 20)
     service.wait_workers(2)
     assert request.statuses() == [200]
     service.wait_log("worker serves", times=3)
@@ -348,7 +348,7 @@ def test_workers_terminated_one_by_one_under_load_lose_no_request(
         before = service.workers()
         mark = service.mark()
         os.kill(before[0], signal.SIGTERM)
-        until("it has left", lambda b=before: b[0] not in service.workers(), 30)  # type: ignore[misc]
+        wait_until(lambda b=before: b[0] not in service.workers(), "it has left", 30)  # type: ignore[misc]
         service.wait_log("worker serves", since=mark)
         driver.wait_answered(100)
     report = driver.stop()
@@ -367,7 +367,7 @@ def test_a_storm_of_sigchld_costs_nothing_but_a_look(small: SmallService) -> Non
     assert get(small.port)[0] == 200
     assert service.workers() == before
     os.kill(before[0], signal.SIGKILL)
-    until("a death is still seen", lambda: len(set(service.workers()) - set(before)) == 1, 10)
+    wait_until(lambda: len(set(service.workers()) - set(before)) == 1, "a death is still seen", 10)
     end(service)
 
 
@@ -418,7 +418,7 @@ def test_a_reload_under_load_replaces_every_worker_and_loses_no_request(
     small.write(greeting="reloaded")
     begin = time.monotonic()
     service.signal(signal.SIGHUP)
-    until("every worker is a new one", lambda: replaced(service, old, 2), 30)
+    wait_until(lambda: replaced(service, old, 2), "every worker is a new one", 30)
     took = time.monotonic() - begin
     driver.wait_answered(200)
     report = driver.stop()
@@ -441,8 +441,8 @@ def test_a_storm_of_reloads_loses_no_request_and_leaves_one_generation(
         mark = service.mark()
         service.signal(signal.SIGHUP)
         # The next one arrives as soon as this one shows an effect, whatever that is.
-        until("the service reacts", lambda m=mark: service.mark() > m, 10)  # type: ignore[misc]
-    until("none of the first workers is left", lambda: replaced(service, old, 2), 60)
+        wait_until(lambda m=mark: service.mark() > m, "the service reacts", 10)  # type: ignore[misc]
+    wait_until(lambda: replaced(service, old, 2), "none of the first workers is left", 60)
     settle(service, 2)
     driver.wait_answered(200)
     report = driver.stop()
@@ -490,7 +490,7 @@ def test_a_broken_configuration_file_at_a_reload_keeps_the_old_one_and_says_so(
 
     small.config.write_text(sound.replace("sound", "repaired"))
     service.signal(signal.SIGHUP)
-    until("the repaired file is in use", lambda: get(small.port)[2].startswith(b"repaired"), 30)
+    wait_until(lambda: get(small.port)[2].startswith(b"repaired"), "the repaired file is used", 30)
     end(service)
 
 
@@ -559,7 +559,7 @@ def test_a_jump_of_the_wall_clock_moves_no_deadline_and_no_back_off(
 
     jump(days * 86400)
     os.kill(before[0], signal.SIGKILL)
-    until("a death is seen at once", lambda: replaced_one(service, before[0], 2), 20)
+    wait_until(lambda: replaced_one(service, before[0], 2), "a death is seen at once", 20)
     service.wait_log("worker serves", times=3)
     request = Held(small.port, "/hold?s=60", 1)
     (line,) = service.wait_log(HOLD)
@@ -598,11 +598,11 @@ def test_a_stop_in_the_middle_of_a_reload_still_leaves_with_status_0(
 def test_a_reload_while_workers_are_starting_ends_at_full_strength(small: SmallService) -> None:
     service = small.launch(workers=4, restart_method="reload")
     small.wait_port(service)
-    until("the first worker is forked", service.workers, 20, 0.001)
+    wait_until(service.workers, "the first worker is forked", 20, 0.001)
 
     service.signal(signal.SIGHUP)
 
-    until("it serves", lambda: get(small.port)[0] == 200, 30)
+    wait_until(lambda: get(small.port)[0] == 200, "it serves", 30)
     settle(service, 4)
     end(service)
 
@@ -620,7 +620,7 @@ def test_every_request_in_flight_is_answered_before_the_exit(
     cpu, begin = cpu_seconds([service.pid]), time.monotonic()
 
     service.signal(signal.SIGTERM)
-    until("new connections are refused", lambda: is_refused(port), 10)
+    wait_until(lambda: is_refused(port), "new connections are refused", 10)
     refused_after = time.monotonic() - begin
     assert is_alive(service.pid), "they were refused only after the drain"
     held("the parent waits for its workers", lambda: is_alive(service.pid), 1.0)
@@ -723,7 +723,7 @@ def test_a_stop_at_any_moment_of_the_start_leaves_nothing_behind(
         service = small.launch(workers=2)
         # Spread over the first second: imports, bind, fork, start, serving.
         moment = service.started_at + attempt * 0.05
-        until("the chosen moment", lambda m=moment: time.monotonic() >= m, 5, 0.001)  # type: ignore[misc]
+        wait_until(lambda m=moment: time.monotonic() >= m, "the chosen moment", 5, 0.001)  # type: ignore[misc]
         begin = time.monotonic()
         service.signal(signal.SIGTERM)
         statuses.append(service.wait_exit(15))
@@ -740,7 +740,7 @@ def test_a_stop_between_fork_and_serving_leaves_nothing_behind(
     for attempt in range(10):
         service = small.launch(workers=3)
         small.wait_port(service)
-        until("forks", lambda s=service, n=attempt: len(s.workers()) > n % 3, 20, 0.0005)  # type: ignore[misc]
+        wait_until(lambda s=service, n=attempt: len(s.workers()) > n % 3, "forks", 20, 0.0005)  # type: ignore[misc]
         service.signal(signal.SIGTERM)
         statuses.append(service.wait_exit(15))
         service.wait_gone()
@@ -867,7 +867,7 @@ def test_a_full_log_disk_stops_neither_serving_nor_respawning(
 
     os.kill(before[0], signal.SIGKILL)
     killed_at = time.monotonic()
-    until("full strength", lambda: len(set(service.workers()) - set(before)) == 1, 20, 0.002)
+    wait_until(lambda: len(set(service.workers()) - set(before)) == 1, "full strength", 20, 0.002)
     took = time.monotonic() - killed_at
 
     assert answered == 50
@@ -936,7 +936,7 @@ def test_an_idle_service_never_wakes_up(small: SmallService, figure: Figure) -> 
         time.sleep(0.5)
         return before == {pid: context_switches(pid) for pid in pids}
 
-    until("the service settles", quiet, 30)
+    wait_until(quiet, "the service settles", 30)
     seconds = 10.0
     # What an idle service puts away once (buffers after 10 s, threads after 15 s) is no rhythm:
     # one of three windows in a row must be without any wake-up.

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from services.conftest import Start
-from services.processes import accepts_connections, free_port, until
+from services.processes import accepts_connections, free_port
 from services.subject import IS_STOCK, clean_environment
 
 pytestmark = [
@@ -128,7 +129,7 @@ def proxy(tmp_path: Path) -> Iterator[Callable[[str, str], int]]:
             config.write_text(APACHE.format(upstream=upstream, **facts))
             command = [needs("apache2"), "-f", str(config), "-DFOREGROUND"]
         running.append(subprocess.Popen(command))
-        until(f"{kind} listens", lambda: accepts_connections(port) or None, 30)
+        wait_until(lambda: accepts_connections(port) or None, f"{kind} listens", 30)
         return port
 
     yield begin

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from services.apis import ALL, Api, http_call
 from services.conftest import Figure, Start
-from services.processes import RunningService, accepts_connections, free_port, until
+from services.processes import RunningService, accepts_connections, free_port
 from services.subject import IS_STOCK, REPOSITORY
 from services.test_proxies import NGINX, needs
 
@@ -77,7 +78,7 @@ def served(
         command = [*osloxide, "uwsgi", "--ini", str(ini), "--pyargv", " ".join(arguments)]
     service = start(command, tmp_path / "service.log", variables)
     service.wait_workers(2)
-    until("it listens", lambda: accepts_connections(inner) or None, 120)
+    wait_until(lambda: accepts_connections(inner) or None, "it listens", 120)
     proxy = None
     if request.param == "nginx":
         port = free_port()
@@ -86,7 +87,7 @@ def served(
             NGINX.format(directory=tmp_path, port=port, upstream=f"127.0.0.1:{inner}")
         )
         proxy = subprocess.Popen([needs("nginx"), "-c", str(config)])
-        until("nginx listens", lambda: accepts_connections(port) or None, 30)
+        wait_until(lambda: accepts_connections(port) or None, "nginx listens", 30)
     yield service, port
     if proxy is not None:
         proxy.terminate()
@@ -125,7 +126,7 @@ class Clients:
     def wait_more(self, count: int) -> None:
         """Wait for so many further answers."""
         wanted = self.answered + count
-        until("answers", lambda: self.answered >= wanted or None, 120)
+        wait_until(lambda: self.answered >= wanted or None, "answers", 120)
 
     def end(self) -> None:
         self._ends.set()
@@ -145,9 +146,9 @@ def test_an_api_does_its_work_and_survives_reload_kill_and_stop(
         clients.wait_more(10)
         before = set(service.workers())
         service.signal(signal.SIGHUP)
-        until(
-            "new workers",
+        wait_until(
             lambda: (len(service.workers()) == 2 and not before & set(service.workers())) or None,
+            "new workers",
             180,
         )
         clients.wait_more(10)

@@ -11,10 +11,11 @@ import oslo_messaging
 import pytest
 from oslo_config import cfg
 from oslo_messaging import conffixture
+from waiting import wait_until
 
 from services.conftest import Start, running
 from services.infra import Broker
-from services.processes import RunningService, until
+from services.processes import RunningService
 from services.rpc import runs, start_rpc_service
 from services.test_rpc_rabbit import TOPIC
 
@@ -68,11 +69,11 @@ def test_a_channel_closed_over_waiting_requests_runs_each_once(
     service = serve(2)
     for number in (0, 1):
         cast(number, 14)
-    until("both threads are busy", lambda: len(begun(trace)) == 2, 30)
+    wait_until(lambda: len(begun(trace)) == 2, "both threads are busy", 30)
     for number in range(2, 6):
         cast(number, 0)
 
-    until("everything has run", lambda: set(runs(trace)) == set(range(6)), 90)
+    wait_until(lambda: set(runs(trace)) == set(range(6)), "everything has run", 90)
     service.stop()
 
     assert set(runs(trace).values()) == {1}
@@ -86,18 +87,18 @@ def test_after_a_closed_channel_a_server_fetches_no_more_than_it_can_run(
     first = serve(2)
     for number in (0, 1):
         cast(number, 10)
-    until("both threads are busy", lambda: len(begun(trace)) == 2, 30)
+    wait_until(lambda: len(begun(trace)) == 2, "both threads are busy", 30)
     for number in (2, 3):
         cast(number, 0)
     first.wait_log("the broker closed the channel of a listener")
-    until("everything has run", lambda: set(runs(trace)) == set(range(4)), 60)
+    wait_until(lambda: set(runs(trace)) == set(range(4)), "everything has run", 60)
     for number in range(100, 140):
         cast(number, 0.5)
-    until("the first is at work", lambda: len(runs(trace)) > 6, 30)
+    wait_until(lambda: len(runs(trace)) > 6, "the first is at work", 30)
 
     second = serve(2)
     done = len(runs(trace))
-    until("the rest has run", lambda: len(runs(trace)) == 44, 60)
+    wait_until(lambda: len(runs(trace)) == 44, "the rest has run", 60)
     first.stop()
     second.stop()
 
@@ -112,7 +113,7 @@ def test_a_request_that_was_acknowledged_while_it_waited_outlives_a_stop(
 ) -> None:
     service = serve(1)
     cast(0, 14)
-    until("the thread is busy", lambda: len(begun(trace)) == 1, 30)
+    wait_until(lambda: len(begun(trace)) == 1, "the thread is busy", 30)
     cast(1, 0)
     service.wait_log("acknowledged before it runs", within=60)
 

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from waiting import wait_until
 
 from services.cinder import DATABASE, LOCK, PROJECT, Cinder, Client, Environment, stop_politely
 from services.conftest import Figure, Start
 from services.infra import Broker, Database
-from services.processes import RunningService, until
+from services.processes import RunningService
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -166,7 +167,7 @@ class Deployment:
                 and sum(status == "available" for status in self._status(fresh).values()) >= more
             )
 
-        until(f"{more} more volumes and calls", progressed, 90, every=0.1)
+        wait_until(progressed, f"{more} more volumes and calls", 90, pause=0.1)
 
     def count(self, users: Users) -> Counted:
         """End the users, let everything settle, and count."""
@@ -181,7 +182,7 @@ class Deployment:
                 seen, since = open_, time.monotonic()
             return open_ == 0 or time.monotonic() > since + LOST_AFTER
 
-        until("every volume has settled", settled, 120, every=0.1)
+        wait_until(settled, "every volume has settled", 120, pause=0.1)
         status = self._status(users.volumes)
         runs = Counter(
             itertools.chain.from_iterable(

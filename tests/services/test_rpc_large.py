@@ -13,10 +13,11 @@ import oslo_messaging
 import pytest
 from oslo_config import cfg
 from oslo_messaging import conffixture
+from waiting import wait_until
 
 from services.conftest import Start, running
 from services.infra import Broker
-from services.processes import RunningService, until
+from services.processes import RunningService
 from services.rpc import runs, start_rpc_service
 from services.subject import clean_environment
 from services.test_rpc_rabbit import TOPIC
@@ -72,13 +73,13 @@ def test_large_replies_that_wait_for_the_broker_hold_up_no_request(
             for _ in range(3)
         ]
         begun = trace.with_name(f"{trace.name}.large")
-        until("the calls are at work", lambda: begun.exists() and len(begun.read_text()) == 3, 30)
+        wait_until(lambda: begun.exists() and len(begun.read_text()) == 3, "the calls run", 30)
         for number in range(40):
             client.cast({}, "work", number=number, seconds=2)
         small_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
         try:
             gate.touch()
-            until("every cast has run", lambda: set(runs(trace)) == set(range(40)), 60)
+            wait_until(lambda: set(runs(trace)) == set(range(40)), "every cast has run", 60)
             assert not any(call.done() for call in calls)
         finally:
             small_broker.control("set_vm_memory_high_watermark", "absolute", "1GB")

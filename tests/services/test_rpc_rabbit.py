@@ -15,10 +15,11 @@ import oslo_messaging
 import pytest
 from oslo_config import cfg
 from oslo_messaging import conffixture
+from waiting import wait_until
 
 from services.conftest import Figure, Start
 from services.infra import Broker
-from services.processes import RunningService, held, until
+from services.processes import RunningService, held
 from services.rpc import runs, start_rpc_service
 from services.subject import clean_environment
 
@@ -61,7 +62,7 @@ def test_sigterm_with_a_backlog_loses_and_doubles_no_cast(
     first.signal(signal.SIGTERM)
     status = first.wait_exit(20)
     expected = set(range(casts))
-    until("every cast has run", lambda: set(runs(trace)) == expected, casts * seconds)
+    wait_until(lambda: set(runs(trace)) == expected, "every cast has run", casts * seconds)
     second.stop()
 
     done = runs(trace)
@@ -82,10 +83,10 @@ def test_kill9_loses_at_most_what_was_running(
     first, second = serve(threads), serve(threads)
     for number in range(casts):
         client.cast({}, "work", number=number, seconds=seconds)
-    until("both are at work", lambda: len(runs(trace)) > 2 * threads, 30)
+    wait_until(lambda: len(runs(trace)) > 2 * threads, "both are at work", 30)
 
     first.kill()
-    until("the rest has run", lambda: len(runs(trace)) >= casts - threads, casts * seconds + 30)
+    wait_until(lambda: len(runs(trace)) >= casts - threads, "the rest ran", casts * seconds + 30)
     client.prepare(timeout=60).call({}, "work", number=-1, seconds=0)  # behind everything else
     second.stop()
 
@@ -145,13 +146,13 @@ def test_a_vanished_client_does_not_hold_up_the_others(
     reply_queue = gone.stdout.readline().strip()
     assert reply_queue.startswith("reply_")
     begun = trace.with_name(f"{trace.name}.begun")
-    until("the call is at work", lambda: "7" in begun.read_text().split(), 30)
+    wait_until(lambda: "7" in begun.read_text().split(), "the call is at work", 30)
     gone.kill()
     gone.wait()
     gone.stdout.close()
     with kombu.Connection(broker.url.replace("rabbit:", "amqp:")) as connection:
         connection.default_channel.queue_delete(reply_queue)
-    until("the orphaned call has run", lambda: 7 in runs(trace), 30)
+    wait_until(lambda: 7 in runs(trace), "the orphaned call has run", 30)
 
     # Far below the 60 s for which oslo.messaging retries such a reply in the endpoint's thread.
     answer = client.prepare(timeout=20).call({}, "work", number=8, seconds=0)

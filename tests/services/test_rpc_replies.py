@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from services.conftest import Figure, Start
 from services.infra import Broker
-from services.processes import RunningService, held, until
+from services.processes import RunningService, held
 from services.rpc import Send, Senders, runs, start_rpc_service
 from services.subject import IS_STOCK
 from services.wire import Pair, Wire
@@ -65,7 +66,7 @@ class Wired:
             seen.append(self.calls.count)
             return len(seen) > 10 and len(set(seen[-10:])) == 1
 
-        until("no call is answered any more", is_still, 30, every=0.05)
+        wait_until(is_still, "no call is answered any more", 30, pause=0.05)
 
     def begun(self) -> int:
         """Grows with each request that is begun."""

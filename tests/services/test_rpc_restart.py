@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from services.conftest import Start
 from services.infra import Broker, retried
-from services.processes import RunningService, until
+from services.processes import RunningService
 from services.rpc import TIMEOUT, Send, runs, start_rpc_service
 
 pytestmark = pytest.mark.timeout(300)
@@ -52,7 +53,7 @@ def test_casts_over_durable_queues_survive_a_crash_of_the_broker(
     report = casts.stop()
     expected = set(report["sent"])
     with contextlib.suppress(AssertionError):
-        until("every cast has run", lambda: expected <= set(runs(trace)), 30)
+        wait_until(lambda: expected <= set(runs(trace)), "every cast has run", 30)
     for service in services:
         service.stop()
 
@@ -109,7 +110,7 @@ def test_a_fanout_reaches_every_server_once_also_after_a_kill_and_a_crash_of_the
     def await_progress() -> int:
         """Wait until every server has run what is sent now; return a number that was."""
         goal = max(max(runs(path), default=0) for path in traces) + 50
-        until(f"every server has run fanout {goal}", lambda: all_reach(goal), 60)
+        wait_until(lambda: all_reach(goal), f"every server has run fanout {goal}", 60)
         return goal
 
     healthy = [range(0, await_progress() - threads)]
@@ -123,7 +124,7 @@ def test_a_fanout_reaches_every_server_once_also_after_a_kill_and_a_crash_of_the
     report = fanouts.stop()
     sent = set(report["sent"])
     last = max(sent)
-    until("every server has run the last ones", lambda: all_reach(last - threads), 30)
+    wait_until(lambda: all_reach(last - threads), "every server has run the last ones", 30)
     for service in services:
         service.stop()
 

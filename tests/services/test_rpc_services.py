@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from waiting import wait_until
 
 from services.cinder import Environment, stop_politely
 from services.conftest import Figure, Start
@@ -30,7 +31,6 @@ from services.processes import (
     is_alive,
     main_thread_switches,
     stat,
-    until,
 )
 
 pytestmark = pytest.mark.timeout(900)  # two services start, on a machine that may be busy
@@ -128,7 +128,7 @@ class Deployment:
                 seen, since = total, time.monotonic()
             return time.monotonic() > since + 1
 
-        until("nothing runs any more", settled, 60, every=0.25)
+        wait_until(settled, "nothing runs any more", 60, pause=0.25)
         counted = []
         for caller, report in zip(callers, reports, strict=True):
             runs = self._runs(caller)
@@ -226,11 +226,11 @@ def test_kill9_of_a_worker_costs_at_most_what_its_threads_ran(
     with deployment.database.locked(f"{CELL1}.migrations", f"{API}.host_mappings"):
         for caller in callers:
             caller.wait_under_way()
-        until("every thread of every worker runs a call", deployment.is_full, 60, every=0.05)
+        wait_until(deployment.is_full, "every thread of every worker runs a call", 60, pause=0.05)
         killed = time.monotonic()
         for victim, _ in before:
             os.kill(victim, signal.SIGKILL)
-        until("both are reaped", lambda: not any(stat(victim) for victim, _ in before), 30)
+        wait_until(lambda: not any(stat(victim) for victim, _ in before), "both are reaped", 30)
         gone = time.monotonic()
     successors = []
     for service, mark in zip(deployment.services(), marks, strict=True):
