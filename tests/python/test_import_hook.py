@@ -471,3 +471,23 @@ def _fake_distribution(where: Path, version: str) -> None:
     (info / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: oslo.service\nVersion: {version}\n"
     )
+
+
+@pytest.mark.parametrize(("version", "prefix"), [("4.2.0", ""), ("4.3.0", "_"), ("4.8.0", "_")])
+def test_aliases_are_those_of_the_installed_release_before_it_is_imported(
+    version: str, prefix: str
+) -> None:
+    said = passes(
+        f"""
+        from osloxide.activation import import_hook, versions
+
+        versions.installed = lambda: "{version}"
+        print(*sorted(import_hook.aliases()))
+        """
+    )
+
+    assert said.split() == [
+        f"oslo_service.backend.{prefix}eventlet",
+        f"oslo_service.backend.{prefix}threading",
+        "oslo_service.wsgi",
+    ]

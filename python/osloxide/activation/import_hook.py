@@ -89,7 +89,13 @@ def is_installed() -> bool:
 
 
 def aliases() -> dict[str, str]:
-    """Names of oslo.service's modules that are replaced, each with its replacement."""
+    """Names of oslo.service's modules that are replaced, each with its replacement.
+
+    Those of the installed release, whether or not it has been imported.
+
+    :raises ActivationError: oslo.service is not installed, or its version is not supported.
+    """
+    _finder.check_version()
     return dict(_finder.aliases())
 
 
