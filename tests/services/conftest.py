@@ -189,7 +189,7 @@ class SmallService:
 
     def wait_port(self, service: RunningService) -> None:
         def bound() -> bool:
-            service.assertrunning()
+            service.assert_running()
             return self.port_file.exists()
 
         wait_until(bound, "the small service is bound", 30)
