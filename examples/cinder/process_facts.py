@@ -20,15 +20,21 @@ from oslo_config import cfg
 from oslo_service import service
 
 
+def eventlets_own(name: str) -> Any:
+    """Module *name* of eventlet, if loaded; what osloxide serves under it is none."""
+    module = sys.modules.get(name)
+    return module if module is not None and module.__name__ == name else None
+
+
 def patched_modules() -> list[str]:
     """The standard modules that eventlet has monkey-patched in this process."""
-    patcher = sys.modules.get("eventlet.patcher")
+    patcher = eventlets_own("eventlet.patcher")
     return sorted(patcher.already_patched) if patcher else []
 
 
 def eventlet_hubs() -> int:
     """Number of eventlet hubs alive, whatever thread they belong to."""
-    hub = sys.modules.get("eventlet.hubs.hub")
+    hub = eventlets_own("eventlet.hubs.hub")
     return sum(isinstance(x, hub.BaseHub) for x in gc.get_objects()) if hub else 0
 
 

@@ -182,8 +182,8 @@ class ProcessLauncher:
 
     def handle_signal(self) -> None:
         """Install the launcher's signal handlers, behind those of the application."""
-        policy.unblock()
         self._signals.add_last(self._handlers())
+        policy.unblock()
 
     def _handle_signals_on_main_thread(self) -> None:
         # Asked here and not in handle_signal(), which applications replace.

@@ -146,8 +146,8 @@ class ServiceLauncher(Launcher):
 
     def handle_signal(self) -> None:
         """Install the launcher's signal handlers, behind those of the application."""
-        policy.unblock()
         self.signal_handler.add_last(self._handlers())
+        policy.unblock()
 
     def _handlers(self) -> dict[str, signal_handler.Handler]:
         return {

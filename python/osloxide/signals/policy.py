@@ -30,7 +30,10 @@ _LOG_SECONDS = 0.5
 
 def unblock() -> None:
     """Take the signals of this room out of the mask of the calling thread: a process may be started
-    with them blocked, and would never hear of them."""
+    with them blocked, and would never hear of them.
+
+    Called when they have handlers: one that waits is delivered now.
+    """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
 

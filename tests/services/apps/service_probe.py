@@ -20,10 +20,15 @@ LOG = logging.getLogger("cinder.service_probe")
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
+def _real(name: str) -> Any:
+    """Module *name* of eventlet, if it is loaded; what osloxide serves under the name is none."""
+    module = sys.modules.get(name)
+    return module if module is not None and module.__name__ == name else None
+
+
 def facts() -> dict[str, Any]:
     """How this process executes: monkey-patching, eventlet's hub, threads."""
-    patcher = sys.modules.get("eventlet.patcher")
-    hubs = sys.modules.get("eventlet.hubs")
+    patcher, hubs = _real("eventlet.patcher"), _real("eventlet.hubs")
     return {
         "pid": os.getpid(),
         "patched": sorted(getattr(patcher, "already_patched", {})),
