@@ -51,7 +51,7 @@ pub enum HeadError {
         /// The refused value.
         value: String,
     },
-    /// More than [`MOST_HEADERS`].
+    /// More than `MOST_HEADERS`.
     #[error("the answer has more than {MOST_HEADERS} headers; no client takes as many")]
     TooMany,
     /// One of the headers that speak of the connection.

@@ -371,3 +371,20 @@ def test_nothing_runs_when_nothing_is_left() -> None:
         assert time.monotonic() < deadline, (clock.heap, clock.readers, clock.writers)
         time.sleep(0.01)
     assert not turns.ready
+
+
+def test_no_call_is_lost_while_the_pool_of_native_threads_is_ended() -> None:
+    def call(told: event.Event) -> int:
+        told.send(None)
+        return tpool.execute(lambda: 7)
+
+    try:
+        for _ in range(50):
+            told = event.Event()
+            caller = greenthread.spawn(call, told)
+            told.wait()
+            tpool.killall()
+            with green.Timeout(WITHIN):
+                assert caller.wait() == 7
+    finally:
+        tpool.killall()

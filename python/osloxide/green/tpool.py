@@ -60,26 +60,31 @@ def _work(requests: Any) -> None:
 
 def setup() -> None:
     """Start the threads, unless they run."""
-    global _requests, _setup_already
     with _setup_lock:
-        if _setup_already:
-            return
-        _setup_already = True
-        assert _nthreads >= 0, "Can't specify negative number of threads"
-        if _nthreads == 0:
-            warnings.warn(
-                "Zero threads in tpool.  All tpool.execute calls will execute in main thread.  "
-                "Check the value of the environment variable EVENTLET_THREADPOOL_SIZE.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        _requests = _queue.SimpleQueue()
-        for number in range(_nthreads):
-            thread = threading.Thread(
-                target=_work, args=(_requests,), name=f"tpool_thread_{number}", daemon=True
-            )
-            thread.start()
-            _threads.append(thread)
+        _start_threads()
+
+
+def _start_threads() -> None:
+    """As :func:`setup`, for callers that hold the lock."""
+    global _requests, _setup_already
+    if _setup_already:
+        return
+    _setup_already = True
+    assert _nthreads >= 0, "Can't specify negative number of threads"
+    if _nthreads == 0:
+        warnings.warn(
+            "Zero threads in tpool.  All tpool.execute calls will execute in main thread.  "
+            "Check the value of the environment variable EVENTLET_THREADPOOL_SIZE.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    _requests = _queue.SimpleQueue()
+    for number in range(_nthreads):
+        thread = threading.Thread(
+            target=_work, args=(_requests,), name=f"tpool_thread_{number}", daemon=True
+        )
+        thread.start()
+        _threads.append(thread)
 
 
 def execute(meth: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +99,10 @@ def execute(meth: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if _nthreads == 0 or threading.current_thread() in _threads:
         return meth(*args, **kwargs)
     done = event.Event()
-    _requests.put((done, meth, args, kwargs))
+    with _setup_lock:
+        # Under the lock: killall() must not end the threads between the look and the request.
+        _start_threads()
+        _requests.put((done, meth, args, kwargs))
     failure, value = done.wait()
     if failure is None:
         return value
@@ -204,17 +212,21 @@ class Proxy:
 def killall() -> None:
     """End the threads once they have done what they were given."""
     global _requests, _setup_already
-    if not _setup_already:
+    if _requests is None:
         return
     if not sys.is_finalizing():
         sleep(0)
-    for _ in _threads:
-        _requests.put(None)
-    for thread in _threads:
+    with _setup_lock:
+        if _requests is None:  # another greenthread was quicker
+            return
+        ending = _threads.copy()
+        for _ in ending:
+            _requests.put(None)
+        _threads.clear()
+        _requests = None
+        _setup_already = False
+    for thread in ending:
         thread.join()
-    _threads.clear()
-    _requests = None
-    _setup_already = False
 
 
 def set_num_threads(nthreads: int) -> None:

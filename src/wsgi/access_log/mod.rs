@@ -2,8 +2,8 @@
 //!
 //! Renders the fields that a client controls so that no byte of them can end a line, forge another
 //! or move a terminal's cursor. Formats no line itself: where the log is Python's, `wsgi_log_format`
-//! is a Python format string and Python applies it; where it is the server's own, [`format`] does, and
-//! [`file`] writes. Keys and order: eventlet.wsgi, as documented by oslo.service's
+//! is a Python format string and Python applies it; where it is the server's own, `format` does, and
+//! `file` writes. Keys and order: eventlet.wsgi, as documented by oslo.service's
 //! option `wsgi_log_format`.
 
 use std::fmt::Write;
