@@ -1,6 +1,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, final
+from typing import Any, Literal, final
 
 __all__ = [
     "AccessLog",
@@ -84,6 +84,22 @@ class Scoreboard:
 
 # ---- supervisor (src/python/supervisor.rs) -----------------------------------------------------
 
+_Command = (
+    tuple[Literal["fork"], int, int, int]
+    | tuple[Literal["reload"]]
+    | tuple[Literal["mutate"]]
+    | tuple[Literal["stopping"], int]
+    | tuple[Literal["exited"], int, int, int, int, float]
+    | tuple[Literal["orphan"], int]
+    | tuple[Literal["backoff"], int, int, float, int]
+    | tuple[Literal["late"], int, int, float]
+    | tuple[Literal["hung"], int, int, float]
+    | tuple[Literal["all_ready"]]
+    | tuple[Literal["reloaded"]]
+    | tuple[Literal["tick"]]
+    | tuple[Literal["interrupted"]]
+)
+
 @final
 class Supervisor:
     """The parent's state machine. request() may be called from anywhere in the main thread,
@@ -104,10 +120,10 @@ class Supervisor:
         has waited for it."""
     def request(self, kind: str) -> None:
         """Record ``"stop"``, ``"reload"``, ``"mutate"`` or ``"abort"``; next() acts on the most urgent."""
-    def due(self) -> tuple[Any, ...] | None:
+    def due(self) -> _Command | None:
         """Like next(), but never parks: None when nothing is due now. launch_service() of the
         EVENTLET flavour uses it to fork at once."""
-    def next(self) -> tuple[Any, ...] | None:
+    def next(self) -> _Command | None:
         """Park until something is due for Python and return it; None once everything has ended
         (nothing is left to supervise and a stop was requested). Commands:
 

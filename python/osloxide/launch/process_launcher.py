@@ -20,7 +20,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, assert_never
 
 from osloxide import _native
 from osloxide.activation import import_hook
@@ -390,38 +390,35 @@ class ProcessLauncher:
 
     # ---- the supervisor's commands
 
-    def _obey(self, command: tuple[Any, ...]) -> None:
-        kind, *details = command
-        if kind == "fork":
-            group, slot, generation = details
-            self._start_child(self._wrappers[group], slot, generation)
-        elif kind == "exited":
-            pid, group, slot, status, lifetime = details
-            self._forget(pid)
-            self._log.exited(pid, self._name_of(group), slot, status, lifetime)
-        elif kind == "backoff":
-            group, slot, seconds, failures = details
-            self._log.put_off(self._name_of(group), slot, seconds, failures)
-        elif kind == "late":
-            slot, pid, waited = details
-            self._log.late(slot, pid, waited, self._scoreboard)
-        elif kind == "hung":
-            slot, pid, seconds = details
-            self._log.hung(slot, pid, seconds, self._scoreboard)
-        elif kind == "all_ready":
-            self._notifier.ready()
-            self._pulse()
-        elif kind == "reloaded":
-            self._notifier.reloaded()
-            self._pulse()
-        elif kind == "tick":
-            self._pulse()
-        elif kind == "orphan":
-            self._reap_orphan(*details)
-        elif kind in ("reload", "mutate", "stopping"):
-            self._due = kind
-        elif kind != "interrupted":
-            raise AssertionError(f"the native supervisor gave an unknown command: {command!r}")
+    def _obey(self, command: _native._Command) -> None:
+        match command:
+            case ("fork", group, slot, generation):
+                self._start_child(self._wrappers[group], slot, generation)
+            case ("exited", pid, group, slot, status, lifetime):
+                self._forget(pid)
+                self._log.exited(pid, self._name_of(group), slot, status, lifetime)
+            case ("backoff", group, slot, seconds, failures):
+                self._log.put_off(self._name_of(group), slot, seconds, failures)
+            case ("late", slot, pid, waited):
+                self._log.late(slot, pid, waited, self._scoreboard)
+            case ("hung", slot, pid, seconds):
+                self._log.hung(slot, pid, seconds, self._scoreboard)
+            case ("all_ready",):
+                self._notifier.ready()
+                self._pulse()
+            case ("reloaded",):
+                self._notifier.reloaded()
+                self._pulse()
+            case ("tick",):
+                self._pulse()
+            case ("orphan", pid):
+                self._reap_orphan(pid)
+            case ("reload",) | ("mutate",) | ("stopping", _):
+                self._due = command[0]
+            case ("interrupted",):
+                pass
+            case _:
+                assert_never(command)
 
     def _pulse(self) -> None:
         """Tell systemd what is due, and have the supervisor come back when there is more."""
