@@ -154,14 +154,7 @@ class ScriptApplication(Application):
     @override
     def check(self) -> None:
         """Look for the file."""
-        try:
-            with open(self.path, "rb") as file:
-                file.read(1)
-        except OSError as error:
-            raise CommandError(
-                f"cannot read {self.path}: {error.strerror}; name a Python script that has a "
-                f"variable {self.attribute!r}"
-            ) from error
+        _require_readable(self.path, f"a Python script that has a variable {self.attribute!r}")
 
     @override
     def _load(self) -> Any:
@@ -201,13 +194,7 @@ class PasteApplication(Application):
     @override
     def check(self) -> None:
         """Look for the file."""
-        try:
-            with open(self.path, "rb") as file:
-                file.read(1)
-        except OSError as error:
-            raise CommandError(
-                f"cannot read {self.path}: {error.strerror}; name a paste configuration"
-            ) from error
+        _require_readable(self.path, "a paste configuration")
 
     @override
     def _load(self) -> Any:
@@ -218,6 +205,19 @@ class PasteApplication(Application):
                 f"{self.text} needs Paste Deploy ({error}); install it: pip install PasteDeploy"
             ) from error
         return deploy.loadapp(f"{_PASTE}{Path(self.path).absolute()}", name=self.section)
+
+
+def _require_readable(path: str, wanted: str) -> None:
+    """Find out before the fork that *path* can be read.
+
+    :param wanted: what to name instead, for the message.
+    :raises CommandError: it cannot.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}; name {wanted}") from error
 
 
 def _check_attribute(text: str, attribute: str) -> None:

@@ -26,6 +26,20 @@ from osloxide.signals import policy, shutdown, signal_handler
 LOG = logging.getLogger(__name__)
 
 
+def _check_one_worker(service: Any, workers: int | None) -> None:
+    """Refuse what no launcher within one process can launch.
+
+    :raises ValueError: *workers* is more than one.
+    :raises TypeError: *service* is no ServiceBase.
+    """
+    if workers is not None and workers != 1:
+        raise ValueError(
+            f"Launcher asked to start multiple workers ({workers}); use ProcessLauncher"
+        )
+    services.check_service_base(service)
+    import_hook.refuse_if_monkey_patched()
+
+
 class Launcher:
     """Runs services in this process, each started at once on a thread of its own.
 
@@ -50,12 +64,7 @@ class Launcher:
         :raises ValueError: *workers* is more than one.
         :raises TypeError: *service* is no ServiceBase.
         """
-        if workers is not None and workers != 1:
-            raise ValueError(
-                f"Launcher asked to start multiple workers ({workers}); use ProcessLauncher"
-            )
-        services.check_service_base(service)
-        import_hook.refuse_if_monkey_patched()
+        _check_one_worker(service, workers)
         service.backdoor_port = self.backdoor_port
         self.services.add(service)
 
@@ -126,12 +135,7 @@ class ServiceLauncher(Launcher):
         :raises ValueError: *workers* is more than one.
         :raises TypeError: *service* is no ServiceBase.
         """
-        if workers is not None and workers != 1:
-            raise ValueError(
-                f"Launcher asked to start multiple workers ({workers}); use ProcessLauncher"
-            )
-        services.check_service_base(service)
-        import_hook.refuse_if_monkey_patched()
+        _check_one_worker(service, workers)
         configuration.grace_seconds(self.conf)  # refused now, not when somebody stops the service
         service.backdoor_port = self.backdoor_port
         if self._is_waiting:
