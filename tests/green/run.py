@@ -19,22 +19,31 @@ import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from upstream.running import (  # noqa: E402
+    FAILED,
+    HUNG,
+    IMPORTED_FROM,
+    PASSED,
+    SKIPPED,
+    Events,
+    Result,
+    enter,
+    pytest,
+)
+
 REPOSITORY = HERE.parent.parent
 LOCK = REPOSITORY / "requirements" / "eventlet-tests.lock"
 DEADLINE = 45.0
 """Seconds without an event after which the running test counts as hung."""
 SHORT_DEADLINE = 8.0
 """The same for a test that is expected to hang."""
-
-PASSED, FAILED, SKIPPED, HUNG = "passed", "failed", "skipped", "hung"
-
 
 @dataclass
 class Expectations:
@@ -69,14 +78,6 @@ class Expectations:
     def outcome(self, test: str) -> str:
         """What *test* is expected to do."""
         return self.exceptions.get(test, PASSED)
-
-
-@dataclass
-class Result:
-    """What one test did."""
-
-    outcome: str
-    detail: str = ""
 
 
 def unpacked() -> Path:
@@ -130,7 +131,7 @@ class Suite:
         from osloxide.activation import environment
 
         environ = environment.activated(os.environ)
-        environ["PYTHONPATH"] += os.pathsep + str(HERE)
+        environ["PYTHONPATH"] += os.pathsep + os.pathsep.join((str(HERE), IMPORTED_FROM))
         environ |= {"PYTHONDONTWRITEBYTECODE": "1", "EVENTLET_TESTS": "1"}
         for name in ("OSLOXIDE_TESTING", "EVENTLET_HUB"):
             environ.pop(name, None)
@@ -157,20 +158,7 @@ class Suite:
         left: list[str] | None = None
         while True:
             events, output = self._pytest(arguments)
-            running = None
-            collected = []
-            for kind, test, detail in events:
-                if kind == "collected":
-                    collected.append(test)
-                elif kind == "started":
-                    running = test
-                elif kind == "finished":
-                    running = None
-                    results.setdefault(test, Result(FAILED, "no outcome was reported"))
-                elif results.get(test, Result(PASSED)).outcome == PASSED:
-                    results[test] = Result(kind, detail)
-            if running is not None and running not in results:
-                results[running] = Result(FAILED, f"the process ended during this test\n{output}")
+            collected = enter(events, output, results)
             if not collected and not results:
                 skipped = re.search(r"^\d+ skipped", output, re.MULTILINE)
                 results[f"tests/{name}"] = Result(SKIPPED if skipped else FAILED, output)
@@ -185,70 +173,18 @@ class Suite:
                     return results
             arguments = left
 
-    def _pytest(self, arguments: list[str]) -> tuple[list[list[str]], str]:
-        with tempfile.TemporaryDirectory(prefix="osloxide-green-") as directory:
-            record = Path(directory, "record")
-            record.touch()
-            output = Path(directory, "output")
-            options = "-m pytest -q -p no:cacheprovider -p _recorder --tb=short"
-            with output.open("wb") as sink:
-                process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        *options.split(),
-                        f"-c{os.devnull}",
-                        f"--rootdir={self.root}",
-                        *arguments,
-                    ],
-                    cwd=self.root,
-                    env=self._environ | {"OSLOXIDE_GREEN_RECORD": str(record), "TMPDIR": directory},
-                    stdin=subprocess.DEVNULL,
-                    stdout=sink,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-                try:
-                    hung = self._watch(process, record)
-                finally:
-                    _end_descendants(str(record))
-                    process.wait()
-            events = [json.loads(line) for line in record.read_text().splitlines()]
-            if hung and events:
-                events.append([HUNG, events[-1][1], "nothing happened any more"])
-            return events, output.read_text(errors="replace")[-4000:]
+    def _pytest(self, arguments: list[str]) -> tuple[Events, str]:
+        options = ["-p", "_green", "--tb=short", f"--rootdir={self.root}", *arguments]
+        return pytest(
+            options,
+            cwd=self.root,
+            environ=self._environ,
+            deadline=self._deadline,
+            keeps_files=True,
+        )
 
-    def _watch(self, process: subprocess.Popen[bytes], record: Path) -> bool:
-        """Wait for *process*; True when it had to be ended because nothing happened any more."""
-        size, since, deadline = -1, time.monotonic(), DEADLINE
-        while True:
-            try:
-                process.wait(0.2)
-            except subprocess.TimeoutExpired:
-                pass
-            else:
-                return False
-            now = record.stat().st_size
-            if now != size:
-                size, since = now, time.monotonic()
-                last = record.read_text().splitlines()[-1:]
-                test = json.loads(last[0])[1] if last else ""
-                hangs = self._expected.outcome(test) == HUNG
-                deadline = SHORT_DEADLINE if hangs else DEADLINE
-            elif time.monotonic() - since > deadline:
-                process.kill()
-                process.wait()
-                return True
-
-
-def _end_descendants(record: str) -> None:
-    """Kill what a test left running; known by the variable that it inherited."""
-    mark = f"OSLOXIDE_GREEN_RECORD={record}".encode()
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
-        except OSError:
-            continue  # it ended just now, or is not ours
+    def _deadline(self, test: str) -> float:
+        return SHORT_DEADLINE if self._expected.outcome(test) == HUNG else DEADLINE
 
 
 def compare(expected: Expectations, results: dict[str, Result], *, whole: bool) -> list[str]:

@@ -18,7 +18,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,10 +26,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from upstream.running import (  # noqa: E402
+    FAILED,
+    HUNG,
+    IMPORTED_FROM,
+    PASSED,
+    SKIPPED,
+    Events,
+    Result,
+    enter,
+    pytest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
 DEADLINE = 30.0
 """Seconds without an event after which the running test counts as hung."""
 SHORT_DEADLINE = 10.0
@@ -38,9 +50,6 @@ SHORT_DEADLINE = 10.0
 
 FIXED_PORT = "test_wsgi.py"
 """File whose tests listen on a port of upstream's choice: two runs of it must not meet."""
-
-PASSED, FAILED, SKIPPED, HUNG = "passed", "failed", "skipped", "hung"
-
 
 @dataclass
 class Expectations:
@@ -74,14 +83,6 @@ class Expectations:
         return self.exceptions.get(test, PASSED)
 
 
-@dataclass
-class Result:
-    """What one test did."""
-
-    outcome: str
-    detail: str = ""
-
-
 class Suite:
     """Upstream's suite in its place below site-packages, run file by file."""
 
@@ -96,7 +97,7 @@ class Suite:
         self._environ = {
             **environ,
             "PYTHONPATH": os.pathsep.join(
-                [str(HERE), *filter(None, [environ.get("PYTHONPATH", "")])]
+                [str(HERE), IMPORTED_FROM, *filter(None, [environ.get("PYTHONPATH", "")])]
             ),
             "PYTHONDONTWRITEBYTECODE": "1",
             "EVENTLET_HUB": "_hub:Hub",
@@ -104,7 +105,7 @@ class Suite:
 
     def collect(self) -> list[str]:
         """Names of all tests, as ``path::Class::test`` below ``oslo_service/tests``."""
-        events, output = self._pytest(["--collect-only", str(self.root)], watch=False)
+        events, output = self._pytest(["--collect-only", str(self.root)], None)
         broken = [f"{test}:\n{detail}" for kind, test, detail in events if kind == FAILED]
         if broken:
             raise SystemExit("cannot collect " + "\n".join(broken))
@@ -119,88 +120,34 @@ class Suite:
         left = list(tests)
         while left:
             arguments = [f"{self.root}/{test}" for test in left]
-            events, output = self._pytest(arguments, watch=True)
-            running = None
-            for kind, test, detail in events:
-                if kind == "collected":
-                    continue
-                if kind == "started":
-                    running = test
-                elif kind == "finished":
-                    running = None
-                    results.setdefault(test, Result(FAILED, "no outcome was reported"))
-                # Teardown may still turn a pass into a failure, never the reverse.
-                elif results.get(test, Result(PASSED)).outcome == PASSED:
-                    results[test] = Result(kind, detail)
-            if running is not None and running not in results:
-                results[running] = Result(FAILED, f"the process ended during this test\n{output}")
+            events, output = self._pytest(arguments, self._deadline)
+            enter(events, output, results)
             before, left = left, [test for test in left if test not in results]
             if left == before:
                 results[left[0]] = Result(FAILED, f"pytest did not get to run it\n{output}")
                 left = left[1:]
         return results
 
-    def _pytest(self, arguments: list[str], *, watch: bool) -> tuple[list[list[str]], str]:
+    def _pytest(
+        self, arguments: list[str], deadline: Callable[[str], float] | None
+    ) -> tuple[Events, str]:
         """One pytest process. Returns its events and what it printed."""
-        with tempfile.TemporaryDirectory(prefix="osloxide-parity-") as directory:
-            record = Path(directory, "record")
-            record.touch()
-            output = Path(directory, "output")
-            with output.open("wb") as sink:
-                process = subprocess.Popen(
-                    [sys.executable, *self._options(), *arguments],
-                    cwd=self._top,
-                    env=self._environ | {"OSLOXIDE_PARITY_RECORD": str(record)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=sink,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-                try:
-                    hung = watch and self._watch(process, record)
-                    process.wait(DEADLINE)
-                finally:
-                    _end_descendants(str(record))
-                    process.wait()
-            lines = record.read_text(encoding="utf-8").splitlines()
-            events = [json.loads(line) for line in lines]
-            if hung:
-                events.append([HUNG, events[-1][1], "nothing happened any more"])
-            for event in events:
-                event[1] = self._short(event[1])
-            return events, output.read_text(encoding="utf-8", errors="replace")[-4000:]
+        options = [*self._options(), *arguments]
+        events, output = pytest(options, cwd=self._top, environ=self._environ, deadline=deadline)
+        for event in events:
+            event[1] = self._short(event[1])
+        return events, output
 
     def _options(self) -> list[str]:
-        options = "-m pytest -q -p no:cacheprovider -p osloxide.testing.plugin -p _recorder"
         return [
-            *options.split(),
+            *("-p", "osloxide.testing.plugin", "-p", "_parity"),
             f"--osloxide-backend={self._backend}",
             f"--rootdir={self.root}",
-            f"-c{os.devnull}",  # not this repository's configuration
         ]
 
-    def _watch(self, process: subprocess.Popen[bytes], record: Path) -> bool:
-        """Wait for *process*; True when it had to be ended because nothing happened any more."""
-        size, since, deadline = -1, time.monotonic(), DEADLINE
-        while True:
-            try:
-                process.wait(0.2)
-            except subprocess.TimeoutExpired:
-                pass
-            else:
-                return False
-            now = record.stat().st_size
-            if now != size:
-                size, since, deadline = now, time.monotonic(), self._deadline(record)
-            elif time.monotonic() - since > deadline:
-                process.kill()
-                process.wait()
-                return True
-
-    def _deadline(self, record: Path) -> float:
-        last = record.read_text(encoding="utf-8").splitlines()[-1:]
-        test = self._short(json.loads(last[0])[1]) if last else ""
-        return SHORT_DEADLINE if self._expected.outcome(test) == HUNG else DEADLINE
+    def _deadline(self, test: str) -> float:
+        hangs = self._expected.outcome(self._short(test)) == HUNG
+        return SHORT_DEADLINE if hangs else DEADLINE
 
     def _short(self, test: str) -> str:
         """Node ids are relative to what pytest takes for its root; ours are not."""
@@ -217,20 +164,6 @@ def _turn(name: str) -> Iterator[None]:
     with Path(tempfile.gettempdir(), "osloxide-parity.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _end_descendants(record: str) -> None:
-    """Kill what a test left running: workers whose parent was killed, their children.
-
-    Tests give them sessions of their own, so they are known by the variable that they inherited.
-    """
-    mark = f"OSLOXIDE_PARITY_RECORD={record}".encode()
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
-        except OSError:
-            continue  # it ended just now, or is not ours
 
 
 def compare(expected: Expectations, results: dict[str, Result], *, whole: bool) -> list[str]:

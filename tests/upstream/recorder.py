@@ -1,34 +1,23 @@
-"""pytest plugin of the run of eventlet's own tests: writes what happens to each, as it happens.
+"""pytest plugin of a run of another project's tests: writes what happens to each, as it happens.
 
-One JSON array a line, ``[event, node id, detail]``, into the file named by OSLOXIDE_GREEN_RECORD.
-Written by the process that pytest runs in and by no child of it. Makes sure that the names are
-osloxide's: a run on the real eventlet would prove nothing.
+Owns one file of JSON arrays, ``[event, node id, detail]`` a line, named by
+OSLOXIDE_UPSTREAM_RECORD. Written by the process that pytest runs in and by no child that a test
+forks. Changes no test.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 _PID = os.getpid()
 
 
-def pytest_configure() -> None:
-    import eventlet
-    import greenlet
-
-    for module in (eventlet, greenlet):
-        if not module.__name__.startswith("osloxide.green"):
-            raise SystemExit(f"{module.__name__} is not served by osloxide: {module.__file__}")
-
-
 def _record(*event: str) -> None:
     if os.getpid() == _PID:
-        with open(os.environ["OSLOXIDE_GREEN_RECORD"], "a", encoding="utf-8") as file:
+        with open(os.environ["OSLOXIDE_UPSTREAM_RECORD"], "a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
 

@@ -1,0 +1,1 @@
+"""Running a test suite of another project, unmodified: what the runners of such suites share."""
