@@ -8,6 +8,7 @@ a second; for development, where that costs nothing that matters and works on ev
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import mmap
 import os
@@ -41,7 +42,9 @@ class Reloader:
     def __init__(self, extra: Iterable[str] = (), *, modules: bool = True) -> None:
         self._modules = modules
         self._extra = tuple(os.path.abspath(path) for path in extra)
-        self._asked_at = mmap.mmap(-1, _TIME.size)
+        self._memfd = os.memfd_create("osloxide-reload")
+        os.ftruncate(self._memfd, _TIME.size)
+        self._asked_at = mmap.mmap(self._memfd, _TIME.size)
 
     def watch(self) -> None:
         """Start watching, on a thread of this worker, what it has loaded and will load."""
@@ -51,17 +54,26 @@ class Reloader:
         def run() -> None:
             while (changed := files.changed()) is None:
                 time.sleep(PERIOD)
-            # A worker that is older than the last reload is about to be replaced anyway.
-            if self._last() < loaded_at:
-                _TIME.pack_into(self._asked_at, 0, time.monotonic())
+            if self._is_first(loaded_at):
                 logging.getLogger("osloxide.serve").info("%s changed; reloading", changed)
                 os.kill(os.getppid(), signal.SIGHUP)
 
         threading.Thread(target=run, name="reload", daemon=True).start()
 
-    def _last(self) -> float:
-        last: float = _TIME.unpack_from(self._asked_at)[0]
-        return last
+    def _is_first(self, loaded_at: float) -> bool:
+        """Whether no worker has asked since *loaded_at*; if so, this one has from now on.
+
+        A worker that is older than the last reload is about to be replaced anyway.
+        """
+        fcntl.lockf(self._memfd, fcntl.LOCK_EX)  # a lock of the process, and its end frees it
+        try:
+            last: float = _TIME.unpack_from(self._asked_at)[0]
+            if last >= loaded_at:
+                return False
+            _TIME.pack_into(self._asked_at, 0, time.monotonic())
+            return True
+        finally:
+            fcntl.lockf(self._memfd, fcntl.LOCK_UN)
 
     def _paths(self) -> set[str]:
         modules = tuple(sys.modules.values()) if self._modules else ()
