@@ -420,6 +420,22 @@ def test_a_dropped_executor_ends_its_threads() -> None:
     assert until(lambda: not [t for t in threading.enumerate() if t.name.startswith("dropped")])
 
 
+def test_an_executor_dropped_before_its_last_job_has_ended_ends_its_threads() -> None:
+    executor, go_on, began = rpc.Executor(2, "late"), threading.Event(), threading.Event()
+    begin = threading.Event()
+    future = executor.submit(begin.wait, PATIENCE)
+    # The result is there, and the thread is still busy with it.
+    future.add_done_callback(lambda _: (began.set(), go_on.wait(PATIENCE)))
+    begin.set()
+    assert began.wait(PATIENCE)
+
+    del executor
+    gc.collect()
+    go_on.set()
+
+    assert until(lambda: not [t for t in threading.enumerate() if t.name.startswith("late")])
+
+
 def test_signal_handlers_run_while_shutdown_waits() -> None:
     done = run_python(
         "import os, signal, threading\n"

@@ -208,9 +208,15 @@ _orphaned: list[_native.Executor] = []
 
 
 def _outlive(native: _native.Executor) -> None:
-    """An executor was collected: its core is kept for as long as it has jobs to do."""
+    """An executor was collected: its core is kept for as long as it has jobs to do.
+
+    It is closed, so that its threads leave after the last job and not when the next executor is
+    collected. A job whose result has just been taken still counts as busy.
+    """
     with contextlib.suppress(RuntimeError):  # made by the process that this one was forked from
         _orphaned[:] = [other for other in (*_orphaned, native) if _has_jobs(other)]
+        if native in _orphaned:
+            native.close()
 
 
 def _has_jobs(native: _native.Executor) -> bool:
