@@ -280,17 +280,25 @@ def test_top_without_a_terminal_prints_one_table_and_needs_no_rich(
 
 def test_top_once_reports_a_supervisor_that_ends_meanwhile(web: Program) -> None:
     command = [*OSLOXIDE, "top", "--once", "--interval", "3600", str(web.pid)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as top:
-        fds = Path(f"/proc/{top.pid}/fd")
-        wait_until(lambda: any("pidfd" in os.readlink(fd) for fd in links(fds)), "its watch")
+    top = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: any("pidfd" in target for target in open_files(top.pid)), "its watch")
         assert stop(web) == 0
         stdout, _ = top.communicate(timeout=DEADLINE)
+    finally:
+        top.kill()
+        top.wait()
     assert top.returncode == 0
     assert stdout.endswith(f"web.py {web.pid} has ended\n")
 
 
-def links(directory: Path) -> list[Path]:
-    return [entry for entry in directory.iterdir() if entry.is_symlink()]
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of *pid* name; one that is closed during the look is left out."""
+    targets = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            targets.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return targets
 
 
 def test_a_live_table_without_rich_names_the_remedy(web: Program, terminal, tmp_path: Path) -> None:
