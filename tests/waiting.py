@@ -37,10 +37,12 @@ def wait_until(
         time.sleep(pause)
 
 
-def until(condition: Callable[[], object], deadline: float = DEADLINE) -> bool:
+def until(
+    condition: Callable[[], object], deadline: float = DEADLINE, pause: float = 0.005
+) -> bool:
     """Whether *condition* comes true within *deadline* seconds, for tests that go on if not."""
     try:
-        wait_until(condition, "", deadline, 0.005)
+        wait_until(condition, "", deadline, pause)
     except AssertionError:
         return False
     return True

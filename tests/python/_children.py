@@ -14,6 +14,8 @@ import textwrap
 import time
 from typing import TYPE_CHECKING
 
+from procfs import session_members
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -75,19 +77,3 @@ def run_python(code: str, *arguments: str, **changes: str) -> subprocess.Complet
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
         environ=environment(**changes),
     )
-
-
-def session_members(session: int) -> list[int]:
-    """Processes of *session* that have not ended (zombies have)."""
-    members = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] not in "ZX":
-            members.append(int(entry))
-    return members

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from procfs import children, context_switches
 from waiting import DEADLINE, wait_until
 
 APPS = Path(__file__).parent / "apps"
-
 
 
 class Program:
@@ -89,17 +89,11 @@ class Program:
 
     def workers(self) -> list[int]:
         """Live direct children, oldest first."""
-        with contextlib.suppress(OSError):
-            text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-            return [int(pid) for pid in text.split()]
-        return []
+        return children(self.pid)
 
     def switches(self, pid: int | None = None) -> int:
         """Context switches of all threads of the parent, or of another process, so far."""
-        total = 0
-        for status in Path(f"/proc/{self.pid if pid is None else pid}/task").glob("*/status"):
-            total += sum(map(int, re.findall(r"ctxt_switches:\s+(\d+)", status.read_text())))
-        return total
+        return context_switches(self.pid if pid is None else pid)
 
     def send(self, signo: int, pid: int | None = None) -> None:
         os.kill(self.pid if pid is None else pid, signo)

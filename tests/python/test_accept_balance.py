@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from _children import environment, session_members
+from _children import environment
 from conftest import wait_until
+from procfs import session_members
 
 from osloxide import _native
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from _children import environment, session_members
+from _children import environment
+from procfs import session_members
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

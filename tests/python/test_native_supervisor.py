@@ -16,20 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from procfs import is_alive, open_fds
 from waiting import wait_until
 
 from osloxide import _native
 
 PARENT = Path(__file__).parents[1] / "support" / "parent.py"
 LONGEST = 20.0  # Nothing here takes this long unless it is broken.
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 class Parent:
@@ -358,7 +351,7 @@ def test_hundreds_of_respawns_leak_no_descriptor(start):
     rounds = 20 if os.environ.get("OSLOXIDE_LONG") else 4
     parent = start(50, 30)
     parent.hear_running(50)
-    before = len(os.listdir(f"/proc/{parent.pid}/fd"))
+    before = open_fds(parent.pid)
 
     for round_ in range(1, rounds + 1):
         youngest = parent.all("ready")[-50:]
@@ -372,7 +365,7 @@ def test_hundreds_of_respawns_leak_no_descriptor(start):
     assert not parent.all("backoff")
     parent.signal(signal.SIGUSR1)
     parent.hear("usr1")
-    wait_until(lambda: len(os.listdir(f"/proc/{parent.pid}/fd")) <= before, "all is closed")
+    wait_until(lambda: open_fds(parent.pid) <= before, "all is closed")
     assert {line[4] for line in parent.all("ready")} == {parent.all("ready")[0][4]}, (
         "workers inherit descriptors of their siblings"
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 import pytest
 from _children import environment, run_command
 from conftest import DEADLINE, Program, wait_until
+from procfs import open_files, stat
 from prometheus_client.parser import text_string_to_metric_families
 
 from osloxide.cli import snapshot, table
@@ -241,8 +242,7 @@ def test_a_suspended_top_gives_the_terminal_back_and_takes_it_again(web: Program
     top.shows("q leaves")
 
     os.kill(top.process.pid, signal.SIGTSTP)
-    stat = Path(f"/proc/{top.process.pid}/stat")
-    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "its stop")
+    wait_until(lambda: stat(top.process.pid).state == "T", "its stop")
     assert top.is_as_before()
 
     os.kill(top.process.pid, signal.SIGCONT)
@@ -290,15 +290,6 @@ def test_top_once_reports_a_supervisor_that_ends_meanwhile(web: Program) -> None
         top.wait()
     assert top.returncode == 0
     assert stdout.endswith(f"web.py {web.pid} has ended\n")
-
-
-def open_files(pid: int) -> list[str]:
-    """What the descriptors of *pid* name; one that is closed during the look is left out."""
-    targets = []
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            targets.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
-    return targets
 
 
 def test_a_live_table_without_rich_names_the_remedy(web: Program, terminal, tmp_path: Path) -> None:

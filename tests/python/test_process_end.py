@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _children import environment, session_members
+from _children import environment
+from procfs import session_members
 
 LONGEST = 45.0
 """Seconds after which a program counts as hung; far more than any deadline in here."""

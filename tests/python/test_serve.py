@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from _children import environment, run_command, session_members
+from _children import environment, run_command
 from conftest import wait_until
+from procfs import session_members
 from support.serving import OSLOXIDE, Running, fetch, starter
 
 SITE = """

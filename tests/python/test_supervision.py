@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Program, wait_until
+from procfs import children
 
 Start = Callable[..., Program]
 
@@ -167,12 +168,6 @@ def test_process_1_reaps_orphans_and_leaves_the_application_its_exit_statuses(
     assert program.expect("statuses")[0][1] == "7 8"
     program.send(signal.SIGTERM, init)
     assert program.ended() == 0
-
-
-def children(pid: int) -> list[int]:
-    """Live children of a process."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [child for child in map(int, listed) if child not in zombies(pid)]
 
 
 def zombies(pid: int) -> set[int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from procfs import open_fds
 from support.raw_http import DEADLINE, connect, serving
 from waiting import until
 
@@ -136,7 +136,7 @@ def test_a_storm_of_resets_leaves_nothing_behind() -> None:
             connection.request("GET", "/ok")
         (engine,) = server._engines
         assert until(lambda: engine.stats()["connections"] == 0)
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_fds()
         for number in range(300):
             connection = connect(server)
             if number % 3:
@@ -146,7 +146,7 @@ def test_a_storm_of_resets_leaves_nothing_behind() -> None:
         with connect(server) as connection:
             assert connection.request("GET", "/ok").body == b"ok"
         assert until(lambda: engine.stats()["connections"] == 0)
-        assert until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        assert until(lambda: open_fds() <= before)
 
 
 def test_requests_beyond_the_pool_wait_and_are_served() -> None:

@@ -16,8 +16,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from _children import environment, session_members
+from _children import environment
 from conftest import wait_until
+from procfs import open_fds, resident_bytes, session_members, threads
 
 from osloxide import _native
 
@@ -89,12 +90,7 @@ def batches(port: int, count: int, problems: list[str]) -> None:
 
 def figures(pid: int) -> tuple[int, int, int]:
     """Resident memory in KiB, threads and descriptors of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    resident = re.search(r"VmRSS:\s+(\d+)", status)
-    threads = re.search(r"Threads:\s+(\d+)", status)
-    assert resident is not None
-    assert threads is not None
-    return int(resident[1]), int(threads[1]), len(os.listdir(f"/proc/{pid}/fd"))
+    return resident_bytes(pid) // 1024, threads(pid), open_fds(pid)
 
 
 @pytest.mark.timeout(1800 if IS_LONG else 180)

@@ -17,17 +17,16 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from procfs import children, live_processes
 from waiting import wait_until
 
 T = TypeVar("T")
 
 MARKER = "OSLOXIDE_TEST_FAMILY"
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def held(what: str, condition: Callable[[], bool], seconds: float, every: float = 0.05) -> None:
@@ -36,71 +35,6 @@ def held(what: str, condition: Callable[[], bool], seconds: float, every: float 
     while time.monotonic() < end:
         assert condition(), what
         time.sleep(every)
-
-
-@dataclass(frozen=True)
-class Stat:
-    """The fields of /proc/PID/stat that matter here."""
-
-    pid: int
-    state: str
-    parent: int
-    session: int
-    ticks: int
-    started: float
-    """Seconds on CLOCK_BOOTTIME, cut to the kernel's ticks of 10 ms."""
-
-
-def stat(pid: int) -> Stat | None:
-    """What the kernel says about *pid*, or None when there is no such process."""
-    try:
-        line = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = line[line.rindex(")") + 2 :].split()
-    ticks = int(fields[11]) + int(fields[12])
-    started = int(fields[19]) / TICKS_PER_SECOND
-    return Stat(pid, fields[0], int(fields[1]), int(fields[3]), ticks, started)
-
-
-def is_alive(pid: int) -> bool:
-    """True while *pid* runs; a zombie has ended."""
-    seen = stat(pid)
-    return seen is not None and seen.state not in "ZX"
-
-
-def all_processes() -> Iterable[Stat]:
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (seen := stat(int(name))) is not None:
-            yield seen
-
-
-def children(pid: int) -> list[int]:
-    """Live children of *pid*, oldest first."""
-    return sorted(s.pid for s in all_processes() if s.parent == pid and s.state not in "ZX")
-
-
-def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time that the live ones among *pids* have used so far."""
-    return sum(s.ticks for pid in pids if (s := stat(pid)) is not None) / TICKS_PER_SECOND
-
-
-def context_switches(pid: int) -> int:
-    """Voluntary and involuntary context switches of every thread of *pid* so far."""
-    total = 0
-    for status in Path(f"/proc/{pid}/task").glob("*/status"):
-        total += sum(int(n) for n in re.findall(r"ctxt_switches:\s+(\d+)", status.read_text()))
-    return total
-
-
-def main_thread_switches(pid: int) -> int:
-    """Context switches of the main thread of *pid* so far."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return sum(int(n) for n in re.findall(r"ctxt_switches:\s+(\d+)", status))
-
-
-def open_fds(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def free_port() -> int:
@@ -167,9 +101,7 @@ class RunningService:
         """Every live process of this service, parent included, wherever it hangs in the tree."""
         mark = f"{MARKER}={self.marker}".encode()
         found = []
-        for seen in all_processes():
-            if seen.state in "ZX":
-                continue
+        for seen in live_processes():
             if seen.session == self.pid:
                 found.append(seen.pid)
                 continue

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from procfs import is_alive, main_thread_switches, stat
 from waiting import wait_until
 
 from services.cinder import (
@@ -31,14 +32,7 @@ from services.client import get
 from services.conftest import Figure, Start
 from services.infra import Broker, Database
 from services.load import Load, Report
-from services.processes import (
-    RunningService,
-    held,
-    is_alive,
-    is_refused,
-    main_thread_switches,
-    stat,
-)
+from services.processes import RunningService, held, is_refused
 from services.subject import LONG_RUN_SECONDS
 
 pytestmark = pytest.mark.timeout(300)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from procfs import is_alive
 from waiting import wait_until
 
 from services.cinder import PROJECT, Cinder, Environment, stop_politely, whole_job
 from services.conftest import Figure, Start
 from services.infra import Broker, Database
 from services.load import Load
-from services.processes import RunningService, held, is_alive
+from services.processes import RunningService, held
 from services.subject import IS_STOCK, LONG_RUN_SECONDS, REPOSITORY
 
 pytestmark = pytest.mark.timeout(600)

@@ -21,21 +21,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from procfs import context_switches, cpu_seconds, is_alive, open_fds
 from waiting import wait_until
 
 from services.client import Held, KeepAlive, get, queue_request, read_all
 from services.conftest import Figure, SmallService, Start
 from services.load import Load, Report
-from services.processes import (
-    RunningService,
-    context_switches,
-    cpu_seconds,
-    free_port,
-    held,
-    is_alive,
-    is_refused,
-    open_fds,
-)
+from services.processes import RunningService, free_port, held, is_refused
 
 pytestmark = pytest.mark.timeout(120)
 

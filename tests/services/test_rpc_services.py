@@ -19,19 +19,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from procfs import is_alive, main_thread_switches, stat
 from waiting import wait_until
 
 from services.cinder import Environment, stop_politely
 from services.conftest import Figure, Start
 from services.infra import Broker, Database
 from services.nova import API, CELL1, LOCK, Calls, Nova, Report
-from services.processes import (
-    RunningService,
-    held,
-    is_alive,
-    main_thread_switches,
-    stat,
-)
+from services.processes import RunningService, held
 
 pytestmark = pytest.mark.timeout(900)  # two services start, on a machine that may be busy
 

@@ -5,6 +5,12 @@ them against osloxide. The rules come from RFC 9110, RFC 9112 and PEP 3333; a ro
 what it promises. Nothing here imports the server under test: it runs in a process of its own.
 """
 
+import sys
+from pathlib import Path
+
+# Without pytest nothing has put the shared helpers of tests/ on the path.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 from conformance import rows_clients, rows_request, rows_response
 from conformance.verdict import ROWS as ALL_ROWS
 

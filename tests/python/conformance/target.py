@@ -16,23 +16,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from procfs import cpu_seconds, group_members, open_fds, resident_bytes, threads
+from waiting import until
+
 HERE = Path(__file__).resolve().parent
 _tags = itertools.count(1)
-
-
-def until(condition: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
-    """Poll *condition* until it holds or *seconds* passed; whether it held."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() >= deadline:
-            return condition()
-        time.sleep(pause)
-    return True
 
 
 class Target:
@@ -107,8 +98,8 @@ class Target:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
-        if not until(lambda: not _group_members(self.process.pid), 5):
-            raise RuntimeError(f"{self.server} left processes {_group_members(self.process.pid)}")
+        if not until(lambda: not group_members(self.process.pid), 5):
+            raise RuntimeError(f"{self.server} left processes {group_members(self.process.pid)}")
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # ---- what the server wrote and what the application saw -----------------------------------
@@ -136,51 +127,21 @@ class Target:
     # ---- cost, over the process tree ------------------------------------------------------------
 
     def pids(self) -> list[int]:
-        return _group_members(self.process.pid)
+        return group_members(self.process.pid)
 
     def fds(self) -> int:
-        return sum(_count(f"/proc/{pid}/fd") for pid in self.pids())
+        return sum(map(open_fds, self.pids()))
 
     def threads(self) -> int:
-        return sum(_count(f"/proc/{pid}/task") for pid in self.pids())
+        return sum(map(threads, self.pids()))
 
     def memory(self) -> int:
         """Resident bytes."""
-        pages = 0
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return sum(map(resident_bytes, self.pids()))
 
     def cpu(self) -> float:
         """User and system seconds used so far."""
-        ticks = 0
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pids())
 
     def is_alive(self) -> bool:
         return self.process.poll() is None
-
-
-def _count(directory: str) -> int:
-    with contextlib.suppress(OSError):
-        return len(os.listdir(directory))
-    return 0
-
-
-def _group_members(group: int) -> list[int]:
-    """Live members of process group *group*, from /proc."""
-    members = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            members.append(int(entry))
-    return members

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from _children import environment, run_command, session_members
+from _children import environment, run_command
 from conftest import wait_until
+from procfs import session_members
 
 OSLOXIDE = [sys.executable, "-m", "osloxide"]
 
