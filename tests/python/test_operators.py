@@ -292,6 +292,17 @@ def test_top_once_reports_a_supervisor_that_ends_meanwhile(web: Program) -> None
     assert stdout.endswith(f"web.py {web.pid} has ended\n")
 
 
+@pytest.mark.parametrize("command", ["status", "top --once --interval 0.1", "metrics --once"])
+def test_a_launcher_is_found_by_its_name(web: Program, command: str) -> None:
+    found = osloxide(*command.split(), "web.py")
+    assert found.returncode == 0, found.stderr
+    assert str(web.pid) in found.stdout
+
+    missing = osloxide(*command.split(), "no-such-api")
+    assert missing.returncode == 1
+    assert "no launcher that may be read is called no-such-api" in missing.stderr
+
+
 def test_a_live_table_without_rich_names_the_remedy(web: Program, terminal, tmp_path: Path) -> None:
     top = terminal("top", web.pid, PYTHONPATH=without("rich", tmp_path))
     assert top.ended() == 1

@@ -38,13 +38,10 @@ _METHOD_LABELS = ("service", "supervisor", "method")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``osloxide metrics``."""
-    parser.add_argument(
-        "pid",
-        metavar="PID",
-        type=int,
-        nargs="?",
-        help="a supervisor or a worker, whose end ends the command (default: at each scrape, "
-        "every launcher that may be read)",
+    snapshot.add_argument(
+        parser,
+        "every launcher that may be read; without a pid they are looked for at each scrape, with "
+        "one the command ends when that launcher does",
     )
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument(
@@ -63,13 +60,20 @@ def main(options: argparse.Namespace) -> int:
             f"metrics need the package prometheus_client ({error}); install it with "
             "pip install 'osloxide[metrics]'"
         ) from error
-    only = None if options.pid is None else snapshot.View(options.pid)
-    source = (lambda: [only]) if only is not None else snapshot.views
+    wanted: str | None = options.launcher
+    only = snapshot.View(int(wanted)) if wanted is not None and wanted.isdigit() else None
+
+    def source() -> list[snapshot.View]:
+        # A service that is down for a moment is a scrape without it, not a failed one.
+        if only is not None:
+            return [only]
+        return [view for view in snapshot.views() if wanted in (None, view.name)]
+
     registry = prometheus_client.CollectorRegistry()
     registry.register(Collector(source))
     if options.once:
-        if only is None and not snapshot.find():
-            raise CommandError(snapshot.NONE_FOUND)
+        if only is None:
+            snapshot.chosen(wanted)  # says which one is missing
         sys.stdout.write(prometheus_client.generate_latest(registry).decode())
         return 0
     with Arrivals(_LEAVING) as arrivals:

@@ -14,10 +14,13 @@ import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from osloxide._native import Scoreboard
 from osloxide.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    import argparse
 
 NONE_FOUND = "no running launcher was found; name a PID, or run this as its user"
 
@@ -170,6 +173,34 @@ class View:
             rss_bytes=_rss_bytes(self.pid),
             workers=[_worker(row, now, name) for row, name in zip(rows, _names(rows), strict=True)],
         )
+
+
+def add_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare the positional ``PID|NAME`` by which a command is told whom to look at.
+
+    :param default: what the command looks at without it, for its help.
+    """
+    parser.add_argument(
+        "launcher",
+        metavar="PID|NAME",
+        nargs="?",
+        help=f"a supervisor or a worker, or what launchers are called (default: {default})",
+    )
+
+
+def chosen(launcher: str | None) -> list[View]:
+    """The launchers that the argument names: every one that may be read when it is None.
+
+    :raises CommandError: it names none.
+    """
+    if launcher is not None and launcher.isdigit():
+        return [View(int(launcher))]
+    found = [view for view in views() if launcher in (None, view.name)]
+    if found:
+        return found
+    if launcher is None:
+        raise CommandError(NONE_FOUND)
+    raise CommandError(f"no launcher that may be read is called {launcher}")
 
 
 def take(pid: int) -> Launcher:

@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``osloxide status``."""
-    parser.add_argument(
-        "pid",
-        metavar="PID|NAME",
-        nargs="?",
-        help="a supervisor or a worker, or what launchers are called (default: every launcher that "
-        "may be read)",
-    )
+    snapshot.add_argument(parser, "every launcher that may be read")
     parser.add_argument(
         "--ready",
         metavar="NAME",
@@ -38,21 +32,11 @@ def main(options: argparse.Namespace) -> int:
     """Print the snapshot; 1 when there is nothing to show."""
     if options.ready is not None:
         return ready.run([options.ready])
-    if options.pid is None:
-        views = snapshot.views()
-    elif options.pid.isdigit():
-        views = [snapshot.View(int(options.pid))]
-    else:
-        views = [view for view in snapshot.views() if view.name == options.pid]
-        if not views:
-            raise CommandError(f"no launcher that may be read is called {options.pid}")
-    launchers = [view.read() for view in views]
+    launchers = [view.read() for view in snapshot.chosen(options.launcher)]
     if options.json:
         print(json.dumps([dataclasses.asdict(launcher) for launcher in launchers], indent=2))
-    elif launchers:
+    else:
         print("\n\n".join(render(launcher) for launcher in launchers))
-    if not launchers:
-        raise CommandError(snapshot.NONE_FOUND)
     return 0
 
 

@@ -40,13 +40,7 @@ _STATES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``osloxide top``."""
-    parser.add_argument(
-        "pid",
-        metavar="PID",
-        type=int,
-        nargs="?",
-        help="a supervisor or a worker (default: every launcher that may be read)",
-    )
+    snapshot.add_argument(parser, "every launcher that may be read")
     parser.add_argument(
         "--interval",
         type=_seconds,
@@ -63,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Show the launchers until a key, a signal, or the end of the last of them."""
-    views = snapshot.views() if options.pid is None else [snapshot.View(options.pid)]
-    if not views:
-        raise CommandError(snapshot.NONE_FOUND)
+    views = snapshot.chosen(options.launcher)
     caught = [*_LEAVING, signal.SIGTSTP, signal.SIGWINCH]
     if options.once or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         with Arrivals(_LEAVING) as arrivals:
