@@ -11,9 +11,10 @@ use crate::scoreboard;
 use crate::threads::{self, Signals};
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{Pid, gettid, write};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -279,7 +280,9 @@ fn wait(orders: &Orders, parent: Option<&Parent>, deadline: u64, now: u64) -> bo
         polled.push(readable(parent.liveness.as_fd()));
         polled.extend(parent.pidfd.as_ref().map(|pidfd| readable(pidfd.as_fd())));
     }
-    if poll(&mut polled, timeout(deadline, now)).is_err() {
+    let left = (deadline != NEVER)
+        .then(|| TimeSpec::from(Duration::from_nanos(deadline.saturating_sub(now))));
+    if ppoll(&mut polled, left, None).is_err() {
         return false; // EINTR cannot be: all signals are blocked; ENOMEM: try again
     }
     let is_readable = |fd: &PollFd<'_>| fd.any() == Some(true);
@@ -291,18 +294,6 @@ fn wait(orders: &Orders, parent: Option<&Parent>, deadline: u64, now: u64) -> bo
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLIN)
-}
-
-/// Rounded up to the next millisecond, so that the deadline has passed when the wait ends.
-fn timeout(deadline: u64, now: u64) -> PollTimeout {
-    if deadline == NEVER {
-        return PollTimeout::NONE;
-    }
-    let milliseconds = deadline.saturating_sub(now).div_ceil(1_000_000);
-    i32::try_from(milliseconds)
-        .ok()
-        .and_then(|milliseconds| PollTimeout::try_from(milliseconds).ok())
-        .unwrap_or(PollTimeout::MAX)
 }
 
 /// Ends the process, with a last line where standard error takes it without blocking.
@@ -319,16 +310,6 @@ fn leave(line: &str, status: i32) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_wait_never_ends_before_its_deadline() {
-        assert_eq!(timeout(NEVER, 5), PollTimeout::NONE);
-        assert_eq!(timeout(5, 5), PollTimeout::ZERO);
-        assert_eq!(timeout(6, 5), PollTimeout::try_from(1_i32).unwrap());
-        assert_eq!(timeout(2_000_001, 1), PollTimeout::try_from(2_i32).unwrap());
-        assert_eq!(timeout(NEVER - 1, 0), PollTimeout::MAX);
-        assert_eq!(timeout(1, 5), PollTimeout::ZERO);
-    }
 
     #[test]
     fn a_deadline_that_was_taken_back_leaves_no_thread() {

@@ -19,9 +19,10 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::time::TimeSpec;
 use parking_lot::{Condvar, Mutex};
 
 use crate::threads::{self, Signals};
@@ -175,18 +176,14 @@ impl SendingThread {
         while let Some(next) = self.send_all() {
             let now = Instant::now();
             let due = next.iter().map(|next| next.due).min().unwrap_or(now);
-            let milliseconds = due
-                .saturating_duration_since(now)
-                .as_micros()
-                .div_ceil(1000);
-            let timeout = PollTimeout::from(u16::try_from(milliseconds).unwrap_or(u16::MAX));
+            let left = TimeSpec::from(due.saturating_duration_since(now));
             let mut fds = vec![PollFd::new(self.wakeup.as_fd(), PollFlags::POLLIN)];
             fds.extend(next.iter().filter_map(|next| {
                 let socket = next.full.as_ref()?;
                 Some(PollFd::new(socket.as_fd(), PollFlags::POLLOUT))
             }));
             // Whatever poll says, all are looked at again.
-            let _ = poll(&mut fds, timeout);
+            let _ = ppoll(&mut fds, Some(left), None);
             let _ = self.wakeup.read();
         }
     }

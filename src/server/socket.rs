@@ -7,12 +7,12 @@
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::sendfile::sendfile64;
 use nix::sys::socket::{
     MsgFlags, Shutdown, SockType, getsockopt, recv, send, sendmsg, setsockopt, shutdown, sockopt,
 };
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeSpec, TimeVal};
 use rustix::net::{SocketFlags, acceptfrom_with, getsockname};
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -183,15 +183,9 @@ pub(super) fn wait(
 ) -> io::Result<bool> {
     let deadline = limit.map(|limit| Instant::now() + limit);
     loop {
-        let timeout = match deadline {
-            None => PollTimeout::NONE,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                // Rounded up: waking early would cost another turn.
-                PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
-            }
-        };
-        match poll(&mut [PollFd::new(socket.as_fd(), events)], timeout) {
+        let left = deadline
+            .map(|deadline| TimeSpec::from(deadline.saturating_duration_since(Instant::now())));
+        match ppoll(&mut [PollFd::new(socket.as_fd(), events)], left, None) {
             Ok(0) if deadline.is_some_and(|deadline| Instant::now() < deadline) => {}
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
