@@ -10,7 +10,6 @@ import json
 from typing import TYPE_CHECKING
 
 from osloxide.cli import ready, snapshot, table
-from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
     import argparse
