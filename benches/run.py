@@ -152,7 +152,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         type=checkout,
         metavar="DIR",
         help="another checkout of osloxide, set up with 'make setup', as the server 'before' of "
-        "part wsgi: what a change or a release costs",
+        "the parts wsgi and rpc: what a change or a release costs",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each workload")
     parser.add_argument("--seconds", type=int, default=1, help="length of a round, at least 1")
@@ -180,7 +180,7 @@ def main(arguments: list[str]) -> int:
         # Minutes each: a third of the rounds, and one at least.
         "cinder": lambda: cinder.run(max(1, args.rounds // 3)),
         "executor": lambda: executor.run(python, args.rounds),
-        "rpc": lambda: rpc.run(args.rounds, args.seconds),
+        "rpc": lambda: rpc.run(args.rounds, args.seconds, args.against),
     }
     for part, tables in runs.items():
         if part in args.parts:

@@ -113,9 +113,13 @@ def floor() -> str:
 def command_of(server: str, app: str, interpreter: str, *options: str) -> list[str]:
     """How serve.py starts *server*; :data:`BEFORE` is osloxide of another checkout."""
     if server == BEFORE:
-        checkout = Path(interpreter).parents[2]
-        return [interpreter, str(checkout / SERVE.relative_to(ROOT)), "osloxide", app, *options]
+        return [interpreter, beside(interpreter, SERVE), "osloxide", app, *options]
     return [interpreter, str(SERVE), server, app, *options]
+
+
+def beside(interpreter: str, program: str | Path) -> str:
+    """The same program of the checkout that *interpreter*, one of :func:`checkout`, belongs to."""
+    return str(Path(interpreter).parents[2] / Path(program).relative_to(ROOT))
 
 
 def checkout(directory: str) -> str:

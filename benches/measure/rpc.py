@@ -24,7 +24,7 @@ from typing import Any, Self
 from services.infra import Broker, retried
 
 from measure import machine
-from measure.peers import BENCHES
+from measure.peers import BEFORE, BENCHES, beside
 
 FLAVOURS = ("osloxide", "threading", "eventlet")
 CALLERS = (1, 16, 64)
@@ -35,13 +35,22 @@ MEMORY = {"osloxide": "osloxide+memory://", "threading": "fake://", "eventlet": 
 
 
 class Peer:
-    """rpc_peer.py, running."""
+    """rpc_peer.py, running.
 
-    def __init__(self, role: str, flavour: str, url: str, topic: str) -> None:
+    :param interpreter: that of the other checkout, for the flavour :data:`peers.BEFORE`.
+    """
+
+    def __init__(
+        self, role: str, flavour: str, url: str, topic: str, interpreter: str = sys.executable
+    ) -> None:
         self.flavour = flavour
+        program = str(BENCHES / "programs" / "rpc_peer.py")
+        if flavour == BEFORE:
+            # Its own program knows the names of its own modules.
+            flavour, program = "osloxide", beside(interpreter, program)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by stop())
         self.process = subprocess.Popen(
-            [sys.executable, str(BENCHES / "programs" / "rpc_peer.py"), role, flavour, url, topic],
+            [interpreter, program, role, flavour, url, topic],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -183,22 +192,29 @@ def _after_a_burst(pairs: Pairs) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def run(rounds: int, seconds: float) -> Tables:
+def run(rounds: int, seconds: float, against: str | None = None) -> Tables:
     """Tables of calls over RabbitMQ, of what a burst leaves behind, and of calls in one process.
 
+    :param against: the interpreter of another checkout, measured as one more executor.
     :raises RuntimeError: a call failed, or RabbitMQ is not installed.
     """
     note = (
         f"Echo with a context of about 500 bytes, medians of {rounds} rounds of {seconds:g} s, "
         "each executor in each round. "
     )
+    flavours = dict.fromkeys(FLAVOURS, sys.executable)
+    memory = dict(MEMORY)
+    if against is not None:
+        flavours[BEFORE] = against
+        memory[BEFORE] = MEMORY["osloxide"]
     with contextlib.ExitStack() as stack:
         broker = retried(Broker)
         stack.callback(broker.stop)
         pairs: Pairs = {}
-        for flavour in FLAVOURS:
-            server = stack.enter_context(Peer("server", flavour, broker.url, f"bench-{flavour}"))
-            client = Peer("client", "threading", broker.url, f"bench-{flavour}")
+        for flavour, python in flavours.items():
+            topic = f"bench-{flavour}"
+            server = stack.enter_context(Peer("server", flavour, broker.url, topic, python))
+            client = Peer("client", "threading", broker.url, topic)
             pairs[flavour] = (stack.enter_context(client), server)
         yield (
             "RPC over RabbitMQ",
@@ -213,8 +229,8 @@ def run(rounds: int, seconds: float) -> Tables:
         )
     with contextlib.ExitStack() as stack:
         pairs = {}
-        for flavour in FLAVOURS:
-            both = stack.enter_context(Peer("both", flavour, MEMORY[flavour], "bench"))
+        for flavour, python in flavours.items():
+            both = stack.enter_context(Peer("both", flavour, memory[flavour], "bench", python))
             pairs[flavour] = (both, both)
         yield (
             "RPC within one process",
