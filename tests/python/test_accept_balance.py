@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from _children import environment
 from conftest import wait_until
-from procfs import session_members
+from support.serving import Running, starter
 
 from osloxide import _native
 
@@ -35,25 +31,13 @@ def application(environ, start_response):
 """
 
 
-class Site:
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process = process
-        self._log = log
-
-    @property
-    def port(self) -> int:
-        found: list[str] = []
-
-        def listens() -> bool:
-            found[:] = re.findall(r"listening on 127\.0\.0\.1:(\d+)", self._log.read_text())
-            return bool(found)
-
-        wait_until(listens, "listening")
-        return int(found[0])
+class Site(Running):
+    """Four workers on one socket."""
 
     def rows(self) -> list[dict[str, object]]:
+        """The workers that are ready, from the scoreboard: asked too often for a command."""
         try:
-            rows = _native.Scoreboard.attach(self.process.pid).read()
+            rows = _native.Scoreboard.attach(self.pid).read()
         except ProcessLookupError:
             return []
         return [row for row in rows if row["state"] == "running"]
@@ -61,33 +45,15 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """Four workers on one socket."""
     (tmp_path / "mysite.py").write_text(SITE)
-    log = tmp_path / "log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "osloxide", "serve", "mysite", "--bind", "127.0.0.1:0"),
-                *("--workers", str(WORKERS), "--log-level", "warning"),
-                *("--log-config", str(logging_config(tmp_path))),
-            ],
-            cwd=tmp_path,
-            env=environment(PYTHONUNBUFFERED="1"),
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+    with starter(tmp_path, Site) as start:
+        running = start(
+            *("serve", "mysite", "--bind", "127.0.0.1:0", "--workers", str(WORKERS)),
+            *("--log-level", "warning", "--log-config", str(logging_config(tmp_path))),
         )
-    running = Site(process, log)
-    try:
         wait_until(lambda: len(running.rows()) == WORKERS, "four workers")
         yield running
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, log.read_text()
-    finally:
-        process.kill()
-        process.wait()
-    assert not session_members(process.pid)
+        assert running.stop() == 0, running.log
 
 
 def logging_config(directory: Path) -> Path:
@@ -115,7 +81,7 @@ def fetch(port: int) -> int:
 def test_connections_that_stay_are_spread_over_all_workers(
     site: Site, record_property: Callable[[str, object], None]
 ) -> None:
-    clients = [socket.create_connection(("127.0.0.1", site.port), 30) for _ in range(CONNECTIONS)]
+    clients = [socket.create_connection(("127.0.0.1", site.port()), 30) for _ in range(CONNECTIONS)]
     try:
         counts: list[int] = []
 
@@ -135,7 +101,7 @@ def test_connections_that_stay_are_spread_over_all_workers(
 
 
 def test_connections_of_one_request_are_spread_over_all_workers(site: Site) -> None:
-    port = site.port
+    port = site.port()
     answered: list[int] = []
 
     def client() -> None:
@@ -155,7 +121,7 @@ def test_connections_of_one_request_are_spread_over_all_workers(site: Site) -> N
 
 
 def test_no_connection_is_lost_when_a_worker_leaves(site: Site) -> None:
-    port = site.port
+    port = site.port()
     failures: list[str] = []
     answered = [0]
     leaving = threading.Event()

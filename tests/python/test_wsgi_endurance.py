@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
-from _children import environment
 from conftest import wait_until
-from procfs import open_fds, resident_bytes, session_members, threads
+from procfs import open_fds, resident_bytes, threads
+from support.serving import starter
 
 from osloxide import _native
 
@@ -97,28 +94,11 @@ def figures(pid: int) -> tuple[int, int, int]:
 def test_requests_leave_no_memory_no_thread_and_no_descriptor(tmp_path: Path) -> None:
     (tmp_path / "mysite.py").write_text(SITE)
     (tmp_path / "large").write_bytes(b"x" * 100_000)
-    log = tmp_path / "log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "osloxide", "serve", "mysite", "-b", "127.0.0.1:0"),
-                *("--access-logformat", "%(status_code)d"),
-            ],
-            cwd=tmp_path,
-            env=environment(PYTHONUNBUFFERED="1"),
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+    with starter(tmp_path) as start:
+        server = start(
+            *("serve", "mysite", "-b", "127.0.0.1:0", "--access-logformat", "%(status_code)d")
         )
-    try:
-
-        def port() -> int:
-            found = re.search(r"listening on 127\.0\.0\.1:(\d+)", log.read_text())
-            return int(found[1]) if found else 0
-
-        wait_until(port, "listening")
-        where = port()
+        where = server.port()
         per_batch = len(re.findall(rb"HTTP/1\.1", BATCH))
 
         def send(requests: int) -> None:
@@ -135,26 +115,21 @@ def test_requests_leave_no_memory_no_thread_and_no_descriptor(tmp_path: Path) ->
             assert not problems, problems
 
         def is_alone() -> bool:
-            rows = _native.Scoreboard.attach(process.pid).read()
+            rows = _native.Scoreboard.attach(server.pid).read()
             return all(row["connections"] == 0 for row in rows)
 
         send(WARM_UP)
         wait_until(is_alone, "the end of the connections")
-        base = figures(process.pid)
+        base = figures(server.pid)
         send(REQUESTS - WARM_UP)
         wait_until(is_alone, "the end of the connections")
         end: list[int] = []
 
         def settled() -> bool:
-            end[:] = figures(process.pid)
+            end[:] = figures(server.pid)
             return end[1] <= base[1] and end[2] <= base[2]
 
         wait_until(settled, f"as many threads and descriptors as before: {base}, {end}", 60)
         print(f"{REQUESTS} requests: KiB, threads, descriptors {base} -> {tuple(end)}")
         assert end[0] <= base[0] + SLACK_KIB
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-    assert not session_members(process.pid)
+        assert server.stop() == 0, server.log

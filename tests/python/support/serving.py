@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from _children import environment, run_command
 from conftest import wait_until
@@ -75,14 +76,23 @@ class Running:
         return self.process.wait(30)
 
 
-@contextmanager
-def starter(directory: Path) -> Iterator[Callable[..., Running]]:
-    """What starts ``osloxide ...`` in *directory*; nothing of it may be left at the end."""
-    started: list[Running] = []
+Started = TypeVar("Started", bound=Running)
 
-    def begin(*arguments: str, **changes: str) -> Running:
+
+@contextmanager
+def starter(
+    directory: Path,
+    kind: type[Started] = Running,  # type: ignore[assignment]
+) -> Iterator[Callable[..., Started]]:
+    """What starts ``osloxide ...`` in *directory*; nothing of it may be left at the end.
+
+    :param kind: what the callable returns.
+    """
+    started: list[Started] = []
+
+    def begin(*arguments: str, **changes: str) -> Started:
         log = directory / f"log{len(started)}"
-        started.append(Running(log, *arguments, cwd=directory, **changes))
+        started.append(kind(log, *arguments, cwd=directory, **changes))
         return started[-1]
 
     try:
