@@ -199,6 +199,9 @@ BASE = "module = site\nhttp-socket = 127.0.0.1:0\n"
          ["./y.py", "--bind", "http://[::1]:5"]),
         ("uwsgi-socket = /s\npaste = config:/p#q\n", ["config:/p#q", "--bind", "uwsgi://unix:/s"]),
         ("http = fd://3\npaste = /p\n", ["config:/p", "--bind", "http://fd://3"]),
+        ("http = :80\nmount = /a=/usr/bin/a-api\nmanage-script-name = true\n",
+         ["/usr/bin/a-api", "--bind", "http://:80"]),
+        ("http = :80\nmount = /a=a.wsgi:make()\n", ["a.wsgi:make()", "--bind", "http://:80"]),
     ],
 )  # fmt: skip
 def test_applications_and_addresses_are_translated(
@@ -262,6 +265,9 @@ def test_a_flag_may_be_off(tmp_path: Path, value: str) -> None:
         ("hook-master-start = exec:rm\n", "osloxide runs no hooks"),
         ("route-user-agent = ^x break:403\n", "osloxide routes nothing but REGEX donotlog:"),
         ("static-map = nowhere\n", "is no /PREFIX=DIRECTORY"),
+        ("mount = a=b.py\n", "is no /PREFIX=APPLICATION"),
+        ("mount = /a=b.py\nmount = /c=d.py\n", "one application is mounted"),
+        ("mount = /a=b.py\n", "mount beside module, wsgi-file or paste"),
         ("env = NOTHING\n", "is no NAME=VALUE"),
         ("protocol = scgi\n", "is a protocol that is not spoken"),
         ("http-socket = =0\n", "names a shared socket"),

@@ -19,6 +19,7 @@ from osloxide.cli import (
     filters,
     listeners,
     log_file,
+    mount,
     operator_signals,
     privileges,
     reloading,
@@ -86,6 +87,10 @@ def main(options: argparse.Namespace) -> int:
         access_log.setLevel(logging.WARNING)
     boot = Boot()
 
+    def wrap(application: mount.Application) -> mount.Application:
+        at: str | None = options.mount
+        return between.wrap(application if at is None else mount.mounted(application, at))
+
     def on_start() -> None:
         if told is not None:
             told.answer(servers)
@@ -100,7 +105,7 @@ def main(options: argparse.Namespace) -> int:
         site,
         servers,
         boot,
-        wrap=between.wrap,
+        wrap=wrap,
         on_start=on_start,
         on_reset=on_reset,
         on_interrupted=lambda: None if has_parent else remove_pid_file(options.pid),

@@ -13,7 +13,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address
+from osloxide.cli import address, mount
 from osloxide.cli.errors import CommandError
 from osloxide.cli.filters import FIELDS
 
@@ -264,6 +264,13 @@ def _declare_responses(parser: argparse.ArgumentParser) -> None:
         help="take a header out of each answer of the application; may be repeated",
     )
     parser.add_argument(
+        "--mount",
+        type=_mount,
+        metavar="/PREFIX",
+        help="the application's place: SCRIPT_NAME of its requests; paths outside are answered 404 "
+        "(default: the root)",
+    )
+    parser.add_argument(
         "--static-map",
         action="append",
         type=_mapping,
@@ -426,6 +433,13 @@ def _header(text: str) -> tuple[str, str]:
     if not value.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r} has control characters in its value")
     return name, value.strip()
+
+
+def _mount(text: str) -> str:
+    try:
+        return mount.prefix(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _mapping(text: str) -> tuple[str, str]:

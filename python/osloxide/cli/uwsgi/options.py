@@ -94,7 +94,8 @@ TABLE: tuple[Option, ...] = (
     _needless("plugin-dir plugins-dir", "nothing has to be loaded", _VALUE),
     _needless("autoload", "nothing has to be loaded"),
     _needless("reload-os-env", "a reload starts from the environment of the start"),
-    _needless("manage-script-name", "the application is mounted at the root"),
+    _honoured("mount", "mount", "the application, and --mount"),
+    _needless("manage-script-name", "what is mounted has its SCRIPT_NAME"),
     _needless("optimize", "set PYTHONOPTIMIZE", _VALUE),
     # ---- addresses
     _honoured("http http-socket http11-socket", "http", "--bind http://ADDRESS"),
@@ -234,7 +235,6 @@ TABLE: tuple[Option, ...] = (
     _refused("async", "there are no green threads; give threads"),
     _refused("wsgi-lite web3 pump pecan", "give module or wsgi-file"),
     _refused("eval", "write the code to a file and give wsgi-file"),
-    _refused("mount", "mount in the proxy in front, or in a paste composite: paste = config:FILE"),
     _refused("import pyimport py-import python-import shared-import",
              "import it in the application's module"),
     _refused("static-map2 check-static static-index static-expires static-safe",

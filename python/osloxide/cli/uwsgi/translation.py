@@ -91,6 +91,11 @@ class Translation:
         if self.problems and is_complete:
             raise self.problems[0]
         application, listeners = self._application(), self._listeners()
+        if is_complete and "--mount" in self._single and len(self._applications) > 1:
+            raise CommandError(
+                "mount beside module, wsgi-file or paste: one application is served; leave one of "
+                "them out, or name both in a paste composite: paste = config:FILE"
+            )
         if is_complete and not application:
             raise CommandError(
                 "no application: give module = PACKAGE.MODULE:APP, wsgi-file = SCRIPT or "
@@ -169,6 +174,22 @@ class Translation:
 
     def _ini_paste(self, setting: Setting) -> None:
         self._applications["paste"] = f"config:{setting.value}"
+
+    def _mount(self, setting: Setting) -> None:
+        prefix, equals, target = setting.value.partition("=")
+        if not equals or not target or not prefix.startswith("/"):
+            raise setting.refuse("is no /PREFIX=APPLICATION")
+        if "--mount" in self._single:
+            raise setting.refuse(
+                "one application is mounted; mount several in the proxy in front, or in a paste "
+                "composite: paste = config:FILE"
+            )
+        self._single["--mount"] = prefix
+        if target.startswith("config:"):
+            kind = "paste"
+        else:
+            kind = "file" if "/" in target or target.endswith((".py", ".wsgi")) else "module"
+        self._applications[kind] = target
 
     def _callable(self, setting: Setting) -> None:
         self._attribute = setting.value
