@@ -1,10 +1,13 @@
 """The documentation site: Sphinx over the Markdown pages of this folder.
 
-Owns how pages become HTML. Links that leave docs/ lead to files of the repository, which the site
-does not have: the site shows their names, and tests/python/test_docs.py checks that they exist.
+Owns how pages become HTML, and when the pages of reference/ are made from the code
+(tools/reference.py): at each build, so that they are never older than it. Links that leave docs/
+lead to files of the repository, which the site does not have: the site shows their names, and
+tests/python/test_docs.py checks that they exist.
 """
 
 import re
+import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -17,6 +20,7 @@ source_suffix = {".md": "markdown"}
 root_doc = "index"
 exclude_patterns = ["README.md", "_build"]
 myst_heading_anchors = 4
+myst_enable_extensions = ["deflist"]
 nitpicky = True
 suppress_warnings = ["myst.header"]  # the tables of benchmarks, written by benches/run.py
 html_theme = "alabaster"
@@ -27,6 +31,11 @@ html_theme_options = {
     "sidebar_width": "250px",
 }
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tools"))
+
+import reference  # noqa: E402 - found by the line above
+
+reference.write(HERE / "reference")
 
 
 def name_files_outside(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -37,10 +46,11 @@ def name_files_outside(app: Sphinx, docname: str, source: list[str]) -> None:
         file = target.partition("#")[0]
         if not file or "://" in file or target.startswith("mailto:"):
             return match[0]
-        path = (HERE / file).resolve()
-        if path.suffix == ".md" and path.parent == HERE and path.name != "README.md":
+        path = (HERE / docname).parent.joinpath(file).resolve()
+        inside = path.parent in (HERE, HERE / "reference")
+        if path.suffix == ".md" and inside and path.name != "README.md":
             return match[0]
-        if path.suffix in {".svg", ".png"} and path.parent == HERE:
+        if path.suffix in {".svg", ".png"} and inside:
             return match[0]
         return text if text.startswith("`") else f"{text} (`{path.name}`)"
 

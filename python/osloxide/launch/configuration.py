@@ -9,6 +9,7 @@ Rules: oslo_service._options and oslo_config.cfg.ConfigOpts.{reload,mutate}_conf
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,14 @@ OPTIONS = [
     ),
 ]
 """Options that oslo.service does not have."""
+
+
+def list_opts() -> list[tuple[str, list[Any]]]:
+    """List :data:`OPTIONS` with their group, as ``oslo-config-generator`` asks for them.
+
+    The namespace is ``osloxide``; oslo.service's own namespaces have the other options.
+    """
+    return [(GROUP, copy.deepcopy(OPTIONS))]
 
 
 def register_options(conf: Any) -> None:
