@@ -22,7 +22,7 @@ unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help deployments demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz python stubs parity eventlet \
-	services services-setup messaging pythons test-pythons wheels release bench clean
+	services services-setup messaging pythons pythons-page test-pythons free-threaded deb debian wheels release bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -101,7 +101,7 @@ walls: $(VENV)/.rust-tools ## each room compiles alone (docs/architecture.md)
 docs: $(VENV)/.build ## rustdoc, warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --all-features
 
-$(VENV)/.docs: requirements/docs.lock $(VENV)/.cinder
+$(VENV)/.docs: requirements/docs.lock $(VENV)/.native
 	@$(PIP) --no-deps -r $<
 	@touch $@
 
@@ -178,11 +178,23 @@ $(VENV)/.release: requirements/release.lock $(VENV)/.build
 	@touch $@
 
 pythons: $(VENV)/.release ## wheel, empty environment and smoke part on every CPython found here
-	@$(PY) tools/pythons.py --oslo-service
+	@$(PY) tools/pythons.py --unoptimised --oslo-service
+
+pythons-page: $(VENV)/.release ## the same with Debian sid's CPythons (root), counts entered in docs/pythons.md
+	@$(PY) tools/pythons.py --unoptimised --oslo-service --debian sid --page docs/pythons.md
 
 # Two ways to find more of them: pyenv install, or DEBIAN=sid (a tree made by debootstrap).
 test-pythons: $(VENV)/.release ## all tests through the boundary on every CPython found here
 	@$(PY) tools/pythons.py --full --oslo-service $(addprefix --debian ,$(DEBIAN))
+
+free-threaded: $(VENV)/.release ## build a free-threaded CPython and run the suites of docs/free-threading.md on it
+	@$(PY) tools/pythons.py --unoptimised --python "$$(tools/free_threaded.sh)"
+
+deb: $(VENV)/.native ## dist/: the Debian package, built in a tree of Debian sid (root)
+	@$(PY) tools/deb.py
+
+debian: $(VENV)/.test services-setup ## Debian sid's own nova and cinder on that package, in the tree (root)
+	$(PY) -m pytest -q tests/debian
 
 wheels: $(VENV)/.release ## dist/: a manylinux wheel for every CPython found here
 	@$(PY) tools/pythons.py --build-only
