@@ -8,7 +8,9 @@ interpreters than --at-least fails, so that a machine which has just one does no
     tools/pythons.py --full              all of tests/python, with what cinder.lock names beside it
     tools/pythons.py --oslo-service      and both ends of oslo.service's range, oldest CPython
     tools/pythons.py --debian sid        also the CPythons of that Debian release, in a tree made by
-                                         debootstrap below .cache/trees (needs root)
+                                         debootstrap (tools/debian_tree.py; needs root)
+    tools/pythons.py --unoptimised       wheels that compile faster and are not for a release
+    tools/pythons.py --page FILE         enter the counts in the table of that page
 """
 
 import argparse
@@ -22,11 +24,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import debian_tree
 import wheels
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "pythons"
-TREES = ROOT / ".cache" / "trees"
 REQUIREMENTS = ROOT / "requirements"
 OLDEST = (3, 11)
 NEWEST = (3, 15)
@@ -39,24 +41,18 @@ SMOKE_SUITES = (
     "test_wsgi_input.py",
 )
 """Suites that touch each room of the module, and run in less than a minute together."""
-SUITE_SECONDS = 1200
+FREE_THREADED_SUITES = ("test_wsgi_*.py", "test_*executor*.py", "test_*launch*.py",
+                        "test_native_supervisor.py", "test_loopingcall.py")  # fmt: skip
+"""Server, executor and launchers: what a free-threaded CPython is tried with."""
+SUITE_SECONDS = 1800
+RESULTS = "<!-- results: written by tools/pythons.py --page -->"
+"""Stands before and after the table in a page."""
 SUMMARY = re.compile(r"^=*\s*(\d+ (?:passed|failed|error).*?)(?: in [\d.]+s.*)?=*$", re.MULTILINE)
 
 DESCRIBE = """
 import platform, sys
 print(platform.python_implementation(), *sys.version_info[:3], sys.version_info.releaselevel)
 """
-INSIDE = """#!/bin/sh
-# {program} of the Debian tree {tree}; this checkout and /tmp lie at the same place inside.
-exec unshare --mount --propagation=private sh -ceu '
-    mkdir -p "$0$1" && mount --bind "$1" "$0$1" && mount --bind /tmp "$0/tmp"
-    mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev"
-    tree=$0; directory=$PWD; program=$2; shift 2
-    exec chroot "$tree" /bin/sh -c "cd \\"\\$0\\" && exec \\"\\$@\\"" "$directory" "$program" "$@"
-' {tree} {root} {program} "$@"
-"""
-
-
 class Python(NamedTuple):
     """A CPython that was found."""
 
@@ -105,23 +101,6 @@ def candidates() -> Iterator[str]:
                 yield str(program)
 
 
-def of_debian(release: str) -> Iterator[str]:
-    """Programs of the Debian *release* in a tree that is made here when it is missing."""
-    tree = TREES / release
-    if not (tree / "etc" / "debian_version").exists():
-        tree.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([ROOT / "tools" / "debian.sh", "debootstrap"], check=True)
-        print(f"a tree of Debian {release} in {tree}", flush=True)
-        packages = "python3,python3-venv,ca-certificates"
-        command = ["debootstrap", "--variant=minbase", f"--include={packages}", release, str(tree)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    for program in sorted((tree / "usr" / "bin").glob("python3.[0-9][0-9]")):
-        script = TREES / f"{release}-{program.name}"
-        script.write_text(INSIDE.format(tree=tree, root=ROOT, program=f"/usr/bin/{program.name}"))
-        script.chmod(0o755)
-        yield str(script)
-
-
 def find(named: Sequence[str], debian: Sequence[str]) -> list[Python]:
     """One CPython for each tag, oldest first; *named* ones win, and must be usable."""
     found: dict[str, Python] = {}
@@ -135,7 +114,7 @@ def find(named: Sequence[str], debian: Sequence[str]) -> list[Python]:
             if (python := describe(executable)) is not None:
                 found.setdefault(python.tag, python)
     for release in debian:
-        for executable in of_debian(release):
+        for executable in debian_tree.pythons(release):
             if (python := describe(executable)) is not None:
                 found.setdefault(python.tag, python)
     return [found[tag] for tag in sorted(found, key=lambda tag: (len(tag), tag))]
@@ -161,7 +140,7 @@ class Environment:
     def command(self, *arguments: str | Path) -> list[str]:
         """*arguments* behind the environment's own interpreter."""
         inner = str(self.path / "bin" / "python")
-        if self._python.executable.startswith(str(TREES)):
+        if self._python.executable.startswith(str(debian_tree.TREES)):
             # Only the tree has what the environment's links lead to.
             start = (
                 "import os, sys; os.environ.pop('__PYVENV_LAUNCHER__', None);"
@@ -177,7 +156,7 @@ class Environment:
             return
         inner = self.path / "bin" / "python"
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-        if self._python.executable.startswith(str(TREES)):
+        if self._python.executable.startswith(str(debian_tree.TREES)):
             subprocess.run(self.command("-m", "ensurepip", "--upgrade"), check=True)
             pip = self.command("-m", "pip", "--disable-pip-version-check")
         else:
@@ -208,6 +187,9 @@ def run(python: Python, suite: str, command: Sequence[str]) -> Outcome:
     print(f"\n--- CPython {python.version}: {suite}", flush=True)
     since = time.monotonic()
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    if python.tag.endswith("t"):
+        # Off whatever modules say: it is the code without the lock that is tried here.
+        kept["PYTHON_GIL"] = "0"
     try:
         result = subprocess.run(
             command,
@@ -233,21 +215,26 @@ def run(python: Python, suite: str, command: Sequence[str]) -> Outcome:
     )
 
 
-def smoke(python: Python, wheel: Path) -> Iterator[Outcome]:
+def smoke(python: Python, wheel: Path, suites: bool) -> Iterator[Outcome]:
     """An empty environment with the wheel alone, then the suites that touch each room."""
     environment = Environment(python, f"{python.tag}-smoke")
     install_wheel(environment, wheel)
     yield run(
         python, "installed", environment.command("-I", ROOT / "tests" / "installed" / "smoke.py")
     )
+    if not suites:
+        return
+    files = [ROOT / "tests" / "python" / name for name in SMOKE_SUITES]
+    if python.tag.endswith("t"):
+        folder = ROOT / "tests" / "python"
+        files = sorted({path for name in FREE_THREADED_SUITES for path in folder.glob(name)})
     tools = ("pytest", "pytest-timeout", "hypothesis", "oslo.messaging", "eventlet")
     environment.install(
         *tools,
         *("-c", REQUIREMENTS / "cinder.lock", "-c", REQUIREMENTS / "test.lock"),
         key=f"tools {tools} {(REQUIREMENTS / 'test.lock').read_text()}",
     )
-    suites = [ROOT / "tests" / "python" / name for name in SMOKE_SUITES]
-    yield run(python, "suites", environment.command("-m", "pytest", "-q", *suites))
+    yield run(python, "suites", environment.command("-m", "pytest", "-q", *files))
 
 
 def full(python: Python, wheel: Path) -> Iterator[Outcome]:
@@ -272,6 +259,44 @@ def ends_of_oslo_service(python: Python, wheel: Path) -> Iterator[Outcome]:
         yield run(python, f"oslo.service {version}", command)
 
 
+def table(outcomes: Sequence[Outcome], before: str) -> str:
+    """The table of a page: one row for each CPython and suite, newer results in place of older.
+
+    :param before: the table as the page has it.
+    """
+    rows: dict[tuple[str, str], str] = {}
+    for line in before.splitlines():
+        if re.match(r"\| \d", line):
+            python, suite = (cell.strip() for cell in line.split("|")[1:3])
+            rows[python, suite] = line
+    measured = {outcome.python for outcome in outcomes}
+    minors = {version.rpartition(".")[0] for version in measured}
+    rows = {
+        key: line
+        for key, line in rows.items()
+        if key[0] in measured or key[0].rpartition(".")[0] not in minors
+    }
+    for outcome in outcomes:
+        word = "ok" if outcome.passed else "**failed**"
+        rows[outcome.python, outcome.suite] = (
+            f"| {outcome.python} | {outcome.suite} | {word} | {outcome.counts} |"
+        )
+
+    def order(key: tuple[str, str]) -> tuple[list[int], str]:
+        return [int(number) for number in re.findall(r"\d+", key[0])], key[1]
+
+    head = ["| CPython | suite | | counts |", "|---|---|---|---|"]
+    return "\n".join([*head, *(rows[key] for key in sorted(rows, key=order))])
+
+
+def write_page(page: Path, outcomes: Sequence[Outcome]) -> None:
+    """Enter *outcomes* in the table between the two marks of *page*."""
+    parts = page.read_text().split(RESULTS)
+    if len(parts) != 3:
+        sys.exit(f"{page} must have the line {RESULTS} twice")
+    page.write_text(f"{RESULTS}\n\n{table(outcomes, parts[1])}\n\n{RESULTS}".join(parts[::2]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="all of tests/python")
@@ -282,7 +307,10 @@ def main() -> int:
     parser.add_argument("--python", action="append", default=[], help="instead of a search")
     parser.add_argument("--at-least", type=int, default=2, help="fewer interpreters are a failure")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where wheels are")
+    parser.add_argument("--unoptimised", action="store_true", help="wheels for tests alone")
+    parser.add_argument("--page", type=Path, help="a page whose table gets the counts")
     arguments = parser.parse_args()
+    out = wheels.UNOPTIMISED / "dist" if arguments.unoptimised else arguments.out.resolve()
 
     pythons = find(arguments.python, arguments.debian)
     for python in pythons:
@@ -299,17 +327,24 @@ def main() -> int:
         return 1
 
     outcomes: list[Outcome] = []
+    own = wheels.tag_of(sys.executable)
     for python in pythons:
-        wheel = wheels.wheel_for(python.executable, arguments.out.resolve())
+        wheel = wheels.wheel_for(python.executable, out, arguments.unoptimised)
         print(f"{wheel.stat().st_size / 1e6:.2f} MB {wheel.name}", flush=True)
         if arguments.build_only:
             continue
-        outcomes += (full if arguments.full else smoke)(python, wheel)
+        if arguments.full:
+            outcomes += full(python, wheel)
+        else:
+            # `make python` has run the same suites on this one, with everything else.
+            outcomes += smoke(python, wheel, suites=python.tag != own)
         if arguments.oslo_service and python is pythons[0]:
             outcomes += ends_of_oslo_service(python, wheel)
 
     if arguments.build_only:
         return 0
+    if arguments.page:
+        write_page(arguments.page, outcomes)
     print("\nCPython      suite                 seconds  result")
     for outcome in outcomes:
         word = "ok    " if outcome.passed else "FAILED"

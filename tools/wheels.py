@@ -31,6 +31,8 @@ OLDEST_GLIBC = "manylinux_2_17"
 """rustc's own floor for this platform (RHEL 7's glibc)."""
 CARGO_DIRECTORY = ROOT / "target" / "wheels"
 """Shared by all CPythons: what does not depend on one, three crates of four, compiles once."""
+UNOPTIMISED = ROOT / "target" / "wheels-unoptimised"
+"""The same for wheels that are made to be tested and thrown away."""
 INPUTS = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "README.md", "LICENSE", "src", "python")
 PREFERRED = ("Apache-2.0", "MIT", "ISC", "BSD-3-Clause")
 """Where a crate offers a choice, the first of these that it offers."""
@@ -131,8 +133,10 @@ def tag_of(interpreter: str) -> str:
     return output_of(interpreter, "-c", code).strip()
 
 
-def compile_wheel(interpreter: str, out: Path) -> Path:
+def compile_wheel(interpreter: str, out: Path, unoptimised: bool) -> Path:
     """What maturin makes of the checkout for *interpreter*, in the folder *out*."""
+    fast = {"CARGO_PROFILE_RELEASE_LTO": "off", "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16",
+            "CARGO_PROFILE_RELEASE_OPT_LEVEL": "1"}  # fmt: skip
     subprocess.run(
         [
             "maturin", "build", "--release", "--locked", "--quiet", "--zig",
@@ -142,8 +146,9 @@ def compile_wheel(interpreter: str, out: Path) -> Path:
         check=True,
         env={
             **{k: v for k, v in os.environ.items() if k not in ("PYO3_PYTHON", "VIRTUAL_ENV")},
-            "CARGO_TARGET_DIR": str(CARGO_DIRECTORY),
+            "CARGO_TARGET_DIR": str(UNOPTIMISED if unoptimised else CARGO_DIRECTORY),
             "CARGO_PROFILE_RELEASE_STRIP": "none",
+            **(fast if unoptimised else {}),
         },
     )  # fmt: skip
     (wheel,) = out.glob("*.whl")
@@ -208,18 +213,21 @@ def finish(raw: Path, out: Path) -> Path:
     return wheel
 
 
-def wheel_for(interpreter: str, out: Path) -> Path:
-    """The finished wheel for *interpreter*, built only when *out* has none of the same inputs."""
+def wheel_for(interpreter: str, out: Path, unoptimised: bool = False) -> Path:
+    """The finished wheel for *interpreter*, built only when *out* has none of the same inputs.
+
+    :param unoptimised: compile in a third of the time; such a wheel is not for a release.
+    """
     require("cargo", "install it from https://rustup.rs")
     tag, digest = tag_of(interpreter), digest_of_inputs(interpreter)
-    stamp = CARGO_DIRECTORY / "stamps" / f"{tag}.json"
+    stamp = (UNOPTIMISED if unoptimised else CARGO_DIRECTORY) / "stamps" / f"{tag}.json"
     if stamp.exists():
         known = json.loads(stamp.read_text())
         if known["digest"] == digest and (out / known["wheel"]).exists():
             return out / str(known["wheel"])
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="osloxide-raw-") as name:
-        wheel = finish(compile_wheel(interpreter, Path(name)), out)
+        wheel = finish(compile_wheel(interpreter, Path(name), unoptimised), out)
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(json.dumps({"digest": digest, "wheel": wheel.name}))
     return wheel

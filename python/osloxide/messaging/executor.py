@@ -12,6 +12,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import functools
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -76,8 +77,14 @@ def _fields(future: concurrent.futures.Future[Any]) -> set[str]:
 
 
 def _future_maker() -> Callable[[], concurrent.futures.Future[Any]]:
-    """What makes a :class:`Future`, without a frame of Python code; an ordinary future when this
-    Python's futures are made of other parts than :class:`Future` knows."""
+    """What makes a :class:`Future`, without a frame of Python code.
+
+    An ordinary future when this Python's futures are made of other parts than :class:`Future`
+    knows, or where the interpreter has no lock (PEP 703): a :class:`Future` is finished between a
+    look and a write that only the lock keeps together.
+    """
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return concurrent.futures.Future
     known = {*_INTERNALS, "_state", "_result", "_exception"}
     plain: concurrent.futures.Future[Any] = concurrent.futures.Future()
     if _fields(plain) != known:
