@@ -268,6 +268,28 @@ fn idle_connections_do_not_hold_up_a_drain() {
     assert!(running.is_drained(Duration::from_secs(10)));
 }
 
+#[test]
+fn connections_are_taken_until_the_relatives_copies_are_closed() {
+    let settings = Settings {
+        last_accepts: Duration::from_secs(2),
+        ..Settings::default()
+    };
+    let running = Running::with(settings, hello);
+
+    running.server.stop(true);
+
+    let mut late = running.connect();
+    late.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    let answer = read_all(&mut late);
+    assert!(answer.contains("Connection: close\r\n"), "{answer}");
+    assert!(answer.ends_with("hello"), "{answer}");
+    // Without a connection left, it is the listener alone that the drain waits for.
+    assert!(!running.is_drained(Duration::ZERO));
+    assert!(running.is_drained(Duration::from_secs(10)));
+    assert!(TcpStream::connect(running.address).is_err());
+}
+
 /// A refusal: what came before is answered, then the status, then the end of the connection.
 fn assert_refused(running: &Running, request: &[u8], status: &str) {
     let mut stream = running.connect();

@@ -414,9 +414,11 @@ class Server(ServiceBase):
         if self._server is None:
             return
         self._pool.resize(0)
-        self._server.kill()
         if shutdown.is_stopping():
+            # Before the engine serves its backlog and closes its copy: a connection that comes
+            # between the two would be reset by the last close.
             self._close_sockets()
+        self._server.kill()
 
     def _close_sockets(self) -> None:
         self.socket.close()
@@ -558,6 +560,8 @@ def _drain_at_exit() -> None:
     """
     servers = tuple(_started)
     engines = [engine for server in servers for engine in server._engines]
+    for server in servers:
+        server._close_sockets()
     for engine in engines:
         engine.stop(close=True)
     deadline = time.monotonic() + EXIT_GRACE_SECONDS

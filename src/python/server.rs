@@ -20,6 +20,9 @@ use super::signals;
 use super::wsgi::{Application, NativeLog, Options};
 use crate::server::{self, Settings, tls};
 
+/// Supervisor and siblings may have been told to stop at the same time as this process (a service
+/// manager signals the whole group), and on a busy machine they get to it later.
+const LAST_ACCEPTS: Duration = Duration::from_millis(100);
 /// A century: beyond it a clock has no instant.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(3_155_760_000);
 
@@ -138,6 +141,11 @@ impl Server {
             client_socket_timeout,
             keep_alive_timeout,
             max_connections,
+            last_accepts: if multiprocess {
+                LAST_ACCEPTS
+            } else {
+                Duration::ZERO
+            },
             max_header_line,
             max_url_len,
             max_headers,

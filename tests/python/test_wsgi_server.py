@@ -343,6 +343,31 @@ def ending() -> Iterator[None]:
     shutdown.begin_serving()
 
 
+def test_the_engine_closes_the_last_copy_of_the_socket(
+    ending: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever closes last resets what the kernel has queued; only the engine looks there first."""
+    open_copies: list[int] = []
+
+    class Engine:
+        def __init__(self, engine: Any) -> None:
+            self._engine = engine
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._engine, name)
+
+        def stop(self, *, close: bool) -> None:
+            assert close
+            open_copies.extend((server.socket.fileno(), server.dup_socket.fileno()))
+            self._engine.stop(close=close)
+
+    with serving(lambda environ, start_response: []) as server:
+        monkeypatch.setattr(server._server, "_engine", Engine(server._server._engine))
+        server.stop()
+
+    assert set(open_copies) == {-1}
+
+
 def test_at_the_end_of_the_process_the_port_is_refused(
     made: list[wsgi.Server], ending: None
 ) -> None:

@@ -217,6 +217,8 @@ class ProcessLauncher:
         if self.sigcaught != signal.SIGTERM:
             self.sigcaught = signo
         self.running = False
+        if self._is_supervising:
+            self._close_listeners()
         self._supervisor_of_this_process().request("stop")
         self._bound_stop()
 
@@ -310,6 +312,8 @@ class ProcessLauncher:
         while self._due is None:
             self._is_supervising = True
             try:
+                if self.sigcaught == signal.SIGTERM:
+                    self._close_listeners()
                 command = self._supervisor_of_this_process().next()
             finally:
                 self._is_supervising = False
@@ -362,7 +366,14 @@ class ProcessLauncher:
         shutdown.begin_shutdown()
         self._notifier.stopping()
         self._pulse()
-        # Not before: a worker that is still to be forked needs them.
+        self._close_listeners()
+
+    def _close_listeners(self) -> None:
+        """Close this process's copies, before the workers are told to stop and close theirs.
+
+        The last close resets connections that the kernel has queued, and workers serve these first.
+        Called only where no worker is forked any more: it would need them.
+        """
         if not any(other._own for other in _launchers if other is not self):
             shutdown.close_listeners()
 

@@ -40,6 +40,8 @@ pub(super) struct Listening {
     /// What was asked for and the leader has not done yet.
     order: Option<Order>,
     is_stopped: bool,
+    /// When the socket is closed: what was ordered is done then and not before.
+    closes_at: Option<Instant>,
     paused_until: Option<Instant>,
     pause: Duration,
     /// It was said that there is no room for another connection.
@@ -60,6 +62,7 @@ impl Listening {
             is_watched: false,
             order: None,
             is_stopped: true,
+            closes_at: None,
             paused_until: None,
             pause: PAUSE_FIRST,
             has_warned: false,
@@ -69,6 +72,11 @@ impl Listening {
     /// When accepting is to be tried again.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
+    }
+
+    /// When the socket is to be closed.
+    pub(super) fn closes_at(&self) -> Option<Instant> {
+        self.closes_at
     }
 
     pub(super) fn has_order(&self) -> bool {
@@ -110,15 +118,15 @@ impl Reactor {
                 self.listening.lock().is_stopped = false;
                 self.watch_listener();
             }
-            Some(Order::Drain { closes }) => {
+            Some(Order::Drain { closes: false }) => {
                 self.listening.lock().is_stopped = true;
                 self.ignore_listener();
-                if closes {
-                    // What the kernel has queued has been promised to its clients.
-                    while self.accept(ACCEPTS_PER_TURN, jobs) == ACCEPTS_PER_TURN {}
-                    self.listening.lock().socket = None;
-                }
                 self.tighten_deadlines();
+            }
+            Some(Order::Drain { closes: true }) => {
+                if !self.close_listener(jobs) {
+                    return;
+                }
             }
         }
         let mut listening = self.listening.lock();
@@ -129,6 +137,29 @@ impl Reactor {
             drop(listening);
             self.wake_leader();
         }
+    }
+
+    /// Closes the listening socket once its time has come; true when it is closed.
+    fn close_listener(&self, jobs: &mut Vec<Job>) -> bool {
+        let now = Instant::now();
+        let closes_at = self.listening.lock().closes_at;
+        let closes_at = closes_at.unwrap_or_else(|| {
+            let at = now + self.settings.last_accepts;
+            self.listening.lock().closes_at = Some(at);
+            self.tighten_deadlines();
+            at
+        });
+        if now < closes_at {
+            return false;
+        }
+        self.listening.lock().is_stopped = true;
+        self.ignore_listener();
+        // What the kernel has queued has been promised to its clients.
+        while self.accept(ACCEPTS_PER_TURN, jobs) == ACCEPTS_PER_TURN {}
+        let mut listening = self.listening.lock();
+        listening.socket = None;
+        listening.closes_at = None;
+        true
     }
 
     pub(super) fn watch_listener(&self) {
@@ -192,11 +223,16 @@ impl Reactor {
 
     /// Accepts up to `most` connections; returns how many attempts found one.
     fn accept(&self, most: usize, jobs: &mut Vec<Job>) -> usize {
-        let Some(socket) = self.listening.lock().socket.clone() else {
+        let (socket, is_last) = {
+            let listening = self.listening.lock();
+            (listening.socket.clone(), listening.is_stopped)
+        };
+        let Some(socket) = socket else {
             return 0;
         };
         for count in 0..most {
-            if !self.make_room() {
+            // At the end there is no later: the reserve has room for what the kernel has queued.
+            if !is_last && !self.make_room() {
                 return 0;
             }
             match socket::accept(&socket) {

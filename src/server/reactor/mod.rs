@@ -241,16 +241,19 @@ impl Source for Reactor {
         }
         self.accept_again();
         let before = jobs.len();
-        let paused_until = self.listening.lock().paused_until();
+        let (paused_until, closes_at) = {
+            let listening = self.listening.lock();
+            (listening.paused_until(), listening.closes_at())
+        };
         let deferred = std::mem::take(&mut *self.deferred.lock());
         let now = Instant::now();
         let other = if deferred.is_empty() && jobs.is_empty() {
             let queued = self.queued.load(Ordering::Relaxed);
             let relief = self.slow_clients.relieve(queued, now);
-            match (paused_until, relief) {
-                (Some(one), Some(other)) => Some(one.min(other)),
-                (one, other) => one.or(other),
-            }
+            [paused_until, closes_at, relief]
+                .into_iter()
+                .flatten()
+                .min()
         } else {
             Some(now)
         };
