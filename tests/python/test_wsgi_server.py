@@ -20,6 +20,7 @@ from support.raw_http import DEADLINE, Connection, configuration, connect, servi
 from waiting import until
 
 from osloxide import wsgi
+from osloxide.server import listener
 from osloxide.signals import shutdown
 
 # WebOb and Paste still import what Python has deprecated.
@@ -229,6 +230,48 @@ def test_an_abandoned_unix_socket_is_replaced(made: list[wsgi.Server], tmp_path:
 
     with Connection(path) as connection:
         assert connection.request().body == b"ok"
+
+
+def test_of_two_starts_on_an_abandoned_socket_one_listens(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(path)
+    outcomes: list[Any] = []
+    waits = threading.Event()
+    look, lock = listener._is_abandoned, listener._is_locked
+
+    def start() -> None:
+        try:
+            outcomes.append(listener.listen_unix("test", path, None, 5))
+        except OSError as error:
+            outcomes.append(error.errno)
+
+    second = threading.Thread(target=start)
+
+    def look_while_another_starts(path: str) -> bool:
+        found = look(path)
+        if second.ident is None:
+            second.start()
+            assert waits.wait(DEADLINE)
+        return found
+
+    def lock_or_say_so(directory: int) -> bool:
+        is_locked = lock(directory)
+        if not is_locked:
+            waits.set()
+        return is_locked
+
+    monkeypatch.setattr(listener, "_is_abandoned", look_while_another_starts)
+    monkeypatch.setattr(listener, "_is_locked", lock_or_say_so)
+    start()
+    second.join(DEADLINE)
+
+    first, refused = outcomes
+    assert refused == errno.EADDRINUSE
+    with first, socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
 
 
 def test_a_unix_socket_in_use_is_left_alone(made: list[wsgi.Server], tmp_path: Any) -> None:

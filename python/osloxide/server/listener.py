@@ -8,10 +8,14 @@ abandoned unix socket is replaced.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
+import time
+from collections.abc import Iterator
 
 _TCP_REMEDIES = {
     errno.EADDRINUSE: "another process listens there; stop it or configure another port",
@@ -24,6 +28,9 @@ _UNIX_REMEDIES = {
     errno.EACCES: "the directory cannot be written to; change its owner or configure another path",
     errno.ENOENT: "the directory does not exist; create it or configure another path",
 }
+
+_LONGEST_LOCK = 2.0
+"""Seconds; looking, binding and listening take well below a millisecond."""
 
 
 def listen_tcp(name: str, host: str, port: int, backlog: int) -> socket.socket:
@@ -76,18 +83,19 @@ def listen_unix(name: str, path: str, mode: int | None, backlog: int) -> socket.
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        try:
-            listener.bind(path)
-        except OSError as error:
-            is_taken = path.startswith("\0") or not _is_abandoned(path)
-            if error.errno != errno.EADDRINUSE or is_taken:
-                raise
-            os.unlink(path)
-            listener.bind(path)
-        # No client can connect before listen(), so the mode is never too wide.
-        if mode is not None:
-            os.chmod(path, mode)
-        listener.listen(backlog)
+        with contextlib.nullcontext() if path.startswith("\0") else _alone_in_directory(path):
+            try:
+                listener.bind(path)
+            except OSError as error:
+                is_taken = path.startswith("\0") or not _is_abandoned(path)
+                if error.errno != errno.EADDRINUSE or is_taken:
+                    raise
+                os.unlink(path)
+                listener.bind(path)
+            # No client can connect before listen(), so the mode is never too wide.
+            if mode is not None:
+                os.chmod(path, mode)
+            listener.listen(backlog)
     except OSError as error:
         listener.close()
         raise _explained(error, f"{name} cannot listen on {shown}", _UNIX_REMEDIES) from None
@@ -106,6 +114,39 @@ def _explained(error: OSError, what: str, remedies: dict[int, str]) -> OSError:
     """Say what was tried and what helps; type and errno of *error* stay."""
     remedy = remedies.get(error.errno or 0, "check the configured address")
     return type(error)(error.errno, f"{what}: {error.strerror or error}; {remedy}")
+
+
+@contextlib.contextmanager
+def _alone_in_directory(path: str) -> Iterator[None]:
+    """Let one process at a time look at the socket *path*, replace it and listen.
+
+    A socket between bind() and listen() looks abandoned, as does one that another start is about to
+    replace. The lock is that of the directory, so that no file of its own is left behind.
+    """
+    try:
+        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        # One may listen in a directory that one may not read, or that does not exist: bind() tells.
+        yield
+        return
+    try:
+        # A program that keeps systemd-tmpfiles away from the directory holds this lock for long.
+        end = time.monotonic() + _LONGEST_LOCK
+        while not _is_locked(directory) and time.monotonic() < end:
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _is_locked(directory: int) -> bool:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks: two starts at once may meet
+    return True
 
 
 def _is_abandoned(path: str) -> bool:
