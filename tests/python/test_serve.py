@@ -522,6 +522,23 @@ def test_the_environment_configures_and_the_command_line_wins(
     assert not (tmp_path / "pid").exists()
 
 
+@pytest.mark.parametrize(
+    ("variables", "options", "count"),
+    [
+        ({"WEB_CONCURRENCY": "2"}, [], 2),
+        ({"WEB_CONCURRENCY": "2", "OSLOXIDE_SERVE_WORKERS": "3"}, [], 3),
+        ({"WEB_CONCURRENCY": "2"}, ["--workers", "3"], 3),
+    ],
+)
+def test_the_number_of_workers_comes_from_the_nearest_place(
+    start: Callable[..., Running], variables: dict[str, str], options: list[str], count: int
+) -> None:
+    site = serve(start, "mysite", *options, **variables)
+
+    assert len(site.running(count)) == count
+    assert site.stop() == 0, site.log
+
+
 def test_an_address_on_the_command_line_replaces_those_of_the_environment(
     start: Callable[..., Running], tmp_path: Path
 ) -> None:
@@ -539,6 +556,7 @@ def test_an_address_on_the_command_line_replaces_those_of_the_environment(
     [
         ({"OSLOXIDE_SERVE_WORKRS": "2"}, "OSLOXIDE_SERVE_WORKRS: osloxide serve has no option"),
         ({"OSLOXIDE_SERVE_WORKERS": "two"}, "OSLOXIDE_SERVE_WORKERS: 'two' is no whole number"),
+        ({"WEB_CONCURRENCY": "many"}, "WEB_CONCURRENCY: 'many' is no whole number of at least 1"),
         ({"OSLOXIDE_SERVE_RELOAD": "maybe"}, "OSLOXIDE_SERVE_RELOAD: 'maybe' is neither true"),
         ({"OSLOXIDE_SERVE_LOG_LEVEL": "loud"}, "OSLOXIDE_SERVE_LOG_LEVEL: 'loud' is none of debug"),
         ({"OSLOXIDE_SERVE_BIND": "::1:80"}, "OSLOXIDE_SERVE_BIND: '::1:80': write an IPv6"),

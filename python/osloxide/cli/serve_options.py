@@ -13,7 +13,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address, mount
+from osloxide.cli import address, cpus, mount
 from osloxide.cli.errors import CommandError
 from osloxide.cli.filters import FIELDS
 
@@ -34,6 +34,8 @@ _KUBERNETES = re.compile(
     r"|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
 )
 """What Kubernetes calls the variables of a Service, behind the Service's own name."""
+_WEB_CONCURRENCY = "WEB_CONCURRENCY"
+"""Number of workers, as gunicorn, uvicorn and the platforms that start them call it."""
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -128,7 +130,13 @@ def _declare_addresses(parser: argparse.ArgumentParser) -> None:
 
 def _declare_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-w", "--workers", type=_count(1), default=1, metavar="N", help="processes (default: 1)"
+        "-w",
+        "--workers",
+        type=_workers,
+        default=1,
+        metavar="N",
+        help="processes; auto = one for each processor that this process may use (default: "
+        "WEB_CONCURRENCY, else 1)",
     )
     parser.add_argument(
         "--master",
@@ -361,8 +369,11 @@ def take_from(environ: Mapping[str, str], parser: argparse.ArgumentParser) -> No
         if option.startswith("--") and option != "--help"
     }
     defaults: dict[str, Any] = {}
-    for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or not text.strip():
+    actions[_WEB_CONCURRENCY] = actions[PREFIX + "WORKERS"]
+    # The general name first: the command's own variable overrides it.
+    ours = [name for name in environ if name.startswith(PREFIX)]
+    for variable, text in ((name, environ.get(name, "")) for name in (_WEB_CONCURRENCY, *ours)):
+        if not text.strip():
             continue
         action = actions.get(variable)
         if action is None and _KUBERNETES.fullmatch(variable.removeprefix(PREFIX)):
@@ -407,6 +418,10 @@ def _count(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _workers(text: str) -> int:
+    return cpus.count() if text == "auto" else _count(1)(text)
 
 
 def _words(text: str) -> list[str]:
