@@ -1,6 +1,6 @@
 """Write the reference pages of the documentation site from the code itself.
 
-Owns docs/reference/, which is made at each build of the site (docs/conf.py) and is in no commit:
+Owns the site's folder "reference", made at each build (docs/conf.py) and part of no commit:
 what stands there cannot be older than the code. Reads parsers, option lists, tables of metrics and
 docstrings; starts no service and opens no socket.
 

@@ -52,8 +52,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         yield begin
 
 
-def serve(start: Callable[..., Running], *arguments: str) -> Running:
-    return start("serve", *arguments, "--bind", "127.0.0.1:0")
+def serve(start: Callable[..., Running], *arguments: str, **variables: str) -> Running:
+    return start("serve", *arguments, "--bind", "127.0.0.1:0", **variables)
 
 
 def test_one_worker_serves_in_the_process_itself(start: Callable[..., Running]) -> None:
