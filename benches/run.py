@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from measure import (
+    apis,
     cinder,
     executor,
     launchers,
@@ -30,7 +31,7 @@ from measure import (
 
 #: osloxide's server without the oslo surface above it: for development.
 NATIVE = "native"
-PARTS = ("wsgi", "volumes", "launchers", "cinder", "executor", "rpc")
+PARTS = ("wsgi", "volumes", "apis", "launchers", "cinder", "executor", "rpc")
 
 
 class Record:
@@ -95,6 +96,16 @@ def run_volumes(args: argparse.Namespace, record: Record, found: Found) -> str:
     """cinder-api's tables for its list of volumes."""
     text = "## A real service\n\n"
     runs = volumes.run(args.rounds, max(args.seconds, 5))
+    for workload, items in itertools.groupby(runs, key=lambda item: item[0]):
+        rounds = [(server, measured) for _, server, measured in items]
+        text += summed_up(workload, rounds, record, found)
+    return text
+
+
+def run_apis(args: argparse.Namespace, record: Record, python: str, found: Found) -> str:
+    """Tables of real APIs beside uWSGI, on the same ini file."""
+    text = "## Real APIs beside uWSGI\n\n"
+    runs = apis.run(python, args.rounds, max(args.seconds, 5))
     for workload, items in itertools.groupby(runs, key=lambda item: item[0]):
         rounds = [(server, measured) for _, server, measured in items]
         text += summed_up(workload, rounds, record, found)
@@ -175,6 +186,8 @@ def main(arguments: list[str]) -> int:
         text += run_wsgi(args, record, python, found)
     if "volumes" in args.parts:
         text += run_volumes(args, record, found)
+    if "apis" in args.parts:
+        text += run_apis(args, record, python, found)
     runs = {
         "launchers": lambda: launchers.run(python, args.rounds),
         # Minutes each: a third of the rounds, and one at least.

@@ -3,6 +3,9 @@
 Run by ``unshare --mount --net --pid --fork``, as root: lays an overlay over the whole file system,
 puts the users, directories and files of a case there, changes into it and executes the driver. The
 machine is not touched.
+
+The application is a trivial one, or, where the case has ``real``, an API of tests/services; then
+``real`` has its ``module`` and the ``prefix`` of the environment that it is installed in.
 """
 
 from __future__ import annotations
@@ -61,7 +64,10 @@ def prepare(case: dict[str, object], text: str) -> None:
     for index, name in enumerate(names):
         add_user(name, 42000 + index)
     # Services that are not root read the interpreter and the extension.
-    for place in (Path.home(), *Path(sys.executable).parents, *Path(__file__).parents):
+    places = [Path.home(), *Path(sys.executable).parents, *Path(__file__).parents]
+    for place in case.get("readable", ()):  # type: ignore[attr-defined]
+        places += [Path(place), *Path(place).parents]
+    for place in places:
         place.chmod(place.stat().st_mode | 0o055)
     file = Path(str(case["path"]))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +80,10 @@ def prepare(case: dict[str, object], text: str) -> None:
         is_directory = option in ("chdir", "virtualenv", "static-map")
         directory = Path(place) if is_directory else Path(place).parent
         directory.mkdir(parents=True, exist_ok=True)
-        if option == "virtualenv":
+        if option == "virtualenv" and "real" in case:
+            directory.rmdir()
+            directory.symlink_to(str(case["real"]["prefix"]))  # type: ignore[index]
+        elif option == "virtualenv":
             version = f"python{sys.version_info.major}.{sys.version_info.minor}"
             (directory / "lib" / version / "site-packages").mkdir(parents=True)
         if option == "static-map":
@@ -88,6 +97,17 @@ def prepare(case: dict[str, object], text: str) -> None:
             f"-keyout {key} -out {certificate}"
         )
         subprocess.run(["openssl", *options.split()], check=True, capture_output=True)
+    if "real" in case:
+        # As Debian's packages have them.
+        script = f"from {case['real']['module']} import application\n"  # type: ignore[index]
+        for path in re.findall(r"^wsgi-file = (/\S+)$", text, re.MULTILINE):
+            Path(path).write_text("#!/usr/bin/python3\n" + script)
+    else:
+        prepare_trivial(text)
+
+
+def prepare_trivial(text: str) -> None:
+    """An application that tells what it finds, under each name that *text* has."""
     left = Path("/sandbox/left")
     left.mkdir(parents=True)
     left.chmod(0o777)
@@ -107,7 +127,8 @@ def main() -> None:
     directory, case_file, text_file = map(Path, sys.argv[1:4])
     case, text = json.loads(case_file.read_text()), text_file.read_text()
     repository = Path(__file__).resolve().parents[2]
-    driver = [sys.executable, str(repository / "tests" / "deployments" / "driver.py")]
+    kind = "services/sandboxed.py" if "real" in case else "deployments/driver.py"
+    driver = [sys.executable, str(repository / "tests" / kind)]
     enter(directory)
     raise_loopback()
     prepare(case, text)

@@ -13,6 +13,7 @@ import mmap
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 BOOT_FAILED = 3
 """Exit status when no worker could ever load the application, as for gunicorn."""
 
-_LOADED, _GAVE_UP = 0, 1
+_LOADED, _GAVE_UP, _STOPS = 0, 1, 2
+_LEAVING = 10.0
+"""Seconds that a worker that stops goes on accepting for others that still load the application."""
 
 LOG = logging.getLogger("osloxide.serve")
 
@@ -37,7 +40,7 @@ class Boot:
 
     def __init__(self) -> None:
         # One flag each, shared with all workers.
-        self._outcome = mmap.mmap(-1, 2)
+        self._outcome = mmap.mmap(-1, 3)
         # One byte, which one process gets: the one that reports.
         self._token, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.write(write_end, b"\0")
@@ -57,6 +60,30 @@ class Boot:
         with contextlib.suppress(OSError):
             return bool(os.read(self._token, 1))
         return False
+
+    def stops(self) -> None:
+        """Record, in the parent, that every worker is told to stop."""
+        self._outcome[_STOPS] = 1
+
+    def has_stopped(self) -> bool:
+        """Whether every worker is told to stop, and not one alone that is replaced."""
+        return self._outcome[_STOPS] == 1
+
+    def wait_for_loaders(self) -> None:
+        """Let workers leave that load the application, before this one stops accepting.
+
+        Each has a copy of the listening socket and will never accept from it. One that holds the
+        interpreter in an import leaves late; what the kernel took for the last copy is reset then.
+        """
+        # Not at module level: osloxide.cli is imported where the native module need not be.
+        from osloxide import _native
+
+        begin = time.monotonic()
+        board = _native.Scoreboard.attach(os.getpid())
+        while any(row["pid"] and row["ready_at"] is None for row in board.read()):
+            if time.monotonic() - begin > _LEAVING:
+                return
+            time.sleep(0.005)
 
     def has_given_up(self) -> bool:
         """Whether everything was ended because the application could not be loaded."""
@@ -114,6 +141,8 @@ def site_service(
     from osloxide.service import ServiceBase
     from osloxide.signals import shutdown
 
+    shutdown.when_listeners_close(boot.stops)
+
     class SiteService(ServiceBase):  # type: ignore[misc, unused-ignore]
         """One application on several listening sockets."""
 
@@ -152,6 +181,9 @@ def site_service(
                 leave(0)
 
         def stop(self, *_args: object) -> None:
+            if os.getpid() != self._supervisor and boot.has_stopped():
+                with contextlib.suppress(OSError, ValueError):
+                    boot.wait_for_loaders()
             for server in servers:
                 server.stop()
 

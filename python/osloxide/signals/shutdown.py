@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import socket
 import weakref
+from collections.abc import Callable
 
 _stopping = False
 _listeners: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+_on_close: list[Callable[[], object]] = []
 
 
 def is_stopping() -> bool:
@@ -49,6 +51,11 @@ def register_listener(listener: socket.socket) -> None:
     _listeners.add(listener)
 
 
+def when_listeners_close(callback: Callable[[], object]) -> None:
+    """Have :func:`close_listeners` call *callback*, which must not fail, each time."""
+    _on_close.append(callback)
+
+
 def close_listeners() -> int:
     """Close every registered socket in this process.
 
@@ -62,4 +69,6 @@ def close_listeners() -> int:
         if listener.fileno() != -1:
             listener.close()
             closed += 1
+    for callback in _on_close:
+        callback()
     return closed
