@@ -269,9 +269,9 @@ fn idle_connections_do_not_hold_up_a_drain() {
 }
 
 #[test]
-fn connections_are_taken_until_the_relatives_copies_are_closed() {
+fn what_comes_until_the_relatives_copies_are_closed_is_served() {
     let settings = Settings {
-        last_accepts: Duration::from_secs(2),
+        last_look: Duration::from_secs(2),
         ..Settings::default()
     };
     let running = Running::with(settings, hello);

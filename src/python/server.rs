@@ -22,7 +22,7 @@ use crate::server::{self, Settings, tls};
 
 /// Supervisor and siblings may have been told to stop at the same time as this process (a service
 /// manager signals the whole group), and on a busy machine they get to it later.
-const LAST_ACCEPTS: Duration = Duration::from_millis(100);
+const LAST_LOOK: Duration = Duration::from_millis(100);
 /// A century: beyond it a clock has no instant.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(3_155_760_000);
 
@@ -141,8 +141,8 @@ impl Server {
             client_socket_timeout,
             keep_alive_timeout,
             max_connections,
-            last_accepts: if multiprocess {
-                LAST_ACCEPTS
+            last_look: if multiprocess {
+                LAST_LOOK
             } else {
                 Duration::ZERO
             },

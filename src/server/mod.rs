@@ -57,10 +57,10 @@ pub struct Settings {
     /// Most bytes of memory that complete answers hold together while their clients are slow to take
     /// them. Beyond it, the threads that made them wait for the clients.
     pub max_unsent: u64,
-    /// How long connections are still accepted after [`Server::stop`] was told to close the
-    /// listening socket. Closing the last copy of it resets what the kernel has queued, so a process
-    /// whose relatives hold copies waits until theirs are closed: they were told to stop as well.
-    pub last_accepts: Duration,
+    /// How long after [`Server::stop`] the listening socket is looked at for the last time and
+    /// closed. Closing the last copy of it resets what the kernel has queued, so a process whose
+    /// relatives hold copies waits until theirs are closed: they may be told to stop as well.
+    pub last_look: Duration,
     /// Accepts HTTP/1.1 requests without a Host header. Only for oslo.service's own tests.
     pub lenient: bool,
     /// Clients are proxies that speak the uwsgi protocol instead of HTTP.
@@ -82,7 +82,7 @@ impl Default for Settings {
             keep_alive_timeout: None,
             max_connections: None,
             max_unsent: 128 << 20,
-            last_accepts: Duration::ZERO,
+            last_look: Duration::ZERO,
             lenient: false,
             uwsgi: false,
             tls: None,

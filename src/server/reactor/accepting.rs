@@ -139,21 +139,25 @@ impl Reactor {
         }
     }
 
-    /// Closes the listening socket once its time has come; true when it is closed.
+    /// Closes the listening socket once its time has come, after a last look at what the kernel has
+    /// queued; true when it is closed.
     fn close_listener(&self, jobs: &mut Vec<Job>) -> bool {
         let now = Instant::now();
         let closes_at = self.listening.lock().closes_at;
         let closes_at = closes_at.unwrap_or_else(|| {
-            let at = now + self.settings.last_accepts;
-            self.listening.lock().closes_at = Some(at);
+            let at = now + self.settings.last_look;
+            let mut listening = self.listening.lock();
+            listening.closes_at = Some(at);
+            listening.is_stopped = true;
+            drop(listening);
+            // Siblings that stay, as in a reload, take what comes until then.
+            self.ignore_listener();
             self.tighten_deadlines();
             at
         });
         if now < closes_at {
             return false;
         }
-        self.listening.lock().is_stopped = true;
-        self.ignore_listener();
         // What the kernel has queued has been promised to its clients.
         while self.accept(ACCEPTS_PER_TURN, jobs) == ACCEPTS_PER_TURN {}
         let mut listening = self.listening.lock();
