@@ -229,6 +229,7 @@ class Server:
         keep_alive_timeout: float | None = None,
         max_connections: int | None = None,
         access_log: AccessLog | None = None,
+        access_filter: AccessFilter | None = None,
         protocol: str = "http",
     ) -> Server:
         """*protocol* is ``"http"``, or ``"uwsgi"`` for proxies that speak that; it has CGI variables for the environ. *fd* is duplicated. Everything is checked now; ValueError names the option. *environ* holds extra keys for every request. *log* receives finished
@@ -238,7 +239,8 @@ class Server:
         body items, a dict of headers); never set it in production. *keep_alive_timeout*: seconds that a connection may be idle
         between two requests; None for *client_socket_timeout*. *max_connections*: most connections of
         all servers of the process, the longest idle one is closed for a new one; None derives it from
-        RLIMIT_NOFILE at the start. *access_log* is written natively, besides *log*."""
+        RLIMIT_NOFILE at the start. *access_log* is written natively, besides *log*; *access_filter*
+        holds for both."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""
     def stop(self, close: bool) -> None:
@@ -262,23 +264,30 @@ def check_log_format(format: str) -> None:
 
 @final
 class AccessLog:
-    """An access log that is written without the interpreter, each line by one write(2)."""
-    def __new__(
-        cls,
-        path: str,
-        format: str = "combined",
-        *,
-        skip_agents: Sequence[str] = ...,  # none
-        skip_paths: Sequence[str] = ...,  # none
-    ) -> AccessLog:
+    """An access log that is written without the interpreter. Lines are put off while the server has
+    other requests to see to, for 5 milliseconds at most, and are then one write(2)."""
+    def __new__(cls, path: str, format: str = "combined") -> AccessLog:
         """Opens *path* for appending, ``-`` is standard output. *format* is ``combined``, ``common``
         or a % format with the keys of ``wsgi_log_format`` and time_local, referer, user_agent,
-        delivery (``complete`` or ``cut``). Requests whose user agent or path (without query) matches
-        a pattern (``*`` and ``?``) are not logged. Raises ValueError for the format, OSError for the
+        delivery (``complete`` or ``cut``). Raises ValueError for the format, OSError for the
         file."""
+    def flush(self) -> None:
+        """Write the lines that were put off."""
     def reopen(self) -> None:
         """Open the file again by its name, as after a rotation. Raises OSError; the old file is kept
         then."""
+
+@final
+class AccessFilter:
+    """Which requests have no line in any access log."""
+    def __new__(
+        cls,
+        silent: Sequence[tuple[str, str]] = ...,  # none
+        classes: Sequence[int] = ...,  # all
+    ) -> AccessFilter:
+        """*silent*: fields (user-agent, client, host, path, uri) and the patterns that silence a
+        request when they match anywhere in the field. *classes*: those of the statuses that have
+        lines, 4 for 400 to 499. Raises ValueError that names what is wrong."""
 
 @final
 class FileWrapper:

@@ -212,6 +212,8 @@ class Server(ServiceBase):
     max_connections: int | None = None
     #: Written natively, besides the logger.
     access_log: _native.AccessLog | None = None
+    #: Requests that have no line, in this log or that of the logger.
+    access_filter: _native.AccessFilter | None = None
     #: Requests are logged by the logger.
     is_logged = True
 
@@ -392,6 +394,7 @@ class Server(ServiceBase):
             keep_alive_timeout=self.keep_alive_timeout,
             max_connections=self.max_connections,
             access_log=self.access_log,
+            access_filter=self.access_filter,
         )
         # What ends a process late must be loaded before the interpreter shuts down.
         from osloxide.launch import ending as _ending  # noqa: F401

@@ -46,7 +46,7 @@ mod _native {
         worker_leaving, worker_ready, worker_reconfigured,
     };
     #[pymodule_export]
-    use super::wsgi::{FileWrapper, NativeLog, check_log_format, requests_in_flight};
+    use super::wsgi::{AccessFilter, FileWrapper, NativeLog, check_log_format, requests_in_flight};
 
     /// Version of the extension, equal to the distribution's.
     #[pymodule_init]

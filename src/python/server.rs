@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::signals;
-use super::wsgi::{Application, NativeLog, Options};
+use super::wsgi::{AccessFilter, Application, NativeLog, Options};
 use crate::server::{self, Settings, tls};
 
 /// Supervisor and siblings may have been told to stop at the same time as this process (a service
@@ -70,7 +70,7 @@ impl Server {
         max_header_line=16384, max_url_len=8192, max_headers=100, log=None, log_format="", log_enabled=None,
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
         name="server", keep_alive_timeout=None, max_connections=None,
-        access_log=None, protocol="http",
+        access_log=None, access_filter=None, protocol="http",
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     #[expect(
@@ -100,6 +100,7 @@ impl Server {
         keep_alive_timeout: Option<f64>,
         max_connections: Option<usize>,
         access_log: Option<Py<NativeLog>>,
+        access_filter: Option<Py<AccessFilter>>,
         protocol: &str,
     ) -> PyResult<Self> {
         if !matches!(protocol, "http" | "uwsgi") {
@@ -160,6 +161,7 @@ impl Server {
             log_format,
             log_enabled,
             native_log: access_log,
+            filter: access_filter,
             log_error,
             debug,
             multiprocess,

@@ -218,6 +218,15 @@ pub trait Handler: Send + Sync + Debug {
     fn delivered(&self, note: Box<dyn Any + Send>, delivery: Delivery) {
         drop((note, delivery));
     }
+    /// True while the handler has put work off that [`Handler::catch_up`] does. Called often.
+    fn has_put_off(&self) -> bool {
+        false
+    }
+    /// Does what was put off: all of it when the server is idle, otherwise what has waited for long.
+    /// Called without the interpreter held.
+    fn catch_up(&self, is_idle: bool) {
+        let _ = is_idle;
+    }
     /// Wraps the life of a pool thread: keeps its interpreter thread state between requests.
     fn thread(&self, body: &mut dyn FnMut());
 }

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,18 @@ import pytest
 from support.raw_http import DEADLINE, Connection
 from waiting import until
 
-SITE = """
+LARGE = 8_000_000
+
+SITE = f"""
+import os, time
+
 def application(environ, start_response):
-    start_response("200 OK", [])
-    return [b"hello"]
+    path = environ["PATH_INFO"]
+    start_response("404 Not Found" if path == "/missing" else "200 OK", [])
+    if path == "/hold":
+        while not os.path.exists("release"):
+            time.sleep(0.01)
+    return [b"x" * {LARGE} if path.endswith("/large") else b"hello"]
 """
 
 
@@ -105,19 +114,114 @@ def test_every_request_has_a_line_in_the_combined_format(serve: Any, tmp_path: P
     assert ' "BROKEN" 400 ' in found[20]
 
 
-def test_lines_of_probes_are_left_out(serve: Any, tmp_path: Path) -> None:
-    log = tmp_path / "access.log"
+TO_FILE = ("--access-log", "access.log", "--access-logformat", "%(request_line)s")
+
+
+def found_lines(program: Program, directory: Path, options: tuple[str, ...]) -> list[str]:
+    """The request lines that were logged, once the program has ended."""
+    _, errors = program.close()
+    if options:
+        return lines(directory / "access.log")
+    found = re.findall(r'"((?:GET|POST|BROKEN)[^"]*)" status', errors)
+    return [line for line in found if "/start" not in line]
+
+
+@pytest.mark.parametrize("log", [TO_FILE, ()], ids=["file", "logger"])
+def test_lines_of_probes_are_left_out_of_both_logs(
+    serve: Any, tmp_path: Path, log: tuple[str, ...]
+) -> None:
     program = serve(
-        *("--access-log", str(log), "--access-logformat", "%(request_line)s"),
-        *("--access-log-skip-agent", "kube-probe/*", "--access-log-skip-path", "/health*"),
+        *log,
+        *("--no-access-log-for", "user-agent=^kube-probe/", "--no-access-log-for", "path=^/health"),
+        *("--no-access-log-for", r"uri=^/(?!kept|other|start)\w+\?quiet"),
     )
 
     program.get("/", "kube-probe/1.29")
     program.get("/healthcheck?full")
+    program.get("/%68ealthcheck")
+    program.get("/page?quiet=1")
+    program.get("/kept?quiet=1")
     program.get("/other")
+
+    assert found_lines(program, tmp_path, log) == [
+        "GET /kept?quiet=1 HTTP/1.1",
+        "GET /other HTTP/1.1",
+    ]
+
+
+@pytest.mark.parametrize("log", [TO_FILE, ()], ids=["file", "logger"])
+def test_only_wanted_statuses_have_lines_those_of_refused_requests_too(
+    serve: Any, tmp_path: Path, log: tuple[str, ...]
+) -> None:
+    program = serve(*log, "--access-log-status", "4xx,5xx")
+
+    program.get("/fine")
+    with Connection(("127.0.0.1", program.port)) as connection:
+        assert connection.request("GET", "/missing").status == 404
+    with Connection(("127.0.0.1", program.port)) as refused:
+        refused.send("BROKEN\r\n\r\n")
+        assert refused.answer().status == 400
+
+    assert found_lines(program, tmp_path, log) == ["GET /missing HTTP/1.1", "BROKEN"]
+
+
+@pytest.mark.parametrize("log", [TO_FILE, ()], ids=["file", "logger"])
+def test_the_line_of_a_slow_reader_is_judged_by_its_own_request(
+    serve: Any, tmp_path: Path, log: tuple[str, ...]
+) -> None:
+    """Its line is written when the client has taken the answer, by whatever thread that is on."""
+    program = serve(*log, "--no-access-log-for", "path=^/quiet")
+    readers = []
+    for target in ("/quiet/large", "/loud/large"):
+        reader = Connection(("127.0.0.1", program.port), receive_buffer=4096)
+        reader.send(f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        readers.append(reader)
+
+    # Requests of the other kind run on the threads that had those, before they are taken.
+    for _ in range(20):
+        program.get("/loud/small")
+        program.get("/quiet/small")
+    for reader in readers:
+        assert len(reader.answer().body) == LARGE
+        reader.close()
+
+    found = found_lines(program, tmp_path, log)
+    assert found.count("GET /loud/large HTTP/1.1") == 1
+    assert found.count("GET /loud/small HTTP/1.1") == 20
+    assert len(found) == 21
+
+
+def test_lines_of_many_clients_at_once_are_all_written_whole(serve: Any, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    program = serve(
+        *("--access-log", str(log), "--access-logformat", "%(request_line)s", "--workers", "2")
+    )
+
+    def ask(client: int) -> None:
+        with Connection(("127.0.0.1", program.port)) as connection:
+            for number in range(200):
+                assert connection.request("GET", f"/{client}/{number}").status == 200
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
     program.close()
 
-    assert lines(log) == ["GET /other HTTP/1.1"]
+    expected = sorted(f"GET /{client}/{n} HTTP/1.1" for client in range(8) for n in range(200))
+    assert sorted(lines(log)) == expected
+
+
+def test_lines_come_while_a_request_keeps_its_thread_busy(serve: Any, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    program = serve("--access-log", str(log), "--access-logformat", "%(request_line)s")
+    with Connection(("127.0.0.1", program.port)) as busy:
+        # Pipelined: the line of the first is put off while the second one runs.
+        head = "HTTP/1.1\r\nHost: a\r\n\r\n"
+        busy.send(f"GET /first {head}GET /hold {head}")
+        assert busy.answer().body == b"hello"
+
+        assert until(lambda: lines(log) == ["GET /first HTTP/1.1"])
+        (tmp_path / "release").touch()
+        assert busy.answer().status == 200
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -195,7 +299,9 @@ def test_no_access_log_writes_none(serve: Any) -> None:
             "--access-log /nonexistent/a.log cannot be opened",
         ),
         (("--access-log", "a.log", "--no-access-log"), "exclude each other"),
-        (("--access-log-skip-path", "/x"), "needs --access-log"),
+        (("--no-access-log-for", "path=("), "--no-access-log-for path=("),
+        (("--no-access-log-for", "cookie=x"), "user-agent, client, host, path, uri"),
+        (("--access-log-status", "6xx"), "1xx to 5xx"),
         (("--access-log", "-", "--access-logformat", "%(user)s"), "unknown key"),
         (("--access-log", "-", "--access-logformat", "%(client_ip)d"), "--access-logformat"),
     ],

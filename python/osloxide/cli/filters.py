@@ -1,8 +1,7 @@
 """What stands between the server and the application of ``osloxide serve``.
 
-Owns headers that are added or taken out, files of ``--static-map``, requests that the access log
-leaves out, and the count after which a worker is replaced. An application for which none of this is
-asked is called by the server itself.
+Owns headers that are added or taken out, files of ``--static-map``, and the count after which a
+worker is replaced. An application for which none of this is asked is called by the server itself.
 
 Rules: PEP 3333 (middleware; ``wsgi.file_wrapper``), RFC 9110 (conditional requests).
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 import logging
 import mimetypes
 import os
-import re
 import signal
 import stat
 import threading
@@ -25,17 +23,8 @@ if TYPE_CHECKING:
 
     Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-FIELDS = {
-    "user-agent": "HTTP_USER_AGENT",
-    "client": "REMOTE_ADDR",
-    "host": "HTTP_HOST",
-    "path": "PATH_INFO",
-    "uri": "PATH_INFO",
-}
-"""What ``--no-access-log-for`` looks at, and the keys of the environ."""
-
 _request = threading.local()
-"""Of the request that this thread handles: whether the log leaves it out, and its input."""
+"""Of the request that this thread handles: its input."""
 
 
 def current_input() -> Any:
@@ -53,28 +42,13 @@ class Filters:
         self._added: list[tuple[str, str]] = options.add_header or []
         self._removed = {name.lower() for name in options.remove_header or ()}
         self._static = [StaticMap(*pair) for pair in options.static_map or ()]
-        self._silent: list[tuple[str, re.Pattern[str]]] = options.no_access_log_for or []
-        self._statuses: tuple[str, ...] | None = options.access_log_status
         self._keeps_input = keeps_input
         self._most = options.max_requests or 0
         self._count = 0
 
-    def restrict_log(self, logger: logging.Logger) -> None:
-        """Leave out of the access log what is to be left out."""
-        if self._silent or self._statuses:
-            logger.addFilter(_is_wanted)
-
     def wrap(self, application: Application) -> Application:
         """The application as the server calls it."""
-        has_work = (
-            self._added
-            or self._removed
-            or self._static
-            or self._silent
-            or self._statuses
-            or self._keeps_input
-            or self._most
-        )
+        has_work = self._added or self._removed or self._static or self._keeps_input or self._most
         if not has_work:
             return application
 
@@ -82,12 +56,9 @@ class Filters:
             environ: dict[str, Any], start_response: Callable[..., Any]
         ) -> Iterable[bytes]:
             _request.input = environ["wsgi.input"]
-            _request.is_silent = any(
-                pattern.search(_field(environ, name)) for name, pattern in self._silent
-            )
             if self._most:
                 self._count_request()
-            respond = self._responder(start_response, _request.is_silent)
+            respond = self._responder(start_response)
             for mapped in self._static:
                 if (found := mapped.answer(environ, respond)) is not None:
                     return found
@@ -95,13 +66,11 @@ class Filters:
 
         return filtered
 
-    def _responder(self, start_response: Callable[..., Any], is_silent: bool) -> Callable[..., Any]:
-        if not (self._added or self._removed or self._statuses):
+    def _responder(self, start_response: Callable[..., Any]) -> Callable[..., Any]:
+        if not (self._added or self._removed):
             return start_response
 
         def respond(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            if self._statuses is not None:
-                _request.is_silent = is_silent or not status.startswith(self._statuses)
             if self._removed:
                 headers = [pair for pair in headers if pair[0].lower() not in self._removed]
             return start_response(status, [*headers, *self._added], *exc_info)
@@ -178,14 +147,3 @@ class StaticMap:
             return descriptor
         os.close(descriptor)
         return None
-
-
-def _is_wanted(record: logging.LogRecord) -> bool:
-    return record.levelno != logging.INFO or not getattr(_request, "is_silent", False)
-
-
-def _field(environ: dict[str, Any], name: str) -> str:
-    text: str = environ.get(FIELDS[name], "")
-    if name == "uri" and environ.get("QUERY_STRING"):
-        return f"{text}?{environ['QUERY_STRING']}"
-    return text

@@ -59,6 +59,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
         keep_alive_timeout = options.keep_alive_timeout
         max_connections = options.max_connections
         access_log = _access_log(options)
+        access_filter = _access_filter(options)
         is_logged = not (options.no_access_log or options.access_log)
 
         def __init__(
@@ -163,37 +164,15 @@ def _access_log(options: argparse.Namespace) -> _native.AccessLog | None:
     """
     from osloxide.server import access_logs
 
-    skips = {
-        "--access-log-skip-agent": options.access_log_skip_agent or (),
-        "--access-log-skip-path": options.access_log_skip_path or (),
-    }
     if options.access_log is None:
-        for option, patterns in skips.items():
-            if patterns:
-                raise CommandError(f"{option} {patterns[0]} needs --access-log; give both")
         return None
     if options.no_access_log:
         raise CommandError(
             f"--access-log {options.access_log} and --no-access-log exclude each other; leave one "
             "of them out"
         )
-    for option, value in (
-        ("--no-access-log-for", options.no_access_log_for),
-        ("--access-log-status", options.access_log_status),
-    ):
-        if value:
-            raise CommandError(
-                f"{option} is for the logger osloxide.access and has no effect on --access-log "
-                f"{options.access_log}; use --access-log-skip-agent or --access-log-skip-path, or "
-                "leave one of them out"
-            )
     try:
-        return access_logs.open_log(
-            options.access_log,
-            options.access_logformat or "combined",
-            skip_agents=skips["--access-log-skip-agent"],
-            skip_paths=skips["--access-log-skip-path"],
-        )
+        return access_logs.open_log(options.access_log, options.access_logformat or "combined")
     except ValueError as error:
         raise CommandError(f"--access-logformat {options.access_logformat}: {error}") from error
     except OSError as error:
@@ -201,6 +180,26 @@ def _access_log(options: argparse.Namespace) -> _native.AccessLog | None:
             f"--access-log {options.access_log} cannot be opened: {error.strerror}; give a file "
             "that this user may write"
         ) from error
+
+
+def _access_filter(options: argparse.Namespace) -> _native.AccessFilter | None:
+    """Which requests have no line in the access log, wherever it goes.
+
+    :raises CommandError: a pattern cannot be understood.
+    """
+    from osloxide import _native
+
+    silent, classes = options.no_access_log_for or (), options.access_log_status or ()
+    if not silent and not classes:
+        return None
+    for field, pattern in silent:
+        try:
+            _native.AccessFilter([(field, pattern)])
+        except ValueError as error:
+            raise CommandError(
+                f"--no-access-log-for {field}={pattern}: {in_one_line(error)}; correct the pattern"
+            ) from error
+    return _native.AccessFilter(silent, classes)
 
 
 def _configuration(options: argparse.Namespace) -> ConfigOpts:

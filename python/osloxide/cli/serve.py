@@ -81,10 +81,8 @@ def main(options: argparse.Namespace) -> int:
             has_parent=has_parent,
         )
     between = filters.Filters(options, keeps_input=options.uwsgi_module)
-    access_log = logging.getLogger(listeners.ACCESS_LOGGER)
-    between.restrict_log(access_log)
     if options.no_access_log:
-        access_log.setLevel(logging.WARNING)
+        logging.getLogger(listeners.ACCESS_LOGGER).setLevel(logging.WARNING)
     boot = Boot()
 
     def wrap(application: mount.Application) -> mount.Application:

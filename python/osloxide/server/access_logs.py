@@ -7,35 +7,23 @@ does, without the interpreter.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from osloxide import _native
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 LOG = logging.getLogger(__name__)
 
 _opened: dict[str, list[_native.AccessLog]] = {}
 
 
-def open_log(
-    path: str,
-    log_format: str = "combined",
-    *,
-    skip_agents: Sequence[str] = (),
-    skip_paths: Sequence[str] = (),
-) -> _native.AccessLog:
+def open_log(path: str, log_format: str = "combined") -> _native.AccessLog:
     """Open an access log for appending.
 
     :param path: a file, or ``-`` for standard output.
     :param log_format: ``combined``, ``common`` or a % format, see docs/server.md.
-    :param skip_agents: patterns of user agents whose requests are not logged.
-    :param skip_paths: patterns of paths whose requests are not logged.
     :raises ValueError: the format names an unknown key.
     :raises OSError: the file cannot be opened.
     """
-    log = _native.AccessLog(path, log_format, skip_agents=skip_agents, skip_paths=skip_paths)
+    log = _native.AccessLog(path, log_format)
     _opened.setdefault(path, []).append(log)
     return log
 

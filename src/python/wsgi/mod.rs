@@ -36,7 +36,7 @@ pub(super) use self::file_wrapper::FileWrapper;
 use self::first_request::FirstRequest;
 pub(super) use self::in_flight::requests_in_flight;
 use self::input::Input;
-pub(super) use self::native_log::NativeLog;
+pub(super) use self::native_log::{AccessFilter, NativeLog};
 use super::detached::detached;
 use crate::wsgi::access_log::format::Subject;
 use crate::wsgi::environ::{Target, TargetError};
@@ -53,6 +53,7 @@ pub(super) struct Application {
     environ: Environ,
     access_log: Option<AccessLog>,
     native_log: Option<Py<NativeLog>>,
+    filter: Option<Py<AccessFilter>>,
     first: FirstRequest,
     /// Called with a message and the keyword `exc_info`, an exception or `None`: a logger's `error`.
     log_error: Py<PyAny>,
@@ -68,6 +69,7 @@ pub(super) struct Options<'a, 'py> {
     pub(super) log_format: &'a str,
     pub(super) log_enabled: Option<Py<PyAny>>,
     pub(super) native_log: Option<Py<NativeLog>>,
+    pub(super) filter: Option<Py<AccessFilter>>,
     pub(super) log_error: Py<PyAny>,
     pub(super) debug: bool,
     pub(super) multiprocess: bool,
@@ -88,7 +90,7 @@ struct Note {
     /// For the access log, and when the request came.
     entry: Option<(Entry, Instant)>,
     /// For that of the server's own.
-    subject: Option<(Subject, Instant)>,
+    subject: Option<(Subject<'static>, Instant)>,
     status: u16,
     /// Length of the file that is sent, and the request line.
     file: Option<(u64, String)>,
@@ -116,6 +118,7 @@ impl Application {
             environ: Environ::new(py, options.multiprocess, options.environ)?,
             access_log,
             native_log: options.native_log,
+            filter: options.filter,
             first: FirstRequest::default(),
             log_error: options.log_error,
             shows_traceback: options.debug,
@@ -168,13 +171,15 @@ impl Application {
             let line = crate::wsgi::access_log::request_line(exchange.request());
             (length, line)
         });
+        let status = match progress.status {
+            0 => StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
+            status => status,
+        };
+        let arrived = arrived.filter(|_| self.is_logged(exchange, status));
         let note = Note {
             entry: entry.zip(arrived),
             subject: self.subject(exchange, arrived),
-            status: match progress.status {
-                0 => StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
-                status => status,
-            },
+            status,
             file,
         };
         match exchange.delivery() {
@@ -188,21 +193,31 @@ impl Application {
         None
     }
 
-    /// What the server's own access log says of a request; `None` when it says nothing.
+    /// True when an answer with that status has a line in the access logs.
+    fn is_logged(&self, exchange: &dyn Exchange, status: u16) -> bool {
+        let Some(filter) = &self.filter else {
+            return true;
+        };
+        let filter = &filter.get().filter;
+        filter.admits(exchange.request(), exchange.endpoints(), status)
+    }
+
+    /// What the server's own access log says of a request that will be gone; `None` when it says
+    /// nothing.
     fn subject(
         &self,
         exchange: &dyn Exchange,
         arrived: Option<Instant>,
-    ) -> Option<(Subject, Instant)> {
-        let log = self.native_log.as_ref()?.get();
-        log.subject(exchange.request(), exchange.endpoints())
-            .zip(arrived)
+    ) -> Option<(Subject<'static>, Instant)> {
+        let arrived = self.native_log.as_ref().and(arrived)?;
+        let subject = Subject::of(exchange.request(), exchange.endpoints());
+        Some((subject.into_owned(), arrived))
     }
 
     /// An answer has come to its end, one way or the other: what needs no interpreter.
     fn conclude_natively(&self, note: &Note, delivery: Delivery) {
         if let (Some(log), Some((subject, arrived))) = (&self.native_log, &note.subject) {
-            log.get().write(subject, note.status, delivery, *arrived);
+            log.get().put(subject, note.status, delivery, *arrived);
         }
     }
 
@@ -576,13 +591,25 @@ impl Handler for Application {
         if arrived.is_none() && is_as_promised {
             return;
         }
+        let arrived = arrived.filter(|_| self.is_logged(exchange, status));
+        let entry = entry.zip(arrived);
+        let delivery = exchange.delivery();
+        if let (Some(log), Some(arrived), Some(delivery)) = (&self.native_log, arrived, delivery) {
+            let subject = Subject::of(exchange.request(), exchange.endpoints());
+            log.get().put(&subject, status, delivery, arrived);
+        }
+        if delivery.is_some() && entry.is_none() && is_as_promised {
+            return;
+        }
         let note = Note {
-            entry: entry.zip(arrived),
-            subject: self.subject(exchange, arrived),
+            entry,
+            subject: match delivery {
+                Some(_) => None,
+                None => self.subject(exchange, arrived),
+            },
             status,
             file: None,
         };
-        let delivery = exchange.delivery();
         if note.needs_python() || !is_as_promised {
             Python::attach(|py| {
                 self.report_length_mismatch(py, exchange, count.ending());
@@ -591,10 +618,21 @@ impl Handler for Application {
                 }
             });
         }
-        match delivery {
-            Some(delivery) => self.conclude_natively(&note, delivery),
-            None if note.is_empty() => {}
-            None => exchange.when_delivered(Box::new(note)),
+        if delivery.is_none() && !note.is_empty() {
+            exchange.when_delivered(Box::new(note));
+        }
+    }
+
+    fn has_put_off(&self) -> bool {
+        let log = self.native_log.as_ref();
+        log.is_some_and(|log| log.get().has_waiting())
+    }
+
+    fn catch_up(&self, is_idle: bool) {
+        if let Some(log) = &self.native_log
+            && (is_idle || log.get().is_overdue())
+        {
+            log.get().flush();
         }
     }
 
@@ -608,8 +646,12 @@ impl Handler for Application {
     }
 
     fn refused(&self, refused: &Refused) {
+        let filter = self.filter.as_ref();
+        if filter.is_some_and(|filter| !filter.get().filter.admits_refused(refused)) {
+            return;
+        }
         if let Some(log) = &self.native_log {
-            log.get().write_refused(refused);
+            log.get().put_refused(refused);
         }
         let Some(log) = &self.access_log else {
             return;

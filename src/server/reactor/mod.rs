@@ -98,6 +98,9 @@ pub(super) struct Reactor {
     is_held: AtomicBool,
     /// What is to be done after others have had their turn.
     deferred: Mutex<Vec<Job>>,
+    /// The leader waits for sockets, or is about to: what the handler puts off has to be done by
+    /// those that put it off.
+    is_waiting: AtomicBool,
     scratch: Mutex<Scratch>,
 }
 
@@ -150,6 +153,7 @@ impl Reactor {
             most_queued: AtomicUsize::new(pool_size.saturating_mul(QUEUED_PER_THREAD)),
             is_held: AtomicBool::new(false),
             deferred: Mutex::default(),
+            is_waiting: AtomicBool::new(false),
             settings,
             handler,
             limits: Arc::new(limits),
@@ -209,6 +213,34 @@ impl Reactor {
         let _ = self.wake.write(1);
     }
 
+    /// Waits for events, until `until` at the latest. What the handler has put off is done before
+    /// that, unless there are events to be seen to first.
+    fn fetch_or_catch_up(&self, events: &mut [EpollEvent], until: Option<Instant>) -> usize {
+        if self.handler.has_put_off() {
+            let count = self.fetch(events, Some(Instant::now()));
+            if count > 0 {
+                self.handler.catch_up(false);
+                return count;
+            }
+        }
+        // A thread that puts something off after this sees that nobody else will do it.
+        self.is_waiting.store(true, Ordering::SeqCst);
+        if self.handler.has_put_off() {
+            self.handler.catch_up(true);
+        }
+        let count = self.fetch(events, until);
+        self.is_waiting.store(false, Ordering::SeqCst);
+        count
+    }
+
+    /// Does what the handler has put off, where the leader will not.
+    fn catch_up(&self) {
+        if self.handler.has_put_off() {
+            self.handler
+                .catch_up(self.is_waiting.load(Ordering::SeqCst));
+        }
+    }
+
     /// Waits for events, until `until` at the latest.
     fn fetch(&self, events: &mut [EpollEvent], until: Option<Instant>) -> usize {
         let timeout = until.map_or(EpollTimeout::NONE, |until| {
@@ -259,7 +291,7 @@ impl Source for Reactor {
         };
         let until = self.deadlines.watch(other);
         let room = events.len().min(most);
-        let count = self.fetch(&mut events[..room], until);
+        let count = self.fetch_or_catch_up(&mut events[..room], until);
         for event in &events[..count] {
             match event.data() {
                 LISTENER => self.accept_turn(jobs),
@@ -350,6 +382,7 @@ impl Source for Reactor {
                 Job::Answer(..) | Job::Report(..) | Job::Drive(_) => next = Some(job),
             }
         }
+        self.catch_up();
         let next = next.and_then(|job| self.turn(job));
         self.queued
             .fetch_add(usize::from(next.is_some()), Ordering::Relaxed);
@@ -370,6 +403,7 @@ impl Source for Reactor {
     }
 
     fn ended(&self) {
+        self.handler.catch_up(true);
         // Fails only when the counter is full, and then it is readable anyway.
         let _ = self.drained.write(1);
     }

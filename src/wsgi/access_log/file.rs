@@ -1,8 +1,10 @@
 //! Where the lines of the native access log go: a file or standard output.
 //!
-//! Owns the descriptor and what happens when it cannot be written. Each line is one write(2) with
-//! `O_APPEND`: lines of several processes do not mix, and none is lost with a process that dies, for
-//! the kernel has it. Never formats a line. A log that fails never fails a request.
+//! Owns the descriptor, the lines that wait to be written, and what happens when they cannot be. Lines
+//! are put off only while the server has other requests to see to, and for [`LONGEST_DELAY`] at most;
+//! then all of them are one write(2) with `O_APPEND`, so that lines of several processes do not mix.
+//! What is a pipe gets no more than `PIPE_BUF` bytes at a time, for the same reason (pipe(7)). Never
+//! formats a line. A log that fails never fails a request.
 #![expect(unsafe_code, reason = "the local time is asked of the C library")]
 
 use super::format::LocalTime;
@@ -10,29 +12,35 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{dup3_raw, write};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-/// How long a line waits for a pipe whose reader is slow, in milliseconds.
+/// How long lines wait for a pipe whose reader is slow, in milliseconds.
 const LONGEST_WAIT: u16 = 1000;
+/// How long a line may be put off while other requests are seen to.
+pub const LONGEST_DELAY: Duration = Duration::from_millis(5);
+/// So many bytes are written at once, however busy the server is.
+const FULL: usize = 32 << 10;
+/// Above so many bytes, for which a disk that stands still is to blame, threads wait for it.
+const MOST_BYTES: usize = 1 << 20;
 
 /// What has happened to the lines, for the one who is to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
-    /// The line is with the kernel.
+    /// Nothing that anything should be said about.
     Yes,
-    /// It is, after that many others had been lost.
+    /// Lines are with the kernel again, after that many others had been lost.
     Again(u64),
-    /// It is lost, for the first time since the last one that was not.
+    /// Lines are lost, for the first time since the last one that was not.
     Failed(Errno),
-    /// It is lost, as the one before it.
-    StillFailing,
 }
 
 /// See the module's text.
@@ -41,11 +49,19 @@ pub struct LogFile {
     /// `None` for standard output.
     path: Option<PathBuf>,
     file: OwnedFd,
-    trouble: Mutex<Trouble>,
+    waiting: Mutex<Vec<u8>>,
+    /// Milliseconds of the kernel's tick when the first of the lines that wait came; 0 without any.
+    since: AtomicU64,
+    writer: Mutex<Writer>,
 }
 
-#[derive(Debug, Default)]
-struct Trouble {
+/// Held by the thread that writes.
+#[derive(Debug)]
+struct Writer {
+    /// What it writes; kept to spare allocations.
+    batch: Vec<u8>,
+    /// Most bytes of one write(2).
+    most: usize,
     /// Lines lost since the last one that was written.
     lost: u64,
     /// The last line was written in part: the next one must not continue it.
@@ -63,53 +79,141 @@ impl LogFile {
         } else {
             (Some(path.to_owned()), open_file(path)?)
         };
+        let most = most_at_once(&file);
         Ok(Self {
             path,
             file,
-            trouble: Mutex::default(),
+            waiting: Mutex::default(),
+            since: AtomicU64::new(0),
+            writer: Mutex::new(Writer {
+                batch: Vec::new(),
+                most,
+                lost: 0,
+                is_torn: false,
+            }),
         })
     }
 
-    /// Opens the file again by its name: it was renamed, to be rotated. The descriptor keeps its
-    /// number, so a thread that writes at the same time writes to one file or to the other.
+    /// Opens the file again by its name: it was renamed, to be rotated. Lines that came before are
+    /// written to the old one.
     ///
     /// # Errors
     /// What open(2) says; the old file is kept then.
-    pub fn reopen(&self) -> io::Result<()> {
+    pub fn reopen(&self) -> io::Result<Written> {
         let Some(path) = &self.path else {
-            return Ok(());
+            return Ok(Written::Yes);
         };
         let fresh = open_file(path)?;
+        let mut writer = self.writer.lock();
+        let written = self.write_waiting(&mut writer);
+        writer.most = most_at_once(&fresh);
         // SAFETY: the number is that of `self.file`, which stays open and owned by it.
         let copy = unsafe { dup3_raw(&fresh, self.file.as_raw_fd(), OFlag::O_CLOEXEC) }?;
         // It is `self.file` again, whose owner closes it.
         let _ = copy.into_raw_fd();
-        Ok(())
+        Ok(written)
     }
 
-    /// Writes one line, its end included.
-    pub fn write_line(&self, line: &[u8]) -> Written {
-        match write(&self.file, line) {
-            Ok(count) if count == line.len() => self.note_success(),
-            first => self.write_rest(line, first),
+    /// Takes one line, its end included, to be written by the next [`LogFile::flush`] or, where many
+    /// wait already, at once.
+    pub fn put(&self, line: &[u8]) -> Written {
+        let length = {
+            let mut waiting = self.waiting.lock();
+            if waiting.is_empty() {
+                self.since.store(now(), Ordering::SeqCst);
+            }
+            waiting.extend_from_slice(line);
+            waiting.len()
+        };
+        if length >= MOST_BYTES {
+            let mut writer = self.writer.lock();
+            self.write_waiting(&mut writer)
+        } else if length >= FULL {
+            self.flush()
+        } else {
+            Written::Yes
         }
     }
 
-    fn note_success(&self) -> Written {
-        let mut trouble = self.trouble.lock();
-        match std::mem::take(&mut trouble.lost) {
-            0 => Written::Yes,
-            lost => Written::Again(lost),
+    /// True while lines wait to be written.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        self.since.load(Ordering::SeqCst) != 0
+    }
+
+    /// True when one of them was put off for [`LONGEST_DELAY`].
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        let since = self.since.load(Ordering::SeqCst);
+        since != 0 && u128::from(now().saturating_sub(since)) >= LONGEST_DELAY.as_millis()
+    }
+
+    /// Writes the lines that wait, or leaves them to the thread that is about to.
+    pub fn flush(&self) -> Written {
+        let mut said = Written::Yes;
+        // A thread that comes while another one writes leaves its lines to that one, which looks
+        // again when it is done.
+        while self.has_waiting()
+            && let Some(mut writer) = self.writer.try_lock()
+        {
+            match self.write_waiting(&mut writer) {
+                Written::Yes => {}
+                news @ (Written::Again(_) | Written::Failed(_)) => said = news,
+            }
+        }
+        said
+    }
+
+    fn write_waiting(&self, writer: &mut MutexGuard<'_, Writer>) -> Written {
+        let mut batch = std::mem::take(&mut writer.batch);
+        batch.clear();
+        {
+            let mut waiting = self.waiting.lock();
+            std::mem::swap(&mut *waiting, &mut batch);
+            self.since.store(0, Ordering::SeqCst);
+        }
+        let written = self.write(writer, &batch);
+        writer.batch = batch;
+        written
+    }
+
+    fn write(&self, writer: &mut Writer, lines: &[u8]) -> Written {
+        let before = writer.lost;
+        let mut rest = lines;
+        let mut failure = None;
+        while !rest.is_empty() {
+            let (piece, others) = split(rest, writer.most);
+            rest = others;
+            if let Err(errno) = self.write_piece(writer, piece) {
+                failure = Some(errno);
+            }
+        }
+        match failure {
+            Some(errno) if before == 0 => Written::Failed(errno),
+            None if before > 0 && !lines.is_empty() => {
+                writer.lost = 0;
+                Written::Again(before)
+            }
+            Some(_) | None => Written::Yes,
         }
     }
 
-    /// The kernel did not take the line at once.
-    fn write_rest(&self, line: &[u8], first: nix::Result<usize>) -> Written {
-        let mut trouble = self.trouble.lock();
+    /// Writes whole lines; those that the kernel does not take are counted as lost.
+    fn write_piece(&self, writer: &mut Writer, piece: &[u8]) -> nix::Result<()> {
         let mut done = 0;
-        let mut result = first;
         let errno = loop {
-            match result {
+            if done == piece.len() {
+                writer.is_torn = false;
+                return Ok(());
+            }
+            if done == 0 && writer.is_torn {
+                // Ends what is left of a line that was cut.
+                match write(&self.file, b"\n") {
+                    Ok(_) => writer.is_torn = false,
+                    Err(errno) => break errno,
+                }
+            }
+            match write(&self.file, &piece[done..]) {
                 Ok(0) => break Errno::EIO,
                 Ok(count) => done += count,
                 Err(Errno::EINTR) => {}
@@ -121,30 +225,43 @@ impl LogFile {
                 }
                 Err(errno) => break errno,
             }
-            if done == line.len() {
-                trouble.is_torn = false;
-                return match std::mem::take(&mut trouble.lost) {
-                    0 => Written::Yes,
-                    lost => Written::Again(lost),
-                };
-            }
-            if done == 0 && trouble.is_torn {
-                // Ends what is left of a line that was cut.
-                match write(&self.file, b"\n") {
-                    Ok(_) => trouble.is_torn = false,
-                    Err(errno) => break errno,
-                }
-            }
-            result = write(&self.file, &line[done..]);
         };
-        trouble.is_torn |= done > 0;
-        trouble.lost += 1;
-        if trouble.lost == 1 {
-            Written::Failed(errno)
-        } else {
-            Written::StillFailing
-        }
+        writer.is_torn |= done > 0 && piece[done - 1] != b'\n';
+        writer.lost += memchr::memchr_iter(b'\n', &piece[done..]).count() as u64;
+        Err(errno)
     }
+}
+
+/// As many whole lines as fit into `most` bytes, at least one, and the rest.
+fn split(lines: &[u8], most: usize) -> (&[u8], &[u8]) {
+    if lines.len() <= most {
+        return (lines, b"");
+    }
+    let end = memchr::memrchr(b'\n', &lines[..most])
+        .or_else(|| memchr::memchr(b'\n', lines))
+        .map_or(lines.len(), |end| end + 1);
+    lines.split_at(end)
+}
+
+/// Most bytes of one write(2) that do not mix with those of other processes.
+fn most_at_once(file: &OwnedFd) -> usize {
+    let is_regular = fstat(file).is_ok_and(|status| {
+        SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
+    });
+    if is_regular {
+        usize::MAX
+    } else {
+        libc::PIPE_BUF
+    }
+}
+
+/// Milliseconds, at least 1; of the kernel's tick, which is a fifth of the price of the precise clock.
+fn now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .ok()
+        .and_then(|time| u64::try_from(time.tv_sec() * 1000 + time.tv_nsec() / 1_000_000).ok())
+        .unwrap_or(0)
+        .max(1)
 }
 
 fn open_file(path: &Path) -> io::Result<OwnedFd> {
@@ -203,11 +320,15 @@ mod tests {
         std::fs::write(&path, "before\n").unwrap();
         let log = LogFile::open(&path).unwrap();
 
-        assert_eq!(log.write_line(b"one\n"), Written::Yes);
+        log.put(b"one\n");
+        assert_eq!(log.flush(), Written::Yes);
         std::fs::rename(&path, directory.join("old.log")).unwrap();
-        assert_eq!(log.write_line(b"two\n"), Written::Yes);
-        log.reopen().unwrap();
-        assert_eq!(log.write_line(b"three\n"), Written::Yes);
+        log.put(b"two\n");
+        assert!(log.has_waiting());
+        assert_eq!(log.reopen().unwrap(), Written::Yes);
+        assert!(!log.has_waiting());
+        log.put(b"three\n");
+        assert_eq!(log.flush(), Written::Yes);
 
         let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
         assert_eq!(read("old.log"), "before\none\ntwo\n");
@@ -219,14 +340,19 @@ mod tests {
     fn a_full_disk_is_told_once_and_its_end_with_the_number_of_lines() {
         let log = LogFile::open(Path::new("/dev/full")).unwrap();
 
-        assert_eq!(log.write_line(b"one\n"), Written::Failed(Errno::ENOSPC));
-        assert_eq!(log.write_line(b"two\n"), Written::StillFailing);
+        let write = |log: &LogFile, lines: &[u8]| {
+            log.put(lines);
+            log.flush()
+        };
+
+        assert_eq!(write(&log, b"one\n"), Written::Failed(Errno::ENOSPC));
+        assert_eq!(write(&log, b"two\nthree\n"), Written::Yes);
         let log = LogFile {
             file: open_file(Path::new("/dev/null")).unwrap(),
             ..log
         };
-        assert_eq!(log.write_line(b"three\n"), Written::Again(2));
-        assert_eq!(log.write_line(b"four\n"), Written::Yes);
+        assert_eq!(write(&log, b"four\n"), Written::Again(3));
+        assert_eq!(write(&log, b"five\n"), Written::Yes);
     }
 
     #[test]
@@ -237,7 +363,76 @@ mod tests {
         std::fs::remove_dir_all(&directory).unwrap();
 
         assert!(log.reopen().is_err());
-        assert_eq!(log.write_line(b"kept\n"), Written::Yes);
+        log.put(b"kept\n");
+        assert_eq!(log.flush(), Written::Yes);
         assert!(LogFile::open(&path).is_err());
+    }
+
+    #[test]
+    fn lines_are_put_off_until_they_are_flushed_overdue_or_many() {
+        let directory = directory("batch");
+        let path = directory.join("access.log");
+        let log = LogFile::open(&path).unwrap();
+        let length = || std::fs::metadata(&path).unwrap().len();
+
+        log.put(b"one\n");
+        assert!(log.has_waiting());
+        assert_eq!(length(), 0);
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !log.is_overdue() {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        log.flush();
+        assert_eq!(length(), 4);
+        assert!(!log.is_overdue());
+        log.put(&vec![b'x'; FULL]);
+        assert_eq!(length(), 4 + FULL as u64);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn no_line_is_lost_or_cut_when_threads_write_and_flush_at_once() {
+        let directory = directory("threads");
+        let path = directory.join("access.log");
+        let log = LogFile::open(&path).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let log = &log;
+                scope.spawn(move || {
+                    for number in 0..2000 {
+                        log.put(format!("{thread} {number}\n").as_bytes());
+                        if number % 7 == 0 {
+                            log.flush();
+                        }
+                    }
+                    log.flush();
+                });
+            }
+        });
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        let mut expected: Vec<_> = (0..4)
+            .flat_map(|thread| (0..2000).map(move |number| format!("{thread} {number}")))
+            .collect();
+        expected.sort();
+        assert_eq!(lines, expected);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_pipe_gets_whole_lines_of_at_most_pipe_buf_bytes() {
+        let (one, other) = (vec![b'a'; 3000], vec![b'b'; 3000]);
+        let lines = [&one[..], b"\n", &other[..], b"\n"].concat();
+
+        let (first, rest) = split(&lines, libc::PIPE_BUF);
+
+        assert_eq!(first, [&one[..], b"\n"].concat());
+        assert_eq!(rest, [&other[..], b"\n"].concat());
+        let long = [vec![b'c'; 5000], b"\n".to_vec()].concat();
+        assert_eq!(split(&long, libc::PIPE_BUF), (&long[..], &b""[..]));
+        let file = OwnedFd::from(io::pipe().unwrap().1);
+        assert_eq!(most_at_once(&file), libc::PIPE_BUF);
     }
 }

@@ -4,8 +4,10 @@
 //! the two formats that have a name of their own. Never writes a line anywhere. Rules: Python's
 //! "printf-style String Formatting"; the combined log format of Apache and nginx.
 
-use super::{CUT_OFF, date_time, escape_into};
-use crate::wsgi::Delivery;
+use super::{CUT_OFF, escape_into, month_name, plain_request_line, version_text};
+use crate::wsgi::request::RequestHead;
+use crate::wsgi::{Delivery, Endpoints, Refused};
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -91,19 +93,96 @@ pub struct Format {
     parts: Vec<Part>,
 }
 
-/// The client's side of a line; taken from the request while that is there.
+/// The client's side of a line. Borrowed from the request where the line is written while that is
+/// there.
 #[derive(Debug, Clone, Default)]
-pub struct Subject {
-    /// As [`super::client_ip`] gives it.
-    pub client_ip: String,
-    /// Port of the connection's other end; empty for a unix socket.
-    pub client_port: String,
-    /// Escaped.
-    pub request_line: String,
-    /// As it came.
-    pub referer: Vec<u8>,
-    /// As it came.
-    pub user_agent: Vec<u8>,
+pub struct Subject<'a> {
+    client_ip: Cow<'a, str>,
+    client_port: Cow<'a, str>,
+    line: Line<'a>,
+    referer: Cow<'a, [u8]>,
+    user_agent: Cow<'a, [u8]>,
+}
+
+/// A request line as it came.
+#[derive(Debug, Clone)]
+enum Line<'a> {
+    Of(&'a RequestHead),
+    Plain(Cow<'a, [u8]>),
+}
+
+impl Default for Line<'_> {
+    fn default() -> Self {
+        Self::Plain(Cow::Borrowed(b""))
+    }
+}
+
+impl<'a> Subject<'a> {
+    /// What a request says about itself.
+    #[must_use]
+    pub fn of(request: &'a RequestHead, endpoints: &'a Endpoints) -> Self {
+        let mut subject = Self::at(endpoints);
+        let mut is_forwarded = false;
+        subject.line = Line::Of(request);
+        for header in request.headers() {
+            // The lengths of the names tell most others apart at no price.
+            match header.name.len() {
+                7 if header.is(b"referer") && subject.referer.is_empty() => {
+                    subject.referer = Cow::Borrowed(header.value);
+                }
+                10 if header.is(b"user-agent") && subject.user_agent.is_empty() => {
+                    subject.user_agent = Cow::Borrowed(header.value);
+                }
+                15 => is_forwarded |= header.is(b"x-forwarded-for"),
+                _ => {}
+            }
+        }
+        if is_forwarded {
+            subject.client_ip = Cow::Owned(super::client_ip(request, &subject.client_ip));
+        }
+        subject
+    }
+
+    /// A request that the server refused. What its head says about itself is left out: nothing of it
+    /// was found fit to be believed.
+    #[must_use]
+    pub fn of_refused(refused: &'a Refused) -> Self {
+        Self {
+            line: Line::Plain(Cow::Borrowed(&refused.line)),
+            ..Self::at(&refused.endpoints)
+        }
+    }
+
+    fn at(endpoints: &'a Endpoints) -> Self {
+        let (client_ip, client_port) = match endpoints.peer_text() {
+            Some((address, port)) => (
+                String::from_utf8_lossy(address),
+                String::from_utf8_lossy(port),
+            ),
+            None => (Cow::Borrowed("unix"), Cow::Borrowed("")),
+        };
+        Self {
+            client_ip,
+            client_port,
+            ..Self::default()
+        }
+    }
+
+    /// The same, for a line that is written when the request is gone.
+    #[must_use]
+    pub fn into_owned(self) -> Subject<'static> {
+        let line = match self.line {
+            Line::Of(request) => plain_request_line(request),
+            Line::Plain(line) => line.into_owned(),
+        };
+        Subject {
+            client_ip: Cow::Owned(self.client_ip.into_owned()),
+            client_port: Cow::Owned(self.client_port.into_owned()),
+            line: Line::Plain(Cow::Owned(line)),
+            referer: Cow::Owned(self.referer.into_owned()),
+            user_agent: Cow::Owned(self.user_agent.into_owned()),
+        }
+    }
 }
 
 /// The server's side of a line.
@@ -168,7 +247,7 @@ impl Format {
 
     /// Appends a line, its end included. An answer that was cut off is told apart by the end of its
     /// line, unless the format names `delivery`.
-    pub fn write(&self, line: &mut String, subject: &Subject, event: &Event) {
+    pub fn write(&self, line: &mut String, subject: &Subject<'_>, event: &Event) {
         let mut tells_delivery = false;
         for part in &self.parts {
             match part {
@@ -273,14 +352,23 @@ fn write_field(
     key: Key,
     conversion: Conversion,
     precision: Option<usize>,
-    subject: &Subject,
+    subject: &Subject<'_>,
     event: &Event,
 ) {
     let start = line.len();
     match key {
         Key::ClientIp => line.push_str(&subject.client_ip),
         Key::ClientPort => line.push_str(&subject.client_port),
-        Key::RequestLine => line.push_str(&subject.request_line),
+        Key::RequestLine => match &subject.line {
+            Line::Of(request) => {
+                line.push_str(request.method().as_str());
+                line.push(' ');
+                escape_into(line, request.target());
+                line.push(' ');
+                line.push_str(version_text(request));
+            }
+            Line::Plain(plain) => escape_into(line, plain),
+        },
         Key::Referer => escape_or_dash(line, &subject.referer),
         Key::UserAgent => escape_or_dash(line, &subject.user_agent),
         Key::Delivery => line.push_str(if event.delivery.is_whole {
@@ -288,7 +376,7 @@ fn write_field(
         } else {
             "cut"
         }),
-        Key::DateTime => line.push_str(&date_and_time(&event.now)),
+        Key::DateTime => write_date_and_time(line, &event.now, ' '),
         Key::TimeLocal => write_time_local(line, &event.now),
         Key::StatusCode | Key::BodyLength => {
             let number = if key == Key::StatusCode {
@@ -329,18 +417,34 @@ fn escape_or_dash(line: &mut String, text: &[u8]) {
     }
 }
 
-fn date_and_time(now: &LocalTime) -> String {
-    date_time(
-        now.year, now.month, now.day, now.hour, now.minute, now.second,
-    )
+fn write_date_and_time(line: &mut String, now: &LocalTime, separator: char) {
+    push_two(line, now.day);
+    line.push('/');
+    line.push_str(month_name(now.month));
+    // Writing to a String cannot fail.
+    let _ = write!(line, "/{:04}", now.year);
+    line.push(separator);
+    push_two(line, now.hour);
+    line.push(':');
+    push_two(line, now.minute);
+    line.push(':');
+    push_two(line, now.second);
 }
 
 fn write_time_local(line: &mut String, now: &LocalTime) {
-    let sign = if now.offset_minutes < 0 { '-' } else { '+' };
     let offset = now.offset_minutes.unsigned_abs();
-    line.push_str(&date_and_time(now).replacen(' ', ":", 1));
-    // Writing to a String cannot fail.
-    let _ = write!(line, " {sign}{:02}{:02}", offset / 60, offset % 60);
+    let small = |number: u32| u8::try_from(number).unwrap_or(0);
+    write_date_and_time(line, now, ':');
+    line.push(' ');
+    line.push(if now.offset_minutes < 0 { '-' } else { '+' });
+    push_two(line, small(offset / 60));
+    push_two(line, small(offset % 60));
+}
+
+/// A number below 100, with two digits.
+fn push_two(line: &mut String, number: u8) {
+    line.push(char::from(b'0' + number / 10 % 10));
+    line.push(char::from(b'0' + number % 10));
 }
 
 /// Pads what was written from `start` on.
@@ -361,15 +465,20 @@ fn pad(line: &mut String, start: usize, width: usize, is_left: bool, is_zero_pad
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::{Method, Version};
 
-    fn subject() -> Subject {
-        Subject {
-            client_ip: "10.0.0.1".to_owned(),
-            client_port: "5".to_owned(),
-            request_line: "GET /a HTTP/1.1".to_owned(),
-            referer: Vec::new(),
-            user_agent: b"curl \"x\"\n".to_vec(),
-        }
+    fn subject() -> Subject<'static> {
+        let headers: [(&[u8], &[u8]); 1] = [(b"User-Agent", b"curl \"x\"\n")];
+        let request = RequestHead::of(Method::GET, b"/a", Version::HTTP_11, &headers);
+        let endpoints = Endpoints::new(Some("10.0.0.1:5".parse().unwrap()), None, false);
+        let subject = Subject::of(&request, &endpoints);
+        let format = Format::parse("combined").unwrap();
+        let (mut borrowed, mut owned) = (String::new(), String::new());
+        format.write(&mut borrowed, &subject, &event(true));
+        let subject = subject.into_owned();
+        format.write(&mut owned, &subject, &event(true));
+        assert_eq!(borrowed, owned);
+        subject
     }
 
     fn event(is_whole: bool) -> Event {

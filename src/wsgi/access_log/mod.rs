@@ -4,11 +4,12 @@
 //! or move a terminal's cursor. Formats no line itself: where the log is Python's, `wsgi_log_format`
 //! is a Python format string and Python applies it; where it is the server's own, `format` does, and
 //! `file` writes. Keys and order: eventlet.wsgi, as documented by oslo.service's
-//! option `wsgi_log_format`.
+//! option `wsgi_log_format`. Which requests have a line at all is `filter`'s part.
 
 use std::fmt::Write;
 
 pub mod file;
+pub mod filter;
 pub mod format;
 
 use super::request::RequestHead;
@@ -35,16 +36,26 @@ const MONTHS: [&str; 12] = [
 /// Appends *text* to *line*. Control characters and bytes above 127 become `\xNN`; a quotation mark
 /// and a backslash get a backslash before them, so that a quoted field ends where it seems to.
 pub fn escape_into(line: &mut String, text: &[u8]) {
-    for &byte in text {
+    let is_plain = |byte: u8| matches!(byte, 0x20..=0x7e) && byte != b'"' && byte != b'\\';
+    let mut rest = text;
+    while let Some(&byte) = rest.first() {
+        let end = rest.iter().position(|byte| !is_plain(*byte));
+        let (plain, others) = rest.split_at(end.unwrap_or(rest.len()));
+        // ASCII: nothing is lost.
+        line.push_str(&String::from_utf8_lossy(plain));
+        rest = others;
+        if !plain.is_empty() {
+            continue;
+        }
         match byte {
             b'"' | b'\\' => {
                 line.push('\\');
                 line.push(char::from(byte));
             }
-            0x20..=0x7e => line.push(char::from(byte)),
             // Writing to a String cannot fail.
             _ => drop(write!(line, "\\x{byte:02x}")),
         }
+        rest = &rest[1..];
     }
 }
 
@@ -57,17 +68,20 @@ pub fn request_line(request: &RequestHead) -> String {
 /// The request line as it arrived.
 #[must_use]
 pub fn plain_request_line(request: &RequestHead) -> Vec<u8> {
-    let version: &[u8] = if request.version() == Version::HTTP_10 {
-        b"HTTP/1.0"
-    } else {
-        b"HTTP/1.1"
-    };
     [
         request.method().as_str().as_bytes(),
         request.target(),
-        version,
+        version_text(request).as_bytes(),
     ]
     .join(&b' ')
+}
+
+fn version_text(request: &RequestHead) -> &'static str {
+    if request.version() == Version::HTTP_10 {
+        "HTTP/1.0"
+    } else {
+        "HTTP/1.1"
+    }
 }
 
 /// *text* as [`escape_into`] writes it.
@@ -105,8 +119,12 @@ pub fn client_ip(request: &RequestHead, peer: &str) -> String {
 /// `22/Nov/2026 15:08:03`, in the style of common log files. *month* counts from 1.
 #[must_use]
 pub fn date_time(year: i32, month: usize, day: u8, hour: u8, minute: u8, second: u8) -> String {
-    let month = MONTHS.get(month.wrapping_sub(1)).copied().unwrap_or("???");
+    let month = month_name(month);
     format!("{day:02}/{month}/{year:04} {hour:02}:{minute:02}:{second:02}")
+}
+
+fn month_name(month: usize) -> &'static str {
+    MONTHS.get(month.wrapping_sub(1)).copied().unwrap_or("???")
 }
 
 #[cfg(test)]
