@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ import pytest
 from _children import environment, run_command
 from conftest import wait_until
 from support.serving import OSLOXIDE, Running, fetch, starter
+
+from osloxide._native import Scoreboard
+from osloxide.cli import ready
 
 ARGUMENTS = """
 import os, sys
@@ -380,6 +384,47 @@ def test_the_probe_tells_whether_every_slot_has_a_ready_worker(
     assert run_status(name) == 0
     assert site.stop() == 0, site.log
     assert probe("--ready", name) == 1
+
+
+@pytest.mark.parametrize("options", [["-w", "3"], ["--master"], []])
+def test_the_probe_reads_what_status_reads(
+    start: Callable[..., Running], options: list[str]
+) -> None:
+    name = f"read-{os.getpid()}"
+    site = start("serve", "told", "-b", "127.0.0.1:0", "--name", name, *options)
+    assert fetch(site.port())
+    wait_until(lambda: ready.main([name]) == 0, "every worker is ready")
+
+    board = Scoreboard.attach(site.pid)
+    read = ready._boards(name)
+
+    assert read == {site.pid: [(row["slot"], row["state"]) for row in board.read()]}
+    assert ready._boards(str(site.pid)) == read
+    assert site.stop() == 0, site.log
+
+
+def test_the_printed_probe_needs_less_than_10_mib_and_no_module_of_osloxide(tmp_path: Path) -> None:
+    shown = run_command([*OSLOXIDE, "status", "--ready", "--print", "x"], environ=environment())
+    words = shown.stdout.split()
+    assert words == ready.command("x")
+    # The same program, which says at its end what it has imported and used.
+    told = f"""
+import sys
+sys.argv = [{words[2]!r}, "x"]
+before = set(sys.modules)
+try:
+    exec(compile(open({words[2]!r}).read(), "ready", "exec"), {{"__name__": "__main__"}})
+except SystemExit as end:
+    print(end.code, sorted(set(sys.modules) - before))
+print(open("/proc/self/status").read())
+"""
+    program = tmp_path / "told.py"
+    program.write_text(told)
+    done = run_command([*words[:2], str(program)], environ=environment())
+
+    assert done.stdout.startswith("1 []\n"), done.stdout + done.stderr
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)
+    assert int(peak) <= 10 * 1024
 
 
 def run_status(name: str) -> int:

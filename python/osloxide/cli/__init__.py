@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ended(lambda: import_module("osloxide.cli.uwsgi").run(words[1:]))
     if words[:2] == ["status", "--ready"]:
         # A probe, started every few seconds: it does without argparse.
-        return _ended(lambda: import_module("osloxide.cli.ready").run(words[2:]))
+        return _ended(lambda: import_module("osloxide.cli.ready").main(words[2:]))
     import argparse
 
     parser = argparse.ArgumentParser(

@@ -2,71 +2,134 @@
 
 Owns what ready means: the launcher lives, and every slot of it has a worker that is ready or drains
 while its successor starts. Looks at the scoreboard and asks the service nothing, so it holds for
-APIs and RPC services alike. A probe is started every few seconds, and imports little.
+APIs and RPC services alike.
+
+A probe is started every few seconds. This file is therefore a program by itself, which
+``python -IS FILE NAME`` runs without site-packages: it imports nothing that is not built in, and
+reads the shared memory by itself. The first fields of its header and of a row are where
+``src/scoreboard`` has them; a test compares.
 """
 
-from __future__ import annotations
-
-import os
+import posix
 import sys
-from collections.abc import Sequence
-
-from osloxide.cli.errors import CommandError
 
 _MEMFD = "/memfd:osloxide-scoreboard"
+_MAGIC = b"osloxide"
+_HEADER_BYTES = 4096
+_NAME = slice(36, 36 + 128)
+_STATES = ("free", "starting", "running", "draining", "killing", "waiting", "gone", "replaced")
 _SERVES = ("running", "draining")
+_NOT_SHOWN = ("free", "replaced")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """0 when every launcher called *NAME*, or the process of that pid, is ready; else 1.
+def command(name: str) -> list[str]:
+    """The cheapest command line that probes *name*."""
+    return [sys.executable, "-IS", __file__, name]
 
-    :raises CommandError: not exactly one name was given, or nothing is called so.
+
+def main(arguments: list[str]) -> int:
+    """Run the probe; returns the exit status.
+
+    :returns: 0 when every launcher called *NAME*, or the process of that pid, is ready; 1 when one
+        is not, or nothing is called so; 2 for a wrong command line.
     """
+    if arguments[:1] == ["--print"] and len(arguments) == 2:
+        print(" ".join(command(arguments[1])))
+        return 0
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise CommandError("give one name or pid: osloxide status --ready nova-api", 2)
+        return _say("give one name or pid: osloxide status --ready nova-api", 2)
     boards = _boards(arguments[0])
     if not boards:
-        raise CommandError(f"no launcher that may be read is called {arguments[0]}")
-    late = [pid for pid, rows in boards if not _is_ready(pid, rows)]
+        return _say(f"no launcher that may be read is called {arguments[0]}", 1)
+    late = [pid for pid, rows in sorted(boards.items()) if not _is_ready(pid, rows)]
     if late:
-        print(f"osloxide: not ready: {', '.join(map(str, late))}", file=sys.stderr)
-    return 1 if late else 0
+        return _say(f"not ready: {', '.join(map(str, late))}", 1)
+    return 0
+
+
+def _say(text: str, status: int) -> int:
+    print(f"osloxide: {text}", file=sys.stderr)
+    return status
 
 
 def _is_ready(pid: int, rows: list[tuple[int, str]]) -> bool:
     slots = {slot for slot, _ in rows}
     ready = {slot for slot, state in rows if state in _SERVES}
-    return bool(slots) and slots == ready and os.path.exists(f"/proc/{pid}")
+    return bool(slots) and slots == ready and _lives(pid)
 
 
-def _boards(wanted: str) -> list[tuple[int, list[tuple[int, str]]]]:
+def _lives(pid: int) -> bool:
+    try:
+        posix.stat(f"/proc/{pid}")
+    except OSError:
+        return False
+    return True
+
+
+def _boards(wanted: str) -> dict[int, list[tuple[int, str]]]:
     """Pid of each launcher of that name, and slot and state of its workers."""
-    from osloxide._native import Scoreboard
-
     found: dict[int, list[tuple[int, str]]] = {}
-    for entry in [wanted] if wanted.isdigit() else os.listdir("/proc"):
-        if not entry.isdigit() or not _has_board(entry):
+    by_pid = wanted.isdigit()
+    for entry in [wanted] if by_pid else posix.listdir("/proc"):
+        if not entry.isdigit():
             continue
-        try:
-            board = Scoreboard.attach(int(entry))
-            if board.pid in found or (board.name != wanted and not wanted.isdigit()):
-                continue
-            found[board.pid] = [(row["slot"], row["state"]) for row in board.read()]
-        except (OSError, ValueError, RuntimeError):
-            continue  # it ended just now, or is of another version
-    return sorted(found.items())
+        name = None if by_pid else wanted.encode()[:128]
+        read = [board for path in _memories(entry) if (board := _read(path, name)) is not None]
+        if read:
+            # Of several, the one that the process made itself and made last, as status takes it.
+            pid, _, rows = max(read, key=lambda board: (board[0] == int(entry), board[1]))
+            found.setdefault(pid, rows)
+    return found
 
 
-def _has_board(pid: str) -> bool:
+def _memories(pid: str) -> list[str]:
     directory = f"/proc/{pid}/fd"
     try:
-        names = os.listdir(directory)
+        names = posix.listdir(directory)
     except OSError:
-        return False  # it ended, or belongs to another user
+        return []  # it ended, or belongs to another user
+    found = []
     for name in names:
         try:
-            if os.readlink(f"{directory}/{name}").startswith(_MEMFD):
-                return True
+            if posix.readlink(f"{directory}/{name}").startswith(_MEMFD):
+                found.append(f"{directory}/{name}")
         except OSError:
             continue
-    return False
+    return found
+
+
+def _read(path: str, name: bytes | None) -> tuple[int, int, list[tuple[int, str]]] | None:
+    """Maker, time of making, and rows of a scoreboard; None when it has another name."""
+    try:
+        memory = posix.open(path, posix.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        header = posix.pread(memory, 256, 0)
+        if int.from_bytes(header[:8], sys.byteorder).to_bytes(8, "big") != _MAGIC:
+            return None
+        if name is not None and header[_NAME].rstrip(b"\0") != name:
+            return None
+        row_bytes, pid, started_at, used = (
+            _number(header, 16, 4), _number(header, 20, 4), _number(header, 24, 8),
+            _number(header, 32, 4),
+        )  # fmt: skip
+        rows = []
+        for index in range(used):
+            row = posix.pread(memory, 8, _HEADER_BYTES + index * row_bytes)
+            state = _STATES[_number(row, 0, 4)]
+            if state not in _NOT_SHOWN:
+                rows.append((_number(row, 4, 4), state))
+        return pid, started_at, rows
+    except (OSError, IndexError):
+        return None  # it ended just now, or is of another version
+    finally:
+        posix.close(memory)
+
+
+def _number(data: bytes, place: int, size: int) -> int:
+    return int.from_bytes(data[place : place + size], sys.byteorder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

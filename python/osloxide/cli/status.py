@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Print the snapshot; 1 when there is nothing to show."""
     if options.ready is not None:
-        return ready.run([options.ready])
+        return ready.main([options.ready])
     launchers = [view.read() for view in snapshot.chosen(options.launcher)]
     if options.json:
         print(json.dumps([dataclasses.asdict(launcher) for launcher in launchers], indent=2))
