@@ -370,10 +370,35 @@ class Heartbeats:
         :raises ValueError: *fd* is negative or *interval* not above 0.
         :raises OSError: no such socket, no descriptor or no thread to be had.
         """
+    def add_tls(
+        self,
+        fd: int,
+        *,
+        roots: bytes | None = None,
+        server_name: str | None = None,
+        identity: tuple[bytes, bytes] | None = None,
+        timeout: float | None = None,
+    ) -> AmqpConnection:
+        """Shake hands as a TLS client on a connected socket, and take over both its sides. The
+        descriptor is duplicated; heartbeats begin with :meth:`AmqpConnection.beat`.
+
+        :param roots: authorities in PEM that are trusted; None accepts every certificate.
+        :param server_name: which the certificate must be for, sent by SNI; None: any.
+        :param identity: certificate and key in PEM, for brokers that ask for them.
+        :param timeout: seconds that the handshake may take; None: for ever.
+        :raises ValueError: an argument is not PEM, or one side refuses the other.
+        :raises TimeoutError: the handshake has taken too long.
+        :raises OSError: the connection is lost, or no descriptor or thread is to be had.
+        """
 
 @final
 class AmqpConnection:
     """One connection; gets heartbeats until it is closed or collected."""
+    def beat(self, interval: float) -> None:
+        """Send heartbeats from now on: the peer expects something every *interval* seconds.
+
+        :raises ValueError: *interval* is not above 0.
+        """
     def write(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
         """Send *data*, whole AMQP frames, interpreter released. *timeout* in seconds.
 
@@ -388,8 +413,11 @@ class AmqpConnection:
     @property
     def unsent(self) -> int:
         """Bytes that are queued because the peer takes nothing."""
-    def receive(self) -> bytes | None:
-        """What has arrived, at most 64 KiB; nothing at the end of the stream. Never waits: None
+    @property
+    def is_readable(self) -> bool:
+        """TLS has decrypted something that was not received; the socket may not be readable."""
+    def receive(self, most: int = 65536) -> bytes | None:
+        """What has arrived, at most *most* bytes and 64 KiB; nothing at the end of the stream. Never waits: None
         when nothing has arrived. Interpreter held.
 
         :raises OSError: the connection is lost or closed.

@@ -25,6 +25,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::time::TimeSpec;
 use parking_lot::{Condvar, Mutex};
 
+use super::tls::Session;
 use crate::threads::{self, Signals};
 
 const STACK_BYTES: usize = 256 * 1024;
@@ -34,8 +35,11 @@ const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xCE];
 /// messages back: a process that computes is kept alive, one that hangs is not.
 pub const LONGEST_FREEZE: Duration = Duration::from_secs(300);
 
-/// The most that is read at a time.
+/// The most that is read at a time, and made into TLS records.
 pub const PIECE: usize = 64 * 1024;
+
+/// How often a connection is looked at that has not agreed on heartbeats.
+const UNAGREED: Duration = Duration::from_secs(60);
 
 /// Sends heartbeats on the connections that were added to it.
 pub struct Heartbeats {
@@ -61,9 +65,10 @@ pub struct AmqpConnection {
     progress: Condvar,
     /// A lock of its own: a peer that takes nothing keeps no thread from reading.
     receive_side: Mutex<ReceiveSide>,
+    /// Both sides' records, where there is TLS. Locked last, and never while something waits.
+    tls: Option<Mutex<Session>>,
     /// Heartbeats that [`Heartbeats`] has sent.
     heartbeats: AtomicU64,
-    interval: Duration,
     thread: Arc<SendingThread>,
 }
 
@@ -78,9 +83,13 @@ struct SendSide {
     /// Whole frames that the kernel has not taken; of the first, `offset` bytes are sent.
     queue: VecDeque<Vec<u8>>,
     offset: usize,
+    /// Bytes that are in records which the kernel has not taken; in no queue.
+    sealed: u64,
     /// Bytes that were ever queued, and sent.
     queued: u64,
     sent: u64,
+    /// How often the peer expects something at least; none until the two have agreed.
+    interval: Option<Duration>,
     /// When something was sent last, heartbeats included.
     wrote: Instant,
     failure: Option<Errno>,
@@ -103,7 +112,6 @@ impl fmt::Debug for AmqpConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AmqpConnection")
             .field("heartbeats", &self.heartbeats())
-            .field("interval", &self.interval)
             .finish_non_exhaustive()
     }
 }
@@ -130,6 +138,24 @@ impl Heartbeats {
     /// # Errors
     /// When the kernel gives no thread.
     pub fn add(&self, socket: OwnedFd, interval: Duration) -> io::Result<Arc<AmqpConnection>> {
+        self.register(socket, None, Some(interval))
+    }
+
+    /// Takes over both sides of *socket*, on which *session* has shaken hands. There are no
+    /// heartbeats until [`AmqpConnection::beat`].
+    ///
+    /// # Errors
+    /// As [`Heartbeats::add`].
+    pub fn add_tls(&self, socket: OwnedFd, session: Session) -> io::Result<Arc<AmqpConnection>> {
+        self.register(socket, Some(Mutex::new(session)), None)
+    }
+
+    fn register(
+        &self,
+        socket: OwnedFd,
+        tls: Option<Mutex<Session>>,
+        interval: Option<Duration>,
+    ) -> io::Result<Arc<AmqpConnection>> {
         let now = Instant::now();
         let socket = Arc::new(socket);
         let connection = Arc::new(AmqpConnection {
@@ -141,14 +167,16 @@ impl Heartbeats {
                 socket: Some(socket),
                 queue: VecDeque::new(),
                 offset: 0,
+                sealed: 0,
                 queued: 0,
                 sent: 0,
+                interval,
                 wrote: now,
                 failure: None,
             }),
             progress: Condvar::new(),
+            tls,
             heartbeats: AtomicU64::new(0),
-            interval,
             thread: Arc::clone(&self.shared),
         });
         *self.shared.last_python_write.lock() = now;
@@ -220,8 +248,8 @@ impl AmqpConnection {
         let mut send_side = self.send_side.lock();
         send_side.check()?;
         send_side.push(data);
-        send_side.flush()?;
-        let (mark, is_left) = (send_side.queued, !send_side.queue.is_empty());
+        send_side.flush(self.tls.as_ref())?;
+        let (mark, is_left) = (send_side.queued, send_side.sent < send_side.queued);
         *self.thread.last_python_write.lock() = Instant::now();
         drop(send_side);
         if is_left {
@@ -255,16 +283,29 @@ impl AmqpConnection {
         send_side.queued - send_side.sent
     }
 
-    /// Hands what has arrived, at most [`PIECE`] bytes, to `take`: nothing at the end of the stream.
-    /// Never waits; `None` when nothing has arrived.
+    /// Hands what has arrived, at most `most` bytes and [`PIECE`], to `take`: nothing at the end of
+    /// the stream. Never waits; `None` when nothing has arrived.
     ///
     /// # Errors
-    /// What the kernel says of the socket; `NotConnected` once the connection is closed.
-    pub fn receive<T>(&self, take: impl FnOnce(&[u8]) -> T) -> io::Result<Option<T>> {
+    /// What the kernel says of the socket; `NotConnected` once the connection is closed;
+    /// `InvalidData` for what is no TLS, or an alert.
+    pub fn receive<T>(&self, most: usize, take: impl FnOnce(&[u8]) -> T) -> io::Result<Option<T>> {
         let mut receive_side = self.receive_side.lock();
         let ReceiveSide { socket, piece } = &mut *receive_side;
-        let socket = socket.as_ref().ok_or(Errno::ENOTCONN)?.as_raw_fd();
+        let socket = socket.as_ref().ok_or(Errno::ENOTCONN)?;
         piece.resize(PIECE, 0);
+        let piece = piece.get_mut(..most.min(PIECE)).unwrap_or_default();
+        if let Some(tls) = &self.tls {
+            let mut session = tls.lock();
+            let received = session.receive(socket.as_fd(), piece);
+            let has_answer = session.wants_write();
+            drop(session);
+            if has_answer {
+                self.thread.wake(); // a new key, or an alert
+            }
+            return Ok(received?.map(|count| take(piece.get(..count).unwrap_or_default())));
+        }
+        let socket = socket.as_raw_fd();
         loop {
             match recv(socket, piece, MsgFlags::MSG_DONTWAIT) {
                 Ok(count) => return Ok(Some(take(piece.get(..count).unwrap_or_default()))),
@@ -275,10 +316,31 @@ impl AmqpConnection {
         }
     }
 
+    /// Something can be received though the socket may not be readable: it is decrypted already.
+    pub fn is_readable(&self) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.lock().is_readable())
+    }
+
+    /// Sends heartbeats from now on, where nothing was sent for three quarters of *interval*.
+    pub fn beat(&self, interval: Duration) {
+        self.send_side.lock().interval = Some(interval);
+        self.thread.wake();
+    }
+
     /// Sends and receives no more; what is queued is dropped. The socket itself is its owner's to
     /// shut down.
     pub fn close(&self) {
         let mut send_side = self.send_side.lock();
+        if let (Some(socket), Some(tls)) = (&send_side.socket, &self.tls)
+            && send_side.failure.is_none()
+            && send_side.sent == send_side.queued
+        {
+            let mut session = tls.lock();
+            session.bid_farewell();
+            let _ = session.flush(socket.as_fd()); // a courtesy
+        }
         send_side.socket = None;
         send_side.queue.clear();
         drop(send_side);
@@ -295,16 +357,18 @@ impl AmqpConnection {
     /// lost, which its owner finds out.
     fn send_due(&self, now: Instant, last_python_write: Instant) -> Option<Next> {
         let mut send_side = self.send_side.lock();
-        let pause = self.interval / 4;
+        let interval = send_side.interval.unwrap_or(UNAGREED);
+        let pause = interval / 4;
         let before = send_side.sent;
-        let is_due = now >= send_side.wrote + self.interval * 3 / 4;
+        let is_due = send_side.interval.is_some() && now >= send_side.wrote + interval * 3 / 4;
         // Where something is queued the peer reads nothing: it has unread bytes of ours.
-        let is_silent = is_due && send_side.queue.is_empty();
+        let is_silent = is_due && send_side.sent == send_side.queued;
         let is_alive = now <= last_python_write + LONGEST_FREEZE;
         if is_silent && is_alive {
             send_side.push(HEARTBEAT.to_vec());
         }
-        let result = send_side.check().and_then(|()| send_side.flush());
+        let tls = self.tls.as_ref();
+        let result = send_side.check().and_then(|()| send_side.flush(tls));
         if result.is_err() || send_side.sent > before {
             self.progress.notify_all();
         }
@@ -312,12 +376,10 @@ impl AmqpConnection {
         if is_silent && is_alive {
             self.heartbeats.fetch_add(1, Ordering::Relaxed);
         }
-        let due = send_side.wrote + self.interval * 3 / 4;
-        let full = if send_side.queue.is_empty() {
-            None
-        } else {
-            send_side.socket.clone()
-        };
+        let due = send_side.wrote + interval * 3 / 4;
+        let is_left =
+            send_side.sent < send_side.queued || tls.is_some_and(|tls| tls.lock().wants_write());
+        let full = send_side.socket.clone().filter(|_| is_left);
         Some(Next {
             due: if due > now { due } else { now + pause },
             full,
@@ -349,7 +411,42 @@ impl SendSide {
     }
 
     /// Sends until nothing is left or the socket is full.
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&mut self, tls: Option<&Mutex<Session>>) -> io::Result<()> {
+        let Some(tls) = tls else {
+            return self.flush_plain();
+        };
+        let result = self.flush_records(&mut tls.lock());
+        if let Err(error) = &result {
+            let errno = error.raw_os_error().map_or(Errno::EPIPE, Errno::from_raw);
+            self.failure = Some(errno);
+        }
+        result
+    }
+
+    fn flush_records(&mut self, session: &mut Session) -> io::Result<()> {
+        let socket = Arc::clone(self.socket.as_ref().ok_or(Errno::ENOTCONN)?);
+        while session.flush(socket.as_fd())? {
+            if self.sealed > 0 {
+                self.sent += self.sealed;
+                self.sealed = 0;
+                self.wrote = Instant::now();
+            }
+            let Some(front) = self.queue.front() else {
+                break;
+            };
+            let rest = front.get(self.offset..).unwrap_or_default();
+            let count = session.seal(rest.get(..PIECE).unwrap_or(rest))?;
+            self.offset += count;
+            self.sealed += count as u64;
+            if self.offset >= front.len() {
+                self.queue.pop_front();
+                self.offset = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_plain(&mut self) -> io::Result<()> {
         let socket = self.socket.as_ref().ok_or(Errno::ENOTCONN)?.as_raw_fd();
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         while let Some(front) = self.queue.front() {
@@ -439,7 +536,7 @@ mod tests {
     fn what_has_arrived_is_received_and_nothing_more_is_waited_for() {
         let (mut peer, socket) = pair();
         let connection = Heartbeats::new().unwrap().add(socket, PATIENCE).unwrap();
-        let receive = || connection.receive(<[u8]>::to_vec);
+        let receive = || connection.receive(PIECE, <[u8]>::to_vec);
         assert_eq!(receive().unwrap(), None);
 
         peer.write_all(b"frames").unwrap();
@@ -462,7 +559,7 @@ mod tests {
         assert!(connection.unsent() > 0);
         connection.queue(b"behind".to_vec()).unwrap();
         peer.write_all(b"frames").unwrap();
-        let received = connection.receive(<[u8]>::to_vec).unwrap();
+        let received = connection.receive(PIECE, <[u8]>::to_vec).unwrap();
 
         assert_eq!(received.as_deref(), Some(&b"frames"[..]));
         let mut text = vec![0; block.len() + 6];

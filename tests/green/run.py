@@ -45,6 +45,7 @@ DEADLINE = 45.0
 SHORT_DEADLINE = 8.0
 """The same for a test that is expected to hang."""
 
+
 @dataclass
 class Expectations:
     """The contents of expectations.toml."""

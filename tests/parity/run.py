@@ -51,6 +51,7 @@ SHORT_DEADLINE = 10.0
 FIXED_PORT = "test_wsgi.py"
 """File whose tests listen on a port of upstream's choice: two runs of it must not meet."""
 
+
 @dataclass
 class Expectations:
     """The contents of expectations.toml."""

@@ -33,6 +33,7 @@ RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 USER = PASSWORD = "osloxide"
 _ATTEMPTS = 3
+CERTIFICATES = Path(__file__).parents[1] / "certificates"
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ class Broker:
         for name in ("mnesia", "log", "home"):
             (base / name).mkdir()
         (base / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"{self._listeners()}\n"
             f"default_user = {USER}\ndefault_pass = {PASSWORD}\n"
             "loopback_users = none\nlog.file.level = warning\n"
             "vm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 50MB\n"
@@ -117,6 +118,9 @@ class Broker:
         wait_until(lambda: accepts_connections(epmd_port), "epmd accepts connections", 20)
         self._env = env
         self.start_server()
+
+    def _listeners(self) -> str:
+        return f"listeners.tcp.1 = 127.0.0.1:{self.port}"
 
     def start_server(self) -> None:
         """Start the node, also again: on the same port, with what it kept on disk."""
@@ -164,6 +168,25 @@ class Broker:
             process.kill()
             assert not process.family()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class TlsBroker(Broker):
+    """One that listens with TLS alone, on 127.0.0.1 and, by a name that its certificate does not
+    have, on 127.0.0.2."""
+
+    needs_client_certificate = False
+
+    def _listeners(self) -> str:
+        needs = str(self.needs_client_certificate).lower()
+        return (
+            "listeners.tcp = none\n"
+            f"listeners.ssl.1 = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.2 = 127.0.0.2:{self.port}\n"
+            f"ssl_options.cacertfile = {CERTIFICATES / 'ca.crt'}\n"
+            f"ssl_options.certfile = {CERTIFICATES / 'server.crt'}\n"
+            f"ssl_options.keyfile = {CERTIFICATES / 'server.key'}\n"
+            f"ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = {needs}"
+        )
 
 
 class Database:

@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         f"{_MESSAGING}:explain_forbidden_queues",
     ),
     "amqp.connection": (f"{_MESSAGING}:amend_amqp_connection",),
+    "amqp.transport": (f"{_MESSAGING}:make_tls_natively",),
     "nova.compute.multi_cell_list": (_NOVA,),
     "nova.context": (_NOVA,),
     "nova.service": (_NOVA,),
@@ -42,6 +43,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "oslo_messaging._drivers.impl_rabbit": (
         f"{_MESSAGING}:share_heartbeat_thread",
         f"{_MESSAGING}:survive_outages",
+        f"{_MESSAGING}:check_tls_options",
     ),
     "oslo_messaging._drivers.pool": (f"{_MESSAGING}:sweep_connections",),
     "oslo_messaging.rpc.dispatcher": (f"{_MESSAGING}:amend_dispatcher",),

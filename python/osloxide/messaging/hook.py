@@ -22,6 +22,7 @@ from osloxide.messaging.rabbit import (
     heartbeats,
     outage,
     reply_waiter,
+    tls,
 )
 
 LOG = logging.getLogger(__name__)
@@ -31,6 +32,26 @@ LOG = logging.getLogger(__name__)
 def amend_amqp_connection(connection: ModuleType) -> None:
     """Send heartbeats natively (``amqp.connection``)."""
     heartbeats.amend_amqp(connection)
+
+
+@relies_on(
+    "SSLTransport._setup_transport",
+    "SSLTransport.connect",
+    "SSLTransport._shutdown_transport",
+    "SSLTransport._write",
+)
+def make_tls_natively(transport: ModuleType) -> None:
+    """Shake hands and make records without OpenSSL (``amqp.transport``)."""
+    tls.amend_transport(transport)
+
+
+@relies_on(
+    "Connection.ensure_connection",
+    "Connection._fetch_ssl_params",
+)
+def check_tls_options(impl_rabbit: ModuleType) -> None:
+    """Refuse files of TLS that cannot be used, instead of trying for ever (``impl_rabbit``)."""
+    tls.amend_connection(impl_rabbit)
 
 
 @relies_on(

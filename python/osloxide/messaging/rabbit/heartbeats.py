@@ -5,7 +5,8 @@ thread sends a heartbeat on one that has been silent for three quarters of the i
 the broker (``src/amqp/heartbeat.rs``). Listeners go on sending their own while Python runs; that is
 also how the native thread knows that it does. It stops five minutes after the last sign of Python:
 what is stuck for longer hangs, and the broker has to give its messages to another server.
-Not for TLS: its records are made in Python, under the lock. Such a connection is left alone.
+Over TLS as well where its records are made natively (:mod:`osloxide.messaging.rabbit.tls`); where
+OpenSSL makes them under the lock, the connection is left alone.
 Rules: amqp/connection.py (``_on_tune``, ``heartbeat_tick``), amqp/transport.py; AMQP 0-9-1, 4.2.7.
 """
 
@@ -16,6 +17,7 @@ import importlib
 import logging
 import os
 import select
+import ssl
 import threading
 import weakref
 from types import CodeType, ModuleType
@@ -49,6 +51,11 @@ class _ProcessHeartbeats:
 
 
 _heartbeats = _ProcessHeartbeats()
+
+
+def own() -> _native.Heartbeats:
+    """Those of this process."""
+    return _heartbeats.own()
 
 
 def amend_amqp(connection: ModuleType) -> None:
@@ -105,15 +112,23 @@ def lend(transport: Any, seconds: float) -> None:
     :param seconds: how often the broker expects something at least.
     """
     sock = transport.sock
-    if not hasattr(transport, "_quick_recv") or hasattr(sock, "pending"):
-        LOG.info("%r: no heartbeats while an endpoint holds the interpreter: it uses TLS", sock)
+    if not hasattr(transport, "_quick_recv") or isinstance(sock, ssl.SSLSocket):
+        LOG.info("%r: no heartbeats while an endpoint holds the interpreter: OpenSSL's TLS", sock)
         return
-    try:
-        native = _heartbeats.own().add(sock.fileno(), seconds)
-    except OSError as error:
-        LOG.warning("%r: no native heartbeats: %s", sock, error)
-        return
-    close = transport.close
+    native: _native.AmqpConnection | None = getattr(sock, "native", None)  # of TLS
+    if native is not None:
+        native.beat(seconds)
+    else:
+        try:
+            native = own().add(sock.fileno(), seconds)
+        except OSError as error:
+            LOG.warning("%r: no native heartbeats: %s", sock, error)
+            return
+    _write_natively(transport, native)
+
+
+def _write_natively(transport: Any, native: _native.AmqpConnection) -> None:
+    sock, close = transport.sock, transport.close
 
     def write(data: Any) -> None:
         if len(data) <= POSTED:
@@ -152,6 +167,8 @@ def _has_unread(transport: Any) -> bool:
     sock = getattr(transport, "sock", None)
     if sock is None or sock.fileno() < 0:
         return False
+    if getattr(sock, "pending", int)():
+        return True
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
     # A hang-up is not a sign of life, though it makes the socket readable.

@@ -8,7 +8,7 @@ on; the listener reads the confirmations beside its requests. What the broker ha
 when that connection is lost is sent again; a client that has had its reply no longer waits for the
 second. A reply whose queue is missing is retried beside the endpoints' threads instead of blocking
 one. What a reply contains is oslo.messaging's business. So are all replies where there is no such
-connection: over TLS, compressed, or without heartbeats.
+connection: compressed, without heartbeats, or over TLS that is OpenSSL's.
 Rules: oslo_messaging/_drivers/amqpdriver.py (``AMQPIncomingMessage.reply``).
 """
 

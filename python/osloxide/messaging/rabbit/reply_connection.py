@@ -71,7 +71,7 @@ class ReplyConnection:
         self._transport = self._link.transport
         native = getattr(self._transport, "_osloxide_connection", None)
         if native is None or lent.connection.kombu_compression:
-            raise Unsupported("TLS, compression or no heartbeats")
+            raise Unsupported("compression, no heartbeats, or TLS that is OpenSSL's")
         self._native = native
         self._is_mandatory = bool(lent.connection.direct_mandatory_flag)
         self.socket: socket.socket = self._transport.sock
@@ -210,7 +210,7 @@ class ReplyConnection:
                 self._lent.close()
 
     def _wait_readable(self, seconds: float) -> None:
-        if self.socket.fileno() < 0:
+        if self.socket.fileno() < 0 or getattr(self.socket, "pending", int)():
             return
         poll = select.poll()
         poll.register(self.socket.fileno(), select.POLLIN)
