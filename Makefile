@@ -22,7 +22,7 @@ unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help deployments demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz python stubs parity eventlet \
-	services services-setup messaging pythons pythons-page test-pythons free-threaded deb debian wheels release bench clean
+	services services-setup messaging pythons pythons-page test-pythons cover releasenotes free-threaded deb debian wheels release bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -182,6 +182,21 @@ pythons: $(VENV)/.release ## wheel, empty environment and smoke part on every CP
 
 pythons-page: $(VENV)/.release ## the same with Debian sid's CPythons (root), counts entered in docs/pythons.md
 	@$(PY) tools/pythons.py --unoptimised --oslo-service --debian sid --page docs/pythons.md
+
+$(VENV)/.tox: requirements/tox.lock $(VENV)/.test
+	@$(PIP) --no-deps -r $<
+	@touch $@
+
+cover: $(VENV)/.native $(VENV)/.tox ## which lines of the Python package tests/python runs, child processes included
+	@rm -f target/coverage*
+	@# `make python` decides whether tests pass: some look at what is imported, which measuring changes.
+	-$(PY) -m coverage run -m pytest -q tests/python
+	$(PY) -m coverage combine --quiet && $(PY) -m coverage report --skip-covered
+
+releasenotes: $(VENV)/.tox ## release notes: checked, and as target/releasenotes.rst
+	reno lint
+	@mkdir -p target
+	reno --quiet report --output target/releasenotes.rst
 
 # Two ways to find more of them: pyenv install, or DEBIAN=sid (a tree made by debootstrap).
 test-pythons: $(VENV)/.release ## all tests through the boundary on every CPython found here

@@ -76,7 +76,7 @@ def build(release: str, work: Path, out: Path, unoptimised: bool) -> None:
     with tarfile.open(work / f"osloxide_{version}.orig.tar.gz") as archive:
         archive.extractall(work, filter="data")
     source = work / f"osloxide-{version}"
-    shutil.copytree(DEBIAN, source / "debian")
+    shutil.copytree(DEBIAN, source / "debian", dirs_exist_ok=True)
     # Nothing of this machine's toolchain may be used: the tree's own programs alone are on PATH.
     plain = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8",

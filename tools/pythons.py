@@ -33,6 +33,8 @@ REQUIREMENTS = ROOT / "requirements"
 OLDEST = (3, 11)
 NEWEST = (3, 15)
 ENDS_OF_OSLO_SERVICE = ("4.2.0", "4.8.0")
+SERIES = "2026.2"
+"""The series of OpenStack whose constraints are honoured (requirements/openstack-*.txt)."""
 SMOKE_SUITES = (
     "test_native_supervisor.py",
     "test_loopingcall.py",
@@ -259,6 +261,20 @@ def ends_of_oslo_service(python: Python, wheel: Path) -> Iterator[Outcome]:
         yield run(python, f"oslo.service {version}", command)
 
 
+def of_series(python: Python, wheel: Path) -> Iterator[Outcome]:
+    """The installed proofs with the versions of OpenStack's series, not those of our locks."""
+    named = os.environ.get("UPPER_CONSTRAINTS_FILE")
+    constraints = Path(named) if named else REQUIREMENTS / f"openstack-{SERIES}.txt"
+    environment = Environment(python, f"{python.tag}-openstack-{SERIES}")
+    digest = hashlib.sha256(wheel.read_bytes() + constraints.read_bytes()).hexdigest()
+    environment.install("--force-reinstall", "--no-deps", wheel, key=f"wheel {digest}")
+    environment.install(
+        wheel, "oslo.messaging", "-c", constraints, key=f"needs {digest}"
+    )
+    command = environment.command("-I", ROOT / "tests" / "installed" / "smoke.py")
+    yield run(python, f"OpenStack {SERIES}", command)
+
+
 def table(outcomes: Sequence[Outcome], before: str) -> str:
     """The table of a page: one row for each CPython and suite, newer results in place of older.
 
@@ -340,6 +356,7 @@ def main() -> int:
             outcomes += smoke(python, wheel, suites=python.tag != own)
         if arguments.oslo_service and python is pythons[0]:
             outcomes += ends_of_oslo_service(python, wheel)
+            outcomes += of_series(python, wheel)
 
     if arguments.build_only:
         return 0
