@@ -7,13 +7,11 @@ host. Installing a package never starts a daemon there. Needs root (chroot(2), m
 
     tools/debian_tree.py sid python3-dev nova-conductor           make the tree, install packages
     tools/debian_tree.py sid --run nova-conductor --version       and run a program in it
-    tools/debian_tree.py sid --sources python3.14 DIRECTORY       files of a source package
 """
 
 import argparse
 import fcntl
 import os
-import re
 import subprocess
 import sys
 import zlib
@@ -108,21 +106,6 @@ def install(release: str, packages: Sequence[str]) -> None:
                 sys.exit(f"{' '.join(command)} failed in {tree}\n{done.stdout[-4000:]}")
 
 
-def sources(release: str, package: str, directory: Path) -> None:
-    """Put the files of the source *package*, as the archive of *release* has them, in *directory*.
-
-    APT checks their signatures; nothing is unpacked.
-    """
-    tree = tree_of(release)
-    enter = str(entrance(release))
-    # A list of its own: the tree's other lists stay as they are.
-    lists = tree / "etc" / "apt" / "sources.list.d" / "osloxide-sources.list"
-    binary = (tree / "etc" / "apt" / "sources.list").read_text()
-    lists.write_text(re.sub(r"(?m)^deb ", "deb-src ", binary))
-    for command in ([*APT, "update"], [*APT, "--download-only", "source", package]):
-        subprocess.run([enter, *command], cwd=directory, check=True, stdin=subprocess.DEVNULL)
-
-
 def pythons(release: str) -> Iterator[str]:
     """Scripts that start the CPythons of the tree, one for each minor version."""
     for program in sorted((tree_of(release) / "usr" / "bin").glob("python3.[0-9][0-9]")):
@@ -133,13 +116,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("release", help="a release of Debian: sid, trixie")
     parser.add_argument("packages", nargs="*", help="packages to install there")
-    parser.add_argument("--sources", nargs=2, metavar=("PACKAGE", "DIRECTORY"))
     parser.add_argument("--run", nargs=argparse.REMAINDER, metavar="ARG", help="a command line")
     arguments = parser.parse_args()
     install(arguments.release, arguments.packages)
-    if arguments.sources:
-        package, directory = arguments.sources
-        sources(arguments.release, package, Path(directory).resolve())
     if arguments.run:
         return subprocess.run([entrance(arguments.release), *arguments.run]).returncode
     return 0

@@ -113,7 +113,9 @@ def find(named: Sequence[str], debian: Sequence[str]) -> list[Python]:
         found.setdefault(python.tag, python)
     if not named:
         for executable in candidates():
-            if (python := describe(executable)) is not None:
+            python = describe(executable)
+            # A free-threaded one is tried when it is named: docs/free-threading.md says why.
+            if python is not None and not python.tag.endswith("t"):
                 found.setdefault(python.tag, python)
     for release in debian:
         for executable in debian_tree.pythons(release):

@@ -22,6 +22,8 @@ PUBLIC = (
     "osloxide.loopingcall", "osloxide.exceptions",
 )  # fmt: skip
 """The modules that docs/api.md calls public."""
+WIDTH = 70
+"""Characters of a signature that a page shows without scrolling."""
 MADE = "% Made by tools/reference.py from the code; edit the code.\n"
 
 
@@ -142,11 +144,25 @@ def metrics() -> str:
 
 
 def signature_of(thing: Any) -> str:
+    """As it would be written; what a class returns is left out."""
     try:
         shown = str(inspect.signature(thing))
     except (TypeError, ValueError):
         return "(...)"
-    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", shown)
+    shown = re.sub(r"(: |-> )'([^']*)'", r"\1\2", shown)
+    return shown.removesuffix(" -> None") if inspect.isclass(thing) else shown
+
+
+def declaration(kind: str, name: str, thing: Any) -> str:
+    """A block of code, one argument a line where one line would have to be scrolled."""
+    shown = signature_of(thing)
+    if len(shown) > WIDTH:
+        arguments, arrow, answer = shown.rpartition(") -> ")
+        arguments = arguments if arrow else shown.removesuffix(")")
+        parts = re.split(r", (?=[*\w]+[:=,]|\*\*?\w|\*,)", arguments.removeprefix("("))
+        shown = "(\n" + "".join(f"    {part},\n" for part in parts) + ")"
+        shown += f" -> {answer}" if arrow else ""
+    return f"```text\n{kind} {name}{shown}\n```"
 
 
 def paragraph(docstring: str | None) -> str:
@@ -188,7 +204,7 @@ def names() -> str:
             if not callable(thing):
                 lines += [f"### {name}", "", code(repr(thing)), ""]
                 continue
-            lines += [f"### {name}", "", f"```text\n{kind} {name}{signature_of(thing)}\n```", ""]
+            lines += [f"### {name}", "", declaration(kind, name, thing), ""]
             lines += [paragraph(thing.__doc__), ""]
             if inspect.isclass(thing):
                 for member, value in members_of(thing):
