@@ -25,7 +25,8 @@ def resolve(day: str, requirements: list[str]) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="osloxide-constraints-") as name:
         directory = Path(name)
         venv.create(directory / "venv", with_pip=True)
-        pip = [directory / "venv" / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+        python = str(directory / "venv" / "bin" / "python")
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
         # --uploaded-prior-to came with pip 26.0.
         subprocess.run([*pip, "install", "--quiet", "pip>=26"], check=True)
         report = directory / "report.json"
@@ -49,8 +50,8 @@ def main() -> int:
     lines = [
         f"# What the index had before {arguments.day} for OpenStack {arguments.series}"
         f" ({' '.join(arguments.requirements)}),",
-        f"# resolved by pip for CPython {version}: made by tools/constraints.py, and not OpenStack's",
-        "# own upper-constraints.txt, which UPPER_CONSTRAINTS_FILE may name instead.",
+        f"# resolved by pip for CPython {version}: made by tools/constraints.py. OpenStack's own",
+        "# upper-constraints.txt is another file; UPPER_CONSTRAINTS_FILE may name it instead.",
         *(f"{name}==={versions[name]}" for name in sorted(versions)),
     ]
     path = ROOT / "requirements" / f"openstack-{arguments.series}.txt"
