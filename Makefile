@@ -33,7 +33,7 @@ demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, d
 	@$(PY) examples/cinder/demo.py
 
 CHECKS := fmt lint mypy clippy walls docs site
-SUITES := rust simulation stubs python deployments parity eventlet services messaging demo
+SUITES := rust simulation stubs python pythons deployments parity eventlet services messaging demo
 test: $(VENV)/.rust-tools ## every check and every suite, quick ones first
 	@$(PY) tools/stages.py setup $(CHECKS) $(SUITES)
 

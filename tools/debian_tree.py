@@ -2,8 +2,9 @@
 
 Owns the trees below the user's cache directory, where all checkouts share them, and the scripts
 that start a program in one. A program in a tree sees the network, the processes and the devices of
-this machine, and this checkout and ``/tmp`` at their usual places; it sees no other file of the
-host. Installing a package never starts a daemon there. Needs root (chroot(2), mount_namespaces(7)).
+this machine, and this checkout and ``/tmp`` at their usual places, and trusts the authorities that
+the host trusts; it sees no other file of the host. Installing a package never starts a daemon
+there. Needs root (chroot(2), mount_namespaces(7)).
 
     tools/debian_tree.py sid python3-dev nova-conductor           make the tree, install packages
     tools/debian_tree.py sid --run nova-conductor --version       and run a program in it
@@ -28,11 +29,15 @@ exec unshare --mount --propagation=private sh -ceu '
         mkdir -p "$0$shared" && mount --bind "$shared" "$0$shared"
     done
     mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev"
+    if [ -s {bundle} ] && [ -e "$0{bundle}" ]; then
+        mount --bind {bundle} "$0{bundle}" && export SSL_CERT_FILE={bundle}
+    fi
     exec chroot "$0" /bin/sh -c "cd \\"\\$0\\" && exec \\"\\$@\\"" "$PWD" "$@"
 ' {tree} {program} "$@"
 """
 # A mirror that stands still is good enough for a tree that is only tested in.
 APT = ["apt-get", "-qq", "-o", "Acquire::Check-Valid-Until=false"]
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 NO_DAEMONS = "#!/bin/sh\n# invoke-rc.d asks this: nothing is started in a tree.\nexit 101\n"
 
 
@@ -72,9 +77,14 @@ def entrance(release: str, program: str = "") -> Path:
     checkout = f"{zlib.crc32(os.fsencode(ROOT)):08x}"
     script = TREES / f"{release}-{name or 'enter'}-{checkout}"
     shared = "/tmp" if ROOT.is_relative_to("/tmp") else f"/tmp {ROOT}"  # noqa: S108
-    text = ENTER.format(what=program or "a program", tree=tree, shared=shared, program=program)
-    script.write_text(text)
-    script.chmod(0o755)
+    text = ENTER.format(
+        what=program or "a program", tree=tree, shared=shared, program=program, bundle=BUNDLE
+    )
+    if not (script.exists() and script.read_text() == text):
+        unfinished = script.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(text)
+        unfinished.chmod(0o755)
+        unfinished.rename(script)  # it may be running
     return script
 
 

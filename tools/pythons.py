@@ -8,7 +8,8 @@ interpreters than --at-least fails, so that a machine which has just one does no
     tools/pythons.py --full              all of tests/python, with what cinder.lock names beside it
     tools/pythons.py --oslo-service      and both ends of oslo.service's range, oldest CPython
     tools/pythons.py --debian sid        also the CPythons of that Debian release, in a tree made by
-                                         debootstrap (tools/debian_tree.py; needs root)
+                                         debootstrap; there the Debian package is what is tested
+                                         (tools/debian_tree.py, tools/deb.py; needs root)
     tools/pythons.py --unoptimised       wheels that compile faster and are not for a release
     tools/pythons.py --page FILE         enter the counts in the table of that page
 """
@@ -24,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import deb
 import debian_tree
 import wheels
 
@@ -33,6 +35,12 @@ REQUIREMENTS = ROOT / "requirements"
 OLDEST = (3, 11)
 NEWEST = (3, 15)
 ENDS_OF_OSLO_SERVICE = ("4.2.0", "4.8.0")
+DEBIAN_PACKAGES = (
+    "python3-all-dev", "python3-pytest", "python3-pytest-timeout", "python3-hypothesis",
+    "python3-oslo.messaging", "python3-eventlet", "python3-setproctitle", "python3-paste",
+    "python3-pastedeploy", "python3-routes", "python3-webob", "git",
+)  # fmt: skip
+"""What the suites need in a tree; all CPythons of the release come with the first one."""
 SERIES = "2026.2"
 """The series of OpenStack whose constraints are honoured (requirements/openstack-*.txt)."""
 SMOKE_SUITES = (
@@ -62,7 +70,9 @@ class Python(NamedTuple):
     """cp312, as in the name of a wheel."""
     version: str
     executable: str
-    """What starts it from outside; for a Debian tree a script that enters the tree."""
+    """What starts it; for a Debian tree a script that enters the tree."""
+    release: str = ""
+    """The Debian release whose tree it lies in."""
 
 
 class Outcome(NamedTuple):
@@ -103,7 +113,7 @@ def candidates() -> Iterator[str]:
                 yield str(program)
 
 
-def find(named: Sequence[str], debian: Sequence[str]) -> list[Python]:
+def find(named: Sequence[str], debian: Sequence[str], only_debian: bool) -> list[Python]:
     """One CPython for each tag, oldest first; *named* ones win, and must be usable."""
     found: dict[str, Python] = {}
     for executable in named:
@@ -111,16 +121,17 @@ def find(named: Sequence[str], debian: Sequence[str]) -> list[Python]:
         if python is None:
             sys.exit(f"{executable} is no CPython from 3.{OLDEST[1]} to 3.{NEWEST[1]}")
         found.setdefault(python.tag, python)
-    if not named:
+    if not named and not only_debian:
         for executable in candidates():
             python = describe(executable)
             # A free-threaded one is tried when it is named: docs/free-threading.md says why.
             if python is not None and not python.tag.endswith("t"):
                 found.setdefault(python.tag, python)
     for release in debian:
+        debian_tree.install(release, DEBIAN_PACKAGES)
         for executable in debian_tree.pythons(release):
             if (python := describe(executable)) is not None:
-                found.setdefault(python.tag, python)
+                found.setdefault(python.tag, python._replace(release=release))
     return [found[tag] for tag in sorted(found, key=lambda tag: (len(tag), tag))]
 
 
@@ -131,7 +142,6 @@ class Environment:
     """An environment below .cache/pythons, made again when the interpreter changes."""
 
     def __init__(self, python: Python, name: str) -> None:
-        self._python = python
         self.path = CACHE / name
         marker = self.path / ".interpreter"
         made_of = f"{python.version} {python.executable}"
@@ -143,28 +153,15 @@ class Environment:
 
     def command(self, *arguments: str | Path) -> list[str]:
         """*arguments* behind the environment's own interpreter."""
-        inner = str(self.path / "bin" / "python")
-        if self._python.executable.startswith(str(debian_tree.TREES)):
-            # Only the tree has what the environment's links lead to.
-            start = (
-                "import os, sys; os.environ.pop('__PYVENV_LAUNCHER__', None);"
-                "os.execv(sys.argv[1], sys.argv[1:])"
-            )
-            return [self._python.executable, "-c", start, inner, *map(str, arguments)]
-        return [inner, *map(str, arguments)]
+        return [str(self.path / "bin" / "python"), *map(str, arguments)]
 
     def install(self, *arguments: str | Path, key: str) -> None:
         """``pip install`` *arguments*, unless the last call with the same *key* did just that."""
         marker = self.path / f".installed-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         if marker.exists():
             return
-        inner = self.path / "bin" / "python"
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-        if self._python.executable.startswith(str(debian_tree.TREES)):
-            subprocess.run(self.command("-m", "ensurepip", "--upgrade"), check=True)
-            pip = self.command("-m", "pip", "--disable-pip-version-check")
-        else:
-            pip += ["--python", str(inner)]
+        pip += ["--python", str(self.path / "bin" / "python")]
         subprocess.run([*pip, "install", "--quiet", *map(str, arguments)], check=True)
         marker.touch()
 
@@ -263,6 +260,14 @@ def ends_of_oslo_service(python: Python, wheel: Path) -> Iterator[Outcome]:
         yield run(python, f"oslo.service {version}", command)
 
 
+def of_debian(python: Python, files: Sequence[str | Path]) -> Iterator[Outcome]:
+    """The same on a CPython of a Debian tree, with the Debian package and Debian's libraries."""
+    smoke = ROOT / "tests" / "installed" / "smoke.py"
+    yield run(python, "installed", [python.executable, "-I", str(smoke)])
+    command = [python.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    yield run(python, "suites", [*command, *map(str, files)])
+
+
 def of_series(python: Python, wheel: Path) -> Iterator[Outcome]:
     """The installed proofs with the versions of OpenStack's series, not those of our locks."""
     named = os.environ.get("UPPER_CONSTRAINTS_FILE")
@@ -322,6 +327,7 @@ def main() -> int:
     parser.add_argument("--build-only", action="store_true", help="the wheels, no test")
     parser.add_argument("--list", action="store_true", help="say what was found, and end")
     parser.add_argument("--debian", action="append", default=[], metavar="RELEASE")
+    parser.add_argument("--only-debian", action="store_true", help="none of this machine's")
     parser.add_argument("--python", action="append", default=[], help="instead of a search")
     parser.add_argument("--at-least", type=int, default=2, help="fewer interpreters are a failure")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where wheels are")
@@ -330,7 +336,7 @@ def main() -> int:
     arguments = parser.parse_args()
     out = wheels.UNOPTIMISED / "dist" if arguments.unoptimised else arguments.out.resolve()
 
-    pythons = find(arguments.python, arguments.debian)
+    pythons = find(arguments.python, arguments.debian, arguments.only_debian)
     for python in pythons:
         print(f"found CPython {python.version:<12} {python.tag:<6} {python.executable}")
     have = {python.tag for python in pythons}
@@ -346,7 +352,15 @@ def main() -> int:
 
     outcomes: list[Outcome] = []
     own = wheels.tag_of(sys.executable)
+    for release in arguments.debian:
+        deb.install(release, deb.packages(release, arguments.unoptimised))
     for python in pythons:
+        if python.release:
+            if not arguments.build_only:
+                folder = ROOT / "tests" / "python"
+                names = ["."] if arguments.full else SMOKE_SUITES
+                outcomes += of_debian(python, [folder / name for name in names])
+            continue
         wheel = wheels.wheel_for(python.executable, out, arguments.unoptimised)
         print(f"{wheel.stat().st_size / 1e6:.2f} MB {wheel.name}", flush=True)
         if arguments.build_only:

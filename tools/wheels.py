@@ -44,7 +44,8 @@ def output_of(*command: str) -> str:
 
 
 # The environment of this program has maturin and zig, whether or not it was activated.
-os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:{Path(sys.executable).parent}"
+# It is first on PATH: maturin looks for zig in the python3 that it finds there.
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
 
 
 def require(program: str, remedy: str) -> None:

@@ -27,7 +27,10 @@ DEADLINE = 60.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 OF_DEBIAN = Path("/usr/lib/python3/dist-packages")
 """Where a Debian package has its modules; its licences are in a place of their own."""
-COMMAND = Path(sys.executable).with_name("osloxide")
+COMMAND = [str(Path(sys.executable).with_name("osloxide"))]
+if Path(sys.executable).parent == Path("/usr/bin"):
+    # Debian's command runs on the default CPython, which need not be this one.
+    COMMAND = [sys.executable, "-m", "osloxide"]
 
 SERVICE = """
 import os
@@ -72,7 +75,7 @@ class Running:
         self.log = log
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [COMMAND, *arguments],
+                [*COMMAND, *arguments],
                 cwd=log.parent,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,
@@ -131,7 +134,7 @@ def the_licences_are_inside() -> None:
 
 def check_accepts_a_service(directory: Path) -> None:
     result = subprocess.run(
-        [COMMAND, "check", sys.executable, "service.py"],
+        [*COMMAND, "check", sys.executable, "service.py"],
         cwd=directory,
         capture_output=True,
         text=True,
