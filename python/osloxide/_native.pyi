@@ -228,6 +228,7 @@ class Server:
         name: str = "server",
         keep_alive_timeout: float | None = None,
         max_connections: int | None = None,
+        max_body: int | None = None,
         access_log: AccessLog | None = None,
         access_filter: AccessFilter | None = None,
         protocol: str = "http",
@@ -239,8 +240,9 @@ class Server:
         body items, a dict of headers); never set it in production. *keep_alive_timeout*: seconds that a connection may be idle
         between two requests; None for *client_socket_timeout*. *max_connections*: most connections of
         all servers of the process, the longest idle one is closed for a new one; None derives it from
-        RLIMIT_NOFILE at the start. *access_log* is written natively, besides *log*; *access_filter*
-        holds for both."""
+        RLIMIT_NOFILE at the start. *max_body*: bytes of a request's body, beyond which it is answered
+        with 413; None for no limit. *access_log* is written natively, besides *log*;
+        *access_filter* holds for both."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""
     def stop(self, close: bool) -> None:

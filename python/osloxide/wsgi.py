@@ -210,6 +210,8 @@ class Server(ServiceBase):
     keep_alive_timeout: float | None = None
     #: Most connections of the process; None = the limit of open files, less a reserve.
     max_connections: int | None = None
+    #: Longest body of a request, in bytes; longer ones are answered with 413; None = no limit.
+    max_body: int | None = None
     #: Written natively, besides the logger.
     access_log: _native.AccessLog | None = None
     #: Requests that have no line, in this log or that of the logger.
@@ -393,6 +395,7 @@ class Server(ServiceBase):
             lenient=environment.is_testing(),
             keep_alive_timeout=self.keep_alive_timeout,
             max_connections=self.max_connections,
+            max_body=self.max_body,
             access_log=self.access_log,
             access_filter=self.access_filter,
         )

@@ -69,7 +69,7 @@ impl Server {
         app, fd, *, pool_size=100, keep_alive=true, client_socket_timeout=Some(900.0),
         max_header_line=16384, max_url_len=8192, max_headers=100, log=None, log_format="", log_enabled=None,
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
-        name="server", keep_alive_timeout=None, max_connections=None,
+        name="server", keep_alive_timeout=None, max_connections=None, max_body=None,
         access_log=None, access_filter=None, protocol="http",
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
@@ -99,6 +99,7 @@ impl Server {
         name: &str,
         keep_alive_timeout: Option<f64>,
         max_connections: Option<usize>,
+        max_body: Option<u64>,
         access_log: Option<Py<NativeLog>>,
         access_filter: Option<Py<AccessFilter>>,
         protocol: &str,
@@ -142,6 +143,7 @@ impl Server {
             client_socket_timeout,
             keep_alive_timeout,
             max_connections,
+            max_body,
             last_look: if multiprocess {
                 LAST_LOOK
             } else {

@@ -175,6 +175,7 @@ impl Connection {
                 Ok(Piece::Data(data)) => return Ok(BodyStep::Data(data)),
                 Ok(Piece::End) => return Ok(BodyStep::End),
                 Ok(Piece::Missing) => {}
+                Err(Refusal::BodyTooLarge) => return Err(BodyError::TooLarge),
                 Err(_) => return Err(BodyError::Framing),
             }
             match self.fill() {

@@ -475,7 +475,7 @@ impl Exchange for ConnectionExchange<'_> {
             return Err(ClientGone);
         }
         if let Some(error) = self.failure {
-            return self.send_error(status_of(error));
+            return self.send_error(error.status());
         }
         let request = &self.received.head;
         let (method, version) = (request.method(), request.response_version());
@@ -512,7 +512,7 @@ impl Exchange for ConnectionExchange<'_> {
             return Err(ClientGone);
         }
         if let Some(error) = self.failure {
-            return self.send_error(status_of(error));
+            return self.send_error(error.status());
         }
         self.progress = Progress::Started;
         let request = &self.received.head;
@@ -641,14 +641,6 @@ impl Exchange for ConnectionExchange<'_> {
 
     fn when_delivered(&mut self, note: Box<dyn Any + Send>) {
         self.note = Some(note);
-    }
-}
-
-/// What a client is told whose request body cannot be read.
-pub(super) fn status_of(error: BodyError) -> StatusCode {
-    match error {
-        BodyError::Disconnected | BodyError::Framing => StatusCode::BAD_REQUEST,
-        BodyError::TimedOut => StatusCode::REQUEST_TIMEOUT,
     }
 }
 

@@ -32,6 +32,7 @@ const LIMITS: Limits = Limits {
     request_line: 256,
     header_line: 256,
     headers: 20,
+    body: None,
     is_lenient: false,
     is_uwsgi: false,
 };

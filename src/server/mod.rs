@@ -61,6 +61,8 @@ pub struct Settings {
     /// closed. Closing the last copy of it resets what the kernel has queued, so a process whose
     /// relatives hold copies waits until theirs are closed: they may be told to stop as well.
     pub last_look: Duration,
+    /// Longest body of a request, in bytes; longer ones are refused with 413. `None`: no limit.
+    pub max_body: Option<u64>,
     /// Accepts HTTP/1.1 requests without a Host header. Only for oslo.service's own tests.
     pub lenient: bool,
     /// Clients are proxies that speak the uwsgi protocol instead of HTTP.
@@ -83,6 +85,7 @@ impl Default for Settings {
             max_connections: None,
             max_unsent: 128 << 20,
             last_look: Duration::ZERO,
+            max_body: None,
             lenient: false,
             uwsgi: false,
             tls: None,

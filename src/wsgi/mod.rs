@@ -66,9 +66,24 @@ pub enum BodyError {
     /// The chunked framing was broken (RFC 9112 section 7.1).
     #[error("the request body is not valid chunked framing")]
     Framing,
+    /// It is longer than the server accepts.
+    #[error("the request body is longer than the limit on bodies")]
+    TooLarge,
     /// Nothing arrived for `client_socket_timeout`.
     #[error("the client sent no body data within client_socket_timeout")]
     TimedOut,
+}
+
+impl BodyError {
+    /// What the client is told.
+    #[must_use]
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::Disconnected | Self::Framing => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
+        }
+    }
 }
 
 /// The connection can take no more of the answer; nothing that follows will be sent.

@@ -273,7 +273,7 @@ def test_a_flag_may_be_off(tmp_path: Path, value: str) -> None:
         ("http-socket = =0\n", "names a shared socket"),
         ("http-socket =\n", "is blank; give HOST:PORT"),
         ("log-format = %(cookie.x)\n", "%(cookie.x) is unknown; known are addr"),
-        ("limit-post = 5\n", "limit bodies in the proxy in front"),
+        ("limit-post = much\n", "limit-post = much: is no whole number of at least 0"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_with_file_line_and_remedy(

@@ -245,6 +245,13 @@ def _declare_limits(parser: argparse.ArgumentParser) -> None:
         help="longest request line (default: 8192)",
     )
     parser.add_argument(
+        "--limit-request-body",
+        type=_count(0),
+        default=0,
+        metavar="BYTES",
+        help="longest body of a request; longer ones are answered 413; 0 = no limit (default: 0)",
+    )
+    parser.add_argument(
         "--limit-request-fields",
         type=_count(1),
         metavar="N",

@@ -115,8 +115,7 @@ impl Call {
             // The client gets this, not what the application answers to a broken body.
             status: match state.body_error {
                 None | Some(BodyError::Disconnected) => state.status,
-                Some(BodyError::Framing) => 400,
-                Some(BodyError::TimedOut) => 408,
+                Some(error) => error.status().as_u16(),
             },
             has_begun: state.body.is_some(),
             is_client_gone: state.is_client_gone,

@@ -203,7 +203,7 @@ fn raise(call: &Call, error: &ReadError) -> PyErr {
     match error {
         BodyError::Disconnected => PyConnectionResetError::new_err(error.to_string()),
         BodyError::TimedOut => PyTimeoutError::new_err(error.to_string()),
-        BodyError::Framing => PyOSError::new_err(error.to_string()),
+        BodyError::Framing | BodyError::TooLarge => PyOSError::new_err(error.to_string()),
     }
 }
 

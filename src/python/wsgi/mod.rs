@@ -41,7 +41,7 @@ use super::detached::detached;
 use crate::wsgi::access_log::format::Subject;
 use crate::wsgi::environ::{Target, TargetError};
 use crate::wsgi::response::{Ending, Head, Ready};
-use crate::wsgi::{BodyError, Delivery, Exchange, Handler, Refused};
+use crate::wsgi::{Delivery, Exchange, Handler, Refused};
 
 /// Bodies up to this many bytes are put together and sent at once; longer ones go piece by piece.
 const LARGEST_JOINED: usize = 256 * 1024;
@@ -514,8 +514,7 @@ impl Application {
             return py.detach(|| exchange.abort());
         }
         let status = match blamed {
-            Some(BodyError::TimedOut) => StatusCode::REQUEST_TIMEOUT,
-            Some(_) => StatusCode::BAD_REQUEST,
+            Some(error) => error.status(),
             None => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let head = Head::failure(status);

@@ -71,6 +71,8 @@ pub(super) struct Chunked {
     line: u16,
     extensions: u32,
     trailers: u32,
+    /// Bytes of data that may still be announced.
+    room: u64,
     trailer_lines: usize,
     most_trailer_lines: usize,
 }
@@ -83,6 +85,7 @@ impl Chunked {
             line: 0,
             extensions: 0,
             trailers: 0,
+            room: limits.body.unwrap_or(u64::MAX),
             trailer_lines: 0,
             most_trailer_lines: limits.headers,
         }
@@ -125,6 +128,10 @@ impl Chunked {
             | At::AfterQuoted => self.extension_byte(byte)?,
             At::SizeEnd if byte == b'\n' => {
                 self.line = 0;
+                self.room = self
+                    .room
+                    .checked_sub(self.size)
+                    .ok_or(Refusal::BodyTooLarge)?;
                 if self.size == 0 {
                     At::Trailer
                 } else {

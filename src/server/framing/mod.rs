@@ -10,7 +10,7 @@ mod chunked;
 mod head;
 mod uwsgi;
 
-use crate::wsgi::Refused;
+use crate::wsgi::{Refused, access_log};
 use bytes::Bytes;
 use chunked::{Chunked, Next};
 pub(super) use head::Received;
@@ -31,6 +31,8 @@ pub(super) struct Limits {
     pub(super) header_line: usize,
     /// More header lines are refused with 431.
     pub(super) headers: usize,
+    /// Longer bodies are refused with 413; `None`: none is.
+    pub(super) body: Option<u64>,
     /// HTTP/1.1 without a Host header passes.
     pub(super) is_lenient: bool,
     /// Heads are packets of the uwsgi protocol.
@@ -72,6 +74,8 @@ pub(super) enum Refusal {
     RequestLineTooLong,
     #[error("the headers are too many or too long")]
     HeadersTooLarge,
+    #[error("the body is longer than the limit on bodies")]
+    BodyTooLarge,
     #[error("the chunked framing of the body is broken")]
     Chunk,
     #[error("the uwsgi packet is malformed")]
@@ -95,6 +99,7 @@ impl Refusal {
             Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::RequestLineTooLong => StatusCode::URI_TOO_LONG,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
     }
@@ -199,12 +204,22 @@ impl Decoder {
         let Some(received) = std::mem::take(&mut self.head).received(bytes) else {
             return Err(self.refuse(Refusal::RequestLine));
         };
+        self.expect_body(received).map(Some)
+    }
+
+    /// Goes on with the body that a head announces, unless it is longer than it may be.
+    fn expect_body(&mut self, received: Received) -> Result<Received, Refusal> {
         self.state = match received.length {
             Length::None => State::Head,
+            Length::Counted(count) if self.limits.body.is_some_and(|most| count > most) => {
+                self.refused_line = access_log::plain_request_line(&received.head);
+                self.refused_line.truncate(Refused::LONGEST_LINE);
+                return Err(self.refuse(Refusal::BodyTooLarge));
+            }
             Length::Counted(count) => State::Counted(count),
             Length::Chunked => State::Chunked(Chunked::new(&self.limits)),
         };
-        Ok(Some(received))
+        Ok(received)
     }
 
     /// The next head of the uwsgi protocol, once it is complete.
@@ -213,10 +228,7 @@ impl Decoder {
             Ok(None) => Ok(None),
             Ok(Some((length, received))) => {
                 self.advance(length);
-                if let Length::Counted(count) = received.length {
-                    self.state = State::Counted(count);
-                }
-                Ok(Some(received))
+                self.expect_body(received).map(Some)
             }
             Err(refusal) => Err(self.refuse(refusal)),
         }

@@ -6,6 +6,7 @@ const LIMITS: Limits = Limits {
     request_line: 8192,
     header_line: 16_384,
     headers: 100,
+    body: None,
     is_lenient: false,
     is_uwsgi: false,
 };
@@ -280,6 +281,34 @@ fn nothing_is_understood_behind_a_refusal() {
 
     assert_eq!(decoder.head().unwrap_err(), Refusal::RequestLine);
     assert_eq!(decoder.request_line(), b"BROKEN");
+}
+
+#[test]
+fn a_body_that_is_longer_than_it_may_be_is_refused_however_it_is_cut() {
+    let limited = Limits {
+        body: Some(10),
+        ..LIMITS
+    };
+    let counted = |count| head(&format!("Content-Length: {count}\r\n"));
+    let chunked = |chunks: &str| {
+        let mut stream = head("Transfer-Encoding: chunked\r\n");
+        stream.extend_from_slice(chunks.as_bytes());
+        stream
+    };
+    for piece in [1, 7, 1000] {
+        let refusal = |stream: &[u8]| feed_with(limited, stream, piece).1;
+        assert_eq!(refusal(&counted(10)), None);
+        assert_eq!(refusal(&counted(11)), Some(Refusal::BodyTooLarge));
+        assert_eq!(refusal(&counted(1_u64 << 40)), Some(Refusal::BodyTooLarge));
+        assert_eq!(
+            refusal(&chunked("5\r\nabcde\r\n5\r\nabcde\r\n0\r\n\r\n")),
+            None
+        );
+        let by_one = chunked("5\r\nabcde\r\n6\r\n");
+        assert_eq!(refusal(&by_one), Some(Refusal::BodyTooLarge));
+        let at_once = chunked("fffffffffffff\r\n");
+        assert_eq!(refusal(&at_once), Some(Refusal::BodyTooLarge));
+    }
 }
 
 #[test]

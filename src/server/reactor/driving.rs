@@ -6,7 +6,7 @@
 
 use super::{Again, Job, Reactor};
 use crate::server::connection::{BodyStep, Connection, Phase, Step, Token};
-use crate::server::exchange::{DISCARD_BYTES, status_of};
+use crate::server::exchange::DISCARD_BYTES;
 use crate::server::framing::Refusal;
 use crate::server::link::Flushed;
 use crate::server::received_request::ReceivedRequest;
@@ -108,7 +108,7 @@ impl Reactor {
                 self.park(connection)
             }
             Err(error) => {
-                give_up(connection, &received, status_of(error), jobs);
+                give_up(connection, &received, error.status(), jobs);
                 None
             }
         }

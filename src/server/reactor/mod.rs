@@ -138,6 +138,7 @@ impl Reactor {
             request_line: settings.max_url_len,
             header_line: settings.max_header_line,
             headers: settings.max_headers,
+            body: settings.max_body,
             is_lenient: settings.lenient,
             is_uwsgi: settings.uwsgi,
         };

@@ -126,6 +126,7 @@ TABLE: tuple[Option, ...] = (
     _honoured("socket-timeout", "client_timeout", "--client-timeout, unless http-timeout is set"),
     _honoured("buffer-size", "buffer_size", "--limit-request-line, --limit-request-field-size"),
     _honoured("max-vars", "max_vars", "--limit-request-fields"),
+    _honoured("limit-post", "limit_post", "--limit-request-body"),
     _needless("chunked-input-limit", "bodies stream; no chunk is kept in memory", _VALUE),
     _needless("chunked-input-timeout", "socket-timeout holds for bodies", _VALUE),
     _needless("wsgi-manage-chunked-input", "wsgi.input always ends where a chunked body ends"),
@@ -223,7 +224,6 @@ TABLE: tuple[Option, ...] = (
     _refused("enable-proxy-protocol http-enable-proxy-protocol",
              "let the proxy send X-Forwarded-For or Forwarded, and add oslo.middleware's "
              "http_proxy_to_wsgi", _FLAG),
-    _refused("limit-post", "limit bodies in the proxy in front or by oslo.middleware's sizelimit"),
     _refused("limit-as limit-nproc max-fd", "set LimitAS=, LimitNPROC=, LimitNOFILE= in the unit"),
     _refused("reload-on-rss reload-on-as evil-reload-on-rss evil-reload-on-as",
              "give max-requests, or MemoryMax= in the unit; osloxide metrics shows the memory"),

@@ -301,6 +301,9 @@ class Translation:
         size = _number(setting, 1)
         self._single["--limit-request-line"] = self._single["--limit-request-field-size"] = size
 
+    def _limit_post(self, setting: Setting) -> None:
+        self._single["--limit-request-body"] = _number(setting, 0)
+
     def _max_vars(self, setting: Setting) -> None:
         self._single["--limit-request-fields"] = _number(setting, 1)
 
