@@ -107,6 +107,9 @@ class Supervisor:
     def __new__(cls, scoreboard: Scoreboard) -> Supervisor: ...
     def add_group(self, name: str, workers: int) -> int:
         """A group of *workers* identical workers (one oslo service). Returns its number. 0 workers allowed."""
+    def resize(self, group: int, workers: int) -> None:
+        """Give *group* so many workers: more are forked, or those in its highest slots drain and leave.
+        Nothing happens while stopping."""
     def set_graceful_timeout(self, seconds: float) -> None:
         """How long workers may drain after stop/TERM before SIGKILL; 0 = for ever."""
     def set_worker_timeout(self, seconds: float) -> None:

@@ -61,6 +61,10 @@ impl Supervisor {
         Ok(self.0.add_group(name, workers)?)
     }
 
+    fn resize(&self, group: usize, workers: usize) -> PyResult<()> {
+        Ok(self.0.resize(group, workers, Instant::now())?)
+    }
+
     fn set_graceful_timeout(&self, seconds: f64) -> PyResult<()> {
         self.0.set_grace(duration("graceful timeout", seconds)?);
         Ok(())

@@ -165,6 +165,22 @@ impl<P: Processes> Supervisor<P> {
         Ok(group)
     }
 
+    /// Gives *group* so many workers: more are forked, or those in its highest slots drain and leave.
+    ///
+    /// # Errors
+    /// [`Error::TooManyWorkers`].
+    pub fn resize(&self, group: usize, workers: usize, now: Instant) -> Result<(), Error> {
+        let mut inner = self.lock();
+        let others = (inner.roster.slots().iter()).filter(|slot| slot.group != group);
+        let wanted = others.count().saturating_add(workers);
+        if wanted > MOST_WORKERS {
+            return Err(Error::TooManyWorkers { wanted });
+        }
+        inner.roster.resize(group, workers, now);
+        inner.act();
+        Ok(())
+    }
+
     /// How long workers may drain before SIGKILL; zero is for ever.
     pub fn set_grace(&self, grace: Duration) {
         self.lock().roster.set_grace(grace);

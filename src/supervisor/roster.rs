@@ -99,6 +99,40 @@ impl Roster {
         group
     }
 
+    /// Gives *group* so many workers from now on. New ones get the slots that were left last; those
+    /// in the highest slots leave. Does nothing while stopping.
+    pub fn resize(&mut self, group: usize, workers: usize, now: Instant) {
+        if matches!(self.phase, Phase::Stopping { .. }) {
+            return;
+        }
+        let mine = |slot: &Slot, is_closed| slot.group == group && slot.is_closed == is_closed;
+        let count = self.slots.iter().filter(|slot| mine(slot, false)).count();
+        for _ in count..workers {
+            match self.slots.iter_mut().find(|slot| mine(slot, true)) {
+                Some(slot) => {
+                    slot.is_closed = false;
+                    // One that still drains is followed when it has left.
+                    if slot.current.state == State::Gone {
+                        slot.current = Worker::new(self.generation);
+                    }
+                }
+                None => (self.slots).push(Slot::new(group, Worker::new(self.generation))),
+            }
+        }
+        let deadline = self.deadline_from(now);
+        for _ in workers..count {
+            let Some(index) = self.slots.iter().rposition(|slot| mine(slot, false)) else {
+                break;
+            };
+            self.slots[index].is_closed = true;
+            if let Some(successor) = self.slots[index].successor.take() {
+                self.retire(index, successor, deadline, now);
+            }
+            self.apply(index, Role::Current, Event::Stop { deadline }, now);
+        }
+        self.advance_round(now);
+    }
+
     /// How long workers may drain; zero is for ever. Holds for drains that begin later.
     pub fn set_grace(&mut self, grace: Duration) {
         self.grace = (!grace.is_zero()).then_some(grace);
@@ -213,7 +247,8 @@ impl Roster {
         } else if let Some((slot, role)) = self.find(pid) {
             self.apply(slot, role, Event::Ready, now);
         }
-        let is_running = |slot: &Slot| matches!(slot.current.state, State::Running { .. });
+        let is_running =
+            |slot: &Slot| slot.is_closed || matches!(slot.current.state, State::Running { .. });
         if self.is_ready_owed && self.slots.iter().all(is_running) {
             self.is_ready_owed = false;
             self.commands.push_back(Command::AllReady);
@@ -254,10 +289,10 @@ impl Roster {
                     self.drain_first(index, now);
                 }
                 let is_stopping = matches!(self.phase, Phase::Stopping { .. });
-                let current = &mut self.slots[index].current;
-                if current.state == State::Gone && !is_stopping {
+                let slot = &mut self.slots[index];
+                if slot.current.state == State::Gone && !is_stopping && !slot.is_closed {
                     // It left first for the next one, which follows at once, wherever the round is.
-                    *current = Worker::new(self.generation);
+                    slot.current = Worker::new(self.generation);
                 }
                 left
             }
@@ -443,7 +478,9 @@ impl Roster {
                 return;
             };
             let is_running = |worker: &Worker| matches!(worker.state, State::Running { .. });
-            if slot.current.generation == generation {
+            if slot.is_closed {
+                self.phase = Phase::Reloading { cursor: cursor + 1 };
+            } else if slot.current.generation == generation {
                 if !is_running(&slot.current) {
                     return;
                 }

@@ -39,6 +39,8 @@ pub struct Slot {
     pub respawns: u32,
     /// Wait status of its previous worker.
     pub last_exit: Option<i32>,
+    /// Its group was made smaller: the worker leaves and none follows.
+    pub(super) is_closed: bool,
     pub(super) current: Worker,
     pub(super) successor: Option<Worker>,
     pub(super) predecessors: Vec<Worker>,
@@ -52,6 +54,7 @@ impl Slot {
             group,
             respawns: 0,
             last_exit: None,
+            is_closed: false,
             current,
             successor: None,
             predecessors: Vec::new(),

@@ -299,8 +299,15 @@ def test_usr1_opens_the_log_files_again(
     assert site.stop() == 0, site.log
 
 
-@pytest.mark.parametrize("signo", [signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2])
-@pytest.mark.parametrize("options", [[], ["-w", "2"]])
+@pytest.mark.parametrize(
+    ("signo", "options"),
+    [
+        (signal.SIGTTIN, []),
+        (signal.SIGTTOU, []),
+        (signal.SIGUSR2, []),
+        (signal.SIGUSR2, ["-w", "2"]),
+    ],
+)
 def test_signals_of_other_servers_end_and_stop_nothing(
     start: Callable[..., Running], signo: signal.Signals, options: list[str]
 ) -> None:

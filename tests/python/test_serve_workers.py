@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_until
-from support.serving import Running, starter
+from support.serving import Running, fetch, starter
 
 # The second time it is loaded, its import holds the interpreter, as that of a C extension does.
 SLOW_AGAIN = """
@@ -81,3 +81,66 @@ def test_a_stop_while_one_worker_loads_the_application_loses_no_connection(
 
     assert clients.lost == []
     assert status == 0, site.log
+
+
+@pytest.mark.parametrize("options", [[], ["--master"]])
+def test_a_reload_of_broken_code_ends_a_process_that_serves_alone_and_leaves_others_serving(
+    start: Callable[..., Running], tmp_path: Path, options: list[str]
+) -> None:
+    site = start("serve", "again", "-b", "127.0.0.1:0", *options)
+    port, before = site.port(), site.running(1)
+    assert fetch(port) == ["ok"]
+    code = (tmp_path / "again.py").read_text()
+    (tmp_path / "again.py").write_text("import no_such_module\n")
+
+    os.kill(site.pid, signal.SIGHUP)
+
+    if not options:
+        assert site.process.wait(30) == 3
+        assert "No module named 'no_such_module'" in site.log
+        return
+    wait_until(lambda: "No module named 'no_such_module'" in site.log, "the report")
+    assert fetch(port) == ["ok"]
+    (tmp_path / "again.py").write_text(code)
+    wait_until(lambda: not set(before) & set(site.running(1)), "the mended code is loaded")
+    assert fetch(port) == ["ok"]
+    assert site.stop() == 0, site.log
+
+
+def test_ttin_and_ttou_add_and_remove_workers_under_load_and_lose_nothing(
+    start: Callable[..., Running],
+) -> None:
+    site = start("serve", "again", "-b", "127.0.0.1:0", "-w", "2")
+    port, before = site.port(), set(site.running(2))
+    clients = Clients(port)
+
+    for count in (3, 4):
+        os.kill(site.pid, signal.SIGTTIN)
+        assert before < set(site.running(count))
+    os.kill(site.pid, signal.SIGHUP)
+    wait_until(lambda: not before & set(site.running(4)), "a reload keeps the number")
+    for count in (3, 2, 1):
+        os.kill(site.pid, signal.SIGTTOU)
+        site.running(count)
+    os.kill(site.pid, signal.SIGTTOU)
+    wait_until(lambda: "keeps its only worker" in site.log, "the last one stays")
+    assert len(site.running(1)) == 1
+    answered = clients.answered
+    wait_until(lambda: clients.answered > answered + 20, "it serves")
+
+    status = site.stop()
+    clients.join()
+    assert clients.lost == []
+    assert status == 0, site.log
+
+
+def test_a_worker_that_was_added_is_replaced_when_it_dies(start: Callable[..., Running]) -> None:
+    site = start("serve", "again", "-b", "127.0.0.1:0", "--master")
+    (first,) = site.running(1)
+    os.kill(site.pid, signal.SIGTTIN)
+    (added,) = set(site.running(2)) - {first}
+
+    os.kill(added, signal.SIGKILL)
+
+    wait_until(lambda: added not in site.running(2), "another worker")
+    assert site.stop() == 0, site.log

@@ -1,8 +1,8 @@
 """Signals that operators of gunicorn and uWSGI send, beyond those that launchers know.
 
-Owns SIGUSR1 (log files are opened again, in the parent and in its workers) and what is said to
-SIGTTIN, SIGTTOU and SIGUSR2, none of which may stop or end a service in silence. Handlers are
-installed before the fork, and workers inherit them.
+Owns SIGUSR1 (log files are opened again, in the parent and in its workers), SIGTTIN and SIGTTOU
+(one worker more or less) and what is said to SIGUSR2, none of which may stop or end a service in
+silence. Handlers are installed before the fork, and workers inherit them.
 
 Rules: signal(7); gunicorn's signal handling for the names.
 """
@@ -26,11 +26,16 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("osloxide.serve")
 
 
-def install(workers: Callable[[], Iterable[int]], log_file: str | None) -> None:
+def install(
+    workers: Callable[[], Iterable[int]],
+    log_file: str | None,
+    change_workers: Callable[[int], None] | None,
+) -> None:
     """Install the handlers (main thread, before the fork).
 
     :param workers: pids of the workers, asked for in the parent only.
     :param log_file: where stdout and stderr go; None = where they went from the start.
+    :param change_workers: has so many more workers; None where the process serves alone.
     """
     from osloxide.signals.signal_handler import SignalHandler
 
@@ -43,18 +48,27 @@ def install(workers: Callable[[], Iterable[int]], log_file: str | None) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signo)
 
+    def on_size(signo: int, frame: FrameType | None) -> None:
+        if change_workers is None:
+            on_other(signo, frame)
+        elif os.getpid() == parent:
+            change_workers(1 if signo == signal.SIGTTIN else -1)
+
     def on_other(signo: int, _frame: FrameType | None) -> None:
         if os.getpid() == parent:
             LOG.warning(
-                "%s does nothing here; change --workers and restart the service, or send SIGHUP to "
-                "replace the workers",
+                "%s does nothing here; %s",
                 signal.Signals(signo).name,
+                "send SIGHUP to replace the workers"
+                if signo == signal.SIGUSR2
+                else "start the service with --master, so that it has a parent of workers",
             )
 
     handler = SignalHandler()
     handler.add_handler("SIGUSR1", on_usr1)
-    for name in ("SIGTTIN", "SIGTTOU", "SIGUSR2"):
-        handler.add_handler(name, on_other)
+    for name in ("SIGTTIN", "SIGTTOU"):
+        handler.add_handler(name, on_size)
+    handler.add_handler("SIGUSR2", on_other)
 
 
 def reopen_logs(log_file: str | None) -> None:

@@ -117,7 +117,11 @@ def main(options: argparse.Namespace) -> int:
         launcher.launch_service(served, workers=options.workers)
     else:
         launcher = service.launch(conf, served, workers=1)
-    operator_signals.install(lambda: getattr(launcher, "children", ()), options.log_file)
+    operator_signals.install(
+        lambda: getattr(launcher, "children", ()),
+        options.log_file,
+        launcher.change_workers if has_parent else None,
+    )
     restart.take_signals()
     with _pid_file(options.pid):
         if options.log_file is not None:

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from osloxide.cli import slow_import
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def site_service(
             self._is_loading = True
             try:
                 on_start()
-                application = wrap(site.load())
+                with slow_import.watched(site.text):
+                    application = wrap(site.load())
             except BaseException as error:
                 # Before the report: another worker's failure may have ended everything by now.
                 self._is_loading = False

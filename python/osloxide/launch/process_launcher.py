@@ -117,6 +117,7 @@ class ProcessLauncher:
         self._pid = os.getpid()
         self._own: set[int] = set()
         self._due: str | None = None
+        self._difference = 0
         self._is_supervising = False
         self._has_ended = threading.Event()
         self._log = worker_log.WorkerLog()
@@ -165,6 +166,31 @@ class ProcessLauncher:
         if self.FORKS_AT_LAUNCH:
             while self._due is None and (command := supervisor.due()) is not None:
                 self._obey(command)
+
+    def change_workers(self, difference: int) -> None:
+        """Have more or fewer workers of the service that was launched first; one stays.
+
+        Workers that are not wanted any more drain as they do when they are stopped. Signal handlers
+        may call it; it holds from the next look of the supervisor on.
+        """
+        self._difference += difference
+
+    def _resize(self) -> None:
+        difference, self._difference = self._difference, 0
+        if not difference or not self._wrappers:
+            return
+        wrapper = self._wrappers[0]
+        wanted = max(1, wrapper.workers + difference)
+        if wanted == wrapper.workers:
+            LOG.info("%s keeps its only worker", self._name_of(0))
+            return
+        try:
+            self._supervisor_of_this_process().resize(0, wanted)
+        except ValueError as error:
+            LOG.warning("%s keeps %d workers: %s", self._name_of(0), wrapper.workers, error)
+            return
+        LOG.info("%s has %d workers from now on, not %d", self._name_of(0), wanted, wrapper.workers)
+        wrapper.workers = wanted
 
     def _supervisor_of_this_process(self) -> _native.Supervisor:
         if self._supervisor is None:
@@ -314,6 +340,7 @@ class ProcessLauncher:
             try:
                 if self.sigcaught == signal.SIGTERM:
                     self._close_listeners()
+                self._resize()
                 command = self._supervisor_of_this_process().next()
             finally:
                 self._is_supervising = False
