@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from osloxide.cli import (
     filters,
+    forwarded,
     listeners,
     log_file,
     mount,
@@ -86,8 +87,13 @@ def main(options: argparse.Namespace) -> int:
     boot = Boot()
 
     def wrap(application: mount.Application) -> mount.Application:
-        at: str | None = options.mount
-        return between.wrap(application if at is None else mount.mounted(application, at))
+        if options.mount is not None:
+            application = mount.mounted(application, options.mount)
+        application = between.wrap(application)
+        if options.forwarded_allow_ips is not None:
+            trusted, headers = options.forwarded_allow_ips, options.forwarded_headers
+            application = forwarded.believed(application, trusted, headers)
+        return application
 
     def on_start() -> None:
         if told is not None:

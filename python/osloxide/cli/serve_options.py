@@ -13,7 +13,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address, cpus, mount
+from osloxide.cli import address, cpus, forwarded, mount
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -280,6 +280,20 @@ def _declare_responses(parser: argparse.ArgumentParser) -> None:
         help="take a header out of each answer of the application; may be repeated",
     )
     parser.add_argument(
+        "--forwarded-allow-ips",
+        type=_trusted,
+        metavar="LIST",
+        help="proxies whose word on the client's address, scheme and host is taken: addresses and "
+        "networks separated by commas, unix for unix sockets, * for all (default: none)",
+    )
+    parser.add_argument(
+        "--forwarded-headers",
+        choices=forwarded.HEADERS,
+        default=forwarded.HEADERS[0],
+        help="which headers these proxies set: X-Forwarded-For, -Proto, -Host and -Port, or "
+        "Forwarded of RFC 7239 (default: x-forwarded)",
+    )
+    parser.add_argument(
         "--mount",
         type=_mount,
         metavar="/PREFIX",
@@ -443,6 +457,13 @@ def _header(text: str) -> tuple[str, str]:
     if not value.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r} has control characters in its value")
     return name, value.strip()
+
+
+def _trusted(text: str) -> forwarded.Trusted:
+    try:
+        return forwarded.Trusted(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _mount(text: str) -> str:
