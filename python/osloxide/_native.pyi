@@ -94,6 +94,7 @@ _Command = (
     | tuple[Literal["backoff"], int, int, float, int]
     | tuple[Literal["late"], int, int, float]
     | tuple[Literal["hung"], int, int, float]
+    | tuple[Literal["worn"], int, int, int, str, int]
     | tuple[Literal["all_ready"]]
     | tuple[Literal["reloaded"]]
     | tuple[Literal["tick"]]
@@ -142,6 +143,10 @@ class Supervisor:
         ``("late", slot, pid, waited)``         the deadline passed; SIGKILL was sent
         ``("hung", slot, pid, seconds)``        the worker timeout passed; SIGABRT was sent, SIGKILL follows 2 s
                                                 later, then a respawn
+        ``("worn", group, slot, pid, why, number)``  a worker has asked to be replaced, see
+                                                limit_worker(); its successor takes over first. *why* is
+                                                requests, lifetime (seconds), memory (bytes) or stuck
+                                                (threads), and *number* how many
         ``("all_ready",)``                      every slot has a ready worker, for the first time since
                                                 the last add_group()
         ``("reloaded",)``                       every worker is of the new generation and ready, or has
@@ -182,6 +187,17 @@ def worker_reconfigured() -> None:
     """The configuration was mutated, as SIGHUP asked: tell the parent. Does nothing outside a worker,
     and before worker_ready()."""
 
+def limit_worker(
+    *,
+    requests: int | None = None,
+    lifetime: float | None = None,
+    memory: int | None = None,
+    memory_kind: str = "rss",
+    stuck: int | None = None,
+) -> None:
+    """After what this worker asks its parent for a successor, once: requests, seconds from now on,
+    bytes of memory (rss, pss or uss, looked at behind a request), threads in requests that were
+    given up; None = never. It serves on until the parent sends SIGTERM."""
 def worker_leaving() -> None:
     """This process is on its way out: shown as draining from now on."""
 

@@ -7,6 +7,7 @@
 use crate::python::errors::{invalid_request, invalid_signal};
 use crate::python::scoreboard::Scoreboard;
 use crate::python::signals::{duration, wait_once};
+use crate::scoreboard::Worn;
 use crate::signals::Request;
 use crate::supervisor::process::System;
 use crate::supervisor::{self, Command};
@@ -183,6 +184,15 @@ fn to_tuple(py: Python<'_>, command: Command) -> PyResult<Bound<'_, PyTuple>> {
         }
         Command::Hung { slot, pid, silent } => {
             ("hung", slot, pid, silent.as_secs_f64()).into_pyobject(py)
+        }
+        Command::Worn {
+            group,
+            slot,
+            pid,
+            why,
+        } => {
+            let (why, number) = why.map_or(("", 0), Worn::parts);
+            ("worn", group, slot, pid, why, number).into_pyobject(py)
         }
         Command::AllReady => ("all_ready",).into_pyobject(py),
         Command::Reloaded => ("reloaded",).into_pyobject(py),

@@ -7,8 +7,9 @@ use crate::python::supervisor::{Supervisor, leave_parenthood};
 use crate::scoreboard;
 use crate::supervisor::process::pidfd_open;
 use crate::threads;
+use crate::worker::limits::{self, Limits, Memory};
 use crate::worker::{self, Parent};
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 /// First call in a forked child; see `_native.pyi`.
@@ -52,6 +53,39 @@ fn parent_pidfd(owner: u32) -> Option<std::os::fd::OwnedFd> {
 pub(super) fn worker_ready(py: Python<'_>) -> PyResult<()> {
     py.detach(worker::announce_ready)
         .map_err(|error| os_error("cannot tell the parent that this worker is ready", &error))
+}
+
+/// After what this worker asks its parent for a successor; see `_native.pyi`.
+#[pyfunction]
+#[pyo3(signature = (*, requests=None, lifetime=None, memory=None, memory_kind="rss", stuck=None))]
+pub(super) fn limit_worker(
+    py: Python<'_>,
+    requests: Option<u64>,
+    lifetime: Option<f64>,
+    memory: Option<u64>,
+    memory_kind: &str,
+    stuck: Option<u64>,
+) -> PyResult<()> {
+    let kind = match memory_kind {
+        "rss" => Memory::Rss,
+        "pss" => Memory::Pss,
+        "uss" => Memory::Uss,
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "memory_kind is {memory_kind:?}; give \"rss\", \"pss\" or \"uss\""
+            )));
+        }
+    };
+    let limits = Limits {
+        requests,
+        lifetime: lifetime
+            .map(|seconds| duration("lifetime", seconds))
+            .transpose()?,
+        memory: memory.map(|bytes| (kind, bytes)),
+        stuck,
+    };
+    py.detach(|| limits::set(limits));
+    Ok(())
 }
 
 /// The worker is on its way out: shown on the scoreboard.

@@ -8,15 +8,19 @@
 //! Sealing and naming: `memfd_create(2)`, `fcntl(2)` with `F_ADD_SEALS`.
 #![expect(unsafe_code, reason = "mmap(2) and references into the mapping")]
 
+mod figures;
 mod methods;
 mod queued;
 mod row;
 mod snapshot;
+mod worn;
 
+pub use figures::{FigureSnapshot, Figures, TIME_BOUNDS};
 pub use methods::METHODS;
 pub use queued::Queued;
 pub use row::{Assignment, InFlight, Row, now};
 pub use snapshot::{MethodSnapshot, Snapshot, State};
+pub use worn::Worn;
 
 use methods::Methods;
 use nix::errno::Errno;
@@ -40,7 +44,7 @@ pub const CAPACITY: usize = 4096;
 const IN_FLIGHT_MAX: usize = 216;
 const MEMFD_NAME: &str = "osloxide-scoreboard";
 const MAGIC: u64 = u64::from_be_bytes(*b"osloxide");
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const HEADER_BYTES: usize = 4096;
 const METHODS_AT: usize = HEADER_BYTES + CAPACITY * size_of::<Row>();
 const TOTAL_BYTES: usize = METHODS_AT + CAPACITY * size_of::<Methods>();
@@ -291,9 +295,18 @@ impl Scoreboard {
         for row in &rows {
             *served.entry(row.slot).or_default() += row.slot_served;
         }
+        let mut figures: HashMap<u32, FigureSnapshot> = HashMap::new();
+        for row in &rows {
+            let sum = figures.entry(row.slot).or_default();
+            sum.add_counters(&row.figures);
+        }
         rows.retain(|row| !matches!(row.state, State::Free | State::Replaced));
         for row in &mut rows {
             row.slot_served = served.get(&row.slot).copied().unwrap_or_default();
+            row.figures = row.figures.gauges();
+            if let Some(sum) = figures.get(&row.slot) {
+                row.figures.add_counters(sum);
+            }
         }
         rows.sort_by_key(|row| (row.slot, row.generation));
         rows

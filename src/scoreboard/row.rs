@@ -3,8 +3,10 @@
 //! Everything is a relaxed atomic: nothing here orders anything else, and a reader may see a request
 //! in one counter and not yet in the other. Maps no memory; [`super`] does.
 
+use super::figures::Figures;
 use super::methods::Method;
 use super::snapshot::{Snapshot, State};
+use super::worn::Worn;
 use super::{IN_FLIGHT_MAX, decrement};
 use nix::time::{ClockId, clock_gettime};
 use std::cell::Cell;
@@ -16,7 +18,7 @@ const NO_EXIT: i64 = -1;
 /// One worker's share of the memory. The first half is written by the parent, the rest by the
 /// worker, each on cache lines of its own.
 #[derive(Debug)]
-#[repr(C, align(128))]
+#[repr(C, align(4096))]
 pub struct Row {
     state: AtomicU32,
     slot: AtomicU32,
@@ -30,7 +32,10 @@ pub struct Row {
     /// What `served` was when the row was assigned. That one is never set back, so a reader sees the
     /// sum of a slot grow only, also with changes between two of its loads.
     served_before: AtomicU64,
+    /// Why the worker asks to be replaced: what of [`Worn`] in the highest byte, how much below it.
+    worn: AtomicU64,
     counters: Counters,
+    figures: Figures,
     in_flight_slots: [AtomicU64; IN_FLIGHT_MAX],
 }
 
@@ -48,8 +53,8 @@ struct Counters {
 }
 
 const _: () = assert!(
-    size_of::<Row>() == 2048,
-    "rows of a fixed size, no page shared by three"
+    size_of::<Row>() == 4096,
+    "rows of a fixed size, no page shared by two"
 );
 
 /// `CLOCK_MONOTONIC` in nanoseconds, as stored in rows. Precise.
@@ -146,6 +151,8 @@ impl Row {
             ready_at: AtomicU64::new(0),
             last_exit: AtomicI64::new(NO_EXIT),
             served_before: AtomicU64::new(0),
+            worn: AtomicU64::new(0),
+            figures: Figures::new(),
             counters: Counters {
                 served: AtomicU64::new(0),
                 connections: AtomicU32::new(0),
@@ -235,6 +242,22 @@ impl Row {
             method: None,
             failed: false,
         }
+    }
+
+    /// What is counted of requests and their answers.
+    pub const fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// The worker asks to be replaced.
+    pub fn mark_worn(&self, why: Worn) {
+        self.worn.store(why.to_raw(), Ordering::Relaxed);
+    }
+
+    /// Why it does; `None` while it does not.
+    #[must_use]
+    pub fn worn(&self) -> Option<Worn> {
+        Worn::from_raw(self.worn.load(Ordering::Relaxed))
     }
 
     /// The calling thread waits for its client from now until the result is dropped. That time is not
@@ -351,6 +374,8 @@ impl Row {
         self.counters.threads.store(0, Ordering::Relaxed);
         self.counters.beyond_slots.store(0, Ordering::Relaxed);
         self.beat(Duration::ZERO);
+        self.worn.store(0, Ordering::Relaxed);
+        self.figures.clear_gauges();
         for index in &self.in_flight_slots {
             index.store(0, Ordering::Relaxed);
         }
@@ -406,6 +431,8 @@ impl Row {
             last_exit: i32::try_from(self.last_exit.load(Ordering::Relaxed))
                 .ok()
                 .filter(|status| i64::from(*status) != NO_EXIT),
+            worn: self.worn(),
+            figures: self.figures.read(),
             methods: Vec::new(),
         }
     }

@@ -3,6 +3,9 @@
 //! Owns no memory and no counter: [`super::row`] fills it in. Its fields are what `osloxide status`
 //! and the metrics show; docs/operating.md lists them.
 
+use super::figures::FigureSnapshot;
+use super::worn::Worn;
+
 /// A copy of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -37,6 +40,11 @@ pub struct Snapshot {
     pub respawns: u32,
     /// Wait status of the slot's previous worker.
     pub last_exit: Option<i32>,
+    /// Why the worker asks to be replaced, once it does.
+    pub worn: Option<Worn>,
+    /// What was counted of requests and their answers: counters of the whole slot, gauges of this
+    /// process.
+    pub figures: FigureSnapshot,
     /// The same requests by name, where they have one; `done` and `failed` of the whole slot.
     pub methods: Vec<MethodSnapshot>,
 }

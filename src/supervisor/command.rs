@@ -4,6 +4,7 @@
 //! [`Error`]. Decides nothing. How Python answers each command is a table in docs/lifecycle.md.
 
 use super::MOST_WORKERS;
+use crate::scoreboard::Worn;
 use nix::errno::Errno;
 use std::time::Duration;
 
@@ -76,6 +77,17 @@ pub enum Command {
         pid: i32,
         /// How long it was stopped, busy with one request, or without a beat.
         silent: Duration,
+    },
+    /// A worker has asked to be replaced; its successor takes over before it leaves.
+    Worn {
+        /// Number of its group.
+        group: usize,
+        /// Its slot.
+        slot: usize,
+        /// The process.
+        pid: i32,
+        /// Why; `None` when it could not say.
+        why: Option<Worn>,
     },
     /// Every slot has a ready worker, for the first time since the last group was added.
     AllReady,

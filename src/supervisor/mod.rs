@@ -374,7 +374,12 @@ impl<P: Processes> Supervisor<P> {
         }
         inner.roster.forget_configuring();
         for pid in inner.pipes.take_notices() {
-            inner.roster.heard_from(pid, now);
+            if let Some(asking) = pid.checked_neg().filter(|asking| *asking > 0) {
+                let why = inner.why_worn(asking);
+                inner.roster.worn_out(asking, why, now);
+            } else {
+                inner.roster.heard_from(pid, now);
+            }
         }
         inner.reap(now);
         if inner.is_init {
@@ -417,6 +422,7 @@ impl<P: Processes> Inner<P> {
                 | Command::Backoff { .. }
                 | Command::Late { .. }
                 | Command::Hung { .. }
+                | Command::Worn { .. }
                 | Command::AllReady
                 | Command::Reloaded
                 | Command::Tick
@@ -448,6 +454,11 @@ impl<P: Processes> Inner<P> {
             .flatten()
             .min();
         Step::Park { fds, deadline }
+    }
+
+    fn why_worn(&self, pid: i32) -> Option<scoreboard::Worn> {
+        let row = self.live.get(&pid)?.row?;
+        self.board.row(row)?.worn()
     }
 
     fn refused(&mut self, slot: usize, now: Instant) -> Result<(), Error> {

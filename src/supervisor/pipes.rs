@@ -70,7 +70,8 @@ impl Pipes {
             .map(|ends| Arc::clone(&ends.notices))
     }
 
-    /// The pids of the workers that reported since the last call.
+    /// What workers reported since the last call: the pid of one that is ready or has mutated its
+    /// configuration, the negative pid of one that asks to be replaced.
     #[must_use]
     pub fn take_notices(&self) -> Vec<i32> {
         self.parent_ends

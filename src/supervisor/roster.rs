@@ -6,6 +6,7 @@
 use super::slot::{Departure, Role, Slot};
 use super::state::{Action, Event, STABLE, State, Worker};
 use super::{Command, Error};
+use crate::scoreboard::Worn;
 use crate::signals::Request;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -58,6 +59,8 @@ pub struct Roster {
     is_ready_owed: bool,
     /// Workers that were told to mutate their configuration and have not said yet that they did.
     mutating: BTreeSet<i32>,
+    /// Workers that ask to be replaced, the first one first.
+    worn: VecDeque<i32>,
     /// A worker had to be killed during the shutdown.
     was_late: bool,
     signals: Vec<Signal>,
@@ -76,6 +79,7 @@ impl Default for Roster {
             is_reload_owed: false,
             is_ready_owed: false,
             mutating: BTreeSet::new(),
+            worn: VecDeque::new(),
             was_late: false,
             signals: Vec::new(),
             commands: VecDeque::new(),
@@ -254,6 +258,26 @@ impl Roster {
             self.commands.push_back(Command::AllReady);
         }
         self.advance_round(now);
+    }
+
+    /// Process *pid* asks to be replaced. One worker after the other is, each when its successor is
+    /// ready; a round of reload, which replaces all of them, goes first.
+    pub fn worn_out(&mut self, pid: i32, why: Option<Worn>, now: Instant) {
+        let Some((slot, Role::Current)) = self.find(pid) else {
+            return; // its successor is there already
+        };
+        if self.worn.contains(&pid) || matches!(self.phase, Phase::Stopping { .. }) {
+            return;
+        }
+        self.worn.push_back(pid);
+        let group = self.slots[slot].group;
+        self.commands.push_back(Command::Worn {
+            group,
+            slot,
+            pid,
+            why,
+        });
+        self.replace_worn(now);
     }
 
     /// Process *pid* ended with *status*; `None` when it is not a worker.
@@ -440,6 +464,7 @@ impl Roster {
         self.configuring = None;
         self.is_reload_owed = false;
         self.mutating.clear();
+        self.worn.clear();
         self.commands
             .retain(|command| !matches!(command, Command::Reload | Command::Mutate));
         self.broadcast(event, now);
@@ -466,6 +491,11 @@ impl Roster {
 
     /// Goes as far with the replacement of workers as is possible now.
     fn advance_round(&mut self, now: Instant) {
+        self.replace_all(now);
+        self.replace_worn(now);
+    }
+
+    fn replace_all(&mut self, now: Instant) {
         while let Phase::Reloading { cursor } = self.phase {
             let (generation, deadline) = (self.generation, self.deadline_from(now));
             let Some(slot) = self.slots.get_mut(cursor) else {
@@ -513,9 +543,44 @@ impl Roster {
         }
     }
 
+    /// Goes as far with the replacement of the worker that asked for it first as is possible now.
+    fn replace_worn(&mut self, now: Instant) {
+        while self.phase == Phase::Running
+            && let Some(pid) = self.worn.front().copied()
+        {
+            let deadline = self.deadline_from(now);
+            let Some((index, Role::Current)) = self.find(pid) else {
+                self.worn.pop_front(); // it was replaced, or ended by itself
+                continue;
+            };
+            let slot = &mut self.slots[index];
+            match slot.successor {
+                _ if !matches!(slot.current.state, State::Running { .. }) => {
+                    self.worn.pop_front(); // it is leaving, or hangs and is ended
+                }
+                None if !slot.has_room() => return,
+                None => {
+                    slot.successor = Some(Worker::new(self.generation));
+                    return;
+                }
+                Some(successor) if matches!(successor.state, State::Running { .. }) => {
+                    let replaced = std::mem::replace(&mut slot.current, successor);
+                    slot.successor = None;
+                    self.retire(index, replaced, deadline, now);
+                    self.worn.pop_front();
+                }
+                Some(_) => return,
+            }
+        }
+    }
+
     /// A successor that fails again and again while the current worker serves may need something that
     /// only one process can have, a port for one: then the current worker leaves first.
     fn drain_first(&mut self, index: usize, now: Instant) {
+        if !matches!(self.phase, Phase::Reloading { .. }) {
+            // The worker that is to be replaced still serves, and what comes after it may not.
+            return;
+        }
         let slot = &mut self.slots[index];
         if slot.successor.is_some_and(|it| it.fails_again()) {
             slot.successor = None;

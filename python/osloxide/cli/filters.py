@@ -1,17 +1,15 @@
 """What stands between the server and the application of ``osloxide serve``.
 
-Owns headers that are added or taken out, files of ``--static-map``, and the count after which a
-worker is replaced. An application for which none of this is asked is called by the server itself.
+Owns headers that are added or taken out, and files of ``--static-map``. An application for which
+none of this is asked is called by the server itself.
 
 Rules: PEP 3333 (middleware; ``wsgi.file_wrapper``), RFC 9110 (conditional requests).
 """
 
 from __future__ import annotations
 
-import logging
 import mimetypes
 import os
-import signal
 import stat
 import threading
 from collections.abc import Callable, Iterable
@@ -43,12 +41,10 @@ class Filters:
         self._removed = {name.lower() for name in options.remove_header or ()}
         self._static = [StaticMap(*pair) for pair in options.static_map or ()]
         self._keeps_input = keeps_input
-        self._most = options.max_requests or 0
-        self._count = 0
 
     def wrap(self, application: Application) -> Application:
         """The application as the server calls it."""
-        has_work = self._added or self._removed or self._static or self._keeps_input or self._most
+        has_work = self._added or self._removed or self._static or self._keeps_input
         if not has_work:
             return application
 
@@ -56,8 +52,6 @@ class Filters:
             environ: dict[str, Any], start_response: Callable[..., Any]
         ) -> Iterable[bytes]:
             _request.input = environ["wsgi.input"]
-            if self._most:
-                self._count_request()
             respond = self._responder(start_response)
             for mapped in self._static:
                 if (found := mapped.answer(environ, respond)) is not None:
@@ -76,15 +70,6 @@ class Filters:
             return start_response(status, [*headers, *self._added], *exc_info)
 
         return respond
-
-    def _count_request(self) -> None:
-        # Two threads may read the same count; then a worker serves one request more.
-        self._count += 1
-        if self._count == self._most:
-            logging.getLogger("osloxide.serve").info(
-                "process %d has served %d requests and is replaced", os.getpid(), self._count
-            )
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class StaticMap:

@@ -23,6 +23,7 @@ from osloxide.cli import (
     mount,
     operator_signals,
     privileges,
+    recycling,
     reloading,
     restart,
     serve_options,
@@ -62,6 +63,7 @@ def main(options: argparse.Namespace) -> int:
                 "--reload cannot replace what --preload loads; leave one of them out"
             )
         _preload(site)
+    recycling.check(options)
     identity = privileges.Identity.of(options.user, options.group)
     reloader = _reloader(options)
     restart.hold_signals()
@@ -96,6 +98,8 @@ def main(options: argparse.Namespace) -> int:
         return application
 
     def on_start() -> None:
+        if has_parent:
+            recycling.limit(options)
         if told is not None:
             told.answer(servers)
 
@@ -144,7 +148,7 @@ def needs_parent(options: argparse.Namespace) -> bool:
         or options.master
         or options.reload
         or options.touch_reload
-        or options.max_requests
+        or recycling.is_wanted(options)
         or options.timeout
     )
 

@@ -13,7 +13,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address, cpus, forwarded, mount
+from osloxide.cli import address, cpus, forwarded, mount, recycling
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -191,6 +191,31 @@ def _declare_processes(parser: argparse.ArgumentParser) -> None:
         type=_count(0),
         metavar="N",
         help="replace a worker that has served N requests; 0 = never (default: 0)",
+    )
+    parser.add_argument(
+        "--max-requests-jitter",
+        type=_count(0),
+        metavar="N",
+        help="... and up to N more, by chance (default: 0)",
+    )
+    parser.add_argument(
+        "--max-worker-lifetime",
+        type=_count(0),
+        metavar="SECONDS",
+        help="replace a worker that has run for so long; 0 = never (default: 0)",
+    )
+    parser.add_argument(
+        "--max-worker-lifetime-jitter",
+        type=_count(0),
+        metavar="SECONDS",
+        help="... and up to so much longer, by chance (default: 0)",
+    )
+    parser.add_argument(
+        "--max-worker-memory",
+        type=_memory,
+        metavar="SIZE",
+        help="replace a worker that holds more memory, for example 512M; pss:SIZE or uss:SIZE "
+        "count what it shares in part or not at all; 0 = never (default: 0)",
     )
     parser.add_argument("--user", metavar="USER", help="run as USER, where root starts")
     parser.add_argument("--group", metavar="GROUP", help="run as GROUP, where root starts")
@@ -431,6 +456,13 @@ def _count(least: int) -> Callable[[str], int]:
 
 def _workers(text: str) -> int:
     return cpus.count() if text == "auto" else _count(1)(text)
+
+
+def _memory(text: str) -> tuple[str, int]:
+    try:
+        return recycling.memory(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _words(text: str) -> list[str]:

@@ -441,6 +441,8 @@ class ProcessLauncher:
                 self._log.late(slot, pid, waited, self._scoreboard)
             case ("hung", slot, pid, seconds):
                 self._log.hung(slot, pid, seconds, self._scoreboard)
+            case ("worn", group, slot, pid, why, number):
+                self._log.worn(pid, self._name_of(group), slot, why, number)
             case ("all_ready",):
                 self._notifier.ready()
                 self._pulse()

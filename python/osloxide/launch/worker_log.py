@@ -110,6 +110,26 @@ class WorkerLog:
             _work_of(pid, board),
         )
 
+    def worn(self, pid: int, service: str, slot: int, why: str, number: int) -> None:
+        """A worker has asked to be replaced.
+
+        :param why: requests, lifetime, memory or stuck.
+        :param number: requests, seconds, bytes or threads.
+        """
+        reason = {
+            "requests": f"it has served {number} requests",
+            "lifetime": f"it has run for {number} s",
+            "memory": f"it holds {number / (1 << 20):.1f} MiB of memory",
+            "stuck": f"{number} of its threads are stuck in requests that took too long",
+        }.get(why, "it asked for that")
+        LOG.info(
+            "Worker %d (pid %d) of %s is replaced: %s; it serves until its successor is ready",
+            slot,
+            pid,
+            service,
+            reason,
+        )
+
 
 def _work_of(pid: int, board: _native.Scoreboard | None) -> str:
     """What a worker is busy with, in words."""

@@ -38,6 +38,7 @@ pub(super) use self::in_flight::requests_in_flight;
 use self::input::Input;
 pub(super) use self::native_log::{AccessFilter, NativeLog};
 use super::detached::detached;
+use crate::worker::limits;
 use crate::wsgi::access_log::format::Subject;
 use crate::wsgi::environ::{Target, TargetError};
 use crate::wsgi::response::{Ending, Head, Ready};
@@ -200,6 +201,56 @@ impl Application {
         };
         let filter = &filter.get().filter;
         filter.admits(exchange.request(), exchange.endpoints(), status)
+    }
+
+    /// Calls the application and sees its answer off.
+    fn serve(&self, exchange: &mut dyn Exchange) {
+        // Nothing but the access log wants to know.
+        let is_logged = self.access_log.is_some() || self.native_log.is_some();
+        let arrived = is_logged.then(Instant::now);
+        let _inside = in_flight::enter();
+        let _turn = self.first.enter();
+        let unsent = Python::attach(|py| self.answer(py, exchange, arrived));
+        let Some(Unsent { answer, entry }) = unsent else {
+            return;
+        };
+        let (status, count) = (answer.status().as_u16(), answer.count());
+        // A client that is gone has nothing more to hear, and the application has finished.
+        let _ = answer.send(exchange);
+        let is_as_promised = count.ending() == Ending::Complete;
+        if arrived.is_none() && is_as_promised {
+            return;
+        }
+        let arrived = arrived.filter(|_| self.is_logged(exchange, status));
+        let entry = entry.zip(arrived);
+        let delivery = exchange.delivery();
+        if let (Some(log), Some(arrived), Some(delivery)) = (&self.native_log, arrived, delivery) {
+            let subject = Subject::of(exchange.request(), exchange.endpoints());
+            log.get().put(&subject, status, delivery, arrived);
+        }
+        if delivery.is_some() && entry.is_none() && is_as_promised {
+            return;
+        }
+        let note = Note {
+            entry,
+            subject: match delivery {
+                Some(_) => None,
+                None => self.subject(exchange, arrived),
+            },
+            status,
+            file: None,
+        };
+        if note.needs_python() || !is_as_promised {
+            Python::attach(|py| {
+                self.report_length_mismatch(py, exchange, count.ending());
+                if let Some(delivery) = delivery {
+                    self.conclude(py, &note, delivery);
+                }
+            });
+        }
+        if delivery.is_none() && !note.is_empty() {
+            exchange.when_delivered(Box::new(note));
+        }
     }
 
     /// What the server's own access log says of a request that will be gone; `None` when it says
@@ -574,52 +625,8 @@ impl Note {
 
 impl Handler for Application {
     fn handle(&self, exchange: &mut dyn Exchange) {
-        // Nothing but the access log wants to know.
-        let is_logged = self.access_log.is_some() || self.native_log.is_some();
-        let arrived = is_logged.then(Instant::now);
-        let _inside = in_flight::enter();
-        let _turn = self.first.enter();
-        let unsent = Python::attach(|py| self.answer(py, exchange, arrived));
-        let Some(Unsent { answer, entry }) = unsent else {
-            return;
-        };
-        let (status, count) = (answer.status().as_u16(), answer.count());
-        // A client that is gone has nothing more to hear, and the application has finished.
-        let _ = answer.send(exchange);
-        let is_as_promised = count.ending() == Ending::Complete;
-        if arrived.is_none() && is_as_promised {
-            return;
-        }
-        let arrived = arrived.filter(|_| self.is_logged(exchange, status));
-        let entry = entry.zip(arrived);
-        let delivery = exchange.delivery();
-        if let (Some(log), Some(arrived), Some(delivery)) = (&self.native_log, arrived, delivery) {
-            let subject = Subject::of(exchange.request(), exchange.endpoints());
-            log.get().put(&subject, status, delivery, arrived);
-        }
-        if delivery.is_some() && entry.is_none() && is_as_promised {
-            return;
-        }
-        let note = Note {
-            entry,
-            subject: match delivery {
-                Some(_) => None,
-                None => self.subject(exchange, arrived),
-            },
-            status,
-            file: None,
-        };
-        if note.needs_python() || !is_as_promised {
-            Python::attach(|py| {
-                self.report_length_mismatch(py, exchange, count.ending());
-                if let Some(delivery) = delivery {
-                    self.conclude(py, &note, delivery);
-                }
-            });
-        }
-        if delivery.is_none() && !note.is_empty() {
-            exchange.when_delivered(Box::new(note));
-        }
+        self.serve(exchange);
+        limits::request_ended();
     }
 
     fn has_put_off(&self) -> bool {

@@ -69,6 +69,7 @@ class Translation:
     _tls: tuple[str, ...] = ()
     _timeouts: dict[str, str] = field(default_factory=dict)
     _threads: str = "1"
+    _jitters: dict[str, int] = field(default_factory=dict)
     _ids: dict[str, str] = field(default_factory=dict)
     _is_abstract: bool = False
     _logs_as_user: bool = False
@@ -116,6 +117,11 @@ class Translation:
         if self._logs_as_user and "--log-file-owner" not in self._single and self._ids:
             owner = self._ids.get("uid", ""), self._ids.get("gid", "")
             self._single["--log-file-owner"] = ":".join(owner).rstrip(":")
+        # uWSGI adds the delta once for each worker before this one.
+        for limit, delta in self._jitters.items():
+            if int(self._single.get(f"--{limit}") or 0) and delta:
+                jitter = delta * int(self._single.get("--workers") or 1)
+                self._single[f"--{limit}-jitter"] = str(jitter)
         for name, value in self._single.items():
             if not value:
                 # A blank value of any other option is none.
@@ -326,6 +332,16 @@ class Translation:
 
     def _max_requests(self, setting: Setting) -> None:
         self._single["--max-requests"] = _number(setting, 0)
+
+    def _lifetime(self, setting: Setting) -> None:
+        self._single["--max-worker-lifetime"] = _number(setting, 0)
+
+    def _deltas(self, setting: Setting) -> None:
+        self._jitters[setting.name.removesuffix("-delta")] = int(_number(setting, 0))
+
+    def _memory(self, setting: Setting) -> None:
+        kind = setting.name.rpartition("-")[2]
+        self._single["--max-worker-memory"] = f"{kind}:{_number(setting, 0)}M"
 
     def _touch(self, setting: Setting) -> None:
         self._words.append(f"--touch-reload={os.path.abspath(setting.value)}")

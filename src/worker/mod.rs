@@ -4,10 +4,14 @@
 //! deadline of a shutdown. It needs neither the interpreter nor any lock, so an application that
 //! spins with the interpreter held leaves in time all the same. Never runs in a process that still
 //! forks: a child would inherit the state without the thread.
+//! Also owns the limits after which a worker asks for a successor (`limits`).
 //! Rules: oslo.service ends its workers when the parent is gone; see docs/lifecycle.md.
 #![expect(unsafe_code, reason = "_exit(2)")]
 
+pub mod limits;
+
 use crate::scoreboard;
+use crate::scoreboard::Worn;
 use crate::threads::{self, Signals};
 use nix::errno::Errno;
 use nix::libc;
@@ -112,7 +116,19 @@ pub fn announce_reconfigured() -> io::Result<()> {
     }
 }
 
+/// Has the parent start a successor, which takes over before this worker is told to leave. Does
+/// nothing without a parent.
+pub fn ask_for_successor(why: Worn) {
+    scoreboard::current().mark_worn(why);
+    // A parent that is gone, or a pipe that is full of notices, is no reason to fail a request.
+    let _ = notify(-std::process::id().cast_signed());
+}
+
 fn notify_parent() -> io::Result<()> {
+    notify(std::process::id().cast_signed())
+}
+
+fn notify(notice: i32) -> io::Result<()> {
     let notices = lock()
         .as_ref()
         .filter(|watch| watch.is_ours())
@@ -120,13 +136,20 @@ fn notify_parent() -> io::Result<()> {
     let Some(notices) = notices else {
         return Ok(());
     };
-    let notice = std::process::id().cast_signed().to_ne_bytes();
+    let notice = notice.to_ne_bytes();
     loop {
         match write(&notices, &notice) {
             Err(Errno::EINTR) => {}
             Ok(_) | Err(Errno::EPIPE) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
+    }
+}
+
+/// The watch thread looks at the limits of this worker again.
+fn wake_watch() {
+    if let Some(watch) = lock().as_ref().filter(|watch| watch.is_ours()) {
+        watch.orders.wake();
     }
 }
 
@@ -262,7 +285,9 @@ fn watch(orders: &Orders, mut parent: Option<Parent>) {
             );
             leave(&line, status);
         }
-        if wait(orders, parent.as_ref(), armed.min(end_after_parent), now) {
+        let by_limit = limits::look(now);
+        let next = armed.min(end_after_parent).min(by_limit);
+        if wait(orders, parent.as_ref(), next, now) {
             parent = None;
             PARENT_DIED.store(true, Ordering::Relaxed);
             let grace = u64::try_from(GRACE_AFTER_PARENT.as_nanos()).unwrap_or(NEVER);
