@@ -260,12 +260,14 @@ def ends_of_oslo_service(python: Python, wheel: Path) -> Iterator[Outcome]:
         yield run(python, f"oslo.service {version}", command)
 
 
-def of_debian(python: Python, files: Sequence[str | Path]) -> Iterator[Outcome]:
+def of_debian(python: Python, everything: bool) -> Iterator[Outcome]:
     """The same on a CPython of a Debian tree, with the Debian package and Debian's libraries."""
+    folder = ROOT / "tests" / "python"
+    files = [folder] if everything else [folder / name for name in SMOKE_SUITES]
     smoke = ROOT / "tests" / "installed" / "smoke.py"
     yield run(python, "installed", [python.executable, "-I", str(smoke)])
     command = [python.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    yield run(python, "suites", [*command, *map(str, files)])
+    yield run(python, "python" if everything else "suites", [*command, *map(str, files)])
 
 
 def of_series(python: Python, wheel: Path) -> Iterator[Outcome]:
@@ -357,9 +359,7 @@ def main() -> int:
     for python in pythons:
         if python.release:
             if not arguments.build_only:
-                folder = ROOT / "tests" / "python"
-                names = ["."] if arguments.full else SMOKE_SUITES
-                outcomes += of_debian(python, [folder / name for name in names])
+                outcomes += of_debian(python, arguments.full)
             continue
         wheel = wheels.wheel_for(python.executable, out, arguments.unoptimised)
         print(f"{wheel.stat().st_size / 1e6:.2f} MB {wheel.name}", flush=True)
