@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal, final
 
 __all__ = [
@@ -248,6 +249,7 @@ class Server:
         keep_alive_timeout: float | None = None,
         max_connections: int | None = None,
         max_body: int | None = None,
+        proxies: Sequence[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]] | None = None,
         access_log: AccessLog | None = None,
         access_filter: AccessFilter | None = None,
         protocol: str = "http",
@@ -260,7 +262,8 @@ class Server:
         between two requests; None for *client_socket_timeout*. *max_connections*: most connections of
         all servers of the process, the longest idle one is closed for a new one; None derives it from
         RLIMIT_NOFILE at the start. *max_body*: bytes of a request's body, beyond which it is answered
-        with 413; None for no limit. *access_log* is written natively, besides *log*;
+        with 413; None for no limit. *proxies*: first and last address of each range from which
+        connections may come, which then begin with a header of the PROXY protocol; None for no header. *access_log* is written natively, besides *log*;
         *access_filter* holds for both."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""

@@ -18,7 +18,8 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from logging import ERROR, INFO
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +211,9 @@ class Server(ServiceBase):
     keep_alive_timeout: float | None = None
     #: Most connections of the process; None = the limit of open files, less a reserve.
     max_connections: int | None = None
+    #: Addresses, as ranges, of the proxies that begin each connection with a header of the PROXY
+    #: protocol; others may not connect. None = no header, and everyone may.
+    proxies: Sequence[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]] | None = None
     #: Longest body of a request, in bytes; longer ones are answered with 413; None = no limit.
     max_body: int | None = None
     #: Written natively, besides the logger.
@@ -396,6 +400,7 @@ class Server(ServiceBase):
             keep_alive_timeout=self.keep_alive_timeout,
             max_connections=self.max_connections,
             max_body=self.max_body,
+            proxies=self.proxies,
             access_log=self.access_log,
             access_filter=self.access_filter,
         )

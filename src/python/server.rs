@@ -7,6 +7,7 @@
     reason = "a file descriptor given by number is borrowed to be duplicated"
 )]
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,7 +70,7 @@ impl Server {
         app, fd, *, pool_size=100, keep_alive=true, client_socket_timeout=Some(900.0),
         max_header_line=16384, max_url_len=8192, max_headers=100, log=None, log_format="", log_enabled=None,
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
-        name="server", keep_alive_timeout=None, max_connections=None, max_body=None,
+        name="server", keep_alive_timeout=None, max_connections=None, max_body=None, proxies=None,
         access_log=None, access_filter=None, protocol="http",
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
@@ -100,6 +101,7 @@ impl Server {
         keep_alive_timeout: Option<f64>,
         max_connections: Option<usize>,
         max_body: Option<u64>,
+        proxies: Option<Vec<(IpAddr, IpAddr)>>,
         access_log: Option<Py<NativeLog>>,
         access_filter: Option<Py<AccessFilter>>,
         protocol: &str,
@@ -143,6 +145,7 @@ impl Server {
             client_socket_timeout,
             keep_alive_timeout,
             max_connections,
+            proxies,
             max_body,
             last_look: if multiprocess {
                 LAST_LOOK

@@ -6,13 +6,15 @@
 use super::encoding::{Framing, Persistence, write_head};
 use super::framing::{Decoder, Limits, Piece, Refusal};
 use super::link::{Flushed, Link};
+use super::proxy_header::{self, Ends, Parsed};
 use super::received_request::ReceivedRequest;
 use super::sending::Sending;
-use super::socket::Socket;
+use super::socket::{self, Socket};
 use crate::wsgi::{BodyError, Endpoints, ResponseHead};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, StatusCode, Version};
+use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use std::cell::RefCell;
 use std::fmt;
@@ -59,6 +61,8 @@ pub(super) enum Step {
     Request(Box<ReceivedRequest>),
     /// The client's stream cannot go on.
     Refused(Refusal),
+    /// The stream does not begin with the header that proxies put there.
+    NoProxyHeader,
     /// The client has ended its stream, or the stream has failed.
     Ended,
     /// The socket has to become ready first.
@@ -99,6 +103,9 @@ pub(super) struct Connection {
     /// Requests that were answered since the connection waited for anything.
     pub(super) in_a_row: u32,
     pub(super) decoder: Decoder,
+    /// What has come of the header that a proxy puts in front of the stream; `None` once it is
+    /// complete, or where there is none.
+    proxy_header: Option<Vec<u8>>,
 }
 
 impl fmt::Debug for Connection {
@@ -130,6 +137,56 @@ impl Connection {
             is_fresh: true,
             in_a_row: 0,
             decoder: Decoder::new(limits),
+            proxy_header: None,
+        }
+    }
+
+    /// Expects a header of the PROXY protocol in front of everything else, TLS included.
+    pub(super) fn expect_proxy_header(&mut self) {
+        self.proxy_header = Some(Vec::new());
+    }
+
+    /// True until the proxy's header is complete.
+    pub(super) fn lacks_proxy_header(&self) -> bool {
+        self.proxy_header.is_some()
+    }
+
+    /// Reads the proxy's header as far as it has come, and not a byte of what follows it.
+    fn read_proxy_header(&mut self, mut held: Vec<u8>) -> Result<(), Step> {
+        let mut buffer = [0; proxy_header::MOST_BYTES];
+        loop {
+            if self.link.read_blocked {
+                self.proxy_header = Some(held);
+                return Err(Step::Blocked);
+            }
+            let count = match socket::peek(&self.link.transport, &mut buffer) {
+                Ok(0) => return Err(Step::Ended),
+                Ok(count) => count,
+                Err(Errno::EAGAIN) => {
+                    self.link.read_blocked = true;
+                    continue;
+                }
+                Err(Errno::EINTR) => continue,
+                Err(_) => return Err(Step::Ended),
+            };
+            let before = held.len();
+            held.extend_from_slice(&buffer[..count]);
+            let (taken, header) = match proxy_header::parse(&held) {
+                Ok(Parsed::Missing) => (count, None),
+                Ok(Parsed::Header { length, ends }) => (length - before, Some(ends)),
+                Err(proxy_header::Invalid) => return Err(Step::NoProxyHeader),
+            };
+            // They were seen there, so that they all come with one call.
+            if socket::receive(&self.link.transport, &mut buffer[..taken]) != Ok(taken) {
+                return Err(Step::Ended);
+            }
+            if let Some(ends) = header {
+                if let Some(Ends { client, local }) = ends {
+                    let tls = self.endpoints.tls;
+                    self.endpoints = Arc::new(Endpoints::new(Some(client), Some(local), tls));
+                }
+                return Ok(());
+            }
         }
     }
 
@@ -147,6 +204,11 @@ impl Connection {
 
     /// The next request, as far as it has come.
     pub(super) fn next_request(&mut self) -> Step {
+        if let Some(held) = self.proxy_header.take()
+            && let Err(step) = self.read_proxy_header(held)
+        {
+            return step;
+        }
         loop {
             match self.decoder.head() {
                 Ok(Some(received)) => {

@@ -11,6 +11,7 @@ mod framing;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod link;
+mod proxy_header;
 mod reactor;
 mod received_request;
 mod sending;
@@ -25,6 +26,7 @@ use nix::unistd::{Pid, getpid};
 use parking_lot::Mutex;
 use reactor::Reactor;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +63,9 @@ pub struct Settings {
     /// closed. Closing the last copy of it resets what the kernel has queued, so a process whose
     /// relatives hold copies waits until theirs are closed: they may be told to stop as well.
     pub last_look: Duration,
+    /// Connections begin with a header of the PROXY protocol, and come from one of these ranges of
+    /// addresses (first and last) or through a unix socket; others are closed. `None`: no header.
+    pub proxies: Option<Vec<(IpAddr, IpAddr)>>,
     /// Longest body of a request, in bytes; longer ones are refused with 413. `None`: no limit.
     pub max_body: Option<u64>,
     /// Accepts HTTP/1.1 requests without a Host header. Only for oslo.service's own tests.
@@ -85,6 +90,7 @@ impl Default for Settings {
             max_connections: None,
             max_unsent: 128 << 20,
             last_look: Duration::ZERO,
+            proxies: None,
             max_body: None,
             lenient: false,
             uwsgi: false,

@@ -102,6 +102,11 @@ pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> nix::Result<usize> 
     recv(socket.as_raw_fd(), buffer, MsgFlags::empty())
 }
 
+/// Looks at what has come without taking it; 0 is the end of the stream.
+pub(super) fn peek(socket: &Socket, buffer: &mut [u8]) -> nix::Result<usize> {
+    recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_PEEK)
+}
+
 /// Bytes that were given to the kernel and that the client has not confirmed (tcp(7), `SIOCOUTQ`);
 /// 0 where the kernel does not say.
 pub(super) fn unconfirmed(socket: impl AsFd) -> u64 {

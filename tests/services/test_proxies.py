@@ -1,4 +1,7 @@
-"""The uwsgi protocol behind the proxies that speak it: nginx and Apache, as Debian ships them."""
+"""Behind the proxies that deployments use, as Debian ships them.
+
+The uwsgi protocol of nginx and Apache, and the PROXY protocol of haproxy.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path, start: Start) -> Ite
 def needs(program: str) -> str:
     found = shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin")
     if found is None:
-        pytest.skip(f"{program} is not installed; tools/debian.sh nginx-light apache2-bin")
+        pytest.skip(f"{program} is not installed; tools/debian.sh nginx-light apache2-bin haproxy")
     return found
 
 
@@ -173,6 +176,53 @@ def test_requests_and_answers_pass_a_proxy_whole(
     if kind == "nginx":
         pieces = iter([b"a" * 1000, b"b" * 2000])
         assert json.loads(ask(port, "/", pieces)[1])["body"] == 3000
+
+
+HAPROXY = """
+defaults
+    mode {mode}
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend in
+    bind 127.0.0.1:{port}
+    default_backend out
+backend out
+    server one 127.0.0.1:{upstream} {send} check inter 100ms
+"""
+
+
+@pytest.mark.parametrize("mode", ["tcp", "http"])
+@pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2"])
+def test_haproxy_tells_whose_connection_it_is(
+    tmp_path: Path, start: Start, mode: str, send: str
+) -> None:
+    (tmp_path / "told.py").write_text(APPLICATION)
+    upstream, port = free_port(), free_port()
+    service = start(
+        [sys.executable, "-m", "osloxide", "serve", "told", "--bind", f"127.0.0.1:{upstream}",
+         "--chdir", str(tmp_path), "--workers", "2", "--proxy-protocol"],
+        tmp_path / "told.log", clean_environment(),
+    )  # fmt: skip
+    service.wait_workers(2)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(HAPROXY.format(mode=mode, port=port, upstream=upstream, send=send))
+    with subprocess.Popen([needs("haproxy"), "-db", "-f", str(config)]) as proxy:
+        try:
+            wait_until(lambda: accepts_connections(port) or None, "haproxy listens", 30)
+            for client in ("127.0.0.7", "127.0.0.8"):
+                connection = http.client.HTTPConnection(
+                    "127.0.0.1", port, timeout=30, source_address=(client, 0)
+                )
+                for _ in range(2):
+                    connection.request("GET", "/")
+                    assert json.loads(connection.getresponse().read())["REMOTE_ADDR"] == client
+                connection.close()
+        finally:
+            proxy.terminate()
+    # Health checks are connections as well: they have a header and are not told off.
+    assert "PROXY header" not in service.text()
+    service.stop()
 
 
 def connect(address: str) -> socket.socket:

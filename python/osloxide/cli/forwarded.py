@@ -53,6 +53,13 @@ class Trusted:
                         "127.0.0.1,10.0.0.0/8"
                     ) from None
 
+    def ranges(self) -> list[tuple[Address, Address]]:
+        """First and last address of each network."""
+        networks = self._networks
+        if self._all:
+            networks = [ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")]
+        return [(network[0], network[-1]) for network in networks]
+
     def has_peer(self, address: str) -> bool:
         """Whether the other end of a connection, ``REMOTE_ADDR``, is believed."""
         if self._all:

@@ -58,6 +58,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
         max_headers = options.limit_request_fields or wsgi.Server.max_headers
         keep_alive_timeout = options.keep_alive_timeout
         max_connections = options.max_connections
+        proxies = options.proxy_allow_from.ranges() if options.proxy_protocol else None
         max_body = options.limit_request_body or None
         access_log = _access_log(options)
         access_filter = _access_filter(options)

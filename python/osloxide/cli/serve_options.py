@@ -305,6 +305,20 @@ def _declare_responses(parser: argparse.ArgumentParser) -> None:
         help="take a header out of each answer of the application; may be repeated",
     )
     parser.add_argument(
+        "--proxy-protocol",
+        action="store_true",
+        help="each connection begins with a header of the PROXY protocol (haproxy's send-proxy or "
+        "send-proxy-v2), whose address is the client's",
+    )
+    parser.add_argument(
+        "--proxy-allow-from",
+        type=_trusted,
+        default=_trusted("127.0.0.1,::1"),
+        metavar="LIST",
+        help="proxies that may connect where --proxy-protocol is on: addresses and networks "
+        "separated by commas, * for all (default: 127.0.0.1,::1; unix sockets always)",
+    )
+    parser.add_argument(
         "--forwarded-allow-ips",
         type=_trusted,
         metavar="LIST",

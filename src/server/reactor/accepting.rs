@@ -11,7 +11,7 @@ use crate::server::socket::{self, Accepted};
 use crate::wsgi::Endpoints;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -314,6 +314,13 @@ impl Reactor {
         self.end_pause();
         let now = Instant::now();
         let Accepted { socket, peer } = accepted;
+        let proxies = self.settings.proxies.as_deref();
+        if let (Some(proxies), Some(peer)) = (proxies, peer)
+            && !is_among(peer.ip().to_canonical(), proxies)
+        {
+            warn!(server = %self.settings.name, peer = %peer, "closed a connection from an address that is no proxy's; only proxies may connect where the PROXY protocol is on");
+            return;
+        }
         let local = peer.and_then(|_| {
             let fixed = self.listening.lock().address;
             fixed.or_else(|| socket::local_address(&socket))
@@ -332,10 +339,20 @@ impl Reactor {
         OPEN.fetch_add(1, Ordering::Relaxed);
         scoreboard::current().connection_opened();
         let limits = self.limits.clone();
-        let connection = Box::new(Connection::new(token, link, endpoints, limits, now));
+        let mut connection = Box::new(Connection::new(token, link, endpoints, limits, now));
+        if proxies.is_some() {
+            connection.expect_proxy_header();
+        }
         // Its request may be there already; then the kernel need not be asked to report it.
         self.contain(token, || self.drive(Some(connection), jobs));
     }
+}
+
+/// True when an address lies in one of the ranges.
+fn is_among(address: IpAddr, ranges: &[(IpAddr, IpAddr)]) -> bool {
+    ranges
+        .iter()
+        .any(|(first, last)| *first <= address && address <= *last)
 }
 
 /// True for errors by which the kernel gives up one queued connection: the client gave up while it
@@ -366,6 +383,24 @@ mod tests {
     fn a_connection_that_was_lost_in_the_queue_does_not_pause_accepting() {
         for errno in [Errno::ECONNABORTED, Errno::EPROTO, Errno::EINTR] {
             assert!(concerns_one_connection(errno), "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_range_holds_addresses_of_its_own_family() {
+        let range = |first: &str, last: &str| (first.parse().unwrap(), last.parse().unwrap());
+        let ranges = [range("10.0.0.0", "10.255.255.255"), range("::1", "::1")];
+        for (address, expected) in [
+            ("10.0.0.0", true),
+            ("10.255.255.255", true),
+            ("11.0.0.0", false),
+            ("9.255.255.255", false),
+            ("::1", true),
+            ("::2", false),
+            ("::", false),
+        ] {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!(is_among(address, &ranges), expected, "{address}");
         }
     }
 

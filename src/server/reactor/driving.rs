@@ -45,6 +45,11 @@ impl Reactor {
                         self.refuse(connection, refusal, since, jobs);
                         None
                     }
+                    Step::NoProxyHeader => {
+                        warn!(server = %self.settings.name, peer = ?connection.endpoints.peer, "closed a connection that does not begin with a PROXY header; let the proxy send one, or turn the PROXY protocol off");
+                        self.drop_connection(connection);
+                        None
+                    }
                     Step::Ended => self.close(connection),
                     Step::Blocked => self.await_head(connection, since),
                 },

@@ -52,7 +52,9 @@ impl Reactor {
         let is_draining = self.is_draining.load(Ordering::Acquire);
         // Patience may be longer than time itself.
         let normal = match &connection.phase {
-            Phase::Head { since: None } if connection.link.is_handshaking() => {
+            Phase::Head { since: None }
+                if connection.lacks_proxy_header() || connection.link.is_handshaking() =>
+            {
                 Some(connection.active + at_most(HANDSHAKE_TIME))
             }
             Phase::Head { since: None } => {

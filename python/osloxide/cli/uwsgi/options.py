@@ -126,6 +126,8 @@ TABLE: tuple[Option, ...] = (
     _honoured("socket-timeout", "client_timeout", "--client-timeout, unless http-timeout is set"),
     _honoured("buffer-size", "buffer_size", "--limit-request-line, --limit-request-field-size"),
     _honoured("max-vars", "max_vars", "--limit-request-fields"),
+    _honoured("enable-proxy-protocol http-enable-proxy-protocol", "proxy_protocol",
+              "--proxy-protocol, from every address as in uWSGI", _FLAG),
     _honoured("limit-post", "limit_post", "--limit-request-body"),
     _needless("chunked-input-limit", "bodies stream; no chunk is kept in memory", _VALUE),
     _needless("chunked-input-timeout", "socket-timeout holds for bodies", _VALUE),
@@ -228,9 +230,6 @@ TABLE: tuple[Option, ...] = (
     _refused("https2", "HTTP/2 is not spoken; let the proxy in front speak it"),
     _refused("http-to-https", "redirect in the proxy in front"),
     _refused("http-auto-gzip http-websockets", "let the proxy in front do it", _FLAG),
-    _refused("enable-proxy-protocol http-enable-proxy-protocol",
-             "let the proxy send X-Forwarded-For or Forwarded, and add oslo.middleware's "
-             "http_proxy_to_wsgi", _FLAG),
     _refused("limit-as limit-nproc max-fd", "set LimitAS=, LimitNPROC=, LimitNOFILE= in the unit"),
     _refused("reload-on-as evil-reload-on-as",
              "address space is no memory; give reload-on-rss"),

@@ -20,7 +20,14 @@ _FALSE = ("false", "off", "no", "0")
 _CALLED = "uwsgi"
 """What an application that uWSGI started finds in ``sys.argv[0]``."""
 
-_FLAGS = ("--master", "--no-keep-alive", "--reload", "--stats-http", "--no-access-log")
+_FLAGS = (
+    "--master",
+    "--no-access-log",
+    "--no-keep-alive",
+    "--proxy-protocol",
+    "--reload",
+    "--stats-http",
+)
 
 _LOG_VARIABLES = {
     "addr": "%(client_ip)s",
@@ -309,6 +316,10 @@ class Translation:
 
     def _limit_post(self, setting: Setting) -> None:
         self._single["--limit-request-body"] = _number(setting, 0)
+
+    def _proxy_protocol(self, _setting: Setting) -> None:
+        self._single["--proxy-protocol"] = ""
+        self._single["--proxy-allow-from"] = "*"
 
     def _max_vars(self, setting: Setting) -> None:
         self._single["--limit-request-fields"] = _number(setting, 1)
