@@ -167,7 +167,8 @@ deployments: $(VENV)/.native $(VENV)/.test ## ini files of deployment tools, une
 services: $(VENV)/.native $(VENV)/.test services-setup ## real services on RabbitMQ and MariaDB
 	$(PY) -m pytest -q tests/services
 
-messaging: $(VENV)/.native $(VENV)/.test services-setup ## oslo.messaging's own tests against osloxide
+messaging: $(VENV)/.native $(VENV)/.test services-setup ## oslo.messaging's, py-amqp's and kombu's own tests against osloxide
+	$(PY) tests/messaging/clients.py
 	$(PY) tests/messaging/unit.py
 	$(PY) tests/messaging/run.py
 

@@ -63,6 +63,9 @@ def tree_of(release: str) -> Path:
         policy = tree / "usr" / "sbin" / "policy-rc.d"
         policy.write_text(NO_DAEMONS)
         policy.chmod(0o755)
+        hosts = tree / "etc" / "hosts"
+        if not hosts.exists() or "localhost" not in hosts.read_text():
+            hosts.write_text("127.0.0.1 localhost\n::1 localhost\n")
         resolver = Path("/etc/resolv.conf")
         if resolver.exists():
             (tree / "etc" / "resolv.conf").unlink(missing_ok=True)

@@ -17,16 +17,20 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from services.infra import Broker, retried
+from services.infra import CERTIFICATES, Broker, retried, tls_listeners
+from services.processes import free_port
 
 from measure import machine
 from measure.peers import BEFORE, BENCHES, beside
 
 FLAVOURS = ("osloxide", "threading", "eventlet")
+OVER_TLS = " over TLS"
+"""Ends the name of an executor whose server and client speak TLS to the broker."""
 CALLERS = (1, 16, 64)
 IDLE_SECONDS = 5
 #: Longer than osloxide's threads (15 s) and connections (60 s, looked after every 30 s) stay idle.
@@ -44,6 +48,7 @@ class Peer:
         self, role: str, flavour: str, url: str, topic: str, interpreter: str = sys.executable
     ) -> None:
         self.flavour = flavour
+        flavour = flavour.removesuffix(OVER_TLS)
         program = str(BENCHES / "programs" / "rpc_peer.py")
         if flavour == BEFORE:
             # Its own program knows the names of its own modules.
@@ -207,14 +212,19 @@ def run(rounds: int, seconds: float, against: str | None = None) -> Tables:
     if against is not None:
         flavours[BEFORE] = against
         memory[BEFORE] = MEMORY["osloxide"]
+    both_ways = flavours | {f"{name}{OVER_TLS}": flavours[name] for name in FLAVOURS[:2]}
     with contextlib.ExitStack() as stack:
-        broker = retried(Broker)
+        tls_port = free_port()
+        broker = retried(lambda: Broker("", *tls_listeners(tls_port)))
         stack.callback(broker.stop)
+        query = urllib.parse.urlencode({"ssl": 1, "ssl_ca_file": CERTIFICATES / "ca.crt"})
+        tls_url = f"{broker.url.replace(str(broker.port), str(tls_port))}?{query}"
         pairs: Pairs = {}
-        for flavour, python in flavours.items():
-            topic = f"bench-{flavour}"
-            server = stack.enter_context(Peer("server", flavour, broker.url, topic, python))
-            client = Peer("client", "threading", broker.url, topic)
+        for flavour, python in both_ways.items():
+            topic = f"bench-{flavour.replace(' ', '-')}"
+            url = tls_url if flavour.endswith(OVER_TLS) else broker.url
+            server = stack.enter_context(Peer("server", flavour, url, topic, python))
+            client = Peer("client", "threading", url, topic)
             pairs[flavour] = (stack.enter_context(client), server)
         yield (
             "RPC over RabbitMQ",

@@ -1,8 +1,7 @@
 """Run eventlet's own tests, unmodified, on osloxide.green and compare with what is expected.
 
-Owns the download of the pinned sdist, isolation (one pytest process for each file, a deadline for
-each test) and the comparison with expectations.toml, which fails in both directions. Only the
-folder ``tests`` of the sdist is unpacked: the package beside it cannot be imported by accident.
+Owns isolation (one pytest process for each file, a deadline for each test) and the comparison with
+expectations.toml, which fails in both directions. The tests are those of the pinned sdist.
 
     python tests/green/run.py [--only SUBSTRING] [--record FILE] [--jobs N] [-v]
 """
@@ -11,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import hashlib
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import tarfile
 import time
 import tomllib
 from dataclasses import dataclass, field
@@ -37,6 +33,7 @@ from upstream.running import (  # noqa: E402
     enter,
     pytest,
 )
+from upstream.sdist import unpacked  # noqa: E402
 
 REPOSITORY = HERE.parent.parent
 LOCK = REPOSITORY / "requirements" / "eventlet-tests.lock"
@@ -81,53 +78,11 @@ class Expectations:
         return self.exceptions.get(test, PASSED)
 
 
-def unpacked() -> Path:
-    """The folder that holds ``tests``; fetched and unpacked on first use.
-
-    :raises SystemExit: the sdist is not the pinned one.
-    """
-    match = re.search(r"^eventlet==(\S+) --hash=sha256:(\w+)$", LOCK.read_text(), re.MULTILINE)
-    if match is None:
-        raise SystemExit(f"{LOCK} does not pin eventlet with a hash")
-    version, digest = match.groups()
-    target = REPOSITORY / ".cache" / f"eventlet-{version}"
-    if (target / "complete").exists():
-        return target
-    target.mkdir(parents=True, exist_ok=True)
-    archive = target / f"eventlet-{version}.tar.gz"
-    if not archive.exists():
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
-        subprocess.run(
-            [
-                *pip,
-                "--no-deps",
-                "--no-binary",
-                "eventlet",
-                "--dest",
-                str(target),
-                f"eventlet=={version}",
-            ],
-            check=True,
-        )
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != digest:
-        archive.unlink()
-        raise SystemExit(f"{archive.name} has the hash {found}, expected {digest}")
-    prefix = f"eventlet-{version}/"
-    with tarfile.open(archive) as tar:
-        for member in tar.getmembers():
-            if member.name.startswith(prefix + "tests/"):
-                member.name = member.name.removeprefix(prefix)
-                tar.extract(member, target, filter="data")
-    (target / "complete").touch()
-    return target
-
-
 class Suite:
     """The tests of one release."""
 
     def __init__(self, expected: Expectations) -> None:
-        self.root = unpacked()
+        _, self.root = unpacked(LOCK, "eventlet", "tests")
         self._expected = expected
         from osloxide.activation import environment
 

@@ -131,7 +131,7 @@ def send(broker: Broker) -> Iterator[Send]:
     running: list[Senders] = []
 
     def run(kind: str, threads: int, **settings: int) -> Senders:
-        running.append(Senders(broker, kind, threads, options(settings)))
+        running.append(Senders(broker.url, kind, threads, options(settings)))
         return running[-1]
 
     yield run

@@ -9,33 +9,43 @@ fails the tests that need it with the remedy; it never skips them silently.
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import hashlib
+import importlib.util
 import os
 import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from waiting import wait_until
 
 from services.processes import RunningService, accepts_connections, free_port
-from services.subject import clean_environment
+from services.subject import REPOSITORY, clean_environment
 
 RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 # Debian's own rabbitmqctl changes the user, and with it the cookie.
 RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+RELEASES = ("", "trixie", "sid")
+"""Of Debian, whose RabbitMQ there may be: this machine's own, 4.0, and 4.3."""
+_MAKING_A_TREE = 1200.0
 USER = PASSWORD = "osloxide"
 _ATTEMPTS = 3
 CERTIFICATES = Path(__file__).parents[1] / "certificates"
 
 T = TypeVar("T")
+
+
+class MissingTreeError(Exception):
+    """This machine cannot have the RabbitMQ of another release."""
 
 
 class MissingProgramError(Exception):
@@ -67,11 +77,54 @@ def retried(start: Callable[[], T]) -> T:
     raise AssertionError("not reached")
 
 
-class Broker:
-    """One RabbitMQ node with its own epmd. ``url`` is what oslo.messaging takes."""
+@functools.cache
+def entrance(release: str) -> str:
+    """The script that starts programs in a tree of the Debian *release* with RabbitMQ in it, which
+    tools/debian_tree.py makes once.
 
-    def __init__(self) -> None:
-        required(RABBITMQ_SERVER, "rabbitmq-server")
+    :raises MissingTreeError: it cannot, and why.
+    """
+    if os.geteuid() != 0:
+        raise MissingTreeError(f"the tree of Debian {release} needs root")
+    tool = REPOSITORY / "tools" / "debian_tree.py"
+    command = [sys.executable, str(tool), release, "rabbitmq-server", "--run", "true"]
+    try:
+        made = subprocess.run(
+            command, capture_output=True, text=True, timeout=_MAKING_A_TREE, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MissingTreeError(f"{command} takes longer than {_MAKING_A_TREE:.0f} s") from error
+    if made.returncode != 0:
+        said = (made.stderr + made.stdout).strip().splitlines()[-1:]
+        raise MissingTreeError(f"no tree of Debian {release}: {' '.join(said)}")
+    script: Path = _debian_tree().entrance(release)
+    return str(script)
+
+
+def _debian_tree() -> Any:
+    found = importlib.util.spec_from_file_location(
+        "debian_tree", REPOSITORY / "tools" / "debian_tree.py"
+    )
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+class Broker:
+    """One RabbitMQ node with its own epmd. ``url`` is what oslo.messaging takes.
+
+    :param release: of Debian, of which the tree has RabbitMQ; this machine's own unless given.
+    :param configuration: further lines of ``rabbitmq.conf``.
+    :raises MissingTreeError: there is no such tree.
+    """
+
+    def __init__(self, release: str = "", *configuration: str) -> None:
+        self._enter = [entrance(release)] if release else []
+        if not release:
+            required(RABBITMQ_SERVER, "rabbitmq-server")
+        self._configuration = configuration
         self.directory = Path(tempfile.mkdtemp(prefix="osloxide-rabbit-"))
         self.port = free_port()
         self._processes: list[RunningService] = []
@@ -95,6 +148,7 @@ class Broker:
             f"default_user = {USER}\ndefault_pass = {PASSWORD}\n"
             "loopback_users = none\nlog.file.level = warning\n"
             "vm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 50MB\n"
+            + "".join(f"{line}\n" for line in self._configuration)
         )
         (base / "enabled_plugins").write_text("[].")
         env = clean_environment() | {
@@ -113,8 +167,10 @@ class Broker:
                 "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none"
             ),
         }
-        epmd = required("epmd", "erlang-base")
-        self._run([epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], "epmd.log", env)
+        epmd = "epmd" if self._enter else required("epmd", "erlang-base")
+        self._run(
+            [*self._enter, epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], "epmd.log", env
+        )
         wait_until(lambda: accepts_connections(epmd_port), "epmd accepts connections", 20)
         self._env = env
         self.start_server()
@@ -124,7 +180,7 @@ class Broker:
 
     def start_server(self) -> None:
         """Start the node, also again: on the same port, with what it kept on disk."""
-        server = self._run([RABBITMQ_SERVER], "console.log", self._env)
+        server = self._run([*self._enter, RABBITMQ_SERVER], "console.log", self._env)
 
         def is_up() -> bool:
             server.assert_running()
@@ -134,7 +190,7 @@ class Broker:
 
     def control(self, *arguments: str) -> str:
         """Run ``rabbitmqctl`` with *arguments*; what it printed."""
-        command = [RABBITMQCTL, *arguments]
+        command = [*self._enter, RABBITMQCTL, *arguments]
         done = subprocess.run(
             command, env=self._env, capture_output=True, text=True, timeout=120, check=False
         )
@@ -177,16 +233,21 @@ class TlsBroker(Broker):
     needs_client_certificate = False
 
     def _listeners(self) -> str:
-        needs = str(self.needs_client_certificate).lower()
-        return (
-            "listeners.tcp = none\n"
-            f"listeners.ssl.1 = 127.0.0.1:{self.port}\n"
-            f"listeners.ssl.2 = 127.0.0.2:{self.port}\n"
-            f"ssl_options.cacertfile = {CERTIFICATES / 'ca.crt'}\n"
-            f"ssl_options.certfile = {CERTIFICATES / 'server.crt'}\n"
-            f"ssl_options.keyfile = {CERTIFICATES / 'server.key'}\n"
-            f"ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = {needs}"
-        )
+        lines = tls_listeners(self.port, needs_client_certificate=self.needs_client_certificate)
+        return "\n".join(["listeners.tcp = none", *lines])
+
+
+def tls_listeners(port: int, *, needs_client_certificate: bool = False) -> list[str]:
+    """Lines of ``rabbitmq.conf`` for TLS on *port* of 127.0.0.1, and of 127.0.0.2."""
+    return [
+        f"listeners.ssl.1 = 127.0.0.1:{port}",
+        f"listeners.ssl.2 = 127.0.0.2:{port}",
+        f"ssl_options.cacertfile = {CERTIFICATES / 'ca.crt'}",
+        f"ssl_options.certfile = {CERTIFICATES / 'server.crt'}",
+        f"ssl_options.keyfile = {CERTIFICATES / 'server.key'}",
+        "ssl_options.verify = verify_peer",
+        f"ssl_options.fail_if_no_peer_cert = {str(needs_client_certificate).lower()}",
+    ]
 
 
 class Database:

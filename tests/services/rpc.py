@@ -14,7 +14,6 @@ from typing import Any
 
 from waiting import wait_until
 
-from services.infra import Broker
 from services.processes import RunningService
 from services.subject import APPS, IS_STOCK, clean_environment
 
@@ -26,8 +25,8 @@ TIMEOUT = 60
 class Senders:
     """Clients without a pause: apps/rpc_load.py, running."""
 
-    def __init__(self, broker: Broker, kind: str, threads: int, settings: list[str]) -> None:
-        argv = [sys.executable, str(APPS / "rpc_load.py"), broker.url, kind, str(threads)]
+    def __init__(self, url: str, kind: str, threads: int, settings: list[str]) -> None:
+        argv = [sys.executable, str(APPS / "rpc_load.py"), url, kind, str(threads)]
         argv += [str(TIMEOUT), *settings, *FLAGS]
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -74,8 +73,16 @@ Send = Callable[..., Senders]
 
 
 def options(settings: Mapping[str, int | str]) -> list[str]:
-    """The command line that sets options of ``[oslo_messaging_rabbit]``."""
-    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    """The command line that sets options of ``[oslo_messaging_rabbit]``.
+
+    A name that begins with ``config`` has the path of a configuration file.
+    """
+    words: list[str] = []
+    for name, value in settings.items():
+        words += (
+            ["--config", str(value)] if name.startswith("config") else ["--set", f"{name}={value}"]
+        )
+    return words
 
 
 def start_rpc_service(

@@ -77,7 +77,7 @@ def test_every_call_over_tls_is_answered_and_run_once(
     start: Start, tls_broker: TlsBroker, trace: Path, settings: dict[str, str]
 ) -> None:
     service = start_rpc_service(start, tls_broker.url, trace, **settings)
-    senders = Senders(tls_broker, "call", 8, options(settings))
+    senders = Senders(tls_broker.url, "call", 8, options(settings))
     try:
         senders.wait_more(200)
         report = senders.stop()
@@ -94,7 +94,7 @@ def test_a_closed_connection_over_tls_loses_and_doubles_no_call(
     start: Start, tls_broker: TlsBroker, trace: Path
 ) -> None:
     service = start_rpc_service(start, tls_broker.url, trace, **TRUST)
-    senders = Senders(tls_broker, "call", 8, options(TRUST))
+    senders = Senders(tls_broker.url, "call", 8, options(TRUST))
     try:
         for _ in range(3):
             senders.wait_more(60)

@@ -1,8 +1,9 @@
 """Calls, casts or fanouts without a pause until standard input closes; then a report in JSON.
 
 ``rpc_load.py URL KIND THREADS TIMEOUT``, KIND being call, cast or fanout; ``--stock`` does without
-osloxide, ``--set NAME=VALUE`` sets an option of ``[oslo_messaging_rabbit]``. Prints how many were
-sent now and then. Each request has a number of its own; TIMEOUT is that of a call in seconds.
+osloxide, ``--set NAME=VALUE`` sets an option of ``[oslo_messaging_rabbit]``, ``--config FILE``
+reads a file. Prints how many were sent now and then. Each request has a number of its own; TIMEOUT
+is that of a call in seconds.
 """
 
 
@@ -35,9 +36,11 @@ def main() -> None:
     words = [word for word in sys.argv[1:] if word != "--stock"]
     url, kind, threads, timeout = words[:4]
     conf = cfg.CONF
-    conf([], project="rpc_load")
+    pairs = list(zip(words[4::2], words[5::2], strict=True))
+    files = [value for name, value in pairs if name == "--config"]
+    conf([], project="rpc_load", default_config_files=files)
     transport = oslo_messaging.get_rpc_transport(conf, url=url)
-    for setting in (word for word in words[4:] if word != "--set"):
+    for setting in (value for name, value in pairs if name == "--set"):
         name, _, value = setting.partition("=")
         conf.set_override(name, value, "oslo_messaging_rabbit")
     target = oslo_messaging.Target(topic="osloxide-test", fanout=kind == "fanout")

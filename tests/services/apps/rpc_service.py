@@ -1,7 +1,7 @@
 """An RPC service for the messaging tests: one topic, endpoints that leave a trace of each run.
 
 ``rpc_service.py URL TRACE THREADS`` prints READY once it listens, and stops gracefully on SIGTERM.
-``--set NAME=VALUE`` sets an option of ``[oslo_messaging_rabbit]``.
+``--set NAME=VALUE`` sets an option of ``[oslo_messaging_rabbit]``, ``--config FILE`` reads a file.
 With ``--stock`` it runs on unchanged oslo.messaging: this is how the tests prove that their checks
 can fail.
 """
@@ -104,10 +104,12 @@ class RpcService(service.Service):
 
 def main() -> None:
     words = [word for word in sys.argv[1:] if word != "--stock"]
-    settings = [word for word in words[3:] if word != "--set"]
     url, trace, threads = words[:3]
+    pairs = list(zip(words[3::2], words[4::2], strict=True))
+    files = [value for name, value in pairs if name == "--config"]
+    settings = [value for name, value in pairs if name == "--set"]
     conf = cfg.CONF
-    conf([], project="rpc_service")
+    conf([], project="rpc_service", default_config_files=files)
     rpc = RpcService(conf, url, trace)
     for setting in settings:
         name, _, value = setting.partition("=")

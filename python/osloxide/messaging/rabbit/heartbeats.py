@@ -17,6 +17,7 @@ import importlib
 import logging
 import os
 import select
+import socket
 import ssl
 import threading
 import weakref
@@ -164,12 +165,13 @@ def _frames_are_locked() -> bool:
 
 
 def _has_unread(transport: Any) -> bool:
-    sock = getattr(transport, "sock", None)
-    if sock is None or sock.fileno() < 0:
+    sock: Any = getattr(transport, "sock", None)
+    plain = getattr(sock, "plain", sock)
+    if not isinstance(plain, socket.socket) or plain.fileno() < 0:
         return False
     if getattr(sock, "pending", int)():
         return True
     poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
+    poll.register(plain.fileno(), select.POLLIN)
     # A hang-up is not a sign of life, though it makes the socket readable.
     return any(events == select.POLLIN for _, events in poll.poll(0))
