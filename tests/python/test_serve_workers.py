@@ -107,6 +107,26 @@ def test_a_reload_of_broken_code_ends_a_process_that_serves_alone_and_leaves_oth
     assert site.stop() == 0, site.log
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_quit_as_units_of_uwsgi_send_it_to_every_process_is_a_graceful_stop(
+    start: Callable[..., Running], tmp_path: Path, workers: str
+) -> None:
+    pid_file = tmp_path / "pid"
+    site = start("serve", "again", "-b", "127.0.0.1:0", "-w", workers, "--pid", str(pid_file))
+    port, pids = site.port(), site.running(int(workers))
+    clients = Clients(port)
+    wait_until(lambda: clients.answered > 20, "load")
+
+    for pid in {site.pid, *pids}:
+        os.kill(pid, signal.SIGQUIT)
+    status = site.process.wait(60)
+    clients.join()
+
+    assert status == 0, site.log
+    assert clients.lost == []
+    assert not pid_file.exists()
+
+
 def test_ttin_and_ttou_add_and_remove_workers_under_load_and_lose_nothing(
     start: Callable[..., Running],
 ) -> None:

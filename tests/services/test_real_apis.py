@@ -57,6 +57,8 @@ class Prepared:
     def __init__(self, factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
         self._factory, self._request = factory, request
         self._made: dict[str, tuple[Path, dict[str, str]]] = {}
+        self.readable: list[str] = []
+        """What users that are not root have to reach besides: the socket of the database."""
 
     def __call__(self, api: Api) -> tuple[Path, dict[str, str]]:
         """Its directory, and the environment to start it with."""
@@ -64,6 +66,7 @@ class Prepared:
             names = {}
             if api.database == "mariadb":
                 database: Database = self._request.getfixturevalue("database")
+                self.readable = [str(database.directory)]
                 database.sql(f"DROP DATABASE IF EXISTS {api.name}; CREATE DATABASE {api.name}")
                 # By its socket: a sandbox has a network of its own.
                 url = f"mysql+pymysql://root@localhost/{api.name}"
@@ -142,7 +145,7 @@ def in_sandbox(api: Api, way: str, prepared: Prepared, directory: Path) -> Outco
     workers = [it for it in file.read_text().splitlines() if it.startswith("processes = ")]
     case |= {
         "workers": int(workers[-1].partition(" = ")[2]),
-        "readable": [str(package_directory()), str(installed.directory)],
+        "readable": [str(package_directory()), str(installed.directory), *prepared.readable],
         "real": {
             "api": api.name, "module": api.module, "prefix": str(installed.directory),
             "prepared": str(made), "variables": installed.variables(),

@@ -1,8 +1,8 @@
 """Signals that operators of gunicorn and uWSGI send, beyond those that launchers know.
 
 Owns SIGUSR1 (log files are opened again, in the parent and in its workers), SIGTTIN and SIGTTOU
-(one worker more or less) and what is said to SIGUSR2, none of which may stop or end a service in
-silence. Handlers are installed before the fork, and workers inherit them.
+(one worker more or less), SIGQUIT (a stop) and what is said to SIGUSR2, none of which may stop or
+end a service in silence. Handlers are installed before the fork, and workers inherit them.
 
 Rules: signal(7); gunicorn's signal handling for the names.
 """
@@ -66,6 +66,11 @@ def install(
 
     handler = SignalHandler()
     handler.add_handler("SIGUSR1", on_usr1)
+    def on_quit(_signo: int, _frame: FrameType | None) -> None:
+        # systemd sends KillSignal= to every process of the unit, workers included.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    handler.add_handler("SIGQUIT", on_quit)
     for name in ("SIGTTIN", "SIGTTOU"):
         handler.add_handler(name, on_size)
     handler.add_handler("SIGUSR2", on_other)

@@ -20,6 +20,9 @@ _FALSE = ("false", "off", "no", "0")
 _CALLED = "uwsgi"
 """What an application that uWSGI started finds in ``sys.argv[0]``."""
 
+_GRACEFUL_HOOK = ["unix_signal:15", "gracefully_kill_them_all"]
+"""What SIGTERM always does here."""
+
 _FLAGS = (
     "--master",
     "--no-access-log",
@@ -371,7 +374,9 @@ class Translation:
         self._ids["gid"] = self._single["--group"] = setting.value
 
     def _hook_master_start(self, setting: Setting) -> None:
-        if setting.value.split() != ["unix_signal:15", "gracefully_kill_them_all"]:
+        words = setting.value.split()
+        # Templates in the field have the second word behind a tab and a number sign.
+        if [word for word in words if word != "#"] != _GRACEFUL_HOOK:
             raise setting.refuse("osloxide runs no hooks; use ExecStartPre= of the service unit")
 
     def _procname(self, setting: Setting) -> None:
