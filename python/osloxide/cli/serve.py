@@ -28,6 +28,7 @@ from osloxide.cli import (
     restart,
     serve_options,
     stats,
+    unit,
 )
 from osloxide.cli.application import Application
 from osloxide.cli.errors import CommandError
@@ -133,6 +134,7 @@ def main(options: argparse.Namespace) -> int:
         launcher.change_workers if has_parent else None,
     )
     restart.take_signals()
+    unit.warn_of_short_stop(float(conf.graceful_shutdown_timeout or 0))
     with _pid_file(options.pid):
         if options.log_file is not None:
             log_file.redirect(options)
