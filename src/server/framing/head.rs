@@ -4,7 +4,7 @@
 //! long its body is. Never keeps bytes: [`super::Decoder`] gives it the head from its start each
 //! time, and it remembers how far it has looked.
 
-use super::{Limits, Refusal, has_control, is_token};
+use super::{Limits, Refusal, has_control, is_control, is_token};
 use crate::wsgi::host::is_host;
 use crate::wsgi::request::{Field, RequestHead, Span, name_hash};
 use http::{Method, Version};
@@ -84,13 +84,16 @@ impl Received {
 impl Head {
     /// Reads on in a head. `bytes` begin where the head does, also on later calls; `None` as long
     /// as it is not complete, otherwise its length. [`Head::received`] then makes a request of it.
+    ///
+    /// The verdict is that of the first byte which is wrong: it does not depend on how many bytes
+    /// have come behind it.
     pub(super) fn read(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
         while let Some(offset) = memchr(b'\n', &bytes[self.searched..]) {
             let end = self.searched + offset;
+            self.check_line(&bytes[..end], limits)?;
             let line = &bytes[self.line_start..end];
             self.line_start = end + 1;
             self.searched = end + 1;
-            self.check_length(line.len().saturating_sub(1), limits)?;
             let line = line.strip_suffix(b"\r").ok_or(Refusal::LineEnd)?;
             if self.line_start > limits.head() {
                 return Err(Refusal::HeadersTooLarge);
@@ -115,22 +118,61 @@ impl Head {
         }
         // What has come of the next line is looked at as well: a client that speaks another
         // protocol, or never ends its line, is not waited for.
-        let partial = &bytes[self.line_start..];
-        let partial = partial.strip_suffix(b"\r").unwrap_or(partial);
-        self.check_length(partial.len(), limits)?;
-        let fresh = &bytes[self.searched..];
-        let fresh = fresh.strip_suffix(b"\r").unwrap_or(fresh);
-        if has_control(fresh) {
-            return Err(Refusal::Control);
-        }
-        if self.request_line.is_none() && partial.first().is_some_and(|first| !is_token(*first)) {
-            return Err(Refusal::RequestLine);
-        }
+        self.check_line(bytes, limits)?;
         // A trailing CR is looked at again, together with what follows it.
         self.searched = self
             .line_start
             .max(bytes.len() - usize::from(bytes.ends_with(b"\r")));
         Ok(None)
+    }
+
+    /// Checks what needs no whole line in the line that `bytes` end with, its LF left out: length,
+    /// characters, and how a request line begins.
+    fn check_line(&self, bytes: &[u8], limits: &Limits) -> Result<(), Refusal> {
+        let line = &bytes[self.line_start..];
+        let is_request_line = self.request_line.is_none();
+        let longest = if is_request_line {
+            limits.request_line
+        } else {
+            limits.header_line
+        };
+        // A CR is part of a line only if something else than LF follows.
+        let content = line.strip_suffix(b"\r").unwrap_or(line);
+        let fresh = &bytes[self.searched..self.line_start + content.len()];
+        let begins_well = !is_request_line || content.first().is_none_or(|first| is_token(*first));
+        if content.len() < longest
+            && begins_well
+            && !has_control(fresh)
+            && bytes.len() <= limits.head()
+        {
+            return Ok(());
+        }
+        // Something is wrong: how many bytes of the line it takes to know each of the faults.
+        let too_long = if is_request_line {
+            Refusal::RequestLineTooLong
+        } else {
+            Refusal::HeadersTooLarge
+        };
+        // A CR in front of the bound does not count before its next byte has come.
+        let ends_in_cr = longest > 0 && line.get(longest - 1) == Some(&b'\r');
+        let control = content
+            .iter()
+            .position(|byte| is_control(*byte))
+            .map(|at| at + 1 + usize::from(content[at] == b'\r'));
+        let faults = [
+            (content.len() >= longest).then(|| (longest + usize::from(ends_in_cr), too_long)),
+            control.map(|length| (length, Refusal::Control)),
+            (!begins_well).then_some((1, Refusal::RequestLine)),
+            (bytes.len() > limits.head()).then(|| {
+                let length = (limits.head() + 1).saturating_sub(self.line_start);
+                (length, Refusal::HeadersTooLarge)
+            }),
+        ];
+        let first = faults
+            .into_iter()
+            .flatten()
+            .min_by_key(|(length, _)| *length);
+        first.map_or(Ok(()), |(_, refusal)| Err(refusal))
     }
 
     /// The request of which `bytes` are the head, which was read to its end.
@@ -162,22 +204,8 @@ impl Head {
             .is_some_and(|line| line.is_http_10)
     }
 
-    fn check_length(&self, length: usize, limits: &Limits) -> Result<(), Refusal> {
-        if self.request_line.is_some() {
-            if length >= limits.header_line {
-                return Err(Refusal::HeadersTooLarge);
-            }
-        } else if length >= limits.request_line {
-            return Err(Refusal::RequestLineTooLong);
-        }
-        Ok(())
-    }
-
     /// One line that is not blank and begins `start` bytes behind the start of the head.
     fn line(&mut self, line: &[u8], start: usize, limits: &Limits) -> Result<(), Refusal> {
-        if has_control(line) {
-            return Err(Refusal::Control);
-        }
         if self.request_line.is_none() {
             self.request_line = Some(request_line(line, start)?);
             return Ok(());
@@ -271,7 +299,7 @@ fn request_line(line: &[u8], start: usize) -> Result<RequestLine, Refusal> {
         return Err(Refusal::RequestLine);
     }
     let (method, target, version) = (&line[..first], &line[first + 1..last], &line[last + 1..]);
-    if !method.iter().copied().all(is_token) {
+    if method.is_empty() || !method.iter().copied().all(is_token) {
         return Err(Refusal::RequestLine);
     }
     if target.is_empty() || target.iter().any(|byte| matches!(byte, b' ' | b'\t')) {

@@ -75,14 +75,14 @@ fn text(received: &Received) -> String {
 
 /// The refusal of a stream, which must not depend on how the stream is cut.
 fn refusal(stream: &[u8]) -> Option<Refusal> {
-    let (messages, whole) = feed(stream, stream.len().max(1));
+    refusal_with(LIMITS, stream)
+}
+
+fn refusal_with(limits: Limits, stream: &[u8]) -> Option<Refusal> {
+    let (messages, whole) = feed_with(limits, stream, stream.len().max(1));
     for piece in [1, 2, 3, 7, 16] {
-        let (other, cut) = feed(stream, piece);
-        assert_eq!(
-            cut.map(Refusal::status),
-            whole.map(Refusal::status),
-            "cut by {piece}"
-        );
+        let (other, cut) = feed_with(limits, stream, piece);
+        assert_eq!(cut, whole, "{} cut by {piece}", stream.escape_ascii());
         assert_eq!(other, messages, "cut by {piece}");
     }
     whole
@@ -388,6 +388,69 @@ fn limits_are_exclusive_as_in_oslo() {
     );
 }
 
+#[test]
+fn of_several_faults_the_first_one_decides() {
+    let narrow = Limits {
+        request_line: 20,
+        header_line: 20,
+        ..LIMITS
+    };
+    let judged = |stream: &[u8]| refusal_with(narrow, stream);
+
+    // No method, in front of a version that does not exist.
+    assert_eq!(
+        judged(b" /a HTTP/2.0\r\nHost: a\r\n\r\n"),
+        Some(Refusal::RequestLine)
+    );
+    // A control character in front of the bound of a line, and behind it.
+    assert_eq!(
+        judged(b"GET /\0aaaaaaaaaaaaaaaaaaaaaa HTTP/1.1\r\n\r\n"),
+        Some(Refusal::Control)
+    );
+    assert_eq!(
+        judged(b"GET /aaaaaaaaaaaaaaaaaaaaaa\0 HTTP/1.1\r\n\r\n"),
+        Some(Refusal::RequestLineTooLong)
+    );
+    assert_eq!(
+        judged(b"GET / HTTP/1.1\r\nX: aaaaaaaaaaaaaaaaa\x01\r\n\r\n"),
+        Some(Refusal::HeadersTooLarge)
+    );
+    // A line of the longest length that ends in a bare LF, and in a bare CR.
+    assert_eq!(
+        judged(b"GET / HTTP/1.1\r\nX: aaaaaaaaaaaaaaaa\n\r\n"),
+        Some(Refusal::LineEnd)
+    );
+    assert_eq!(
+        judged(b"GET / HTTP/1.1\r\nX: aaaaaaaaaaaaaaaaa\n\r\n"),
+        Some(Refusal::HeadersTooLarge)
+    );
+    assert_eq!(
+        judged(b"GET / HTTP/1.1\r\nX: aaaaaaaaaaaaaaaa\r\r\n\r\n"),
+        Some(Refusal::HeadersTooLarge)
+    );
+    assert_eq!(
+        judged(b"GET / HTTP/1.1\r\nX: aaaaaaaaaaaaaaa\r\r\n\r\n"),
+        Some(Refusal::Control)
+    );
+    // Faults around the bound of a whole head.
+    for fault in ["\0", "no colon\r\n\r\n", "\n", "Host: b\r\n\r\n"] {
+        for left in [0, 1, 2, 3, 9, 11] {
+            let mut stream = b"GET / HTTP/1.1\r\nHost: a\r\n".to_vec();
+            while stream.len() < HEAD_BYTES - left {
+                let most = HEAD_BYTES - left - stream.len();
+                if most < 5 {
+                    stream.extend(std::iter::repeat_n(b'a', most));
+                } else {
+                    let value = "a".repeat(most.min(8_000) - 5);
+                    stream.extend_from_slice(format!("X: {value}\r\n").as_bytes());
+                }
+            }
+            stream.extend_from_slice(fault.as_bytes());
+            refusal(&stream);
+        }
+    }
+}
+
 /// A stand-in for a fuzzer that needs no tool: many streams made of telling fragments, cut in many
 /// ways, must be judged the same way, and never panic.
 #[test]
@@ -425,6 +488,12 @@ fn random_streams_are_judged_alike_however_they_are_cut() {
         usize::try_from(seed >> 33).unwrap() % below
     };
     let (mut refusals, mut passes) = (0, 0);
+    let narrow = Limits {
+        request_line: 18,
+        header_line: 20,
+        headers: 2,
+        ..LIMITS
+    };
     for _ in 0..5_000 {
         let mut stream = Vec::new();
         if random(4) > 0 {
@@ -433,6 +502,7 @@ fn random_streams_are_judged_alike_however_they_are_cut() {
         for _ in 0..random(12) {
             stream.extend_from_slice(FRAGMENTS[random(FRAGMENTS.len())]);
         }
+        refusal_with(narrow, &stream);
         match refusal(&stream) {
             Some(_) => refusals += 1,
             None => passes += 1,
