@@ -5,7 +5,7 @@
 #[path = "support/serving.rs"]
 mod support;
 
-use osloxide::server::tls::{Config, Error};
+use osloxide::server::tls::{Config, Error, Options};
 use osloxide::server::{Server, Settings};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -24,13 +24,12 @@ fn path(name: &str) -> PathBuf {
 }
 
 fn load(certificate: &str, key: &str, ca: Option<&str>) -> Result<Config, Error> {
-    Config::load(
-        &path(certificate),
-        &path(key),
-        ca.map(path).as_deref(),
-        None,
-        None,
-    )
+    Config::load(&Options {
+        cert_file: path(certificate),
+        key_file: path(key),
+        ca_file: ca.map(path),
+        ..Options::default()
+    })
 }
 
 fn serve(ca: Option<&str>) -> Running {
@@ -55,7 +54,7 @@ fn stream(
     roots
         .add(CertificateDer::from_pem_file(path("ca.crt")).unwrap())
         .unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()

@@ -321,6 +321,10 @@ class FileWrapper:
     def __next__(self) -> bytes: ...
     def close(self) -> None: ...
 
+def reread_log_levels() -> None:
+    """Forget which levels the loggers of the native modules take: they are remembered from the first
+    message on, and a reload may have changed them."""
+
 @final
 class TlsConfig:
     def __new__(
@@ -330,8 +334,13 @@ class TlsConfig:
         ca_file: str | None = None,
         version: str | None = None,
         ciphers: str | None = None,
+        *,
+        passphrase_file: str | None = None,
+        client_certificates: str = "required",
     ) -> TlsConfig:
-        """Reads and checks everything now. Raises ValueError or OSError naming the option, the
+        """Reads and checks everything now. *passphrase_file* holds the passphrase of an encrypted
+        key in its first line. *client_certificates* is ``"required"`` or ``"optional"`` and without
+        effect unless *ca_file* is given. Raises ValueError or OSError naming the option, the
         value and the remedy."""
     def reload(
         self,
@@ -340,6 +349,9 @@ class TlsConfig:
         ca_file: str | None = None,
         version: str | None = None,
         ciphers: str | None = None,
+        *,
+        passphrase_file: str | None = None,
+        client_certificates: str = "required",
     ) -> None:
         """Read and check again; connections accepted from now on use what was read. On an error
         everything stays as it was."""

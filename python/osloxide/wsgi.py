@@ -57,6 +57,10 @@ WSGIApplication = Callable[..., Iterable[bytes]]
 #: Most seconds of a timeout: beyond a century a clock has no instant.
 LONGEST_TIMEOUT = 3_155_760_000
 
+#: Variable that names a file with the passphrase of the TLS key, for services: oslo.service's group
+#: ssl has no option for it.
+KEY_FILE_VARIABLE = "OSLOXIDE_KEY_PASSPHRASE_FILE"
+
 #: Longest request line in bytes, method and version included, unless a server says otherwise.
 DEFAULT_MAX_URL_LEN = 8192
 
@@ -226,6 +230,11 @@ class Server(ServiceBase):
     #: What clients speak: ``"http"`` or ``"uwsgi"``. Subclasses may change it.
     wire_protocol = "http"
 
+    #: File whose first line is the TLS key's passphrase; None = ``OSLOXIDE_KEY_PASSPHRASE_FILE``.
+    key_passphrase_file: str | None = None
+    #: With ``ca_file``: ``"required"`` of every client, or ``"optional"``.
+    client_certificates = "required"
+
     def __init__(
         self,
         conf: Any,
@@ -353,11 +362,29 @@ class Server(ServiceBase):
                 f"{self.name} was asked to serve TLS, but cert_file and key_file of group [ssl] "
                 "are not set; set both"
             )
-        return _native.TlsConfig(*self._tls_options())
+        return _native.TlsConfig(**self._tls_options())
 
-    def _tls_options(self) -> tuple[str, str, str | None, str | None, str | None]:
+    def check_tls(self) -> None:
+        """Read the files of TLS, where it is spoken, as a start would.
+
+        :raises OSError, ValueError, RuntimeError: they cannot serve; the text says why.
+        """
+        if self._tls is not None:
+            self._load_tls()
+
+    def _tls_options(self) -> dict[str, Any]:
         ssl = self.conf.ssl
-        return ssl.cert_file, ssl.key_file, ssl.ca_file, ssl.version, ssl.ciphers
+        return {
+            "cert_file": ssl.cert_file,
+            "key_file": ssl.key_file,
+            "ca_file": ssl.ca_file,
+            "version": ssl.version,
+            "ciphers": ssl.ciphers,
+            "passphrase_file": self.key_passphrase_file
+            or os.environ.get(KEY_FILE_VARIABLE)
+            or None,
+            "client_certificates": self.client_certificates,
+        }
 
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more.
@@ -453,9 +480,10 @@ class Server(ServiceBase):
         cannot be used, that is logged and the earlier ones stay.
         """
         self._pool.resize(self.pool_size)
+        _native.reread_log_levels()
         if self._tls is not None:
             try:
-                self._tls.reload(*self._tls_options())
+                self._tls.reload(**self._tls_options())
             except (OSError, ValueError) as error:
                 LOG.error(
                     "%(name)s keeps its TLS files: %(error)s", {"name": self.name, "error": error}

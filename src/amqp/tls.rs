@@ -18,7 +18,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::time::TimeSpec;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -78,7 +78,7 @@ impl Session {
     /// # Errors
     /// [`Error::Option`].
     pub fn new(options: &Options<'_>) -> Result<Self, Error> {
-        let provider = Arc::new(ring::default_provider());
+        let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = Verifier {
             roots: options.roots.map(trusted).transpose()?,
             has_name: options.server_name.is_some(),
@@ -389,7 +389,7 @@ mod tests {
         asks: bool,
         talk: impl FnOnce(Peer) -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        let provider = Arc::new(ring::default_provider());
+        let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .unwrap();

@@ -23,6 +23,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _native {
     use pyo3::prelude::*;
+    use std::sync::OnceLock;
 
     #[pymodule_export]
     use super::executor::Executor;
@@ -48,12 +49,25 @@ mod _native {
     #[pymodule_export]
     use super::wsgi::{AccessFilter, FileWrapper, NativeLog, check_log_format, requests_in_flight};
 
+    /// Levels of loggers that were remembered.
+    static LOG_LEVELS: OnceLock<pyo3_log::ResetHandle> = OnceLock::new();
+
+    /// Forgets which loggers take which levels: the configuration may have changed.
+    #[pyfunction]
+    fn reread_log_levels() {
+        if let Some(levels) = LOG_LEVELS.get() {
+            levels.reset();
+        }
+    }
+
     /// Version of the extension, equal to the distribution's.
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         // What the rooms log goes to Python's loggers, named after their modules. Fails only where
         // another copy of the module has done it before.
-        let _ = pyo3_log::try_init();
+        if let Ok(levels) = pyo3_log::try_init() {
+            let _ = LOG_LEVELS.set(levels);
+        }
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

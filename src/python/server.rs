@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -222,40 +222,64 @@ impl Server {
 #[pymethods]
 impl TlsConfig {
     #[new]
-    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None))]
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "PyO3 extracts paths by value"
-    )]
+    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None, *, passphrase_file=None, client_certificates="required"))]
     fn new(
         cert_file: PathBuf,
         key_file: PathBuf,
         ca_file: Option<PathBuf>,
-        version: Option<&str>,
-        ciphers: Option<&str>,
+        version: Option<String>,
+        ciphers: Option<String>,
+        passphrase_file: Option<PathBuf>,
+        client_certificates: &str,
     ) -> PyResult<Self> {
-        let config = load(&cert_file, &key_file, ca_file.as_deref(), version, ciphers)?;
+        let options = tls::Options {
+            cert_file,
+            key_file,
+            passphrase_file,
+            ca_file,
+            is_client_certificate_optional: is_optional(client_certificates)?,
+            version,
+            ciphers,
+        };
         Ok(Self {
-            config: Arc::new(config),
+            config: Arc::new(tls::Config::load(&options)?),
         })
     }
 
-    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None))]
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "PyO3 extracts paths by value"
-    )]
+    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None, *, passphrase_file=None, client_certificates="required"))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     fn reload(
         &self,
         cert_file: PathBuf,
         key_file: PathBuf,
         ca_file: Option<PathBuf>,
-        version: Option<&str>,
-        ciphers: Option<&str>,
+        version: Option<String>,
+        ciphers: Option<String>,
+        passphrase_file: Option<PathBuf>,
+        client_certificates: &str,
     ) -> PyResult<()> {
-        let newer = load(&cert_file, &key_file, ca_file.as_deref(), version, ciphers)?;
+        let newer = tls::Config::load(&tls::Options {
+            cert_file,
+            key_file,
+            passphrase_file,
+            ca_file,
+            is_client_certificate_optional: is_optional(client_certificates)?,
+            version,
+            ciphers,
+        })?;
         self.config.replace(newer);
         Ok(())
+    }
+}
+
+/// Whether clients may come without a certificate.
+fn is_optional(client_certificates: &str) -> PyResult<bool> {
+    match client_certificates {
+        "required" => Ok(false),
+        "optional" => Ok(true),
+        other => Err(PyValueError::new_err(format!(
+            "client_certificates is {other:?}; give \"required\" or \"optional\""
+        ))),
     }
 }
 
@@ -273,18 +297,6 @@ fn timeout(option: &str, seconds: Option<f64>) -> PyResult<Option<Duration>> {
             LONGEST_TIMEOUT.as_secs()
         ))
     })
-}
-
-fn load(
-    cert_file: &Path,
-    key_file: &Path,
-    ca_file: Option<&Path>,
-    version: Option<&str>,
-    ciphers: Option<&str>,
-) -> PyResult<tls::Config> {
-    Ok(tls::Config::load(
-        cert_file, key_file, ca_file, version, ciphers,
-    )?)
 }
 
 /// Errors go to the logger `osloxide.wsgi` unless the caller says otherwise.

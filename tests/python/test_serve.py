@@ -696,3 +696,37 @@ def test_a_hangup_under_tls_changes_the_certificate_and_loses_nobody(
     assert len(set(certificates)) == 2
     assert certificates[-1] != certificates[0]
     assert site.stop() == 0, site.log
+
+
+LOGGING = """
+[loggers]
+keys = root
+[handlers]
+keys = stderr
+[formatters]
+keys =
+[logger_root]
+level = INFO
+handlers = stderr
+[handler_stderr]
+class = StreamHandler
+args = (sys.stderr,)
+"""
+
+
+def test_a_hangup_that_would_fail_leaves_a_single_process_serving(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    config = tmp_path / "logging.ini"
+    config.write_text(LOGGING)
+    site = serve(start, "mysite", "--log-config", str(config))
+    port = site.port()
+    assert fetch(port)[0] == str(site.pid)
+
+    config.write_text("[loggers")
+    site.process.send_signal(signal.SIGHUP)
+
+    wait_until(lambda: "this program goes on with the code" in site.log, "the report")
+    assert f"--log-config {config}" in site.log
+    assert fetch(port)[0] == str(site.pid)
+    assert site.stop() == 0, site.log

@@ -242,9 +242,15 @@ def test_a_version_that_cannot_be_honoured_is_refused_at_construction(
 
 @pytest.mark.parametrize(
     ("offered", "chosen"),
-    [(["h2", "http/1.1"], "http/1.1"), (["http/1.1"], "http/1.1"), ([], None)],
+    [
+        (["h2", "http/1.1"], "http/1.1"),
+        (["http/1.1"], "http/1.1"),
+        (["http/1.0"], "http/1.0"),
+        (["http/1.0", "http/1.1"], "http/1.1"),
+        ([], None),
+    ],
 )
-def test_http_11_is_what_is_agreed_on(
+def test_the_newest_protocol_that_both_speak_is_agreed_on(
     made: Any, tmp_path: Path, offered: list[str], chosen: str | None
 ) -> None:
     certificate, key = certify(tmp_path, "first")

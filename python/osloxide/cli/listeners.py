@@ -62,6 +62,8 @@ def bind(options: argparse.Namespace) -> list[Server]:
         max_body = options.limit_request_body or None
         access_log = _access_log(options)
         access_filter = _access_filter(options)
+        key_passphrase_file = options.keyfile_passphrase_file
+        client_certificates = options.cert_reqs or wsgi.Server.client_certificates
         is_logged = not (options.no_access_log or options.access_log)
 
         def __init__(
@@ -98,14 +100,14 @@ def bind(options: argparse.Namespace) -> list[Server]:
             return self._given
 
     conf = _configuration(options)
-    has_tls = options.certfile is not None or options.keyfile is not None
+    has_tls = _has_tls(options)
     kept = [
         socket.socket(fileno=descriptor) for descriptor in json.loads(os.environ.pop(_KEPT, "[]"))
     ]
     servers: list[Server] = []
     for index, (listener, where) in enumerate(_addresses(options.bind)):
         if listener.scheme == "https" and not has_tls:
-            raise CommandError("--bind https:// needs --certfile and --keyfile; give both")
+            raise CommandError("--bind https:// needs --certfile; give both")
         protocol = "uwsgi" if listener.scheme == "uwsgi" else "http"
         use_ssl = has_tls and listener.scheme in (None, "https")
         place: dict[str, Any] = {}
@@ -156,6 +158,28 @@ def _addresses(
             ", ".join(f"fd://{descriptor}" for descriptor in sorted(unused)),
         )
     return places
+
+
+def _has_tls(options: argparse.Namespace) -> bool:
+    """Whether a certificate was named.
+
+    :raises CommandError: other options of TLS have no effect.
+    """
+    if options.certfile is None:
+        for option, value in (
+            ("--keyfile", options.keyfile),
+            ("--keyfile-passphrase-file", options.keyfile_passphrase_file),
+            ("--ca-certs", options.ca_certs),
+            ("--cert-reqs", options.cert_reqs),
+            ("--ciphers", options.ciphers),
+            ("--ssl-version", options.ssl_version),
+        ):
+            if value is not None:
+                raise CommandError(f"{option} {value} needs --certfile; give both")
+        return False
+    if options.cert_reqs and options.ca_certs is None:
+        raise CommandError(f"--cert-reqs {options.cert_reqs} needs --ca-certs; give both")
+    return True
 
 
 def _access_log(options: argparse.Namespace) -> _native.AccessLog | None:
@@ -230,7 +254,7 @@ def _configuration(options: argparse.Namespace) -> ConfigOpts:
             conf.set_override(name, value)
     for name, value in (
         ("cert_file", options.certfile),
-        ("key_file", options.keyfile),
+        ("key_file", options.keyfile or options.certfile),
         ("ca_file", options.ca_certs),
         ("ciphers", options.ciphers),
         ("version", options.ssl_version),

@@ -55,20 +55,27 @@ class Preparation:
             os.umask(options.umask)
         self._configure_logging()
 
-    def apply_again(self) -> None:
-        """On SIGHUP. What cannot be used is reported, and stays as it was."""
+    def apply_again(self) -> bool:
+        """On SIGHUP. What cannot be used is reported, and stays as it was.
+
+        :returns: whether everything could be used.
+        """
+        is_whole = True
         try:
             os.chdir(self.directory)
         except OSError as error:
             LOG.error("cannot enter %s again: %s", self.directory, error.strerror)
+            is_whole = False
         for step in (self._enter_directory, self._configure_logging):
             try:
                 step()
             except CommandError as error:
                 LOG.error("%s; nothing of it changes", error)
+                is_whole = False
         # A link that moved within the resolution of a file system's clock is no change to these.
         sys.path_importer_cache.clear()
         importlib.invalidate_caches()
+        return is_whole
 
     def set_arguments(self, program: str) -> None:
         """Give the application a command line of its own."""

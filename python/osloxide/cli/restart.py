@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from osloxide.cli import listeners
 
@@ -23,11 +23,19 @@ if TYPE_CHECKING:
     from osloxide.cli.preparation import Preparation
     from osloxide.wsgi import Server
 
+LOG = logging.getLogger("osloxide.serve")
+
 _HANDLED = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 
 
-def execute_again(preparation: Preparation, servers: Sequence[Server]) -> NoReturn:
-    """Become the same command, started where and as it was."""
+def execute_again(preparation: Preparation, servers: Sequence[Server]) -> None:
+    """Become the same command, started where and as it was.
+
+    Returns, with the reason in the log, where the next program could not start.
+    """
+    if not (preparation.apply_again() and _can_encrypt(servers)):
+        LOG.error("SIGHUP: this program goes on with the code and the files that it has")
+        return
     environ = {**preparation.environ, **listeners.keep(servers)}
     os.chdir(preparation.directory)
     hold_signals()
@@ -35,6 +43,16 @@ def execute_again(preparation: Preparation, servers: Sequence[Server]) -> NoRetu
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - itself
+
+
+def _can_encrypt(servers: Sequence[Server]) -> bool:
+    try:
+        for server in servers:
+            server.check_tls()
+    except (OSError, ValueError, RuntimeError) as error:
+        LOG.error("%s", error)
+        return False
+    return True
 
 
 def hold_signals() -> None:

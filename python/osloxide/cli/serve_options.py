@@ -350,8 +350,20 @@ def _declare_responses(parser: argparse.ArgumentParser) -> None:
 
 def _declare_tls(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--certfile", metavar="FILE", help="PEM certificate chain: serve TLS")
-    parser.add_argument("--keyfile", metavar="FILE", help="PEM private key of the certificate")
+    parser.add_argument(
+        "--keyfile", metavar="FILE", help="PEM private key (default: the one in --certfile)"
+    )
+    parser.add_argument(
+        "--keyfile-passphrase-file",
+        metavar="FILE",
+        help="its first line is the passphrase of an encrypted --keyfile",
+    )
     parser.add_argument("--ca-certs", metavar="FILE", help="demand client certificates from these")
+    parser.add_argument(
+        "--cert-reqs",
+        choices=("optional", "required"),
+        help="whether a client without certificate is served, with --ca-certs (default: required)",
+    )
     parser.add_argument("--ciphers", metavar="NAMES", help="OpenSSL names, separated by colons")
     parser.add_argument(
         "--ssl-version", metavar="NAME", help="TLSv1_2 or TLSv1_3 alone (default: both)"

@@ -113,8 +113,8 @@ pub(super) struct Link<T: Transport = Socket> {
     pub(super) at_end: bool,
     ending: Ending,
     tls: Option<Box<ServerConnection>>,
-    /// The TLS session has failed and has said so; nothing may follow its alert (RFC 8446 6.2).
-    has_alerted: bool,
+    /// Why the TLS session has failed. It has said so; nothing may follow its alert (RFC 8446 6.2).
+    failure: Option<Box<rustls::Error>>,
     outgoing: Outgoing,
     /// Bytes that the transport, or TLS in front of it, has taken.
     taken: u64,
@@ -131,7 +131,7 @@ impl<T: Transport> Link<T> {
             at_end: false,
             ending: Ending::Open,
             tls,
-            has_alerted: false,
+            failure: None,
             outgoing: Outgoing::default(),
             taken: 0,
             has_short_file: false,
@@ -141,6 +141,16 @@ impl<T: Transport> Link<T> {
     /// True until both sides have agreed on keys.
     pub(super) fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    /// Why the connection could not be encrypted, or did not stay so; `None` where nothing is wrong.
+    pub(super) fn failure(&self) -> Option<String> {
+        match &self.failure {
+            Some(error) => Some(error.to_string()),
+            None if !self.is_handshaking() => None,
+            None if self.at_end => Some("the client has left before the handshake was over".into()),
+            None => Some("the connection ends before the handshake is over".into()),
+        }
     }
 
     /// Bytes that were put into the link and that nothing below it has taken yet.
@@ -292,7 +302,7 @@ impl<T: Transport> Link<T> {
     /// to send for it.
     fn end_stream(&mut self) -> bool {
         match (self.ending, &mut self.tls) {
-            (Ending::Wanted, Some(tls)) if !self.has_alerted => {
+            (Ending::Wanted, Some(tls)) if self.failure.is_none() => {
                 tls.send_close_notify();
                 self.ending = Ending::Notified;
                 true
@@ -360,7 +370,9 @@ impl<T: Transport> Link<T> {
             };
             let received = tls.read_tls(&mut wire);
             let processed = tls.process_new_packets();
-            self.has_alerted |= processed.is_err();
+            if let Err(error) = &processed {
+                self.failure.get_or_insert_with(|| Box::new(error.clone()));
+            }
             // Answers of the handshake, or the alert that says what was wrong.
             self.send_records()?;
             received?;

@@ -102,7 +102,7 @@ impl Client {
         roots
             .add(CertificateDer::from_pem_file(certificate("ca.crt")).unwrap())
             .unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -143,13 +143,11 @@ impl Client {
 
 /// An encrypted link behind its handshake, and its other end.
 fn encrypted(step: usize) -> (Link<Fake>, Client) {
-    let config = tls::Config::load(
-        &certificate("server.crt"),
-        &certificate("server.key"),
-        None,
-        None,
-        None,
-    )
+    let config = tls::Config::load(&tls::Options {
+        cert_file: certificate("server.crt"),
+        key_file: certificate("server.key"),
+        ..tls::Options::default()
+    })
     .unwrap();
     let session = config.accept().unwrap();
     let mut link = Link::new(Fake::new(step), Some(Box::new(session)));

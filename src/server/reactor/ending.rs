@@ -10,6 +10,7 @@ use crate::server::sending::{Sending, delivery};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+use tracing::debug;
 
 /// How much the server reads and drops behind its last word. A client that sends a whole body before
 /// it looks at the answer, as http.client and nginx do, loses the answer otherwise: what arrives at
@@ -95,6 +96,9 @@ impl Reactor {
     /// Closes the socket of a connection whose stream has ended, one way or the other.
     pub(super) fn drop_connection(&self, connection: Box<Connection>) {
         let token = connection.token;
+        if let Some(reason) = connection.link.failure() {
+            debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, reason, "TLS failed");
+        }
         if let Some(armed) = connection.armed {
             self.deadlines.remove(armed, token);
         }

@@ -205,7 +205,7 @@ fn matching(name: &str) -> Option<Vec<CipherSuite>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustls::crypto::ring::ALL_CIPHER_SUITES;
+    use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
 
     #[test]
     fn suites_of_tls_13_select_none_of_tls_12_and_cannot_be_excluded() {

@@ -5,20 +5,45 @@
 //! rather than ignored.
 
 pub(super) mod ciphers;
+mod clients;
+mod files;
 mod validity;
 
 use parking_lot::Mutex;
-use rustls::RootCertStore;
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ServerConfig, ServerConnection, WebPkiClientVerifier};
+use rustls::server::{ServerConfig, ServerConnection};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
+use rustls::{Error as TlsError, InconsistentKeys, SupportedCipherSuite};
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tracing::warn;
+
+/// The remedy where a key is of a kind that cannot serve.
+const USABLE_KEYS: &str =
+    "use an RSA key of 2048 to 8192 bits, an ECDSA key of P-256, P-384 or P-521, or an Ed25519 key";
+
+/// What a TLS configuration is made of: names and values as in oslo.service's `[ssl]` group, and
+/// what that has no option for.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The server's certificate, then intermediate ones.
+    pub cert_file: PathBuf,
+    /// The private key of the first certificate.
+    pub key_file: PathBuf,
+    /// A file whose first line is the passphrase of the key; without effect on a key that has none.
+    pub passphrase_file: Option<PathBuf>,
+    /// Authorities that client certificates must come from; `None` asks for no certificate.
+    pub ca_file: Option<PathBuf>,
+    /// Clients without a certificate are served as well. Without effect unless `ca_file` is given.
+    pub is_client_certificate_optional: bool,
+    /// `None` or an empty string means TLS 1.2 and 1.3.
+    pub version: Option<String>,
+    /// A list of OpenSSL's; `None` or an empty string means all ciphers of rustls.
+    pub ciphers: Option<String>,
+}
 
 /// A checked TLS configuration, shared by all connections of a server.
 #[derive(Debug)]
@@ -55,71 +80,77 @@ pub enum Error {
 }
 
 impl Config {
-    /// Reads and checks certificate, key and, if given, the authority that client certificates
-    /// must come from; client certificates are required if and only if `ca_file` is given.
-    /// `version` and `ciphers` as in oslo.service's `[ssl]` group; `None` or an empty string means
-    /// TLS 1.2 and 1.3 with all ciphers of rustls.
+    /// Reads and checks everything that the options name.
     ///
     /// # Errors
     /// [`Error::Read`] (an `OSError` for Python), [`Error::Value`] (a `ValueError`).
-    pub fn load(
-        cert_file: &Path,
-        key_file: &Path,
-        ca_file: Option<&Path>,
-        version: Option<&str>,
-        ciphers: Option<&str>,
-    ) -> Result<Self, Error> {
-        let versions = versions(version.unwrap_or_default())?;
-        let mut provider = ring::default_provider();
-        if let Some(list) = ciphers.filter(|list| !list.trim().is_empty()) {
-            provider.cipher_suites = ciphers::parse(list, &provider.cipher_suites)?;
+    pub fn load(options: &Options) -> Result<Self, Error> {
+        let versions = versions(options.version.as_deref().unwrap_or_default())?;
+        let mut provider = aws_lc_rs::default_provider();
+        let ciphers = options.ciphers.as_deref().unwrap_or_default();
+        if !ciphers.trim().is_empty() {
+            provider.cipher_suites = ciphers::parse(ciphers, &provider.cipher_suites)?;
         }
         let provider = Arc::new(provider);
 
-        let chain = certificates("cert_file", cert_file)?;
+        let cert_file = options.cert_file.display().to_string();
+        let chain = files::certificates("cert_file", &options.cert_file)?;
         for (place, certificate) in chain.iter().enumerate() {
             // OpenSSL loads such certificates too. Clients judge them; at a restart a server that
             // some of them still accept is better than none.
             let dated = validity::check(certificate).map_err(|problem| Error::Value {
                 option: "cert_file",
-                value: cert_file.display().to_string(),
+                value: cert_file.clone(),
                 problem,
                 remedy: "give one or more certificates in PEM",
             })?;
             if let Some(problem) = dated {
-                let cert_file = cert_file.display();
-                warn!(option = "cert_file", %cert_file, place, problem, "a certificate is not valid now; clients will refuse it: renew it");
+                warn!(
+                    option = "cert_file",
+                    cert_file,
+                    place,
+                    problem,
+                    "a certificate is not valid now; clients will refuse it: renew it"
+                );
             }
         }
-        let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| {
-            refused(
-                "key_file",
-                key_file,
-                error,
-                "give a private key in PEM, without a passphrase",
-            )
-        })?;
+        let key = files::private_key(options)?;
 
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions)
             .map_err(|error| Error::Value {
                 option: "ciphers",
-                value: ciphers.unwrap_or_default().to_owned(),
+                value: ciphers.to_owned(),
                 problem: format!("no cipher is left for the chosen version ({error})"),
                 remedy: "name a cipher of that version, or leave the option empty",
             })?;
-        let builder = match ca_file {
+        let builder = match &options.ca_file {
             None => builder.with_no_client_auth(),
-            Some(ca_file) => {
-                builder.with_client_cert_verifier(client_verifier(ca_file, provider.clone())?)
-            }
+            Some(ca_file) => builder.with_client_cert_verifier(clients::verifier(
+                ca_file,
+                options.is_client_certificate_optional,
+                provider.clone(),
+            )?),
         };
-        let certified = certified(&provider, chain, key).map_err(|problem| Error::Value {
-            option: "key_file",
-            value: key_file.display().to_string(),
-            problem: format!("cannot be used with {} ({problem})", cert_file.display()),
-            remedy: "give the private key that the certificate was made for",
-        })?;
+        let certified = certified(&provider, options, chain, key)?;
+        let is_usable = versions.contains(&&TLS13)
+            || provider.cipher_suites.iter().any(|suite| match suite {
+                SupportedCipherSuite::Tls12(suite) => {
+                    certified.key.choose_scheme(suite.sign).is_some()
+                }
+                SupportedCipherSuite::Tls13(_) => false,
+            });
+        if !is_usable {
+            return Err(Error::Value {
+                option: "ciphers",
+                value: ciphers.to_owned(),
+                problem: format!(
+                    "none of them can be used with the key in {}",
+                    options.key_file.display()
+                ),
+                remedy: "name ciphers for the kind of that key (RSA or ECDSA), or leave the option empty",
+            });
+        }
         let mut server = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         server.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         Ok(Self {
@@ -143,28 +174,49 @@ impl Config {
 /// a peer, as one of X.509 version 1, is served all the same: clients judge it.
 fn certified(
     provider: &CryptoProvider,
+    options: &Options,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-) -> Result<CertifiedKey, String> {
+) -> Result<CertifiedKey, Error> {
+    let refused = |problem, remedy| Error::Value {
+        option: "key_file",
+        value: options.key_file.display().to_string(),
+        problem,
+        remedy,
+    };
+    let cert_file = options.cert_file.display();
     let key = provider
         .key_provider
         .load_private_key(key)
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| {
+            let kind = chain.first().map(|leaf| validity::kind_of_key(leaf));
+            let kind = kind.unwrap_or_default();
+            let problem = format!("cannot serve ({error}); {cert_file} is for {kind}");
+            refused(problem, USABLE_KEYS)
+        })?;
     let public = key.public_key();
     let certified = CertifiedKey::new(chain, key.clone());
+    let is_for = |certificate: &CertificateDer<'_>| {
+        public
+            .as_ref()
+            .is_some_and(|public| validity::is_for_key(certificate, public))
+    };
     match certified.keys_match() {
-        Ok(()) => Ok(certified),
-        Err(rustls::Error::InvalidCertificate(_))
-            if public.is_some_and(|public| {
-                certified
-                    .cert
-                    .first()
-                    .is_some_and(|leaf| validity::is_for_key(leaf, &public))
-            }) =>
-        {
+        Ok(()) | Err(TlsError::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
+        Err(TlsError::InvalidCertificate(_)) if certified.cert.first().is_some_and(is_for) => {
             Ok(certified)
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => {
+            let remedy = if certified.cert.iter().any(is_for) {
+                "put the certificate of that key first in cert_file, then the intermediate ones"
+            } else {
+                "give the private key that the certificate was made for"
+            };
+            Err(refused(
+                format!("cannot be used with {cert_file} ({error})"),
+                remedy,
+            ))
+        }
     }
 }
 
@@ -184,59 +236,6 @@ fn versions(name: &str) -> Result<Vec<&'static rustls::SupportedProtocolVersion>
             },
             remedy: "use TLSv1_2 or TLSv1_3, or leave the option empty for both",
         }),
-    }
-}
-
-fn certificates(option: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let remedy = "give one or more certificates in PEM";
-    let found = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| refused(option, path, error, remedy))?;
-    if found.is_empty() {
-        return Err(refused(option, path, pem::Error::NoItemsFound, remedy));
-    }
-    Ok(found)
-}
-
-fn client_verifier(
-    ca_file: &Path,
-    provider: Arc<CryptoProvider>,
-) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, Error> {
-    let unusable = |problem: String| Error::Value {
-        option: "ca_file",
-        value: ca_file.display().to_string(),
-        problem,
-        remedy: "give the certificates of the authorities that client certificates come from",
-    };
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates("ca_file", ca_file)? {
-        roots
-            .add(certificate)
-            .map_err(|error| unusable(error.to_string()))?;
-    }
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|error| unusable(error.to_string()))
-}
-
-fn refused(option: &'static str, path: &Path, error: pem::Error, remedy: &'static str) -> Error {
-    if let pem::Error::Io(source) = error {
-        return Error::Read {
-            option,
-            path: path.display().to_string(),
-            source,
-        };
-    }
-    let problem = if matches!(error, pem::Error::NoItemsFound) {
-        "holds nothing of the kind".to_owned()
-    } else {
-        format!("is not PEM ({error})")
-    };
-    Error::Value {
-        option,
-        value: path.display().to_string(),
-        problem,
-        remedy,
     }
 }
 
@@ -266,9 +265,11 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named_with_its_option() {
-        let missing = Path::new("/nonexistent/server.crt");
-
-        let error = Config::load(missing, missing, None, None, None).unwrap_err();
+        let error = Config::load(&Options {
+            cert_file: "/nonexistent/server.crt".into(),
+            ..Options::default()
+        })
+        .unwrap_err();
 
         assert!(
             matches!(

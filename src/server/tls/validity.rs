@@ -1,10 +1,13 @@
-//! Whether a certificate is valid today, which rustls does not show of one's own certificates.
+//! What a certificate says, which rustls does not show of one's own certificates: whether it is valid
+//! today, and which key it is for.
 //!
 //! Owns the comparison of two dates with the calendar and the words for it; reading the certificate
-//! is x509-parser's part. Never decides trust: clients do that. Rules: RFC 5280 section 4.1.2.5.
+//! is x509-parser's part. Never decides trust: clients do that. Rules: RFC 5280 sections 4.1.2.5 and
+//! 4.1.2.7.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use x509_parser::public_key::PublicKey;
 use x509_parser::time::ASN1Time;
 
 /// What is wrong with the certificate's dates, if anything.
@@ -27,6 +30,28 @@ pub(super) fn check(certificate: &[u8]) -> Result<Option<String>, String> {
 pub(super) fn is_for_key(certificate: &[u8], public_key: &[u8]) -> bool {
     x509_parser::parse_x509_certificate(certificate)
         .is_ok_and(|(_, certificate)| certificate.public_key().raw == public_key)
+}
+
+/// The kind of key that the certificate is for, in words.
+pub(super) fn kind_of_key(certificate: &[u8]) -> String {
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(certificate) else {
+        return "no key".to_owned();
+    };
+    let key = certificate.public_key();
+    match key.parsed() {
+        Ok(PublicKey::RSA(rsa)) => format!("an RSA key of {} bits", rsa.key_size()),
+        Ok(PublicKey::EC(_)) => {
+            let curve = key.algorithm.parameters.as_ref();
+            let curve = curve.and_then(|parameters| parameters.as_oid().ok());
+            let curve = curve.map_or_else(|| "of its own".to_owned(), |oid| oid.to_id_string());
+            format!("an ECDSA key on the curve {curve}")
+        }
+        Ok(PublicKey::DSA(_)) => "a DSA key".to_owned(),
+        _ => format!(
+            "a key of the algorithm {}",
+            key.algorithm.algorithm.to_id_string()
+        ),
+    }
 }
 
 /// As [`check`], at *now* in seconds since 1970.

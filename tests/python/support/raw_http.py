@@ -199,15 +199,17 @@ def serving(
     *,
     options: dict[str, Any] | None = None,
     conf: cfg.ConfigOpts | None = None,
+    kind: type[wsgi.Server] = wsgi.Server,
     **arguments: Any,
 ) -> Iterator[wsgi.Server]:
     """Run *app* on a port of its own; afterwards prove that the server has drained.
 
     :param options: options of the group DEFAULT, or *conf*: all of them.
+    :param kind: the class of the server.
     """
     arguments.setdefault("host", "127.0.0.1")
     conf = conf or configuration(**options or {})
-    server = wsgi.Server(conf, "test", app, **arguments)
+    server = kind(conf, "test", app, **arguments)
     server.start()
     try:
         yield server
