@@ -1,4 +1,4 @@
-"""Every HTTP row against osloxide: one test for each, named as the row.
+"""Every HTTP row against osloxide, in every manner: one test for each, named as manner and row.
 
 The rows live in conformance/; this file only chooses the server. A row that osloxide does not keep
 yet is listed in NOT_YET with the reason and fails the suite as soon as it is kept (strict xfail).
@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 from conformance import ALL_ROWS
+from conformance.manner import MANNERS, Manner
+from conformance.rules import rule
 from conformance.target import Target
-from conformance.verdict import SHORT, SHORT_TIMEOUT_ROWS, judge
+from conformance.verdict import SHORT, SHORT_TIMEOUT_ROWS, judge, not_for
 
 #: Row -> why it does not hold yet. Whoever makes a row hold removes it here.
 NOT_YET: dict[str, str] = {}
@@ -21,21 +23,25 @@ class Fleet:
     """The servers of this module, started when first asked for, replaced when they died."""
 
     def __init__(self) -> None:
-        self._targets: dict[bool, Target] = {}
+        self._targets: dict[tuple[str, bool], Target] = {}
 
-    def target(self, *, short: bool) -> Target:
-        target = self._targets.get(short)
+    def target(self, manner: Manner, *, short: bool) -> Target:
+        target = self._targets.get((manner.name, short))
         if target is not None and not target.is_alive():
             target.stop()
             target = None
         if target is None:
+            # One manner after the other: the rows measure what a server costs.
+            self.stop()
             options = ["--timeout", str(SHORT)] if short else []
-            target = self._targets[short] = Target("osloxide", "--access-log", *options)
+            target = Target("osloxide", "--access-log", *options, manner=manner)
+            self._targets[manner.name, short] = target
         return target
 
     def stop(self) -> None:
         for target in self._targets.values():
             target.stop()
+        self._targets.clear()
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +52,32 @@ def fleet() -> Iterator[Fleet]:
 
 
 def _params() -> list[object]:
+    """Manners, and in each the rows that share a server side by side."""
     return [
         pytest.param(
+            manner,
             name,
+            id=f"{manner.name}-{name}",
             marks=[pytest.mark.xfail(reason=NOT_YET[name], strict=True)] if name in NOT_YET else [],
         )
-        for name in ALL_ROWS
+        for manner in MANNERS.values()
+        for name in sorted(ALL_ROWS, key=lambda name: name in SHORT_TIMEOUT_ROWS)
+        if name not in not_for(manner)
     ]
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("name", _params())
-def test_row(name: str, fleet: Fleet) -> None:
-    target = fleet.target(short=name in SHORT_TIMEOUT_ROWS)
+@pytest.mark.parametrize(("manner", "name"), _params())
+def test_row(manner: Manner, name: str, fleet: Fleet) -> None:
+    target = fleet.target(manner, short=name in SHORT_TIMEOUT_ROWS)
 
     held, note = judge(ALL_ROWS[name], target)
 
     assert held, f"{ALL_ROWS[name].__doc__} -- {note}\n{target.log()[-2000:]}"
+
+
+def test_every_row_has_a_rule() -> None:
+    assert all(rule(name) for name in ALL_ROWS)
 
 
 #: Rows that the standard library's lax server is known to break: the driver has to see it.

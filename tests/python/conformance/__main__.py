@@ -1,33 +1,47 @@
 """``python -m conformance SERVER...``: run rows against servers and print what held.
 
-With ``--markdown FILE`` the table is written there: that is how docs/conformance.md is made.
+With ``--markdown FILE`` the table is written there: that is how docs/conformance.md is made, by one
+run or by several that share a ``--store FILE``.
 Peers run under ``--python``, an interpreter that has them installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
 from conformance import ALL_ROWS
+from conformance.manner import MANNERS, PLAIN, Manner
 from conformance.report import markdown
 from conformance.target import Target
-from conformance.verdict import SHORT, SHORT_TIMEOUT_ROWS, judge
+from conformance.verdict import SHORT, SHORT_TIMEOUT_ROWS, judge, not_for
 
 Verdicts = dict[str, tuple[bool, str]]
 
+#: Peers are judged in the first manners of a run, the subject in all of them.
+PEER_MANNERS = 2
+#: Servers that leave TLS to a proxy.
+WITHOUT_TLS = ("waitress", "bjoern", "fastwsgi", "wsgiref", "native")
 
-def run(server: str, python: str, names: list[str], *, verbose: bool) -> Verdicts:
+
+def run(
+    server: str, python: str, names: list[str], manner: Manner, *, verbose: bool
+) -> Verdicts:
     """Judge *names* on one server, those that need a short client timeout on a second one."""
     verdicts: Verdicts = {}
     for short in (False, True):
-        chosen = [name for name in names if (name in SHORT_TIMEOUT_ROWS) == short]
+        chosen = [
+            name
+            for name in names
+            if (name in SHORT_TIMEOUT_ROWS) == short and name not in not_for(manner)
+        ]
         if not chosen:
             continue
         options = ["--access-log", *(["--timeout", str(SHORT)] if short else [])]
-        target = Target(server, *options, python=python)
+        target = Target(server, *options, python=python, manner=manner)
         try:
             for name in chosen:
                 began = time.monotonic()
@@ -35,13 +49,14 @@ def run(server: str, python: str, names: list[str], *, verbose: bool) -> Verdict
                 held, note = verdicts[name]
                 if verbose or not held:
                     took = time.monotonic() - began
-                    print(f"{server:10} {'ok' if held else 'X ':3} {name:30} {took:5.1f} s  {note}")
+                    mark = "ok" if held else "X"
+                    print(f"{server:10} {manner.name:11} {mark:3} {name:30} {took:5.1f} s  {note}")
                 if not target.is_alive():
                     target.stop()
-                    target = Target(server, *options, python=python)
+                    target = Target(server, *options, python=python, manner=manner)
         finally:
             target.stop()
-    return {name: verdicts[name] for name in names}
+    return {name: verdicts[name] for name in names if name in verdicts}
 
 
 def main() -> int:
@@ -49,19 +64,35 @@ def main() -> int:
     parser.add_argument("servers", nargs="+", help="names of serve.py")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the peers")
     parser.add_argument("--rows", default="", help="comma-separated beginnings of row names")
+    parser.add_argument("--manners", default="", help=f"of {', '.join(MANNERS)} (default: plain)")
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument(
+        "--store", type=Path, help="JSON: earlier verdicts are read from it, these are added"
+    )
     parser.add_argument("-v", "--verbose", action="store_true")
     args = parser.parse_args()
     names = [name for name in ALL_ROWS if name.startswith(tuple(args.rows.split(",")))]
-    results: dict[str, Verdicts] = {}
+    manners = [MANNERS[name] for name in args.manners.split(",")] if args.manners else [PLAIN]
+    results: dict[tuple[str, str], Verdicts] = {}
+    if args.store and args.store.exists():
+        for server, manner_name, verdicts in json.loads(args.store.read_text()):
+            results[server, manner_name] = {name: tuple(v) for name, v in verdicts.items()}
     for server in args.servers:
         python = sys.executable if server in ("osloxide", "native") else args.python
-        results[server] = run(server, python, names, verbose=args.verbose)
-        held = sum(ok for ok, _ in results[server].values())
-        print(f"{server}: {held} of {len(names)} rows hold", flush=True)
+        for manner in manners if server == args.servers[0] else manners[:PEER_MANNERS]:
+            if manner.is_tls and server in WITHOUT_TLS:
+                continue
+            verdicts = run(server, python, names, manner, verbose=args.verbose)
+            results[server, manner.name] = verdicts
+            held = sum(ok for ok, _ in verdicts.values())
+            print(f"{server}, {manner.name}: {held} of {len(verdicts)} rows hold", flush=True)
+    if args.store:
+        args.store.write_text(json.dumps([[*key, verdicts] for key, verdicts in results.items()]))
     if args.markdown:
-        args.markdown.write_text(markdown(results, {n: ALL_ROWS[n].__doc__ or "" for n in names}))
-    return 0 if all(ok for ok, _ in results[args.servers[0]].values()) else 1
+        promises = {name: ALL_ROWS[name].__doc__ or "" for name in names}
+        args.markdown.write_text(markdown(results, promises))
+    subject = [verdicts for (server, _), verdicts in results.items() if server == args.servers[0]]
+    return 0 if all(ok for verdicts in subject for ok, _ in verdicts.values()) else 1
 
 
 if __name__ == "__main__":

@@ -1,48 +1,94 @@
-"""The table of docs/conformance.md, from the verdicts of one run. Formats; judges nothing."""
+"""The tables of docs/conformance.md, from the verdicts of one run. Formats; judges nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from conformance.manner import MANNERS
+from conformance.rules import rule
+
 HEADING = """\
 # HTTP conformance
 
-Written by `python -m conformance {servers} --markdown docs/conformance.md` (in `tests/python`).
-Every row sends raw bytes to a running server and judges strictly what comes back and what the
-application saw; the rules are RFC 9110, RFC 9112 and PEP 3333. `tests/python/conformance/` holds
-the rows, `test_http_conformance.py` runs them as tests. A row that does not hold is marked **x**.
+Written by `python -m conformance {servers} --manners {manners} --markdown docs/conformance.md` (in
+`tests/python`). Every row sends raw bytes to a running server and judges strictly what comes back
+and what the application saw; the rules are RFC 9110, RFC 9112 and PEP 3333.
+`tests/python/conformance/` holds the rows, `test_http_conformance.py` runs them as tests, in every
+manner.
 
-| | {columns} |
+| manner | what clients do |
+|---|---|
+{promises}
+
+| rows that hold | {columns} |
 |---|{rule}
-| rows that hold | {scores} |
+{scores}
+
+In the table below a cell says **x** for a row that does not hold, in the order of the manners in
+which the server was judged, and `-` where the row says nothing in a manner, or the server has no
+TLS of its own.
 
 """
 
+Verdicts = Mapping[str, tuple[bool, str]]
 
-def markdown(
-    results: Mapping[str, Mapping[str, tuple[bool, str]]], promises: Mapping[str, str]
-) -> str:
-    """*results* by server and row, the first server being the one whose notes are shown."""
-    servers = list(results)
+
+def markdown(results: Mapping[tuple[str, str], Verdicts], promises: Mapping[str, str]) -> str:
+    """*results* by server, manner and row, the first server being the one whose notes are shown."""
+    servers = list(dict.fromkeys(server for server, _ in results))
+    manners = list(dict.fromkeys(manner for _, manner in results))
     subject = servers[0]
-    scores = [f"{sum(ok for ok, _ in rows.values())} of {len(rows)}" for rows in results.values()]
+
+    def score(server: str, manner: str) -> str:
+        rows = results.get((server, manner))
+        return "-" if rows is None else f"{sum(ok for ok, _ in rows.values())} of {len(rows)}"
+
+    scores = "\n".join(
+        f"| {manner} | {' | '.join(score(server, manner) for server in servers)} |"
+        for manner in manners
+    )
     text = HEADING.format(
         servers=" ".join(servers),
+        manners=",".join(manners),
+        promises="\n".join(f"| {name} | {MANNERS[name].promise} |" for name in manners),
         columns=" | ".join(servers),
         rule="---|" * len(servers),
-        scores=" | ".join(scores),
+        scores=scores,
     )
-    text += f"| row | promise | {' | '.join(servers)} | what {subject} did |\n"
-    text += "|---|---|" + "---|" * (len(servers) + 1) + "\n"
+    judged = {
+        server: [manner for manner in manners if server == subject or manner in manners[:2]]
+        for server in servers
+    }
+
+    def cell(server: str, name: str) -> str:
+        marks = []
+        for manner in judged[server]:
+            verdict = results.get((server, manner), {}).get(name)
+            marks.append("-" if verdict is None else "ok" if verdict[0] else "**x**")
+        return marks[0] if len(set(marks)) == 1 else " ".join(marks)
+
+    text += f"| row | promise | rule | {' | '.join(servers)} | what {subject} did |\n"
+    text += "|---|---|---|" + "---|" * (len(servers) + 1) + "\n"
     for name, promise in promises.items():
-        marks = ["ok" if results[server][name][0] else "**x**" for server in servers]
-        note = results[subject][name][1].replace("|", "\\|")
+        cells = " | ".join(cell(server, name) for server in servers)
+        note = next(
+            (results[subject, manner][name][1] for manner in manners
+             if name in results[subject, manner]), ""
+        ).replace("|", "\\|")  # fmt: skip
         summary = promise.split("\n", maxsplit=1)[0]
-        text += f"| `{name}` | {summary} | {' | '.join(marks)} | {note} |\n"
-    failing = [name for name in promises if not results[subject][name][0]]
+        text += f"| `{name}` | {summary} | {rule(name)} | {cells} | {note} |\n"
+    failing = [
+        (name, manner)
+        for manner in manners
+        for name, (holds, _) in results[subject, manner].items()
+        if not holds
+    ]
     text += f"\n## Deviations of {subject}\n\n"
     if failing:
-        text += "".join(f"- `{name}`: {results[subject][name][1]}\n" for name in failing)
+        text += "".join(
+            f"- `{name}` ({manner}; {rule(name)}): {results[subject, manner][name][1]}\n"
+            for name, manner in failing
+        )
     else:
-        text += "None: every row holds.\n"
+        text += "None: every row holds, in every manner.\n"
     return text

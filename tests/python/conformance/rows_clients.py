@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from conformance.target import Target, until
 from conformance.verdict import (
+    CROWDS,
     SHORT,
     Broken,
     exchange,
@@ -20,6 +21,7 @@ from conformance.verdict import (
     settles,
     short_timeout,
     still_serves,
+    unless,
 )
 from conformance.wire import Closed, Connection, Malformed, request
 
@@ -32,7 +34,7 @@ def _flood(target: Target, head: bytes, piece: bytes, limit: int) -> tuple[str, 
     """Send *head*, then *piece* for ever: what ended it, after how many bytes at most *limit*."""
     sent = 0
     before = target.memory()
-    with Connection(target.port, timeout=3.0) as client:
+    with target.connect(timeout=3.0) as client:
         try:
             client.send(head)
             while sent < limit:
@@ -69,7 +71,7 @@ def _limited(target: Target, head: bytes, piece: bytes, tag: str, limit: int = 1
 def lim_url_64k(target: Target) -> str | None:
     """A target of 64 KiB is refused and the connection closed."""
     tag = target.new_tag()
-    with Connection(target.port) as client:
+    with target.connect() as client:
         with contextlib.suppress(ConnectionError):
             client.send(request(f"/env?tag={tag}&x=" + "u" * 65536))
         try:
@@ -100,7 +102,7 @@ def lim_headers_10k(target: Target) -> str | None:
     tag = target.new_tag()
     head = f"GET /env?tag={tag} HTTP/1.1\r\nHost: localhost\r\n".encode()
     headers = b"".join(b"X-%d: %d\r\n" % (n, n) for n in range(10000))
-    with Connection(target.port) as client:
+    with target.connect() as client:
         try:
             client.send(head + headers + b"\r\n")
             answer = client.answer()
@@ -141,7 +143,7 @@ def lim_unread_body_endless(target: Target) -> str | None:
     """An unread body is not swallowed for ever to save a connection."""
     tag = target.new_tag()
     head = request(f"/?tag={tag}", "Content-Length: 1099511627776", method="POST")
-    with Connection(target.port, timeout=3.0) as client:
+    with target.connect(timeout=3.0) as client:
         sent = 0
         with contextlib.suppress(ConnectionError, TimeoutError):
             client.send(head)
@@ -159,7 +161,7 @@ def lim_unread_body_endless(target: Target) -> str | None:
 @row
 def client_half_close(target: Target) -> str | None:
     """A client that shut down its sending side gets the whole answer."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request("/nolength"))
         client.finish_sending()
         answer = client.answer()
@@ -174,7 +176,7 @@ def client_gone_close_called(target: Target) -> str | None:
     fds = target.fds()
     tags = [target.new_tag() for _ in range(20)]
     for number, tag in enumerate(tags):
-        client = Connection(target.port, receive_buffer=4096)
+        client = target.connect(receive_buffer=4096)
         client.send(request(f"/big?mib=64&tag={tag}"))
         require(client.head().status == 200, "no answer")
         if number % 2:
@@ -194,7 +196,7 @@ def client_gone_idle_stream(target: Target) -> str | None:
     still_serves(target)
     fds = target.fds()
     tag = target.new_tag()
-    client = Connection(target.port)
+    client = target.connect()
     client.send(request(f"/drip?tag={tag}"))
     require(client.head().status == 200, "no answer")
     client.reset()
@@ -207,7 +209,7 @@ def client_gone_idle_stream(target: Target) -> str | None:
 def app_yield_is_sent(target: Target) -> str | None:
     """What the application yields is sent before it is asked for more (PEP 3333)."""
     release = target.directory / f"release-{target.new_tag()}"
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request(f"/hold?release={release}"))
         try:
             client.head(3)
@@ -222,13 +224,14 @@ def app_yield_is_sent(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "slow-reader", "slow-writer", "close", because=CROWDS)
 @short_timeout
 def client_stops_reading(target: Target) -> str | None:
     """A client that stops reading costs bounded memory, hinders no other client and is cut off."""
     still_serves(target)
     fds, memory = target.fds(), target.memory()
     tags = [target.new_tag() for _ in range(20)]
-    clients = [Connection(target.port, receive_buffer=4096) for _ in tags]
+    clients = [target.connect(receive_buffer=4096) for _ in tags]
     try:
         for client, tag in zip(clients, tags, strict=True):
             client.send(request(f"/big?mib=64&tag={tag}"))
@@ -246,12 +249,13 @@ def client_stops_reading(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "slow-reader", "slow-writer", "close", because=CROWDS)
 def client_rst_storm(target: Target) -> str | None:
     """500 clients that reset at once leave no fd, no thread and no traceback behind."""
     still_serves(target)
     fds, log = target.fds(), len(target.log())
     for _ in range(5):
-        clients = [Connection(target.port) for _ in range(100)]
+        clients = [target.connect() for _ in range(100)]
         for number, client in enumerate(clients):
             tag = target.new_tag()
             if number % 3 == 0:
@@ -280,7 +284,7 @@ def _crowd(target: Target, start: bytes, drop: bytes) -> str:
     """
     still_serves(target)
     fds = target.fds()
-    crowd = [Connection(target.port) for _ in range(CROWD)]
+    crowd = [target.connect() for _ in range(CROWD)]
     slowest = 0.0
     cut = 0
     try:
@@ -322,6 +326,7 @@ def _send_each(clients: list[Connection], drop: bytes) -> Iterator[Connection]:
 
 
 @row
+@unless("http10", "slow-reader", "slow-writer", "close", because=CROWDS)
 @short_timeout
 def slow_headers(target: Target) -> str | None:
     """200 clients that drip a header hinder no other client and are cut off at the timeout."""
@@ -329,6 +334,7 @@ def slow_headers(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "slow-reader", "slow-writer", "close", because=CROWDS)
 @short_timeout
 def slow_body(target: Target) -> str | None:
     """200 clients that drip a body hinder no other client and are cut off at the timeout."""
@@ -337,6 +343,7 @@ def slow_body(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "slow-reader", "slow-writer", "close", because=CROWDS)
 @short_timeout
 def slow_chunk_body(target: Target) -> str | None:
     """200 clients that drip chunks hinder no other client and are cut off at the timeout."""
@@ -345,6 +352,7 @@ def slow_chunk_body(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "slow-reader", "slow-writer", "close", because=CROWDS)
 @short_timeout
 def slow_nothing(target: Target) -> str | None:
     """200 clients that connect and say nothing hinder no other client and are cut off."""
@@ -352,6 +360,7 @@ def slow_nothing(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "slow-reader", "slow-writer", "close", because=CROWDS)
 def idle_keepalive(target: Target) -> str | None:
     """1,000 idle connections stay, cost no CPU and no threads, and others are served."""
     still_serves(target)
@@ -359,7 +368,7 @@ def idle_keepalive(target: Target) -> str | None:
     idle: list[Connection] = []
     try:
         for _ in range(1000):
-            client = Connection(target.port)
+            client = target.connect()
             idle.append(client)
             client.send(request("/"))
             require(client.answer().status == 200, "not answered")
@@ -402,7 +411,7 @@ def log_injection(target: Target) -> str | None:
         request("/", "Authorization: Basic Zm9vCkZPUkdFRDp4"),
     )
     for raw in escapes:
-        with Connection(target.port) as client:
+        with target.connect() as client:
             client.send(raw)
             with contextlib.suppress(Closed, Malformed, TimeoutError):
                 client.answer(timeout=2)

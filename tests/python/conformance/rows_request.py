@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 
 from conformance.target import Target, until
-from conformance.verdict import Broken, environ_of, exchange, refused, require, row
-from conformance.wire import Closed, Connection, request
+from conformance.verdict import SECOND, Broken, environ_of, exchange, refused, require, row, unless
+from conformance.wire import Closed, request
 
 # ---- environ ---------------------------------------------------------------------------------
 
@@ -64,13 +64,13 @@ def env_pep3333_keys(target: Target) -> str | None:
         "SCRIPT_NAME": "",
         "PATH_INFO": "/env/x",
         "QUERY_STRING": "a=1&b=%20",
-        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_PROTOCOL": target.manner.version,
         "SERVER_PORT": str(target.port),
         "REMOTE_ADDR": "127.0.0.1",
         "HTTP_HOST": "localhost",
         "HTTP_X_ONE": "1",
         "wsgi.version": "(1, 0)",
-        "wsgi.url_scheme": "http",
+        "wsgi.url_scheme": target.manner.scheme,
         "wsgi.run_once": False,
     }
     wrong = {key: environ.get(key) for key, value in wanted.items() if environ.get(key) != value}
@@ -366,6 +366,7 @@ def sm_two_hosts(target: Target) -> str | None:
 
 
 @row
+@unless("http10", because="HTTP/1.0 demands no Host")
 def sm_no_host(target: Target) -> str | None:
     """HTTP/1.1 without Host (RFC 9112 section 3.2)."""
     tag = target.new_tag()
@@ -505,12 +506,13 @@ def sm_desync_te_gzip(target: Target) -> str | None:
 
 
 @row
+@unless("close", because=SECOND)
 def sm_trailer_desync(target: Target) -> str | None:
     """Trailers that look like framing change nothing for the next request."""
     one, two = target.new_tag(), target.new_tag()
     body = b"5\r\nhello\r\n0\r\nContent-Length: 60\r\nTransfer-Encoding: gzip\r\nX-T: 1\r\n\r\n"
     first = request(f"/body?tag={one}", "Transfer-Encoding: chunked", method="POST", body=body)
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(first + request(f"/?tag={two}"))
         answer = client.answer()
         if 400 <= answer.status < 500:
@@ -529,7 +531,7 @@ def sm_trailer_not_in_environ(target: Target) -> str | None:
     """A trailer never turns into a header, neither of this request nor of the next."""
     body = b"5\r\nhello\r\n0\r\nX-Auth-Token: evil\r\n\r\n"
     raw = request("/env", "Transfer-Encoding: chunked", method="POST", body=body)
-    with Connection(target.port) as client:
+    with target.connect() as client:
         for data in (raw, request("/env")):
             try:
                 client.send(data)
@@ -541,6 +543,7 @@ def sm_trailer_not_in_environ(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "close", because=SECOND)
 def sm_unread_body_then_request(target: Target) -> str | None:
     """A body that the application leaves unread is never taken for a request."""
     tag, after = target.new_tag(), target.new_tag()
@@ -550,7 +553,7 @@ def sm_unread_body_then_request(target: Target) -> str | None:
         (f"Content-Length: {len(inner)}", inner),
         ("Transfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (len(inner), inner)),
     ):
-        with Connection(target.port) as client:
+        with target.connect() as client:
             client.send(
                 request(f"/?tag={tag}", framing, method="POST", body=body)
                 + request(f"/?tag={after}")
@@ -568,10 +571,11 @@ def sm_unread_body_then_request(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "close", because=SECOND)
 def pipeline_order(target: Target) -> str | None:
     """Pipelined requests are answered in order, once each."""
     tags = [target.new_tag() for _ in range(20)]
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(b"".join(request(f"/?tag={tag}") for tag in tags))
         seen = [client.answer().body.decode() for _ in tags]
         require(seen == [f"hello {tag}" for tag in tags], f"order {seen}")
@@ -582,6 +586,7 @@ def pipeline_order(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "close", because=SECOND)
 def pipeline_split_everywhere(target: Target) -> str | None:
     """Two pipelined requests with bodies, cut at every tenth byte, read the same."""
     one, two = target.new_tag(), target.new_tag()
@@ -589,7 +594,7 @@ def pipeline_split_everywhere(target: Target) -> str | None:
         f"/body?tag={two}", "Transfer-Encoding: chunked", method="POST", body=HELLO
     )
     for cut in range(1, len(raw), 10):
-        with Connection(target.port) as client:
+        with target.connect() as client:
             client.send(raw[:cut])
             client.is_open(0.002)
             client.send(raw[cut:])
@@ -606,7 +611,7 @@ def pipeline_split_everywhere(target: Target) -> str | None:
 def _truncated(target: Target, *headers: str, body: bytes) -> str:
     """The application gets an error (or is never called), not a body that looks whole."""
     tag = target.new_tag()
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request(f"/body?tag={tag}", *headers, method="POST", body=body))
         client.finish_sending()
         try:
@@ -657,6 +662,7 @@ def body_bad_chunk_silent(target: Target) -> str | None:
 
 
 @row
+@unless("http10", because="HTTP/1.0 has no chunks")
 def body_whole(target: Target) -> str | None:
     """Bodies arrive byte for byte, with a length and chunked, up to 1 MiB."""
     data = bytes(range(256)) * 4096

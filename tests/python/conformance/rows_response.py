@@ -7,15 +7,15 @@ that cannot be), 7.6.1 (hop-by-hop) and 10.1.1 (Expect), RFC 9112 section 6.
 from __future__ import annotations
 
 from conformance.target import Target, until
-from conformance.verdict import clean_next, exchange, require, row, still_serves
-from conformance.wire import Closed, Connection, request
+from conformance.verdict import SECOND, clean_next, exchange, require, row, still_serves, unless
+from conformance.wire import Closed, request
 
 # ---- what the application may not send ---------------------------------------------------------
 
 
 def _inject(target: Target, where: str) -> str:
     tag = target.new_tag()
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request(f"/inject?tag={tag}&where={where}"))
         try:
             answer = client.answer()
@@ -65,7 +65,7 @@ def resp_inject_status(target: Target) -> str | None:
 @row
 def resp_hop_by_hop(target: Target) -> str | None:
     """Hop-by-hop headers of the application do not go out, and its false framing has no effect."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request("/hop"))
         answer = client.answer()
         require(answer.first("Keep-Alive") != "timeout=77", "Keep-Alive went out")
@@ -77,7 +77,7 @@ def resp_hop_by_hop(target: Target) -> str | None:
 
 
 def _no_body(target: Target, status: int, path: str, method: str = "GET") -> str:
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request(path, method=method))
         answer = client.answer(method)
         require(answer.status in (status, 500), f"answered {answer.status}")
@@ -103,7 +103,7 @@ def resp_304_body(target: Target) -> str | None:
 @row
 def resp_head_body(target: Target) -> str | None:
     """The answer to HEAD has no body; its Content-Length is the application's."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request("/head", method="HEAD"))
         answer = client.answer("HEAD")
         require(answer.first("Content-Length") in ("11", None), f"{answer.headers}")
@@ -121,9 +121,10 @@ def resp_204_no_cl(target: Target) -> str | None:
 
 
 @row
+@unless("http10", "close", because=SECOND)
 def resp_304_keeps_connection(target: Target) -> str | None:
     """304 without a body leaves the connection usable."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request("/nobody?status=304"))
         require(client.answer().status == 304, "not 304")
         require(clean_next(client, target) == "kept", "closed")
@@ -133,7 +134,7 @@ def resp_304_keeps_connection(target: Target) -> str | None:
 @row
 def resp_cl_too_short(target: Target) -> str | None:
     """More bytes than declared never become part of the next answer."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request("/length?says=5&sends=10"))
         answer = client.answer()
         if answer.status == 500:
@@ -152,7 +153,7 @@ def resp_cl_too_short(target: Target) -> str | None:
 @row
 def resp_cl_too_long(target: Target) -> str | None:
     """Fewer bytes than declared end the connection, so that the client sees the cut."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request("/length?says=10&sends=5"))
         try:
             answer = client.answer(timeout=3)
@@ -165,7 +166,7 @@ def resp_cl_too_long(target: Target) -> str | None:
 @row
 def resp_http10_no_chunked(target: Target) -> str | None:
     """HTTP/1.0 gets no chunks; the end of an answer without a length is the connection's end."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request("/nolength", version="HTTP/1.0"))
         answer = client.answer()
         require(not answer.all("Transfer-Encoding"), "chunked in an answer to HTTP/1.0")
@@ -178,7 +179,7 @@ def resp_http10_keep_alive(target: Target) -> str | None:
     """HTTP/1.0 with keep-alive is either kept (and said so) or closed; without it, closed."""
     notes = []
     for headers in (["Connection: keep-alive"], []):
-        with Connection(target.port) as client:
+        with target.connect() as client:
             client.send(request("/?tag=", *headers, version="HTTP/1.0"))
             answer = client.answer()
             says = "keep-alive" in (answer.first("Connection") or "").lower()
@@ -194,7 +195,7 @@ def resp_http10_keep_alive(target: Target) -> str | None:
 @row
 def resp_connection_close(target: Target) -> str | None:
     """Connection: close is honoured and announced."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request("/", "Connection: close"))
         answer = client.answer()
         require(answer.will_close, f"not announced: {answer.headers}")
@@ -203,9 +204,10 @@ def resp_connection_close(target: Target) -> str | None:
 
 
 @row
+@unless("close", because=SECOND)
 def resp_chunked_whole(target: Target) -> str | None:
     """An answer without a length is chunked for HTTP/1.1 and keeps the connection."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request("/nolength"))
         answer = client.answer()
         require(answer.body == b"one two three", f"{answer.body!r}")
@@ -228,7 +230,7 @@ def resp_date(target: Target) -> str | None:
 
 def _five_hundred(target: Target, path: str, query: str = "") -> str:
     tag = target.new_tag()
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request(f"{path}?tag={tag}{query}"))
         answer = client.answer()
         require(answer.status == 500, f"answered {answer.status} {answer.body[:60]!r}")
@@ -254,7 +256,7 @@ def app_raise_after(target: Target) -> str | None:
 def app_raise_mid(target: Target) -> str | None:
     """An exception in the middle of a body cuts the connection: no last chunk."""
     tag = target.new_tag()
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request(f"/raise_mid?tag={tag}"))
         try:
             answer = client.answer()
@@ -284,7 +286,7 @@ def app_exc_info(target: Target) -> str | None:
 def app_exc_info_late(target: Target) -> str | None:
     """With exc_info, after the headers were sent, start_response() raises it again."""
     tag = target.new_tag()
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request(f"/exc_info_late?tag={tag}"))
         try:
             answer = client.answer()
@@ -306,7 +308,7 @@ def app_no_start(target: Target) -> str | None:
 def app_str_body(target: Target) -> str | None:
     """str items in a body are an error."""
     tag = target.new_tag()
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(request(f"/str_body?tag={tag}"))
         try:
             answer = client.answer()
@@ -348,7 +350,7 @@ def app_close_called(target: Target) -> str | None:
     """close() is called once for every answer, HEAD and errors included."""
     for path, method in (("/", "GET"), ("/head", "HEAD"), ("/str_body", "GET")):
         tag = target.new_tag()
-        with Connection(target.port) as client:
+        with target.connect() as client:
             client.send(request(f"{path}?tag={tag}", method=method))
             require(target.saw("close", tag), f"not called for {method} {path}")
         require(len(target.events(tag, "close")) == 1, f"twice for {method} {path}")
@@ -359,10 +361,11 @@ def app_close_called(target: Target) -> str | None:
 
 
 @row
+@unless("http10", because="HTTP/1.0 has no interim answers")
 def expect_100(target: Target) -> str | None:
     """The interim answer comes before the body is sent."""
     tag = target.new_tag()
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(
             request(f"/body?tag={tag}", "Content-Length: 5", "Expect: 100-continue", method="POST")
         )
@@ -377,7 +380,7 @@ def expect_100(target: Target) -> str | None:
 @row
 def expect_100_http10(target: Target) -> str | None:
     """HTTP/1.0 gets no interim answer."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(
             request(
                 "/body",
@@ -395,11 +398,12 @@ def expect_100_http10(target: Target) -> str | None:
 
 
 @row
+@unless("http10", because="HTTP/1.0 has no interim answers")
 def expect_100_not_read(target: Target) -> str | None:
     """An application that does not read gets no 100 sent for it; nothing desynchronises."""
     tag = target.new_tag()
     inner = request(f"/smuggled?tag={tag}s")
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(
             request(
                 f"/?tag={tag}",
@@ -421,9 +425,10 @@ def expect_100_not_read(target: Target) -> str | None:
 
 
 @row
+@unless("close", "http10", because=SECOND)
 def expect_100_body_at_once(target: Target) -> str | None:
     """A client that does not wait for the 100 is served all the same."""
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(
             request(
                 "/body", "Content-Length: 5", "Expect: 100-continue", method="POST", body=b"hello"

@@ -64,6 +64,7 @@ def osloxide(args: argparse.Namespace) -> None:
         command += [] if args.access_log else ["--log-level", "warning"]
         command += ["--certfile", args.certfile, "--keyfile", args.keyfile] if args.certfile else []
         command += ["--threads", str(args.threads)] if args.threads else []
+        command += ["--client-timeout", str(round(args.timeout))] if args.timeout else []
         os.execv(sys.executable, [*command, args.app])
     from osloxide import wsgi
 

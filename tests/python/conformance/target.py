@@ -22,7 +22,11 @@ from typing import Any, Self
 from procfs import cpu_seconds, group_members, open_fds, resident_bytes, threads
 from waiting import until
 
+from conformance.manner import PLAIN, Manner
+from conformance.wire import Connection
+
 HERE = Path(__file__).resolve().parent
+CERTIFICATES = HERE.parents[1] / "certificates"
 _tags = itertools.count(1)
 
 
@@ -32,10 +36,21 @@ class Target:
     :param server: a name of serve.py.
     :param python: the interpreter that has that server installed.
     :param options: further arguments of serve.py.
+    :param manner: how clients talk to it.
     """
 
-    def __init__(self, server: str, *options: str, python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        server: str,
+        *options: str,
+        python: str = sys.executable,
+        manner: Manner = PLAIN,
+    ) -> None:
         self.server = server
+        self.manner = manner
+        if manner.is_tls:
+            options += ("--certfile", str(CERTIFICATES / "server.crt"))
+            options += ("--keyfile", str(CERTIFICATES / "server.key"))
         self.directory = Path(tempfile.mkdtemp(prefix="conformance-"))
         self.events_path = self.directory / "events"
         self.log_path = self.directory / "log"
@@ -101,6 +116,10 @@ class Target:
         if not until(lambda: not group_members(self.process.pid), 5):
             raise RuntimeError(f"{self.server} left processes {group_members(self.process.pid)}")
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def connect(self, timeout: float = 5.0, receive_buffer: int | None = None) -> Connection:
+        """A new connection of a client."""
+        return Connection(self.port, timeout, receive_buffer, self.manner)
 
     # ---- what the server wrote and what the application saw -----------------------------------
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from conformance.manner import Manner
 from conformance.target import Target, until
 from conformance.wire import Answer, Closed, Connection, Malformed, request
 
@@ -19,6 +20,11 @@ ROWS: dict[str, Row] = {}
 #: Rows that need a server whose client timeout is SHORT seconds.
 SHORT_TIMEOUT_ROWS: set[str] = set()
 SHORT = 2.0
+#: Why rows are left out in some manners.
+SECOND = "it is about a second request on the connection"
+CROWDS = "hundreds of clients say no more than in the plain manner"
+#: Manner -> row -> why the row says nothing in it.
+NOT_FOR: dict[str, dict[str, str]] = {}
 
 
 class Broken(AssertionError):
@@ -28,6 +34,22 @@ class Broken(AssertionError):
 def row(function: Row) -> Row:
     ROWS[function.__name__] = function
     return function
+
+
+def not_for(manner: Manner) -> dict[str, str]:
+    """Rows that say nothing in this *manner*, and why."""
+    return NOT_FOR.get(manner.name, {})
+
+
+def unless(*manners: str, because: str) -> Callable[[Row], Row]:
+    """Leave a row out in some manners."""
+
+    def mark(function: Row) -> Row:
+        for name in manners:
+            NOT_FOR.setdefault(name, {})[function.__name__] = because
+        return function
+
+    return mark
 
 
 def short_timeout(function: Row) -> Row:
@@ -59,7 +81,7 @@ def judge(run: Row, target: Target) -> tuple[bool, str]:
 
 def exchange(target: Target, raw: bytes, method: str = "GET", timeout: float = 5.0) -> Answer:
     """One request on a fresh connection."""
-    with Connection(target.port, timeout) as client:
+    with target.connect(timeout) as client:
         client.send(raw)
         return client.answer(method)
 
@@ -81,7 +103,7 @@ def refused(target: Target, raw: bytes, tag: str, *, may_reach_app: bool = False
     body that turns out broken while the application reads it) nor anything hidden in it. With
     *may_reach_app* the application must not have got a body either.
     """
-    with Connection(target.port) as client:
+    with target.connect() as client:
         client.send(raw)
         try:
             answer = client.answer()

@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
+from conformance.manner import PLAIN, Manner
+
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
 FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
@@ -24,6 +26,10 @@ class Malformed(Exception):
 
 class Closed(Exception):
     """The connection ended before an answer was complete."""
+
+
+class Cut(Closed):
+    """It did not end in order: it was reset, or TLS ended without ``close_notify``."""
 
 
 @dataclass
@@ -58,12 +64,15 @@ class Answer:
 class Connection:
     """One client connection. Every wait has a deadline."""
 
-    def __init__(self, port: int, timeout: float = 5.0, receive_buffer: int | None = None) -> None:
-        self.sock = socket.socket()
-        if receive_buffer is not None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.sock.settimeout(timeout)
-        self.sock.connect(("127.0.0.1", port))
+    def __init__(
+        self,
+        port: int,
+        timeout: float = 5.0,
+        receive_buffer: int | None = None,
+        manner: Manner = PLAIN,
+    ) -> None:
+        self.manner = manner
+        self.sock = manner.connect(port, timeout, receive_buffer)
         self.timeout = timeout
         self.unread = b""
 
@@ -75,10 +84,11 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         self.sock.settimeout(self.timeout)
-        self.sock.sendall(data)
+        for piece in self.manner.pieces(self.manner.spoken(data)):
+            self.sock.sendall(piece)
 
     def finish_sending(self) -> None:
-        self.sock.shutdown(socket.SHUT_WR)
+        self.sock.finish_sending()
 
     def reset(self) -> None:
         """Close so that the server gets a RST instead of a FIN."""
@@ -91,9 +101,9 @@ class Connection:
             raise TimeoutError("no answer before the deadline")
         self.sock.settimeout(left)
         try:
-            data = self.sock.recv(65536)
+            data = self.sock.recv(self.manner.take or 65536)
         except ConnectionError as exc:
-            raise Closed(f"{type(exc).__name__} with {len(self.unread)} bytes unread") from exc
+            raise Cut(f"{type(exc).__name__} with {len(self.unread)} bytes unread") from exc
         if not data:
             raise Closed(f"end of file with {len(self.unread)} bytes unread")
         self.unread += data
@@ -158,7 +168,8 @@ class Connection:
             answer.body = self._exactly(int(lengths[0]), deadline)
         else:
             answer.delimited = False
-            answer.body = self.rest(deadline - time.monotonic())
+            # Here the end says that the body is whole, so it has to be one in order.
+            answer.body = self.rest(deadline - time.monotonic(), is_framing=True)
         return answer
 
     def _chunks(self, deadline: float) -> bytes:
@@ -176,13 +187,18 @@ class Connection:
             if self._exactly(2, deadline) != b"\r\n":
                 raise Malformed("a chunk that does not end in CRLF")
 
-    def rest(self, timeout: float | None = None) -> bytes:
-        """Everything until the server closes; TimeoutError when it does not in time."""
+    def rest(self, timeout: float | None = None, *, is_framing: bool = False) -> bytes:
+        """Everything until the server closes; TimeoutError when it does not in time.
+
+        :param is_framing: a connection that is cut is Cut, and not an end.
+        """
         deadline = time.monotonic() + (timeout or self.timeout)
         while True:
             try:
                 self._more(deadline)
-            except Closed:
+            except Closed as end:
+                if is_framing and isinstance(end, Cut):
+                    raise
                 data, self.unread = self.unread, b""
                 return data
 
@@ -197,7 +213,7 @@ class Connection:
         """Whether the server has neither closed nor sent anything, after *watch* seconds."""
         self.sock.settimeout(watch or 0.001)
         try:
-            self.unread += self.sock.recv(65536)
+            self.unread += self.sock.recv(self.manner.take or 65536)
         except (TimeoutError, BlockingIOError):
             return not self.unread
         except ConnectionError:

@@ -1,0 +1,81 @@
+"""Which section of which document each row comes from.
+
+Owns the mapping alone: a row is looked up by its name, then by the longest beginning that is known.
+"""
+
+from __future__ import annotations
+
+RULES = {
+    "lim_url": "RFC 9112 section 3",
+    "lim_headers": "RFC 9110 section 5.4",
+    "lim_header": "RFC 9110 section 5.4",
+    "lim_chunk": "RFC 9112 section 7.1.1",
+    "lim_trailers": "RFC 9112 section 7.1.2",
+    "lim_unread_body": "RFC 9112 section 9.3",
+    "client_half_close": "RFC 9112 section 9.6",
+    "client_gone": "PEP 3333",
+    "client_stops_reading": "RFC 9112 section 9.5",
+    "client_rst_storm": "RFC 9112 section 9.5",
+    "slow": "RFC 9112 section 9.5",
+    "idle": "RFC 9112 section 9.5",
+    "log": "RFC 9110 section 17.5",
+    "env": "PEP 3333",
+    "env_httpoxy": "RFC 3875 section 4.1.18",
+    "env_underscore": "RFC 3875 section 4.1.18",
+    "env_path_percent": "RFC 3875 section 4.1.5",
+    "env_absolute_form": "RFC 9112 section 3.2.2",
+    "env_dup_header_join": "RFC 9110 section 5.3",
+    "sm": "RFC 9112 section 11.2",
+    "sm_cl": "RFC 9112 section 6.3",
+    "sm_dup_cl": "RFC 9112 section 6.3",
+    "sm_cl_te": "RFC 9112 section 6.1",
+    "sm_te": "RFC 9112 section 6.1",
+    "sm_te_sp_colon": "RFC 9112 section 5.1",
+    "sm_obs_fold": "RFC 9112 section 5.2",
+    "sm_te_obs_fold": "RFC 9112 section 5.2",
+    "sm_bare_cr": "RFC 9112 section 2.2",
+    "sm_nul": "RFC 9110 section 5.5",
+    "sm_nul_name": "RFC 9110 section 5.6.2",
+    "sm_nul_url": "RFC 9112 section 3.2",
+    "sm_ctl_url": "RFC 9112 section 3.2",
+    "sm_space_name": "RFC 9110 section 5.1",
+    "sm_no_colon": "RFC 9112 section 5",
+    "sm_empty_name": "RFC 9110 section 5.1",
+    "sm_leading_ws": "RFC 9112 section 2.2",
+    "sm_two_hosts": "RFC 9112 section 3.2",
+    "sm_no_host": "RFC 9112 section 3.2",
+    "sm_bad_host": "RFC 9112 section 3.2",
+    "sm_http09": "RFC 9112 section 3",
+    "sm_version": "RFC 9112 section 2.3",
+    "sm_lower_method": "RFC 9110 section 9.1",
+    "sm_chunk": "RFC 9112 section 7.1",
+    "sm_chunk_ext": "RFC 9112 section 7.1.1",
+    "sm_desync": "RFC 9112 section 6.3",
+    "sm_trailer": "RFC 9110 section 6.5.1",
+    "sm_unread": "RFC 9112 section 9.3",
+    "pipeline": "RFC 9112 section 9.3.2",
+    "body": "PEP 3333",
+    "body_truncated": "RFC 9112 section 8",
+    "body_bad_chunk": "RFC 9112 section 7.1",
+    "resp_inject": "RFC 9110 section 5.5",
+    "resp_hop_by_hop": "RFC 9110 section 7.6.1",
+    "resp_204": "RFC 9110 section 15.3.5",
+    "resp_304": "RFC 9110 section 15.4.5",
+    "resp_head_body": "RFC 9110 section 9.3.2",
+    "resp_204_no_cl": "RFC 9110 section 8.6",
+    "resp_cl": "RFC 9112 section 6.2",
+    "resp_http10": "RFC 9112 section 6.3",
+    "resp_http10_keep_alive": "RFC 9112 section 9.3",
+    "resp_connection_close": "RFC 9112 section 9.6",
+    "resp_chunked": "RFC 9112 section 7.1",
+    "resp_date": "RFC 9110 section 6.6.1",
+    "app": "PEP 3333",
+    "app_raise_mid": "RFC 9112 section 8",
+    "expect": "RFC 9110 section 10.1.1",
+}
+
+
+def rule(name: str) -> str:
+    """The document and section behind the row *name*."""
+    known = [start for start in RULES if name == start or name.startswith(start + "_")]
+    return RULES[max(known, key=len)]
