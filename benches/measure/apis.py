@@ -19,7 +19,7 @@ from services.apis import ALL, Api, ask
 from services.calls import call_to
 
 from measure import machine
-from measure.peers import ROOT, Serving, beside
+from measure.peers import ROOT, Serving
 from measure.wsgi import Round, Workload, in_turn
 
 INI = ROOT / "tests" / "deployments" / "files" / "openstack-ansible" / "keystone.ini"
@@ -62,7 +62,7 @@ def started(api: Api, server: str, made: Path, variables: dict[str, str], python
     ini.write_text(ini_of(api, installed.directory, port))
     command = [installed.python, "-m", "osloxide", "uwsgi"]
     if server == UWSGI:
-        command = [beside(python, "uwsgi")]
+        command = [str(Path(python).with_name(UWSGI))]
         # osloxide's sitecustomize has no business there.
         variables = {name: text for name, text in variables.items() if name != "PYTHONPATH"}
     script = f'echo "listening {port}"; exec "$@"'
