@@ -252,6 +252,7 @@ class Server:
         proxies: Sequence[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]] | None = None,
         access_log: AccessLog | None = None,
         access_filter: AccessFilter | None = None,
+        request_timeout: float | None = None,
         protocol: str = "http",
     ) -> Server:
         """*protocol* is ``"http"``, or ``"uwsgi"`` for proxies that speak that; it has CGI variables for the environ. *fd* is duplicated. Everything is checked now; ValueError names the option. *environ* holds extra keys for every request. *log* receives finished
@@ -264,7 +265,10 @@ class Server:
         RLIMIT_NOFILE at the start. *max_body*: bytes of a request's body, beyond which it is answered
         with 413; None for no limit. *proxies*: first and last address of each range from which
         connections may come, which then begin with a header of the PROXY protocol; None for no header. *access_log* is written natively, besides *log*;
-        *access_filter* holds for both."""
+        *access_filter* holds for both. *request_timeout*: seconds for which *app* may be busy with one request, waits
+        for the client left out; then the client is answered 504, or cut off where an answer had begun,
+        the thread is told of by *log_error*, gets osloxide.exceptions.RequestTimeout, and counts
+        neither for *pool_size* nor for the drain until it comes back; None = for ever."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""
     def stop(self, close: bool) -> None:

@@ -19,3 +19,11 @@ class ForkAfterThreadsError(RuntimeError):
 
 class StartMethodError(ValueError):
     """*start_method* names a way of starting workers that osloxide does not offer."""
+
+
+class RequestTimeout(BaseException):
+    """Raised in the thread of a request that took too long and was given up.
+
+    No ``Exception``: an application that catches those must not go on with a request whose client
+    has left with a 504.
+    """

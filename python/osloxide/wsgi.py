@@ -224,6 +224,8 @@ class Server(ServiceBase):
     access_log: _native.AccessLog | None = None
     #: Requests that have no line, in this log or that of the logger.
     access_filter: _native.AccessFilter | None = None
+    #: Seconds for which the application may be busy with one request; None = for ever.
+    request_timeout: float | None = None
     #: Requests are logged by the logger.
     is_logged = True
 
@@ -430,6 +432,7 @@ class Server(ServiceBase):
             proxies=self.proxies,
             access_log=self.access_log,
             access_filter=self.access_filter,
+            request_timeout=self.request_timeout,
         )
         # What ends a process late must be loaded before the interpreter shuts down.
         from osloxide.launch import ending as _ending  # noqa: F401

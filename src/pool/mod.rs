@@ -115,6 +115,7 @@ impl<S: Source> Pool<S> {
             call_since: Instant::now(),
             calls: 0,
             running: Vec::new(),
+            abandoned: Vec::new(),
             idle: Vec::new(),
             has_standby: false,
             alarm_time: AlarmTime::Never,
@@ -154,6 +155,14 @@ impl<S: Source> Pool<S> {
         }
     }
 
+    /// What leaves threads out of it.
+    #[must_use]
+    pub fn abandon(&self) -> Abandon<S> {
+        Abandon {
+            shared: self.shared.clone(),
+        }
+    }
+
     /// Changes how many jobs may run at once; 0 counts as 1.
     pub fn resize(&self, max: usize) {
         self.shared.state.lock().gate.resize(max);
@@ -171,6 +180,42 @@ impl<S: Source> Pool<S> {
             limit: state.gate.limit(),
             takeovers: state.takeovers,
             panics: self.shared.panics.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Leaves threads out of a pool that are inside jobs which were given up.
+pub struct Abandon<S: Source> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S: Source> fmt::Debug for Abandon<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Abandon").finish_non_exhaustive()
+    }
+}
+
+impl<S: Source> Abandon<S> {
+    /// Counts `thread` no more until its job has ended, if it is inside one: another thread may take
+    /// its place, and the pool ends without it.
+    pub fn abandon(&self, thread: Pid) {
+        let mut state = self.shared.state.lock();
+        let Some(at) = state.running.iter().position(|it| it.thread == thread) else {
+            return;
+        };
+        state.running.swap_remove(at);
+        state.abandoned.push(thread);
+        state.threads -= 1;
+        if state.leader == Some(thread) {
+            // It computes, and nobody has taken over yet.
+            state.leader = None;
+            state.leader_call = 0;
+            state.is_led = false;
+            let _ = self.shared.start_leader(&mut state);
+        }
+        self.shared.start_processing_threads(&mut state);
+        if state.threads == 0 && state.leaving == 0 && state.is_ending {
+            self.shared.source.ended();
         }
     }
 }
@@ -223,6 +268,8 @@ struct State<J> {
     call_since: Instant,
     calls: u64,
     running: Vec<Running>,
+    /// Threads inside jobs that were given up; they count nowhere else.
+    abandoned: Vec<Pid>,
     idle: Vec<Arc<IdleThread>>,
     has_standby: bool,
     alarm_time: AlarmTime,
@@ -297,7 +344,13 @@ impl<J> State<J> {
         gate::released(self.running.iter().map(|job| job.computing), now)
     }
 
-    fn finish(&mut self, thread: Pid, next: Option<J>) {
+    /// A job has ended; false when it had been given up, and its thread has to find its place again.
+    fn finish(&mut self, thread: Pid, next: Option<J>) -> bool {
+        let was_abandoned = self.abandoned.iter().position(|it| *it == thread);
+        if let Some(at) = was_abandoned {
+            self.abandoned.swap_remove(at);
+            self.threads += 1;
+        }
         let at = self.running.iter().position(|it| it.thread == thread);
         if let Some(ended) = at.map(|at| self.running.swap_remove(at))
             && ended.computing != Streak::default()
@@ -311,6 +364,7 @@ impl<J> State<J> {
         if self.ready.is_empty() {
             self.gate.finished(self.running.len());
         }
+        was_abandoned.is_none()
     }
 }
 
@@ -381,8 +435,7 @@ impl<S: Source> Shared<S> {
                 self.put_off(state, now);
                 self.ensure_standby(state);
                 let next = MutexGuard::unlocked(state, || self.run(job));
-                state.finish(own, next);
-                if state.term != term {
+                if !state.finish(own, next) || state.term != term {
                     return;
                 }
                 state.leader_call = 0;
@@ -430,8 +483,7 @@ impl<S: Source> Shared<S> {
                 self.ensure_standby(state);
             }
             let next = MutexGuard::unlocked(state, || self.run(current));
-            state.finish(own, next);
-            if !state.is_led {
+            if !state.finish(own, next) || !state.is_led {
                 return;
             }
             job = state.help(own);

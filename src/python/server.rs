@@ -71,7 +71,7 @@ impl Server {
         max_header_line=16384, max_url_len=8192, max_headers=100, log=None, log_format="", log_enabled=None,
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
         name="server", keep_alive_timeout=None, max_connections=None, max_body=None, proxies=None,
-        access_log=None, access_filter=None, protocol="http",
+        access_log=None, access_filter=None, request_timeout=None, protocol="http",
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     #[expect(
@@ -104,6 +104,7 @@ impl Server {
         proxies: Option<Vec<(IpAddr, IpAddr)>>,
         access_log: Option<Py<NativeLog>>,
         access_filter: Option<Py<AccessFilter>>,
+        request_timeout: Option<f64>,
         protocol: &str,
     ) -> PyResult<Self> {
         if !matches!(protocol, "http" | "uwsgi") {
@@ -125,6 +126,7 @@ impl Server {
             }
         }
         let client_socket_timeout = timeout("client_socket_timeout", client_socket_timeout)?;
+        let request_timeout = timeout("request_timeout", request_timeout)?;
         let keep_alive_timeout = timeout("keep_alive_timeout", keep_alive_timeout)?;
         if fd < 0 {
             return Err(PyValueError::new_err(format!(
@@ -144,6 +146,7 @@ impl Server {
             keep_alive,
             client_socket_timeout,
             keep_alive_timeout,
+            request_timeout,
             max_connections,
             proxies,
             max_body,
@@ -167,6 +170,7 @@ impl Server {
             log_enabled,
             native_log: access_log,
             filter: access_filter,
+            has_timeout: request_timeout.is_some(),
             log_error,
             debug,
             multiprocess,

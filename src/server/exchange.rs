@@ -15,9 +15,11 @@ use super::received_request::ReceivedRequest;
 use super::sending::{After, BYTES_PER_MS, Note, Sending, UnsentMemory, delivery};
 use super::slow_clients::{Direction, SlowClients, Waited};
 use super::socket;
-use crate::scoreboard;
+use crate::scoreboard::{self, InFlight};
 use crate::wsgi::request::RequestHead;
-use crate::wsgi::{BodyError, ClientGone, Delivery, Endpoints, Exchange, FilePart, ResponseHead};
+use crate::wsgi::{
+    BodyError, ClientGone, Delivery, Endpoints, Exchange, FilePart, GivenUp, ResponseHead,
+};
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderMap, HeaderValue, StatusCode, Version};
@@ -42,6 +44,8 @@ pub(super) trait Keeper: Sync {
     fn keep(&self, connection: Box<Connection>);
     /// More threads wait for clients than may while requests wait for a thread.
     fn relieve(&self);
+    /// Closes a connection on which everything was said, whose exchange goes on without it.
+    fn end(&self, connection: Box<Connection>, is_cut: bool);
     /// Gives it back; `None` when it is lost.
     fn reclaim(&self, token: Token) -> Option<Box<Connection>>;
 }
@@ -71,6 +75,8 @@ enum Progress {
 pub(super) enum Outcome {
     /// Nothing: the answer was cut off.
     Failed(Option<(Note, Delivery)>),
+    /// Nothing, and the reactor has it already: the request was given up.
+    GivenUp,
     /// The answer is with the kernel.
     Sent(After, Option<Note>),
     /// It is complete, and the client has not taken it yet.
@@ -105,6 +111,9 @@ pub(super) struct ConnectionExchange<'r> {
     is_last: bool,
     has_continued: bool,
     note: Option<Box<dyn Any + Send>>,
+    /// Counts the request as in flight. Absent once it was given up: the connection is none of this
+    /// exchange's business any more then.
+    in_flight: Option<InFlight<'static>>,
 }
 
 impl<'r> ConnectionExchange<'r> {
@@ -134,11 +143,15 @@ impl<'r> ConnectionExchange<'r> {
             is_last: false,
             has_continued: false,
             note: None,
+            in_flight: Some(scoreboard::current().begin()),
         }
     }
 
     /// The handler has returned, or panicked. The connection is absent when it is lost.
     pub(super) fn into_outcome(mut self, has_panicked: bool) -> (Option<Box<Connection>>, Outcome) {
+        if self.in_flight.is_none() {
+            return (None, Outcome::GivenUp);
+        }
         match self.progress {
             Progress::Nothing => {
                 let _ = self.send_error(StatusCode::INTERNAL_SERVER_ERROR);
@@ -625,6 +638,42 @@ impl Exchange for ConnectionExchange<'_> {
         }
         self.reclaim()
             .is_none_or(|held| socket::is_dead(&held.link.transport))
+    }
+
+    fn give_up(&mut self) -> Option<GivenUp> {
+        if self.failed.is_some() || self.progress == Progress::Ended {
+            return None;
+        }
+        let status = StatusCode::GATEWAY_TIMEOUT;
+        let is_answered = self.progress == Progress::Nothing && self.send_error(status).is_ok();
+        let body = self.body;
+        let given_up = GivenUp {
+            status: is_answered.then_some(status),
+            delivery: if is_answered {
+                delivery(body, 0)
+            } else {
+                self.abort();
+                self.failed.unwrap_or(Delivery {
+                    sent: 0,
+                    is_whole: false,
+                    is_file_short: false,
+                })
+            },
+        };
+        self.failed = Some(given_up.delivery);
+        self.progress = Progress::Ended;
+        self.failure = Some(BodyError::Disconnected);
+        // It is not in flight any more, whatever the application does.
+        self.in_flight = None;
+        self.reclaim();
+        if let Some(connection) = self.connection.take() {
+            self.keeper.end(connection, !is_answered);
+        }
+        Some(given_up)
+    }
+
+    fn waited(&self) -> Duration {
+        self.reading.time + self.writing.time
     }
 
     fn delivery(&mut self) -> Option<Delivery> {

@@ -11,6 +11,7 @@ mod framing;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod link;
+mod overdue;
 mod proxy_header;
 mod reactor;
 mod received_request;
@@ -68,6 +69,9 @@ pub struct Settings {
     pub proxies: Option<Vec<(IpAddr, IpAddr)>>,
     /// Longest body of a request, in bytes; longer ones are refused with 413. `None`: no limit.
     pub max_body: Option<u64>,
+    /// How long an application may be busy with one request, waits for its client left out; then the
+    /// client is answered 504, or cut off. `None` is for ever.
+    pub request_timeout: Option<Duration>,
     /// Accepts HTTP/1.1 requests without a Host header. Only for oslo.service's own tests.
     pub lenient: bool,
     /// Clients are proxies that speak the uwsgi protocol instead of HTTP.
@@ -92,6 +96,7 @@ impl Default for Settings {
             last_look: Duration::ZERO,
             proxies: None,
             max_body: None,
+            request_timeout: None,
             lenient: false,
             uwsgi: false,
             tls: None,
@@ -216,6 +221,14 @@ impl Server {
                 let pool_size = settings.pool_size;
                 let reactor = Arc::new(Reactor::new(listener, settings, self.handler.clone())?);
                 let pool = Pool::new("osloxide", reactor.clone(), pool_size);
+                if let Some(timeout) = self.settings.request_timeout {
+                    overdue::start(reactor.clone(), pool.abandon(), timeout).map_err(|source| {
+                        Error::Resource {
+                            what: "start a thread",
+                            source,
+                        }
+                    })?;
+                }
                 stale.insert(Engine {
                     reactor,
                     pool,

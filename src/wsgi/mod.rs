@@ -179,6 +179,12 @@ pub trait Exchange: Send {
     fn abort(&mut self);
     /// True once the client is known to be gone; costs one non-blocking look at the socket.
     fn is_client_gone(&mut self) -> bool;
+    /// Gives the request up: a client that has heard nothing yet is told `504`, another one is cut
+    /// off, and the connection is taken away from the exchange, where nothing can be sent any more.
+    /// `None` when the answer is complete already, or has been given up before.
+    fn give_up(&mut self) -> Option<GivenUp>;
+    /// How long the request has waited for its client so far.
+    fn waited(&self) -> Duration;
     /// What became of the answer, once it has ended; `None` while the client has not taken it yet.
     fn delivery(&mut self) -> Option<Delivery>;
     /// Has the handler told by [`Handler::delivered`], with this note, what became of the answer.
@@ -194,6 +200,15 @@ pub struct Delivery {
     pub is_whole: bool,
     /// It was cut off because a file ended before the length that was announced for it.
     pub is_file_short: bool,
+}
+
+/// What a client was told whose request was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GivenUp {
+    /// The status; `None` when the answer had begun, and was cut off.
+    pub status: Option<StatusCode>,
+    /// What became of the body.
+    pub delivery: Delivery,
 }
 
 /// A request that the server answered by itself, because it could not be passed on.
@@ -232,6 +247,14 @@ pub trait Handler: Send + Sync + Debug {
     /// [`Exchange::when_delivered`]. Called on a pool thread.
     fn delivered(&self, note: Box<dyn Any + Send>, delivery: Delivery) {
         drop((note, delivery));
+    }
+    /// Gives up, by [`Exchange::give_up`], each request in which the application has been busy for
+    /// `timeout`. Returns the kernel's ids of the threads that are still inside of these, and how long
+    /// it is until the next request may be due; `None` when nothing is in flight. Called without the
+    /// interpreter held, by a thread of its own.
+    fn give_up_overdue(&self, timeout: Duration) -> (Vec<i32>, Option<Duration>) {
+        let _ = timeout;
+        (Vec::new(), None)
     }
     /// True while the handler has put work off that [`Handler::catch_up`] does. Called often.
     fn has_put_off(&self) -> bool {

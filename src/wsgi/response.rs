@@ -579,6 +579,14 @@ mod tests {
     struct Record(Vec<String>);
 
     impl Exchange for Record {
+        fn give_up(&mut self) -> Option<crate::wsgi::GivenUp> {
+            None
+        }
+
+        fn waited(&self) -> std::time::Duration {
+            std::time::Duration::ZERO
+        }
+
         fn request(&self) -> &crate::wsgi::request::RequestHead {
             unimplemented!("a whole answer does not ask for the request")
         }

@@ -60,6 +60,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
         max_connections = options.max_connections
         proxies = options.proxy_allow_from.ranges() if options.proxy_protocol else None
         max_body = options.limit_request_body or None
+        request_timeout = float(options.request_timeout or 0) or None
         access_log = _access_log(options)
         access_filter = _access_filter(options)
         key_passphrase_file = options.keyfile_passphrase_file

@@ -40,26 +40,40 @@ def memory(text: str) -> tuple[str, int]:
 def check(options: argparse.Namespace) -> None:
     """Refuse what cannot be meant.
 
-    :raises CommandError: a jitter without the limit that it belongs to.
+    :raises CommandError: an option without the one that it belongs to, or two in the wrong order.
     """
     for limit in ("max_requests", "max_worker_lifetime"):
         jitter = getattr(options, f"{limit}_jitter")
         if jitter and not getattr(options, limit):
             name = limit.replace("_", "-")
             raise CommandError(f"--{name}-jitter {jitter} needs --{name}; give both")
+    if options.max_stuck_threads and not options.request_timeout:
+        raise CommandError(
+            f"--max-stuck-threads {options.max_stuck_threads} needs --request-timeout; give both"
+        )
+    if options.request_timeout and 0 < (options.timeout or 0) <= options.request_timeout:
+        raise CommandError(
+            f"--timeout {options.timeout} replaces the worker before --request-timeout "
+            f"{options.request_timeout} can answer a request 504; give --timeout a larger number, "
+            "or 0"
+        )
 
 
 def is_wanted(options: argparse.Namespace) -> bool:
     """Whether workers are replaced after some time, work or growth."""
     return bool(
-        options.max_requests
+        options.request_timeout
+        or options.max_requests
         or options.max_worker_lifetime
         or (options.max_worker_memory and options.max_worker_memory[1])
     )
 
 
-def limit(options: argparse.Namespace) -> None:
-    """Set the limits of this worker; called in it, before it serves."""
+def limit(options: argparse.Namespace, threads: int) -> None:
+    """Set the limits of this worker; called in it, before it serves.
+
+    :param threads: how many requests may be in flight in it.
+    """
     kind, size = options.max_worker_memory or ("rss", 0)
     lifetime = options.max_worker_lifetime
     if lifetime:
@@ -72,4 +86,5 @@ def limit(options: argparse.Namespace) -> None:
         lifetime=lifetime or None,
         memory=size or None,
         memory_kind=kind,
+        stuck=options.max_stuck_threads or max(1, threads // 10),
     )

@@ -100,7 +100,7 @@ def main(options: argparse.Namespace) -> int:
 
     def on_start() -> None:
         if has_parent:
-            recycling.limit(options)
+            recycling.limit(options, servers[0].pool_size)
         if told is not None:
             told.answer(servers)
 

@@ -159,6 +159,20 @@ def _declare_processes(parser: argparse.ArgumentParser) -> None:
         "0 = never (default: 0)",
     )  # fmt: skip
     parser.add_argument(
+        "--request-timeout",
+        type=_count(0),
+        metavar="SECONDS",
+        help="answer a request 504 with which the application is busy for longer; its thread is "
+        "logged, interrupted and replaced, and the worker lives on; 0 = never (default: 0)",
+    )
+    parser.add_argument(
+        "--max-stuck-threads",
+        type=_count(1),
+        metavar="N",
+        help="replace a worker in which N threads do not come back from such requests (default: a "
+        "tenth of --threads, at least 1)",
+    )
+    parser.add_argument(
         "--graceful-timeout",
         type=_count(0),
         metavar="SECONDS",

@@ -37,6 +37,8 @@ struct State {
     body: Option<Body>,
     status: u16,
     is_client_gone: bool,
+    /// The request took too long, and the client was told.
+    is_given_up: bool,
     body_error: Option<BodyError>,
     /// The body is a file of that length, which the server sends by itself.
     file: Option<u64>,
@@ -103,6 +105,17 @@ impl Call {
         let mut state = self.state.lock();
         state.body_error = Some(error);
         state.is_client_gone |= error == BodyError::Disconnected;
+    }
+
+    pub(super) fn record_given_up(&self) {
+        let mut state = self.state.lock();
+        state.is_given_up = true;
+        // What the application still sends is refused as if the client had left.
+        state.is_client_gone = true;
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.state.lock().is_given_up
     }
 
     pub(super) fn record_client_gone(&self) {

@@ -1,15 +1,20 @@
 //! Which pool threads are inside a request, and since when: what a traceback of slow requests needs.
 //!
-//! Costs a request one look at a coarse clock and two relaxed stores. Keeps nothing of the request:
-//! the reader finds that in the thread's frames. Knows no HTTP.
+//! Costs a request one look at a coarse clock and two relaxed stores. Keeps nothing of the request but
+//! its call, and that only where requests have a timeout: the reader finds the rest in the thread's
+//! frames. Knows no HTTP.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::gettid;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
+
+use super::call::Call;
 
 /// One pool thread.
 #[derive(Debug)]
@@ -18,6 +23,47 @@ struct ThreadEntry {
     thread: u64,
     /// Milliseconds of the clock when its request began; 0 between requests.
     since: AtomicU64,
+    /// Its number in the kernel.
+    kernel_id: i32,
+    /// The call that it is inside of, where requests have a timeout.
+    watched: Mutex<Option<Watched>>,
+}
+
+/// A request that may be given up.
+#[derive(Debug)]
+struct Watched {
+    call: Py<Call>,
+    /// When it was given up, in milliseconds of the clock; 0 before that.
+    given_up: u64,
+}
+
+/// A request that was given up just now.
+#[derive(Debug)]
+pub(super) struct Overdue {
+    entry: Arc<ThreadEntry>,
+    /// How long it has run.
+    pub(super) age: Duration,
+}
+
+impl Overdue {
+    pub(super) fn kernel_id(&self) -> i32 {
+        self.entry.kernel_id
+    }
+
+    /// `threading.get_ident()` of its thread.
+    pub(super) fn thread(&self) -> u64 {
+        self.entry.thread
+    }
+
+    /// Calls `act` if the thread is still inside that request; it cannot leave meanwhile, for `act`
+    /// holds the interpreter, which it needs for that.
+    pub(super) fn while_inside<R>(&self, _py: Python<'_>, act: impl FnOnce() -> R) -> Option<R> {
+        let is_inside = {
+            let watched = self.entry.watched.lock();
+            watched.as_ref().is_some_and(|it| it.given_up != 0)
+        };
+        is_inside.then(act)
+    }
 }
 
 static THREADS: Mutex<Vec<Arc<ThreadEntry>>> = Mutex::new(Vec::new());
@@ -31,6 +77,8 @@ pub(super) fn thread_begins(thread: u64) {
     let entry = Arc::new(ThreadEntry {
         thread,
         since: AtomicU64::new(0),
+        kernel_id: gettid().as_raw(),
+        watched: Mutex::new(None),
     });
     THREADS.lock().push(Arc::clone(&entry));
     OWN.with_borrow_mut(|own| *own = Some(entry));
@@ -65,6 +113,58 @@ fn note(since: u64) {
             own.since.store(since, Ordering::Relaxed);
         }
     });
+}
+
+/// The calling thread's request may be given up from now on.
+pub(super) fn watch(call: Py<Call>) {
+    OWN.with_borrow(|own| {
+        if let Some(own) = own {
+            *own.watched.lock() = Some(Watched { call, given_up: 0 });
+        }
+    });
+}
+
+/// `threading.get_ident()` of the calling thread, if it serves requests.
+pub(super) fn own_thread() -> Option<u64> {
+    OWN.with_borrow(|own| own.as_ref().map(|own| own.thread))
+}
+
+/// It may not any more. Returns how long ago it was, if it was.
+pub(super) fn unwatch() -> Option<Duration> {
+    let watched = OWN.with_borrow(|own| own.as_ref().and_then(|own| own.watched.lock().take()));
+    let given_up = watched?.given_up;
+    (given_up != 0).then(|| Duration::from_millis(now().saturating_sub(given_up)))
+}
+
+/// Gives up, by `give_up`, the requests that are overdue; that returns false for those that are not,
+/// after all. Returns them, and how long it is until the next one may be.
+pub(super) fn give_up_overdue(
+    timeout: Duration,
+    mut give_up: impl FnMut(&Call, Duration) -> bool,
+) -> (Vec<Overdue>, Option<Duration>) {
+    let entries: Vec<_> = THREADS.lock().clone();
+    let (mut overdue, mut next) = (Vec::new(), None);
+    for entry in entries {
+        let mut guard = entry.watched.lock();
+        let since = entry.since.load(Ordering::Relaxed);
+        let Some(watched) = guard
+            .as_mut()
+            .filter(|watched| since != 0 && watched.given_up == 0)
+        else {
+            continue;
+        };
+        let now = now();
+        let age = Duration::from_millis(now.saturating_sub(since));
+        let left = timeout.saturating_sub(age);
+        if left.is_zero() && give_up(watched.call.get(), age) {
+            watched.given_up = now.max(1);
+            drop(guard);
+            overdue.push(Overdue { entry, age });
+        } else {
+            next = Some(next.map_or(left, |next: Duration| next.min(left)));
+        }
+    }
+    (overdue, next)
 }
 
 /// Milliseconds; of the kernel's tick, which is a fifth of the price of the precise clock.

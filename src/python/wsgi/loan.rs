@@ -69,6 +69,15 @@ impl Loan {
         Ok(use_it(exchange))
     }
 
+    /// The same without waiting; `None` while a caller is inside, or once the request is over.
+    pub(super) fn try_with<R>(&self, use_it: impl FnOnce(&mut dyn Exchange) -> R) -> Option<R> {
+        let mut guard = self.exchange.try_lock()?;
+        let borrowed = guard.as_mut()?;
+        // SAFETY: as in `with`.
+        let exchange = unsafe { borrowed.0.as_mut() };
+        Some(use_it(exchange))
+    }
+
     /// True once the request is over.
     pub(super) fn is_revoked(&self) -> bool {
         // A loan that a caller is inside of is not over.

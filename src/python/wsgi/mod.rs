@@ -15,10 +15,12 @@ mod in_flight;
 mod input;
 mod loan;
 mod native_log;
+mod overdue;
 mod text;
 
 use std::any::Any;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
@@ -37,6 +39,7 @@ use self::first_request::FirstRequest;
 pub(super) use self::in_flight::requests_in_flight;
 use self::input::Input;
 pub(super) use self::native_log::{AccessFilter, NativeLog};
+use self::overdue::Report;
 use super::detached::detached;
 use crate::worker::limits;
 use crate::wsgi::access_log::format::Subject;
@@ -52,18 +55,24 @@ const LARGEST_JOINED: usize = 256 * 1024;
 pub(super) struct Application {
     app: Py<PyAny>,
     environ: Environ,
-    access_log: Option<AccessLog>,
+    access_log: Option<Arc<AccessLog>>,
     native_log: Option<Py<NativeLog>>,
     filter: Option<Py<AccessFilter>>,
     first: FirstRequest,
+    /// Requests may be given up.
+    has_timeout: bool,
     /// Called with a message and the keyword `exc_info`, an exception or `None`: a logger's `error`.
-    log_error: Py<PyAny>,
+    log_error: Arc<Py<PyAny>>,
     shows_traceback: bool,
     is_lenient: bool,
 }
 
 /// What an [`Application`] is made from; see `Server` in `_native.pyi`.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "keywords of a Python signature"
+)]
 pub(super) struct Options<'a, 'py> {
     pub(super) app: Py<PyAny>,
     pub(super) log: Option<Py<PyAny>>,
@@ -71,6 +80,7 @@ pub(super) struct Options<'a, 'py> {
     pub(super) log_enabled: Option<Py<PyAny>>,
     pub(super) native_log: Option<Py<NativeLog>>,
     pub(super) filter: Option<Py<AccessFilter>>,
+    pub(super) has_timeout: bool,
     pub(super) log_error: Py<PyAny>,
     pub(super) debug: bool,
     pub(super) multiprocess: bool,
@@ -106,12 +116,12 @@ struct Unsent {
 impl Application {
     pub(super) fn new(py: Python<'_>, options: Options<'_, '_>) -> PyResult<Self> {
         let access_log = match options.log {
-            Some(log) if !options.log_format.is_empty() => Some(AccessLog::new(
+            Some(log) if !options.log_format.is_empty() => Some(Arc::new(AccessLog::new(
                 py,
                 log,
                 options.log_enabled,
                 options.log_format,
-            )?),
+            )?)),
             _ => None,
         };
         Ok(Self {
@@ -121,7 +131,8 @@ impl Application {
             native_log: options.native_log,
             filter: options.filter,
             first: FirstRequest::default(),
-            log_error: options.log_error,
+            has_timeout: options.has_timeout,
+            log_error: Arc::new(options.log_error),
             shows_traceback: options.debug,
             is_lenient: options.lenient,
         })
@@ -166,6 +177,9 @@ impl Application {
         };
         if let Some(answer) = unsent {
             return Some(Unsent { answer, entry });
+        }
+        if call.get().is_given_up() {
+            return None; // everything was said when it was
         }
         let progress = call.get().progress();
         let file = progress.file.map(|length| {
@@ -302,6 +316,9 @@ impl Application {
             }
         };
         let lent = call.get().loan.lend(exchange);
+        if self.has_timeout {
+            in_flight::watch(call.clone().unbind());
+        }
         let result = self.app.bind(py).call1((environ, call));
         let (answer, result) = match result {
             Ok(result) => (self.collect(call.get(), &result), Some(result)),
@@ -309,6 +326,15 @@ impl Application {
         };
         lent.revoke(py);
         let has_close = result.as_ref().is_some_and(|result| !is_plain(result));
+        if self.has_timeout
+            && let Some(ago) = in_flight::unwatch()
+        {
+            self.take_back(py, exchange, ago);
+            if let Some(result) = result.filter(|_| has_close) {
+                self.close(py, exchange, &result);
+            }
+            return None;
+        }
         match answer {
             Ok(Collected::Whole(head, body)) => {
                 let ready = Ready::new(head, body, method);
@@ -325,6 +351,52 @@ impl Application {
             self.close(py, exchange, &result);
         }
         None
+    }
+
+    /// The calling thread has come back from a request that was given up.
+    fn take_back(&self, py: Python<'_>, exchange: &dyn Exchange, ago: Duration) {
+        if let Some(thread) = in_flight::own_thread() {
+            overdue::thread_back(py, thread);
+        }
+        let line = crate::wsgi::access_log::request_line(exchange.request());
+        self.log(py, &overdue::came_back(&line, ago), None);
+    }
+
+    /// Gives up a request, as far as the client is concerned. `None` when it is not overdue, or when
+    /// its answer is complete.
+    fn give_up(&self, call: &Call, age: Duration, timeout: Duration) -> Option<Report> {
+        // While the loan is taken the thread is in the server's hands, most often waiting for the
+        // client, which has a timeout of its own.
+        let given_up = call.loan.try_with(|exchange| {
+            if age.saturating_sub(exchange.waited()) < timeout {
+                return None;
+            }
+            let given_up = exchange.give_up()?;
+            let status = given_up
+                .status
+                .map_or_else(|| call.progress().status, |status| status.as_u16());
+            let (request, endpoints) = (exchange.request(), exchange.endpoints());
+            let delivery = given_up.delivery;
+            let is_logged = self.is_logged(exchange, status);
+            if let (Some(log), Some(arrived)) = (&self.native_log, Instant::now().checked_sub(age))
+                && is_logged
+            {
+                let subject = Subject::of(request, endpoints);
+                log.get().put(&subject, status, delivery, arrived);
+                log.get().flush();
+            }
+            let has_entry = is_logged && self.access_log.is_some();
+            Some(Report {
+                line: crate::wsgi::access_log::request_line(request),
+                entry: has_entry.then(|| Entry::of(request, endpoints)),
+                status,
+                delivery,
+            })
+        });
+        let report = given_up.flatten()?;
+        call.record_given_up();
+        overdue::thread_lost();
+        Some(report)
     }
 
     fn environ<'py>(
@@ -627,6 +699,22 @@ impl Handler for Application {
     fn handle(&self, exchange: &mut dyn Exchange) {
         self.serve(exchange);
         limits::request_ended();
+    }
+
+    fn give_up_overdue(&self, timeout: Duration) -> (Vec<i32>, Option<Duration>) {
+        let mut reports = Vec::new();
+        let (overdue, next) = in_flight::give_up_overdue(timeout, |call, age| {
+            let report = self.give_up(call, age, timeout);
+            let is_given_up = report.is_some();
+            reports.extend(report);
+            is_given_up
+        });
+        let threads = overdue.iter().map(in_flight::Overdue::kernel_id).collect();
+        if !overdue.is_empty() {
+            let overdue = overdue.into_iter().zip(reports).collect();
+            overdue::report(overdue, &self.log_error, self.access_log.as_ref());
+        }
+        (threads, next)
     }
 
     fn has_put_off(&self) -> bool {

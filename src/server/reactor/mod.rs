@@ -19,7 +19,7 @@ use super::deadlines::Deadlines;
 use super::exchange::{ConnectionExchange, Keeper, Outcome, Terms};
 use super::framing::Limits;
 use super::received_request::ReceivedRequest;
-use super::sending::{self, Note, UnsentMemory};
+use super::sending::{self, After, Note, Sending, UnsentMemory};
 use super::slow_clients::SlowClients;
 use super::{Settings, Stats, socket, tls};
 use crate::pool::{self, Source};
@@ -98,6 +98,8 @@ pub(super) struct Reactor {
     is_held: AtomicBool,
     /// What is to be done after others have had their turn.
     deferred: Mutex<Vec<Job>>,
+    /// Its last thread has left, and it was not started again.
+    has_ended: AtomicBool,
     /// The leader waits for sockets, or is about to: what the handler puts off has to be done by
     /// those that put it off.
     is_waiting: AtomicBool,
@@ -155,6 +157,7 @@ impl Reactor {
             is_held: AtomicBool::new(false),
             deferred: Mutex::default(),
             is_waiting: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
             settings,
             handler,
             limits: Arc::new(limits),
@@ -172,6 +175,14 @@ impl Reactor {
                 due: Vec::new(),
             }),
         })
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    pub(super) const fn handler(&self) -> &Arc<dyn Handler> {
+        &self.handler
     }
 
     pub(super) fn drained(&self) -> Arc<EventFd> {
@@ -405,6 +416,7 @@ impl Source for Reactor {
 
     fn ended(&self) {
         self.handler.catch_up(true);
+        self.has_ended.store(true, Ordering::Release);
         // Fails only when the counter is full, and then it is readable anyway.
         let _ = self.drained.write(1);
     }
@@ -438,7 +450,6 @@ impl Reactor {
         };
         let token = connection.token;
         let (connection, outcome) = {
-            let _in_flight = scoreboard::current().begin();
             let mut exchange = ConnectionExchange::new(connection, received, self, &terms);
             let lent: &mut dyn Exchange = &mut exchange;
             let panicked = catch_unwind(AssertUnwindSafe(|| self.handler.handle(lent))).is_err();
@@ -446,7 +457,9 @@ impl Reactor {
         };
         self.served.fetch_add(1, Ordering::Relaxed);
         let Some(mut connection) = connection else {
-            self.forget(token);
+            if !matches!(outcome, Outcome::GivenUp) {
+                self.forget(token);
+            }
             if let Outcome::Failed(Some((note, delivery))) = outcome {
                 jobs.push(Job::Deliver(note, delivery));
             }
@@ -470,6 +483,7 @@ impl Reactor {
                 self.go_on(connection, after)
             }
             Outcome::Sending(sending) => self.send_rest(connection, sending, jobs),
+            Outcome::GivenUp => None,
         };
         self.drive(again, jobs);
     }
@@ -498,6 +512,19 @@ impl Keeper for Reactor {
     fn keep(&self, connection: Box<Connection>) {
         // Work on an answer leads to no job.
         self.drive(self.park(connection), &mut Vec::new());
+    }
+
+    fn end(&self, mut connection: Box<Connection>, is_cut: bool) {
+        if is_cut {
+            self.drop_connection(connection);
+            return;
+        }
+        connection.active = Instant::now();
+        let taken = connection.link.taken();
+        let sending = Sending::new(After::Close, None, 0, false, taken);
+        connection.phase = Phase::Sending(Box::new(sending));
+        // An answer that has no note leads to no job.
+        self.drive(Some(connection), &mut Vec::new());
     }
 
     fn relieve(&self) {

@@ -339,7 +339,10 @@ class Translation:
         self._threads = _number(setting, 1)
 
     def _harakiri(self, setting: Setting) -> None:
-        self._single["--timeout"] = _number(setting, 0)
+        seconds = int(_number(setting, 0))
+        self._single["--request-timeout"] = str(seconds)
+        # For what no answer helps against: an interpreter that is held, a process that is stopped.
+        self._single["--timeout"] = str(2 * seconds)
 
     def _mercy(self, setting: Setting) -> None:
         self._single["--graceful-timeout"] = _number(setting, 0)
