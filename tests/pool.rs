@@ -383,3 +383,87 @@ fn the_end_waits_for_jobs_is_told_once_and_can_be_taken_back() {
     running.jobs.push(move || done.send(()).unwrap());
     wait(&finished, 1);
 }
+
+#[test]
+fn an_abandoned_job_leaves_its_place_and_its_thread_comes_back() {
+    let running = Running::new(1);
+    let (started, thread) = mpsc::channel();
+    let (release, held) = mpsc::channel::<()>();
+    running.jobs.push(move || {
+        started.send(nix::unistd::gettid()).unwrap();
+        held.recv().unwrap();
+    });
+    let thread = thread.recv_timeout(PATIENCE).unwrap();
+
+    running.pool.abandon().abandon(thread);
+    let (done, ended) = mpsc::channel();
+    running.jobs.push(move || done.send(()).unwrap());
+    ended.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(running.pool.stats().busy, 0);
+
+    release.send(()).unwrap();
+    running.until("both are done", |stats| stats.done == 2);
+    let (done, ended) = mpsc::channel();
+    for _ in 0..20 {
+        let done = done.clone();
+        running.jobs.push(move || done.send(()).unwrap());
+    }
+    for _ in 0..20 {
+        ended.recv_timeout(PATIENCE).unwrap();
+    }
+}
+
+#[test]
+fn a_pool_ends_without_the_threads_that_were_abandoned() {
+    let jobs = Arc::new(Stuck::default());
+    let pool = Pool::new("test", jobs.clone(), 2);
+    pool.start(|| {}).unwrap();
+    let (started, thread) = mpsc::channel();
+    let (release, held) = mpsc::channel::<()>();
+    jobs.0.push(move || {
+        started.send(nix::unistd::gettid()).unwrap();
+        held.recv().unwrap();
+    });
+    let thread = thread.recv_timeout(PATIENCE).unwrap();
+    jobs.0.end();
+    pool.abandon().abandon(thread);
+
+    let deadline = Instant::now() + PATIENCE;
+    while jobs.0.ended.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < deadline, "{:?}", pool.stats());
+        std::thread::yield_now();
+    }
+    release.send(()).unwrap();
+}
+
+/// Jobs of a pool that may end while some of them still run.
+#[derive(Default)]
+struct Stuck(Jobs);
+
+impl Source for Stuck {
+    type Job = Job;
+
+    fn wait(&self, jobs: &mut Vec<Job>, most: usize) {
+        self.0.wait(jobs, most);
+    }
+
+    fn interrupt(&self) {
+        self.0.interrupt();
+    }
+
+    fn run(&self, job: Job) -> Option<Job> {
+        self.0.run(job)
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.is_over()
+    }
+
+    fn thread(&self, body: &mut dyn FnMut()) {
+        body();
+    }
+
+    fn ended(&self) {
+        self.0.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}

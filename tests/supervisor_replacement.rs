@@ -9,11 +9,13 @@ use osloxide::supervisor::roster::Phase;
 use support::{Rig, TERM, forks};
 
 fn worn(commands: &[Command]) -> Vec<i32> {
-    let pids = commands.iter().filter_map(|command| match command {
-        Command::Worn { pid, .. } => Some(*pid),
-        _ => None,
-    });
-    pids.collect()
+    let mut pids = Vec::new();
+    for command in commands {
+        if let Command::Worn { pid, .. } = command {
+            pids.push(*pid);
+        }
+    }
+    pids
 }
 
 #[test]

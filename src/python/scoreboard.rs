@@ -1,7 +1,7 @@
 //! The boundary of the scoreboard room: one class and the conversion of a snapshot to a dict.
 
 use crate::python::errors::scoreboard_error;
-use crate::scoreboard::{self, MethodSnapshot, Snapshot};
+use crate::scoreboard::{self, FigureSnapshot, MethodSnapshot, Snapshot, TIME_BOUNDS};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
@@ -81,8 +81,31 @@ fn to_dict<'py>(py: Python<'py>, row: &Snapshot) -> PyResult<Bound<'py, PyDict>>
     dict.set_item("threads", row.threads)?;
     dict.set_item("respawns", row.respawns)?;
     dict.set_item("last_exit", row.last_exit)?;
+    dict.set_item("worn", row.worn.map(|worn| worn.parts().0))?;
+    dict.set_item("figures", figures(py, &row.figures)?)?;
     let methods: PyResult<Vec<_>> = row.methods.iter().map(|it| method(py, it)).collect();
     dict.set_item("methods", methods?)?;
+    Ok(dict)
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "exact to the microsecond for 285 years"
+)]
+fn figures<'py>(py: Python<'py>, figures: &FigureSnapshot) -> PyResult<Bound<'py, PyDict>> {
+    let seconds = |micros: u64| micros as f64 / 1e6;
+    let dict = PyDict::new(py);
+    dict.set_item("classes", figures.classes)?;
+    dict.set_item("exceptions", figures.exceptions)?;
+    dict.set_item("timed_out", figures.timed_out)?;
+    dict.set_item("sent", figures.bytes)?;
+    dict.set_item("waited", seconds(figures.waited_us))?;
+    dict.set_item("seconds", seconds(figures.time_us))?;
+    dict.set_item("times", figures.times)?;
+    dict.set_item("time_bounds", TIME_BOUNDS.map(seconds))?;
+    dict.set_item("unsent", figures.unsent)?;
+    dict.set_item("queued", figures.queued)?;
+    dict.set_item("stuck", figures.stuck)?;
     Ok(dict)
 }
 

@@ -42,7 +42,7 @@ pub struct FigureSnapshot {
     pub exceptions: u64,
     /// Requests that were given up because they took too long.
     pub timed_out: u64,
-    /// Bytes of bodies that the kernel has taken.
+    /// Bytes of answers that the kernel has taken, heads included.
     pub bytes: u64,
     /// Microseconds for which requests have waited for the interpreter before the application began.
     pub waited_us: u64,
@@ -99,7 +99,7 @@ impl Figures {
             .fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The kernel has taken so many bytes of a body.
+    /// The kernel has taken so many more bytes.
     pub fn sent(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -10,6 +10,7 @@ use super::proxy_header::{self, Ends, Parsed};
 use super::received_request::ReceivedRequest;
 use super::sending::Sending;
 use super::socket::{self, Socket};
+use crate::scoreboard;
 use crate::wsgi::{BodyError, Endpoints, ResponseHead};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
@@ -106,6 +107,8 @@ pub(super) struct Connection {
     /// What has come of the header that a proxy puts in front of the stream; `None` once it is
     /// complete, or where there is none.
     proxy_header: Option<Vec<u8>>,
+    /// Bytes that the link has sent and the scoreboard knows of.
+    counted: u64,
 }
 
 impl fmt::Debug for Connection {
@@ -138,6 +141,7 @@ impl Connection {
             in_a_row: 0,
             decoder: Decoder::new(limits),
             proxy_header: None,
+            counted: 0,
         }
     }
 
@@ -187,6 +191,15 @@ impl Connection {
                 }
                 return Ok(());
             }
+        }
+    }
+
+    /// Counts what was sent since the last call.
+    pub(super) fn count_sent(&mut self) {
+        let taken = self.link.taken();
+        if taken > self.counted {
+            scoreboard::current().figures().sent(taken - self.counted);
+            self.counted = taken;
         }
     }
 

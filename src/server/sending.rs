@@ -4,6 +4,7 @@
 //! takes it. Owns what has to be known about it until then, and the bound on the memory that such
 //! answers hold together. Never sends anything itself.
 
+use crate::scoreboard;
 use crate::wsgi::Delivery;
 use std::any::Any;
 use std::fmt;
@@ -130,10 +131,15 @@ impl UnsentMemory {
                 held.checked_add(bytes).filter(|sum| *sum <= self.most)
             })
             .is_ok()
+            .then(|| scoreboard::current().figures().hold_unsent(bytes))
+            .is_some()
     }
 
     pub(super) fn release(&self, bytes: u64) {
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        if bytes > 0 {
+            self.held.fetch_sub(bytes, Ordering::Relaxed);
+            scoreboard::current().figures().release_unsent(bytes);
+        }
     }
 }
 

@@ -401,8 +401,8 @@ def test_status_shows_a_launcher_as_a_table(launcher: int) -> None:
     heading, columns, row = result.stdout.splitlines()
     assert heading.startswith(f"demo {launcher}: {sys.executable} -c")
     assert columns.split() == [
-        "SERVICE", "SLOT", "PID", "STATE", "UP", "CONN", "IN", "FLIGHT", "OLDEST", "SERVED",
-        "THREADS", "RESPAWNS", "RSS",
+        "SERVICE", "SLOT", "PID", "STATE", "UP", "CONN", "QUEUED", "IN", "FLIGHT", "OLDEST",
+        "SERVED", "4XX", "5XX", "UNSENT", "THREADS", "CPU", "RESPAWNS", "RSS",
     ]  # fmt: skip
     assert row.split()[:4] == ["0", "0", str(launcher), "starting"]
 

@@ -125,11 +125,13 @@ def test_control_characters_of_a_command_line_do_not_reach_the_terminal() -> Non
 
 
 class Terminal:
-    """A program on a terminal of its own, 140 columns wide."""
+    """A program on a terminal of its own."""
 
-    def __init__(self, *arguments: object, rows: int = 40, **changes: str) -> None:
+    def __init__(
+        self, *arguments: object, rows: int = 40, columns: int = 160, **changes: str
+    ) -> None:
         self.master, terminal = pty.openpty()
-        termios.tcsetwinsize(self.master, (rows, 140))
+        termios.tcsetwinsize(self.master, (rows, columns))
         self.modes = termios.tcgetattr(terminal)
         self.slave = terminal
         self.screen = ""
@@ -208,6 +210,22 @@ def test_top_follows_the_requests_of_a_running_service(web: Program, terminal) -
         top._read()
         rated = re.search(r"served \((?!0\.0)\d+[.\d]*/s\)", top.screen)
     assert rated, top.screen
+    top.press(b"q")
+    assert top.ended() == 0
+
+
+def test_top_fits_into_80_columns_and_follows_a_terminal_that_grows(
+    web: Program, terminal
+) -> None:
+    # So long an interval that only the change of the size can have it drawn again.
+    top = terminal("top", web.pid, "--interval", "3600", rows=24, columns=80)
+    narrow = r"SLOT +PID STATE +CONN BUSY WAIT OLDEST REQ/S 5XX CPU% +RSS"
+    top.shows(narrow)
+
+    termios.tcsetwinsize(top.master, (24, 200))
+    top.process.send_signal(signal.SIGWINCH)
+
+    top.shows(r"IN FLIGHT .*REQ/S .*UNSENT .*RESPAWNS")
     top.press(b"q")
     assert top.ended() == 0
 

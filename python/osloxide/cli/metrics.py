@@ -95,7 +95,11 @@ class Collector:
 
     def collect(self) -> Iterator[Any]:
         """All metrics, of one look at each launcher."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
 
         launchers = [view.read() for view in self._source()]
         found = GaugeMetricFamily("osloxide_supervisors", "Launchers that were found.")
@@ -118,6 +122,27 @@ class Collector:
             for labels, workers in slots:
                 family.add_metric(labels, of(workers))
             yield family
+        answers = CounterMetricFamily(
+            "osloxide_worker_answers",
+            "Answers by class of their status.",
+            labels=[*_WORKER_LABELS, "class"],
+        )
+        times = HistogramMetricFamily(
+            "osloxide_worker_request_seconds",
+            "Requests by the time from their arrival at the application to the last byte.",
+            labels=_WORKER_LABELS,
+        )
+        for labels, workers in slots:
+            figures = _youngest(workers).figures
+            for kind, number in figures.answers.items():
+                answers.add_metric([*labels, kind], number)
+            buckets, total = [], 0
+            for bound, number in figures.times.items():
+                total += number
+                buckets.append((bound, total))
+            times.add_metric(labels, buckets, figures.seconds)
+        yield answers
+        yield times
         for is_counter, name, text, of_method in _OF_METHODS:
             family = (CounterMetricFamily if is_counter else GaugeMetricFamily)(
                 name, text, labels=_METHOD_LABELS
@@ -141,6 +166,11 @@ def _slots(launcher: Launcher) -> dict[int, list[Worker]]:
     for worker in launcher.workers:
         slots.setdefault(worker.slot, []).append(worker)
     return slots
+
+
+def _youngest(workers: list[Worker]) -> Worker:
+    """All workers of a slot show the same counters."""
+    return workers[-1]
 
 
 _OF_SUPERVISORS: tuple[tuple[str, str, Callable[[Launcher], float]], ...] = (
@@ -213,6 +243,54 @@ _OF_SLOTS: tuple[tuple[bool, str, str, Callable[[list[Worker]], float]], ...] = 
         "osloxide_worker_resident_memory_bytes",
         "Resident memory of the slot's processes.",
         lambda its: sum(it.rss_bytes or 0 for it in its),
+    ),
+    (
+        True,
+        "osloxide_worker_exceptions",
+        "Requests whose application raised.",
+        lambda its: _youngest(its).figures.exceptions,
+    ),
+    (
+        True,
+        "osloxide_worker_timeouts",
+        "Requests that were given up because they took too long.",
+        lambda its: _youngest(its).figures.timed_out,
+    ),
+    (
+        True,
+        "osloxide_worker_sent_bytes",
+        "Bytes of answers that the kernel has taken, heads included.",
+        lambda its: _youngest(its).figures.sent_bytes,
+    ),
+    (
+        True,
+        "osloxide_worker_interpreter_wait_seconds",
+        "Time that requests waited for the interpreter before the application began.",
+        lambda its: _youngest(its).figures.waited,
+    ),
+    (
+        False,
+        "osloxide_worker_cpu_seconds",
+        "CPU time of the slot's processes, of those that live.",
+        lambda its: sum(it.cpu_seconds or 0.0 for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_queued",
+        "Requests that wait for a thread.",
+        lambda its: sum(it.figures.queued for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_unsent_bytes",
+        "Memory of complete answers that clients have not taken yet.",
+        lambda its: sum(it.figures.unsent_bytes for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_stuck_threads",
+        "Threads in requests that were given up.",
+        lambda its: sum(it.figures.stuck for it in its),
     ),
 )
 

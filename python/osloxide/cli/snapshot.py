@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,35 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What was counted of HTTP requests: counters of the whole slot, which only grow, and gauges.
+
+    :param answers: answers by class of their status, ``"2xx"``; ``"none"``: requests without one.
+    :param exceptions: requests whose application raised.
+    :param timed_out: requests that were given up because they took too long.
+    :param sent_bytes: bytes of answers that the kernel has taken, heads included.
+    :param waited: seconds that requests waited for the interpreter before the application began.
+    :param seconds: of all requests together.
+    :param times: requests by their time, each counted once, by the upper bound of its bucket in
+        seconds; ``"+Inf"`` has none.
+    :param unsent_bytes: complete answers that clients have not taken yet, in memory.
+    :param queued: requests that wait for a thread.
+    :param stuck: threads in requests that were given up.
+    """
+
+    answers: dict[str, int] = field(default_factory=dict)
+    exceptions: int = 0
+    timed_out: int = 0
+    sent_bytes: int = 0
+    waited: float = 0.0
+    seconds: float = 0.0
+    times: dict[str, int] = field(default_factory=dict)
+    unsent_bytes: int = 0
+    queued: int = 0
+    stuck: int = 0
+
+
+@dataclass(frozen=True)
 class Worker:
     """One slot of a launcher.
 
@@ -62,6 +92,9 @@ class Worker:
     :param oldest: seconds that the oldest request in flight has been running, or None.
     :param rss_bytes: resident memory; None without a process.
     :param last_exit: wait status of the slot's previous worker, or None.
+    :param last_end: the same in words: ``status 3``, ``SIGKILL``; None without one.
+    :param cpu_seconds: of the process, in user and kernel mode; None without a process.
+    :param replaced_for: why it asks to be replaced: requests, lifetime, memory, stuck, or None.
     :param methods: the same requests by name, where they have one.
     """
 
@@ -82,6 +115,10 @@ class Worker:
     rss_bytes: int | None
     last_exit: int | None
     methods: tuple[Method, ...] = ()
+    last_end: str | None = None
+    cpu_seconds: float | None = None
+    replaced_for: str | None = None
+    figures: Figures = field(default_factory=Figures)
 
 
 @dataclass(frozen=True)
@@ -281,7 +318,41 @@ def _worker(row: dict[str, Any], now: float, service: str) -> Worker:
         rss_bytes=_rss_bytes(pid) if pid else None,
         last_exit=row["last_exit"],
         methods=tuple(_method(method, now) for method in row["methods"]),
+        last_end=None if row["last_exit"] is None else ending(row["last_exit"]),
+        cpu_seconds=_cpu_seconds(pid) if pid else None,
+        replaced_for=row["worn"],
+        figures=_figures(row["figures"]),
     )
+
+
+def _figures(row: dict[str, Any]) -> Figures:
+    bounds = [f"{bound:g}" for bound in row["time_bounds"]]
+    return Figures(
+        answers={
+            "none" if number == 0 else f"{number}xx": count
+            for number, count in enumerate(row["classes"])
+        },
+        exceptions=row["exceptions"],
+        timed_out=row["timed_out"],
+        sent_bytes=row["sent"],
+        waited=row["waited"],
+        seconds=row["seconds"],
+        times=dict(zip([*bounds, "+Inf"], row["times"], strict=True)),
+        unsent_bytes=row["unsent"],
+        queued=row["queued"],
+        stuck=row["stuck"],
+    )
+
+
+def ending(status: int) -> str:
+    """A wait status in a word or two: ``status 3``, ``SIGKILL``, ``signal 40``."""
+    if not os.WIFSIGNALED(status):
+        return f"status {os.waitstatus_to_exitcode(status)}"
+    number = os.WTERMSIG(status)
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _method(row: dict[str, Any], now: float) -> Method:
@@ -308,6 +379,16 @@ def _rss_bytes(pid: int) -> int | None:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     return None  # a zombie
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name may hold blanks and brackets; user and system time are the 14th and 15th field.
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _command(pid: int) -> str:

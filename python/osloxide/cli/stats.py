@@ -123,21 +123,21 @@ def _worker(worker: Worker, started: float) -> dict[str, Any]:
         "accepting": int(worker.state == "running"),
         "requests": worker.served,
         "delta_requests": worker.served,
-        "exceptions": 0,
-        "harakiri_count": 0,
+        "exceptions": worker.figures.exceptions,
+        "harakiri_count": worker.figures.timed_out,
         "signals": 0,
         "signal_queue": 0,
         "status": status,
         "rss": worker.rss_bytes or 0,
         "vsz": 0,
-        "running_time": 0,
+        "running_time": int(worker.figures.seconds * 1e6),
         "last_spawn": int(spawned),
         "respawn_count": worker.respawns + 1,
-        "tx": 0,
-        "avg_rt": 0,
+        "tx": worker.figures.sent_bytes,
+        "avg_rt": _average_us(worker),
         "apps": [
             {"id": 0, "modifier1": 0, "mountpoint": "", "startup_time": 0,
-             "requests": worker.served, "exceptions": 0, "chdir": ""}
+             "requests": worker.served, "exceptions": worker.figures.exceptions, "chdir": ""}
         ],
         "cores": [
             {"id": number, "requests": worker.served if number == 0 else 0, "static_requests": 0,
@@ -146,3 +146,9 @@ def _worker(worker: Worker, started: float) -> dict[str, Any]:
             for number in range(max(worker.threads, worker.in_flight, 1))
         ],
     }  # fmt: skip
+
+
+def _average_us(worker: Worker) -> int:
+    """Microseconds that a request of the slot took on average."""
+    requests = sum(worker.figures.times.values())
+    return int(worker.figures.seconds * 1e6 / requests) if requests else 0

@@ -42,4 +42,4 @@ def main(options: argparse.Namespace) -> int:
 def render(launcher: snapshot.Launcher) -> str:
     """A heading and a table, without a newline at its end."""
     lines = [table.heading(launcher), *table.plain(launcher, table.columns())]
-    return "\n".join([*lines, *table.methods(launcher)])
+    return "\n".join([*lines, *table.remarks(launcher), *table.methods(launcher)])

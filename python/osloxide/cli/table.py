@@ -6,7 +6,7 @@ and knows neither a terminal nor when the figures were read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Rates:
 
     total: float
     _each: dict[tuple[int, int | None], float]
+    _cpu: dict[tuple[int, int | None], float] = field(default_factory=dict)
 
     @classmethod
     def between(cls, earlier: Launcher, later: Launcher) -> Rates:
@@ -39,11 +40,21 @@ class Rates:
             for worker in later.workers
             if (key := (worker.slot, worker.pid))[1] is not None
         }
-        return cls(max(0, _served(later) - _served(earlier)) / seconds, each)
+        used = {(worker.slot, worker.pid): worker.cpu_seconds for worker in earlier.workers}
+        cpu = {
+            key: max(0.0, worker.cpu_seconds - (used.get(key) or 0.0)) / seconds
+            for worker in later.workers
+            if (key := (worker.slot, worker.pid)) in each and worker.cpu_seconds is not None
+        }
+        return cls(max(0, _served(later) - _served(earlier)) / seconds, each, cpu)
 
     def of(self, worker: Worker) -> float | None:
         """None for a slot without a process."""
         return self._each.get((worker.slot, worker.pid))
+
+    def cpu_of(self, worker: Worker) -> float | None:
+        """CPUs that it has kept busy; None for a slot without a process."""
+        return self._cpu.get((worker.slot, worker.pid))
 
 
 @dataclass(frozen=True)
@@ -55,11 +66,30 @@ class Column:
     is_word: bool = False
 
 
+def narrow(rates: Rates) -> tuple[Column, ...]:
+    """The columns that fit into 80 characters."""
+    return (
+        Column("SLOT", lambda worker: str(worker.slot)),
+        Column("PID", lambda worker: "-" if worker.pid is None else str(worker.pid)),
+        Column("STATE", lambda worker: worker.state, is_word=True),
+        Column("CONN", lambda worker: str(worker.connections)),
+        Column("BUSY", lambda worker: str(worker.in_flight)),
+        Column("WAIT", lambda worker: str(worker.figures.queued)),
+        Column("OLDEST", lambda worker: duration(worker.oldest)),
+        Column("REQ/S", lambda worker: rate(rates.of(worker))),
+        Column("5XX", lambda worker: short(worker.figures.answers.get("5xx", 0))),
+        Column("CPU%", lambda worker: percent(rates.cpu_of(worker))),
+        Column("RSS", lambda worker: "-" if worker.rss_bytes is None else size(worker.rss_bytes)),
+    )
+
+
 def columns(rates: Rates | None = None) -> tuple[Column, ...]:
-    """The columns of a table of workers; with *rates*, one more for requests a second."""
+    """The columns of a table of workers; with *rates*, more for requests a second and CPU."""
     served = [Column("SERVED", lambda worker: str(worker.served))]
+    cpu = Column("CPU", lambda worker: duration(worker.cpu_seconds))
     if rates is not None:
         served.append(Column("REQ/S", lambda worker: rate(rates.of(worker))))
+        cpu = Column("CPU%", lambda worker: percent(rates.cpu_of(worker)))
     return (
         Column("SERVICE", lambda worker: worker.service, is_word=True),
         Column("SLOT", lambda worker: str(worker.slot)),
@@ -67,10 +97,15 @@ def columns(rates: Rates | None = None) -> tuple[Column, ...]:
         Column("STATE", lambda worker: worker.state, is_word=True),
         Column("UP", lambda worker: duration(worker.uptime)),
         Column("CONN", lambda worker: str(worker.connections)),
+        Column("QUEUED", lambda worker: str(worker.figures.queued)),
         Column("IN FLIGHT", lambda worker: str(worker.in_flight)),
         Column("OLDEST", lambda worker: duration(worker.oldest)),
         *served,
+        Column("4XX", lambda worker: short(worker.figures.answers.get("4xx", 0))),
+        Column("5XX", lambda worker: short(worker.figures.answers.get("5xx", 0))),
+        Column("UNSENT", lambda worker: size(worker.figures.unsent_bytes)),
         Column("THREADS", lambda worker: str(worker.threads)),
+        cpu,
         Column("RESPAWNS", lambda worker: str(worker.respawns)),
         Column("RSS", lambda worker: "-" if worker.rss_bytes is None else size(worker.rss_bytes)),
     )
@@ -152,6 +187,41 @@ def methods(launcher: Launcher, most: int | None = None) -> list[str]:
         )
         for row in cells
     ]
+
+
+def remarks(launcher: Launcher) -> list[str]:
+    """What no column has room for: stuck threads, replacements, and how workers ended."""
+    found = []
+    for worker in launcher.workers:
+        who = f"slot {worker.slot}"
+        if worker.figures.stuck:
+            found.append(
+                f"{who}: {count(worker.figures.stuck, 'thread')} stuck in requests that were given "
+                "up"
+            )
+        if worker.replaced_for is not None:
+            found.append(f"{who}: is being replaced ({worker.replaced_for})")
+        if worker.last_end not in (None, "status 0"):
+            found.append(f"{who}: the worker before ended with {worker.last_end}")
+    return found
+
+
+def width(launcher: Launcher, chosen: Sequence[Column]) -> int:
+    """Characters of the widest line of :func:`plain`."""
+    return max(map(len, plain(launcher, chosen)))
+
+
+def percent(cpus: float | None) -> str:
+    """CPUs kept busy, in percent of one."""
+    return "-" if cpus is None else f"{cpus * 100:.0f}"
+
+
+def short(number: int) -> str:
+    """At most five characters: ``1234``, ``99k``, ``12M``."""
+    for unit, factor in (("", 1), ("k", 1000), ("M", 10**6), ("G", 10**9)):
+        if number < 10000 * factor or unit == "G":
+            return f"{number // factor}{unit}"
+    raise AssertionError  # not reached: the last unit takes all
 
 
 def duration(seconds: float | None) -> str:

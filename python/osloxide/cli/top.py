@@ -122,7 +122,8 @@ def _print_once(watch: _Watch, arrivals: Arrivals, interval: float) -> int:
     blocks = []
     for launcher, rates in watch.looks:
         lines = [table.heading(launcher), table.totals(launcher, rates)]
-        lines += [*table.plain(launcher, table.columns(rates)), *table.methods(launcher)]
+        lines += table.plain(launcher, table.columns(rates))
+        lines += [*table.remarks(launcher), *table.methods(launcher)]
         blocks.append("\n".join(lines))
     print("\n\n".join(blocks))
     for line in watch.farewells:
@@ -212,7 +213,12 @@ class _Screen:
             cut: Any = {"no_wrap": True, "overflow": "ellipsis"}
             parts.append(Text(table.heading(launcher), style="bold", **cut))
             parts.append(Text(table.totals(launcher, rates), **cut))
-            parts.append(_grid(shown, table.columns(rates)))
+            full = table.columns(rates)
+            fits = table.width(launcher, full) <= self._console.width
+            parts.append(_grid(shown, full if fits else table.narrow(rates), fits))
+            remarks = table.remarks(launcher)[:room]
+            room -= len(remarks)
+            parts += [Text(line, style="yellow", **cut) for line in remarks]
             # What room the workers leave; the headings take one line.
             named = table.methods(launcher, max(0, min(room - 1, _METHODS))) if room > 1 else []
             room -= len(named)
@@ -229,11 +235,13 @@ class _Screen:
         self._live.update(Group(*parts), refresh=True)
 
 
-def _grid(workers: Sequence[snapshot.Worker], chosen: Sequence[table.Column]) -> Any:
+def _grid(workers: Sequence[snapshot.Worker], chosen: Sequence[table.Column], is_wide: bool) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="reverse")
+    grid = Table(
+        box=None, pad_edge=False, padding=(0, 2 if is_wide else 1, 0, 0), header_style="reverse"
+    )
     for column in chosen:
         justify: Any = "left" if column.is_word else "right"
         grid.add_column(column.heading, justify=justify, no_wrap=True)

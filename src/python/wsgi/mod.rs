@@ -41,6 +41,7 @@ use self::input::Input;
 pub(super) use self::native_log::{AccessFilter, NativeLog};
 use self::overdue::Report;
 use super::detached::detached;
+use crate::scoreboard;
 use crate::worker::limits;
 use crate::wsgi::access_log::format::Subject;
 use crate::wsgi::environ::{Target, TargetError};
@@ -138,19 +139,19 @@ impl Application {
         })
     }
 
-    /// Answers, except for a whole answer that nothing of Python has to outlive: the caller sends
+    /// Answers, and returns the status; except for a whole answer that nothing of Python has to outlive: the caller sends
     /// that after it has let the interpreter go, and need not wait to get it back.
     fn answer(
         &self,
         py: Python<'_>,
         exchange: &mut dyn Exchange,
         arrived: Option<Instant>,
-    ) -> Option<Unsent> {
+    ) -> (Option<Unsent>, u16) {
         let _context = match Context::enter(py) {
             Ok(context) => context,
             Err(error) => {
                 self.report(py, "cannot serve a request", &error);
-                return None;
+                return (None, 500);
             }
         };
         let access_log = self
@@ -165,7 +166,7 @@ impl Application {
             Ok(call) => call,
             Err(error) => {
                 self.report(py, "cannot serve a request", &error);
-                return None;
+                return (None, 500);
             }
         };
         let unsent = match Target::of(exchange.request()) {
@@ -176,10 +177,12 @@ impl Application {
             }
         };
         if let Some(answer) = unsent {
-            return Some(Unsent { answer, entry });
+            let status = answer.status().as_u16();
+            return (Some(Unsent { answer, entry }), status);
         }
         if call.get().is_given_up() {
-            return None; // everything was said when it was
+            // Everything was said when it was.
+            return (None, StatusCode::GATEWAY_TIMEOUT.as_u16());
         }
         let progress = call.get().progress();
         let file = progress.file.map(|length| {
@@ -205,7 +208,7 @@ impl Application {
             None if note.is_empty() => {}
             None => exchange.when_delivered(Box::new(note)),
         }
-        None
+        (None, status)
     }
 
     /// True when an answer with that status has a line in the access logs.
@@ -219,18 +222,25 @@ impl Application {
 
     /// Calls the application and sees its answer off.
     fn serve(&self, exchange: &mut dyn Exchange) {
-        // Nothing but the access log wants to know.
+        let began = Instant::now();
         let is_logged = self.access_log.is_some() || self.native_log.is_some();
-        let arrived = is_logged.then(Instant::now);
+        let arrived = is_logged.then_some(began);
+        let mut waited = Duration::ZERO;
         let _inside = in_flight::enter();
         let _turn = self.first.enter();
-        let unsent = Python::attach(|py| self.answer(py, exchange, arrived));
+        let (unsent, status) = Python::attach(|py| {
+            waited = began.elapsed();
+            self.answer(py, exchange, arrived)
+        });
+        let figures = scoreboard::current().figures();
         let Some(Unsent { answer, entry }) = unsent else {
+            figures.answered(status, began.elapsed(), waited);
             return;
         };
         let (status, count) = (answer.status().as_u16(), answer.count());
         // A client that is gone has nothing more to hear, and the application has finished.
         let _ = answer.send(exchange);
+        figures.answered(status, began.elapsed(), waited);
         let is_as_promised = count.ending() == Ending::Complete;
         if arrived.is_none() && is_as_promised {
             return;
@@ -625,6 +635,7 @@ impl Application {
         if blamed.is_none() && !(progress.is_client_gone && is_oserror) {
             let line = crate::wsgi::access_log::request_line(exchange.request());
             self.report(py, &format!("application failed to answer {line}"), error);
+            scoreboard::current().figures().raised();
         }
         if call.is_full() && !progress.is_client_gone {
             // The client has a whole answer; what failed came behind it.
@@ -740,6 +751,8 @@ impl Handler for Application {
     }
 
     fn refused(&self, refused: &Refused) {
+        let figures = scoreboard::current().figures();
+        figures.refused(refused.status.as_u16());
         let filter = self.filter.as_ref();
         if filter.is_some_and(|filter| !filter.get().filter.admits_refused(refused)) {
             return;

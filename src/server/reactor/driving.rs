@@ -141,6 +141,7 @@ impl Reactor {
     ) -> Again {
         let flushed = connection.flush();
         sending.note_progress(connection.link.taken());
+        connection.count_sent();
         match flushed {
             Ok(Flushed::Done) => {
                 self.unsent.release(sending.reserved);

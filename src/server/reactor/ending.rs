@@ -94,7 +94,8 @@ impl Reactor {
     }
 
     /// Closes the socket of a connection whose stream has ended, one way or the other.
-    pub(super) fn drop_connection(&self, connection: Box<Connection>) {
+    pub(super) fn drop_connection(&self, mut connection: Box<Connection>) {
+        connection.count_sent();
         let token = connection.token;
         if let Some(reason) = connection.link.failure() {
             debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, reason, "TLS failed");

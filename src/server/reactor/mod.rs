@@ -245,6 +245,15 @@ impl Reactor {
         count
     }
 
+    /// So many more jobs wait for a thread.
+    fn queue(&self, more: usize) {
+        if more > 0 {
+            self.queued.fetch_add(more, Ordering::Relaxed);
+            let more = u32::try_from(more).unwrap_or(u32::MAX);
+            scoreboard::current().figures().queue(more);
+        }
+    }
+
     /// Does what the handler has put off, where the leader will not.
     fn catch_up(&self) {
         if self.handler.has_put_off() {
@@ -336,8 +345,7 @@ impl Source for Reactor {
             self.watch_listener();
         }
         self.apply_orders(jobs);
-        self.queued
-            .fetch_add(jobs.len() - before, Ordering::Relaxed);
+        self.queue(jobs.len() - before);
     }
 
     fn glance(&self, jobs: &mut Vec<Job>) {
@@ -354,8 +362,7 @@ impl Source for Reactor {
                 self.contain(token, || self.handle_event(token, events[0].events(), jobs));
             }
         }
-        self.queued
-            .fetch_add(jobs.len() - before, Ordering::Relaxed);
+        self.queue(jobs.len() - before);
     }
 
     fn interrupt(&self) {
@@ -364,6 +371,7 @@ impl Source for Reactor {
 
     fn run(&self, job: Job) -> Option<Job> {
         self.queued.fetch_sub(1, Ordering::Relaxed);
+        scoreboard::current().figures().dequeue();
         let mut jobs = Vec::new();
         match job {
             Job::Answer(connection, received) => {
@@ -396,8 +404,7 @@ impl Source for Reactor {
         }
         self.catch_up();
         let next = next.and_then(|job| self.turn(job));
-        self.queued
-            .fetch_add(usize::from(next.is_some()), Ordering::Relaxed);
+        self.queue(usize::from(next.is_some()));
         next
     }
 
@@ -466,6 +473,7 @@ impl Reactor {
             return;
         };
         connection.active = Instant::now();
+        connection.count_sent();
         connection.phase = Phase::Head { since: None };
         let again = match outcome {
             Outcome::Failed(note) => {

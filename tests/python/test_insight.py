@@ -1,0 +1,194 @@
+"""What ``osloxide status``, ``top`` and ``metrics`` say of HTTP requests beyond their number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _children import environment, run_command
+from conftest import wait_until
+from support.raw_http import Connection
+from support.serving import OSLOXIDE, Running, fetch, starter
+
+from osloxide.cli import snapshot, table
+
+LARGE = 4_000_000
+
+SITE = f"""
+import os, time
+
+def application(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/raise":
+        raise RuntimeError("on purpose")
+    while path == "/hold" and not os.path.exists("release"):
+        time.sleep(0.01)
+    start_response("404 Not Found" if path == "/missing" else "200 OK", [])
+    return [b"x" * {LARGE} if path == "/large" else b"hello"]
+"""
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    (tmp_path / "seen_site.py").write_text(SITE)
+    with starter(tmp_path) as start:
+        try:
+            yield lambda *options: start(
+                *("serve", "seen_site", "--bind", "127.0.0.1:0", "--no-access-log", *options)
+            )
+        finally:
+            (tmp_path / "release").touch()
+
+
+def only(site: Running) -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
+
+    def is_shown() -> bool:
+        # It listens before it has a scoreboard.
+        found[:] = site.workers()
+        return len(found) == 1
+
+    wait_until(is_shown, "one worker")
+    return found[0]
+
+
+def test_answers_are_counted_by_class_time_and_bytes(serve: Callable[..., Running]) -> None:
+    site = serve()
+    port = site.port()
+    for path in ["/", "/", "/missing", "/raise"]:
+        fetch(port, path)
+    with Connection(("127.0.0.1", port)) as refused:
+        refused.send("BROKEN\r\n\r\n")
+        assert refused.answer().status == 400
+
+    wait_until(lambda: sum(only(site)["figures"]["answers"].values()) == 5, "five answers")
+    figures = only(site)["figures"]
+
+    assert figures["answers"] == {"none": 0, "1xx": 0, "2xx": 2, "3xx": 0, "4xx": 2, "5xx": 1}
+    assert figures["exceptions"] == 1
+    assert sum(figures["times"].values()) == 4, "the refused one never came to the application"
+    assert figures["sent_bytes"] > 4 * 100
+    assert figures["seconds"] > 0
+    assert only(site)["cpu_seconds"] > 0
+    assert site.stop() == 0, site.log
+
+
+def test_bytes_that_a_slow_client_has_not_taken_are_shown(serve: Callable[..., Running]) -> None:
+    site = serve()
+    with Connection(("127.0.0.1", site.port()), receive_buffer=4096) as slow:
+        slow.send("GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: only(site)["figures"]["unsent_bytes"] > 0, "unsent bytes")
+
+        assert len(slow.answer().body) == LARGE
+    wait_until(lambda: only(site)["figures"]["unsent_bytes"] == 0, "all of it taken")
+    wait_until(lambda: only(site)["figures"]["sent_bytes"] >= LARGE, "all of it counted")
+    assert site.stop() == 0, site.log
+
+
+def test_requests_that_wait_for_a_thread_are_shown(serve: Callable[..., Running]) -> None:
+    site = serve("--threads", "1")
+    port = site.port()
+    clients = [Connection(("127.0.0.1", port)) for _ in range(3)]
+    for client in clients:
+        client.send("GET /hold HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+
+    wait_until(
+        lambda: (only(site)["in_flight"], only(site)["figures"]["queued"]) == (1, 2),
+        "one in flight, two that wait",
+    )
+    (site.cwd / "release").touch()
+    for client in clients:
+        assert client.answer().status == 200
+        client.close()
+    wait_until(lambda: only(site)["figures"]["queued"] == 0, "none that waits")
+    assert site.stop() == 0, site.log
+
+
+def test_counters_of_a_slot_outlive_its_worker_and_its_end_is_told_in_words(
+    serve: Callable[..., Running],
+) -> None:
+    site = serve("--master")
+    port = site.port()
+    (first,) = site.running(1)
+    for _ in range(5):
+        fetch(port, "/missing")
+    wait_until(lambda: only(site)["figures"]["answers"]["4xx"] == 5, "five answers")
+
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: site.running(1) != [first], "another worker")
+    fetch(port, "/missing")
+
+    wait_until(lambda: only(site)["figures"]["answers"]["4xx"] == 6, "all six")
+    assert only(site)["last_end"] == "SIGKILL"
+    result = run_command([*OSLOXIDE, "status", str(site.pid)], environ=environment())
+    assert "slot 0: the worker before ended with SIGKILL" in result.stdout
+    assert site.stop() == 0, site.log
+
+
+def test_metrics_have_a_histogram_and_classes(serve: Callable[..., Running]) -> None:
+    pytest.importorskip("prometheus_client")
+    site = serve()
+    port = site.port()
+    for _ in range(3):
+        fetch(port)
+    wait_until(lambda: only(site)["figures"]["answers"]["2xx"] == 3, "three answers")
+
+    result = run_command([*OSLOXIDE, "metrics", "--once", str(site.pid)], environ=environment())
+
+    assert result.returncode == 0, result.stderr
+    samples = [line for line in result.stdout.splitlines() if not line.startswith("#")]
+    (answered,) = [s for s in samples if 'class="2xx"' in s]
+    assert answered.endswith(" 3.0")
+    assert any(s.startswith("osloxide_worker_request_seconds_count") for s in samples)
+    (infinite,) = [s for s in samples if 'le="+Inf"' in s]
+    assert infinite.endswith(" 3.0")
+    assert any(s.startswith("osloxide_worker_unsent_bytes") for s in samples)
+    assert site.stop() == 0, site.log
+
+
+def test_a_look_by_name_shows_those_of_that_name(serve: Callable[..., Running]) -> None:
+    site = serve("--name", "nova-test-api")
+    site.running(1)
+
+    result = run_command([*OSLOXIDE, "status", "--json", "nova-test-api"], environ=environment())
+
+    assert [it["pid"] for it in json.loads(result.stdout)] == [site.pid]
+    assert site.stop() == 0, site.log
+
+
+def test_the_live_table_fits_into_80_characters() -> None:
+    worker = snapshot.Worker(
+        slot=127, group=0, service="SiteService", pid=4194303, state="starting", generation=1,
+        uptime=99999.0, connections=10000, in_flight=1000, served=10**9, slot_served=10**9,
+        oldest=99999.0, threads=1000, respawns=99, rss_bytes=999 << 20, last_exit=9,
+        cpu_seconds=1e6,
+        figures=snapshot.Figures(answers={"5xx": 10**8}, queued=1999),
+    )  # fmt: skip
+    launcher = snapshot.Launcher(
+        pid=1, name="x", command="", read_at=1.0, uptime=1.0, is_alive=True, rss_bytes=1,
+        workers=[worker],
+    )  # fmt: skip
+    rates = table.Rates(1e4, {(127, 4194303): 12345.6}, {(127, 4194303): 7.99})
+
+    columns = table.narrow(rates)
+    # One blank between two columns, where plain() has two.
+    assert table.width(launcher, columns) - (len(columns) - 1) <= 80
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0, "status 0"),
+        (3 << 8, "status 3"),
+        (9, "SIGKILL"),
+        (6 | 0x80, "SIGABRT"),
+        (40, "signal 40"),
+    ],
+)
+def test_wait_statuses_are_told_in_words(status: int, words: str) -> None:
+    assert snapshot.ending(status) == words
