@@ -10,8 +10,12 @@ from conformance.rules import rule
 HEADING = """\
 # HTTP conformance
 
-Written by `python -m conformance {servers} --manners {manners} --markdown docs/conformance.md` (in
-`tests/python`). Every row sends raw bytes to a running server and judges strictly what comes back
+Written in `tests/python` by one run, or by several that share a `--store FILE`:
+
+    python -m conformance {servers} \\
+        --manners {manners} --markdown docs/conformance.md
+
+Every row sends raw bytes to a running server and judges strictly what comes back
 and what the application saw; the rules are RFC 9110, RFC 9112 and PEP 3333.
 `tests/python/conformance/` holds the rows, `test_http_conformance.py` runs them as tests, in every
 manner.
