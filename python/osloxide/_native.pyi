@@ -199,6 +199,7 @@ def limit_worker(
     """After what this worker asks its parent for a successor, once: requests, seconds from now on,
     bytes of memory (rss, pss or uss, looked at behind a request), threads in requests that were
     given up; None = never. It serves on until the parent sends SIGTERM."""
+
 def worker_leaving() -> None:
     """This process is on its way out: shown as draining from now on."""
 
@@ -249,7 +250,8 @@ class Server:
         keep_alive_timeout: float | None = None,
         max_connections: int | None = None,
         max_body: int | None = None,
-        proxies: Sequence[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]] | None = None,
+        proxies: Sequence[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]]
+        | None = None,
         access_log: AccessLog | None = None,
         access_filter: AccessFilter | None = None,
         request_timeout: float | None = None,

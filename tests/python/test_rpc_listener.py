@@ -107,3 +107,18 @@ print(json.dumps(left))
 """)
         == 0
     )
+
+
+def test_a_process_that_is_monkey_patched_after_its_imports_is_refused_at_both_ends() -> None:
+    assert run("""
+import eventlet
+eventlet.monkey_patch()
+client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="t"), timeout=5)
+refusals = []
+for use in (lambda: client.call({}, "method"), listen):
+    try:
+        use()
+    except import_hook.ActivationError as error:
+        refusals.append("monkey-patched" in str(error))
+print(json.dumps(refusals))
+""") == [True, True]

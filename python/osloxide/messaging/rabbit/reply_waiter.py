@@ -12,6 +12,7 @@ import logging
 from types import ModuleType
 from typing import Any
 
+from osloxide.activation.import_hook import refuse_if_monkey_patched
 from osloxide.messaging.rabbit.wakeup import Wakeup
 
 LOG = logging.getLogger(__name__)
@@ -19,6 +20,9 @@ LOG = logging.getLogger(__name__)
 LONGEST_SLEEP = 15.0
 """Seconds after which a silent connection is looked at; sooner where heartbeats are frequent."""
 
+
+AFTER_ERROR = 0.25
+"""Seconds until the next attempt to read, so that what does not pass fills no disk with its log."""
 
 POLL_EVERY = 0.01
 """Seconds between two looks at a transport of kombu's own, ``kombu+memory://`` for one."""
@@ -32,6 +36,7 @@ def amend(amqpdriver: ModuleType) -> None:
 
     @functools.wraps(init)
     def init_with_wakeup(self: Any, *arguments: Any, **keywords: Any) -> None:
+        refuse_if_monkey_patched()  # an error of the call: the thread could not sleep
         self._osloxide_wakeup = Wakeup()  # the thread starts in there
         init(self, *arguments, **keywords)
 
@@ -57,6 +62,7 @@ def amend(amqpdriver: ModuleType) -> None:
                 continue
             except Exception:
                 LOG.exception("Failed to process incoming message, retrying..")
+                self._thread_exit_event.wait(AFTER_ERROR)
 
     cls.__init__, cls.stop, cls.poll = init_with_wakeup, stop_at_once, poll_asleep
 
