@@ -107,6 +107,7 @@ def test_a_closed_connection_over_tls_loses_and_doubles_no_call(
 
     assert report["failures"] == {}
     assert set(report["sent"]) <= set(runs(trace))
+    assert "Unexpected exception" not in service.text()
 
 
 def test_heartbeats_over_tls_survive_an_endpoint_that_holds_the_interpreter(

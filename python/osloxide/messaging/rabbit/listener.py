@@ -489,7 +489,9 @@ class PacedListener(amqpdriver.AMQPListener):
             return False
         transport._read_buffer += received
         while True:
-            # Kombu may have opened the channel again in the round before.
+            # Kombu may have closed the channel, or opened it again, in the round before.
+            if channel.channel_id is None:
+                return True
             epoch = epochs.of(channel)
             # Deliveries of a stream have headers and are kombu's, which notes their places.
             found, used, frames, is_foreign = _native.amqp_deliveries(
