@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -28,8 +29,9 @@ class Senders:
     def __init__(self, url: str, kind: str, threads: int, settings: list[str]) -> None:
         argv = [sys.executable, str(APPS / "rpc_load.py"), url, kind, str(threads)]
         argv += [str(TIMEOUT), *settings, *FLAGS]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by kill())
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
             text=True, env=clean_environment(),
         )  # fmt: skip
         self.count = 0
@@ -47,7 +49,12 @@ class Senders:
     def wait_more(self, more: int) -> None:
         """Wait until *more* requests than now were sent, and calls answered."""
         goal = self.count + more
-        wait_until(lambda: self.count >= goal, f"{goal} requests sent", 60)
+        try:
+            wait_until(lambda: self.count >= goal, f"{goal} requests sent", 60)
+        except AssertionError as error:
+            self._errors.seek(0)
+            error.add_note(self._errors.read()[-4000:])
+            raise
 
     def stop(self) -> dict[str, Any]:
         """End after the requests under way; what was sent, what failed, and how slow it was."""
@@ -67,6 +74,7 @@ class Senders:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
+        self._errors.close()
 
 
 Send = Callable[..., Senders]

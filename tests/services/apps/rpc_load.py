@@ -16,6 +16,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 
 if "--stock" not in sys.argv:
@@ -62,6 +63,8 @@ def main() -> None:
                     client.cast({}, "work", number=number, seconds=0)
                     ending.wait(0.01)
             except Exception as error:  # noqa: BLE001 - every failure is counted
+                if type(error).__name__ not in failures:
+                    traceback.print_exc()  # the first of its kind
                 failures[type(error).__name__] += 1
                 took.append(time.monotonic() - begin)
                 continue
