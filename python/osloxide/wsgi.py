@@ -269,6 +269,7 @@ class Server(ServiceBase):
         self._max_url_len = max_url_len
         self._pid = os.getpid()
         self._engines: list[_native.Server] = []
+        weakref.finalize(self, _outlive, self._engines).atexit = False
         self._pool = _Pool(self)
         self._server: _Acceptor | None = None
 
@@ -439,10 +440,12 @@ class Server(ServiceBase):
 
         engine.start()
         slow_requests.install()
-        self._engines = [old for old in self._engines if not old.wait(0)] + [engine]
+        # In place: what happens when this object is collected knows the list.
+        self._engines[:] = [*(old for old in self._engines if not old.wait(0)), engine]
         self._pool.size = self.pool_size
         self._server = _Acceptor(engine)
         _started.add(self)
+        _running[:] = [*(old for old in _running if _is_busy(old)), engine]
 
     def stop(self) -> None:
         """Stop accepting and drain: requests in flight are answered, idle connections closed.
@@ -589,8 +592,33 @@ class _ErrorStream:
 
 
 _started: weakref.WeakSet[Server] = weakref.WeakSet()
-# A forked child has none of the threads.
-os.register_at_fork(after_in_child=_started.clear)
+
+_running: list[_native.Server] = []
+"""Engines that were started in this process, also those whose server was collected: their threads
+run the application until the last request was answered."""
+
+
+def _forget_started() -> None:
+    """A forked child has none of the threads."""
+    _started.clear()
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_forget_started)
+
+
+def _is_busy(engine: _native.Server) -> bool:
+    """Whether it has threads or connections. Runs no signal handler: a finalizer calls it."""
+    stats = engine.stats()
+    return bool(stats["threads"] or stats["connections"])
+
+
+def _outlive(engines: list[_native.Server]) -> None:
+    """A server was collected: it takes no more connections, and answers what it has begun."""
+    for engine in engines:
+        if engine in _running:
+            engine.stop(close=True)
+    _running[:] = [engine for engine in _running if _is_busy(engine)]
 
 
 @atexit.register
@@ -600,8 +628,7 @@ def _drain_at_exit() -> None:
     A thread that wants the interpreter back afterwards would abort the process, so requests that
     are still in flight after EXIT_GRACE_SECONDS end with it.
     """
-    servers = tuple(_started)
-    engines = [engine for server in servers for engine in server._engines]
+    servers, engines = tuple(_started), tuple(_running)
     for server in servers:
         server._close_sockets()
     for engine in engines:
