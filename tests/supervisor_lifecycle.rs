@@ -3,6 +3,7 @@
 
 mod support;
 
+use nix::unistd::{pipe, read, write};
 use osloxide::scoreboard::State;
 use osloxide::signals::Request;
 use osloxide::supervisor::process::LOST_STATUS;
@@ -512,6 +513,51 @@ fn process_1_leaves_a_child_to_the_application_that_waits_for_it() {
         "not reaped: asked again a minute later"
     );
     assert_eq!(rig.run(), [Command::Orphan { pid: 4243 }]);
+}
+
+#[test]
+fn while_forks_are_held_none_is_handed_out_and_all_else_goes_on() {
+    let mut rig = Rig::running(2, 60);
+    rig.supervisor.hold_forks(true);
+    rig.end(100, KILL);
+
+    assert_eq!(forks(&rig.run()), []);
+    assert_eq!(rig.next(), Err(None), "it parks, and does not spin");
+
+    rig.supervisor.hold_forks(false);
+    assert_eq!(forks(&rig.run()), [(0, 0)]);
+}
+
+#[test]
+fn a_stop_ends_a_supervisor_that_holds_its_first_forks() {
+    let mut rig = Rig::new(2, 60);
+    rig.supervisor.hold_forks(true);
+    assert_eq!(rig.run(), []);
+
+    rig.request(Request::Stop);
+
+    assert_eq!(rig.run(), [Command::Stopping { count: 0 }]);
+    assert_eq!(rig.next(), Ok(None));
+}
+
+#[test]
+fn news_of_a_template_are_handed_out_until_they_are_taken() {
+    let mut rig = Rig::running(1, 60);
+    let (template, channel) = pipe().unwrap();
+    let watched = template.try_clone().unwrap();
+    rig.supervisor.watch_templates(vec![watched]);
+    assert_eq!(rig.run(), []);
+
+    write(&channel, b"x").unwrap();
+    assert_eq!(rig.due(), Some(Command::Template));
+    assert_eq!(rig.due(), Some(Command::Template));
+    read(&template, &mut [0; 8]).unwrap();
+    assert_eq!(rig.due(), None);
+
+    drop(channel);
+    assert_eq!(rig.due(), Some(Command::Template), "its end");
+    rig.supervisor.watch_templates(Vec::new());
+    assert_eq!(rig.due(), None);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod support;
 use osloxide::signals::Request;
 use osloxide::supervisor::Command;
 use osloxide::supervisor::roster::Phase;
+use std::time::Duration;
 use support::{HUP, KILL, Rig, TERM, forks};
 
 /// Workers get ready, and those that were terminated leave, until nothing moves any more. Returns
@@ -402,7 +403,7 @@ fn the_stop_deadline_also_holds_for_workers_that_a_reload_let_drain_for_longer()
     rig.ready(101);
     rig.run();
 
-    rig.supervisor.set_grace(std::time::Duration::from_secs(5));
+    rig.supervisor.set_grace(Duration::from_secs(5));
     rig.request(Request::Stop);
     rig.run();
 
@@ -447,4 +448,33 @@ fn a_slot_whose_worker_left_first_is_filled_although_a_new_round_waits_elsewhere
     rig.end(101, 0);
 
     assert_eq!(forks(&rig.run()), [(1, 2)], "slot 0 is still starting");
+}
+
+#[test]
+fn a_round_without_a_reload_replaces_every_worker_and_reports_its_end() {
+    let mut rig = Rig::running(2, 60);
+
+    rig.supervisor.replace_workers(rig.now);
+
+    let commands = settle(&mut rig);
+    assert_eq!(reloads(&commands), 0, "the configuration is not asked for");
+    assert_eq!(forks(&commands), [(0, 1), (1, 1)]);
+    assert!(commands.contains(&Command::Reloaded));
+}
+
+#[test]
+fn no_round_begins_while_stopping() {
+    let mut rig = Rig::running(2, 60);
+    rig.request(Request::Stop);
+    rig.run();
+
+    rig.supervisor.replace_workers(rig.now);
+
+    assert_eq!(forks(&rig.run()), []);
+    assert_eq!(
+        rig.supervisor.phase(),
+        Phase::Stopping {
+            deadline: Some(rig.now + Duration::from_secs(60))
+        }
+    );
 }

@@ -14,6 +14,7 @@ __all__ = [
     "Supervisor",
     "TlsConfig",
     "__version__",
+    "adopt_descendants",
     "amqp_ack",
     "amqp_confirms",
     "amqp_deliveries",
@@ -22,6 +23,7 @@ __all__ = [
     "beat",
     "check_log_format",
     "disarm_deadline",
+    "enter_template",
     "enter_worker",
     "install_wakeup",
     "interrupt_thread",
@@ -98,6 +100,7 @@ _Command = (
     | tuple[Literal["worn"], int, int, int, str, int]
     | tuple[Literal["all_ready"]]
     | tuple[Literal["reloaded"]]
+    | tuple[Literal["template"]]
     | tuple[Literal["tick"]]
     | tuple[Literal["interrupted"]]
 )
@@ -120,6 +123,18 @@ class Supervisor:
         workers four times in that span."""
     def set_tick(self, seconds: float) -> None:
         """Have next() return ``("tick",)`` this often; 0 = never, the default."""
+    def adopt_orphans(self) -> None:
+        """Find children that ended and are no workers, as process 1 does: ``("orphan", pid)``."""
+    def hold_forks(self, held: bool) -> None:
+        """While held, workers that are due are not forked; all else goes on."""
+    def watch_templates(self, fds: list[int]) -> None:
+        """Have next() return ``("template",)`` for as long as one of *fds* is readable, instead of
+        those of the last call. The descriptors are copied.
+
+        :raises OSError: no descriptors are left, or one of them is closed."""
+    def replace_workers(self) -> None:
+        """Begin a round of replacements, as after ``("reload",)`` and configured(). Does nothing while
+        stopping."""
     def reap_orphan(self, pid: int) -> int | None:
         """Reap a child that ``("orphan", pid)`` told of: its wait status, or None when somebody else
         has waited for it."""
@@ -137,7 +152,7 @@ class Supervisor:
         ``("stopping", count)``                 shutdown begins, *count* workers have been sent SIGTERM
         ``("exited", pid, group, slot, status, lifetime)``  a worker ended (*status* as from os.waitpid,
                                                 *lifetime* in seconds)
-        ``("orphan", pid)``                   only as PID 1: a child that is no worker has ended, and
+        ``("orphan", pid)``                   as PID 1, or after adopt_orphans(): a child that is no worker has ended, and
                                                 nobody has waited for it for 2 s; reap_orphan() reaps it.
                                                 Without that it is reported again a minute later
         ``("backoff", group, slot, seconds, failures)``  a slot that keeps dying waits before its next fork
@@ -152,6 +167,7 @@ class Supervisor:
                                                 the last add_group()
         ``("reloaded",)``                       every worker is of the new generation and ready, or has
                                                 mutated its configuration (worker_reconfigured())
+        ``("template",)``                       a descriptor of watch_templates() is readable
         ``("tick",)``                           the interval of set_tick() has passed
         ``("interrupted",)``                    a signal handler ran that requested nothing
         """
@@ -180,6 +196,16 @@ def enter_worker(
     """First call in a forked child: closes the parent's ends of the pipes, claims the slot, makes a
     fresh wakeup pipe and starts the watch thread, which on the parent's death sets parent_died(),
     sends SIGTERM to this process and ends it hard after 2.5 s."""
+
+def enter_template(supervisor: Supervisor) -> None:
+    """First call in a forked template of workers: closes the parent's ends of the pipes, and has the
+    kernel end this process when its parent ends.
+
+    :raises RuntimeError: the parent is gone already."""
+
+def adopt_descendants(wanted: bool) -> None:
+    """Whether processes below this one that lose their parent become this one's children
+    (PR_SET_CHILD_SUBREAPER). Not inherited by a fork."""
 
 def worker_ready() -> None:
     """start() has returned: tell the parent. Does nothing outside a worker."""

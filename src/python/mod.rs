@@ -43,8 +43,9 @@ mod _native {
     use super::supervisor::Supervisor;
     #[pymodule_export]
     use super::worker::{
-        arm_deadline, beat, disarm_deadline, enter_worker, limit_worker, native_threads,
-        parent_died, worker_leaving, worker_ready, worker_reconfigured,
+        adopt_descendants, arm_deadline, beat, disarm_deadline, enter_template, enter_worker,
+        limit_worker, native_threads, parent_died, worker_leaving, worker_ready,
+        worker_reconfigured,
     };
     #[pymodule_export]
     use super::wsgi::{AccessFilter, FileWrapper, NativeLog, check_log_format, requests_in_flight};

@@ -3,8 +3,9 @@
 //!
 //! INVARIANT: the supervisor's mutex is locked only while the interpreter is attached and never
 //! while parked, so a forked child does not inherit it locked.
+#![expect(unsafe_code, reason = "Python hands descriptors over as numbers")]
 
-use crate::python::errors::{invalid_request, invalid_signal};
+use crate::python::errors::{invalid_request, invalid_signal, os_error};
 use crate::python::scoreboard::Scoreboard;
 use crate::python::signals::{duration, wait_once};
 use crate::scoreboard::Worn;
@@ -13,7 +14,8 @@ use crate::supervisor::process::System;
 use crate::supervisor::{self, Command};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -80,6 +82,26 @@ impl Supervisor {
     fn set_tick(&self, seconds: f64) -> PyResult<()> {
         self.0.set_tick(duration("tick", seconds)?, Instant::now());
         Ok(())
+    }
+
+    fn adopt_orphans(&self, py: Python<'_>) -> PyResult<()> {
+        self.0.adopt_orphans();
+        wake_on_sigchld(py)
+    }
+
+    fn hold_forks(&self, held: bool) {
+        self.0.hold_forks(held);
+    }
+
+    fn watch_templates(&self, fds: Vec<i32>) -> PyResult<()> {
+        let copies: io::Result<Vec<OwnedFd>> = fds.into_iter().map(copy).collect();
+        let copies = copies.map_err(|error| os_error("cannot watch a template", &error))?;
+        self.0.watch_templates(copies);
+        Ok(())
+    }
+
+    fn replace_workers(&self) {
+        self.0.replace_workers(Instant::now());
     }
 
     fn reap_orphan(&self, pid: i32) -> Option<i32> {
@@ -196,6 +218,7 @@ fn to_tuple(py: Python<'_>, command: Command) -> PyResult<Bound<'_, PyTuple>> {
         }
         Command::AllReady => ("all_ready",).into_pyobject(py),
         Command::Reloaded => ("reloaded",).into_pyobject(py),
+        Command::Template => ("template",).into_pyobject(py),
         Command::Tick => ("tick",).into_pyobject(py),
         Command::Interrupted => ("interrupted",).into_pyobject(py),
     }
@@ -233,6 +256,16 @@ fn wake_on_sigchld(py: Python<'_>) -> PyResult<()> {
 #[pyfunction]
 #[pyo3(signature = (*_signo_and_frame))]
 fn child_ended(_signo_and_frame: &Bound<'_, PyTuple>) {}
+
+/// Closed on exec.
+fn copy(fd: i32) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(nix::errno::Errno::EBADF.into());
+    }
+    // SAFETY: the caller's socket object keeps it open during the call; one that is closed all the
+    // same gives EBADF.
+    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
 
 fn supervisors() -> MutexGuard<'static, Vec<Weak<Native>>> {
     SUPERVISORS.lock().unwrap_or_else(PoisonError::into_inner)

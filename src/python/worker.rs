@@ -11,6 +11,7 @@ use crate::worker::limits::{self, Limits, Memory};
 use crate::worker::{self, Parent};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use rustix::process::{Pid, Signal, set_child_subreaper, set_parent_process_death_signal};
 
 /// First call in a forked child; see `_native.pyi`.
 #[pyfunction]
@@ -39,6 +40,31 @@ pub(super) fn enter_worker(
         pidfd: parent_pidfd(owner),
     };
     worker::enter(parent).map_err(|error| os_error("cannot start the watch thread", &error))
+}
+
+/// First call in a forked template of workers; see `_native.pyi`.
+#[pyfunction]
+pub(super) fn enter_template(supervisor: &Supervisor) -> PyResult<()> {
+    let owner = supervisor.0.owner();
+    leave_parenthood();
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|errno| os_error("cannot ask for the parent's death", &errno.into()))?;
+    // Checked after asking: a parent that was gone by then is told of by no signal.
+    if std::os::unix::process::parent_id() == owner {
+        Ok(())
+    } else {
+        Err(PyRuntimeError::new_err(format!(
+            "parent process {owner} is gone"
+        )))
+    }
+}
+
+/// Has orphans of this process's descendants become its children; see `_native.pyi`.
+#[pyfunction]
+pub(super) fn adopt_descendants(wanted: bool) -> PyResult<()> {
+    let own = Pid::from_raw(std::process::id().cast_signed());
+    set_child_subreaper(own.filter(|_| wanted))
+        .map_err(|errno| os_error("cannot set PR_SET_CHILD_SUBREAPER", &errno.into()))
 }
 
 /// `None` also when the parent is gone already; the liveness pipe tells that too.

@@ -94,6 +94,8 @@ pub enum Command {
     /// What the last `Reload` or `Mutate` began is complete: every worker is of the new generation and
     /// ready, or has mutated its configuration.
     Reloaded,
+    /// A template of workers has told something, or has ended.
+    Template,
     /// The interval of [`super::Supervisor::set_tick`] has passed.
     Tick,
     /// Signal handlers ran and requested nothing.

@@ -16,7 +16,7 @@ pub mod state;
 pub use command::{Command, Error};
 
 use crate::scoreboard::{self, Assignment, Scoreboard};
-use crate::signals::{Pending, Request, Wakeup};
+use crate::signals::{Pending, Request, Wakeup, poll_readable};
 use nix::libc;
 use pipes::Pipes;
 use process::Processes;
@@ -68,6 +68,10 @@ struct Inner<P> {
     reserved: Option<usize>,
     /// Children of process 1 that ended and are no workers, and when Python is asked about each.
     orphans: BTreeMap<i32, Instant>,
+    /// Due workers wait: what they are to be forked from is not there yet.
+    holds_forks: bool,
+    /// Where templates of workers tell Python something.
+    templates: Vec<Arc<OwnedFd>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -141,6 +145,8 @@ impl<P: Processes> Supervisor<P> {
             tick: None,
             reserved: None,
             orphans: BTreeMap::new(),
+            holds_forks: false,
+            templates: Vec::new(),
         };
         Ok(Self {
             requests: Pending::new(),
@@ -196,6 +202,31 @@ impl<P: Processes> Supervisor<P> {
     pub fn set_tick(&self, interval: Duration, now: Instant) {
         let next = now.checked_add(interval).filter(|_| !interval.is_zero());
         self.lock().tick = next.map(|next| (interval, next));
+    }
+
+    /// Finds children that ended and are no workers, as process 1 does: workers are forked by a
+    /// template, and the processes in between, or workers that never began, may be left here.
+    pub fn adopt_orphans(&self) {
+        self.lock().is_init = true;
+    }
+
+    /// While *held*, workers that are due are not forked; all else goes on.
+    pub fn hold_forks(&self, held: bool) {
+        self.lock().holds_forks = held;
+    }
+
+    /// Hands out [`Command::Template`] for as long as one of *templates* is readable, instead of
+    /// those of the last call.
+    pub fn watch_templates(&self, templates: Vec<OwnedFd>) {
+        self.lock().templates = templates.into_iter().map(Arc::new).collect();
+    }
+
+    /// Begins a round of replacements without asking Python for the configuration, which it has
+    /// read already.
+    pub fn replace_workers(&self, now: Instant) {
+        let mut inner = self.lock();
+        inner.roster.replace_workers(now);
+        inner.act();
     }
 
     /// Reaps an orphan whose end [`Command::Orphan`] told of; `None` when other code has.
@@ -353,6 +384,7 @@ impl<P: Processes> Supervisor<P> {
     pub fn become_worker(&self) {
         let mut inner = self.lock();
         inner.live.clear();
+        inner.templates.clear();
         inner.pipes.keep_worker_ends();
     }
 
@@ -411,6 +443,7 @@ impl<P: Processes> Inner<P> {
     fn next_step(&mut self, now: Instant) -> Step {
         let command = self.roster.take_command();
         let command = command.or_else(|| self.orphan(now));
+        let command = command.or_else(|| self.news_of_templates());
         if let Some(command) = command.or_else(|| self.tick(now)) {
             match command {
                 Command::Reload => self.roster.begin_configuring(Request::Reload),
@@ -425,12 +458,14 @@ impl<P: Processes> Inner<P> {
                 | Command::Worn { .. }
                 | Command::AllReady
                 | Command::Reloaded
+                | Command::Template
                 | Command::Tick
                 | Command::Interrupted => {}
             }
             return Step::Do(command);
         }
-        if let Some((slot, command)) = self.roster.hand_out_fork(now) {
+        let fork = (!self.holds_forks).then(|| self.roster.hand_out_fork(now));
+        if let Some((slot, command)) = fork.flatten() {
             if let Command::Fork { generation, .. } = command {
                 self.reserve(slot, generation);
             }
@@ -440,7 +475,8 @@ impl<P: Processes> Inner<P> {
             return Step::Ended;
         }
         let watches = self.live.values().filter_map(|live| live.watch.clone());
-        let fds = self.pipes.incoming().into_iter().chain(watches).collect();
+        let fds = self.pipes.incoming().into_iter().chain(watches);
+        let fds = fds.chain(self.templates.iter().cloned()).collect();
         let is_blind = self.live.values().any(|live| live.watch.is_none());
         let look_again = is_blind.then(|| now + POLL_WITHOUT_PIDFD);
         let hung_by = self
@@ -497,6 +533,13 @@ impl<P: Processes> Inner<P> {
             .find(|(_, ask_by)| **ask_by <= now)?;
         *ask_by = now + ORPHAN_AGAIN;
         Some(Command::Orphan { pid: *pid })
+    }
+
+    fn news_of_templates(&self) -> Option<Command> {
+        let fds: Vec<_> = self.templates.iter().map(AsFd::as_fd).collect();
+        let has_news = !fds.is_empty()
+            && poll_readable(&fds, Some(Instant::now())).is_ok_and(|it| !it.is_empty());
+        has_news.then_some(Command::Template)
     }
 
     fn tick(&mut self, now: Instant) -> Option<Command> {

@@ -180,6 +180,13 @@ impl Roster {
         }
     }
 
+    /// Begins a round at once: Python has read the configuration already. Not while stopping.
+    pub fn replace_workers(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Stopping { .. }) {
+            self.begin_round(now);
+        }
+    }
+
     /// Python went on without finishing it, because the new configuration is unusable.
     pub fn forget_configuring(&mut self) {
         self.configuring = None;

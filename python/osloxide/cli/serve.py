@@ -63,6 +63,10 @@ def main(options: argparse.Namespace) -> int:
             raise CommandError(
                 "--reload cannot replace what --preload loads; leave one of them out"
             )
+        if options.warm:
+            raise CommandError(
+                "--preload has the parent load what --warm has a template load; leave one out"
+            )
         _preload(site)
     recycling.check(options)
     identity = privileges.Identity.of(options.user, options.group)
@@ -125,11 +129,13 @@ def main(options: argparse.Namespace) -> int:
     launcher: Any
     if has_parent:
         launcher = service.ProcessLauncher(conf)
+        if options.warm:
+            launcher.use_template(served.prepare)
         launcher.launch_service(served, workers=options.workers)
     else:
         launcher = service.launch(conf, served, workers=1)
     operator_signals.install(
-        lambda: getattr(launcher, "children", ()),
+        lambda: _processes_below(launcher),
         options.log_file,
         launcher.change_workers if has_parent else None,
     )
@@ -143,11 +149,19 @@ def main(options: argparse.Namespace) -> int:
     return BOOT_FAILED if boot.has_given_up() else int(status or 0)
 
 
+def _processes_below(launcher: Any) -> list[int]:
+    """Workers, and what they are forked from; none where the command serves by itself."""
+    if not hasattr(launcher, "template_pids"):
+        return []
+    return [*launcher.children, *launcher.template_pids()]
+
+
 def needs_parent(options: argparse.Namespace) -> bool:
     """Whether workers have a parent; only a parent can replace a worker."""
     return bool(
         options.workers > 1
         or options.master
+        or options.warm
         or options.reload
         or options.touch_reload
         or recycling.is_wanted(options)

@@ -184,6 +184,12 @@ def _declare_processes(parser: argparse.ArgumentParser) -> None:
         help="import the application once, before the fork; connections that it opens are shared",
     )
     parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="load the application once, in a process that serves no request, and fork each worker "
+        "from it: a replacement serves at once, memory is shared, SIGHUP loads new code",
+    )
+    parser.add_argument(
         "--reload",
         action="store_true",
         help="for development: replace the workers when a loaded module's file changes",

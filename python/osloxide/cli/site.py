@@ -138,6 +138,7 @@ def site_service(
     :param reloader: watches what was loaded.
     """
     # Not at module level: osloxide.cli is imported before oslo.service may be.
+    from osloxide.launch import inheritance
     from osloxide.launch.ending import leave
     from osloxide.service import ServiceBase
     from osloxide.signals import shutdown
@@ -150,6 +151,25 @@ def site_service(
         def __init__(self) -> None:
             self._supervisor = os.getpid()
             self._is_loading = False
+
+        def prepare(self) -> None:
+            """Load the application in a template, which must have nothing that workers would share.
+
+            :raises SystemExit: it could not be loaded, which has been reported.
+            """
+            before = inheritance.descriptors()
+            try:
+                site.load()
+                if shared := inheritance.unfit(before):
+                    raise CommandError(
+                        f"--warm cannot fork workers from what loading {site.text} has left open: "
+                        f"{'; '.join(shared)}; open it in the first request, close it at the end "
+                        "of the import, or leave --warm out"
+                    )
+            except BaseException as error:
+                self._boot_failed(error)
+                raise SystemExit(BOOT_FAILED) from error
+            boot.succeeded()
 
         def start(self) -> None:
             self._is_loading = True

@@ -26,6 +26,17 @@ class FaultDump:
         except OSError:
             self._memfd = -1  # the worker runs without one
 
+    @classmethod
+    def of(cls, descriptors: list[int]) -> FaultDump:
+        """In a worker that was forked elsewhere: what its parent's :meth:`descriptors` named."""
+        dump = cls.__new__(cls)
+        dump._memfd = descriptors[0] if descriptors else -1
+        return dump
+
+    def descriptors(self) -> list[int]:
+        """What to pass to the worker: the memory, or nothing where the system had none."""
+        return [] if self._memfd == -1 else [self._memfd]
+
     def keep(self) -> None:
         """In the worker: have faulthandler write there, unless the application uses it already."""
         if self._memfd != -1 and not faulthandler.is_enabled():

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, ClassVar, assert_never
 
@@ -34,6 +34,7 @@ from osloxide.launch import (
     scoreboard,
     services,
     systemd,
+    template,
     worker,
     worker_log,
 )
@@ -121,6 +122,7 @@ class ProcessLauncher:
         self._is_supervising = False
         self._has_ended = threading.Event()
         self._log = worker_log.WorkerLog()
+        self._templates: template.Templates | None = None
         _launchers.add(self)
         orphans.own_children.add(self)
         shutdown.begin_serving()
@@ -191,6 +193,24 @@ class ProcessLauncher:
             return
         LOG.info("%s has %d workers from now on, not %d", self._name_of(0), wanted, wrapper.workers)
         wrapper.workers = wanted
+
+    def use_template(self, prepare: Callable[[], object]) -> None:
+        """Fork workers from a process that has loaded the application (before any is launched).
+
+        :param prepare: loads it, called in that process, again for each reload; reports by itself
+            what keeps it from doing so, and raises it.
+        :raises ValueError: the launcher mutates its configuration in place, of which a template
+            would not hear, or forks no workers.
+        """
+        if self.no_fork or self.restart_method != "reload":
+            raise ValueError("a template needs workers, and restart_method='reload'")
+        self._templates = template.Templates(
+            self._supervisor_of_this_process(), prepare, self._run_from_template, self._inherited
+        )
+
+    def template_pids(self) -> list[int]:
+        """Pids of the template and of one that is to follow it."""
+        return [] if self._templates is None else self._templates.pids()
 
     def _supervisor_of_this_process(self) -> _native.Supervisor:
         if self._supervisor is None:
@@ -299,6 +319,9 @@ class ProcessLauncher:
         self._set_timeouts()
         process_title.of_supervisor()
         try:
+            if self._templates is not None and self.running:
+                self._templates.begin()
+                self._pulse()
             with self._until_green_thread_is_killed():
                 self._supervise()
             self.stop()
@@ -361,7 +384,11 @@ class ProcessLauncher:
         known = [*self._wrappers, *self.children.values()]
         for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
             reset(service)
-        self._supervisor_of_this_process().configured()
+        if self._templates is None:
+            self._supervisor_of_this_process().configured()
+        else:
+            self._templates.reload()
+            self._pulse()
 
     def stop(self) -> None:
         """Stop all workers and wait until they have left.
@@ -399,8 +426,11 @@ class ProcessLauncher:
         """Close this process's copies, before the workers are told to stop and close theirs.
 
         The last close resets connections that the kernel has queued, and workers serve these first.
-        Called only where no worker is forked any more: it would need them.
+        Called only where no worker is forked any more: it would need them. A template has copies
+        as well, and ends.
         """
+        if self._templates is not None:
+            self._templates.end()
         if not any(other._own for other in _launchers if other is not self):
             shutdown.close_listeners()
 
@@ -451,6 +481,10 @@ class ProcessLauncher:
                 self._pulse()
             case ("tick",):
                 self._pulse()
+            case ("template",):
+                assert self._templates is not None
+                self._templates.listen()
+                self._pulse()
             case ("orphan", pid):
                 self._reap_orphan(pid)
             case ("reload",) | ("mutate",) | ("stopping", _):
@@ -462,7 +496,11 @@ class ProcessLauncher:
 
     def _pulse(self) -> None:
         """Tell systemd what is due, and have the supervisor come back when there is more."""
-        self._supervisor_of_this_process().set_tick(self._notifier.pulse())
+        due = [self._notifier.pulse()]
+        if self._templates is not None:
+            due.append(self._templates.pulse(self.conf[configuration.GROUP].worker_timeout))
+        seconds = min((each for each in due if each), default=0.0)
+        self._supervisor_of_this_process().set_tick(seconds)
 
     def _name_of(self, group: int) -> str:
         return type(self._wrappers[group].service).__name__
@@ -471,10 +509,11 @@ class ProcessLauncher:
         self, wrap: ServiceWrapper, slot: int | None = None, generation: int = 0
     ) -> int | None:
         """Fork one worker; returns its pid, or None when the system refused."""
-        supervisor = self._supervisor_of_this_process()
         assert slot is not None
-        forking.prepare()
         dump = fault_dump.FaultDump()
+        if self._templates is not None:
+            return self._start_from_template(self._templates, wrap, slot, generation, dump)
+        forking.prepare()
         # A signal that reaches the child before it has handlers of its own must wait for them.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.HANDLED)
         try:
@@ -482,26 +521,66 @@ class ProcessLauncher:
                 with forking.logging_paused(), forking.of_worker():
                     pid = os.fork()
             except OSError as exc:
-                LOG.warning(
-                    "Worker %d of %s could not be forked: %s; it is tried again",
-                    slot,
-                    type(wrap.service).__name__,
-                    exc,
-                )
-                dump.close()
-                supervisor.fork_failed(slot, exc.errno or 0)
+                self._refused(wrap, slot, dump, exc)
                 return None
             if pid == 0:
                 self._run_child(wrap, slot, generation, mask, dump)
-            supervisor.forked(slot, pid)
-            self._own.add(pid)
-            self._log.forked(pid, dump)
+            self._note_child(wrap, slot, pid, dump)
         finally:
             if os.getpid() == self._pid:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return pid
+
+    def _start_from_template(
+        self,
+        templates: template.Templates,
+        wrap: ServiceWrapper,
+        slot: int,
+        generation: int,
+        dump: fault_dump.FaultDump,
+    ) -> int | None:
+        try:
+            started = templates.fork(self._wrappers.index(wrap), slot, generation, dump)
+        except OSError as exc:
+            self._refused(wrap, slot, dump, exc)
+            self._pulse()
+            return None
+        self._note_child(wrap, slot, started.pid, dump)
+        started.begin()
+        return started.pid
+
+    def _refused(
+        self, wrap: ServiceWrapper, slot: int, dump: fault_dump.FaultDump, error: OSError
+    ) -> None:
+        LOG.warning(
+            "Worker %d of %s could not be forked: %s; it is tried again",
+            slot,
+            type(wrap.service).__name__,
+            error,
+        )
+        dump.close()
+        self._supervisor_of_this_process().fork_failed(slot, error.errno or 0)
+
+    def _note_child(
+        self, wrap: ServiceWrapper, slot: int, pid: int, dump: fault_dump.FaultDump
+    ) -> None:
+        self._supervisor_of_this_process().forked(slot, pid)
+        self._own.add(pid)
+        self._log.forked(pid, dump)
         wrap.children.add(pid)
         self.children[pid] = wrap
-        return pid
+
+    def _run_from_template(
+        self, group: int, slot: int, generation: int, mask: Any, dump: fault_dump.FaultDump
+    ) -> None:
+        self._run_child(self._wrappers[group], slot, generation, mask, dump)
+
+    def _inherited(self) -> list[signal_handler.Handler]:
+        """Handlers of this process that a child of it is to replace."""
+        return [
+            template.ignore,
+            *(handler for launcher in _launchers for handler in launcher._handlers().values()),
+        ]
 
     def _run_child(
         self,
@@ -527,13 +606,10 @@ class ProcessLauncher:
                     slot=slot,
                     generation=generation,
                     hup_needs_daemon=self.HUP_NEEDS_DAEMON,
-                    inherited=[
-                        handler
-                        for launcher in _launchers
-                        for handler in launcher._handlers().values()
-                    ],
+                    inherited=self._inherited(),
                     signal_mask=mask,
                     dump=dump,
+                    has_template=self._templates is not None,
                 )
             )
         finally:

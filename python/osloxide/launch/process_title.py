@@ -28,6 +28,11 @@ def of_supervisor() -> None:
     _show(f"osloxide: supervisor of {scoreboard.program_name()}")
 
 
+def of_template() -> None:
+    """Show this process as the one that workers are forked from."""
+    _show(f"osloxide: template of {scoreboard.program_name()}")
+
+
 def of_worker(slot: int) -> None:
     """Show this process as the worker of *slot*."""
     _show(f"osloxide: worker {slot} of {scoreboard.program_name()}")

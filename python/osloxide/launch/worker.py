@@ -41,6 +41,8 @@ class Assignment:
     :param inherited: the parent's signal handlers, to be replaced.
     :param signal_mask: the mask to return to; launchers fork with their signals blocked.
     :param dump: where faulthandler writes when this worker is ended by force.
+    :param has_template: whether it was forked by a template, whose exit functions are its own: they
+        came with the application.
     """
 
     conf: Any
@@ -54,6 +56,7 @@ class Assignment:
     inherited: Iterable[signal_handler.Handler]
     signal_mask: Iterable[int]
     dump: fault_dump.FaultDump
+    has_template: bool = False
 
 
 def run(assignment: Assignment) -> NoReturn:
@@ -75,7 +78,8 @@ def _serve(assignment: Assignment) -> int:
         assignment.supervisor, assignment.scoreboard, assignment.slot, assignment.generation
     )
     assignment.dump.keep()
-    ending.enter_worker()
+    if not assignment.has_template:
+        ending.enter_worker()
     shutdown.begin_serving()
     systemd.forget()
     process_title.of_worker(assignment.slot)
