@@ -19,7 +19,7 @@ from services.apis import ALL, Api, ask
 from services.calls import call_to
 
 from measure import machine
-from measure.peers import ROOT, Serving
+from measure.peers import ROOT, Serving, until
 from measure.wsgi import Round, Workload, in_turn
 
 INI = ROOT / "tests" / "deployments" / "files" / "openstack-ansible" / "keystone.ini"
@@ -27,11 +27,11 @@ UWSGI, SUBJECT = "uwsgi", "osloxide"
 _PLACES = ("uid", "gid", "env", "safe-pidfile")
 _SAYS = "same ini file, one thread in each of two workers, 8 connections"
 MEASURED = {
-    "keystone": Workload("keystone", f"`GET /v3/projects` with a token; {_SAYS}",
-                         path="/v3/projects", connections=8, workers=2),
     "placement": Workload("placement", f"`GET /resource_providers`; {_SAYS}",
                           path="/resource_providers", connections=8, workers=2,
                           headers={"X-Auth-Token": "admin"}),
+    "keystone": Workload("keystone", f"`GET /v3/projects` with a token; {_SAYS}",
+                         path="/v3/projects", connections=8, workers=2),
 }  # fmt: skip
 
 
@@ -72,6 +72,15 @@ def started(api: Api, server: str, made: Path, variables: dict[str, str], python
     )
 
 
+def answers(api: Api, serving: Serving) -> bool:
+    """Whether the application is loaded."""
+    try:
+        ask(call_to(serving.url), api.load, {})
+    except OSError:
+        return False
+    return True
+
+
 def token_of(serving: Serving) -> str:
     """A token of keystone's admin."""
     request = next(it for it in ALL["keystone"].requests if "/tokens" in it["send"])
@@ -94,7 +103,9 @@ def run(python: str, rounds: int, seconds: int) -> Iterator[tuple[Workload, str,
                 for server in (SUBJECT, UWSGI)
             ]
             for serving in up:
-                ask(call_to(serving.url), api.load, {})  # the application is loaded
+                # An application that loads slowly costs the first client its socket-timeout.
+                if not until(lambda a=api, it=serving: answers(a, it), 120):  # type: ignore[misc]
+                    raise RuntimeError(f"{serving.server} does not serve {name}:\n{serving.log()}")
             if name == "keystone":
                 workload.headers["X-Auth-Token"] = token_of(up[0])
             for server, measured in in_turn(up, workload, machine.cores(2)[1], rounds, seconds):

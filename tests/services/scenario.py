@@ -164,7 +164,8 @@ def go_through(
         service.signal(signal.SIGHUP)
         wait_until(
             lambda: len(now := set(service.workers())) == workers and not before & now,
-            f"{api.name}: new workers", _PATIENCE,
+            # One after the other, and each imports the whole application.
+            f"{api.name}: new workers", _PATIENCE + 60 * workers,
         )  # fmt: skip
         clients.wait_more(_ANSWERS)
         outcome.reload_answered, outcome.reload_lost = clients.take()

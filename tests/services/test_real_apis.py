@@ -32,7 +32,7 @@ from services.test_proxies import NGINX, needs
 
 pytestmark = [
     pytest.mark.skipif(IS_STOCK, reason="oslo.service has no such command"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
 ]
 
 IS_LONG = os.environ.get("OSLOXIDE_LONG") == "1"
@@ -159,7 +159,7 @@ def in_sandbox(api: Api, way: str, prepared: Prepared, directory: Path) -> Outco
             sys.executable, str(DEPLOYMENTS / "sandbox.py"), str(directory / "sandbox"),
             str(directory / "case.json"), str(file),
         ],
-        capture_output=True, text=True, timeout=880,
+        capture_output=True, text=True, timeout=1780,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
