@@ -13,7 +13,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -478,6 +478,36 @@ def test_the_reason_of_a_failed_handshake_is_logged_at_debug(
         ask(where, trusted=unknown.certificate)
     wait_until(lambda: is_logged("UnknownCA"), site.log)
     assert site.stop() == 0, site.log
+
+
+def test_a_client_of_tls_writes_no_warnings_into_the_log(
+    start: Start, tmp_path: Path, server_pair: Pair
+) -> None:
+    site = start(
+        "serve", "mysite", "--bind", "127.0.0.1:0",
+        "--certfile", str(server_pair.certificate), "--keyfile", str(server_pair.key),
+    )  # fmt: skip
+    where = "127.0.0.1", site.port()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    outgoing = ssl.MemoryBIO()
+    greeting = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        greeting.do_handshake()
+    hello = outgoing.read()
+    user_canceled = b"\x15\x03\x03\x00\x02\x01\x5a"
+
+    for bytes_ in (hello + user_canceled * 100, b"\x16\x03\x01\x00\x00" * 100, b"\x80\x2e\x01"):
+        with socket.create_connection(where, DEADLINE) as client:
+            client.sendall(bytes_)
+            client.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionError):
+                while client.recv(65536):
+                    pass
+
+    assert ask(where, server_pair.certificate).endswith(b"https")
+    assert site.stop() == 0, site.log
+    assert "WARNING" not in site.log
+    assert "ERROR" not in site.log
 
 
 def test_debug_that_a_reload_turns_on_is_heard(
