@@ -9,6 +9,7 @@
 use super::framing::{Decoder, Limits, Piece, Refusal};
 use super::link;
 use super::tls;
+use crate::wsgi::FilePart;
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
@@ -18,11 +19,13 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -85,7 +88,8 @@ pub(crate) fn framing(input: &[u8]) {
     }
 }
 
-/// An answer, given in pieces to a wire that takes it in portions: the first bytes say how. Whatever
+/// An answer, given in pieces to a wire that takes it in portions: the first bytes say how. Every other
+/// piece is a stretch of a file. Whatever
 /// they are, the client gets the answer whole, in order and once, and then the end.
 pub(crate) fn link(input: &[u8]) {
     let Some(([step, room, cut], content)) = input.split_first_chunk::<3>() else {
@@ -102,8 +106,22 @@ pub(crate) fn link(input: &[u8]) {
     if !head.is_empty() {
         link.send(head.to_vec(), Bytes::new()).unwrap();
     }
-    for piece in body.chunks(usize::from(*cut) + 1) {
-        link.put(Bytes::copy_from_slice(piece));
+    let file = File::from(memfd_create("fuzzed", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.write_all_at(body, 0).unwrap();
+    let mut offset = 0;
+    for (n, piece) in body.chunks(usize::from(*cut) + 1).enumerate() {
+        let length = piece.len() as u64;
+        if n % 2 == 0 {
+            link.put(Bytes::copy_from_slice(piece));
+        } else {
+            let file = file.try_clone().unwrap();
+            link.put_file(FilePart {
+                file,
+                offset,
+                length,
+            });
+        }
+        offset += length;
     }
     link.finish();
     let mut turns = 0;
@@ -127,6 +145,18 @@ struct Wire {
     has_ended: Cell<bool>,
 }
 
+impl Wire {
+    /// How many of `offered` bytes are taken now.
+    fn take(&self, offered: usize) -> nix::Result<usize> {
+        let count = offered.min(self.step).min(self.room.get());
+        if count == 0 {
+            return Err(Errno::EAGAIN);
+        }
+        self.room.set(self.room.get() - count);
+        Ok(count)
+    }
+}
+
 impl link::Transport for Wire {
     fn receive(&self, _: &mut [u8]) -> nix::Result<usize> {
         Err(Errno::EAGAIN)
@@ -135,17 +165,17 @@ impl link::Transport for Wire {
     fn send(&self, pieces: &[IoSlice<'_>]) -> nix::Result<usize> {
         let offered: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
         assert!(!offered.is_empty() && !self.has_ended.get());
-        let count = offered.len().min(self.step).min(self.room.get());
-        if count == 0 {
-            return Err(Errno::EAGAIN);
-        }
-        self.room.set(self.room.get() - count);
+        let count = self.take(offered.len())?;
         self.sent.borrow_mut().extend_from_slice(&offered[..count]);
         Ok(count)
     }
 
-    fn send_file(&self, _: &File, _: u64, _: usize) -> nix::Result<Option<usize>> {
-        Ok(None)
+    fn send_file(&self, file: &File, offset: u64, most: usize) -> nix::Result<Option<usize>> {
+        assert!(most > 0 && !self.has_ended.get());
+        let mut bytes = vec![0; self.take(most)?];
+        let count = file.read_at(&mut bytes, offset).unwrap();
+        self.sent.borrow_mut().extend_from_slice(&bytes[..count]);
+        Ok((count > 0).then_some(count))
     }
 
     fn end_sending(&self) {
