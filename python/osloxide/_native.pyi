@@ -282,6 +282,7 @@ class Server:
         access_filter: AccessFilter | None = None,
         request_timeout: float | None = None,
         protocol: str = "http",
+        max_waiting: int | None = None,
     ) -> Server:
         """*protocol* is ``"http"``, or ``"uwsgi"`` for proxies that speak that; it has CGI variables for the environ. *fd* is duplicated. Everything is checked now; ValueError names the option. *environ* holds extra keys for every request. *log* receives finished
         access-log lines; without it, or with an empty *log_format*, nothing is logged.
@@ -296,7 +297,9 @@ class Server:
         *access_filter* holds for both. *request_timeout*: seconds for which *app* may be busy with one request, waits
         for the client left out; then the client is answered 504, or cut off where an answer had begun,
         the thread is told of by *log_error*, gets osloxide.exceptions.RequestTimeout, and counts
-        neither for *pool_size* nor for the drain until it comes back; None = for ever."""
+        neither for *pool_size* nor for the drain until it comes back; None = for ever. *max_waiting*:
+        requests that may wait while *pool_size* are answered, beyond which they are answered with
+        503; 0: none waits; None: any number."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""
     def stop(self, close: bool) -> None:

@@ -220,6 +220,9 @@ class Server(ServiceBase):
     proxies: Sequence[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]] | None = None
     #: Longest body of a request, in bytes; longer ones are answered with 413; None = no limit.
     max_body: int | None = None
+    #: Requests that may wait while ``pool_size`` are answered; more are answered with 503. 0: none
+    #: waits; None: any number.
+    max_waiting: int | None = None
     #: Written natively, besides the logger.
     access_log: _native.AccessLog | None = None
     #: Requests that have no line, in this log or that of the logger.
@@ -430,6 +433,7 @@ class Server(ServiceBase):
             keep_alive_timeout=self.keep_alive_timeout,
             max_connections=self.max_connections,
             max_body=self.max_body,
+            max_waiting=self.max_waiting,
             proxies=self.proxies,
             access_log=self.access_log,
             access_filter=self.access_filter,

@@ -71,7 +71,7 @@ impl Server {
         max_header_line=16384, max_url_len=8192, max_headers=100, log=None, log_format="", log_enabled=None,
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
         name="server", keep_alive_timeout=None, max_connections=None, max_body=None, proxies=None,
-        access_log=None, access_filter=None, request_timeout=None, protocol="http",
+        access_log=None, access_filter=None, request_timeout=None, protocol="http", max_waiting=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     #[expect(
@@ -106,6 +106,7 @@ impl Server {
         access_filter: Option<Py<AccessFilter>>,
         request_timeout: Option<f64>,
         protocol: &str,
+        max_waiting: Option<usize>,
     ) -> PyResult<Self> {
         if !matches!(protocol, "http" | "uwsgi") {
             return Err(PyValueError::new_err(format!(
@@ -150,6 +151,7 @@ impl Server {
             max_connections,
             proxies,
             max_body,
+            max_waiting,
             last_look: if multiprocess {
                 LAST_LOOK
             } else {

@@ -72,6 +72,9 @@ pub struct Settings {
     /// How long an application may be busy with one request, waits for its client left out; then the
     /// client is answered 504, or cut off. `None` is for ever.
     pub request_timeout: Option<Duration>,
+    /// Most requests that wait while `pool_size` are answered; more are answered with 503. 0: none
+    /// waits. `None`: any number.
+    pub max_waiting: Option<usize>,
     /// Accepts HTTP/1.1 requests without a Host header. Only for oslo.service's own tests.
     pub lenient: bool,
     /// Clients are proxies that speak the uwsgi protocol instead of HTTP.
@@ -97,6 +100,7 @@ impl Default for Settings {
             proxies: None,
             max_body: None,
             request_timeout: None,
+            max_waiting: None,
             lenient: false,
             uwsgi: false,
             tls: None,

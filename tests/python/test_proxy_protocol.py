@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _children import run_command
 from conftest import wait_until
-from support.serving import Running, starter
+from support.serving import OSLOXIDE, Running, starter
 
 SITE = """
 def application(environ, start_response):
@@ -139,3 +140,34 @@ def test_half_a_header_does_not_hold_up_a_stop(start: Callable[..., Running]) ->
         client.sendall(VERSION_1[:20])
         assert seen(exchange(server.port(), VERSION_1 + REQUEST)) == TOLD
         assert server.stop() == 0, server.log
+
+
+def test_proxies_that_speak_uwsgi_send_no_header(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    server = start("-b", f"uwsgi://unix:{tmp_path}/socket", "--proxy-protocol")
+    assert seen(exchange(server.port(), VERSION_1 + REQUEST)) == TOLD
+
+    variables = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/", "REMOTE_ADDR": "192.0.2.7"}
+    variables |= {"SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "x", "PATH_INFO": "/"}
+    block = b"".join(
+        struct.pack("<H", len(text)) + text.encode() for pair in variables.items() for text in pair
+    )
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(f"{tmp_path}/socket")
+        client.sendall(struct.pack("<BHB", 0, len(block), 0) + block)
+        received = b""
+        while more := client.recv(65536):
+            received += more
+    assert b"192.0.2.7" in received
+    assert server.stop() == 0, server.log
+
+
+def test_a_header_that_no_address_takes_is_refused(tmp_path: Path) -> None:
+    command = [*OSLOXIDE, "serve", "mysite", "-b", "uwsgi://127.0.0.1:0", "--proxy-protocol"]
+    (tmp_path / "mysite.py").write_text(SITE)
+    result = run_command(command, cwd=tmp_path)
+
+    assert result.returncode == 1
+    assert "every --bind is uwsgi://" in result.stderr

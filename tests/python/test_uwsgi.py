@@ -482,3 +482,10 @@ def test_a_socket_that_is_taken_is_named(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert f"cannot listen on {where}: Address already in use" in done.stderr
+
+
+def test_a_proxy_header_is_expected_on_http_sockets_alone(tmp_path: Path) -> None:
+    option = "module = m\nenable-proxy-protocol = true\n"
+
+    assert "--proxy-protocol" in command(f"{option}http-socket = :1\nsocket = :2\n", tmp_path)
+    assert "--proxy-protocol" not in command(f"{option}socket = :2\n", tmp_path)

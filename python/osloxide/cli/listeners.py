@@ -61,6 +61,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
         proxies = options.proxy_allow_from.ranges() if options.proxy_protocol else None
         max_body = options.limit_request_body or None
         request_timeout = float(options.request_timeout or 0) or None
+        max_waiting = options.max_waiting_requests
         access_log = _access_log(options)
         access_filter = _access_filter(options)
         key_passphrase_file = options.keyfile_passphrase_file
@@ -77,6 +78,9 @@ def bind(options: argparse.Namespace) -> list[Server]:
         ) -> None:
             self._given = listener
             self.wire_protocol = protocol
+            if protocol == "uwsgi":
+                # Its proxies name the client in REMOTE_ADDR and put no header in front.
+                self.proxies = None
             super().__init__(
                 conf,
                 options.name,
@@ -106,7 +110,13 @@ def bind(options: argparse.Namespace) -> list[Server]:
         socket.socket(fileno=descriptor) for descriptor in json.loads(os.environ.pop(_KEPT, "[]"))
     ]
     servers: list[Server] = []
-    for index, (listener, where) in enumerate(_addresses(options.bind)):
+    addresses = _addresses(options.bind)
+    if options.proxy_protocol and all(listener.scheme == "uwsgi" for listener, _ in addresses):
+        raise CommandError(
+            "--proxy-protocol has no effect: every --bind is uwsgi://, where the proxy names the "
+            "client in REMOTE_ADDR; leave the option out, or bind an address for HTTP"
+        )
+    for index, (listener, where) in enumerate(addresses):
         if listener.scheme == "https" and not has_tls:
             raise CommandError("--bind https:// needs --certfile; give both")
         protocol = "uwsgi" if listener.scheme == "uwsgi" else "http"

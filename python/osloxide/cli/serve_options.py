@@ -284,6 +284,13 @@ def _declare_limits(parser: argparse.ArgumentParser) -> None:
         "one (default: the limit of open files, less a reserve)",
     )  # fmt: skip
     parser.add_argument(
+        "--max-waiting-requests",
+        type=_count(0),
+        metavar="N",
+        help="requests of a worker that may wait while --threads are answered; more are answered "
+        "503 with Retry-After; 0: none waits (default: any number)",
+    )
+    parser.add_argument(
         "--limit-request-line",
         type=_count(1),
         metavar="BYTES",

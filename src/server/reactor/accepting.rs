@@ -3,7 +3,7 @@
 //! Owns the rules of accept(2): which errors concern one connection only, and which mean that the
 //! process or the machine has run out of something. An error never ends accepting.
 
-use super::{Job, LISTENER, Reactor};
+use super::{Job, LISTENER, Reactor, overload};
 use crate::scoreboard;
 use crate::server::connection::{Connection, Phase};
 use crate::server::link::Link;
@@ -206,11 +206,35 @@ impl Reactor {
     /// can be expected to begin soon. Those that are not accepted are the kernel's still, and go to
     /// another worker, or to the next one if this one dies.
     pub(super) fn accept_turn(&self, jobs: &mut Vec<Job>) {
+        if self.overload.is_bounded() {
+            self.accept_beside_others(jobs);
+            return;
+        }
         let queued = self.queued.load(Ordering::Relaxed) + jobs.len();
         if queued >= self.most_queued.load(Ordering::Relaxed) {
             self.is_held.store(true, Ordering::Relaxed);
             self.ignore_listener();
         } else if self.accept(ACCEPTS_PER_TURN, jobs) > 0 {
+            self.go_last();
+        }
+    }
+
+    /// Accepts also where the request will be refused, since its client is to hear of it; but first
+    /// leaves it to workers that have room.
+    fn accept_beside_others(&self, jobs: &mut Vec<Job>) {
+        let is_full = self.overload.is_full();
+        if is_full && !self.was_left.swap(true, Ordering::Relaxed) {
+            self.ignore_listener();
+            self.listening.lock().paused_until = Some(Instant::now() + overload::LEFT_TO_OTHERS);
+            return;
+        }
+        self.was_left.store(false, Ordering::Relaxed);
+        let most = if is_full {
+            overload::ACCEPTS_PER_TURN
+        } else {
+            ACCEPTS_PER_TURN
+        };
+        if self.accept(most, jobs) > 0 {
             self.go_last();
         }
     }

@@ -89,7 +89,7 @@ impl Reactor {
         connection.active = received.since;
         connection.is_fresh = false;
         if received.is_bodiless || received.is_expecting {
-            jobs.push(Job::Answer(connection, received));
+            self.admit(connection, received, jobs);
             None
         } else {
             self.collect(connection, received, jobs)
@@ -105,7 +105,7 @@ impl Reactor {
     ) -> Again {
         match connection.collect(&mut received, COLLECT_BYTES) {
             Ok(true) => {
-                jobs.push(Job::Answer(connection, received));
+                self.admit(connection, received, jobs);
                 None
             }
             Ok(false) => {
@@ -291,14 +291,25 @@ pub(super) fn refuse(
 
 /// Answers a request whose body nobody will see with a status of the server's own.
 pub(super) fn give_up(
-    mut connection: Box<Connection>,
+    connection: Box<Connection>,
     received: &ReceivedRequest,
     status: StatusCode,
     jobs: &mut Vec<Job>,
 ) {
+    give_up_with(connection, received, status, HeaderMap::new(), jobs);
+}
+
+/// ... and with these headers.
+pub(super) fn give_up_with(
+    mut connection: Box<Connection>,
+    received: &ReceivedRequest,
+    status: StatusCode,
+    headers: HeaderMap,
+    jobs: &mut Vec<Job>,
+) {
     let mut line = access_log::plain_request_line(&received.head);
     line.truncate(Refused::LONGEST_LINE);
-    let sent = connection.send_error(status, received.head.version(), HeaderMap::new());
+    let sent = connection.send_error(status, received.head.version(), headers);
     report(connection, line, status, sent, Some(received.since), jobs);
 }
 

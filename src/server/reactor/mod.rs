@@ -11,6 +11,7 @@
 mod accepting;
 mod driving;
 mod ending;
+mod overload;
 mod slots;
 mod timing;
 
@@ -29,6 +30,7 @@ use accepting::Listening;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use overload::Overload;
 use parking_lot::Mutex;
 use slots::Slots;
 use std::os::fd::OwnedFd;
@@ -96,6 +98,9 @@ pub(super) struct Reactor {
     most_queued: AtomicUsize,
     /// The listener is left alone until there are fewer of them.
     is_held: AtomicBool,
+    overload: Overload,
+    /// The listener was left to other workers for a moment, because this one is full.
+    was_left: AtomicBool,
     /// What is to be done after others have had their turn.
     deferred: Mutex<Vec<Job>>,
     /// Its last thread has left, and it was not started again.
@@ -155,6 +160,8 @@ impl Reactor {
             queued: AtomicUsize::new(0),
             most_queued: AtomicUsize::new(pool_size.saturating_mul(QUEUED_PER_THREAD)),
             is_held: AtomicBool::new(false),
+            overload: Overload::new(settings.max_waiting, pool_size),
+            was_left: AtomicBool::new(false),
             deferred: Mutex::default(),
             is_waiting: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
@@ -198,6 +205,7 @@ impl Reactor {
         self.slow_clients.resize(pool_size);
         let most = pool_size.max(1).saturating_mul(QUEUED_PER_THREAD);
         self.most_queued.store(most, Ordering::Relaxed);
+        self.overload.resize(pool_size);
     }
 
     pub(super) fn count(&self, pool: pool::Stats) -> Stats {
@@ -377,6 +385,7 @@ impl Source for Reactor {
             Job::Answer(connection, received) => {
                 let token = connection.token;
                 self.contain(token, || self.answer(connection, received, &mut jobs));
+                self.overload.release();
             }
             Job::Report(connection, refused) => {
                 let token = connection.token;

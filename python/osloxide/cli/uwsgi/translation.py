@@ -304,6 +304,10 @@ class Translation:
             if self._is_abstract and place.startswith("unix:/"):
                 named = "unix:@" + place.removeprefix("unix:")
             words += ["--bind", f"{scheme}://{named}"]
+        if all(scheme == "uwsgi" for scheme, _ in [*self._addresses, *sockets]):
+            # uWSGI looks for the header on its HTTP sockets alone.
+            self._single.pop("--proxy-protocol", None)
+            self._single.pop("--proxy-allow-from", None)
         return words
 
     def _keepalive(self, setting: Setting) -> None:
