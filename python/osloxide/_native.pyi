@@ -428,6 +428,11 @@ def interrupt_thread(
         thread.
     """
 
+def forget_thread_data() -> None:
+    """Let the calling thread go on without ``threading.local`` data, as a new one would begin. What
+    the data refers to is released here, so destructors may run.
+    """
+
 # ---- RPC executor (src/python/executor.rs) ---------------------------------------------------------------
 
 @final

@@ -32,7 +32,7 @@ mod _native {
     #[pymodule_export]
     use super::heartbeat::{AmqpConnection, Heartbeats};
     #[pymodule_export]
-    use super::interrupt::interrupt_thread;
+    use super::interrupt::{forget_thread_data, interrupt_thread};
     #[pymodule_export]
     use super::scoreboard::Scoreboard;
     #[pymodule_export]

@@ -193,6 +193,7 @@ class GreenThread(greenlet):
         """What its thread runs."""
         try:
             result = function(*args, **kwargs)
+            _turns.settle()
         except BaseException:
             self._exit_event.send_exception(*sys.exc_info())
             self._resolve_links()

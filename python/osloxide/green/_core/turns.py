@@ -36,6 +36,7 @@ from typing import Any, Protocol
 
 from osloxide._typing import override
 from osloxide.exceptions import ActivationError
+from osloxide.green._core import carriers
 from osloxide.threads.pool_thread import register_thread
 
 LOG = logging.getLogger(__name__)
@@ -218,8 +219,8 @@ class greenlet:  # noqa: N801 - greenlet's name
     # ---- its thread -----------------------------------------------------------------------------
 
     def _bootstrap(self) -> None:
-        """The whole life of the thread."""
-
+        """All that its thread does for it."""
+        renew()  # destructors of what the thread did before may have taken a turn
         _local.carrier = self
         _local.current = self._identity or self
         self._ident, self._native_id = _thread.get_ident(), _thread.get_native_id()
@@ -245,7 +246,9 @@ class greenlet:  # noqa: N801 - greenlet's name
             raise failure
         run = self.run
         self.__dict__.pop("run", None)
-        return run(*args, **kwargs)
+        result = run(*args, **kwargs)
+        settle()
+        return result
 
     def _end(self, result: Any, failure: BaseException | None) -> None:
         parent = self._parent
@@ -426,7 +429,7 @@ def _give(target: greenlet) -> bool:
         target._turnstile.release()
         return True
     try:
-        _thread.start_new_thread(target._bootstrap, ())
+        carriers.run(target._bootstrap)
     except (RuntimeError, MemoryError) as exc:
         LOG.warning("No thread for %r: %s; tried again in %g s", target, exc, _RETRY)
         target._state = _READY
@@ -715,6 +718,14 @@ class Interruption:
     def __init__(self, exception: BaseException) -> None:
         self.exception = exception
         self.called = False
+
+
+def settle() -> None:
+    """What was armed for the calling thread in code of the service is raised here at the latest.
+
+    CPython raises it when a function begins, and not when one returns; and nothing is armed while
+    code of this package runs. So it cannot come between a result and those who wait for it.
+    """
 
 
 def _due(me: greenlet) -> BaseException | None:
