@@ -19,7 +19,8 @@ if SUBJECT not in ("osloxide", "stock"):
 
 IS_STOCK = SUBJECT == "stock"
 # Seconds of the long runs: 15 in everyday runs, 60 with OSLOXIDE_LONG=1.
-LONG_RUN_SECONDS = 60 if os.environ.get("OSLOXIDE_LONG") == "1" else 15
+IS_LONG = os.environ.get("OSLOXIDE_LONG") == "1"
+LONG_RUN_SECONDS = 60 if IS_LONG else 15
 
 
 def small_service_command(config: Path) -> list[str]:
