@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from waiting import wait_until
+
 from services.calls import Answer, Body, Call
 from services.cinder import Environment
 from services.subject import REPOSITORY
@@ -93,6 +95,8 @@ class Api:
             if "bytes" in request:
                 body = sent = os.urandom(request["bytes"])
             answer = ask(call, request, names, body)
+            if "until" in request:
+                answer = wait_answer(call, request, names)
             where = f"{self.name}: {request['send']}"
             for path, wanted in request.get("find", {}).items():
                 assert answer.part(path) == filled(wanted, names), f"{where}: {answer.data[:500]!r}"
@@ -136,6 +140,18 @@ def ask(
             f"{request['send']}: {answer.status}, not {wanted}: {answer.data[:1000]!r}",
         )
     return answer
+
+
+def wait_answer(call: Call, request: Mapping[str, Any], names: Mapping[str, str]) -> Answer:
+    """Ask until the answer has the parts that the request's ``until`` names."""
+    wanted = filled(request["until"], names)
+
+    def settled() -> Answer | None:
+        answer = ask(call, request, names)
+        found = {path: answer.part(path) for path in wanted}
+        return answer if found == wanted else None
+
+    return wait_until(settled, f"{request['send']}: {wanted}", 120, pause=0.1)
 
 
 def filled(value: Any, names: Mapping[str, str]) -> Any:
