@@ -105,7 +105,7 @@ $(VENV)/.docs: requirements/docs.lock $(VENV)/.native
 	@$(PIP) --no-deps -r $<
 	@touch $@
 
-site: $(VENV)/.docs ## the documentation site in target/site, warnings are errors
+site: $(VENV)/.docs $(VENV)/.test ## the documentation site in target/site, warnings are errors
 	$(PY) -m sphinx --quiet --fail-on-warning --keep-going -b html docs target/site
 
 stubs: $(VENV)/.native $(VENV)/.test ## _native.pyi says what the compiled module has
@@ -179,7 +179,7 @@ $(VENV)/.release: requirements/release.lock $(VENV)/.build
 	@touch $@
 
 pythons: $(VENV)/.release ## wheel, empty environment and smoke part on every CPython found here
-	@$(PY) tools/pythons.py --unoptimised --oslo-service
+	@$(PY) tools/pythons.py --unoptimised --oslo-service --at-least 1
 
 pythons-page: $(VENV)/.release ## the same with Debian sid's CPythons (root), counts entered in docs/pythons.md
 	@$(PY) tools/pythons.py --unoptimised --oslo-service --debian sid --page docs/pythons.md

@@ -121,22 +121,19 @@ def configuration() -> str:
 
 
 def metrics() -> str:
-    from osloxide.cli import metrics as module
+    from osloxide.cli.metrics import Collector
 
     lines = [
         MADE, "# Metrics", "",
         "What `osloxide metrics` offers; [operating](../operating.md) says how to read it."
         " A counter's samples end in `_total`.", "",
         "| metric | kind | labels | meaning |", "|---|---|---|---|",
-        "| `osloxide_supervisors` | gauge | | Launchers that were found. |",
     ]  # fmt: skip
-    rows: list[tuple[bool, str, str, tuple[str, ...]]]
-    rows = [(False, *row[:2], module._SUPERVISOR_LABELS) for row in module._OF_SUPERVISORS]
-    rows += [(*row[:3], module._WORKER_LABELS) for row in module._OF_SLOTS]
-    rows += [(*row[:3], module._METHOD_LABELS) for row in module._OF_METHODS]
-    for is_counter, name, text, labels in rows:
-        kind, sample = ("counter", f"{name}_total") if is_counter else ("gauge", name)
-        lines.append(f"| `{sample}` | {kind} | {code(', '.join(labels))} | {cell(text)} |")
+    # A scrape of no launcher names everything.
+    for family in Collector(list).collect():
+        sample = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = code(", ".join(family._labelnames))
+        lines.append(f"| `{sample}` | {family.type} | {labels} | {cell(family.documentation)} |")
     return "\n".join([*lines, ""])
 
 
