@@ -338,7 +338,7 @@ impl AmqpConnection {
             && send_side.sent == send_side.queued
         {
             let mut session = tls.lock();
-            session.bid_farewell();
+            session.notify_close();
             let _ = session.flush(socket.as_fd()); // a courtesy
         }
         send_side.socket = None;

@@ -230,7 +230,7 @@ impl Session {
     }
 
     /// Makes the record that ends the session.
-    pub fn bid_farewell(&mut self) {
+    pub fn notify_close(&mut self) {
         self.connection.send_close_notify();
     }
 
@@ -451,7 +451,7 @@ mod tests {
         let mut rest = [0; 6];
         assert_eq!(receive(&mut session, &ours, &mut rest), 2);
         assert!(!session.is_readable());
-        session.bid_farewell();
+        session.notify_close();
         assert!(session.flush(ours.as_fd()).unwrap());
 
         assert_eq!((&first, &rest[..2]), (b"pingpi", &b"ng"[..]));
@@ -482,7 +482,7 @@ mod tests {
                 rest = &rest[session.seal(rest).unwrap()..];
             }
         }
-        session.bid_farewell();
+        session.notify_close();
         while !session.flush(ours.as_fd()).unwrap() {
             assert!(Instant::now() < deadline, "the peer takes nothing");
         }
