@@ -4,6 +4,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal, final
 
 __all__ = [
+    "AccessFilter",
     "AccessLog",
     "AmqpConnection",
     "Executor",
@@ -25,12 +26,15 @@ __all__ = [
     "disarm_deadline",
     "enter_template",
     "enter_worker",
+    "forget_thread_data",
     "install_wakeup",
     "interrupt_thread",
+    "limit_worker",
     "native_threads",
     "parent_died",
     "park",
     "requests_in_flight",
+    "reread_log_levels",
     "uninstall_wakeup",
     "wake",
     "worker_leaving",
@@ -492,7 +496,7 @@ class AmqpConnection:
     @property
     def is_readable(self) -> bool:
         """TLS has decrypted something that was not received; the socket may not be readable."""
-    def receive(self, most: int = 65536) -> bytes | None:
+    def receive(self, most: int = ...) -> bytes | None:
         """What has arrived, at most *most* bytes and 64 KiB; nothing at the end of the stream. Never waits: None
         when nothing has arrived. Interpreter held.
 
