@@ -136,7 +136,9 @@ class Parent:
             self.second = _native.Supervisor(_native.Scoreboard("second"))
             self.second.add_group("second", 1)
             while (command := self.second.due()) is not None:
-                self.fork(self.second, command[2], command[3])
+                # A worker that was quick has announced itself by now.
+                if command[0] == "fork":
+                    self.fork(self.second, command[2], command[3])
         while (command := supervisor.next()) is not None:
             say(*command, time.monotonic())
             if command[0] == "fork":
