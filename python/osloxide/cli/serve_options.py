@@ -339,15 +339,15 @@ def _declare_responses(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--proxy-allow-from",
-        type=_trusted,
-        default=_trusted("127.0.0.1,::1"),
+        type=_explained(forwarded.Trusted),
+        default=forwarded.Trusted("127.0.0.1,::1"),
         metavar="LIST",
         help="proxies that may connect where --proxy-protocol is on: addresses and networks "
         "separated by commas, * for all (default: 127.0.0.1,::1; unix sockets always)",
     )
     parser.add_argument(
         "--forwarded-allow-ips",
-        type=_trusted,
+        type=_explained(forwarded.Trusted),
         metavar="LIST",
         help="proxies whose word on the client's address, scheme and host is taken: addresses and "
         "networks separated by commas, unix for unix sockets, * for all (default: none)",
@@ -361,7 +361,7 @@ def _declare_responses(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mount",
-        type=_mount,
+        type=_explained(mount.prefix),
         metavar="/PREFIX",
         help="the application's place: SCRIPT_NAME of its requests; paths outside are answered 404 "
         "(default: the root)",
@@ -544,18 +544,16 @@ def _header(text: str) -> tuple[str, str]:
     return name, value.strip()
 
 
-def _trusted(text: str) -> forwarded.Trusted:
-    try:
-        return forwarded.Trusted(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def _explained(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """*convert* for argparse, which shows the reason of no other ValueError."""
 
+    def parse(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
-def _mount(text: str) -> str:
-    try:
-        return mount.prefix(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    return parse
 
 
 def _mapping(text: str) -> tuple[str, str]:

@@ -240,14 +240,6 @@ def chosen(launcher: str | None) -> list[View]:
     raise CommandError(f"no launcher that may be read is called {launcher}")
 
 
-def take(pid: int) -> Launcher:
-    """The launcher that process *pid* belongs to, as its supervisor or as a worker.
-
-    :raises CommandError: there is no such process, it may not be read, or it has no scoreboard.
-    """
-    return View(pid).read()
-
-
 def views() -> list[View]:
     """Every launcher whose processes this user may look at, in order of their pid."""
     found = []
