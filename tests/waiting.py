@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -46,3 +47,15 @@ def until(
     except AssertionError:
         return False
     return True
+
+
+def whole_lines(path: Path, since: int = 0) -> list[str]:
+    """The lines of *path* from byte *since* on that are complete.
+
+    A file that another process is writing may end in a part of a line: a reader sees one write(2)
+    that crosses the end of a page in two steps.
+    """
+    with path.open("rb") as source:
+        source.seek(since)
+        text = source.read().decode(errors="replace")
+    return text[: text.rfind("\n") + 1].split("\n")[:-1]

@@ -2,8 +2,9 @@
 
 ``python3 tools/stages.py fmt clippy ...`` is what ``make test`` does. The commands themselves are
 in the Makefile; this file owns the order of events: a heading with the stage's name, its output,
-its time, its number of tests, and the exit status of the whole. A stage that runs longer than
-STAGE_SECONDS is ended with everything it started. Needs only the standard library.
+its time, its number of tests, and the exit status of the whole. What a failed stage printed last
+is repeated above the summary, where readers of a shortened log find it. A stage that runs longer
+than STAGE_SECONDS is ended with everything it started. Needs only the standard library.
 """
 
 import contextlib
@@ -14,12 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from types import FrameType
 from typing import NamedTuple
 
 STAGE_SECONDS = 1500
 END_SECONDS = 60
+REPEATED_LINES = 40
 OUTCOMES = ("passed", "failed", "errors", "skipped", "ignored", "xfailed", "xpassed")
 # pytest and parity: "12 passed, 1 failed in 3.2s"; cargo: "test result: ok. 12 passed; 0 failed".
 SUMMARY = re.compile(r"^(test result: |=*\s*\d+ (passed|failed|skipped|error|xfailed))")
@@ -31,6 +33,7 @@ class Outcome(NamedTuple):
     passed: bool
     seconds: float
     counts: Counter[str]
+    last_lines: deque[str]
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -52,6 +55,7 @@ def run(stage: str) -> Outcome:
     print(f"\n=== {stage}", flush=True)
     since = time.monotonic()
     counts: Counter[str] = Counter()
+    last_lines: deque[str] = deque(maxlen=REPEATED_LINES)
     process = subprocess.Popen(
         [os.environ.get("MAKE", "make"), "--no-print-directory", stage],
         stdin=subprocess.DEVNULL,
@@ -73,6 +77,7 @@ def run(stage: str) -> Outcome:
         for line in process.stdout:
             sys.stdout.write(line)
             sys.stdout.flush()
+            last_lines.append(line)
             plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
             if SUMMARY.match(plain):
                 for number, word in COUNT.findall(plain):
@@ -87,14 +92,18 @@ def run(stage: str) -> Outcome:
         timer.cancel()
     seconds = time.monotonic() - since
     print(f"=== {stage}: {'ok' if passed else 'FAILED'} in {seconds:.1f} s", flush=True)
-    return Outcome(stage, passed, seconds, counts)
+    return Outcome(stage, passed, seconds, counts, last_lines)
 
 
 def main(stages: list[str]) -> int:
     outcomes = [run(stage) for stage in stages]
     total: Counter[str] = Counter()
+    for outcome in outcomes:
+        if not outcome.passed:
+            print(f"\n=== {outcome.stage}: what it printed last")
+            print("".join(outcome.last_lines), end="")
     print("\n=== summary")
-    for stage, passed, seconds, counts in outcomes:
+    for stage, passed, seconds, counts, _ in outcomes:
         total += counts
         tests = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name])
         print(f"{'ok' if passed else 'FAILED':>6} {seconds:7.1f} s  {stage:<10} {tests}".rstrip())

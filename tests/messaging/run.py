@@ -31,6 +31,7 @@ sys.path.insert(0, str(HERE.parent))
 from services.infra import Broker, retried  # noqa: E402
 from services.processes import RunningService  # noqa: E402
 from services.subject import clean_environment  # noqa: E402
+from waiting import whole_lines  # noqa: E402
 
 QUICK = (
     "test_functional.CastTestCase",
@@ -85,7 +86,7 @@ def run_child(
         finally:
             child.kill()  # with the brokers that it may have started
         results: Results = {}
-        for line in report.read_text().splitlines():
+        for line in whole_lines(report):
             event = json.loads(line)
             if event["outcome"] == "started":
                 tail = output.read_text(errors="replace")[-3000:]

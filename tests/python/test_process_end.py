@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from _children import environment
 from procfs import session_members
+from waiting import whole_lines
 
 LONGEST = 45.0
 """Seconds after which a program counts as hung; far more than any deadline in here."""
@@ -78,7 +79,7 @@ class Running:
             )
 
     def said(self) -> list[str]:
-        return self.out.read_text().splitlines()
+        return whole_lines(self.out)
 
     def expect(self, text: str, count: int = 1) -> list[str]:
         deadline = time.monotonic() + LONGEST

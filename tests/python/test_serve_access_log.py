@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from support.raw_http import DEADLINE, Connection
-from waiting import until
+from waiting import until, whole_lines
 
 LARGE = 8_000_000
 
@@ -89,7 +89,7 @@ def serve(tmp_path: Path) -> Iterator[Any]:
 
 
 def lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if "/start" not in line]
+    return [line for line in whole_lines(path) if "/start" not in line]
 
 
 def test_every_request_has_a_line_in_the_combined_format(serve: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from _children import environment, run_command
 from conftest import wait_until
 from support.raw_http import Connection, Incomplete
 from support.serving import OSLOXIDE, Running, fetch, starter
+from waiting import whole_lines
 
 SITE = """
 import os, threading, time
@@ -77,7 +78,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 
 def lines(site: Running) -> list[str]:
-    return (site.cwd / "access.log").read_text().splitlines()
+    return whole_lines(site.cwd / "access.log")
 
 
 def test_the_client_is_answered_504_and_the_thread_is_named_and_interrupted(

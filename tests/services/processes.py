@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from procfs import children, live_processes
-from waiting import wait_until
+from waiting import wait_until, whole_lines
 
 T = TypeVar("T")
 
@@ -139,7 +139,7 @@ class RunningService:
         expression = re.compile(pattern)
 
         def lines() -> list[str] | None:
-            found = [line for line in self.text(since).splitlines() if expression.search(line)]
+            found = [line for line in whole_lines(self.log, since) if expression.search(line)]
             return found if len(found) >= times else None
 
         return wait_until(lines, f"{self.name}: log line /{pattern}/ x{times}", within, pause=0.02)

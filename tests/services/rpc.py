@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from waiting import wait_until
+from waiting import wait_until, whole_lines
 
 from services.processes import RunningService
 from services.subject import APPS, IS_STOCK, clean_environment
@@ -112,4 +112,4 @@ def start_rpc_service(
 
 def runs(trace: Path) -> Counter[int]:
     """How often each request has run to its end."""
-    return Counter(int(line) for line in trace.read_text().split())
+    return Counter(int(line) for line in whole_lines(trace))

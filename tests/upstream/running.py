@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from waiting import whole_lines
+
 PASSED, FAILED, SKIPPED, HUNG = "passed", "failed", "skipped", "hung"
 Events = list[list[str]]
 
@@ -73,8 +75,7 @@ def pytest(
             finally:
                 _end_descendants(str(record))
                 process.wait()
-        lines = record.read_text(encoding="utf-8").splitlines()
-        events: Events = [json.loads(line) for line in lines]
+        events: Events = [json.loads(line) for line in whole_lines(record)]
         if hung and events:
             events.append([HUNG, events[-1][1], "nothing happened any more"])
         return events, output.read_text(encoding="utf-8", errors="replace")[-4000:]
@@ -117,7 +118,7 @@ def _watch(
         now = record.stat().st_size
         if now != size:
             size, since = now, time.monotonic()
-            last = record.read_text(encoding="utf-8").splitlines()[-1:]
+            last = whole_lines(record)[-1:]
             seconds = deadline(json.loads(last[0])[1] if last else "")
         elif time.monotonic() - since > seconds:
             process.kill()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from procfs import cpu_seconds, group_members, open_fds, resident_bytes, threads
-from waiting import until
+from waiting import until, whole_lines
 
 from conformance.manner import PLAIN, Manner
 from conformance.wire import Connection
@@ -85,7 +85,7 @@ class Target:
                 raise RuntimeError(
                     f"{self.server} ended with status {self.process.returncode}:\n{self.log()}"
                 )
-            for line in self.log().splitlines():
+            for line in whole_lines(self.log_path):
                 if line.startswith("listening "):
                     port = int(line.split()[1])
             if not port:
@@ -133,7 +133,7 @@ class Target:
 
     def events(self, tag: str | None = None, event: str | None = None) -> list[dict[str, Any]]:
         """What the application recorded, optionally only for *tag* and only *event*."""
-        found = [json.loads(line) for line in self.events_path.read_text().splitlines()]
+        found = [json.loads(line) for line in whole_lines(self.events_path)]
         return [
             item
             for item in found
