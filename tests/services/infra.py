@@ -117,11 +117,15 @@ class Broker:
 
     :param release: of Debian, of which the tree has RabbitMQ; this machine's own unless given.
     :param configuration: further lines of ``rabbitmq.conf``.
+    :param cluster: a node whose epmd and cookie this one shares, and whose cluster it joins.
     :raises MissingTreeError: there is no such tree.
     """
 
-    def __init__(self, release: str = "", *configuration: str) -> None:
+    def __init__(
+        self, release: str = "", *configuration: str, cluster: Broker | None = None
+    ) -> None:
         self._enter = [entrance(release)] if release else []
+        self._cluster = cluster
         if not release:
             required(RABBITMQ_SERVER, "rabbitmq-server")
         self._configuration = configuration
@@ -139,9 +143,12 @@ class Broker:
         return f"rabbit://{USER}:{PASSWORD}@127.0.0.1:{self.port}//"
 
     def _start(self) -> None:
-        base, epmd_port, dist_port = self.directory, free_port(), free_port()
-        self.epmd_port = str(epmd_port)
-        for name in ("mnesia", "log", "home"):
+        base, first = self.directory, self._cluster or self
+        self.node = f"osloxide-{secrets.token_hex(4)}@localhost"
+        if self._cluster is None:
+            self.epmd_port = str(free_port())
+            (base / "home").mkdir()
+        for name in ("mnesia", "log"):
             (base / name).mkdir()
         (base / "rabbitmq.conf").write_text(
             f"{self._listeners()}\n"
@@ -152,14 +159,14 @@ class Broker:
         )
         (base / "enabled_plugins").write_text("[].")
         env = clean_environment() | {
-            "HOME": str(base / "home"),
-            "ERL_EPMD_PORT": str(epmd_port),
+            "HOME": str(first.directory / "home"),
+            "ERL_EPMD_PORT": first.epmd_port,
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"osloxide-{secrets.token_hex(4)}@localhost",
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_CONFIG_FILE": str(base / "rabbitmq.conf"),
             "RABBITMQ_MNESIA_BASE": str(base / "mnesia"),
             "RABBITMQ_LOG_BASE": str(base / "log"),
-            "RABBITMQ_DIST_PORT": str(dist_port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(base / "enabled_plugins"),
             "RABBITMQ_PID_FILE": str(base / "pid"),
             # Idle schedulers must not spin: the machine is shared with what is measured.
@@ -167,13 +174,20 @@ class Broker:
                 "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none"
             ),
         }
-        epmd = "epmd" if self._enter else required("epmd", "erlang-base")
-        self._run(
-            [*self._enter, epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], "epmd.log", env
-        )
-        wait_until(lambda: accepts_connections(epmd_port), "epmd accepts connections", 20)
         self._env = env
+        if self._cluster is None:
+            self._start_epmd()
         self.start_server()
+        if self._cluster is not None:
+            self.control("stop_app")
+            self.control("join_cluster", self._cluster.node)
+            self.control("start_app")
+
+    def _start_epmd(self) -> None:
+        epmd = "epmd" if self._enter else required("epmd", "erlang-base")
+        command = [*self._enter, epmd, "-address", "127.0.0.1", "-port", self.epmd_port]
+        self._run(command, "epmd.log", self._env)
+        wait_until(lambda: accepts_connections(int(self.epmd_port)), "epmd is up", 20)
 
     def _listeners(self) -> str:
         return f"listeners.tcp.1 = 127.0.0.1:{self.port}"
@@ -201,6 +215,11 @@ class Broker:
         """End the node as a crash would. What is not on disk is lost."""
         self._processes.pop().kill()
 
+    def signal_server(self, signo: signal.Signals) -> None:
+        """Send *signo* to every process of the node; SIGSTOP is a machine that hangs."""
+        for pid in self._processes[-1].family():
+            os.kill(pid, signo)
+
     def _run(self, argv: list[str], log: str, env: dict[str, str]) -> RunningService:
         process = RunningService(argv, self.directory / log, env)
         self._processes.append(process)
@@ -224,6 +243,30 @@ class Broker:
             process.kill()
             assert not process.family()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Cluster:
+    """RabbitMQ nodes that know each other. ``url`` names all of them, the first one first."""
+
+    def __init__(self, size: int, release: str = "") -> None:
+        self.nodes = [retried(functools.partial(Broker, release))]
+        try:
+            for _ in range(size - 1):
+                make = functools.partial(Broker, release, cluster=self.nodes[0])
+                self.nodes.append(retried(make))
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def url(self) -> str:
+        hosts = (f"{USER}:{PASSWORD}@127.0.0.1:{node.port}" for node in self.nodes)
+        return f"rabbit://{','.join(hosts)}//"
+
+    def stop(self) -> None:
+        """End all nodes and prove it."""
+        for node in reversed(self.nodes):
+            node.stop()
 
 
 class TlsBroker(Broker):
