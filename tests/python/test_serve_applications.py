@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import re
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -369,9 +371,11 @@ def test_a_hangup_while_the_command_starts_is_a_reload(
 def test_the_probe_tells_whether_every_slot_has_a_ready_worker(
     start: Callable[..., Running], tmp_path: Path, options: list[str]
 ) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    (tmp_path / "late.py").write_text(f"open({str(fifo)!r}).read()\nfrom told import application\n")
+    gate = tmp_path / "gate"
+    (tmp_path / "late.py").write_text(
+        f"import os, time\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.01)\n"
+        "from told import application\n"
+    )
     name = f"probe-{os.getpid()}"
 
     def probe(*arguments: str) -> int:
@@ -383,8 +387,7 @@ def test_the_probe_tells_whether_every_slot_has_a_ready_worker(
     site = start("serve", "late", "-b", "127.0.0.1:0", "--name", name, *options)
     wait_until(lambda: run_status(name) == 0, "the launcher")
     assert probe("--ready", name) == 1  # it still loads the application
-    for _ in range(2 if options else 1):
-        os.close(os.open(fifo, os.O_WRONLY))
+    gate.touch()
 
     wait_until(lambda: probe("--ready", name) == 0, "every worker is ready")
     assert probe("--ready", str(site.pid)) == 0
@@ -411,27 +414,66 @@ def test_the_probe_reads_what_status_reads(
 
 
 def test_the_printed_probe_needs_less_than_10_mib_and_no_module_of_osloxide(tmp_path: Path) -> None:
-    shown = run_command([*OSLOXIDE, "status", "--ready", "--print", "x"], environ=environment())
-    words = shown.stdout.split()
-    assert words == ready.command("x")
     # The same program, which says at its end what it has imported and used.
     told = f"""
 import sys
-sys.argv = [{words[2]!r}, "x"]
+sys.argv = [{ready.__file__!r}, "x"]
 before = set(sys.modules)
 try:
-    exec(compile(open({words[2]!r}).read(), "ready", "exec"), {{"__name__": "__main__"}})
+    exec(compile(open({ready.__file__!r}).read(), "ready", "exec"), {{"__name__": "__main__"}})
 except SystemExit as end:
     print(end.code, sorted(set(sys.modules) - before))
 print(open("/proc/self/status").read())
 """
     program = tmp_path / "told.py"
     program.write_text(told)
-    done = run_command([*words[:2], str(program)], environ=environment())
+    done = run_command([*ready.command("x")[:2], str(program)], environ=environment())
 
     assert done.stdout.startswith("1 []\n"), done.stdout + done.stderr
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)
     assert int(peak) <= 10 * 1024
+
+
+def test_the_printed_probe_is_compiled_and_never_from_another_source(tmp_path: Path) -> None:
+    package = tmp_path / "osloxide"
+    (package / "cli").mkdir(parents=True)
+    source = package / "cli" / "ready.py"
+    source.write_text(Path(ready.__file__).read_text())
+    (package / "__init__.py").touch()
+    (package / "cli" / "__init__.py").touch()
+    program = "from osloxide.cli import ready; print(*ready.command('x'))"
+
+    def printed(**variables: str) -> str:
+        environ = {**environment(), "PYTHONPATH": str(tmp_path), **variables}
+        command = [sys.executable, "-S", "-c", program]
+        name: str = run_command(command, environ=environ).stdout.split()[2]
+        return name
+
+    plain = {"PYTHONDONTWRITEBYTECODE": "1"}
+    assert printed(**plain) == str(source)
+    compiled = py_compile.compile(str(source))
+    assert printed(**plain) == compiled
+    probe = [sys.executable, "-IS", str(compiled), "absent"]
+    assert run_command(probe, environ=environment()).returncode == 1
+    source.write_text(source.read_text() + "# a new release\n")
+    assert printed(**plain) == str(source)
+
+
+def test_the_probe_of_the_command_imports_neither_argparse_nor_what_takes_long() -> None:
+    program = (
+        "import sys; before = set(sys.modules); from osloxide.cli import main; "
+        "status = main(['status', '--ready', 'absent']); "
+        "print(status, *sorted(set(sys.modules) - before))"
+    )
+    done = run_command(
+        [sys.executable, "-IS", "-c", f"import sys; sys.path = {sys.path}; {program}"]
+    )
+    status, *imported = done.stdout.split()
+
+    assert status == "1", done.stderr
+    heavy = {"argparse", "typing", "pathlib", "re", "enum", "contextlib", "dataclasses"}
+    assert not heavy & set(imported)
+    assert not [name for name in imported if name.startswith(("oslo_", "osloxide._native"))]
 
 
 def run_status(name: str) -> int:

@@ -8,12 +8,11 @@ because ``run`` stands in front of every start of a service.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from osloxide.cli.errors import CommandError
 
+# Type checkers know the name; importing it, pathlib or importlib would double what a probe costs.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -40,11 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = _own_arguments() if arguments is None else list(arguments)
     if words[:1] == ["uwsgi"]:
         # Its options are not argparse's: single dashes, prefixes and order mean other things.
-        return _ended(lambda: import_module("osloxide.cli.uwsgi").run(words[1:]))
+        from osloxide.cli import uwsgi
+
+        return _ended(lambda: uwsgi.run(words[1:]))
     if words[:2] == ["status", "--ready"]:
         # A probe, started every few seconds: it does without argparse.
-        return _ended(lambda: import_module("osloxide.cli.ready").main(words[2:]))
+        from osloxide.cli import ready
+
+        return _ended(lambda: ready.main(words[2:]))
     import argparse
+    from importlib import import_module
 
     parser = argparse.ArgumentParser(
         prog="osloxide", description="oslo.service's launchers, signals and WSGI server in Rust."
@@ -71,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _own_arguments() -> list[str]:
     """Those of this process; a link called ``uwsgi`` takes uWSGI's."""
-    linked = Path(sys.argv[0]).name in _UWSGI
+    linked = sys.argv[0].rpartition("/")[2] in _UWSGI
     return ["uwsgi", *sys.argv[1:]] if linked else sys.argv[1:]
 
 

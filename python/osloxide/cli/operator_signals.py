@@ -66,6 +66,7 @@ def install(
 
     handler = SignalHandler()
     handler.add_handler("SIGUSR1", on_usr1)
+
     def on_quit(_signo: int, _frame: FrameType | None) -> None:
         # systemd sends KillSignal= to every process of the unit, workers included.
         os.kill(os.getpid(), signal.SIGTERM)

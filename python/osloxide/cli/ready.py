@@ -23,8 +23,27 @@ _NOT_SHOWN = ("free", "replaced")
 
 
 def command(name: str) -> list[str]:
-    """The cheapest command line that probes *name*."""
-    return [sys.executable, "-IS", __file__, name]
+    """The cheapest command line that probes *name*: of this program as it was compiled, where the
+    installation has that, since an interpreter compiles the program that it is given each time.
+    """
+    compiled = getattr(sys.modules[__name__], "__cached__", None)
+    program = compiled if compiled is not None and _is_current(compiled) else __file__
+    return [sys.executable, "-IS", program, name]
+
+
+def _is_current(compiled: str) -> bool:
+    """Whether it was compiled from this file as it is; PEP 552 has the header."""
+    try:
+        memory = posix.open(compiled, posix.O_RDONLY)
+        header = posix.read(memory, 16)
+        posix.close(memory)
+        source = posix.stat(__file__)
+    except OSError:
+        return False
+    if _number(header, 4, 4) != 0:
+        return True  # by its hash, as packages of distributions have it
+    made_from = _number(header, 8, 4), _number(header, 12, 4)
+    return made_from == (int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF)
 
 
 def main(arguments: list[str]) -> int:
@@ -68,12 +87,19 @@ def _lives(pid: int) -> bool:
 
 def _boards(wanted: str) -> dict[int, list[tuple[int, str]]]:
     """Pid of each launcher of that name, and slot and state of its workers."""
+    if wanted.isdigit():
+        return _boards_of([wanted], None)
+    name = wanted.encode()[:128]
+    pids = [entry for entry in posix.listdir("/proc") if entry.isdigit()]
+    # Other programs may have ten thousands of descriptors, and each costs a system call.
+    interpreters = [pid for pid in pids if _is_python(pid)]
+    found = _boards_of(interpreters, name)
+    return found or _boards_of([pid for pid in pids if pid not in interpreters], name)
+
+
+def _boards_of(pids: list[str], name: bytes | None) -> dict[int, list[tuple[int, str]]]:
     found: dict[int, list[tuple[int, str]]] = {}
-    by_pid = wanted.isdigit()
-    for entry in [wanted] if by_pid else posix.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        name = None if by_pid else wanted.encode()[:128]
+    for entry in pids:
         read = [board for path in _memories(entry) if (board := _read(path, name)) is not None]
         if read:
             # Of several, the one that the process made itself and made last, as status takes it.
@@ -82,19 +108,33 @@ def _boards(wanted: str) -> dict[int, list[tuple[int, str]]]:
     return found
 
 
+def _is_python(pid: str) -> bool:
+    """Whether its program is called so; False as well for what other users run."""
+    try:
+        return "py" in posix.readlink(f"/proc/{pid}/exe").rpartition("/")[2]
+    except OSError:
+        return False
+
+
 def _memories(pid: str) -> list[str]:
     directory = f"/proc/{pid}/fd"
     try:
-        names = posix.listdir(directory)
+        # With the directory open, the kernel looks the process up once, not for each descriptor.
+        opened = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY)
     except OSError:
         return []  # it ended, or belongs to another user
     found = []
-    for name in names:
-        try:
-            if posix.readlink(f"{directory}/{name}").startswith(_MEMFD):
-                found.append(f"{directory}/{name}")
-        except OSError:
-            continue
+    try:
+        for name in posix.listdir(opened):
+            try:
+                if posix.readlink(name, dir_fd=opened).startswith(_MEMFD):
+                    found.append(f"{directory}/{name}")
+            except OSError:
+                continue
+    except OSError:
+        return []  # it ended just now
+    finally:
+        posix.close(opened)
     return found
 
 
