@@ -33,9 +33,12 @@ demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, d
 	@$(PY) examples/cinder/demo.py
 
 CHECKS := fmt lint mypy clippy walls docs site
-SUITES := rust simulation stubs python pythons deployments parity eventlet services messaging demo
-test: $(VENV)/.rust-tools ## every check and every suite, quick ones first
-	@$(PY) tools/stages.py setup $(CHECKS) $(SUITES)
+SUITES := rust simulation stubs parity
+# Two lists that take about as long, and mostly wait: they run beside each other.
+BOUNDARY := python pythons eventlet
+SERVICES := services deployments messaging demo
+test: $(VENV)/.rust-tools $(VENV)/.release ## every check and every suite, quick ones first
+	@$(PY) tools/stages.py setup $(CHECKS) $(SUITES) -- $(BOUNDARY) -- $(SERVICES)
 
 check: $(VENV)/.rust-tools ## the quick checks alone, no suite
 	@$(PY) tools/stages.py setup $(CHECKS)
