@@ -32,6 +32,9 @@ _ACCEPTED = (
     "builtins",
     "subprocess",
 )
+_REPLACED = ("os", "select", "socket", "ssl", "time")
+"""What :func:`inject` replaces by itself."""
+
 _ORIGINALS = ("threading", "_thread", "queue", "socket", "select", "os", "time", "subprocess")
 
 
@@ -62,15 +65,19 @@ def inject(
     """Import *module_name*.
 
     :param new_globals: gets the module's names.
-    :param additional_modules: pairs of a name and a module that the import of *module_name* sees
-        under it. Without any, the module is the ordinary one: the standard library needs no
-        replacement.
+    :param additional_modules: pairs of a name and a module that the import of *module_name*, and of
+        what it imports for the first time, sees under it. Without any these are the modules of
+        ``eventlet.green`` whose waits a timeout ends: os, select, socket, ssl and time.
     """
     patched_name = f"__patched_module_{module_name}"
     if patched_name in sys.modules:
         return sys.modules[patched_name]
-    if not any(getattr(module, "__osloxide_differs__", True) for _, module in additional_modules):
-        additional_modules = ()
+    if not additional_modules:
+        additional_modules = tuple(
+            (name, importlib.import_module(f"osloxide.green.green.{name}")) for name in _REPLACED
+        )
+    elif not any(getattr(module, "__osloxide_differs__", True) for _, module in additional_modules):
+        additional_modules = ()  # each of them is the ordinary one under another name
     if not additional_modules:
         module = importlib.import_module(module_name)
     else:

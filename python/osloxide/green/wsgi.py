@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
+import io
 import os
 import socket as _socket
 import ssl
@@ -25,6 +26,7 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green import greenio, greenpool, support
+from osloxide.green._core import head
 from osloxide.green._core.body import ChunkReadError, Input, capitalized
 from osloxide.green.corolocal import local
 from osloxide.green.timeout import Timeout
@@ -291,6 +293,7 @@ class HttpProtocol(BaseHTTPRequestHandler):
     capitalize_response_headers = True
     reject_bad_requests = True
     wbufsize = 16 << 10
+    _own_address: tuple[str, Any] | None = None
     server: Any
     environ: dict[str, Any]
     application: Any
@@ -386,6 +389,38 @@ class HttpProtocol(BaseHTTPRequestHandler):
                 raise
         finally:
             self.server.outstanding_requests -= 1
+
+    @override
+    def parse_request(self) -> bool:
+        """Read the header of the request whose first line was read.
+
+        :returns: False when it was refused, with an answer.
+        """
+        match = head.REQUEST_LINE.fullmatch(self.raw_requestline)
+        if match is None:
+            return super().parse_request()
+        lines = head.read_lines(self.rfile)
+        headers = head.plain_headers(lines, self.MessageClass)
+        if headers is None:
+            rfile, self.rfile = self.rfile, io.BytesIO(b"".join(lines))
+            try:
+                return super().parse_request()
+            finally:
+                self.rfile = rfile
+        self.requestline = str(self.raw_requestline, "latin-1").rstrip("\r\n")
+        self.command, self.path, self.request_version = map(str, match.groups(), ("latin-1",) * 3)
+        self.headers = headers
+        modern = self.protocol_version >= "HTTP/1.1"
+        wanted = headers.get("Connection", "").lower()
+        persists = self.request_version == "HTTP/1.1" or wanted == "keep-alive"
+        self.close_connection = wanted == "close" or not (modern and persists)
+        if (
+            modern
+            and self.request_version == "HTTP/1.1"
+            and headers.get("Expect", "").lower() == "100-continue"
+        ):
+            return self.handle_expect_100()
+        return True
 
     def _read_header(self) -> bool:
         rfile = self.rfile
@@ -562,7 +597,9 @@ class HttpProtocol(BaseHTTPRequestHandler):
         length = self.headers.get("content-length")
         if length:
             env["CONTENT_LENGTH"] = length
-        host, port = addr_to_host_port(self.request.getsockname())
+        if self._own_address is None:
+            self._own_address = addr_to_host_port(self.request.getsockname())
+        host, port = self._own_address
         client, client_port = addr_to_host_port(self.client_address)
         env |= {
             "SERVER_PROTOCOL": "HTTP/1.0",

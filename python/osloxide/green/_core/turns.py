@@ -299,6 +299,25 @@ class HubGreenlet(greenlet):
         """Wait until something switches to the caller."""
         return park()
 
+    @override
+    def throw(self, *throw_args: Any) -> Any:
+        """End the loop with an exception, which comes up in the main thread; it begins again.
+
+        :class:`GreenletExit` is returned there by the wait and not raised. A caller that is not the
+        main thread waits until something switches to it.
+        """
+        exception, current, main = normalize(*throw_args), getcurrent(), main_greenlet()
+        if main is None or current is main or is_hub(current):
+            if isinstance(exception, GreenletExit) and not is_hub(current):
+                return exception
+            raise exception
+        with lock:
+            if isinstance(exception, GreenletExit):
+                _resume(main, (None, exception), (), {}, front=True)
+            else:
+                interrupt(main, exception, front=True)
+        return park()
+
 
 hub_greenlet = HubGreenlet()
 """The one of the hub."""
