@@ -58,6 +58,8 @@ def servers(args: argparse.Namespace, python: str) -> dict[str, str]:
             chosen[wsgi.FLOOR] = peers.floor()
         except (OSError, RuntimeError) as exc:
             print(f"left out {wsgi.FLOOR}: {exc}")
+    if any(wsgi.WORKLOADS[name].native_log for name in args.workloads):
+        chosen[wsgi.UNLOGGED] = sys.executable
     if args.against is not None:
         chosen[peers.BEFORE] = args.against
     return chosen | {name: python for name in args.peers if name != wsgi.FLOOR}

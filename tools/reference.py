@@ -90,9 +90,13 @@ def configuration_options() -> Iterator[tuple[str, Any]]:
     """``(group, option)`` of each option that a service on osloxide reads."""
     from osloxide import service, wsgi
     from osloxide.launch import configuration
+    from osloxide.server import options as server_options
 
     seen: set[tuple[str, str]] = set()
-    lists = [*service.list_opts(), *wsgi.list_opts(), *configuration.list_opts()]
+    lists = [
+        *service.list_opts(), *wsgi.list_opts(),
+        *configuration.list_opts(), *server_options.list_opts(),
+    ]  # fmt: skip
     for group, options in lists:
         for option in options:
             key = (str(group or "DEFAULT"), option.name)

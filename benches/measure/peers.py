@@ -42,6 +42,7 @@ DISTRIBUTIONS = {
     "uwsgi": "uWSGI",
     "bjoern": "bjoern",
     "fastwsgi": "fastwsgi",
+    "fastpysgi": "fastpysgi",
 }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from measure.peers import BENCHES
-from measure.wsgi import DISTURBED, FLOOR, Round, Workload
+from measure.wsgi import DISTURBED, FLOOR, UNLOGGED, Round, Workload
 
 SUBJECT = "osloxide"
 #: Beside docs/benchmarks.md.
@@ -122,6 +122,14 @@ def _targets() -> list[Target]:
         Target("CPU against the same server without Python", "trivial", ours, (FLOOR, "cpu_us"),
                at_most=1.3),
         Target("CPU against bjoern", "trivial", ours, ("bjoern", "cpu_us"), at_most=1.0),
+        Target("CPU against fastpysgi", "trivial", ours, ("fastpysgi", "cpu_us"), at_most=1.0),
+        Target("CPU against uWSGI", "close", ours, ("uwsgi", "cpu_us"), at_most=1.0),
+        Target("CPU against uWSGI", "blocking", ours, ("uwsgi", "cpu_us"), at_most=1.0),
+        Target("CPU against fastwsgi", "mebibyte", ours, ("fastwsgi", "cpu_us"), at_most=1.0),
+        Target("CPU against itself without a log", "native-log", ours, (UNLOGGED, "cpu_us"),
+               at_most=1.15),
+        Target("CPU against uWSGI, whose log is on", "native-log", ours, ("uwsgi", "cpu_us"),
+               at_most=1.0),
         Target("CPU of eventlet", "trivial", ("eventlet", "cpu_us"), ours, at_least=9.0),
         Target("CPU of granian", "trivial", ("granian", "cpu_us"), ours, at_least=1.6),
         Target("requests/s of the ideal 10,000", "blocking", (SUBJECT, "best_rate"), 10_000.0,

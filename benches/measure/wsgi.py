@@ -42,6 +42,8 @@ class Workload:
     body_bytes: int = 0
     threads: int | None = None
     access_log: bool = False
+    #: osloxide's is written by the server itself, as ``osloxide serve --access-log`` does.
+    native_log: bool = False
     tls: bool = False
     workers: int = 1
     #: Who can do it; ``None`` is everybody.
@@ -50,6 +52,8 @@ class Workload:
 
 #: Servers of serve.py that write an access log when asked.
 LOGGING = frozenset({"osloxide", "eventlet", "gunicorn", "granian"})
+#: osloxide's server without a log, beside the one that writes it.
+UNLOGGED = "unlogged"
 #: That keep encrypted connections open (uWSGI's https-socket closes after each answer).
 ENCRYPTING = frozenset({"osloxide", "eventlet", "gunicorn", "granian", "cheroot"})
 #: That run several processes on one address.
@@ -58,7 +62,7 @@ PREFORKING = frozenset({"osloxide", "eventlet", "gunicorn", "granian", "uwsgi", 
 FLOOR = "floor"
 FLOOR_WORKLOADS = frozenset({"trivial", "one", "headers", "close"})
 #: By design: 100 requests a second of 10 ms each, whoever asks.
-ONE_AT_A_TIME = frozenset({"bjoern", "fastwsgi"})
+ONE_AT_A_TIME = frozenset({"bjoern", "fastwsgi", "fastpysgi"})
 #: Where it says something that granian with its own choice of threads does not.
 GRANIAN4_WORKLOADS = frozenset({"trivial", "one", "headers", "burning"})
 
@@ -87,6 +91,9 @@ WORKLOADS = {
                  servers=ENCRYPTING),
         Workload("access-log", "`hello`, each request logged to a file", access_log=True,
                  servers=LOGGING),
+        Workload("native-log", "`hello`, each request logged by the server itself to a file; "
+                 "`unlogged` is osloxide without a log", access_log=True, native_log=True,
+                 servers=frozenset({"osloxide", UNLOGGED, "uwsgi", "gunicorn", "granian"})),
         Workload("two-trivial", "as `trivial`, two workers on two cores", workers=2,
                  servers=PREFORKING),
         Workload("two-blocking", "as `blocking`, two workers on two cores", "blocking",
@@ -168,6 +175,8 @@ def options_for(workload: Workload) -> list[str]:
         options += ["--keep-alive", "0"]
     if workload.access_log:
         options.append("--access-log")
+    if workload.native_log:
+        options.append("--native-log")
     if workload.tls:
         options += ["--certfile", str(CERTIFICATES / "server.crt")]
         options += ["--keyfile", str(CERTIFICATES / "server.key")]
@@ -177,6 +186,8 @@ def options_for(workload: Workload) -> list[str]:
 def can_serve(name: str, workload: Workload) -> bool:
     if name == FLOOR:
         return workload.name in FLOOR_WORKLOADS
+    if name == UNLOGGED:
+        return workload.native_log
     if name in ONE_AT_A_TIME and workload.app == "blocking":
         return False
     if name == "granian4":

@@ -287,6 +287,8 @@ class Server:
         request_timeout: float | None = None,
         protocol: str = "http",
         max_waiting: int | None = None,
+        slow_client_share: int = 50,
+        max_unsent: int = 134_217_728,
     ) -> Server:
         """*protocol* is ``"http"``, or ``"uwsgi"`` for proxies that speak that; it has CGI variables for the environ. *fd* is duplicated. Everything is checked now; ValueError names the option. *environ* holds extra keys for every request. *log* receives finished
         access-log lines; without it, or with an empty *log_format*, nothing is logged.
@@ -303,7 +305,9 @@ class Server:
         the thread is told of by *log_error*, gets osloxide.exceptions.RequestTimeout, and counts
         neither for *pool_size* nor for the drain until it comes back; None = for ever. *max_waiting*:
         requests that may wait while *pool_size* are answered, beyond which they are answered with
-        503; 0: none waits; None: any number."""
+        503; 0: none waits; None: any number. *slow_client_share*: percent of *pool_size* that clients which
+        take or send slowly may hold while requests wait for a thread, 1 to 100. *max_unsent*: most
+        bytes of memory of complete answers that clients have not taken; beyond it threads wait."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""
     def stop(self, close: bool) -> None:

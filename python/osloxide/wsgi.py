@@ -29,7 +29,7 @@ from oslo_service.backend.base import ServiceBase
 
 from osloxide import _native
 from osloxide.activation import environment
-from osloxide.server import slow_requests
+from osloxide.server import forwarded, options, slow_requests
 from osloxide.server.listener import address_of, listen_tcp, listen_unix
 from osloxide.signals import shutdown
 
@@ -55,7 +55,7 @@ LOG = logging.getLogger("oslo_service.wsgi")
 WSGIApplication = Callable[..., Iterable[bytes]]
 
 #: Most seconds of a timeout: beyond a century a clock has no instant.
-LONGEST_TIMEOUT = 3_155_760_000
+LONGEST_TIMEOUT = options.LONGEST_TIMEOUT
 
 #: Variable that names a file with the passphrase of the TLS key, for services: oslo.service's group
 #: ssl has no option for it.
@@ -185,7 +185,8 @@ class Server(ServiceBase):
     The socket listens from the start, so that workers which are forked later share it; nothing is
     accepted, and no thread is started, before :meth:`start`.
 
-    :param conf: options of group DEFAULT (docs/options.md) and, with *use_ssl*, of group ssl.
+    :param conf: options of group DEFAULT (docs/options.md), of group osloxide, which set the
+        attributes below, and, with *use_ssl*, of group ssl.
     :param name: names the server in logs.
     :param app: a PEP 3333 application, called on several threads at once.
     :param host: address or name to listen on; the first address that it resolves to is taken.
@@ -223,6 +224,19 @@ class Server(ServiceBase):
     #: Requests that may wait while ``pool_size`` are answered; more are answered with 503. 0: none
     #: waits; None: any number.
     max_waiting: int | None = None
+    #: Percent of the pool's threads that slow clients may hold while requests wait for one; 100:
+    #: none is cut off for others.
+    slow_client_share = 50
+    #: Most bytes of memory of complete answers that clients have not taken yet; beyond it threads
+    #: wait for the clients.
+    max_unsent = 128 << 20
+    #: Proxies whose headers say who the client is; None = no header is believed.
+    forwarded_from: forwarded.Trusted | None = None
+    #: Which headers they set: one of ``osloxide.server.forwarded.HEADERS``.
+    forwarded_headers: str = forwarded.HEADERS[0]
+    #: Threads in requests that were given up, at which a worker asks for its successor; None = a
+    #: tenth of ``pool_size``. Holds where the group osloxide sets ``request_timeout``.
+    max_stuck_threads: int | None = None
     #: Written natively, besides the logger.
     access_log: _native.AccessLog | None = None
     #: Requests that have no line, in this log or that of the logger.
@@ -294,6 +308,12 @@ class Server(ServiceBase):
                 f"client_socket_timeout is {conf.client_socket_timeout}; give at most "
                 f"{LONGEST_TIMEOUT} (a century), or 0 to wait for ever"
             )
+        configured = options.attributes(conf)
+        for attribute, configured_value in configured.items():
+            setattr(self, attribute, configured_value)
+        self._limits_stuck_threads = configured.get("request_timeout") is not None
+        if self._limits_stuck_threads:
+            self._check_request_timeout()
         self._tls = self._load_tls() if use_ssl else None
 
         if not socket_family or socket_family in (socket.AF_INET, socket.AF_INET6):
@@ -357,6 +377,18 @@ class Server(ServiceBase):
             raise ValueError(f"tcp_keepidle is {idle}; give 1 to 32767 seconds") from error
         return listener
 
+    def _check_request_timeout(self) -> None:
+        from osloxide.launch import configuration
+
+        self.conf.register_opts(configuration.OPTIONS, group=configuration.GROUP)
+        worker_timeout = self.conf[configuration.GROUP].worker_timeout
+        if 0 < worker_timeout <= (self.request_timeout or 0):
+            raise ValueError(
+                f"option worker_timeout of [{configuration.GROUP}] is {worker_timeout:g} and "
+                f"replaces the worker before request_timeout ({self.request_timeout:g}) can answer "
+                "a request 504; give worker_timeout a larger number, or 0"
+            )
+
     def _load_tls(self) -> _native.TlsConfig:
         with warnings.catch_warnings():
             # Upstream's module announces its removal whenever it is imported.
@@ -408,8 +440,10 @@ class Server(ServiceBase):
         # share: without this line each start would make accept() blocking in all of them.
         self.socket.setblocking(False)
         self.dup_socket = self.socket.dup()
+        if self._limits_stuck_threads:
+            _native.limit_worker(stuck=self.max_stuck_threads or max(1, self.pool_size // 10))
         engine = _native.Server(
-            self.app,
+            self._application(),
             self.dup_socket.fileno(),
             name=self.name,
             pool_size=self.pool_size,
@@ -438,6 +472,8 @@ class Server(ServiceBase):
             access_log=self.access_log,
             access_filter=self.access_filter,
             request_timeout=self.request_timeout,
+            slow_client_share=self.slow_client_share,
+            max_unsent=self.max_unsent,
         )
         # What ends a process late must be loaded before the interpreter shuts down.
         from osloxide.launch import ending as _ending  # noqa: F401
@@ -450,6 +486,12 @@ class Server(ServiceBase):
         self._server = _Acceptor(engine)
         _started.add(self)
         _running[:] = [*(old for old in _running if _is_busy(old)), engine]
+
+    def _application(self) -> Any:
+        """What requests are given to."""
+        if self.forwarded_from is None or self.app is None:
+            return self.app
+        return forwarded.believed(self.app, self.forwarded_from, self.forwarded_headers)
 
     def stop(self) -> None:
         """Stop accepting and drain: requests in flight are answered, idle connections closed.

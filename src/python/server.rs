@@ -72,6 +72,7 @@ impl Server {
         log_error=None, debug=false, multiprocess=false, tls=None, environ=None, lenient=false,
         name="server", keep_alive_timeout=None, max_connections=None, max_body=None, proxies=None,
         access_log=None, access_filter=None, request_timeout=None, protocol="http", max_waiting=None,
+        slow_client_share=50, max_unsent=134_217_728,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     #[expect(
@@ -107,6 +108,8 @@ impl Server {
         request_timeout: Option<f64>,
         protocol: &str,
         max_waiting: Option<usize>,
+        slow_client_share: usize,
+        max_unsent: u64,
     ) -> PyResult<Self> {
         if !matches!(protocol, "http" | "uwsgi") {
             return Err(PyValueError::new_err(format!(
@@ -125,6 +128,11 @@ impl Server {
                     "{option} is 0; give at least 1"
                 )));
             }
+        }
+        if !(1..=100).contains(&slow_client_share) {
+            return Err(PyValueError::new_err(format!(
+                "slow_client_share is {slow_client_share}; give 1 to 100 percent"
+            )));
         }
         let client_socket_timeout = timeout("client_socket_timeout", client_socket_timeout)?;
         let request_timeout = timeout("request_timeout", request_timeout)?;
@@ -152,6 +160,8 @@ impl Server {
             proxies,
             max_body,
             max_waiting,
+            slow_client_share,
+            max_unsent,
             last_look: if multiprocess {
                 LAST_LOOK
             } else {
@@ -163,7 +173,6 @@ impl Server {
             lenient,
             uwsgi: protocol == "uwsgi",
             tls: tls.map(|tls| Arc::clone(&tls.get().config)),
-            ..Settings::default()
         };
         let options = Options {
             app,

@@ -157,7 +157,8 @@ impl Connection {
 
     /// Reads the proxy's header as far as it has come, and not a byte of what follows it.
     fn read_proxy_header(&mut self, mut held: Vec<u8>) -> Result<(), Step> {
-        let mut buffer = [0; proxy_header::MOST_BYTES];
+        // A header may be longer, up to 64 KiB with what proxies add; it comes in pieces then.
+        let mut buffer = [0; 4 << 10];
         loop {
             if self.link.read_blocked {
                 self.proxy_header = Some(held);

@@ -60,6 +60,9 @@ pub struct Settings {
     /// Most bytes of memory that complete answers hold together while their clients are slow to take
     /// them. Beyond it, the threads that made them wait for the clients.
     pub max_unsent: u64,
+    /// Percent of `pool_size` that clients which take or send slowly may hold while requests wait for
+    /// a thread, from 1 to 100. At 100 no such client is cut off for others.
+    pub slow_client_share: usize,
     /// How long after [`Server::stop`] the listening socket is looked at for the last time and
     /// closed. Closing the last copy of it resets what the kernel has queued, so a process whose
     /// relatives hold copies waits until theirs are closed: they may be told to stop as well.
@@ -96,6 +99,7 @@ impl Default for Settings {
             keep_alive_timeout: None,
             max_connections: None,
             max_unsent: 128 << 20,
+            slow_client_share: 50,
             last_look: Duration::ZERO,
             proxies: None,
             max_body: None,

@@ -7,9 +7,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-/// The most that a header may have: room for every address and for what proxies add (TLVs).
-pub(super) const MOST_BYTES: usize = 4096;
-
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const PREFIX: &[u8] = b"PROXY ";
 /// Bytes of a header of version 1, the end of its line included.
@@ -103,9 +100,6 @@ fn second_version(bytes: &[u8]) -> Result<Parsed, Invalid> {
     };
     let [.., command, family, high, low] = *fixed;
     let length = usize::from(u16::from_be_bytes([high, low]));
-    if FIXED + length > MOST_BYTES {
-        return Err(Invalid);
-    }
     // The proxy's own connection, or that of a client.
     let is_local = match command {
         0x20 => true,
@@ -116,11 +110,14 @@ fn second_version(bytes: &[u8]) -> Result<Parsed, Invalid> {
         return Ok(Parsed::Missing);
     };
     let ends = match family {
+        // What the proxy says of the client then is to be ignored.
         _ if is_local => None,
-        // Unspecified, and unix sockets, whose paths are no addresses.
-        0x00 => None,
-        0x31 if length >= 216 => None,
-        0x11 => {
+        // One half is unspecified: the addresses mean nothing.
+        0x00..=0x02 | 0x10 | 0x20 | 0x30 => None,
+        // Unix sockets, whose paths are no addresses.
+        0x31 | 0x32 if length >= 216 => None,
+        // The client may have come by UDP to a proxy that speaks HTTP/3.
+        0x11 | 0x12 => {
             let (client, rest) = block.split_first_chunk::<4>().ok_or(Invalid)?;
             let (local, ports) = rest.split_first_chunk::<4>().ok_or(Invalid)?;
             Some(ends(
@@ -129,7 +126,7 @@ fn second_version(bytes: &[u8]) -> Result<Parsed, Invalid> {
                 ports,
             )?)
         }
-        0x21 => {
+        0x21 | 0x22 => {
             let (client, rest) = block.split_first_chunk::<16>().ok_or(Invalid)?;
             let (local, ports) = rest.split_first_chunk::<16>().ok_or(Invalid)?;
             Some(ends(
@@ -201,6 +198,10 @@ mod tests {
         assert_eq!(parse(&version_2(0x21, 0x11, FOUR)), expected(28));
         let added = [FOUR, &[1, 0, 2, b'h', b'2']].concat();
         assert_eq!(parse(&version_2(0x21, 0x11, &added)), expected(33));
+        let long = [FOUR, &vec![b'x'; 65_523]].concat();
+        assert_eq!(parse(&version_2(0x21, 0x11, &long)), expected(65_551));
+        let by_udp = parse(&version_2(0x21, 0x12, FOUR));
+        assert_eq!(by_udp, expected(28));
         let mut six = [0; 36];
         six[15] = 9;
         six[31] = 1;
@@ -217,8 +218,12 @@ mod tests {
         for (command, family, block) in [
             (0x20, 0x00, &[][..]),
             (0x20, 0x11, FOUR),
+            (0x20, 0x41, FOUR),
             (0x21, 0x00, &[]),
+            (0x21, 0x01, FOUR),
+            (0x21, 0x10, &[]),
             (0x21, 0x31, &[0; 216]),
+            (0x21, 0x32, &[0; 216]),
         ] {
             let bytes = version_2(command, family, block);
             let length = bytes.len();
@@ -268,10 +273,12 @@ mod tests {
             (0x11, 0x11, FOUR),
             (0x22, 0x11, FOUR),
             (0x21, 0x11, &FOUR[..11]),
-            (0x21, 0x12, FOUR),
+            (0x21, 0x12, &FOUR[..11]),
+            (0x21, 0x13, FOUR),
             (0x21, 0x21, FOUR),
+            (0x21, 0x22, FOUR),
             (0x21, 0x31, FOUR),
-            (0x21, 0x11, &[0; MOST_BYTES]),
+            (0x21, 0x41, FOUR),
         ] {
             assert_eq!(parse(&version_2(command, family, block)), Err(Invalid));
         }

@@ -3,7 +3,7 @@
 //! A streamed answer needs its thread for as long as the application produces it, and a long body
 //! for as long as it is read: a client that takes or sends slowly holds that thread. Owns the list of
 //! such waits and the rule by which some are ended: when requests wait for a thread and more than
-//! half of the pool waits for clients, those that move less than [`SLOW_BYTES_PER_SECOND`] are cut
+//! their share of the pool waits for clients, those that move less than [`SLOW_BYTES_PER_SECOND`] are cut
 //! off, the slowest first. Never touches a connection but to shut its socket down, which wakes the
 //! thread that waits.
 
@@ -41,7 +41,9 @@ pub(super) struct Waited {
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct SlowClients {
-    /// Threads that slow clients may hold while requests wait for one.
+    /// Percent of the pool that slow clients may hold while requests wait for a thread.
+    share: usize,
+    /// How many threads that is.
     most: AtomicUsize,
     waits: Mutex<Vec<Wait>>,
     last_cut: Mutex<Option<Instant>>,
@@ -74,16 +76,18 @@ impl Wait {
 }
 
 impl SlowClients {
-    pub(super) fn new(pool_size: usize) -> Self {
+    pub(super) fn new(pool_size: usize, share: usize) -> Self {
         Self {
-            most: AtomicUsize::new(share(pool_size)),
+            share,
+            most: AtomicUsize::new(threads(pool_size, share)),
             waits: Mutex::default(),
             last_cut: Mutex::default(),
         }
     }
 
     pub(super) fn resize(&self, pool_size: usize) {
-        self.most.store(share(pool_size), Ordering::Relaxed);
+        let most = threads(pool_size, self.share);
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// Calls `wait`, which blocks on that socket, after `beyond_share` if more threads than their share
@@ -153,9 +157,9 @@ impl SlowClients {
     }
 }
 
-/// Half of the threads.
-fn share(pool_size: usize) -> usize {
-    pool_size / 2
+/// That many percent of the threads.
+fn threads(pool_size: usize, share: usize) -> usize {
+    pool_size.saturating_mul(share) / 100
 }
 
 #[expect(
@@ -198,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_client_beyond_the_share_is_cut_off_while_others_wait_for_a_thread() {
-        let clients = SlowClients::new(1);
+        let clients = SlowClients::new(1, 50);
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let socket = OwnedFd::from(ours.try_clone().unwrap());
         std::thread::scope(|scope| {
@@ -218,8 +222,18 @@ mod tests {
     }
 
     #[test]
+    fn the_share_is_a_part_of_the_threads() {
+        let shares = [(100, 50, 50), (1, 50, 0), (7, 30, 2), (100, 100, 100)];
+        for (pool_size, share, most) in shares {
+            let clients = SlowClients::new(1, share);
+            clients.resize(pool_size);
+            assert_eq!(clients.most.load(Ordering::Relaxed), most);
+        }
+    }
+
+    #[test]
     fn no_client_is_cut_off_while_no_request_waits() {
-        let clients = SlowClients::new(1);
+        let clients = SlowClients::new(1, 50);
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let socket = OwnedFd::from(ours.try_clone().unwrap());
         std::thread::scope(|scope| {
@@ -244,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_client_that_moves_enough_is_not_slow() {
-        let clients = SlowClients::new(1);
+        let clients = SlowClients::new(1, 50);
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let socket = OwnedFd::from(ours.try_clone().unwrap());
         let fast = Waited {

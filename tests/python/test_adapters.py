@@ -8,9 +8,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from oslo_config import cfg
 
 from osloxide.adapters import nova
 from osloxide.adapters.threads import Pool, Queue, Timeout
+from osloxide.server import options as server_options
 
 
 def test_calls_run_side_by_side_and_return_their_results() -> None:
@@ -161,10 +163,16 @@ def test_novas_server_reads_novas_options(tmp_path: Any) -> None:
         "ssl_key_file": None,
         "ssl_ca_file": None,
     }
+    conf = cfg.ConfigOpts()
+    conf([], project="nova", default_config_files=[])
+    for name, value in options.items():
+        conf.register_opt(cfg.Opt(name, type=lambda given: given, default=value), "wsgi")
+    conf.register_opts(server_options.OPTIONS, "osloxide")
+    conf.set_override("max_connections", 50, "osloxide")
     service = module(
         "nova.service",
         eventlet=object(),
-        CONF=SimpleNamespace(wsgi=SimpleNamespace(**options)),
+        CONF=conf,
         WSGIServer=object,
         exception=SimpleNamespace(InvalidInput=InvalidInput),
     )
@@ -172,6 +180,7 @@ def test_novas_server_reads_novas_options(tmp_path: Any) -> None:
 
     server = service.WSGIServer("api", None, host="127.0.0.1")
     assert (server.pool_size, server.client_socket_timeout) == (7, None)
+    assert server.max_connections == 50
     assert server._socket.getsockname()[1] == server.port > 0
     server.start()
     server.stop()

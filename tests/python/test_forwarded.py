@@ -11,7 +11,7 @@ import pytest
 from _children import run_command
 from support.serving import OSLOXIDE, Running, starter
 
-from osloxide.cli.forwarded import Trusted, believed
+from osloxide.server.forwarded import Trusted, believed
 
 KEYS = ("REMOTE_ADDR", "wsgi.url_scheme", "HTTP_HOST", "SERVER_PORT")
 

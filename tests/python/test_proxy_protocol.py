@@ -61,7 +61,10 @@ def seen(answer: bytes) -> str:
 TOLD = "192.0.2.9 4660 198.51.100.1 443 http"
 
 
-@pytest.mark.parametrize("header", [VERSION_1, version_2(), version_2(tlvs=b"\1\0\2h2")])
+LONG = version_2(tlvs=b"\x20\x4e\x20" + b"x" * 20_000)
+
+
+@pytest.mark.parametrize("header", [VERSION_1, version_2(), version_2(tlvs=b"\1\0\2h2"), LONG])
 def test_the_application_sees_the_client_that_the_proxy_tells(
     start: Callable[..., Running], header: bytes
 ) -> None:
@@ -70,7 +73,7 @@ def test_the_application_sees_the_client_that_the_proxy_tells(
 
     assert seen(exchange(port, header + REQUEST)) == TOLD
     assert seen(exchange(port, header, REQUEST)) == TOLD
-    cut = [header[at : at + 1] for at in range(len(header))]
+    cut = [header[at : at + 1] for at in range(min(len(header), 50))] + [header[50:]]
     assert seen(exchange(port, *cut, REQUEST)) == TOLD
     assert server.stop() == 0, server.log
 
@@ -104,6 +107,25 @@ def test_only_proxies_may_connect(start: Callable[..., Running]) -> None:
     assert exchange(server.port(), VERSION_1 + REQUEST) == b""
     wait_until(lambda: "closed a connection from an address that is no proxy's" in server.log, "it")
     assert server.stop() == 0, server.log
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--proxy-allow-from", "10.0.0.0/8"], ["10.0.0.0/8", "--proxy-protocol", "give both"]),
+        (["--proxy-protocol", "--proxy-allow-from", ","], ["','", "names no proxy", "* for all"]),
+        (["--proxy-protocol", "--proxy-allow-from", "lb"], ["'lb'", "10.0.0.0/8"]),
+    ],
+)
+def test_a_list_of_proxies_that_cannot_be_meant_is_refused(
+    tmp_path: Path, options: list[str], named: list[str]
+) -> None:
+    (tmp_path / "mysite.py").write_text(SITE)
+    serve = [*OSLOXIDE, "serve", "mysite", "-b", "127.0.0.1:0"]
+    result = run_command([*serve, *options], cwd=tmp_path)
+
+    assert result.returncode != 0
+    assert [text for text in ("--proxy-allow-from", *named) if text not in result.stderr] == []
 
 
 def test_without_the_option_the_header_is_no_request(start: Callable[..., Running]) -> None:

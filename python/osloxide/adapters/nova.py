@@ -88,8 +88,13 @@ class _Options:
     #: nova has no such option; an answer to a failed request shows no source code.
     wsgi_server_debug = False
 
-    def register_opts(self, *_: object, **__: object) -> None:
-        """Do nothing: nova has registered its own."""
+    def register_opts(self, options: Any, group: str | None = None) -> None:
+        """Register those of osloxide's own group; nova has registered what stands for the rest."""
+        if group is not None:
+            self._conf.register_opts(options, group=group)
+
+    def __getitem__(self, group: str) -> Any:
+        return self._conf[group]
 
     @property
     def ssl(self) -> SimpleNamespace:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from osloxide.cli import address, inherited, privileges
 from osloxide.cli.errors import CommandError
 from osloxide.cli.site import in_one_line
+from osloxide.server import options as server_options
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from oslo_config.cfg import ConfigOpts
 
     from osloxide import _native
+    from osloxide.server import forwarded
     from osloxide.wsgi import Server
 
 ACCESS_LOGGER = "osloxide.access"
@@ -58,7 +60,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
         max_headers = options.limit_request_fields or wsgi.Server.max_headers
         keep_alive_timeout = options.keep_alive_timeout
         max_connections = options.max_connections
-        proxies = options.proxy_allow_from.ranges() if options.proxy_protocol else None
+        proxies = _proxies(options)
         max_body = options.limit_request_body or None
         request_timeout = float(options.request_timeout or 0) or None
         max_waiting = options.max_waiting_requests
@@ -169,6 +171,27 @@ def _addresses(
             ", ".join(f"fd://{descriptor}" for descriptor in sorted(unused)),
         )
     return places
+
+
+def _proxies(
+    options: argparse.Namespace,
+) -> list[tuple[forwarded.Address, forwarded.Address]] | None:
+    """Whose connections begin with a header of the PROXY protocol; ``None``: no one's do.
+
+    :raises CommandError: the list has no effect, or admits no proxy.
+    """
+    trusted: forwarded.Trusted | None = options.proxy_allow_from
+    if not options.proxy_protocol:
+        if trusted is None:
+            return None
+        raise CommandError(
+            f"--proxy-allow-from {trusted.text} has no effect without --proxy-protocol; give both, "
+            "or leave it out"
+        )
+    try:
+        return server_options.proxies(None if trusted is None else trusted.text)
+    except ValueError as error:
+        raise CommandError(f"--proxy-allow-from: {error}") from error
 
 
 def _has_tls(options: argparse.Namespace) -> bool:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from osloxide.cli import (
     filters,
-    forwarded,
     listeners,
     log_file,
     mount,
@@ -35,6 +34,7 @@ from osloxide.cli.errors import CommandError
 from osloxide.cli.preparation import Preparation
 from osloxide.cli.site import BOOT_FAILED, Boot, report, site_service
 from osloxide.cli.uwsgi import module as uwsgi_module
+from osloxide.server import forwarded
 
 if TYPE_CHECKING:
     import argparse

@@ -13,8 +13,9 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address, cpus, forwarded, mount, recycling
+from osloxide.cli import address, cpus, mount, recycling
 from osloxide.cli.errors import CommandError
+from osloxide.server import forwarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -340,7 +341,6 @@ def _declare_responses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--proxy-allow-from",
         type=_explained(forwarded.Trusted),
-        default=forwarded.Trusted("127.0.0.1,::1"),
         metavar="LIST",
         help="proxies that may connect where --proxy-protocol is on: addresses and networks "
         "separated by commas, * for all (default: 127.0.0.1,::1; unix sockets always)",

@@ -152,7 +152,7 @@ impl Reactor {
         let pool_size = settings.pool_size;
         Ok(Self {
             unsent: UnsentMemory::new(settings.max_unsent),
-            slow_clients: SlowClients::new(pool_size),
+            slow_clients: SlowClients::new(pool_size, settings.slow_client_share),
             most_connections: settings
                 .max_connections
                 .unwrap_or_else(socket::room_for_connections)

@@ -56,12 +56,14 @@ def oslo_conf(args: argparse.Namespace) -> Any:
 
 def osloxide(args: argparse.Namespace) -> None:
     """osloxide's wsgi.Server, exactly as a service would start it; else ``osloxide serve``."""
-    if args.workers > 1 or args.certfile:
+    if args.workers > 1 or args.certfile or args.native_log:
         port = free_port()
         announce(port)
         command = [sys.executable, "-m", "osloxide", "serve", "--bind", f"127.0.0.1:{port}"]
         command += ["--workers", str(args.workers), "--backlog", str(args.backlog)]
-        command += [] if args.access_log else ["--log-level", "warning"]
+        command += [] if args.access_log else ["--log-level", "warning", "--no-access-log"]
+        # Standard output, which is a file where this program's is.
+        command += ["--access-log", "-"] if args.access_log and args.native_log else []
         command += ["--certfile", args.certfile, "--keyfile", args.keyfile] if args.certfile else []
         command += ["--threads", str(args.threads)] if args.threads else []
         command += ["--client-timeout", str(round(args.timeout))] if args.timeout else []
@@ -82,6 +84,12 @@ def osloxide(args: argparse.Namespace) -> None:
     wait_for_sigterm()
     server.stop()
     server.wait()
+
+
+def unlogged(args: argparse.Namespace) -> None:
+    """``osloxide serve`` without an access log, by which one is measured."""
+    args.access_log, args.native_log = False, True
+    osloxide(args)
 
 
 def native(args: argparse.Namespace) -> None:
@@ -271,6 +279,14 @@ def fastwsgi(args: argparse.Namespace) -> None:
     server.run(wsgi_app=load(args.app), host="127.0.0.1", port=port, loglevel=0)
 
 
+def fastpysgi(args: argparse.Namespace) -> None:
+    import fastpysgi as server
+
+    port = free_port()
+    announce(port)
+    server.run(load(args.app), host="127.0.0.1", port=port, loglevel=0)
+
+
 def uwsgi(args: argparse.Namespace) -> None:
     port = free_port()
     announce(port)
@@ -288,7 +304,7 @@ def uwsgi(args: argparse.Namespace) -> None:
         str(args.threads or 4),
         "--master",
         "--die-on-term",
-        "--disable-logging",
+        *([] if args.access_log else ["--disable-logging"]),
         "--listen",
         "100",
         "--socket-timeout",
@@ -331,6 +347,7 @@ SERVERS: dict[str, Callable[[argparse.Namespace], None]] = {
     server.__name__: server
     for server in (
         osloxide,
+        unlogged,
         native,
         eventlet,
         gunicorn,
@@ -340,6 +357,7 @@ SERVERS: dict[str, Callable[[argparse.Namespace], None]] = {
         cheroot,
         bjoern,
         fastwsgi,
+        fastpysgi,
         uwsgi,
         wsgiref,
     )
@@ -360,6 +378,9 @@ def main() -> None:
     parser.add_argument("--certfile", default="", help="PEM certificate: serve TLS")
     parser.add_argument("--keyfile", default="", help="PEM key of the certificate")
     parser.add_argument("--access-log", action="store_true")
+    parser.add_argument(
+        "--native-log", action="store_true", help="osloxide: written by the server, not by logging"
+    )
     args = parser.parse_args()
     # Each server writes its access log through logging at INFO, or not at all.
     logging.basicConfig(level=logging.INFO if args.access_log else logging.WARNING)

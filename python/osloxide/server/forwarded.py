@@ -1,7 +1,7 @@
-"""What trusted proxies say of the client: ``osloxide serve --forwarded-allow-ips``.
+"""What trusted proxies say of the client, in headers of the request.
 
-Owns whom to believe and what of it reaches the application's environ. Nothing is believed without
-the option: a client can send these headers as well.
+Owns whom to believe and what of it reaches the application's environ. No header is believed unless
+``forwarded_allow_ips`` names its sender: a client can send these headers as well.
 
 Rules: RFC 7239 (``Forwarded``); the headers ``X-Forwarded-For``, ``-Proto``, ``-Host`` and
 ``-Port`` as haproxy, nginx and Apache send them; the option's name and ``*`` are gunicorn's and
@@ -37,6 +37,7 @@ class Trusted:
     """
 
     def __init__(self, text: str) -> None:
+        self.text = text
         self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
         self._all = self._unix = False
         for item in (word.strip() for word in text.split(",")):
@@ -52,6 +53,10 @@ class Trusted:
                         f"{item!r} is no address, network, unix or *; give for example "
                         "127.0.0.1,10.0.0.0/8"
                     ) from None
+
+    def names_any(self) -> bool:
+        """Whether there is a proxy at all that is believed."""
+        return bool(self._networks or self._all or self._unix)
 
     def ranges(self) -> list[tuple[Address, Address]]:
         """First and last address of each network."""
