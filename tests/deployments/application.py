@@ -2,7 +2,12 @@ import json
 import os
 import sys
 
-import uwsgi
+try:
+    import uwsgi
+except ImportError:  # osloxide serve, which does not offer it unless it is asked to
+    import types
+
+    uwsgi = types.SimpleNamespace(numproc=0, worker_id=int, opt={})
 
 ARGUMENTS = list(sys.argv)
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name.startswith(("OS_", "REQ"))}

@@ -14,13 +14,14 @@ import signal
 import socket
 import ssl
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from starting import Service
 
 LOG = "/sandbox/service.log"
 SECONDS = 90.0
@@ -102,20 +103,16 @@ def accepts(client: Client) -> bool:
 
 def main() -> None:
     case = json.loads(sys.argv[1])
-    arguments = [case["path"] if word == "FILE" else word for word in case["arguments"]]
     client = Client(case["answers"])
     result: dict[str, Any] = {}
-    with open(LOG, "wb") as sink:
-        service = subprocess.Popen(
-            [sys.executable, "-m", "osloxide", "uwsgi", *arguments],
-            stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd="/",
-            env={**os.environ, "PYTHONPATH": "/sandbox", "PWD": "/"},
-        )  # fmt: skip
-    until("it answers", lambda: service.poll() is not None or accepts(client))
-    if service.poll() is not None:
+    service = Service(case, LOG)
+    service.wait_started(until)
+    until("it answers", lambda: service.has_ended or accepts(client))
+    if service.has_ended:
         print(json.dumps({"failed": Path(LOG).read_text()}))
         return
-    result["supervisor"] = service.pid
+    result["supervisor"] = 1 if service.is_process_1 else service.pid
+    result["verified"] = service.verify()
     result["first"] = facts_of(client, "/a%20b?c=d", b"x" * 100_000)
     result["user"] = pwd.getpwuid(result["first"]["uid"]).pw_name
     result["probe"] = client.get("/absent", **{"user-agent": "kube-probe/1.34"})[0]
@@ -125,19 +122,20 @@ def main() -> None:
 
     until("all workers", lambda: len(workers(service.pid)) == case["workers"])
     before = workers(service.pid)
-    service.send_signal(signal.SIGHUP)
+    service.reload()
     until(
         "every worker is replaced",
         lambda: not before & workers(service.pid) and len(workers(service.pid)) == len(before),
     )
     result["after_hup"] = facts_of(client)["path"]
-    victim = facts_of(client)["pid"]
+    victim = outside(facts_of(client)["pid"], service.pid)
     os.kill(victim, signal.SIGKILL)
     until("another worker", lambda: is_replaced(victim, service.pid, len(before)))
     result["after_kill"] = facts_of(client)["path"]
     until("every worker serves", lambda: accepts(client))
-    service.send_signal(signal.SIGTERM)
-    result["status"] = service.wait(SECONDS)
+    service.stop()
+    result["status"] = service.process.wait(SECONDS)
+    result["heard"], result["ready"] = service.heard, "READY=1" in service.heard
     result["left"] = len(list(Path("/sandbox/left").iterdir()))
     result["log"] = Path(LOG).read_text()
     result["files"] = logs()
@@ -158,6 +156,16 @@ def logs() -> dict[str, list[str]]:
 def workers(parent: int) -> set[int]:
     text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
     return {int(word) for word in text.split()}
+
+
+def outside(pid: int, parent: int) -> int:
+    """The pid of a worker that knows itself by another, in a namespace of its own."""
+    for worker in workers(parent):
+        status = Path(f"/proc/{worker}/status").read_text()
+        found = re.search(r"^NSpid:.*?(\d+)$", status, re.MULTILINE)
+        if found is not None and int(found[1]) == pid:
+            return worker
+    raise AssertionError(f"no worker of {parent} is {pid}")
 
 
 def is_replaced(victim: int, parent: int, count: int) -> bool:

@@ -5,55 +5,20 @@ In a sandbox (see README.md): the service answers, reloads, loses a worker and s
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deployments.sandboxes import CASES, HERE, needs_root, option, started
 
-HERE = Path(__file__).parent
-CASES: dict[str, dict[str, Any]] = tomllib.loads((HERE / "cases.toml").read_text())
-
-pytestmark = [
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("unshare") is None,
-        reason="users, privileged paths and mounts of a deployment need root and namespaces",
-    ),
-    pytest.mark.timeout(300),
-]
+pytestmark = [needs_root, pytest.mark.timeout(300)]
 
 
-def option(text: str, name: str, default: str = "") -> str:
-    """The last value of an option of an ini file."""
-    found = re.findall(rf"^{name} = (.*)$", text, re.MULTILINE)
-    return found[-1].strip() if found else default
-
-
-def started(name: str, directory: Path) -> dict[str, Any]:
-    """What the driver saw."""
-    file = HERE / "files" / name
-    text = file.read_text()
-    case = {**CASES[name], "workers": int(option(text, "processes")), "stats": "stats =" in text}
-    (directory / "case.json").write_text(json.dumps(case))
-    (directory / "sandbox").mkdir()
-    done = subprocess.run(
-        [
-            "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child",
-            sys.executable, str(HERE / "sandbox.py"), str(directory / "sandbox"),
-            str(directory / "case.json"), str(file),
-        ],
-        capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert "failed" not in result, result["failed"]
-    return result
+def of_file(name: str, directory: Path) -> dict[str, Any]:
+    """What the driver saw of a file's service."""
+    text = (HERE / "files" / name).read_text()
+    return started(CASES[name] | {"stats": "stats =" in text}, text, directory)
 
 
 def test_every_file_has_a_case() -> None:
@@ -67,7 +32,7 @@ def test_an_unedited_file_starts_answers_reloads_survives_a_kill_and_stops(
     name: str, tmp_path: Path
 ) -> None:
     text = (HERE / "files" / name).read_text()
-    result = started(name, tmp_path)
+    result = of_file(name, tmp_path)
     first, log = result["first"], result["log"] + "".join(it[0] for it in result["files"].values())
 
     assert first["argv"] == CASES[name].get("argv", ["uwsgi"])

@@ -50,6 +50,11 @@ class Api:
     arguments: str = ""
     variables: dict[str, str] = field(default_factory=dict)
     database: str = "sqlite"
+    options: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    """Words that files and requests may name, such as a token; known once it is prepared."""
 
     @property
     def project(self) -> str:
@@ -67,6 +72,7 @@ class Api:
         """
         installed = self.installed()
         names |= {"directory": str(directory), "prefix": str(installed.directory)}
+        self.names = names
         for name in self.directories:
             (directory / name).mkdir(mode=0o700)
         for source, target in self.copies.items():
@@ -88,7 +94,7 @@ class Api:
 
     def use(self, call: Call) -> int:
         """Do the work of the table; returns how many requests that took."""
-        names = {"unique": os.urandom(6).hex()}
+        names = self.names | {"unique": os.urandom(6).hex()}
         sent = b""
         for request in self.requests:
             body: Body = None
@@ -171,7 +177,10 @@ def _read() -> dict[str, Api]:
     for name, values in table.items():
         # What is served twice, as nova, shares its configuration.
         base = table.get(values.pop("like", ""), {})
-        found[name] = Api(name, **{**base, **values})
+        more = values.pop("more", {})
+        api = found[name] = Api(name, **{**base, **values})
+        # In a file of oslo.config the last value of an option holds.
+        api.files = {file: text + more.get(file, "") for file, text in api.files.items()}
     return found
 
 
@@ -188,5 +197,6 @@ def ways() -> list[tuple[str, str]]:
     found = []
     for name in ALL:
         deployed = sorted(file for file, case in cases().items() if case["api"] == name)
+        deployed += ALL[name].also
         found += [(name, way) for way in (SERVE, NGINX_WAY, *deployed)]
     return found

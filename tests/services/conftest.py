@@ -12,6 +12,7 @@ from waiting import wait_until
 
 from services.infra import Broker, Database, MissingProgramError, retried
 from services.load import Load
+from services.ovsdb import Ovn
 from services.processes import RunningService
 from services.rpc import Send, Senders, options
 from services.subject import SUBJECT, clean_environment, small_service_command
@@ -217,7 +218,7 @@ def database() -> Iterator[Database]:
     yield from running(Database)
 
 
-Server = TypeVar("Server", Broker, Database)
+Server = TypeVar("Server", Broker, Database, Ovn)
 
 
 def running(server: type[Server]) -> Iterator[Server]:

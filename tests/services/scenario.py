@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from waiting import wait_until
 
@@ -64,8 +63,9 @@ class Clients:
     :ivar stopping: set it when the stop begins; before that, a refusal is a loss.
     """
 
-    def __init__(self, call: Call, request: dict[str, Any], behind_proxy: bool) -> None:
-        self._call, self._request, self._behind_proxy = call, request, behind_proxy
+    def __init__(self, call: Call, api: Api, behind_proxy: bool) -> None:
+        self._call, self._request, self._names = call, api.load, api.names
+        self._behind_proxy = behind_proxy
         self._ends = threading.Event()
         self._lock = threading.Lock()
         self._lost: list[str] = []
@@ -79,7 +79,7 @@ class Clients:
     def _run(self) -> None:
         while not self._ends.is_set():
             try:
-                ask(self._call, self._request, {})
+                ask(self._call, self._request, self._names)
             except WrongStatusError as error:
                 if error.status == 502 and self._behind_proxy and self.stopping:
                     self._end_refused()
@@ -155,7 +155,7 @@ def go_through(
     wait_until(up, f"{api.name}: it listens", _PATIENCE)
     outcome.workers = len(service.wait_workers(workers, _PATIENCE))
     outcome.worked = api.use(call)
-    clients = Clients(call, api.load, proxy_log is not None)
+    clients = Clients(call, api, proxy_log is not None)
     try:
         clients.wait_more(_ANSWERS)
         clients.take()

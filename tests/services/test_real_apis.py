@@ -14,17 +14,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from waiting import wait_until
 
-from services.apis import ALL, DEPLOYMENTS, NGINX_WAY, RECORD, Api, cases, ways
+from services.apis import ALL, DEPLOYMENTS, NGINX_WAY, RECORD, Api, ask, cases, ways
 from services.calls import call_to
 from services.cinder import package_directory
-from services.conftest import Start
+from services.conftest import Start, running
 from services.infra import Database
+from services.ovsdb import Ovn
 from services.processes import RunningService, accepts_connections, free_port
 from services.scenario import CLIENTS, Outcome, go_through
 from services.subject import IS_STOCK, clean_environment
@@ -48,6 +50,19 @@ EVERYDAY = {
 }
 
 
+# What an API needs to know of keystone, in its own configuration.
+AUTHTOKEN = """
+[keystone_authtoken]
+www_authenticate_uri = {0}
+auth_url = {0}
+auth_type = password
+username = admin
+password = secret
+project_name = admin
+user_domain_id = default
+project_domain_id = default
+"""
+
 CHOSEN = [pair for pair in ways() if IS_LONG or "-".join(pair) in EVERYDAY]
 
 
@@ -57,6 +72,7 @@ class Prepared:
     def __init__(self, factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
         self._factory, self._request = factory, request
         self._made: dict[str, tuple[Path, dict[str, str]]] = {}
+        self._identity: dict[str, str] = {}
         self.readable: list[str] = []
         """What users that are not root have to reach besides: the socket of the database."""
 
@@ -66,14 +82,57 @@ class Prepared:
             names = {}
             if api.database == "mariadb":
                 database: Database = self._request.getfixturevalue("database")
-                self.readable = [str(database.directory)]
-                database.sql(f"DROP DATABASE IF EXISTS {api.name}; CREATE DATABASE {api.name}")
+                self.readable.append(str(database.directory))
+                schema = api.name.replace("-", "_")
+                database.sql(f"DROP DATABASE IF EXISTS {schema}; CREATE DATABASE {schema}")
                 # By its socket: a sandbox has a network of its own.
-                url = f"mysql+pymysql://root@localhost/{api.name}"
+                url = f"mysql+pymysql://root@localhost/{schema}"
                 names["database"] = f"{url}?unix_socket={database.socket}"
+            if "ovn" in api.needs:
+                ovn: Ovn = self._request.getfixturevalue("ovn")
+                self.readable += ovn.readable
+                names |= {"ovn_nb": ovn.address("nb"), "ovn_sb": ovn.address("sb")}
+                names["ovn_bin"] = str(ovn.bin)
+            if "keystone" in api.needs:
+                names |= self._keystone()
             directory = self._factory.mktemp(api.name)
             self._made[api.name] = directory, api.prepare(directory, **names)
         return self._made[api.name]
+
+    def _keystone(self) -> dict[str, str]:
+        """A keystone that gives out tokens and takes them; one for all APIs."""
+        if not self._identity:
+            api, port = ALL["keystone"], free_port()
+            made, variables = self(api)
+            url = f"http://127.0.0.1:{port}"
+            # Where keystonemiddleware finds it, by the catalogue.
+            manage = [str(api.installed().bin / "keystone-manage"), "--config-dir", str(made)]
+            manage += ["bootstrap", "--bootstrap-password", "secret"]
+            manage += ["--bootstrap-region-id", "RegionOne"]
+            for kind in ("admin", "internal", "public"):
+                manage += [f"--bootstrap-{kind}-url", f"{url}/v3"]
+            subprocess.run(manage, env=variables, check=True, capture_output=True, timeout=300)
+            start: Start = self._request.getfixturevalue("shared_start")
+            service = start(
+                [api.installed().python, "-m", "osloxide", "serve", api.module,
+                 "-b", f"127.0.0.1:{port}", "-w", "2"],
+                made / "service.log", variables,
+            )  # fmt: skip
+
+            def is_up() -> bool:
+                service.assert_running()
+                return accepts_connections(port)
+
+            wait_until(is_up, "keystone listens", 180)
+            login = next(it for it in api.requests if it["send"] == "POST /v3/auth/tokens")
+            token = ask(call_to(url), login, {}).part("header X-Subject-Token")
+            self._identity = {"keystone": url, "token": token, "authtoken": AUTHTOKEN.format(url)}
+        return self._identity
+
+
+@pytest.fixture(scope="module")
+def ovn() -> Iterator[Ovn]:
+    yield from running(Ovn)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +170,7 @@ def on_this_machine(
     address = f"127.0.0.1:{port}"
     if way == NGINX_WAY:
         address = f"uwsgi://{address}"
-    command += [application, "-b", address, "-w", "2", "--pyargv"]
+    command += [application, "-b", address, "-w", "2", *api.options, "--pyargv"]
     service = start(
         [*command, api.arguments.replace("{directory}", str(made))],
         directory / "service.log", variables,
@@ -138,7 +197,7 @@ def on_this_machine(
 def in_sandbox(api: Api, way: str, prepared: Prepared, directory: Path) -> Outcome:
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("users, privileged paths and mounts of a deployment need root and namespaces")
-    made, _ = prepared(api)
+    made, variables = prepared(api)
     installed = api.installed()
     file = DEPLOYMENTS / "files" / way
     case = cases()[way]
@@ -148,7 +207,7 @@ def in_sandbox(api: Api, way: str, prepared: Prepared, directory: Path) -> Outco
         "readable": [str(package_directory()), str(installed.directory), *prepared.readable],
         "real": {
             "api": api.name, "module": api.module, "prefix": str(installed.directory),
-            "prepared": str(made), "variables": installed.variables(),
+            "prepared": str(made), "variables": installed.variables() | {"PATH": variables["PATH"]},
         },
     }  # fmt: skip
     (directory / "case.json").write_text(json.dumps(case))
