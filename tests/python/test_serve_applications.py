@@ -367,6 +367,30 @@ def test_a_hangup_while_the_command_starts_is_a_reload(
     assert site.stop() == 0, site.log
 
 
+def test_what_one_of_the_first_workers_cannot_load_ends_no_other(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    taken, gate = tmp_path / "taken", tmp_path / "gate"
+    (tmp_path / "turns.py").write_text(
+        f"import os, time\n"
+        f"try:\n    os.close(os.open({str(taken)!r}, os.O_CREAT | os.O_EXCL))\n"
+        f"except FileExistsError:\n    while not os.path.exists({str(gate)!r}):\n"
+        "        time.sleep(0.01)\n"
+        "else:\n    raise RuntimeError('the database is locked')\n"
+        "from told import application\n"
+    )
+    site = start("serve", "turns", "-b", "127.0.0.1:0", "-w", "2")
+    wait_until(lambda: "the database is locked" in site.log, "the first report")
+
+    assert site.process.poll() is None
+    gate.touch()
+
+    assert "turns" in words(site.port())
+    wait_until(lambda: len(site.running(2)) == 2, "the other one is tried again")
+    assert site.log.count("Traceback") == 1
+    assert site.stop() == 0, site.log
+
+
 @pytest.mark.parametrize("options", [[], ["-w", "2"]])
 def test_the_probe_tells_whether_every_slot_has_a_ready_worker(
     start: Callable[..., Running], tmp_path: Path, options: list[str]

@@ -64,10 +64,12 @@ def main() -> None:
     virtualenv = re.search(r"^virtualenv = (\S+)$", text, re.MULTILINE)
     python = f"{virtualenv[1] if virtualenv else real['prefix']}/bin/python"
     arguments = [case["path"] if word == "FILE" else word for word in case["arguments"]]
+    user = case.get("user")
     service = RunningService(
         [python, "-m", "osloxide", "uwsgi", *arguments],
         Path("/sandbox/service.log"),
         real["variables"] | {"PWD": os.getcwd()},
+        ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else [],
     )
     try:
         outcome = go_through(

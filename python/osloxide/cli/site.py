@@ -1,18 +1,20 @@
 """The service of ``osloxide serve``: loads the application in a worker and serves it.
 
 Owns what happens when an application cannot be loaded: whatever it does instead (an exception,
-``sys.exit()``), the first process that fails says so once, and where no process was ever able to
-load it, everything ends. Binds nothing and reads no option.
+``sys.exit()``), the first process that fails says so once, and where none of the first processes is
+able to load it, everything ends. Binds nothing and reads no option.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import mmap
 import os
 import signal
 import sys
+import termios
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -33,6 +35,9 @@ _LOADED, _GAVE_UP, _STOPS = 0, 1, 2
 _LEAVING = 10.0
 """Seconds that a worker that stops goes on accepting for others that still load the application."""
 
+_OTHERS = 60.0
+"""Seconds that a worker that cannot load the application waits for one that can."""
+
 LOG = logging.getLogger("osloxide.serve")
 
 
@@ -46,6 +51,8 @@ class Boot:
         self._token, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.write(write_end, b"\0")
         os.close(write_end)
+        # One byte for each process that could not load it.
+        self._failures, self._failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def succeeded(self) -> None:
         """An application was loaded: later failures are a respawn's."""
@@ -55,12 +62,38 @@ class Boot:
         """Whether any process has ever loaded the application."""
         return self._outcome[_LOADED] == 1
 
-    def give_up(self) -> bool:
-        """Record that no process can load it; True for the first that says so."""
-        self._outcome[_GAVE_UP] = 1
+    def failed(self) -> bool:
+        """Record that this process cannot load it; True for the first that says so."""
+        with contextlib.suppress(OSError):
+            os.write(self._failure, b"\0")
         with contextlib.suppress(OSError):
             return bool(os.read(self._token, 1))
         return False
+
+    def give_up(self) -> None:
+        """Record that everything ends because no process can load it."""
+        self._outcome[_GAVE_UP] = 1
+
+    def wait_for_others(self) -> bool:
+        """Let workers that were started together with this one load the application.
+
+        What one of them cannot load, such as a database that another one has locked to fill it, is
+        no reason to end the others.
+
+        :returns: whether one could; False when all have failed, or when it takes too long.
+        """
+        from osloxide import _native
+
+        begin = time.monotonic()
+        board = _native.Scoreboard.attach(os.getpid())
+        while not self.has_succeeded():
+            loading = sum(bool(row["pid"]) and row["ready_at"] is None for row in board.read())
+            waiting = fcntl.ioctl(self._failures, termios.FIONREAD, bytes(4))
+            failed = int.from_bytes(waiting, sys.byteorder)
+            if failed >= loading or self.has_given_up() or time.monotonic() - begin > _OTHERS:
+                return False
+            time.sleep(0.02)
+        return True
 
     def stops(self) -> None:
         """Record, in the parent, that every worker is told to stop."""
@@ -167,7 +200,7 @@ def site_service(
                         "of the import, or leave --warm out"
                     )
             except BaseException as error:
-                self._boot_failed(error)
+                self._boot_failed(error, has_others=False)
                 raise SystemExit(BOOT_FAILED) from error
             boot.succeeded()
 
@@ -221,18 +254,27 @@ def site_service(
             for server in servers:
                 server.reset()
 
-        def _boot_failed(self, error: BaseException) -> None:
+        def _boot_failed(self, error: BaseException, *, has_others: bool = True) -> None:
             """End everything when no worker has ever been able to load the application.
 
-            It would fail again and again. Once it has been loaded, a failure is a respawn's: the
-            supervisor retries with back-off while the other workers serve.
+            It would fail again and again. Workers that still load it are waited for. Once it has
+            been loaded, a failure is a respawn's: the supervisor retries with back-off while the
+            other workers serve.
             """
             if boot.has_succeeded():
                 LOG.error("%s", report(site, error))
                 return
-            if boot.give_up():
+            if boot.failed():
                 LOG.error("%s", report(site, error))
-            if os.getpid() != self._supervisor:
-                os.kill(os.getppid(), signal.SIGTERM)
+            if os.getpid() == self._supervisor:
+                boot.give_up()
+                return
+            self._is_loading = True  # it may be told to stop, and serves nobody
+            with contextlib.suppress(OSError, ValueError):
+                if has_others and boot.wait_for_others():
+                    return
+            self._is_loading = False
+            boot.give_up()
+            os.kill(os.getppid(), signal.SIGTERM)
 
     return SiteService()
