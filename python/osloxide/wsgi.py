@@ -9,7 +9,6 @@ Contract: oslo.service 4.8, ``oslo_service/wsgi.py``. What differs is listed in 
 
 from __future__ import annotations
 
-import atexit
 import copy
 import functools
 import os
@@ -32,6 +31,7 @@ from osloxide.activation import environment
 from osloxide.server import forwarded, options, slow_requests
 from osloxide.server.listener import address_of, listen_tcp, listen_unix
 from osloxide.signals import shutdown
+from osloxide.threads import at_end
 
 if TYPE_CHECKING:
     from osloxide.server.routing import Request as Request
@@ -667,7 +667,6 @@ def _outlive(engines: list[_native.Server]) -> None:
     _running[:] = [engine for engine in _running if _is_busy(engine)]
 
 
-@atexit.register
 def _drain_at_exit() -> None:
     """Drain servers that were not stopped before the interpreter goes away under their threads.
 
@@ -696,3 +695,6 @@ def _drain_at_exit() -> None:
                     {"name": server.name, "running": running},
                 )
         leave(1)
+
+
+at_end.call(at_end.Turn.SERVERS, _drain_at_exit)

@@ -363,8 +363,14 @@ impl<P: Processes> Supervisor<P> {
     /// Sends a signal to every live worker now. Does nothing in a worker, where a handler that it
     /// inherited may call it.
     pub fn signal_all(&self, number: i32) {
-        for pid in self.pids() {
-            self.lock().signal(pid, number);
+        if !self.is_parent() {
+            return;
+        }
+        // Under one lock: none is reaped, and none forked, in the middle of it.
+        let mut inner = self.lock();
+        let pids: Vec<_> = inner.roster.pids().collect();
+        for pid in pids {
+            inner.signal(pid, number);
         }
     }
 

@@ -170,3 +170,29 @@ def test_jobs_of_an_executor_are_done_before_the_end(before: str, is_coroutine: 
 )
 def test_threads_that_go_on_do_not_disturb_the_end(program: str) -> None:
     run(program)
+
+
+def test_requests_in_flight_at_the_end_may_still_hand_jobs_to_an_executor() -> None:
+    printed = run(
+        """
+executor = Executor(2)
+begun, answered = threading.Event(), threading.Event()
+
+def application(environ, start_response):
+    begun.set()
+    time.sleep(0.3)
+    start_response("200 OK", [])
+    return [executor.submit(lambda: b"from a job").result(30)]
+
+server = wsgi.Server(conf, "part", application, host="127.0.0.1", port=0)
+server.start()
+client = socket.create_connection(("127.0.0.1", server.port))
+client.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
+threading.Thread(
+    target=lambda: os.write(1, client.makefile("rb").read().partition(b"\\r\\n\\r\\n")[2])
+).start()
+begun.wait()
+"""
+    )
+
+    assert "from a job" in printed

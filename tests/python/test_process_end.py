@@ -180,13 +180,18 @@ def test_another_sigterm_cuts_an_end_short_that_has_lasted(running: Any) -> None
 def test_jobs_of_executors_and_exit_functions_run_to_their_end(running: Any, workers: int) -> None:
     program = running(
         """
+        from osloxide.messaging.executor import Executor  # in the parent, as services import it
         def job():
             time.sleep(1)
             say("job done")
         def prepare():
+            global executor
             atexit.register(lambda: say("exit function done"))
             ThreadPoolExecutor(1).submit(job)
             threading.Thread(target=job).start()
+            executor = Executor(1)
+            for _ in range(2):
+                executor.submit(job)
         main(60)
         """,
         workers=workers,
@@ -195,7 +200,7 @@ def test_jobs_of_executors_and_exit_functions_run_to_their_end(running: Any, wor
 
     assert program.stop() == 0
 
-    assert program.said().count("job done") == 2 * workers
+    assert program.said().count("job done") == 4 * workers
     assert program.said().count("exit function done") == workers
 
 

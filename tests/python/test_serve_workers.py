@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import http.client
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import wait_until
+from support.raw_http import Connection
 from support.serving import Running, fetch, starter
 
 # The second time it is loaded, its import holds the interpreter, as that of a C extension does.
@@ -163,4 +166,51 @@ def test_a_worker_that_was_added_is_replaced_when_it_dies(start: Callable[..., R
     os.kill(added, signal.SIGKILL)
 
     wait_until(lambda: added not in site.running(2), "another worker")
+    assert site.stop() == 0, site.log
+
+
+SLOW_CLIENTS = """
+import os
+
+def application(environ, start_response):
+    body = environ["wsgi.input"].read()
+    start_response("200 OK", [])
+    if environ["PATH_INFO"] == "/big":
+        return (b"x" * 100_000 for _ in range(100))
+    return [f"{os.getpid()} {len(body)}".encode()]
+"""
+
+
+def test_clients_that_send_or_read_slowly_for_longer_than_the_timeout_cost_no_worker(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    timeout, size = 3.0, 400_000
+    (tmp_path / "slow_clients.py").write_text(SLOW_CLIENTS)
+    site = start(
+        "serve", "slow_clients", "--bind", "127.0.0.1:0", "--workers", "1",
+        "--timeout", f"{timeout:g}",
+    )  # fmt: skip
+    (worker,) = site.running(1)
+    address = ("127.0.0.1", site.port())
+    with Connection(address) as sender, Connection(address, receive_buffer=4096) as reader:
+        reader.send("GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        sender.send(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n")
+        # Slowness is what is tried here: a thousand bytes, and a look at the others.
+        sent, received, begun = 0, 0, time.monotonic()
+        while time.monotonic() < begun + 1.5 * timeout or sent < 20_000:
+            sender.send(b"x" * 1000)
+            sent += 1000
+            received += len(reader.socket.recv(1000))
+            assert fetch(site.port()) == [str(worker), "0"], site.log
+            if sent == size - 1000:
+                break
+            select.select([], [], [], 0.02)
+        sender.send(b"x" * (size - sent))
+
+        assert sender.answer().body == f"{worker} {size}".encode()
+        while block := reader.socket.recv(1 << 16):
+            received += len(block)
+
+    assert received > 100 * 100_000
+    assert site.running(1) == [worker]
     assert site.stop() == 0, site.log

@@ -39,6 +39,40 @@ def stop(program: Program) -> int:
     return program.ended()
 
 
+ALL_BLOCKED = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys\n"
+    "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
+"""Runs a program with all signals blocked, as a parent may do that forgets its mask at exec."""
+
+WITHOUT_PROC = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$0" "$@"')
+"""Runs a program where /proc is empty, as in some sandboxes."""
+
+
+@pytest.mark.parametrize("prefix", [ALL_BLOCKED, WITHOUT_PROC], ids=["blocked", "no /proc"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bare_environment_changes_nothing(
+    running: Start, prefix: tuple[str, ...], workers: str
+) -> None:
+    """Signals blocked at exec, and no /proc: reload, respawn and stop work all the same."""
+    if subprocess.run([*prefix, "/bin/true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare(1) may not make a mount namespace here (needs CAP_SYS_ADMIN)")
+    program = running("probe.py", "--workers", workers, prefix=prefix)
+    started = program.expect("wait", int(workers))
+    program.send(signal.SIGHUP)
+    program.expect("wait", 2 * int(workers))
+    if workers == "2":
+        newest = program.events("wait")[-1][0]
+        assert newest not in {pid for pid, _ in started}
+        program.send(signal.SIGKILL, newest)
+        program.expect("wait", 5)
+
+    assert stop(program) == 0, repr(program)
+
+
 # ---- SIGTERM
 
 

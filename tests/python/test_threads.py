@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from _children import run_python
 
+import osloxide
 from osloxide.signals.control_thread import ControlThread
 
 MASKS = """
@@ -156,6 +160,79 @@ def test_a_worker_is_not_forked_beside_native_threads_and_the_error_names_them()
     refused, sound = child.stdout.splitlines()
     assert "native threads run in this process already (" in refused
     assert sound == "sound again"
+
+
+def test_a_fork_warns_of_threads_of_the_application_and_of_no_others() -> None:
+    child = run_python("""
+        import logging, sys, threading
+        import osloxide
+        osloxide.install()
+        from osloxide.launch import forking
+        from osloxide.signals.control_thread import ControlThread
+        from osloxide.threads import event_loop, own, timers
+
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        never = threading.Event()
+        threading.Thread(target=never.wait, name="bystander", daemon=True).start()
+        own.start("osloxide-helper", never.wait)
+        event_loop.event_loop()
+        control = ControlThread(lambda request: True, lambda: None)
+        control.open()
+        nothing = lambda: None
+        timers.begin(timers.Timer(3600, "t", on_due=nothing, on_woken=nothing,
+                                  is_over=lambda: False))
+        print(sorted(thread.name for thread in threading.enumerate()))
+        forking.prepare()
+    """)
+
+    assert child.returncode == 0, child.stderr
+    alive, warned = child.stdout.splitlines()
+    assert eval(alive) == [
+        "MainThread",
+        "bystander",
+        "osloxide-asyncio",
+        "osloxide-helper",
+        "service control",
+        "timers",
+    ]
+    assert warned.startswith("Forking workers while 1 other threads run (bystander)")
+
+
+def test_every_thread_is_started_or_entered_by_the_registry() -> None:
+    """Where a thread runs functions of the application, it is the application's."""
+    runs_the_application = {"loopingcall.py", "threads/timers.py", "green/tpool.py"}
+    package = Path(osloxide.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        entered = {
+            id(argument)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("enter", "own.enter")
+            for argument in node.args
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or id(node) in entered:
+                continue
+            if ast.unparse(node.func) == "threading.Thread":
+                found.add(str(path.relative_to(package)))
+
+    assert found == runs_the_application
+
+
+def test_every_native_thread_is_started_by_the_registry() -> None:
+    sources = Path(__file__).parents[2] / "src"
+    # Tests have threads of their own, and so has the simulation.
+    shipped = {
+        path: path.read_text(encoding="utf-8").partition("#[cfg(test)]\nmod tests")[0]
+        for path in sources.rglob("*.rs")
+        if path.name != "simulated.rs"
+    }
+    starts = re.compile(r"thread::(spawn|Builder|scope)\b")
+
+    found = {str(path.relative_to(sources)) for path, text in shipped.items() if starts.search(text)}
+
+    assert found == {"threads.rs"}
 
 
 def test_a_fork_while_another_thread_configures_logging_does_not_deadlock() -> None:

@@ -15,9 +15,10 @@ import os
 import signal
 import struct
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING
+
+from osloxide.threads import own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -58,7 +59,7 @@ class Reloader:
                 logging.getLogger("osloxide.serve").info("%s changed; reloading", changed)
                 os.kill(os.getppid(), signal.SIGHUP)
 
-        threading.Thread(target=run, name="reload", daemon=True).start()
+        own.start("reload", run)
 
     def _is_first(self, loaded_at: float) -> bool:
         """Whether no worker has asked since *loaded_at*; if so, this one has from now on.

@@ -12,13 +12,13 @@ import json
 import logging
 import os
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from osloxide.cli import snapshot
 from osloxide.cli.errors import CommandError
 from osloxide.cli.uwsgi.reader import VERSION
+from osloxide.threads import own
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ class Stats:
         self._places = [
             (f"{it.host}:{it.port}" if it.port else it.host, it.wire_protocol, 0) for it in servers
         ]
-        threading.Thread(target=self._serve, name="stats", daemon=True).start()
+        own.start("stats", self._serve)
 
     def _serve(self) -> None:
         # A worker's launcher is its parent's; alone it is its own.

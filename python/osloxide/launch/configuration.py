@@ -18,8 +18,9 @@ from oslo_config import cfg
 from oslo_service import _options
 
 from osloxide._typing import override
+from osloxide.signals import careful_log
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 GROUP = "osloxide"
 OPTIONS = [
@@ -75,7 +76,7 @@ def grace_seconds(conf: Any) -> float:
     return seconds
 
 
-def log_options(conf: Any, log: logging.Logger) -> None:
+def log_options(conf: Any, log: careful_log.CarefulLogger) -> None:
     """Write all option values at DEBUG, unless ``log_options`` is off."""
     if conf.log_options and log.isEnabledFor(logging.DEBUG):
         log.debug("Full set of CONF:")

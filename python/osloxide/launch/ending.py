@@ -21,9 +21,10 @@ import weakref
 from typing import Any, NoReturn
 
 from osloxide import _native
-from osloxide.threads import own
+from osloxide.signals import careful_log
+from osloxide.threads import at_end, own
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 WITHOUT_GRACE = 60.0
 """Seconds that code after ``wait()``, and threads and exit functions of a worker, get when the
@@ -172,6 +173,7 @@ def run_exit_functions() -> None:
             shutdown()
     with _logged("exit functions"):
         atexit._run_exitfuncs()
+    at_end.end_all()  # the parent registered it, and the worker has forgotten that
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         with _logged("children"):

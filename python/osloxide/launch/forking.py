@@ -18,10 +18,10 @@ from typing import Any
 
 from osloxide import _native, exceptions
 from osloxide.launch import orphans
-from osloxide.signals import signal_handler
+from osloxide.signals import careful_log, signal_handler
 from osloxide.threads import own
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 _WATCH = "osloxide-watch"
 _ENDING = 0.5

@@ -13,7 +13,6 @@ Rules: waitpid(2); subprocess, gc (Python library reference).
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import subprocess
 import sys
@@ -23,7 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LOG = logging.getLogger(__name__)
+from osloxide.signals import careful_log
+
+LOG = careful_log.logger(__name__)
 
 GRACE = 2.0
 """Seconds that an ended child is left to code that may be waiting for it."""
@@ -89,14 +90,19 @@ def log_reaped(pid: int, status: int) -> None:
 
 def _ended_children() -> Iterator[int]:
     own = str(os.getpid())
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return  # not mounted: the application reaps its own, and orphans stay
+    for name in names:
+        if name.isdigit():
             try:
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                stat = Path("/proc", name, "stat").read_text()
+                state, parent = stat.rpartition(")")[2].split()[:2]
             except OSError:
                 continue  # it was reaped since
             if state == "Z" and parent == own:
-                yield int(entry.name)
+                yield int(name)
 
 
 def _awaited() -> set[int]:

@@ -12,7 +12,6 @@ Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8); docs/signals.md,
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -39,9 +38,9 @@ from osloxide.launch import (
     worker_log,
 )
 from osloxide.launch.runner import Runner, reset
-from osloxide.signals import policy, shutdown, signal_handler
+from osloxide.signals import careful_log, policy, shutdown, signal_handler
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 STOP_MARGIN = 1.0
 """Seconds after the grace period at which a parent ends that could not say that it was over."""
@@ -263,10 +262,11 @@ class ProcessLauncher:
         if self.sigcaught != signal.SIGTERM:
             self.sigcaught = signo
         self.running = False
-        if self._is_supervising:
-            self._close_listeners()
+        # Recorded before anything that can fail; acted upon when this handler has returned.
         self._supervisor_of_this_process().request("stop")
         self._bound_stop()
+        if self._is_supervising:
+            self._close_listeners()
 
     def _request_reload(self, signo: int) -> None:
         if self.sigcaught == signal.SIGTERM:
@@ -438,7 +438,10 @@ class ProcessLauncher:
         """Stop children that a subclass forked by itself and entered into ``children``."""
         foreign = {pid: wrap for pid, wrap in self.children.items() if pid not in self._own}
         for service in {id(wrap.service): wrap.service for wrap in foreign.values()}.values():
-            service.stop()
+            try:
+                service.stop()
+            except Exception:
+                LOG.exception("Error stopping %s", type(service).__name__)
         for pid in foreign:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import logging
 import os
 import signal
 import threading
@@ -25,12 +24,12 @@ from typing import Any, NoReturn
 from osloxide import _native
 from osloxide.launch import configuration, ending, orphans
 from osloxide.launch.systemd import Notifier
-from osloxide.signals import shutdown, waiting
+from osloxide.signals import careful_log, shutdown, waiting
 from osloxide.signals.control_thread import ControlThread, Request
 from osloxide.signals.signal_handler import SignalExit
 from osloxide.threads import event_loop, own
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 DEADLINE_OF_START = 60.0
 """Seconds that a start() which hangs or failed may delay the end when the grace is "for ever"."""
@@ -396,13 +395,15 @@ class Runner:
             if self._phase is Phase.SERVING:
                 self._begin_stopping()
             self._changed.notify_all()
-        self._interrupt_start()
         if self._starting is None:
             self._stop_early()
+        else:
+            self._interrupt_start(self._starting)
 
-    def _interrupt_start(self) -> None:
+    @staticmethod
+    def _interrupt_start(service: Any) -> None:
         """Tell a service whose start() is running, if it wants to know (``interrupt_start()``)."""
-        interrupt = getattr(self._starting, "interrupt_start", None)
+        interrupt = getattr(service, "interrupt_start", None)
         if callable(interrupt):
             interrupt()
 
@@ -500,6 +501,15 @@ class Runner:
         self._run_beside("service reconfigure", self._reconfigure)
 
     def _reconfigure(self) -> None:
+        try:
+            self._reconfigure_while_wanted()
+        except BaseException:
+            # The next SIGHUP has to find that none is under way.
+            with self._changed:
+                self._reconfiguring = False
+            raise
+
+    def _reconfigure_while_wanted(self) -> None:
         while True:
             with self._changed:
                 # A round that is starting or ending is not disturbed: wait for the next one.
@@ -532,10 +542,16 @@ class Runner:
 
 
 def reset(service: Any) -> None:
-    """Call reset(); what it raises is logged, the process goes on with what it has."""
+    """Call reset(); what it raises is logged, the process goes on with what it has.
+
+    On the main thread an exception that ends programs passes: a signal handler may have raised it.
+    """
     try:
         event_loop.complete(service.reset())
-    except Exception:
+    except BaseException as exc:
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        if on_main_thread and not isinstance(exc, Exception):
+            raise
         LOG.exception("Error resetting %s", type(service).__name__)
 
 

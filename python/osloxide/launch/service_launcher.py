@@ -9,7 +9,6 @@ Rules: oslo_service.service (oslo.service 4.8); docs/signals.md says which signa
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -21,9 +20,9 @@ from osloxide._typing import override
 from osloxide.activation import import_hook
 from osloxide.launch import configuration, ending, scoreboard, services, systemd
 from osloxide.launch.runner import Runner, reset
-from osloxide.signals import policy, shutdown, signal_handler
+from osloxide.signals import careful_log, policy, shutdown, signal_handler
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 
 def _check_one_worker(service: Any, workers: int | None) -> None:

@@ -9,7 +9,6 @@ Rules: oslo_service.service.Service and Services (oslo.service 4.8), both backen
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import Any, ClassVar
 
@@ -17,9 +16,10 @@ from oslo_service.backend.base import ServiceBase
 
 from osloxide import exceptions, threadgroup
 from osloxide._typing import override
+from osloxide.signals import careful_log
 from osloxide.threads import event_loop
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 RESTART_METHODS = ("reload", "mutate")
 START_METHODS = (None, "fork")

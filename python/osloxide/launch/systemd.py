@@ -12,12 +12,13 @@ environment once readiness was told.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import time
 
-LOG = logging.getLogger(__name__)
+from osloxide.signals import careful_log
+
+LOG = careful_log.logger(__name__)
 
 _SOCKET = "NOTIFY_SOCKET"
 RETRY = 0.25

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import logging
 import os
 import select
 import signal
@@ -31,9 +30,9 @@ from typing import Any, NoReturn
 
 from osloxide import _native
 from osloxide.launch import ending, fault_dump, forking, process_title, systemd
-from osloxide.signals import policy, shutdown, signal_handler
+from osloxide.signals import careful_log, policy, shutdown, signal_handler
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 ANSWER_WITHIN = 5.0
 """Seconds that a template may take for a fork; it takes milliseconds. One that is stopped, or

@@ -10,7 +10,6 @@ Rules: oslo_service.service.ProcessLauncher._child_process (oslo.service 4.8).
 from __future__ import annotations
 
 import dataclasses
-import logging
 import random
 import signal
 from collections.abc import Iterable
@@ -19,9 +18,9 @@ from typing import Any, NoReturn
 from osloxide import _native
 from osloxide.launch import ending, fault_dump, process_title, systemd
 from osloxide.launch.runner import Runner
-from osloxide.signals import policy, shutdown, signal_handler
+from osloxide.signals import careful_log, policy, shutdown, signal_handler
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 slot: int | None = None
 """The slot of this process; None in a process that is no worker."""

@@ -10,16 +10,15 @@ Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8) for the first lin
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
 
 from osloxide import _native
 from osloxide.launch import fault_dump
-from osloxide.signals import signal_handler
+from osloxide.signals import careful_log, signal_handler
 
-LOG = logging.getLogger("osloxide.launch.process_launcher")
+LOG = careful_log.logger("osloxide.launch.process_launcher")
 
 
 class WorkerLog:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType, ModuleType, SimpleNamespace
 from typing import Any
 
+from osloxide.threads import own
 from osloxide.threads.event_loop import Later, Outcome
 
 LOG = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class _Watchdog:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread = threading.Thread(**self._arguments)
+        self._thread = own.enter(threading.Thread(**self._arguments))
         self._thread.start()
 
     def join(self) -> None:

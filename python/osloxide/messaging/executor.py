@@ -8,7 +8,6 @@ Rules: PEP 3148; docs/rpc.md says what differs from futurist, which oslo.messagi
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import contextlib
 import functools
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from osloxide import _native
 from osloxide._typing import override
+from osloxide.threads import at_end
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -231,7 +231,6 @@ def _has_jobs(native: _native.Executor) -> bool:
     return bool(stats["busy"] or stats["queued"] or stats["held"])
 
 
-@atexit.register
 def _finish_all() -> None:
     """Run what is queued before the interpreter goes, as concurrent.futures does."""
     while _orphaned:
@@ -244,3 +243,6 @@ def _finish_all() -> None:
             executor.shutdown(wait=True)
         except RuntimeError:
             continue  # made by the process that this one was forked from
+
+
+at_end.call(at_end.Turn.EXECUTORS, _finish_all)

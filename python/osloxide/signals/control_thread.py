@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import logging
 import os
 import select
 import signal
@@ -25,9 +24,10 @@ from types import FrameType
 from typing import Any
 
 from osloxide import _native
+from osloxide.signals import careful_log
 from osloxide.threads import own
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 NUDGE = signal.SIGURG
 _FIRST_PATIENCE = 0.005

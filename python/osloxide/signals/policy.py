@@ -10,7 +10,6 @@ Rules: docs/signals.md; oslo_service.service.Launcher (oslo.service 4.8).
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 from collections.abc import Callable
@@ -18,9 +17,9 @@ from types import FrameType
 from typing import NoReturn
 
 from osloxide import _native
-from osloxide.signals import signal_handler
+from osloxide.signals import careful_log, signal_handler
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 HANDLED = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM})
 

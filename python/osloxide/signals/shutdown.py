@@ -12,9 +12,14 @@ handler: no lock is taken.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import weakref
 from collections.abc import Callable
+
+from osloxide.signals import careful_log
+
+LOG = careful_log.logger(__name__)
 
 _stopping = False
 _listeners: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -52,14 +57,15 @@ def register_listener(listener: socket.socket) -> None:
 
 
 def when_listeners_close(callback: Callable[[], object]) -> None:
-    """Have :func:`close_listeners` call *callback*, which must not fail, each time."""
+    """Have :func:`close_listeners` call *callback* each time; what it raises is logged."""
     _on_close.append(callback)
 
 
 def close_listeners() -> int:
     """Close every registered socket in this process.
 
-    Copies that other processes hold (workers that drain their backlog) stay open.
+    Copies that other processes hold (workers that drain their backlog) stay open. Never fails: a
+    stop depends on it.
 
     :returns: how many sockets were still open.
     """
@@ -67,8 +73,12 @@ def close_listeners() -> int:
     for listener in tuple(_listeners):
         _listeners.discard(listener)
         if listener.fileno() != -1:
-            listener.close()
+            with contextlib.suppress(OSError):  # EBADF: the application closed the descriptor
+                listener.close()
             closed += 1
     for callback in _on_close:
-        callback()
+        try:
+            callback()
+        except Exception:
+            LOG.exception("The stop goes on after a failure")
     return closed

@@ -10,11 +10,9 @@ handlers run last in, first out since oslo.service 3.5.
 
 from __future__ import annotations
 
-import atexit
 import collections
 import contextlib
 import errno
-import logging
 import os
 import signal
 import sys
@@ -24,9 +22,10 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from osloxide._typing import override
-from osloxide.signals import shutdown
+from osloxide.signals import careful_log, shutdown
+from osloxide.threads import at_end
 
-LOG = logging.getLogger(__name__)
+LOG = careful_log.logger(__name__)
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -245,7 +244,6 @@ os.register_at_fork(
 )
 
 
-@atexit.register
 def _outlast_the_interpreter() -> None:
     """Keep a second SIGTERM from killing a program that has stopped and is about to exit with 0.
 
@@ -259,6 +257,9 @@ def _outlast_the_interpreter() -> None:
         if signal.getsignal(signo) == handler._handle_signal:
             with contextlib.suppress(ValueError):  # atexit functions may run on any thread
                 signal.signal(signo, signal.SIG_IGN)
+
+
+at_end.call(at_end.Turn.SIGNALS, _outlast_the_interpreter)
 
 
 def is_daemon() -> bool:

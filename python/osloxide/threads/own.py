@@ -23,9 +23,17 @@ def start(name: str, target: Callable[[], object]) -> threading.Thread:
     :param name: what it is called in logs and debuggers.
     :raises RuntimeError: the system has no thread to give.
     """
-    thread = threading.Thread(target=target, name=name, daemon=True)
-    _own.add(thread)
+    thread = enter(threading.Thread(target=target, name=name, daemon=True))
     thread.start()
+    return thread
+
+
+def enter(thread: threading.Thread) -> threading.Thread:
+    """Enter a thread into the registry that its owner starts in its own way.
+
+    :returns: *thread*, which ``threading`` holds for as long as it lives.
+    """
+    _own.add(thread)
     return thread
 
 

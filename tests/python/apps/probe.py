@@ -16,6 +16,7 @@ import os
 import random
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--stop", default="ok", help="ok, crash, hang, spin, until-usr1")
     parser.add_argument("--wait", default="until-stopped", help="or return, crash, drain:SECONDS")
-    parser.add_argument("--reset", default="ok", help="ok, crash, wait (for stop)")
+    parser.add_argument("--reset", default="ok", help="ok, crash, exit, wait (for stop)")
     parser.add_argument("--thread-before-fork", action="store_true")
     parser.add_argument("--handler", action="append", default=[], help="signals with own handlers")
     parser.add_argument("--signal-in-start", action="store_true")
@@ -67,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--command-in-start", action="store_true", help="run one and list its fds")
     parser.add_argument("--slow-end", action="store_true", help="until stdin is closed")
     parser.add_argument("--stop-from-thread", action="store_true")
+    parser.add_argument("--broken", action="store_true", help="callbacks that fail, see break_all")
     return parser.parse_args()
 
 
@@ -163,6 +165,33 @@ class Probe(service.Service):
             self.stopped.wait()
         if options.reset == "crash":
             raise ValueError("planted fault in reset()")
+        if options.reset == "exit":
+            sys.exit(7)
+
+
+def break_all() -> None:
+    """Have everything fail that a launcher calls beside the services."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if record.name.startswith("osloxide.") and record.levelno > logging.DEBUG:
+            raise ValueError("planted fault in a filter of the log")
+        return True
+
+    def fail(*_: object) -> None:
+        raise ValueError("planted fault in a handler of a signal")
+
+    logging.getLogger().handlers[0].addFilter(refuse)
+    for name in ("SIGTERM", "SIGHUP"):
+        service.SignalHandler().add_handler(name, fail)
+    # A listener whose descriptor the application has closed on its own.
+    listener = socket.socket()
+    shutdown.register_listener(listener)
+    os.close(listener.fileno())
+    kept.append(listener)
+    shutdown.when_listeners_close(fail)
+
+
+kept: list[object] = []
 
 
 def burn(*_: object) -> None:
@@ -209,6 +238,7 @@ else:
 from oslo_service import opts  # noqa: E402
 
 from osloxide.launch import configuration  # noqa: E402
+from osloxide.signals import shutdown  # noqa: E402
 
 opts.register_service_opts(conf)
 conf.set_override("graceful_shutdown_timeout", options.grace)
@@ -219,6 +249,8 @@ if options.worker_timeout:
 for name in options.handler:
     for number in (1, 2):
         service.SignalHandler().add_handler(name, handler(name, number))
+if options.broken:
+    break_all()
 if options.thread_before_fork:
     threading.Thread(target=threading.Event().wait, name="bystander", daemon=True).start()
 

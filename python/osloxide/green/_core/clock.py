@@ -23,6 +23,7 @@ from typing import Any
 from osloxide import _native
 from osloxide.green._core import turns as _turns
 from osloxide.green._core.turns import greenlet, lock, turns
+from osloxide.threads import own
 from osloxide.threads.pool_thread import register_thread
 
 _LINGER = 1.0
@@ -222,7 +223,7 @@ class Clock:
         """Make sure that the thread runs, and looks again before *due*. With the lock."""
         if self._thread is None:
             self._open()
-            thread = threading.Thread(target=self._run, name="green-clock", daemon=True)
+            thread = own.enter(threading.Thread(target=self._run, name="green-clock", daemon=True))
             self._wakes_at = 0.0
             self._thread = thread
             try:

@@ -10,9 +10,15 @@ Rules: oslo_messaging/_drivers/pool.py; ``conn_pool_min_size`` and ``conn_pool_t
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import threading
 from types import ModuleType
 from typing import Any
+
+from osloxide.threads import own
+
+LOG = logging.getLogger(__name__)
 
 STOCK_TTL = 1200
 """Default of ``conn_pool_ttl`` in seconds; an operator's value is kept."""
@@ -31,18 +37,22 @@ def amend(pool: ModuleType) -> None:
         self: Any, conf: Any, max_size: int, min_size: int, ttl: int, *rest: Any
     ) -> None:
         init(self, conf, max_size, min_size, TTL if ttl == STOCK_TTL else ttl, *rest)
-        self._osloxide_sweeps = False
+        self._osloxide_sweeps = 0  # the process in which a thread sweeps
 
     @functools.wraps(put)
     def put_and_sweep(self: Any, item: Any) -> None:
         put(self, item)
         with self._cond:
-            if self._osloxide_sweeps or len(self._items) <= self._min_size:
+            sweeps_here = self._osloxide_sweeps == os.getpid()
+            if sweeps_here or len(self._items) <= self._min_size:
                 return
-            self._osloxide_sweeps = True
-        threading.Thread(
-            target=_sweep, args=(self,), name="osloxide-connections", daemon=True
-        ).start()
+            self._osloxide_sweeps = os.getpid()
+        try:
+            own.start("osloxide-connections", functools.partial(_sweep, self))
+        except RuntimeError:
+            # No thread now: what is idle waits for the next connection that comes back.
+            with self._cond:
+                self._osloxide_sweeps = 0
 
     cls.__init__, cls.put = init_swept, put_and_sweep
 
@@ -52,7 +62,10 @@ def _sweep(pool: Any) -> None:
     while True:
         pause.wait(max(1.0, pool._item_ttl / 2))
         with pool._cond:
-            pool.expire()
+            try:
+                pool.expire()
+            except Exception:  # of one connection that could not be closed: the rest is for later
+                LOG.warning("an idle connection could not be closed", exc_info=True)
             if len(pool._items) <= pool._min_size:
-                pool._osloxide_sweeps = False
+                pool._osloxide_sweeps = 0
                 return

@@ -98,13 +98,19 @@ def amend_connection(impl_rabbit: ModuleType) -> None:
         connection = getattr(self.connection, "_connection", None)
         is_lent = hasattr(getattr(connection, "_transport", None), "_osloxide_connection")
         # One thread stays: in a process without a listener it is what shows that Python runs.
-        if is_lent and any(other._heartbeat_thread is not None for other in list(threaded)):
+        if is_lent and any(_has_live_thread(other) for other in list(threaded)):
             self._heartbeat_thread = None
             return
         start(self)
         threaded.add(self)
 
     cls._heartbeat_start = start_unless_lent
+
+
+def _has_live_thread(connection: Any) -> bool:
+    """Whether its heartbeat thread runs in this process: a forked child has the object only."""
+    thread = connection._heartbeat_thread
+    return thread is not None and thread.is_alive()
 
 
 def lend(transport: Any, seconds: float) -> None:

@@ -29,6 +29,7 @@ from osloxide.messaging.rabbit.reply_connection import (
     ReplyConnection,
     Unsupported,
 )
+from osloxide.threads import own
 
 LOG = logging.getLogger(__name__)
 
@@ -54,7 +55,12 @@ class LateReplies:
             if self._running:
                 return
             self._running = True
-        threading.Thread(target=self._run, name="osloxide-late-replies", daemon=True).start()
+        try:
+            own.start("osloxide-late-replies", self._run)
+        except RuntimeError:
+            LOG.warning("no thread for replies that wait for their queue; the next one asks again")
+            with self._changed:
+                self._running = False
 
     def wait_attempted(self, seconds: float) -> int:
         """Wait until everything that waits has been attempted since it came here.
@@ -74,7 +80,11 @@ class LateReplies:
         while True:
             pause.wait(RETRY_EVERY)
             for reply in list(self._waiting):
-                is_settled = reply.is_settled()
+                try:
+                    is_settled = reply.is_settled()
+                except Exception:
+                    LOG.exception("a reply could not be sent and is dropped")
+                    is_settled = True
                 with self._changed:
                     if is_settled:
                         self._waiting.remove(reply)
