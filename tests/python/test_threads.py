@@ -230,7 +230,9 @@ def test_every_native_thread_is_started_by_the_registry() -> None:
     }
     starts = re.compile(r"thread::(spawn|Builder|scope)\b")
 
-    found = {str(path.relative_to(sources)) for path, text in shipped.items() if starts.search(text)}
+    found = {
+        str(path.relative_to(sources)) for path, text in shipped.items() if starts.search(text)
+    }
 
     assert found == {"threads.rs"}
 

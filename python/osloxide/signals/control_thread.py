@@ -107,10 +107,13 @@ class ControlThread:
             self._nudges = signal.getsignal(NUDGE) in _UNHANDLED
             if self._nudges:
                 self._nudge_disposition = signal.signal(NUDGE, self._hear_nudge)
+                # A process may be started with it blocked: no nudge would be heard, ever.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {NUDGE})
             if os.getpid() == 1 and signal.getsignal(signal.SIGCHLD) in _UNHANDLED:
                 # Only a signal with a handler shows on the wakeup fd. Ignored, it would have the
                 # kernel throw exit statuses away.
                 signal.signal(signal.SIGCHLD, lambda *_: None)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         self._thread = own.start("service control", self._serve)
 
     def close(self) -> None:
