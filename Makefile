@@ -22,7 +22,7 @@ unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help deployments demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz python stubs parity eventlet \
-	services services-setup messaging pythons pythons-page test-pythons cover releasenotes deb debian wheels release bench clean
+	services services-setup messaging pythons pythons-page test-pythons test-free-threaded cover releasenotes deb debian wheels release bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -205,6 +205,9 @@ releasenotes: $(VENV)/.tox ## release notes: checked, and as target/releasenotes
 # Two ways to find more of them: pyenv install, or DEBIAN=sid (a tree made by debootstrap).
 test-pythons: $(VENV)/.release ## all tests through the boundary on every CPython found here
 	@$(PY) tools/pythons.py --full --oslo-service $(addprefix --debian ,$(DEBIAN))
+
+test-free-threaded: $(VENV)/.release ## server, executor and launchers on a free-threaded CPython, built where it is missing
+	@$(PY) tools/pythons.py --unoptimised --free-threaded
 
 deb: $(VENV)/.native ## dist/: the Debian package, built in a tree of Debian sid (root)
 	@$(PY) tools/deb.py

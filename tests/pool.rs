@@ -4,7 +4,7 @@
 
 use osloxide::pool::{Pool, Source, Stats};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ struct Jobs {
     /// Jobs that only a glance finds.
     aside: Mutex<VecDeque<Job>>,
     ended: AtomicUsize,
+    /// Jobs that can compute at once; 0 counts as 1.
+    at_once: AtomicUsize,
     /// Threads between the beginning and the end of what the source wraps around their lives.
     alive: AtomicUsize,
 }
@@ -83,6 +85,10 @@ impl Source for Jobs {
         self.queue.lock().unwrap().is_over
     }
 
+    fn at_once(&self) -> usize {
+        self.at_once.load(Ordering::SeqCst)
+    }
+
     fn thread(&self, body: &mut dyn FnMut()) {
         self.alive.fetch_add(1, Ordering::SeqCst);
         body();
@@ -102,7 +108,12 @@ struct Running {
 
 impl Running {
     fn new(max: usize) -> Self {
+        Self::on_cpus(1, max)
+    }
+
+    fn on_cpus(at_once: usize, max: usize) -> Self {
         let jobs = Arc::new(Jobs::default());
+        jobs.at_once.store(at_once, Ordering::SeqCst);
         let pool = Pool::new("test", jobs.clone(), max);
         pool.start(|| {}).unwrap();
         Self { jobs, pool }
@@ -164,6 +175,47 @@ fn blocking_jobs_run_side_by_side_up_to_the_bound() {
         "{:?}",
         running.pool.stats()
     );
+}
+
+/// Computes until *condition* holds.
+fn compute_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() && Instant::now() < deadline {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn a_second_job_begins_beside_one_that_computes_where_two_can_at_once() {
+    let running = Running::on_cpus(2, 10);
+    // The pool learns that jobs are worth a second thread.
+    let long = Instant::now() + Duration::from_millis(2);
+    running
+        .jobs
+        .push(move || compute_until(|| Instant::now() >= long));
+    running.until("the first is done", |stats| stats.done == 1);
+    // A pair on a busy machine may compute for so long that the lead is taken from one of them.
+    let has_let_go = (1..=20).any(|pair| {
+        let before = running.pool.stats().takeovers;
+        let is_seen = Arc::new(AtomicBool::new(false));
+        let (begun, beginnings) = mpsc::channel();
+        for _ in 0..2 {
+            let (begun, is_seen) = (begun.clone(), is_seen.clone());
+            running.jobs.push(move || {
+                begun.send(()).unwrap();
+                compute_until(|| is_seen.load(Ordering::SeqCst));
+            });
+            // The second one comes while the first is inside.
+            wait(&beginnings, 1);
+        }
+        let stats = running.pool.stats();
+        is_seen.store(true, Ordering::SeqCst);
+        running.until("both are done", |stats| stats.done == 1 + 2 * pair);
+        stats.takeovers == before
+    });
+
+    assert!(has_let_go, "the first one never lets go of the lead before");
+    assert!(running.pool.stats().limit >= 3);
 }
 
 #[test]

@@ -5,11 +5,14 @@ What is tested is the wheel of tools/wheels.py, installed: never the checkout. A
 interpreters than --at-least fails, so that a machine which has just one does not look like a pass.
 
     tools/pythons.py                     the smoke part: tests/installed and a few suites
-    tools/pythons.py --full              all of tests/python, with what cinder.lock names beside it
+    tools/pythons.py --full              all of tests/python, with what cinder.lock names beside it,
+                                         and on a free-threaded CPython what it is tried with
     tools/pythons.py --oslo-service      and both ends of oslo.service's range, oldest CPython
     tools/pythons.py --debian sid        also the CPythons of that Debian release, in a tree made by
                                          debootstrap; there the Debian package is what is tested
                                          (tools/debian_tree.py, tools/deb.py; needs root)
+    tools/pythons.py --free-threaded     on a free-threaded CPython alone, built from Debian's
+                                         source where there is none (tools/free_threaded.py)
     tools/pythons.py --unoptimised       wheels that compile faster and are not for a release
     tools/pythons.py --page FILE         enter the counts in the table of that page
 """
@@ -27,6 +30,7 @@ from typing import NamedTuple
 
 import deb
 import debian_tree
+import free_threaded
 import wheels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +67,8 @@ DESCRIBE = """
 import platform, sys
 print(platform.python_implementation(), *sys.version_info[:3], sys.version_info.releaselevel)
 """
+
+
 class Python(NamedTuple):
     """A CPython that was found."""
 
@@ -73,6 +79,11 @@ class Python(NamedTuple):
     """What starts it; for a Debian tree a script that enters the tree."""
     release: str = ""
     """The Debian release whose tree it lies in."""
+
+    @property
+    def is_free_threaded(self) -> bool:
+        """Whether it can run without its lock (PEP 703)."""
+        return self.tag.endswith("t")
 
 
 class Outcome(NamedTuple):
@@ -95,8 +106,10 @@ def describe(executable: str) -> Python | None:
         implementation, major, minor, micro, level = answer
         if implementation != "CPython" or not OLDEST <= (int(major), int(minor)) <= NEWEST:
             return None
-        version = f"{major}.{minor}.{micro}" + ("" if level == "final" else f" {level}")
-        return Python(wheels.tag_of(executable), version, executable)
+        tag = wheels.tag_of(executable)
+        version = f"{major}.{minor}.{micro}" + ("t" if tag.endswith("t") else "")
+        version += "" if level == "final" else f" {level}"
+        return Python(tag, version, executable)
     except (OSError, subprocess.SubprocessError, ValueError):
         return None  # pyenv has shims that start nothing
 
@@ -113,8 +126,13 @@ def candidates() -> Iterator[str]:
                 yield str(program)
 
 
-def find(named: Sequence[str], debian: Sequence[str], only_debian: bool) -> list[Python]:
-    """One CPython for each tag, oldest first; *named* ones win, and must be usable."""
+def find(
+    named: Sequence[str], debian: Sequence[str], only_debian: bool, everything: bool
+) -> list[Python]:
+    """One CPython for each tag, oldest first; *named* ones win, and must be usable.
+
+    :param everything: free-threaded ones too, where they were built.
+    """
     found: dict[str, Python] = {}
     for executable in named:
         python = describe(executable)
@@ -122,10 +140,10 @@ def find(named: Sequence[str], debian: Sequence[str], only_debian: bool) -> list
             sys.exit(f"{executable} is no CPython from 3.{OLDEST[1]} to 3.{NEWEST[1]}")
         found.setdefault(python.tag, python)
     if not named and not only_debian:
-        for executable in candidates():
+        built = free_threaded.built() if everything else ()
+        for executable in (*candidates(), *built):
             python = describe(executable)
-            # A free-threaded one is tried when it is named: docs/free-threading.md says why.
-            if python is not None and not python.tag.endswith("t"):
+            if python is not None and (everything or not python.is_free_threaded):
                 found.setdefault(python.tag, python)
     for release in debian:
         debian_tree.install(release, DEBIAN_PACKAGES)
@@ -188,8 +206,8 @@ def run(python: Python, suite: str, command: Sequence[str]) -> Outcome:
     print(f"\n--- CPython {python.version}: {suite}", flush=True)
     since = time.monotonic()
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    if python.tag.endswith("t"):
-        # Off whatever modules say: it is the code without the lock that is tried here.
+    if python.is_free_threaded and suite != "installed":
+        # Off also where a suite imports other modules that would have the lock switched on.
         kept["PYTHON_GIL"] = "0"
     try:
         result = subprocess.run(
@@ -226,7 +244,7 @@ def smoke(python: Python, wheel: Path, suites: bool) -> Iterator[Outcome]:
     if not suites:
         return
     files = [ROOT / "tests" / "python" / name for name in SMOKE_SUITES]
-    if python.tag.endswith("t"):
+    if python.is_free_threaded:
         folder = ROOT / "tests" / "python"
         files = sorted({path for name in FREE_THREADED_SUITES for path in folder.glob(name)})
     tools = ("pytest", "pytest-timeout", "hypothesis", "oslo.messaging", "eventlet")
@@ -277,9 +295,7 @@ def of_series(python: Python, wheel: Path) -> Iterator[Outcome]:
     environment = Environment(python, f"{python.tag}-openstack-{SERIES}")
     digest = hashlib.sha256(wheel.read_bytes() + constraints.read_bytes()).hexdigest()
     environment.install("--force-reinstall", "--no-deps", wheel, key=f"wheel {digest}")
-    environment.install(
-        wheel, "oslo.messaging", "-c", constraints, key=f"needs {digest}"
-    )
+    environment.install(wheel, "oslo.messaging", "-c", constraints, key=f"needs {digest}")
     command = environment.command("-I", ROOT / "tests" / "installed" / "smoke.py")
     yield run(python, f"OpenStack {SERIES}", command)
 
@@ -331,6 +347,7 @@ def main() -> int:
     parser.add_argument("--debian", action="append", default=[], metavar="RELEASE")
     parser.add_argument("--only-debian", action="store_true", help="none of this machine's")
     parser.add_argument("--python", action="append", default=[], help="instead of a search")
+    parser.add_argument("--free-threaded", action="store_true", help="built where it is missing")
     parser.add_argument("--at-least", type=int, default=2, help="fewer interpreters are a failure")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where wheels are")
     parser.add_argument("--unoptimised", action="store_true", help="wheels for tests alone")
@@ -338,7 +355,12 @@ def main() -> int:
     arguments = parser.parse_args()
     out = wheels.UNOPTIMISED / "dist" if arguments.unoptimised else arguments.out.resolve()
 
-    pythons = find(arguments.python, arguments.debian, arguments.only_debian)
+    if arguments.free_threaded:
+        arguments.python.append(free_threaded.build(False, list(free_threaded.MINORS), jobs=2))
+    pythons = find(
+        arguments.python, arguments.debian, arguments.only_debian,
+        everything=arguments.full or arguments.list,
+    )  # fmt: skip
     for python in pythons:
         print(f"found CPython {python.version:<12} {python.tag:<6} {python.executable}")
     have = {python.tag for python in pythons}
@@ -365,7 +387,7 @@ def main() -> int:
         print(f"{wheel.stat().st_size / 1e6:.2f} MB {wheel.name}", flush=True)
         if arguments.build_only:
             continue
-        if arguments.full:
+        if arguments.full and not python.is_free_threaded:
             outcomes += full(python, wheel)
         else:
             # `make python` has run the same suites on this one, with everything else.

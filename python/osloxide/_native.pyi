@@ -432,8 +432,8 @@ def interrupt_thread(
     it is inside foreign C code, once that returns. The look and the arming are one step.
 
     :returns: False, and nothing is armed, while its innermost frame belongs to the package
-        *innermost*, or one of its frames to a module of *anywhere*; None when there is no such
-        thread.
+        *innermost*, or one of its frames to a module of *anywhere*, and always in an interpreter
+        without a lock (PEP 703), where a look tells nothing; None when there is no such thread.
     """
 
 def forget_thread_data() -> None:

@@ -33,6 +33,10 @@ pub trait Work: Send + Sync + 'static {
     /// A job may go on without the thread: then [`Executor::hold`] is called before it does, and
     /// [`Executor::resume`] with what is left to do.
     fn run(&self, job: Self::Job, in_flight: InFlight<'static>);
+    /// How many jobs can compute at once; see [`pool::Source::at_once`].
+    fn at_once(&self) -> usize {
+        1
+    }
     /// Wraps the life of a thread.
     fn thread(&self, body: &mut dyn FnMut());
 }

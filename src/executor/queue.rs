@@ -406,6 +406,10 @@ impl<W: Work> Source for Queue<W> {
         self.state.lock().is_over()
     }
 
+    fn at_once(&self) -> usize {
+        self.work.at_once()
+    }
+
     fn thread(&self, body: &mut dyn FnMut()) {
         let row = crate::scoreboard::current();
         row.thread_started();

@@ -7,6 +7,8 @@
 //! company (they share one interpreter lock and, with real services, locks of logging and a small
 //! database pool), and threads that wait cost nothing. So the limit grows only on evidence that
 //! everything admitted is waiting, and shrinks on evidence that there always is one that computes.
+//! Where there is no such lock (PEP 703), as many as there are CPUs compute at once, and all of this is
+//! said of one more than these.
 //! A thread that is ready to run but finds no CPU, because other processes have it, computes too:
 //! a second one would not get any further. Nor would it where all CPUs are busy: what the threads
 //! wait for, a database on the same machine, may itself wait for a CPU. There the evidence must be
@@ -15,8 +17,13 @@
 use super::sync::Instant;
 use std::time::Duration;
 
-/// Jobs that may run at once without any evidence.
-const FLOOR: usize = 2;
+/// Jobs that may run at once without any evidence, beyond those that can compute at once.
+const SPARE: usize = 1;
+/// How long jobs last on average from which on another thread is worth its wake-up, where more than
+/// one can compute at once.
+const LONG_JOB: Duration = Duration::from_micros(50);
+/// Over how many jobs that average is taken.
+const LENGTH_WINDOW_JOBS: u32 = 8;
 /// The load is the share of time in which a job computes, as looks found it, over about so long.
 const LOAD_WINDOW: Duration = Duration::from_millis(10);
 /// Loads below which the limit doubles, below which it grows, and above which it shrinks.
@@ -56,6 +63,10 @@ const EAGER_FOR: Duration = Duration::from_secs(1);
 pub(super) struct Gate {
     limit: usize,
     max: usize,
+    /// Jobs that can compute at once: 1 where they share an interpreter lock.
+    at_once: usize,
+    /// How long a job lasts on average; counted only where more than one computes at once.
+    length: Duration,
     /// Jobs that take no part in the competition for the interpreter, as of the last look.
     released: usize,
     load: f32,
@@ -92,12 +103,12 @@ impl Streak {
     }
 }
 
-/// Jobs that have computed for so long, each of them at every look, that all but one must do so
-/// without the interpreter.
-pub(super) fn released(jobs: impl Iterator<Item = Streak>, now: Instant) -> usize {
+/// Jobs that have computed for so long, each of them at every look, that all but `at_once` must do
+/// so without the interpreter.
+pub(super) fn released(jobs: impl Iterator<Item = Streak>, at_once: usize, now: Instant) -> usize {
     jobs.filter(|streak| streak.is_long(now))
         .count()
-        .saturating_sub(1)
+        .saturating_sub(at_once)
 }
 
 /// What a look at the running jobs found.
@@ -105,7 +116,7 @@ pub(super) fn released(jobs: impl Iterator<Item = Streak>, now: Instant) -> usiz
 pub(super) struct Look {
     /// Since the look before.
     pub(super) after: Duration,
-    /// Any of the jobs was on a CPU or ready for one.
+    /// As many jobs as can compute at once were on a CPU or ready for one.
     pub(super) computes: bool,
     /// Jobs that compute beside another one, which they can only without the interpreter.
     pub(super) released: usize,
@@ -120,8 +131,10 @@ impl Gate {
     pub(super) fn new(max: usize) -> Self {
         let max = max.max(1);
         Self {
-            limit: FLOOR.min(max),
+            limit: (1 + SPARE).min(max),
             max,
+            at_once: 1,
+            length: Duration::ZERO,
             released: 0,
             load: GROW_BELOW_WITH_SPARE_CPU,
             pace: ASSUMED_PACE,
@@ -138,7 +151,34 @@ impl Gate {
     /// Changes the most that may ever run at once; 0 counts as 1.
     pub(super) fn resize(&mut self, max: usize) {
         self.max = max.max(1);
-        self.limit = self.limit.clamp(FLOOR.min(self.max), self.max);
+        self.limit = self.limit.clamp(self.floor(), self.max);
+    }
+
+    /// Takes in how many jobs can compute at once; 0 counts as 1.
+    pub(super) fn set_at_once(&mut self, jobs: usize) {
+        self.at_once = jobs.max(1);
+        self.resize(self.max);
+    }
+
+    /// Jobs that can compute at once.
+    pub(super) fn at_once(&self) -> usize {
+        self.at_once
+    }
+
+    /// A job has ended that lasted so long.
+    pub(super) fn count_length(&mut self, length: Duration) {
+        let kept = self.length.saturating_sub(self.length / LENGTH_WINDOW_JOBS);
+        self.length = kept + length / LENGTH_WINDOW_JOBS;
+    }
+
+    /// True while `running` jobs leave a CPU to one more, and jobs last long enough for a second
+    /// thread to be worth its wake-up. Never where one computes at once and one runs.
+    pub(super) fn has_free_cpu(&self, running: usize) -> bool {
+        running < self.at_once && self.length >= LONG_JOB
+    }
+
+    fn floor(&self) -> usize {
+        self.at_once.saturating_add(SPARE).min(self.max)
     }
 
     /// Jobs that may run at once: those that compete for the interpreter, and those that do not.
@@ -161,8 +201,8 @@ impl Gate {
     }
 
     /// True while more jobs run than need no evidence.
-    pub(super) fn is_crowded(running: usize) -> bool {
-        running > FLOOR
+    pub(super) fn is_crowded(&self, running: usize) -> bool {
+        running > self.at_once.saturating_add(SPARE)
     }
 
     /// Takes in a look. True when the limit grew.
@@ -284,14 +324,15 @@ impl Gate {
     }
 
     fn shrink(&mut self, by: usize) {
-        let floor = FLOOR.min(self.max);
-        self.limit = self.limit.saturating_sub(by.max(1)).max(floor);
+        self.limit = self.limit.saturating_sub(by.max(1)).max(self.floor());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const FLOOR: usize = 1 + SPARE;
 
     /// A look that found everything waiting on a busy machine, with a job that wants admission.
     fn wanted(gate: &Gate) -> Look {
@@ -512,5 +553,64 @@ mod tests {
         }
 
         assert!(!gate.is_eager(now));
+    }
+
+    #[test]
+    fn the_floor_is_one_job_more_than_can_compute_at_once() {
+        let mut gate = Gate::new(100);
+
+        for (at_once, floor) in [(4, 5), (1, 2), (0, 2)] {
+            gate = Gate {
+                limit: 1,
+                ..Gate::new(100)
+            };
+            gate.set_at_once(at_once);
+            assert_eq!(gate.limit(), floor, "{at_once} at once");
+        }
+        gate.resize(3);
+        gate.set_at_once(16);
+
+        assert_eq!(gate.limit(), 3, "the maximum is kept");
+    }
+
+    #[test]
+    fn shrinks_to_the_cpus_where_there_is_no_lock() {
+        let mut gate = opened();
+        gate.set_at_once(8);
+
+        mostly_computing(&mut gate, 1_000, usize::MAX, false);
+
+        assert_eq!(gate.limit(), 9);
+    }
+
+    #[test]
+    fn another_thread_is_wanted_only_beside_long_jobs_and_a_free_cpu() {
+        let mut gate = Gate::new(100);
+        gate.count_length(Duration::from_secs(1));
+        assert!(!gate.has_free_cpu(1), "one interpreter lock");
+
+        gate.set_at_once(2);
+        assert!(gate.has_free_cpu(1));
+        assert!(!gate.has_free_cpu(2), "both CPUs compute");
+        for _ in 0..1_000 {
+            gate.count_length(LONG_JOB / 4);
+        }
+
+        assert!(!gate.has_free_cpu(1), "jobs are short");
+    }
+
+    #[test]
+    fn jobs_that_compute_beyond_the_cpus_do_so_without_the_interpreter() {
+        let start = Instant::now();
+        let mut streak = Streak::default();
+        for look in 0..=FREE_LOOKS {
+            streak.note(true, start + look * FREE_AFTER);
+        }
+        let now = start + FREE_LOOKS * FREE_AFTER;
+        let jobs = || std::iter::repeat_n(streak, 3);
+
+        assert_eq!(released(jobs(), 1, now), 2);
+        assert_eq!(released(jobs(), 2, now), 1);
+        assert_eq!(released(jobs(), 8, now), 0);
     }
 }

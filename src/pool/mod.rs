@@ -63,6 +63,11 @@ pub trait Source: Send + Sync + 'static {
     fn run(&self, job: Self::Job) -> Option<Self::Job>;
     /// True when no job will ever come: threads leave once none is queued.
     fn is_over(&self) -> bool;
+    /// How many jobs can compute at once: 1 where all of them need one lock to do so, else the number
+    /// of CPUs. Asked when a thread begins its life; may change over time.
+    fn at_once(&self) -> usize {
+        1
+    }
     /// Wraps the life of a thread.
     fn thread(&self, body: &mut dyn FnMut());
     /// The last thread has left.
@@ -317,13 +322,18 @@ impl<J> State<J> {
 
     /// A job for a thread that does not lead. While the leader is inside a job, what is queued is
     /// left to it: a second thread would only compete with it, and if it blocks, the standby takes
-    /// over.
+    /// over. Not so where that thread has a CPU of its own.
     fn help(&mut self, thread: Pid) -> Option<J> {
-        if self.leader_call == 0 {
+        if self.leader_call == 0 || self.gate.has_free_cpu(self.running.len()) {
             self.admit(thread)
         } else {
             None
         }
+    }
+
+    /// True while the leader is inside a job beside a CPU that is free: another thread should wait.
+    fn may_relieve(&self) -> bool {
+        self.leader_call != 0 && self.gate.has_free_cpu(self.running.len())
     }
 
     /// True while the leader waits and there is room for what it has not seen yet.
@@ -341,7 +351,8 @@ impl<J> State<J> {
     }
 
     fn released(&self, now: Instant) -> usize {
-        gate::released(self.running.iter().map(|job| job.computing), now)
+        let at_once = self.gate.at_once();
+        gate::released(self.running.iter().map(|job| job.computing), at_once, now)
     }
 
     /// A job has ended; false when it had been given up, and its thread has to find its place again.
@@ -374,12 +385,17 @@ impl<S: Source> Shared<S> {
         let idle_thread = Arc::new(IdleThread::default());
         let own = threads::own_id();
         let mut batch = Vec::new();
+        let at_once = self.source.at_once();
         let mut state = self.state.lock();
+        state.gate.set_at_once(at_once);
         loop {
             if state.is_ending && state.ready.is_empty() {
                 break;
             }
             if !state.is_led {
+                self.lead(&mut state, own, &mut batch);
+            } else if state.may_relieve() {
+                state.takeovers += 1;
                 self.lead(&mut state, own, &mut batch);
             } else if !state.has_standby {
                 self.stand_by(&mut state);
@@ -424,7 +440,8 @@ impl<S: Source> Shared<S> {
                 let now = Instant::now();
                 // Jobs that were let in by their age must not wait for each other as well.
                 let is_stalled = state.running.len() > state.gate.limit();
-                let hands_on = state.gate.is_eager(now) || is_stalled;
+                let has_free_cpu = state.gate.has_free_cpu(state.running.len());
+                let hands_on = state.gate.is_eager(now) || is_stalled || has_free_cpu;
                 if hands_on && self.hand_on(state) {
                     self.work(state, own, job, batch);
                     return;
@@ -434,7 +451,7 @@ impl<S: Source> Shared<S> {
                 state.call_since = now;
                 self.put_off(state, now);
                 self.ensure_standby(state);
-                let next = MutexGuard::unlocked(state, || self.run(job));
+                let next = self.run_counted(state, job);
                 if !state.finish(own, next) || state.term != term {
                     return;
                 }
@@ -482,7 +499,7 @@ impl<S: Source> Shared<S> {
             if state.leader_call != 0 || !state.ready.is_empty() {
                 self.ensure_standby(state);
             }
-            let next = MutexGuard::unlocked(state, || self.run(current));
+            let next = self.run_counted(state, current);
             if !state.finish(own, next) || !state.is_led {
                 return;
             }
@@ -501,6 +518,23 @@ impl<S: Source> Shared<S> {
             self.panics.fetch_add(1, Ordering::Relaxed);
             T::default()
         })
+    }
+
+    /// Runs a job without the lock, and counts how long it lasts where that decides something.
+    fn run_counted(
+        &self,
+        state: &mut MutexGuard<'_, State<S::Job>>,
+        job: S::Job,
+    ) -> Option<S::Job> {
+        let since = (state.gate.at_once() > 1).then(Instant::now);
+        let next = MutexGuard::unlocked(state, || self.run(job));
+        if let Some(since) = since {
+            let now = Instant::now();
+            state
+                .gate
+                .count_length(now.saturating_duration_since(since));
+        }
+        next
     }
 
     fn run(&self, job: S::Job) -> Option<S::Job> {
@@ -578,7 +612,7 @@ impl<S: Source> Shared<S> {
         if let AlarmTime::At(at) = state.alarm_time
             && at < now + TICK
             // Where more jobs run the gate wants its looks.
-            && !Gate::is_crowded(state.running.len())
+            && !state.gate.is_crowded(state.running.len())
             && state.running.len() < state.gate.limit()
         {
             self.set_alarm(state, now + 2 * TICK, 2 * TICK);

@@ -4,7 +4,7 @@
 //! the alarm rings, and the alarm is put off while one short job follows the other: a busy pool wakes
 //! its standby as little as an idle one.
 
-use super::gate::{Gate, Look};
+use super::gate::Look;
 use super::sync::{Instant, MutexGuard};
 use super::threads;
 use super::{AlarmTime, Shared, Source, State, TICK};
@@ -68,7 +68,8 @@ impl<S: Source> Shared<S> {
         // Without the lock: a leader that waits for it would seem to block in its job.
         let computes = MutexGuard::unlocked(state, || threads::is_computing(leader));
         let is_same = state.leader_call == call && state.leader == Some(leader);
-        if !is_same || (computes && age < TAKE_OVER_AFTER) {
+        let is_needed = state.gate.has_free_cpu(state.running.len());
+        if !is_same || (computes && !is_needed && age < TAKE_OVER_AFTER) {
             return false;
         }
         state.takeovers += 1;
@@ -88,6 +89,7 @@ impl<S: Source> Shared<S> {
         none_ended_for: Duration,
     ) -> bool {
         let is_wanted = state.is_room_wanted();
+        let at_once = state.gate.at_once();
         let looked_at: Vec<_> = state.running.iter().map(|job| job.thread).collect();
         let mut spare = state.spare;
         let mut computing = Vec::new();
@@ -96,13 +98,14 @@ impl<S: Source> Shared<S> {
                 .iter()
                 .copied()
                 .filter(|thread| threads::is_computing(*thread));
-            // One is evidence enough, unless a job waits that may run beside those that compute.
-            let most = if is_wanted { looked_at.len() } else { 1 };
+            // As many as can compute at once are evidence enough, unless a job waits that may run
+            // beside those that compute.
+            let most = if is_wanted { looked_at.len() } else { at_once };
             computing.extend(busy.by_ref().take(most));
-            is_wanted && computing.is_empty() && spare.is_there()
+            is_wanted && computing.len() < at_once && spare.is_there()
         });
         state.spare = spare;
-        let computes = !computing.is_empty();
+        let computes = computing.len() >= at_once;
         if is_wanted {
             state.note_computing(&looked_at, &computing);
         }
@@ -197,7 +200,7 @@ impl<J> State<J> {
                         spacing
                     },
             )
-        } else if Gate::is_crowded(self.running.len()) && self.done != done && !self.is_ending {
+        } else if self.gate.is_crowded(self.running.len()) && self.done != done && !self.is_ending {
             // Many that go on for long, and nothing else, are left in peace; many that compute are
             // too many.
             Some(looked + spacing * if is_plenty { 1 } else { RARE_LOOKS_FACTOR })

@@ -176,7 +176,7 @@ impl Model {
         let look = Look {
             after: STEP,
             computes,
-            released: released(self.running.iter().map(|(_, streak)| *streak), self.now),
+            released: released(self.running.iter().map(|(_, streak)| *streak), 1, self.now),
             has_spare: false,
             running: self.running.len(),
             is_wanted,
@@ -215,6 +215,7 @@ impl Model {
         if ended > 0 {
             self.gate.forget_released(released(
                 self.running.iter().map(|(_, streak)| *streak),
+                1,
                 self.now,
             ));
             if self.waiting.is_empty() {

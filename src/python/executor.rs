@@ -18,7 +18,7 @@ use pyo3::types::{PyBool, PyDict, PyList, PyString, PyTuple};
 
 use super::detached::detached;
 use super::errors::executor_refusal;
-use super::{imports, signals};
+use super::{imports, parallel, signals};
 use crate::executor::{self, Refused, Work};
 use crate::scoreboard::InFlight;
 use parking_lot::Mutex;
@@ -207,6 +207,10 @@ impl Work for Calls {
                 error.write_unraisable(py, Some(future.bind(py)));
             }
         });
+    }
+
+    fn at_once(&self) -> usize {
+        parallel::at_once()
     }
 
     fn thread(&self, body: &mut dyn FnMut()) {

@@ -5,6 +5,8 @@
 
 use pyo3::prelude::*;
 
+use super::parallel;
+
 const EVENT_LOOP: &str = "osloxide.threads.event_loop";
 const POOL_THREAD: &str = "osloxide.threads.pool_thread";
 
@@ -25,6 +27,7 @@ pub(super) fn later(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
 
 /// Makes the calling thread one of Python's: listed, named, joined and traced like any other.
 pub(super) fn register_thread<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    parallel::learn(py)?;
     py.import(POOL_THREAD)?
         .call_method1("register_thread", (name,))
 }

@@ -2,7 +2,8 @@
 //!
 //! Owns the one call that looks at a thread's frames and arms the exception without letting go of
 //! the interpreter in between: what was seen still holds when the exception is armed, and CPython
-//! raises it before that thread executes anything further. Owns as well the call that makes a thread
+//! raises it before that thread executes anything further. An interpreter without a lock has no such
+//! moment, and there no thread is interrupted. Owns as well the call that makes a thread
 //! which begins something else forget its data. Decides nothing else.
 //!
 //! Rules: `PyThreadState_SetAsyncExc`, `PyThreadState_GetDict` (C API reference).
@@ -14,6 +15,8 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+
+use super::parallel;
 
 /// Frames that are looked at, from the innermost outwards, for modules that hold locks.
 const DEPTH: usize = 24;
@@ -27,8 +30,13 @@ pub(super) fn interrupt_thread(
     innermost: &str,
     anywhere: &Bound<'_, PyAny>,
 ) -> PyResult<Option<bool>> {
+    parallel::learn(py)?;
+    if !parallel::has_lock() {
+        // That thread runs on during the look, and is elsewhere when the exception is armed.
+        return Ok(Some(false));
+    }
     let anywhere: Vec<String> = anywhere.extract()?;
-    // SAFETY: both need the interpreter only, which `py` proves. A collection in between could run
+    // SAFETY: both need an attached thread only, which `py` proves. A collection in between could run
     // Python code and let the other thread go on.
     let was_enabled = unsafe { pyo3::ffi::PyGC_Disable() };
     let result = arm(py, ident, exception, innermost, &anywhere);
@@ -67,7 +75,7 @@ fn arm(
             break;
         }
     }
-    // SAFETY: the interpreter is held, and `exception` is a live class; CPython takes its own
+    // SAFETY: this thread is attached, and `exception` is a live class; CPython takes its own
     // reference.
     let threads =
         unsafe { pyo3::ffi::PyThreadState_SetAsyncExc(ident.cast_signed(), exception.as_ptr()) };
@@ -77,7 +85,7 @@ fn arm(
 /// See `_native.pyi`.
 #[pyfunction]
 pub(super) fn forget_thread_data(py: Python<'_>) -> PyResult<()> {
-    // SAFETY: the interpreter is held, which `py` proves.
+    // SAFETY: this thread is attached, which `py` proves.
     let data = unsafe { pyo3::ffi::PyThreadState_GetDict() };
     // SAFETY: the reference is borrowed from the thread's state, and null when there is no data.
     let data = unsafe { Bound::from_borrowed_ptr_or_opt(py, data) };

@@ -10,6 +10,7 @@ mod frames;
 mod heartbeat;
 mod imports;
 mod interrupt;
+mod parallel;
 mod scoreboard;
 mod server;
 mod signals;

@@ -265,6 +265,10 @@ pub trait Handler: Send + Sync + Debug {
     fn catch_up(&self, is_idle: bool) {
         let _ = is_idle;
     }
+    /// How many requests can compute at once; the pool asks when a thread begins its life.
+    fn at_once(&self) -> usize {
+        1
+    }
     /// Wraps the life of a pool thread: keeps its interpreter thread state between requests.
     fn thread(&self, body: &mut dyn FnMut());
 }

@@ -114,12 +114,15 @@ class Running:
 
 
 def the_module_is_the_installed_one() -> None:
+    has_lock: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+    had_lock = has_lock()
     import osloxide
     from osloxide import _native
 
     for module in (osloxide, _native):
         assert module.__file__ is not None
         assert CHECKOUT not in (Path(module.__file__).parents) or "site-packages" in module.__file__
+    assert has_lock() == had_lock, "a free-threaded CPython has switched its lock on for the module"
     assert _native.__version__ == importlib.metadata.version("osloxide")
 
 

@@ -123,7 +123,7 @@ impl AccessLog {
         let Some(is_enabled) = &self.is_enabled else {
             return true;
         };
-        // The lock is never held while Python runs: a thread that waits for it holds the interpreter.
+        // The lock is never held while Python runs: a thread that waits for it is attached.
         if let Some((when, answer)) = *self.asked.lock()
             && now.saturating_duration_since(when) < VALID
         {

@@ -17,12 +17,13 @@ pub(super) struct Context<'py> {
 impl<'py> Context<'py> {
     /// Enters a new, empty context.
     pub(super) fn enter(py: Python<'py>) -> PyResult<Self> {
-        // SAFETY: the interpreter is held.
+        // SAFETY: this thread is attached, which `py` proves.
         let context = unsafe { ffi::PyContext_New() };
-        // SAFETY: the interpreter is held, and the pointer is a new reference, or null with an
+        // SAFETY: this thread is attached, and the pointer is a new reference, or null with an
         // exception set.
         let context = unsafe { Bound::from_owned_ptr_or_err(py, context) }?;
-        // SAFETY: the interpreter is held and the argument is a context, which no thread has entered.
+        // SAFETY: this thread is attached, and the argument is a context that no thread has entered:
+        // it was made above and is known to no other.
         if unsafe { ffi::PyContext_Enter(context.as_ptr()) } != 0 {
             return Err(PyErr::fetch(py));
         }
@@ -32,8 +33,8 @@ impl<'py> Context<'py> {
 
 impl Drop for Context<'_> {
     fn drop(&mut self) {
-        // SAFETY: the lifetime of the context shows that the interpreter is held, and this thread
-        // has entered it.
+        // SAFETY: the lifetime of the context shows that this thread is attached, and it has entered
+        // the context.
         if unsafe { ffi::PyContext_Exit(self.context.as_ptr()) } != 0 {
             // Something in between entered a context and has not left it.
             PyErr::fetch(self.context.py()).write_unraisable(self.context.py(), None);

@@ -223,7 +223,7 @@ impl Environ {
         py: Python<'py>,
         endpoints: &Endpoints,
     ) -> PyResult<Bound<'py, PyDict>> {
-        // The lock is never held while Python runs: a thread that waits for it holds the interpreter.
+        // The lock is never held while Python runs: a thread that waits for it is attached.
         let known = self
             .templates
             .lock()

@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyType};
 
+use crate::python::parallel;
 use crate::wsgi::FilePart;
 
 /// Up to this many bytes are read and sent together with the head: one system call fewer, and one
@@ -146,15 +147,25 @@ fn is_plain_file(file: &Bound<'_, PyAny>) -> PyResult<bool> {
     reason = "a descriptor that Python names by number is borrowed to be duplicated"
 )]
 fn duplicate(file: &Bound<'_, PyAny>) -> Option<File> {
-    let number: RawFd = file
-        .call_method0(pyo3::intern!(file.py(), "fileno"))
+    let number = descriptor(file)?;
+    // SAFETY: the file object owned this descriptor a moment ago. Where the interpreter has a lock,
+    // this thread holds it, and no other thread can close the file in between. Where it has none,
+    // one may: then the number names no file, which is an error, or another file, whose copy is
+    // dropped below.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    let copy = borrowed.try_clone_to_owned().ok().map(File::from)?;
+    // A file object forgets its number before it closes the descriptor: one that still has it has
+    // had it all along.
+    let is_sure = parallel::has_lock() || descriptor(file) == Some(number);
+    is_sure.then_some(copy)
+}
+
+/// What the file object names as its descriptor; `None` when it is closed or names none.
+fn descriptor(file: &Bound<'_, PyAny>) -> Option<RawFd> {
+    file.call_method0(pyo3::intern!(file.py(), "fileno"))
         .and_then(|number| number.extract())
         .ok()
-        .filter(|number| *number >= 0)?;
-    // SAFETY: the file object owns this descriptor, and no other thread can close it before it is
-    // duplicated, because the interpreter is held.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    borrowed.try_clone_to_owned().ok().map(File::from)
+        .filter(|number| *number >= 0)
 }
 
 /// Reads the part; fewer bytes when the file is shorter by now, `None` when it cannot be read.

@@ -55,13 +55,11 @@ impl Overdue {
         self.entry.thread
     }
 
-    /// Calls `act` if the thread is still inside that request; it cannot leave meanwhile, for `act`
-    /// holds the interpreter, which it needs for that.
+    /// Calls `act` if the thread is still inside that request; it cannot leave meanwhile, for it
+    /// waits in [`unwatch`]. `act` must not run Python code: that thread waits attached.
     pub(super) fn while_inside<R>(&self, _py: Python<'_>, act: impl FnOnce() -> R) -> Option<R> {
-        let is_inside = {
-            let watched = self.entry.watched.lock();
-            watched.as_ref().is_some_and(|it| it.given_up != 0)
-        };
+        let watched = self.entry.watched.lock();
+        let is_inside = watched.as_ref().is_some_and(|it| it.given_up != 0);
         is_inside.then(act)
     }
 }

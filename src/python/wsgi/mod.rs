@@ -41,6 +41,7 @@ use self::input::Input;
 pub(super) use self::native_log::{AccessFilter, NativeLog};
 use self::overdue::Report;
 use super::detached::detached;
+use super::parallel;
 use crate::scoreboard;
 use crate::worker::limits;
 use crate::wsgi::access_log::format::Subject;
@@ -777,6 +778,10 @@ impl Handler for Application {
         });
     }
 
+    fn at_once(&self) -> usize {
+        parallel::at_once()
+    }
+
     fn thread(&self, body: &mut dyn FnMut()) {
         // A thread state made for each request would cost more than the request.
         Python::attach(|py| {
@@ -795,6 +800,7 @@ impl Handler for Application {
 fn introduce_thread(py: Python<'_>) -> PyResult<()> {
     let current = std::thread::current();
     let name = current.name().unwrap_or("osloxide");
+    parallel::learn(py)?;
     let threading = py.import("threading")?;
     in_flight::thread_begins(threading.call_method0("get_ident")?.extract()?);
     threading

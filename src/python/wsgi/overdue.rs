@@ -101,7 +101,7 @@ fn interrupt(_py: Python<'_>, thread: u64, error: *mut ffi::PyObject) {
     let Ok(thread) = c_long::try_from(thread) else {
         return; // an address of the C library: below that by far
     };
-    // SAFETY: the interpreter is attached; `error` is null or a class that the caller holds, to
+    // SAFETY: this thread is attached; `error` is null or a class that the caller holds, to
     // which the call takes a reference of its own. A thread that is gone is not found.
     let _ = unsafe { ffi::PyThreadState_SetAsyncExc(thread, error) };
 }

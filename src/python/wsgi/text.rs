@@ -18,7 +18,7 @@ use pyo3::types::PyString;
 pub(super) fn native<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyString>> {
     // A slice is never longer than isize::MAX.
     let length = bytes.len().cast_signed();
-    // SAFETY: the interpreter is held, pointer and length are those of one slice, and the null
+    // SAFETY: this thread is attached, pointer and length are those of one slice, and the null
     // pointer asks for the default treatment of errors, which cannot occur in latin-1.
     let text =
         unsafe { ffi::PyUnicode_DecodeLatin1(bytes.as_ptr().cast(), length, std::ptr::null()) };

@@ -423,6 +423,10 @@ impl Source for Reactor {
             && self.slots.lock().len() == 0
     }
 
+    fn at_once(&self) -> usize {
+        self.handler.at_once()
+    }
+
     fn thread(&self, body: &mut dyn FnMut()) {
         let row = scoreboard::current();
         row.thread_started();
