@@ -174,6 +174,7 @@ messaging: $(VENV)/.native $(VENV)/.test services-setup ## oslo.messaging's, py-
 	$(PY) tests/messaging/clients.py
 	$(PY) tests/messaging/unit.py
 	$(PY) tests/messaging/run.py
+	$(PY) tests/messaging/run.py --subject native-client
 
 # ---- other CPythons, and what is released ------------------------------------------------------
 

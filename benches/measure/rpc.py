@@ -31,6 +31,8 @@ from measure.peers import BEFORE, BENCHES, beside
 FLAVOURS = ("osloxide", "threading", "eventlet")
 OVER_TLS = " over TLS"
 """Ends the name of an executor whose server and client speak TLS to the broker."""
+CLIENTS = ("native-client", "osloxide", "threading")
+"""Who calls one and the same server: osloxide without kombu, osloxide, and stock."""
 CALLERS = (1, 16, 64)
 IDLE_SECONDS = 5
 #: Longer than osloxide's threads (15 s) and connections (60 s, looked after every 30 s) stay idle.
@@ -171,6 +173,41 @@ def _rounds(pairs: Pairs, rounds: int, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
+def _clients(url: str, broker: Broker, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Clients beside each other, on one server: who uses how much."""
+    found: dict[tuple[int, str], list[dict[str, float]]] = {}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Peer("server", "osloxide", url, "bench-clients"))
+        clients = {
+            name: stack.enter_context(Peer("client", name, url, "bench-clients"))
+            for name in CLIENTS
+        }
+        for client in clients.values():
+            _measure(client, server, 16, 1)  # connections, caches
+        for number in range(rounds):
+            for callers in CALLERS:
+                for name in CLIENTS[number % 3 :] + CLIENTS[: number % 3]:
+                    sides = {
+                        "client": [clients[name].process.pid],
+                        "server": [server.process.pid],
+                        "broker": broker.pids(),
+                    }
+                    before = {side: machine.cpu(pids) for side, pids in sides.items()}
+                    measured = _measure(clients[name], server, callers, seconds)
+                    calls = measured["calls/s"] * seconds
+                    row = {key: measured[key] for key in ("calls/s", "p50 ms", "p99 ms")}
+                    for side, pids in sides.items():
+                        used = machine.cpu(pids) - before[side]
+                        row[f"{side} CPU µs/call"] = used.total / calls * 1e6
+                    found.setdefault((callers, name), []).append(row)
+    rows: list[dict[str, Any]] = []
+    for (callers, name), measured_rows in sorted(found.items(), key=lambda it: it[0][0]):
+        keys = measured_rows[0]
+        medians = {key: statistics.median(row[key] for row in measured_rows) for key in keys}
+        rows.append({"callers": callers, "client": name, **medians})
+    return rows
+
+
 def _after_a_burst(pairs: Pairs) -> list[dict[str, Any]]:
     """64 calls that wait at once; then nothing."""
     rows: dict[str, dict[str, Any]] = {}
@@ -231,6 +268,11 @@ def run(rounds: int, seconds: float, against: str | None = None) -> Tables:
             note + "The client is the same for all: oslo.messaging on threads. CPU, threads and "
             "memory are the server's.",
             _rounds(pairs, rounds, seconds),
+        )
+        yield (
+            "RPC clients over RabbitMQ",
+            note + "The server is osloxide's for all.",
+            _clients(broker.url, broker, rounds, seconds),
         )
         yield (
             "What a burst leaves behind",

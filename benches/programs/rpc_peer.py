@@ -2,7 +2,8 @@
 
 ROLE is ``server``, ``client`` or ``both`` (for transports within one process). FLAVOUR is
 ``osloxide``, ``threading`` or ``eventlet``: what oslo.messaging runs its endpoints on; the last is
-monkey-patched, as services that use it are. Prints READY; then each line ``CALLERS SECONDS`` on
+monkey-patched, as services that use it are. ``native-client`` is osloxide without kombu's client.
+Prints READY; then each line ``CALLERS SECONDS`` on
 standard input is answered by one JSON line of what that many callers got done. Ends with its input.
 """
 
@@ -10,6 +11,7 @@ standard input is answered by one JSON line of what that many callers got done. 
 
 from __future__ import annotations
 
+import os
 import sys
 
 ROLE, FLAVOUR, URL, TOPIC = sys.argv[1:5]
@@ -17,7 +19,8 @@ if FLAVOUR == "eventlet":
     import eventlet
 
     eventlet.monkey_patch()
-elif FLAVOUR == "osloxide":
+elif FLAVOUR in ("osloxide", "native-client"):
+    os.environ["OSLOXIDE_NATIVE_RPC_CLIENT"] = str(int(FLAVOUR == "native-client"))
     from osloxide.activation import import_hook
 
     import_hook.install()

@@ -1,12 +1,15 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from ipaddress import IPv4Address, IPv6Address
+from os import PathLike
 from typing import Any, Literal, final
 
 __all__ = [
     "AccessFilter",
     "AccessLog",
+    "AmqpClient",
     "AmqpConnection",
+    "AmqpRequest",
     "Executor",
     "FileWrapper",
     "Heartbeats",
@@ -476,6 +479,66 @@ class Heartbeats:
         """
 
 @final
+class AmqpClient:
+    """RPC requests to RabbitMQ: one connection for all threads of this process, made by the first
+    request. Not to be used in a process that was forked from its maker's.
+
+    *hosts* are name, port, user and password each, tried in this order; *mechanism* is AMQPLAIN, PLAIN
+    or EXTERNAL. *heartbeat* in seconds, 0 = none. *pauses* in seconds: between the first two rounds over all
+    hosts, how much longer each further one is, the longest, what is added to each, and up to how
+    much is added by chance. *decode* is called for replies that are not plain JSON, in a thread of
+    its own, with content type, content encoding, compression and body; it returns the call's id
+    and the body as plain JSON, or None. *tls* is None for TCP, else files of trusted authorities
+    (None: every certificate is taken), whether the certificate must be for the host's name, and
+    files of certificate and key (None: none). Arguments of queues are bool, int or str.
+
+    :raises ValueError: an unknown mechanism, or a pause below 0.
+    :raises OSError: no host, or a name that AMQP has no room for.
+    """
+    def __new__(
+        cls,
+        hosts: Sequence[tuple[str, int, str, str]],
+        virtual_host: str,
+        mechanism: str,
+        heartbeat: int,
+        connection_name: str,
+        reply_queue: str,
+        pauses: tuple[float, float, float, float, float],
+        decode: Callable[[str, str, str | None, bytes], tuple[str, bytes] | None],
+        *,
+        tls: tuple[Sequence[PathLike[str] | str] | None, bool, tuple[str, str] | None]
+        | None = None,
+        durable_replies: bool = False,
+        queue_arguments: dict[str, bool | int | str] | None = None,
+        consumer_arguments: dict[str, bool | int | str] | None = None,
+        shuffle: bool = False,
+        durable_requests: bool = False,
+    ) -> AmqpClient: ...
+    def send(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: str,
+        *,
+        durable: bool = False,
+        auto_delete: bool = False,
+        expiration: int | None = None,
+        mandatory: bool = False,
+        msg_id: str | None = None,
+        monitored: bool = False,
+        retries: int | None = None,
+    ) -> AmqpRequest:
+        """Send JSON to a topic exchange, which is declared first. Never waits. *expiration* in
+        milliseconds; *msg_id* is a call's, None of a cast; *retries* None: for ever.
+
+        :raises OSError: a name that AMQP has no room for, or no thread to be had.
+        """
+    @property
+    def is_connected(self) -> bool: ...
+    def close(self, timeout: float) -> None:
+        """End what is under way, and say goodbye to the broker; *timeout* in seconds."""
+
+@final
 class AmqpConnection:
     """One connection; gets heartbeats until it is closed or collected."""
     def beat(self, interval: float) -> None:
@@ -511,6 +574,15 @@ class AmqpConnection:
     @property
     def heartbeats(self) -> int:
         """Heartbeats that were sent because the owner was silent."""
+
+@final
+class AmqpRequest:
+    """A request under way. Collected, it is not sent again, and its replies are dropped."""
+    def wait(self, timeout: float | None = None) -> tuple[str, Any]:
+        """What has become of it, interpreter released: ``reply`` and its body (there may be more);
+        of a cast ``taken``, once the broker is responsible for it; ``undeliverable`` with the
+        broker's code and text, where it was mandatory; ``failed`` or ``unusable`` (the client, with
+        this broker) and why; ``lost`` with its queue; ``timeout`` after *timeout* seconds."""
 
 @final
 class Executor:

@@ -9,34 +9,37 @@
 
 use std::borrow::Cow;
 
-const METHOD: u8 = 1;
-const HEADER: u8 = 2;
-const BODY: u8 = 3;
-const HEARTBEAT: u8 = 8;
-const END: u8 = 0xCE;
+pub(super) const METHOD: u8 = 1;
+pub(super) const HEADER: u8 = 2;
+pub(super) const BODY: u8 = 3;
+pub(super) const HEARTBEAT: u8 = 8;
+pub(super) const END: u8 = 0xCE;
 /// Type, channel, size; then the payload; then [`END`].
 const BEFORE: usize = 7;
 /// Bytes of a frame that are not payload.
 pub const OVERHEAD: usize = BEFORE + 1;
 
-const BASIC: u16 = 60;
-const PUBLISH: u16 = 40;
-const DELIVER: u16 = 60;
-const ACK: u16 = 80;
+pub(super) const BASIC: u16 = 60;
+pub(super) const PUBLISH: u16 = 40;
+pub(super) const DELIVER: u16 = 60;
+pub(super) const ACK: u16 = 80;
 
-const HAS_CONTENT_TYPE: u16 = 1 << 15;
-const HAS_CONTENT_ENCODING: u16 = 1 << 14;
-const HAS_HEADERS: u16 = 1 << 13;
-const HAS_DELIVERY_MODE: u16 = 1 << 12;
-const HAS_PRIORITY: u16 = 1 << 11;
-const HAS_MESSAGE_ID: u16 = 1 << 7;
+pub(super) const HAS_CONTENT_TYPE: u16 = 1 << 15;
+pub(super) const HAS_CONTENT_ENCODING: u16 = 1 << 14;
+pub(super) const HAS_HEADERS: u16 = 1 << 13;
+pub(super) const HAS_DELIVERY_MODE: u16 = 1 << 12;
+pub(super) const HAS_PRIORITY: u16 = 1 << 11;
+pub(super) const HAS_CORRELATION_ID: u16 = 1 << 10;
+pub(super) const HAS_REPLY_TO: u16 = 1 << 9;
+pub(super) const HAS_EXPIRATION: u16 = 1 << 8;
+pub(super) const HAS_MESSAGE_ID: u16 = 1 << 7;
 /// More flags follow; no client uses them.
-const HAS_MORE: u16 = 1;
+pub(super) const HAS_MORE: u16 = 1;
 
 /// The only content that oslo.messaging sends.
-const CONTENT_TYPE: Short<'_> = (16, "application/json");
-const CONTENT_ENCODING: Short<'_> = (5, "utf-8");
-const PERSISTENT: u8 = 2;
+pub(super) const CONTENT_TYPE: Short<'_> = (16, "application/json");
+pub(super) const CONTENT_ENCODING: Short<'_> = (5, "utf-8");
+pub(super) const PERSISTENT: u8 = 2;
 
 /// The longest that is waited for here. Each further piece has all that came before it looked at
 /// again, which longer messages would make expensive.
@@ -338,36 +341,36 @@ fn plain_json(payload: &[u8]) -> Option<usize> {
 }
 
 /// Takes values from the beginning of bytes.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
+    pub(super) fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.bytes(N)?.try_into().ok()
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Option<u8> {
         self.array().map(u8::from_be_bytes)
     }
 
-    fn u16(&mut self) -> Option<u16> {
+    pub(super) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_be_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
     }
 
-    fn short(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn short(&mut self) -> Option<&'a [u8]> {
         let length = self.u8()?;
         self.bytes(usize::from(length))
     }
@@ -375,7 +378,12 @@ impl<'a> Reader<'a> {
 
 // ---- writing -----------------------------------------------------------------------------------
 
-fn put_frame(bytes: &mut Vec<u8>, kind: u8, channel: u16, payload: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn put_frame(
+    bytes: &mut Vec<u8>,
+    kind: u8,
+    channel: u16,
+    payload: impl FnOnce(&mut Vec<u8>),
+) {
     bytes.push(kind);
     bytes.extend_from_slice(&channel.to_be_bytes());
     let size_at = bytes.len();
@@ -396,16 +404,16 @@ fn put_method(bytes: &mut Vec<u8>, method: u16) {
 }
 
 /// A text with its length, as AMQP's short strings begin with it.
-type Short<'a> = (u8, &'a str);
+pub(super) type Short<'a> = (u8, &'a str);
 
-fn short(text: &str) -> Result<Short<'_>, NameTooLong> {
+pub(super) fn short(text: &str) -> Result<Short<'_>, NameTooLong> {
     match u8::try_from(text.len()) {
         Ok(length) => Ok((length, text)),
         Err(_) => Err(NameTooLong { length: text.len() }),
     }
 }
 
-fn put_short(bytes: &mut Vec<u8>, (length, text): Short<'_>) {
+pub(super) fn put_short(bytes: &mut Vec<u8>, (length, text): Short<'_>) {
     bytes.push(length);
     bytes.extend_from_slice(text.as_bytes());
 }

@@ -50,6 +50,8 @@ struct SendingThread {
     registry: Mutex<Registry>,
     wakeup: EventFd,
     last_python_write: Mutex<Instant>,
+    /// How long Python may send nothing until heartbeats end; none where it need not send.
+    longest_freeze: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -122,12 +124,26 @@ impl Heartbeats {
     /// # Errors
     /// When the kernel gives no descriptor.
     pub fn new() -> io::Result<Self> {
+        Self::with_longest_freeze(Some(LONGEST_FREEZE))
+    }
+
+    /// As [`Heartbeats::new`], for connections that no Python thread has to keep alive: what they
+    /// hold back from other consumers is nothing.
+    ///
+    /// # Errors
+    /// As [`Heartbeats::new`].
+    pub(super) fn unconditional() -> io::Result<Self> {
+        Self::with_longest_freeze(None)
+    }
+
+    fn with_longest_freeze(longest_freeze: Option<Duration>) -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(Self {
             shared: Arc::new(SendingThread {
                 registry: Mutex::new(Registry::default()),
                 wakeup: EventFd::from_flags(flags)?,
                 last_python_write: Mutex::new(Instant::now()),
+                longest_freeze,
             }),
         })
     }
@@ -148,6 +164,15 @@ impl Heartbeats {
     /// As [`Heartbeats::add`].
     pub fn add_tls(&self, socket: OwnedFd, session: Session) -> io::Result<Arc<AmqpConnection>> {
         self.register(socket, Some(Mutex::new(session)), None)
+    }
+
+    /// As [`Heartbeats::add_tls`], with or without TLS.
+    pub(super) fn add_silent(
+        &self,
+        socket: OwnedFd,
+        session: Option<Session>,
+    ) -> io::Result<Arc<AmqpConnection>> {
+        self.register(socket, session.map(Mutex::new), None)
     }
 
     fn register(
@@ -363,7 +388,8 @@ impl AmqpConnection {
         let is_due = send_side.interval.is_some() && now >= send_side.wrote + interval * 3 / 4;
         // Where something is queued the peer reads nothing: it has unread bytes of ours.
         let is_silent = is_due && send_side.sent == send_side.queued;
-        let is_alive = now <= last_python_write + LONGEST_FREEZE;
+        let freeze = self.thread.longest_freeze;
+        let is_alive = freeze.is_none_or(|freeze| now <= last_python_write + freeze);
         if is_silent && is_alive {
             send_side.push(HEARTBEAT.to_vec());
         }

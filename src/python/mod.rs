@@ -3,6 +3,7 @@
 //! The only room that names PyO3. Classes here convert arguments, release the interpreter and call
 //! the rooms beside this one; they decide nothing.
 
+mod amqp_client;
 mod detached;
 mod errors;
 mod executor;
@@ -26,6 +27,8 @@ mod _native {
     use pyo3::prelude::*;
     use std::sync::OnceLock;
 
+    #[pymodule_export]
+    use super::amqp_client::{AmqpClient, AmqpRequest};
     #[pymodule_export]
     use super::executor::Executor;
     #[pymodule_export]

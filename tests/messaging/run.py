@@ -4,8 +4,10 @@ Owns a private broker, one process for each test case, and the comparison with e
 which fails in both directions: a test that stops passing, one that starts to, one that is new or
 gone. Never edits upstream's tests: they are taken from the installed oslo.messaging.
 
-    python tests/messaging/run.py [--subject osloxide|stock] [--all] [--only SUBSTRING]
+    python tests/messaging/run.py [--subject osloxide|native-client|stock] [--all]
+                                  [--only SUBSTRING]
 
+``native-client`` is osloxide with calls and casts that do without kombu.
 Runs the quick test cases; with ``--all``, or OSLOXIDE_LONG=1, every one (about six minutes).
 The unit tests are unit.py's.
 """
@@ -47,6 +49,7 @@ REST = (
     "test_rabbitmq.RabbitMQFailoverTests",
 )
 PACKAGE = "oslo_messaging.tests.functional"
+NATIVE_CLIENT = "native-client"
 DEADLINE = 600.0
 """Seconds for one process."""
 
@@ -66,6 +69,9 @@ def run(case: str, subject: str, broker: Broker) -> Results:
         # The metrics test starts ``python3 -m oslo_metrics``.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
+    if subject == NATIVE_CLIENT:
+        subject = "osloxide"
+        environment["OSLOXIDE_NATIVE_RPC_CLIENT"] = "1"
     return run_child(subject, PACKAGE, [case], environment)
 
 
@@ -109,7 +115,8 @@ def expectations(name: str = "expectations.toml") -> tuple[str, int, dict[str, s
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--subject", choices=("osloxide", "stock"), default="osloxide")
+    subjects = ("osloxide", NATIVE_CLIENT, "stock")
+    parser.add_argument("--subject", choices=subjects, default="osloxide")
     is_long = os.environ.get("OSLOXIDE_LONG") == "1"
     parser.add_argument("--all", action="store_true", default=is_long)
     parser.add_argument("--only", default="", help="test cases with this in their names")

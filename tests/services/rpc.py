@@ -24,15 +24,26 @@ TIMEOUT = 60
 
 
 class Senders:
-    """Clients without a pause: apps/rpc_load.py, running."""
+    """Clients without a pause: apps/rpc_load.py, running.
 
-    def __init__(self, url: str, kind: str, threads: int, settings: list[str]) -> None:
+    :param is_native: their calls and casts do without kombu.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        kind: str,
+        threads: int,
+        settings: list[str],
+        *,
+        is_native: bool = False,
+    ) -> None:
         argv = [sys.executable, str(APPS / "rpc_load.py"), url, kind, str(threads)]
         argv += [str(TIMEOUT), *settings, *FLAGS]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by kill())
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-            text=True, env=clean_environment(),
+            text=True, env=client_environment(is_native=is_native),
         )  # fmt: skip
         self.count = 0
         self._last = ""
@@ -78,6 +89,11 @@ class Senders:
 
 
 Send = Callable[..., Senders]
+
+
+def client_environment(*, is_native: bool) -> dict[str, str]:
+    """That of a client's process."""
+    return clean_environment() | {"OSLOXIDE_NATIVE_RPC_CLIENT": str(int(is_native))}
 
 
 def options(settings: Mapping[str, int | str]) -> list[str]:

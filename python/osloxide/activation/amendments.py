@@ -39,6 +39,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         f"{_MESSAGING}:end_lost_calls",
         f"{_MESSAGING}:wake_reply_waiter",
         f"{_MESSAGING}:pace_rpc",
+        f"{_MESSAGING}:send_natively",
     ),
     "oslo_messaging._drivers.impl_rabbit": (
         f"{_MESSAGING}:share_heartbeat_thread",

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from osloxide.exceptions import ActivationError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,6 +23,9 @@ ENABLED = "OSLOXIDE"
 TESTING = "OSLOXIDE_TESTING"
 """``1`` while a test suite runs: tolerates eventlet beside osloxide, and makes the WSGI server
 accept what oslo.service's own tests send."""
+
+NATIVE_RPC_CLIENT = "OSLOXIDE_NATIVE_RPC_CLIENT"
+"""``1`` sends calls and casts to RabbitMQ natively; ``0``, or unset, by kombu."""
 
 EVENTLET_SWITCHES = tuple(
     f"OS_{project}_DISABLE_EVENTLET_PATCHING" for project in ("CINDER", "MANILA", "NOVA", "WATCHER")
@@ -51,6 +56,20 @@ def activated(environ: Mapping[str, str]) -> dict[str, str]:
 def is_testing() -> bool:
     """Whether this process belongs to a test suite that runs on osloxide."""
     return os.environ.get(TESTING, "0") not in ("", "0")
+
+
+def wants_native_rpc_client(environ: Mapping[str, str]) -> bool:
+    """Whether calls and casts are sent natively.
+
+    :raises ActivationError: the variable has another value than the two that it knows.
+    """
+    value = environ.get(NATIVE_RPC_CLIENT) or "0"
+    if value not in ("0", "1"):
+        raise ActivationError(
+            f"{NATIVE_RPC_CLIENT} is {value!r}; set it to 1 (calls and casts go natively) or to 0 "
+            "(by kombu), or unset it"
+        )
+    return value == "1"
 
 
 def keeps_eventlet(environ: Mapping[str, str]) -> list[str]:

@@ -26,13 +26,20 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``osloxide run``."""
     parser.usage = (
-        "osloxide run [-h] [--eventlet {native,real}] [--unchecked] COMMAND [ARGUMENT ...]"
+        "osloxide run [-h] [--eventlet {native,real}] [--native-rpc-client] [--unchecked] "
+        "COMMAND [ARGUMENT ...]"
     )
     parser.add_argument(
         "--eventlet",
         choices=("native", "real"),
         help="who serves the name eventlet: osloxide, on native threads (the default), or the real "
         "library; the same as the variable OSLOXIDE_EVENTLET",
+    )
+    parser.add_argument(
+        "--native-rpc-client",
+        action="store_true",
+        help="send RPC calls and casts to RabbitMQ natively instead of by kombu; the same as the "
+        f"variable {environment.NATIVE_RPC_CLIENT}=1",
     )
     parser.add_argument(
         "--unchecked",
@@ -53,8 +60,11 @@ def main(options: argparse.Namespace) -> NoReturn:
     environ = environment.activated(os.environ)
     if options.eventlet is not None:
         environ[eventlet_names.VARIABLE] = options.eventlet
+    if options.native_rpc_client:
+        environ[environment.NATIVE_RPC_CLIENT] = "1"
     try:
         serves_eventlet = eventlet_names.wants_native(environ)
+        environment.wants_native_rpc_client(environ)
     except ActivationError as error:
         raise CommandError(str(error)) from error
     program = target.resolve(options.command, options.arguments, environ)

@@ -9,10 +9,11 @@ Why each change: docs/rpc.md.
 from __future__ import annotations
 
 import logging
+import os
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from osloxide.activation import amendments
+from osloxide.activation import amendments, environment
 from osloxide.activation.amendments import relies_on
 from osloxide.messaging import dispatch
 from osloxide.messaging.rabbit import (
@@ -20,6 +21,7 @@ from osloxide.messaging.rabbit import (
     epochs,
     forbidden_queues,
     heartbeats,
+    native_client,
     outage,
     reply_waiter,
     tls,
@@ -124,6 +126,25 @@ def pace_rpc(amqpdriver: ModuleType) -> None:
             LOG.warning("requests are acknowledged on arrival: %s", amendments.left_alone[needed])
             return
     amqpdriver.RpcAMQPListener = _paced_listener  # type: ignore[attr-defined]
+
+
+@relies_on(
+    "AMQPDriverBase._send",
+    "AMQPDriverBase.cleanup",
+    "AMQPDriverBase._get_exchange",
+    "AMQPDriverBase._get_reply_queue_name",
+    "rpc_amqp.UNIQUE_ID",
+    "rpc_amqp._add_unique_id",
+    "rpc_amqp.pack_context",
+    "rpc_common.deserialize_msg",
+    "rpc_common.deserialize_remote_exception",
+    "rpc_common.serialize_msg",
+    "oslo_messaging.MessagingTimeout",
+)
+def send_natively(amqpdriver: ModuleType) -> None:
+    """Send calls and casts without kombu, where the operator wants it (``amqpdriver``)."""
+    if environment.wants_native_rpc_client(os.environ):
+        native_client.amend_driver(amqpdriver)
 
 
 def _paced_listener(driver: Any, conn: Any) -> Any:

@@ -72,6 +72,9 @@ class Endpoint:
             time.sleep(0.05)
         return "x" * size
 
+    def pid(self, ctxt: dict[str, Any]) -> int:
+        return os.getpid()
+
     def thread(self, ctxt: dict[str, Any]) -> str:
         return threading.current_thread().name
 

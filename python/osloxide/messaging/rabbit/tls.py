@@ -131,7 +131,7 @@ def amend_transport(module: ModuleType) -> None:
         if isinstance(self.sslopts, _OfSeveralHosts):
             self.sslopts["server_hostname"] = self.host
         key = self.host, self.port, repr(sorted(self.sslopts.items(), key=str))
-        reason = left.get(key) or _foreign(self.sslopts)
+        reason = left.get(key) or foreign(self.sslopts)
         if reason is None:
             reason = getattr(self, "_osloxide_refusal", None)
         if reason is not None:
@@ -163,7 +163,8 @@ def amend_transport(module: ModuleType) -> None:
 
 def _wrap(transport: Any) -> None:
     plain, options = transport.sock, transport.sslopts
-    roots = _roots(options)
+    paths = root_paths(options)
+    roots = None if paths is None else b"\n".join(path.read_bytes() for path in paths)
     identity = None
     if options.get("certfile"):
         certificate = Path(options["certfile"]).read_bytes()
@@ -185,7 +186,7 @@ def _wrap(transport: Any) -> None:
     transport._write = transport.sock.write
 
 
-def _foreign(options: dict[str, Any]) -> str | None:
+def foreign(options: dict[str, Any]) -> str | None:
     """What only OpenSSL can do of *options*."""
     for name, value in options.items():
         if name not in _KNOWN and value is not None:
@@ -211,12 +212,14 @@ def _verifies(options: dict[str, Any]) -> bool:
     return bool(required != ssl.CERT_NONE)
 
 
-def _roots(options: dict[str, Any]) -> bytes | None:
+def root_paths(options: dict[str, Any]) -> list[Path] | None:
+    """Files of the authorities that *options* make Python's ``ssl`` trust; None when it verifies
+    nothing."""
     if not _verifies(options):
         return None
     if options.get("ca_certs") is not None:
-        return Path(options["ca_certs"]).read_bytes()
-    return b"\n".join(path.read_bytes() for path in _default_roots())
+        return [Path(options["ca_certs"])]
+    return _default_roots()
 
 
 def _default_roots() -> list[Path]:

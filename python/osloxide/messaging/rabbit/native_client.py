@@ -1,0 +1,399 @@
+"""The client's half of RPC over RabbitMQ without kombu: calls and casts to a topic.
+
+Owns the way of a request from oslo.messaging's driver to the native client
+(``src/amqp/client/``), and what becomes of it: a result, a remote exception, one of
+oslo.messaging's own. Fanout, notifications, servers, and every transport whose settings the native
+client does not have, stay with kombu; the log says once which setting it is. Opens nothing before
+the first request, and never uses a client of the process that this one was forked from.
+Rules: ``AMQPDriverBase._send`` and ``ReplyWaiter.wait`` of oslo_messaging/_drivers/amqpdriver.py,
+``Connection`` of oslo_messaging/_drivers/impl_rabbit.py; docs/rpc.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import logging
+import os
+import random
+import ssl
+import sys
+import threading
+import time
+import uuid
+from types import ModuleType
+from typing import Any
+
+from osloxide import _native
+from osloxide.activation.import_hook import refuse_if_monkey_patched
+from osloxide.messaging.rabbit import tls
+
+LOG = logging.getLogger(__name__)
+
+KOMBU_FOR = 60.0
+"""Seconds for which requests go by kombu after a broker has refused the native client."""
+
+FAREWELL = 2.0
+"""Seconds that closing a transport waits for the broker's farewell."""
+
+_LOGIN_METHODS = ("AMQPLAIN", "PLAIN", "EXTERNAL")
+
+
+class UnsupportedError(Exception):
+    """A setting that the native client does not have."""
+
+
+class _RefusedError(Exception):
+    """The native client cannot be used with this broker."""
+
+
+class _Slot:
+    """The client of one driver in one process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.client: _native.AmqpClient | None = None
+        self.reply_queue = ""
+        self.kombu_until = float("-inf")
+
+
+_slots = threading.Lock()
+os.register_at_fork(
+    before=_slots.acquire, after_in_parent=_slots.release, after_in_child=_slots.release
+)
+
+_left: list[_Slot] = []
+"""Slots of the process that this one was forked from: their locks may be held, for ever."""
+
+
+def amend_driver(amqpdriver: ModuleType) -> None:
+    """Change ``oslo_messaging._drivers.amqpdriver.AMQPDriverBase``."""
+    cls = amqpdriver.AMQPDriverBase
+    send, cleanup = cls._send, cls.cleanup
+
+    @functools.wraps(send)
+    def send_natively(
+        self: Any,
+        target: Any,
+        ctxt: Any,
+        message: Any,
+        wait_for_reply: bool | None = None,
+        timeout: float | None = None,
+        call_monitor_timeout: float | None = None,
+        envelope: bool = True,
+        notify: bool = False,
+        retry: int | None = None,
+        transport_options: Any = None,
+    ) -> Any:
+        if not (notify or target.fanout) and envelope:
+            slot = _slot(self)
+            client = _client(self, slot)
+            if client is not None:
+                request = _Request(amqpdriver, self, target, transport_options)
+                request.monitor = call_monitor_timeout
+                request.pack(ctxt, message, slot.reply_queue if wait_for_reply else None)
+                try:
+                    return request.run(client, timeout, retry)
+                except _RefusedError as refusal:
+                    _go_by_kombu(slot, client, refusal)
+        return send(
+            self, target, ctxt, message, wait_for_reply, timeout, call_monitor_timeout,
+            envelope, notify, retry, transport_options,
+        )  # fmt: skip
+
+    @functools.wraps(cleanup)
+    def clean_up_both(self: Any) -> None:
+        slot = self.__dict__.pop("_osloxide_slot", None)
+        if slot is not None and slot.pid == os.getpid() and slot.client is not None:
+            slot.client.close(FAREWELL)
+        elif slot is not None:
+            _left.append(slot)
+        cleanup(self)
+
+    cls._send, cls.cleanup = send_natively, clean_up_both
+
+
+class _Request:
+    """One call or cast."""
+
+    monitor: float | None = None
+
+    def __init__(
+        self, amqpdriver: ModuleType, driver: Any, target: Any, transport_options: Any
+    ) -> None:
+        self._rpc_amqp = amqpdriver.rpc_amqp
+        self._rpc_common = amqpdriver.rpc_common
+        self._messaging = amqpdriver.oslo_messaging
+        self._driver = driver
+        self._exchange = driver._get_exchange(target)
+        server = target.server
+        self._topic = f"{target.topic}.{server}" if server else target.topic
+        self._is_mandatory = bool(transport_options and transport_options.at_least_once)
+        self._msg_id: str | None = None
+        self._reply_queue: str | None = None
+        self._body = ""
+
+    def pack(self, ctxt: Any, message: dict[str, Any], reply_queue: str | None) -> None:
+        """Make the body; *reply_queue* is where a call's replies are expected."""
+        msg = dict(message)
+        if reply_queue is not None:
+            self._reply_queue = reply_queue
+            self._msg_id = uuid.uuid4().hex
+            msg["_msg_id"] = self._msg_id
+            msg["_reply_q"] = reply_queue
+            msg["_timeout"] = self.monitor
+        self._rpc_amqp._add_unique_id(msg)
+        self._rpc_amqp.pack_context(msg, ctxt)
+        self._body = json.dumps(self._rpc_common.serialize_msg(msg))
+        LOG.debug(
+            "%s: exchange '%s' topic '%s'",
+            f"CALL msg_id: {self._msg_id}"
+            if self._msg_id
+            else f"CAST unique_id: {msg[self._rpc_amqp.UNIQUE_ID]}",
+            self._exchange,
+            self._topic,
+        )
+
+    def run(self, client: _native.AmqpClient, timeout: float | None, retry: int | None) -> Any:
+        """Send it, and wait for what it is to wait for.
+
+        :raises _RefusedError: the native client cannot be used; nothing was sent.
+        """
+        conf = self._driver.conf.oslo_messaging_rabbit
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pending = client.send(
+            self._exchange,
+            self._topic,
+            self._body,
+            durable=conf.amqp_durable_queues or conf.rabbit_quorum_queue,
+            auto_delete=conf.amqp_auto_delete,
+            expiration=None if timeout is None else int(timeout * 1000),
+            mandatory=self._is_mandatory,
+            msg_id=self._msg_id,
+            monitored=bool(self.monitor),
+            retries=None if retry is None or retry < 0 else retry,
+        )
+        if self._msg_id is None:
+            self._next(pending, None)
+            return None
+        result = self._result(pending, deadline)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _result(self, pending: _native.AmqpRequest, deadline: float | None) -> Any:
+        """What the call returns, or the exception that it raises."""
+        monitor = self.monitor
+        monitored_until = time.monotonic() + monitor if monitor else None
+        final = None
+        while True:
+            ends = [end for end in (deadline, monitored_until) if end is not None]
+            left = max(0.0, min(ends) - time.monotonic()) if ends else None
+            data = self._rpc_common.deserialize_msg(json.loads(self._next(pending, left)))
+            if data.get("failure"):
+                reply = self._rpc_common.deserialize_remote_exception(
+                    data["failure"], self._driver._allowed_remote_exmods
+                )
+            else:
+                reply = data.get("result")
+            if reply is not None:
+                # Peers of old send the end in a message of its own.
+                final = reply
+            if data.get("ending", False):
+                return final
+            if reply is None and monitor:
+                LOG.debug("Call monitor heartbeat received; renewing timeout timer")
+                monitored_until = time.monotonic() + monitor
+
+    def _next(self, pending: _native.AmqpRequest, left: float | None) -> Any:
+        """The next reply's body; None of a cast, once the broker has it."""
+        kind, detail = pending.wait(left)
+        if kind in ("reply", "taken"):
+            return detail
+        if kind == "timeout":
+            raise self._messaging.MessagingTimeout(
+                f"Timed out waiting for a reply {self._reply_queue} to message ID {self._msg_id}."
+            )
+        if kind == "lost":
+            raise self._messaging.MessagingTimeout(
+                "no reply after the broker lost its queues: the request is lost, or was run "
+                "without an answer"
+            )
+        if kind == "unusable":
+            raise _RefusedError(detail)
+        if kind == "undeliverable":
+            raise self._messaging.MessageUndeliverable(
+                _returned(*detail), self._exchange, self._topic, self._body
+            )
+        raise self._messaging.MessageDeliveryFailure(
+            f"Unable to send to topic {self._topic} of exchange {self._exchange} {detail}"
+        )
+
+
+def _returned(code: int, text: str) -> Exception:
+    """The exception that py-amqp makes of ``basic.return``."""
+    from amqp import exceptions  # type: ignore[import-untyped]
+
+    error: Exception = exceptions.error_for_code(code, text, (50, 60), exceptions.ChannelError)
+    return error
+
+
+def _slot(driver: Any) -> _Slot:
+    slot: _Slot | None = driver.__dict__.get("_osloxide_slot")
+    if slot is not None and slot.pid == os.getpid():
+        return slot
+    with _slots:
+        slot = driver.__dict__.get("_osloxide_slot")
+        if slot is None or slot.pid != os.getpid():
+            if slot is not None:
+                _left.append(slot)
+            slot = driver.__dict__["_osloxide_slot"] = _Slot()
+        return slot
+
+
+def _client(driver: Any, slot: _Slot) -> _native.AmqpClient | None:
+    """The native client of *driver* in this process; None while its requests go by kombu."""
+    client = slot.client
+    if client is not None or time.monotonic() < slot.kombu_until:
+        return client
+    with slot.lock:
+        if slot.client is None and time.monotonic() >= slot.kombu_until:
+            try:
+                slot.client, slot.reply_queue = _new_client(driver)
+            except UnsupportedError as reason:
+                LOG.warning("calls and casts go by kombu: the native client has no %s", reason)
+                slot.kombu_until = float("inf")
+        return slot.client
+
+
+def _go_by_kombu(slot: _Slot, client: _native.AmqpClient, reason: _RefusedError) -> None:
+    with slot.lock:
+        if slot.client is not client:
+            return
+        slot.client = None
+        slot.kombu_until = time.monotonic() + KOMBU_FOR
+    LOG.warning(
+        "calls and casts go by kombu for %g s: the native client is refused: %s", KOMBU_FOR, reason
+    )
+    client.close(0)
+
+
+def _new_client(driver: Any) -> tuple[_native.AmqpClient, str]:
+    """A client that has connected with nothing, and the name of its reply queue.
+
+    :raises UnsupportedError: for settings that are kombu's alone.
+    """
+    from oslo_messaging._drivers import impl_rabbit
+
+    refuse_if_monkey_patched()
+    url = driver._url
+    if not isinstance(driver, impl_rabbit.RabbitDriver) or url.transport != "rabbit":
+        raise UnsupportedError(f"transport {url.transport}")
+    conf = driver.conf.oslo_messaging_rabbit
+    if conf.kombu_compression:
+        raise UnsupportedError(f"kombu_compression = {conf.kombu_compression}")
+    if conf.rabbit_login_method not in _LOGIN_METHODS:
+        raise UnsupportedError(f"rabbit_login_method = {conf.rabbit_login_method}")
+    if conf.rabbit_stream_fanout and (
+        conf.rabbit_qos_prefetch_count <= 0 or not conf.rabbit_transient_quorum_queue
+    ):
+        raise UnsupportedError("rabbit_stream_fanout without what it needs")
+    arguments = impl_rabbit._get_queue_arguments(
+        conf.rabbit_ha_queues,
+        conf.rabbit_transient_queues_ttl,
+        conf.rabbit_transient_quorum_queue,
+        impl_rabbit.QuorumMemConfig(
+            conf.rabbit_quorum_delivery_limit,
+            conf.rabbit_quorum_max_memory_length,
+            conf.rabbit_quorum_max_memory_bytes,
+        ),
+        False,
+    )
+    reply_queue = driver._get_reply_queue_name()
+    client = _native.AmqpClient(
+        _hosts(url),
+        url.virtual_host or "/",
+        conf.rabbit_login_method,
+        min(conf.heartbeat_timeout_threshold, 0xFFFF),
+        f"{os.path.basename(sys.argv[0])}:{os.getpid()}:{uuid.uuid4()}",
+        reply_queue,
+        (
+            conf.rabbit_retry_interval,
+            conf.rabbit_retry_backoff,
+            conf.rabbit_interval_max,
+            max(0.0, conf.kombu_reconnect_delay),
+            max(0.0, conf.kombu_reconnect_splay),
+        ),
+        _decode,
+        tls=_tls(impl_rabbit, conf),
+        durable_replies=conf.rabbit_transient_quorum_queue,
+        queue_arguments=arguments,
+        consumer_arguments=(
+            {"x-cancel-on-ha-failover": True} if conf.enable_cancel_on_failover else None
+        ),
+        shuffle=conf.kombu_failover_strategy == "shuffle",
+        durable_requests=conf.amqp_durable_queues or conf.rabbit_quorum_queue,
+    )
+    return client, reply_queue
+
+
+def _hosts(url: Any) -> list[tuple[str, int, str, str]]:
+    """Name, port, user and password of each host, in an order of chance as kombu gets them."""
+    hosts = [
+        (
+            host.hostname or "localhost",
+            host.port or 5672,
+            host.username or "guest",
+            host.password or "guest",
+        )
+        for host in url.hosts
+    ]
+    random.shuffle(hosts)
+    return hosts or [("localhost", 5672, "guest", "guest")]
+
+
+def _tls(impl_rabbit: ModuleType, conf: Any) -> tuple[Any, ...] | None:
+    """Files for TLS; None for none.
+
+    :raises ConfigurationError: a file cannot be used.
+    :raises UnsupportedError: OpenSSL has to make the connections.
+    """
+    if not conf.ssl:
+        return None
+    tls.check_options(conf)
+    if conf.ssl_enforce_fips_mode:
+        raise UnsupportedError("ssl_enforce_fips_mode")
+    options: dict[str, Any] = {}
+    if conf.ssl_version:
+        version = impl_rabbit.Connection.validate_ssl_version(conf.ssl_version)
+        options["ssl_version"] = version
+    if conf.ssl_ca_file:
+        options["ca_certs"] = conf.ssl_ca_file
+        options["cert_reqs"] = ssl.CERT_REQUIRED
+        options["server_hostname"] = "each"  # of the hosts, its own
+    reason = tls.foreign(options)
+    if reason is not None:
+        raise UnsupportedError(f"TLS with {reason}")
+    roots = tls.root_paths(options)
+    identity = None
+    if conf.ssl_cert_file:
+        identity = conf.ssl_cert_file, conf.ssl_key_file or conf.ssl_cert_file
+    return roots, bool(conf.ssl_ca_file), identity
+
+
+def _decode(
+    content_type: str, content_encoding: str, compression: str | None, body: bytes
+) -> tuple[str, bytes] | None:
+    """Make sense of a reply that is not plain JSON, as kombu does: its call, and plain JSON."""
+    from oslo_messaging._drivers import common
+
+    serialization: Any = importlib.import_module("kombu.serialization")
+    if compression:
+        body = importlib.import_module("kombu.compression").decompress(body, compression)
+    data = serialization.loads(body, content_type, content_encoding or "utf-8")
+    msg_id = common.deserialize_msg(data).get("_msg_id")
+    if not isinstance(msg_id, str):
+        return None
+    return msg_id, json.dumps(data).encode()

@@ -1,0 +1,421 @@
+//! The client's half of RPC over AMQP 0-9-1: requests out, confirms and replies in.
+//!
+//! Owns one connection to one of the URL's brokers, which all threads of a process share, and the
+//! thread that opens it, reads from it, and opens another one when it is lost. A caller's thread
+//! writes its request itself and then sleeps until there is something for it. Knows no message
+//! beyond the id by which a reply finds its call.
+//!
+//! Two locks, in this order: the [`State`] of a client, the progress of a request. None is held
+//! while something waits for the broker.
+//!
+//! Rules: AMQP 0-9-1; RabbitMQ's publisher confirms; what is declared, tried again and given up
+//! is decided as `impl_rabbit` of oslo.messaging does (docs/rpc.md).
+//!
+//! [`State`]: state::State
+
+mod assembler;
+mod connection;
+mod methods;
+mod reply;
+mod state;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::{Condvar, Mutex};
+
+pub use methods::{Mechanism, Properties, Table, Value};
+use state::State;
+
+use super::heartbeat::Heartbeats;
+
+/// One broker of a URL.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// A name or an address.
+    pub name: String,
+    /// TCP's.
+    pub port: u16,
+    /// May be empty with [`Mechanism::External`].
+    pub user: String,
+    /// As `user`.
+    pub password: String,
+}
+
+/// Files for TLS; they are read for each connection.
+#[derive(Debug, Clone, Default)]
+pub struct TlsFiles {
+    /// Authorities that are trusted; with none, every certificate is accepted.
+    pub roots: Option<Vec<PathBuf>>,
+    /// The certificate has to be for the host's name in the URL.
+    pub checks_name: bool,
+    /// The certificate of this side, and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// The queue to which servers send replies.
+#[derive(Debug, Clone, Default)]
+pub struct ReplyQueue {
+    /// Of this process alone.
+    pub name: String,
+    /// As its arguments may demand.
+    pub is_durable: bool,
+    /// Of `queue.declare`.
+    pub arguments: Table,
+    /// Of `basic.consume`.
+    pub consumer_arguments: Table,
+}
+
+/// Pauses between attempts to connect.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pauses {
+    /// After the first round over all hosts.
+    pub first: Duration,
+    /// How much longer each further one is.
+    pub step: Duration,
+    /// The longest.
+    pub longest: Duration,
+    /// Added to each, and the pause after a connection is lost.
+    pub delay: Duration,
+    /// Up to this much is added to each, by chance.
+    pub splay: Duration,
+}
+
+/// What a client is made with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// At least one.
+    pub hosts: Vec<Host>,
+    /// Of all of them.
+    pub virtual_host: String,
+    /// How this side proves who it is.
+    pub mechanism: Mechanism,
+    /// Seconds after which the broker should hear something; 0 for no heartbeats.
+    pub heartbeat: u16,
+    /// As the broker shows it.
+    pub connection_name: String,
+    /// None for plain TCP.
+    pub tls: Option<TlsFiles>,
+    /// Declared by the first call.
+    pub replies: ReplyQueue,
+    /// See there.
+    pub pauses: Pauses,
+    /// Hosts are tried in an order of chance, not in turn.
+    pub shuffles: bool,
+    /// Requests survive a broker that loses its memory, so that their calls need not end.
+    pub has_durable_requests: bool,
+}
+
+/// How long a connection may take to be made, and to be agreed on.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long after a reconnection a missing queue is waited for.
+const SETTLING: Duration = Duration::from_secs(15);
+/// How long servers have for the replies to calls whose requests may be lost.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// One request.
+#[derive(Debug, Clone, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "flags of AMQP, each by its name"
+)]
+pub struct Message {
+    /// Declared before, of type `topic`.
+    pub exchange: String,
+    /// Of the exchange.
+    pub is_durable: bool,
+    /// Of the exchange.
+    pub is_auto_delete: bool,
+    /// The queue's name.
+    pub routing_key: String,
+    /// JSON.
+    pub body: Vec<u8>,
+    /// Milliseconds that it may wait in a queue.
+    pub expiration: Option<u64>,
+    /// Without a queue that takes it this is an error, not a loss.
+    pub is_mandatory: bool,
+    /// By which its replies are known; none for a cast.
+    pub msg_id: Option<String>,
+    /// Its server tells that it is at work.
+    pub is_monitored: bool,
+    /// How often it is tried again to send it; none for ever.
+    pub retries: Option<u32>,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A reply's body; there may be more.
+    Reply(Vec<u8>),
+    /// The broker is responsible for it. Not told for calls.
+    Taken,
+    /// No queue takes it, and it was mandatory: the broker's code and text.
+    Undeliverable(u16, String),
+    /// It could not be sent.
+    Failed(String),
+    /// This client cannot be used at all with these options and this broker.
+    Unusable(String),
+    /// The broker has lost its queues, and no server has answered since.
+    Lost,
+    /// The deadline has passed.
+    TimedOut,
+}
+
+/// Makes sense of a reply that is not plain JSON: its call's id, and its body as plain JSON.
+pub type Decode = Box<dyn Fn(&Properties, &[u8]) -> Option<(String, Vec<u8>)> + Send + Sync>;
+
+/// See the head of this file.
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+/// A request under way. Dropped, it is not sent again, and replies to it are nobody's.
+pub struct PendingRequest {
+    request: Arc<Request>,
+    shared: Arc<Shared>,
+}
+
+/// What the threads of a client share.
+struct Shared {
+    options: Options,
+    decode: Decode,
+    heartbeats: Heartbeats,
+    state: Mutex<State>,
+    /// The thread has ended.
+    has_left: Condvar,
+    /// Wakes the thread.
+    bell: EventFd,
+    /// The client is closed, or dropped: the thread ends.
+    is_closing: AtomicBool,
+}
+
+struct Request {
+    message: Message,
+    /// By which a returned message is known.
+    number: u64,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Progress {
+    replies: VecDeque<Vec<u8>>,
+    /// The last word on it.
+    end: Option<Event>,
+    /// The broker has confirmed it.
+    is_taken: bool,
+    /// The broker has returned it; its confirm is still to come.
+    returned: Option<(u16, String)>,
+    /// Its owner has gone.
+    is_left: bool,
+    /// A server has answered: it ran, confirmed or not.
+    is_answered: bool,
+    /// Attempts to send it that have failed.
+    failures: u32,
+    /// Bodies that a broker has closed a channel over.
+    refusals: u32,
+    /// When a call whose request may be lost ends.
+    lost_at: Option<Instant>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for PendingRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingRequest")
+            .field("number", &self.request.number)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// One that is not connected; the first request does that.
+    ///
+    /// # Errors
+    /// `InvalidInput` for options that no broker could be reached with; what the kernel says.
+    pub fn new(options: Options, decode: Decode) -> io::Result<Self> {
+        let names = [&options.virtual_host, &options.replies.name];
+        if options.hosts.is_empty() || !names.iter().all(|name| methods::fits(name)) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a client needs a host, and names of at most 255 bytes",
+            ));
+        }
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                options,
+                decode,
+                heartbeats: Heartbeats::unconditional()?,
+                state: Mutex::new(State::default()),
+                has_left: Condvar::new(),
+                bell: EventFd::from_flags(flags)?,
+                is_closing: AtomicBool::new(false),
+            }),
+        })
+    }
+
+    /// Sends *message*, at once where that is possible. Never waits.
+    ///
+    /// # Errors
+    /// `InvalidInput` for names that AMQP has no room for; when the kernel gives no thread.
+    pub fn send(&self, message: Message) -> io::Result<PendingRequest> {
+        if !methods::fits(&message.exchange) || !methods::fits(&message.routing_key) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "exchange {:?} and routing key {:?}: AMQP has room for 255 bytes; shorten them",
+                    message.exchange, message.routing_key
+                ),
+            ));
+        }
+        let mut state = self.shared.state.lock();
+        let request = Arc::new(Request {
+            message,
+            number: state.next_number(),
+            progress: Mutex::new(Progress::default()),
+            changed: Condvar::new(),
+        });
+        if state.accept(&request) {
+            if !state.has_thread {
+                thread::start(Arc::clone(&self.shared))?;
+                state.has_thread = true;
+            }
+            self.shared.ring();
+        }
+        drop(state);
+        Ok(PendingRequest {
+            request,
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    /// Whether there is a connection that requests can be sent on.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.shared.state.lock().is_connected()
+    }
+
+    /// Ends what is under way, and the connection; waits for that until *deadline*.
+    pub fn close(&self, deadline: Instant) {
+        let mut state = self.shared.state.lock();
+        state.close();
+        self.shared.is_closing.store(true, Ordering::Release);
+        self.shared.ring();
+        while state.has_thread {
+            let waited = self.shared.has_left.wait_until(&mut state, deadline);
+            if waited.timed_out() {
+                break;
+            }
+        }
+    }
+}
+
+impl Drop for Client {
+    /// The thread ends; that is not waited for. Takes no lock: this may be a forked child, in which
+    /// there is no such thread, and the lock may be anyone's.
+    fn drop(&mut self) {
+        self.shared.is_closing.store(true, Ordering::Release);
+        self.shared.ring();
+    }
+}
+
+impl PendingRequest {
+    /// Waits until something has become of the request, or *deadline*.
+    #[must_use]
+    pub fn wait(&self, deadline: Option<Instant>) -> Event {
+        let mut progress = self.request.progress.lock();
+        loop {
+            if let Some(reply) = progress.replies.pop_front() {
+                return Event::Reply(reply);
+            }
+            if let Some(end) = &progress.end {
+                return end.clone();
+            }
+            if progress.is_taken && self.request.message.msg_id.is_none() {
+                return Event::Taken;
+            }
+            let now = Instant::now();
+            if progress.lost_at.is_some_and(|lost_at| now >= lost_at) {
+                return Event::Lost;
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Event::TimedOut;
+            }
+            let until = [deadline, progress.lost_at].into_iter().flatten().min();
+            match until {
+                None => self.request.changed.wait(&mut progress),
+                Some(until) => {
+                    let _ = self.request.changed.wait_until(&mut progress, until);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for PendingRequest {
+    fn drop(&mut self) {
+        self.request.progress.lock().is_left = true;
+        if let Some(msg_id) = &self.request.message.msg_id {
+            self.shared.state.lock().forget(msg_id);
+        }
+    }
+}
+
+impl Shared {
+    /// A full counter wakes as well.
+    fn ring(&self) {
+        let _ = self.bell.write(1);
+    }
+}
+
+impl Request {
+    fn is_left(&self) -> bool {
+        self.progress.lock().is_left
+    }
+
+    fn is_call(&self) -> bool {
+        self.message.msg_id.is_some()
+    }
+
+    fn end(&self, event: Event) {
+        let mut progress = self.progress.lock();
+        if progress.end.is_none() {
+            progress.end = Some(event);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Notes that an attempt to send it has failed; false when that was the last one.
+    fn may_try_again(&self, reason: &str) -> bool {
+        let mut progress = self.progress.lock();
+        if progress.is_left || progress.is_answered || progress.end.is_some() {
+            return false;
+        }
+        progress.failures += 1;
+        progress.returned = None;
+        let Some(retries) = self.message.retries else {
+            return true;
+        };
+        if progress.failures > retries {
+            let text = format!("after {retries} retries: {reason}");
+            progress.end = Some(Event::Failed(text));
+            self.changed.notify_all();
+            return false;
+        }
+        true
+    }
+}

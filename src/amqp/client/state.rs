@@ -1,0 +1,424 @@
+//! The requests of a client: which wait, which are unconfirmed, which have a reply to come.
+//!
+//! Owns where each request is, and what a confirm, a return, a refusal or a lost connection makes of
+//! it. Writes a request to the connection where there is one that is ready for it. Never waits, and
+//! reads nothing.
+//!
+//! Rules: AMQP 0-9-1, `basic.publish` with `mandatory`; RabbitMQ's publisher confirms: tags count
+//! what was published on a channel, from 1 on, and a return comes before the confirm of its message.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::methods::{self, NOT_FOUND, PRECONDITION_FAILED, Publication, Refusal};
+use super::{Event, GRACE, Request, SETTLING};
+use crate::amqp::heartbeat::AmqpConnection;
+
+/// Bytes that may wait for the broker to take them; requests beyond are not queued behind them.
+const MOST_UNSENT: u64 = 32 * 1024 * 1024;
+/// Between two attempts to send to a queue that is missing.
+const RETRY_MISSING: Duration = Duration::from_millis(100);
+/// After a broker could not take a message.
+const RETRY_REFUSED: Duration = Duration::from_secs(1);
+/// How often a message is sent again after its exchange was deleted beneath it.
+const MOST_REFUSALS: u32 = 3;
+
+/// See the head of this file.
+#[derive(Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own; most of their combinations occur"
+)]
+pub(super) struct State {
+    pub(super) has_thread: bool,
+    pub(super) is_closing: bool,
+    /// A call was made, so that there has to be a consumer of replies.
+    pub(super) wants_replies: bool,
+    /// There is one, on this connection.
+    pub(super) has_replies: bool,
+    /// When the connection was made that is not the first one.
+    pub(super) reconnected_at: Option<Instant>,
+    numbers: u64,
+    link: Option<Link>,
+    /// By exchange.
+    routes: HashMap<String, Route>,
+    /// In the order of their sending.
+    waiting: VecDeque<Arc<Request>>,
+    later: Vec<(Instant, Arc<Request>)>,
+    calls: HashMap<String, Arc<Request>>,
+    unusable: Option<String>,
+}
+
+struct Link {
+    connection: Arc<AmqpConnection>,
+    frame_max: usize,
+}
+
+/// A channel for what goes to one exchange. An error of one exchange closes its channel alone.
+struct Route {
+    channel: u16,
+    last_tag: u64,
+    unconfirmed: BTreeMap<u64, Arc<Request>>,
+}
+
+/// What the first waiting request needs from the thread.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// A consumer of replies.
+    Replies,
+    /// A channel for the exchange of this request.
+    Route {
+        exchange: String,
+        is_durable: bool,
+        is_auto_delete: bool,
+    },
+}
+
+impl State {
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// A connection has been agreed on.
+    pub(super) fn connect(&mut self, connection: Arc<AmqpConnection>, frame_max: usize) {
+        self.link = Some(Link {
+            connection,
+            frame_max,
+        });
+    }
+
+    /// A new request; true when the thread has to do something for it.
+    pub(super) fn accept(&mut self, request: &Arc<Request>) -> bool {
+        if self.is_closing {
+            request.end(Event::Failed("the transport is closed".to_owned()));
+            return false;
+        }
+        if let Some(reason) = &self.unusable {
+            request.end(Event::Unusable(reason.clone()));
+            return false;
+        }
+        if let Some(msg_id) = &request.message.msg_id {
+            self.wants_replies = true;
+            self.calls.insert(msg_id.clone(), Arc::clone(request));
+        }
+        // Those that wait already come first.
+        if self.waiting.is_empty() && self.publish(request) {
+            return false;
+        }
+        self.waiting.push_back(Arc::clone(request));
+        true
+    }
+
+    /// Nothing will come of `msg_id` any more.
+    pub(super) fn forget(&mut self, msg_id: &str) {
+        self.calls.remove(msg_id);
+    }
+
+    /// Writes *request* to the connection; false when there is none that is ready for it.
+    fn publish(&mut self, request: &Arc<Request>) -> bool {
+        let Some(link) = &self.link else { return false };
+        let Some(route) = self.routes.get_mut(&request.message.exchange) else {
+            return false;
+        };
+        if (request.is_call() && !self.has_replies) || link.connection.unsent() > MOST_UNSENT {
+            return false;
+        }
+        let message = &request.message;
+        let number = request.number.to_string();
+        let expiration = message.expiration.map(|expiration| expiration.to_string());
+        let what = Publication {
+            exchange: &message.exchange,
+            routing_key: &message.routing_key,
+            message_id: &number,
+            expiration: expiration.as_deref(),
+            body: &message.body,
+        };
+        let frames = methods::publish(route.channel, what, link.frame_max);
+        // Noted first: what a broken connection has swallowed is sent again on the next one.
+        route.last_tag += 1;
+        route
+            .unconfirmed
+            .insert(route.last_tag, Arc::clone(request));
+        let _ = link.connection.queue(frames); // the thread finds out what is wrong with it
+        true
+    }
+
+    /// Writes what waits; what has to be done first, if anything.
+    pub(super) fn flush(&mut self, now: Instant) -> Option<Need> {
+        let mut due: Vec<_> = Vec::new();
+        self.later.retain(|(at, request)| {
+            let is_due = *at <= now;
+            if is_due {
+                due.push(Arc::clone(request));
+            }
+            !is_due
+        });
+        for request in due.into_iter().rev() {
+            self.waiting.push_front(request);
+        }
+        while let Some(request) = self.waiting.pop_front() {
+            if request.is_left() || self.publish(&request) {
+                continue;
+            }
+            let need = self.need_of(&request);
+            self.waiting.push_front(request);
+            return need;
+        }
+        None
+    }
+
+    fn need_of(&self, request: &Request) -> Option<Need> {
+        let message = &request.message;
+        if request.is_call() && !self.has_replies {
+            return Some(Need::Replies);
+        }
+        if self.routes.contains_key(&message.exchange) {
+            return None; // the connection is full
+        }
+        Some(Need::Route {
+            exchange: message.exchange.clone(),
+            is_durable: message.is_durable,
+            is_auto_delete: message.is_auto_delete,
+        })
+    }
+
+    /// When [`State::flush`] has something to do though nothing arrives.
+    pub(super) fn next_flush(&self, now: Instant) -> Option<Instant> {
+        let later = self.later.iter().map(|(at, _)| *at).min();
+        let full = (!self.waiting.is_empty()).then(|| now + RETRY_MISSING);
+        [later, full].into_iter().flatten().min()
+    }
+
+    /// There is something for which a connection is needed.
+    pub(super) fn needs_connection(&self) -> bool {
+        self.wants_replies || !self.waiting.is_empty() || !self.later.is_empty()
+    }
+
+    pub(super) fn add_route(&mut self, exchange: String, channel: u16) {
+        let route = Route {
+            channel,
+            last_tag: 0,
+            unconfirmed: BTreeMap::new(),
+        };
+        self.routes.insert(exchange, route);
+    }
+
+    /// The broker has settled what was published on *channel*; false when it cannot have.
+    pub(super) fn settle(
+        &mut self,
+        channel: u16,
+        tag: u64,
+        is_multiple: bool,
+        is_taken: bool,
+    ) -> bool {
+        let Some(route) = self.route_on(channel) else {
+            return false;
+        };
+        if tag == 0 || tag > route.last_tag {
+            return false;
+        }
+        let settled: Vec<_> = if is_multiple {
+            let rest = route.unconfirmed.split_off(&tag.saturating_add(1));
+            std::mem::replace(&mut route.unconfirmed, rest)
+                .into_values()
+                .collect()
+        } else {
+            route.unconfirmed.remove(&tag).into_iter().collect()
+        };
+        for request in settled {
+            if is_taken {
+                self.taken(request);
+            } else if request.may_try_again("the broker could not take it (basic.nack)") {
+                self.later.push((Instant::now() + RETRY_REFUSED, request));
+            }
+        }
+        true
+    }
+
+    /// Confirmed: a queue has it, or it was returned before.
+    fn taken(&mut self, request: Arc<Request>) {
+        let now = Instant::now();
+        let mut progress = request.progress.lock();
+        if let Some((code, text)) = progress.returned.take() {
+            if request.message.is_mandatory {
+                progress.end = Some(Event::Undeliverable(code, text));
+                request.changed.notify_all();
+                return;
+            }
+            // Servers come back later than the broker.
+            let is_settling = self.reconnected_at.is_some_and(|at| now <= at + SETTLING);
+            if is_settling && !progress.is_left {
+                drop(progress);
+                self.later.push((now + RETRY_MISSING, request));
+                return;
+            }
+            // As ever where no server listens: it is dropped, and a call ends by its timeout.
+        }
+        progress.is_taken = true;
+        if !request.is_call() {
+            request.changed.notify_all();
+        }
+    }
+
+    /// The broker has found no queue for the message of this number, published on *channel*.
+    pub(super) fn returned(&mut self, channel: u16, number: &str, code: u16, text: &str) -> bool {
+        let Some(route) = self.route_on(channel) else {
+            return false;
+        };
+        let number = number.parse::<u64>().ok();
+        let found = route
+            .unconfirmed
+            .values()
+            .find(|request| Some(request.number) == number);
+        if let Some(request) = found {
+            request.progress.lock().returned = Some((code, text.to_owned()));
+        }
+        found.is_some()
+    }
+
+    /// A reply of the call `msg_id`; false when that waits for none.
+    pub(super) fn reply(&self, msg_id: &str, body: Vec<u8>) -> bool {
+        let Some(request) = self.calls.get(msg_id) else {
+            return false;
+        };
+        let mut progress = request.progress.lock();
+        progress.replies.push_back(body);
+        progress.is_answered = true;
+        request.changed.notify_all();
+        true
+    }
+
+    fn route_on(&mut self, channel: u16) -> Option<&mut Route> {
+        let mut routes = self.routes.values_mut();
+        routes.find(|route| route.channel == channel)
+    }
+
+    /// The broker has closed a channel; false when it is no route's.
+    pub(super) fn close_route(&mut self, channel: u16, refusal: &Refusal) -> bool {
+        let Some(exchange) = self
+            .routes
+            .iter()
+            .find(|(_, route)| route.channel == channel)
+            .map(|(exchange, _)| exchange.clone())
+        else {
+            return false;
+        };
+        let unconfirmed = self
+            .routes
+            .remove(&exchange)
+            .map(|route| route.unconfirmed)
+            .unwrap_or_default();
+        let mut again = Vec::new();
+        for request in unconfirmed.into_values() {
+            if may_send_after(refusal, &request) {
+                again.push(request);
+            } else if !request.progress.lock().is_answered {
+                request.end(Event::Failed(format!("{}: {}", refusal.code, refusal.text)));
+            }
+        }
+        for request in again.into_iter().rev() {
+            self.waiting.push_front(request);
+        }
+        true
+    }
+
+    /// The exchange cannot be declared: nothing can be sent to it.
+    pub(super) fn refuse_exchange(&mut self, exchange: &str, refusal: &Refusal) {
+        self.waiting.retain(|request| {
+            let is_meant = request.message.exchange == exchange;
+            if is_meant {
+                request.end(Event::Failed(format!("{}: {}", refusal.code, refusal.text)));
+            }
+            !is_meant
+        });
+    }
+
+    /// The connection is gone. What is unconfirmed is sent again, in its order.
+    pub(super) fn disconnect(&mut self, reason: &str) {
+        self.link = None;
+        self.has_replies = false;
+        self.count_attempt(reason);
+        let mut unconfirmed: Vec<_> = self
+            .routes
+            .drain()
+            .flat_map(|(_, route)| route.unconfirmed.into_values())
+            .collect();
+        unconfirmed.sort_by_key(|request| request.number);
+        for request in unconfirmed.into_iter().rev() {
+            if request.may_try_again(reason) {
+                self.waiting.push_front(request);
+            }
+        }
+    }
+
+    /// No host could be connected with, or the connection did not last.
+    pub(super) fn count_attempt(&mut self, reason: &str) {
+        self.waiting.retain(|request| request.may_try_again(reason));
+    }
+
+    /// The queues of the broker are gone, and the requests in them: calls that were sent before
+    /// have [`GRACE`] left. Returns how many.
+    pub(super) fn lose_requests(&self, now: Instant) -> usize {
+        let mut count = 0;
+        for request in self.calls.values() {
+            let mut progress = request.progress.lock();
+            if progress.is_taken && !request.message.is_monitored && progress.lost_at.is_none() {
+                progress.lost_at = Some(now + GRACE);
+                request.changed.notify_all();
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Whoever waits, and later ones, are told to go elsewhere.
+    pub(super) fn refuse_all(&mut self, reason: &str) {
+        self.unusable = Some(reason.to_owned());
+        self.end_all(&Event::Unusable(reason.to_owned()));
+    }
+
+    pub(super) fn close(&mut self) {
+        self.is_closing = true;
+        self.end_all(&Event::Failed("the transport is closed".to_owned()));
+    }
+
+    fn end_all(&mut self, event: &Event) {
+        let waiting = self.waiting.drain(..);
+        let later = self.later.drain(..).map(|(_, request)| request);
+        let calls = self.calls.drain().map(|(_, request)| request);
+        let unconfirmed = self
+            .routes
+            .values_mut()
+            .flat_map(|route| std::mem::take(&mut route.unconfirmed).into_values());
+        for request in waiting.chain(later).chain(calls).chain(unconfirmed) {
+            request.end(event.clone());
+        }
+    }
+}
+
+/// Whether *request*, unconfirmed on a channel that the broker has closed, is sent again.
+fn may_send_after(refusal: &Refusal, request: &Request) -> bool {
+    let mut progress = request.progress.lock();
+    if progress.is_left || progress.is_answered {
+        return false;
+    }
+    progress.returned = None;
+    progress.refusals += 1;
+    let is_often = progress.refusals > MOST_REFUSALS;
+    match refusal.code {
+        // Its exchange was deleted; it is declared again.
+        NOT_FOUND => !is_often,
+        // One of them is too large: RabbitMQ says of how many bytes.
+        PRECONDITION_FAILED => {
+            let size = format!(" {} ", request.message.body.len());
+            !is_often && refusal.text.contains("message size") && !refusal.text.contains(&size)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,614 @@
+//! The thread of a client: it connects, declares, reads, and connects again.
+//!
+//! Owns the order in which hosts are tried, the pauses between attempts, and what is declared on a
+//! new connection. Everything that it asks the broker it waits for while it goes on reading. It
+//! holds no lock while it waits or logs: a caller may hold the interpreter, which the log needs.
+//!
+//! Rules: `Connection` and `Consumer` of `oslo_messaging/_drivers/impl_rabbit.py`: what is declared,
+//! and what is done when the broker refuses it.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+
+use super::assembler::Incoming;
+use super::connection::{Connection, Fault, out_of_order};
+use super::methods::{
+    self, COMMAND_INVALID, Method, NOT_FOUND, PRECONDITION_FAILED, Properties, Refusal, Violation,
+};
+use super::state::Need;
+use super::{GRACE, Host, Shared, reply};
+use crate::threads::{self, Signals};
+
+const STACK_BYTES: usize = 512 * 1024;
+/// How often a thread that waits for an answer looks whether its client is closed.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long an answer may take where there are no heartbeats.
+const UNHEARD: Duration = Duration::from_secs(60);
+/// Refusals of the reply queue that no further attempt changes.
+const NO_QUEUE: [u16; 6] = [403, 405, 406, 530, 540, 541];
+
+/// Starts the thread of *shared*.
+pub(super) fn start(shared: Arc<Shared>) -> io::Result<()> {
+    let name = "amqp-client".to_owned();
+    threads::start(name, STACK_BYTES, Signals::None, move || {
+        let mut thread = Thread {
+            shared,
+            host: 0,
+            has_connected: false,
+            has_declared: false,
+            replies: None,
+            unacknowledged: None,
+        };
+        thread.run();
+        let mut state = thread.shared.state.lock();
+        if thread.is_closing() {
+            state.close();
+        }
+        state.has_thread = false;
+        thread.shared.has_left.notify_all();
+        drop(state);
+    })
+}
+
+struct Thread {
+    shared: Arc<Shared>,
+    /// The one that was connected with last.
+    host: usize,
+    has_connected: bool,
+    /// The reply queue was declared on an earlier connection.
+    has_declared: bool,
+    /// The channel of the consumer of replies.
+    replies: Option<u16>,
+    /// The last delivery.
+    unacknowledged: Option<u64>,
+}
+
+impl Thread {
+    fn run(&mut self) {
+        let mut pause = self.shared.options.pauses.first;
+        loop {
+            self.wait_for_work();
+            if self.is_closing() {
+                return;
+            }
+            match self.connect() {
+                Ok((mut connection, host)) => {
+                    pause = self.shared.options.pauses.first;
+                    let fault = match self.talk(&mut connection) {
+                        Ok(()) => {
+                            self.part(&mut connection);
+                            return;
+                        }
+                        Err(fault) => fault,
+                    };
+                    if let Fault::Violation(violation) = &fault {
+                        let _ = connection
+                            .link
+                            .queue(methods::close(violation.code, &violation.text));
+                    }
+                    self.replies = None;
+                    self.unacknowledged = None;
+                    drop(connection);
+                    if !self.has_declared && matches!(fault, Fault::Unusable(_)) {
+                        self.shared.state.lock().refuse_all(&fault.text());
+                        return;
+                    }
+                    let text = fault.text();
+                    self.shared.state.lock().disconnect(&text);
+                    let delay = self.delay(Duration::ZERO);
+                    tracing::error!(
+                        "AMQP server on {host} is unreachable: {text}. Trying again in {:.1} \
+                         seconds.",
+                        delay.as_secs_f64()
+                    );
+                    self.rest(delay);
+                }
+                Err((text, is_permanent)) => {
+                    if is_permanent && !self.has_connected {
+                        self.shared.state.lock().refuse_all(&text);
+                        return;
+                    }
+                    self.shared.state.lock().count_attempt(&text);
+                    let delay = self.delay(pause);
+                    let pauses = self.shared.options.pauses;
+                    pause = (pause + pauses.step).min(pauses.longest.max(pauses.first));
+                    tracing::error!(
+                        "Connection failed: {text} (retrying in {:.1} seconds)",
+                        delay.as_secs_f64()
+                    );
+                    self.rest(delay);
+                }
+            }
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.shared.is_closing.load(Ordering::Acquire)
+    }
+
+    fn wait_for_work(&self) {
+        loop {
+            if self.is_closing() || self.shared.state.lock().needs_connection() {
+                return;
+            }
+            self.wait_for_bell(None);
+        }
+    }
+
+    /// New requests do not shorten it.
+    fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !self.is_closing() {
+            self.wait_for_bell(Some(until));
+        }
+    }
+
+    fn wait_for_bell(&self, until: Option<Instant>) {
+        let mut fds = [PollFd::new(self.shared.bell.as_fd(), PollFlags::POLLIN)];
+        let left = until.map(|at| TimeSpec::from(at.saturating_duration_since(Instant::now())));
+        let _ = ppoll(&mut fds, left, None);
+        let _ = self.shared.bell.read();
+    }
+
+    fn delay(&self, pause: Duration) -> Duration {
+        let pauses = self.shared.options.pauses;
+        pause + pauses.delay + pauses.splay.mul_f64(chance())
+    }
+
+    /// Tries each host once; what the last one said, and whether one refused for good.
+    fn connect(&mut self) -> Result<(Connection, String), (String, bool)> {
+        let count = self.shared.options.hosts.len();
+        let first = if self.shared.options.shuffles && self.has_connected {
+            self.host + 1 + below(count.saturating_sub(1).max(1))
+        } else {
+            self.host
+        };
+        let mut reason = String::new();
+        let mut is_permanent = false;
+        for turn in 0..count {
+            let index = (first + turn) % count;
+            let Some(host) = self.shared.options.hosts.get(index) else {
+                continue;
+            };
+            let name = address(host);
+            let shared = &self.shared;
+            match Connection::open(&shared.options, host, &shared.heartbeats, &shared.bell) {
+                Ok(connection) => {
+                    self.host = index;
+                    return Ok((connection, name));
+                }
+                Err(fault) => {
+                    is_permanent |= fault.is_permanent();
+                    reason = format!("{name}: {}", fault.text());
+                }
+            }
+            if self.is_closing() {
+                break;
+            }
+        }
+        Err((reason, is_permanent))
+    }
+
+    /// Until the client is closed.
+    fn talk(&mut self, connection: &mut Connection) -> Result<(), Fault> {
+        let is_again = std::mem::replace(&mut self.has_connected, true);
+        let mut state = self.shared.state.lock();
+        state.connect(Arc::clone(&connection.link), connection.frame_max);
+        if is_again {
+            state.reconnected_at = Some(Instant::now());
+        }
+        let wants_replies = state.wants_replies;
+        drop(state);
+        if is_again {
+            tracing::info!("Reconnected to AMQP server");
+        }
+        if wants_replies {
+            self.consume(connection)?;
+        }
+        loop {
+            while let Some(incoming) = connection.next()? {
+                self.take(connection, incoming)?;
+            }
+            self.acknowledge(connection)?;
+            let now = Instant::now();
+            if self.is_closing() {
+                return Ok(());
+            }
+            let mut state = self.shared.state.lock();
+            let has_lost_consumer = state.wants_replies && !state.has_replies;
+            let need = if has_lost_consumer {
+                Some(Need::Replies)
+            } else {
+                state.flush(now)
+            };
+            let until = state.next_flush(now);
+            drop(state);
+            match need {
+                Some(Need::Replies) => self.consume(connection)?,
+                Some(Need::Route {
+                    exchange,
+                    is_durable,
+                    is_auto_delete,
+                }) => self.open_route(connection, exchange, is_durable, is_auto_delete)?,
+                None => connection.read(until, &self.shared.bell)?,
+            }
+        }
+    }
+
+    /// Says goodbye, and waits a moment for the answer.
+    fn part(&self, connection: &mut Connection) {
+        let deadline = Instant::now() + FAREWELL;
+        if connection.link.queue(methods::close(200, "")).is_err() {
+            return;
+        }
+        while Instant::now() < deadline {
+            match connection.next() {
+                Ok(Some(Incoming::Method(0, Method::CloseOk))) | Err(_) => return,
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    if connection.read(Some(deadline), &self.shared.bell).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Deals with what was not asked for.
+    fn take(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<(), Fault> {
+        match incoming {
+            Incoming::Heartbeat => Ok(()),
+            Incoming::Content(channel, Method::Deliver { tag }, properties, body)
+                if self.replies == Some(channel) =>
+            {
+                self.unacknowledged = Some(tag);
+                self.deliver(&properties, body);
+                Ok(())
+            }
+            Incoming::Content(channel, Method::Return { code, text }, properties, _) => {
+                let number = &properties.message_id;
+                let mut state = self.shared.state.lock();
+                if state.returned(channel, number, code, &text) {
+                    return Ok(());
+                }
+                Err(unfounded("a message that was not sent comes back"))
+            }
+            Incoming::Content(_, method, ..) => Err(out_of_order(&method)),
+            Incoming::Method(channel, method) => self.take_method(connection, channel, method),
+        }
+    }
+
+    fn take_method(
+        &mut self,
+        connection: &mut Connection,
+        channel: u16,
+        method: Method,
+    ) -> Result<(), Fault> {
+        match (channel, method) {
+            (0, Method::Close(refusal)) => {
+                let _ = connection.link.queue(methods::close_ok());
+                Err(Fault::Closed(refusal))
+            }
+            (0, Method::Blocked(reason)) => {
+                connection.is_blocked = true;
+                tracing::error!("The broker has blocked the connection: {reason}");
+                Ok(())
+            }
+            (0, Method::Unblocked) => {
+                connection.is_blocked = false;
+                tracing::info!("The broker has unblocked the connection");
+                Ok(())
+            }
+            (channel, Method::Flow { is_active }) => {
+                connection
+                    .link
+                    .queue(methods::flow_ok(channel, is_active))?;
+                Ok(())
+            }
+            (channel, Method::Ack { tag, is_multiple }) => {
+                self.settle(channel, tag, is_multiple, true)
+            }
+            (channel, Method::Nack { tag, is_multiple }) => {
+                self.settle(channel, tag, is_multiple, false)
+            }
+            (channel, Method::Cancel) if self.replies == Some(channel) => {
+                tracing::warn!("the broker has cancelled the consumer of replies");
+                connection.close_channel(channel)?;
+                self.lose_consumer();
+                Ok(())
+            }
+            (channel, Method::ChannelClose(refusal)) => {
+                connection.channel_closed(channel)?;
+                if self.replies == Some(channel) {
+                    self.lose_consumer();
+                } else if !self.shared.state.lock().close_route(channel, &refusal) {
+                    return Err(unfounded("a channel that is not open was closed"));
+                }
+                let Refusal { code, text } = refusal;
+                tracing::error!("AMQP server has closed channel {channel}: {code}: {text}");
+                Ok(())
+            }
+            (_, method) => Err(out_of_order(&method)),
+        }
+    }
+
+    fn settle(
+        &self,
+        channel: u16,
+        tag: u64,
+        is_multiple: bool,
+        is_taken: bool,
+    ) -> Result<(), Fault> {
+        let mut state = self.shared.state.lock();
+        if state.settle(channel, tag, is_multiple, is_taken) {
+            return Ok(());
+        }
+        Err(unfounded("something that was not sent is confirmed"))
+    }
+
+    fn lose_consumer(&mut self) {
+        self.replies = None;
+        self.unacknowledged = None;
+        self.shared.state.lock().has_replies = false;
+    }
+
+    fn deliver(&self, properties: &Properties, body: Vec<u8>) {
+        let plain = properties
+            .is_plain_json()
+            .then(|| reply::msg_id(&body))
+            .flatten();
+        let found = match plain {
+            Some(msg_id) => Some((msg_id, body)),
+            None => (self.shared.decode)(properties, &body),
+        };
+        let Some((msg_id, body)) = found else {
+            tracing::error!("a reply that cannot be read is dropped: {properties:?}");
+            return;
+        };
+        let is_expected = self.shared.state.lock().reply(&msg_id, body);
+        if !is_expected {
+            tracing::debug!("No calling threads waiting for msg_id : {msg_id}");
+        }
+    }
+
+    fn acknowledge(&mut self, connection: &Connection) -> Result<(), Fault> {
+        if let (Some(channel), Some(tag)) = (self.replies, self.unacknowledged.take()) {
+            connection.link.queue(methods::ack_up_to(channel, tag))?;
+        }
+        Ok(())
+    }
+
+    /// Sends *request* and waits until `is_answer` says that it is answered; goes on reading.
+    fn ask(
+        &mut self,
+        connection: &mut Connection,
+        channel: u16,
+        request: Vec<u8>,
+        is_answer: fn(&Method) -> bool,
+    ) -> Result<(), Fault> {
+        connection.link.queue(request)?;
+        let deadline = Instant::now() + UNHEARD;
+        loop {
+            match connection.next()? {
+                Some(Incoming::Method(at, method)) if at == channel && is_answer(&method) => {
+                    return Ok(());
+                }
+                Some(Incoming::Method(at, Method::ChannelClose(refusal))) if at == channel => {
+                    connection.channel_closed(channel)?;
+                    return Err(Fault::Refused(refusal));
+                }
+                Some(incoming) => self.take(connection, incoming)?,
+                None => {
+                    self.acknowledge(connection)?;
+                    if self.is_closing() {
+                        return Err(Fault::Lost("the transport is closed".to_owned()));
+                    }
+                    let now = Instant::now();
+                    if !connection.has_heartbeats() && !connection.is_blocked && now > deadline {
+                        return Err(Fault::Lost("the broker does not answer".to_owned()));
+                    }
+                    connection.read(Some(now + LOOK), &self.shared.bell)?;
+                }
+            }
+        }
+    }
+
+    fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
+        let channel = connection.new_channel()?;
+        let request = methods::channel_open(channel);
+        self.ask(connection, channel, request, |method| {
+            matches!(method, Method::ChannelOpenOk)
+        })?;
+        Ok(channel)
+    }
+
+    /// Opens the channel for an exchange, and declares it.
+    fn open_route(
+        &mut self,
+        connection: &mut Connection,
+        exchange: String,
+        is_durable: bool,
+        is_auto_delete: bool,
+    ) -> Result<(), Fault> {
+        let is_ok = |method: &Method| matches!(method, Method::ExchangeDeclareOk);
+        let mut channel = self.open_channel(connection)?;
+        let request = methods::exchange_declare(channel, &exchange, is_durable, is_auto_delete);
+        let mut outcome = self.ask(connection, channel, request, is_ok);
+        if is_durable && is_of_other_durability(&outcome) {
+            tracing::warn!("Force creating a non durable exchange.");
+            channel = self.open_channel(connection)?;
+            let request = methods::exchange_declare(channel, &exchange, false, is_auto_delete);
+            outcome = self.ask(connection, channel, request, is_ok);
+        }
+        if outcome.is_ok() {
+            let request = methods::confirm_select(channel);
+            outcome = self.ask(connection, channel, request, |method| {
+                matches!(method, Method::SelectOk)
+            });
+        }
+        match outcome {
+            Ok(()) => self.shared.state.lock().add_route(exchange, channel),
+            Err(Fault::Refused(refusal)) => {
+                self.shared
+                    .state
+                    .lock()
+                    .refuse_exchange(&exchange, &refusal);
+                let Refusal { code, text } = refusal;
+                tracing::error!("Failed to publish message to topic '{exchange}': {code}: {text}");
+            }
+            Err(fault) => return Err(fault),
+        }
+        Ok(())
+    }
+
+    /// Declares the reply queue and consumes from it.
+    fn consume(&mut self, connection: &mut Connection) -> Result<(), Fault> {
+        match self.try_to_consume(connection) {
+            // There is no other queue to try.
+            Err(Fault::Refused(refusal) | Fault::Closed(refusal))
+                if !self.has_declared && NO_QUEUE.contains(&refusal.code) =>
+            {
+                let name = &self.shared.options.replies.name;
+                Err(Fault::Unusable(format!(
+                    "queue {name}: {}: {}",
+                    refusal.code, refusal.text
+                )))
+            }
+            Err(Fault::Refused(refusal)) => Err(Fault::Lost(format!(
+                "no reply queue: {}: {}",
+                refusal.code, refusal.text
+            ))),
+            outcome => outcome,
+        }
+    }
+
+    fn try_to_consume(&mut self, connection: &mut Connection) -> Result<(), Fault> {
+        let queue = self.shared.options.replies.clone();
+        let existed = !self.has_declared || self.has_queue(connection, &queue.name)?;
+        let is_ok = |method: &Method| matches!(method, Method::QueueDeclareOk);
+        let declare = |channel, is_durable| {
+            methods::queue_declare(channel, &queue.name, false, is_durable, &queue.arguments)
+        };
+        let mut channel = self.open_channel(connection)?;
+        let mut outcome = self.ask(
+            connection,
+            channel,
+            declare(channel, queue.is_durable),
+            is_ok,
+        );
+        if queue.is_durable && is_of_other_durability(&outcome) {
+            channel = self.open_channel(connection)?;
+            outcome = self.ask(connection, channel, declare(channel, false), is_ok);
+        } else if matches!(&outcome, Err(Fault::Refused(refusal)) if refusal.code == NOT_FOUND) {
+            tracing::warn!(
+                "Queue {} is stuck on unresponsive node. Trying to delete the queue and redeclare \
+                 it again",
+                queue.name
+            );
+            channel = self.open_channel(connection)?;
+            let delete = methods::queue_delete(channel, &queue.name);
+            let is_deleted = self.ask(connection, channel, delete, |method| {
+                matches!(method, Method::QueueDeleteOk)
+            });
+            match is_deleted {
+                Ok(()) => {}
+                Err(Fault::Refused(_)) => channel = self.open_channel(connection)?,
+                Err(fault) => return Err(fault),
+            }
+            outcome = self.ask(
+                connection,
+                channel,
+                declare(channel, queue.is_durable),
+                is_ok,
+            );
+        }
+        outcome?;
+        // Replies may come before the answer.
+        self.replies = Some(channel);
+        let request = methods::consume(channel, &queue.name, &queue.consumer_arguments);
+        let outcome = self.ask(connection, channel, request, |method| {
+            matches!(method, Method::ConsumeOk)
+        });
+        if outcome.is_err() {
+            self.replies = None;
+        }
+        outcome?;
+        self.has_declared = true;
+        let mut state = self.shared.state.lock();
+        state.has_replies = self.replies.is_some(); // it may be cancelled already
+        // Requests in durable queues wait for their servers, as their callers do for them.
+        let mut lost = 0;
+        if !existed && !self.shared.options.has_durable_requests {
+            lost = state.lose_requests(Instant::now());
+        }
+        drop(state);
+        if lost > 0 {
+            tracing::warn!(
+                "the broker has lost its queues; {lost} calls in flight have {} s left",
+                GRACE.as_secs()
+            );
+        }
+        Ok(())
+    }
+
+    /// Asked on a channel of its own, since the answer "no" closes it.
+    fn has_queue(&mut self, connection: &mut Connection, name: &str) -> Result<bool, Fault> {
+        let channel = self.open_channel(connection)?;
+        let request = methods::queue_declare(channel, name, true, false, &Vec::new());
+        let outcome = self.ask(connection, channel, request, |method| {
+            matches!(method, Method::QueueDeclareOk)
+        });
+        match outcome {
+            Ok(()) => {
+                connection.close_channel(channel)?;
+                Ok(true)
+            }
+            Err(Fault::Refused(refusal)) if refusal.code == NOT_FOUND => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+}
+
+fn is_of_other_durability(outcome: &Result<(), Fault>) -> bool {
+    matches!(
+        outcome,
+        Err(Fault::Refused(refusal)) if refusal.code == PRECONDITION_FAILED
+            && refusal.text.contains("inequivalent arg 'durable'")
+    )
+}
+
+fn unfounded(text: &str) -> Fault {
+    Fault::Violation(Violation::new(COMMAND_INVALID, text))
+}
+
+fn address(host: &Host) -> String {
+    if host.name.contains(':') {
+        format!("[{}]:{}", host.name, host.port)
+    } else {
+        format!("{}:{}", host.name, host.port)
+    }
+}
+
+/// A number from 0 to 1, by chance; the standard library's keys of hash maps are.
+fn chance() -> f64 {
+    let bits = RandomState::new().build_hasher().finish();
+    #[expect(clippy::cast_precision_loss, reason = "32 of the bits are enough")]
+    let fraction = (bits >> 32) as f64 / f64::from(u32::MAX);
+    fraction
+}
+
+/// A number from 0 on that is less than *count*, by chance.
+fn below(count: usize) -> usize {
+    let bits = RandomState::new().build_hasher().finish();
+    usize::try_from(bits % count.max(1) as u64).unwrap_or(0)
+}

@@ -1,0 +1,255 @@
+//! `AmqpClient` for Python: requests of RPC clients, and what becomes of them.
+//!
+//! Converts arguments and releases the interpreter around [`crate::amqp::client`]; decides nothing.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::unistd::{getpid, gettid};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyBytes, PyDict};
+
+use super::signals;
+use crate::amqp::client::{
+    Client, Event, Host, Mechanism, Message, Options, Pauses, PendingRequest, Properties,
+    ReplyQueue, Table, TlsFiles, Value,
+};
+
+/// How long the main thread waits before it lets Python signal handlers run.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// One client of a transport.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct AmqpClient {
+    client: Client,
+}
+
+/// One request under way.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct AmqpRequest {
+    pending: PendingRequest,
+}
+
+/// Authorities, whether names are compared, and certificate and key of this side.
+type Tls = (Option<Vec<PathBuf>>, bool, Option<(PathBuf, PathBuf)>);
+
+#[pymethods]
+impl AmqpClient {
+    #[new]
+    #[pyo3(signature = (
+        hosts, virtual_host, mechanism, heartbeat, connection_name, reply_queue, pauses, decode, *,
+        tls=None, durable_replies=false, queue_arguments=None, consumer_arguments=None,
+        shuffle=false, durable_requests=false,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+    fn new(
+        hosts: Vec<(String, u16, String, String)>,
+        virtual_host: String,
+        mechanism: &str,
+        heartbeat: u16,
+        connection_name: String,
+        reply_queue: String,
+        pauses: (f64, f64, f64, f64, f64),
+        decode: Py<PyAny>,
+        tls: Option<Tls>,
+        durable_replies: bool,
+        queue_arguments: Option<&Bound<'_, PyDict>>,
+        consumer_arguments: Option<&Bound<'_, PyDict>>,
+        shuffle: bool,
+        durable_requests: bool,
+    ) -> PyResult<Self> {
+        let mechanism = match mechanism {
+            "AMQPLAIN" => Mechanism::AmqPlain,
+            "PLAIN" => Mechanism::Plain,
+            "EXTERNAL" => Mechanism::External,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "login method {other:?} is none of AMQPLAIN, PLAIN and EXTERNAL"
+                )));
+            }
+        };
+        let (first, step, longest, delay, splay) = pauses;
+        let options = Options {
+            hosts: hosts
+                .into_iter()
+                .map(|(name, port, user, password)| Host {
+                    name,
+                    port,
+                    user,
+                    password,
+                })
+                .collect(),
+            virtual_host,
+            mechanism,
+            heartbeat,
+            connection_name,
+            tls: tls.map(|(roots, checks_name, identity)| TlsFiles {
+                roots,
+                checks_name,
+                identity,
+            }),
+            replies: ReplyQueue {
+                name: reply_queue,
+                is_durable: durable_replies,
+                arguments: table(queue_arguments)?,
+                consumer_arguments: table(consumer_arguments)?,
+            },
+            pauses: Pauses {
+                first: seconds(first)?,
+                step: seconds(step)?,
+                longest: seconds(longest)?,
+                delay: seconds(delay)?,
+                splay: seconds(splay)?,
+            },
+            shuffles: shuffle,
+            has_durable_requests: durable_requests,
+        };
+        let decode = Box::new(move |properties: &Properties, body: &[u8]| {
+            decoded(&decode, properties, body)
+        });
+        Ok(Self {
+            client: Client::new(options, decode)?,
+        })
+    }
+
+    /// The interpreter is kept: what can be written is, and nothing is waited for.
+    #[pyo3(signature = (
+        exchange, routing_key, body, *, durable=false, auto_delete=false, expiration=None,
+        mandatory=false, msg_id=None, monitored=false, retries=None,
+    ))]
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        reason = "keyword arguments of Python"
+    )]
+    fn send(
+        &self,
+        exchange: String,
+        routing_key: String,
+        body: String,
+        durable: bool,
+        auto_delete: bool,
+        expiration: Option<u64>,
+        mandatory: bool,
+        msg_id: Option<String>,
+        monitored: bool,
+        retries: Option<u32>,
+    ) -> PyResult<AmqpRequest> {
+        let pending = self.client.send(Message {
+            exchange,
+            is_durable: durable,
+            is_auto_delete: auto_delete,
+            routing_key,
+            body: body.into_bytes(),
+            expiration,
+            is_mandatory: mandatory,
+            msg_id,
+            is_monitored: monitored,
+            retries,
+        })?;
+        Ok(AmqpRequest { pending })
+    }
+
+    #[getter]
+    fn is_connected(&self) -> bool {
+        self.client.is_connected()
+    }
+
+    fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        let deadline = Instant::now() + seconds(timeout)?;
+        py.detach(|| self.client.close(deadline));
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl AmqpRequest {
+    #[pyo3(signature = (timeout=None))]
+    fn wait<'py>(
+        &self,
+        py: Python<'py>,
+        timeout: Option<f64>,
+    ) -> PyResult<(&'static str, Option<Bound<'py, PyAny>>)> {
+        let deadline = signals::deadline_in(timeout)?;
+        // Only there a signal handler may have to run.
+        let is_main_thread = gettid() == getpid();
+        let event = loop {
+            let look = is_main_thread.then(|| Instant::now() + PATIENCE);
+            let until = [deadline, look].into_iter().flatten().min();
+            let event = py.detach(|| self.pending.wait(until));
+            if event != Event::TimedOut || until == deadline {
+                break event;
+            }
+            py.check_signals()?;
+        };
+        let text = |text: String| text.into_pyobject(py).map(|text| Some(text.into_any()));
+        Ok(match event {
+            Event::Reply(body) => ("reply", Some(PyBytes::new(py, &body).into_any())),
+            Event::Taken => ("taken", None),
+            Event::Undeliverable(code, text) => {
+                let detail = (code, text).into_pyobject(py)?;
+                ("undeliverable", Some(detail.into_any()))
+            }
+            Event::Failed(reason) => ("failed", text(reason)?),
+            Event::Unusable(reason) => ("unusable", text(reason)?),
+            Event::Lost => ("lost", None),
+            Event::TimedOut => ("timeout", None),
+        })
+    }
+}
+
+/// What Python makes of a reply that is not plain JSON. An exception there is no thread's: it is
+/// reported as one that cannot be raised.
+fn decoded(decode: &Py<PyAny>, properties: &Properties, body: &[u8]) -> Option<(String, Vec<u8>)> {
+    Python::attach(|py| {
+        let arguments = (
+            &properties.content_type,
+            &properties.content_encoding,
+            &properties.compression,
+            PyBytes::new(py, body),
+        );
+        let result = decode
+            .call1(py, arguments)
+            .and_then(|found| found.extract::<Option<(String, Vec<u8>)>>(py));
+        match result {
+            Ok(found) => found,
+            Err(error) => {
+                error.write_unraisable(py, None);
+                None
+            }
+        }
+    })
+}
+
+fn seconds(value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|error| PyValueError::new_err(format!("{value} s: {error}")))
+}
+
+fn table(fields: Option<&Bound<'_, PyDict>>) -> PyResult<Table> {
+    let Some(fields) = fields else {
+        return Ok(Table::new());
+    };
+    fields
+        .iter()
+        .map(|(name, value)| Ok((name.extract()?, field(&value)?)))
+        .collect()
+}
+
+fn field(value: &Bound<'_, PyAny>) -> PyResult<Value> {
+    if value.is_instance_of::<PyBool>() {
+        return Ok(Value::Bool(value.extract()?));
+    }
+    if let Ok(number) = value.extract::<i64>() {
+        return Ok(Value::Int(number));
+    }
+    if let Ok(text) = value.extract::<String>() {
+        return Ok(Value::Text(text));
+    }
+    Err(PyTypeError::new_err(format!(
+        "an argument of a queue is {value}; give a bool, an int or a str"
+    )))
+}

@@ -1,0 +1,358 @@
+"""RPC clients without kombu, on a real RabbitMQ: what kombu's do, and what faults make of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from services.conftest import Figure, Start, running
+from services.infra import CERTIFICATES, Broker, retried
+from services.rpc import Senders, client_environment, options, runs, start_rpc_service
+from services.subject import APPS, IS_STOCK
+from services.test_rpc_tls import IDENTITY, TRUST, StrictBroker
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(IS_STOCK, reason="stock has no such client"),
+]
+
+
+@pytest.fixture
+def own_broker() -> Iterator[Broker]:
+    """One that may be killed, and keeps no other test's queues."""
+    broker = retried(Broker)
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(scope="module")
+def strict_broker() -> Iterator[StrictBroker]:
+    yield from running(StrictBroker)
+
+
+OUTCOMES: dict[str, Any] = {
+    "echo": True,
+    "large": 400_000,
+    "none": None,
+    "server": 1,
+    "remote exception": "TypeError",
+    "no such method": "RemoteError",
+    "timeout": "MessagingTimeout",
+    "nowhere": "MessagingTimeout",
+    "undeliverable": ["openstack", "osloxide-nowhere", 312],
+    "cast": None,
+    "cast to nowhere": None,
+    "fanout": None,
+    "monitored": 1,
+    "child": ["a child", "its parent"],
+}
+"""What becomes of each attempt of apps/rpc_client.py."""
+
+
+class Client:
+    """apps/rpc_client.py, running."""
+
+    def __init__(self, url: str, *words: str, is_native: bool = True) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(APPS / "rpc_client.py"), url, *words],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=client_environment(is_native=is_native),
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            _, errors = self._process.communicate(timeout=30)
+            raise AssertionError(errors)
+        self.results: dict[str, Any] = json.loads(line)
+
+    def end(self) -> str:
+        """Let it clean up; what it has logged."""
+        text, log = self._process.communicate(timeout=60)
+        assert self._process.returncode == 0, log
+        self.results |= json.loads(text.splitlines()[-1])
+        return log
+
+
+@contextlib.contextmanager
+def client_of(url: str, *words: str, is_native: bool = True) -> Iterator[Client]:
+    client = Client(url, *words, is_native=is_native)
+    try:
+        yield client
+    finally:
+        with contextlib.suppress(ValueError, subprocess.TimeoutExpired):
+            client._process.communicate(timeout=30)
+        client._process.kill()
+
+
+def products(broker: Broker) -> list[str]:
+    """The names of the programs that are connected with *broker*."""
+    listed = broker.control("list_connections", "client_properties")
+    return [
+        name
+        for name in ("osloxide", "py-amqp")
+        for _ in range(listed.count(f'{{"product","{name}"}}'))
+    ]
+
+
+def test_every_kind_of_request_ends_as_with_kombu(
+    start: Start, broker: Broker, trace: Path, figure: Figure
+) -> None:
+    service = start_rpc_service(start, broker.url, trace)
+    # A child's calls are not compared: by kombu it shares its parent's socket.
+    alike = [word for name in OUTCOMES if name != "child" for word in ("--only", name)]
+    with (
+        client_of(broker.url, *alike, is_native=False) as by_kombu,
+        client_of(broker.url) as client,
+    ):
+        connected = products(broker)
+        log = client.end()
+        by_kombu.end()
+    service.stop()
+
+    results = client.results
+    assert outcomes(results) == OUTCOMES
+    assert outcomes(results) == outcomes(by_kombu.results) | {"child": OUTCOMES["child"]}
+    assert results["seconds of timeout"] >= 1
+    assert results["seconds of monitored"] >= 10
+    assert runs(trace)[3] == 2, "each cast ran once"
+    assert runs(trace)[4] == 2, "each fanout ran once"
+    assert connected.count("osloxide") == 1, "one connection for all of it"
+    assert "go by kombu" not in log
+    figure(
+        f"threads of a client: {results['threads']}, by kombu {by_kombu.results['threads']}; "
+        f"cleanup {results['seconds of cleanup']:.2f} s"
+    )
+
+
+def outcomes(results: dict[str, Any]) -> dict[str, Any]:
+    """What came of each attempt, without what it took."""
+    return {
+        name: value
+        for name, value in results.items()
+        if not name.startswith("seconds of ") and name != "threads"
+    }
+
+
+def test_compressed_replies_of_other_peers_are_read(
+    start: Start, broker: Broker, trace: Path
+) -> None:
+    service = start_rpc_service(start, broker.url, trace, kombu_compression="gzip")
+    with client_of(broker.url, "--only", "echo") as client:
+        log = client.end()
+    service.stop()
+
+    assert client.results["echo"] is True
+    assert "go by kombu" not in log
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("kombu_compression=gzip", "kombu_compression = gzip"),
+        ("ssl_enforce_fips_mode=true", None),
+    ],
+)
+def test_a_setting_that_is_not_supported_goes_by_kombu_and_is_named(
+    start: Start, broker: Broker, trace: Path, setting: str, named: str | None
+) -> None:
+    service = start_rpc_service(start, broker.url, trace)
+    with client_of(broker.url, "--set", setting, "--only", "echo") as client:
+        connected = products(broker)
+        log = client.end()
+    service.stop()
+
+    assert client.results["echo"] is True
+    if named is None:  # it means nothing without TLS
+        assert "go by kombu" not in log
+    else:
+        assert f"calls and casts go by kombu: the native client has no {named}" in log
+        assert "osloxide" not in connected
+
+
+def test_a_refused_login_ends_as_with_kombu_and_is_logged(broker: Broker) -> None:
+    url = broker.url.replace("osloxide:osloxide@", "osloxide:wrong@")
+    with client_of(url, "--only", "echo") as client:
+        log = client.end()
+
+    assert client.results["echo"] == "AccessRefused"
+    assert "the native client is refused" in log
+    assert "ACCESS_REFUSED" in log
+
+
+def test_deployed_settings_of_queues_are_declared_as_kombu_declares_them(
+    start: Start, own_broker: Broker, trace: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "use_queue_manager": "true",
+        "hostname": "here",
+        "processname": "rpc_client",
+        "rabbit_quorum_queue": "true",
+        "rabbit_transient_quorum_queue": "true",
+        "rabbit_transient_queues_ttl": "900",
+        "rabbit_qos_prefetch_count": "1",
+        "rabbit_stream_fanout": "true",
+    }
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    locks = ["[oslo_concurrency]", f"lock_path = {tmp_path}"]
+    (tmp_path / "config").write_text("\n".join(["[oslo_messaging_rabbit]", *lines, *locks, ""]))
+    config = options({"config": str(tmp_path / "config")})
+    service = start_rpc_service(start, own_broker.url, trace, config=str(tmp_path / "config"))
+    with client_of(own_broker.url, *config, "--only", "echo") as client:
+        listed = own_broker.control("list_queues", "name", "durable", "arguments")
+        client.end()
+    service.stop()
+
+    assert client.results["echo"] is True
+    replies = [line for line in listed.splitlines() if "reply_here:rpc_client" in line]
+    assert len(replies) == 1, listed
+    assert "true" in replies[0]
+    assert '{"x-queue-type","quorum"}' in replies[0]
+    assert '{"x-expires",900000}' in replies[0]
+
+
+def test_64_callers_share_a_connection_and_lose_and_double_nothing(
+    start: Start, broker: Broker, trace: Path
+) -> None:
+    service = start_rpc_service(start, broker.url, trace, threads=16)
+    senders = Senders(broker.url, "call", 64, [], is_native=True)
+    try:
+        senders.wait_more(1000)
+        connected = products(broker)
+        report = senders.stop()
+    finally:
+        senders.kill()
+    service.stop()
+
+    assert connected.count("osloxide") == 1
+    assert report["failures"] == {}
+    assert set(report["sent"]) <= set(runs(trace))
+    assert set(runs(trace).values()) == {1}
+
+
+def test_closed_connections_lose_and_double_no_completed_call(
+    start: Start, own_broker: Broker, trace: Path, figure: Figure
+) -> None:
+    service = start_rpc_service(start, own_broker.url, trace)
+    senders = Senders(own_broker.url, "call", 16, [], is_native=True)
+    try:
+        for _ in range(3):
+            senders.wait_more(200)
+            own_broker.control("close_all_connections", "a test")
+        senders.wait_more(200)
+        report = senders.stop()
+    finally:
+        senders.kill()
+    service.stop()
+
+    done = runs(trace)
+    doubled = [number for number, times in done.items() if times > 1]
+    figure(f"connections closed three times, 16 callers: {len(report['sent'])} answered, failed "
+           f"{report['failures']}, {len(doubled)} doubled")  # fmt: skip
+    assert report["failures"] == {}
+    assert set(report["sent"]) <= set(done)
+    # A request whose confirm is lost with its connection is sent again, as by kombu; one for each
+    # caller and cut.
+    assert len(doubled) <= 3 * 16
+
+
+def test_calls_go_on_after_a_crash_of_the_broker(
+    start: Start, own_broker: Broker, trace: Path, figure: Figure
+) -> None:
+    callers = 40
+    services = [start_rpc_service(start, own_broker.url, trace) for _ in range(2)]
+    senders = Senders(own_broker.url, "call", callers, [], is_native=True)
+    try:
+        senders.wait_more(200)
+        own_broker.kill_server()
+        own_broker.start_server()
+        senders.wait_more(200)
+        report = senders.stop()
+    finally:
+        senders.kill()
+    for service in services:
+        service.stop()
+
+    done = runs(trace)
+    doubled = [number for number, times in done.items() if times > 1]
+    figure(
+        f"crash of the broker, {callers} callers: {len(report['sent'])} answered, failed "
+        f"{report['failures']}, slowest {report['slowest']:.1f} s, {len(doubled)} doubled"
+    )
+    assert set(report["sent"]) <= set(done)
+    # What waited in a transient queue is lost; its caller learns it, once, and goes on.
+    assert set(report["failures"]) <= {"MessagingTimeout"}
+    assert sum(report["failures"].values()) <= callers
+    assert len(doubled) <= callers
+
+
+def test_requests_wait_for_a_broker_that_takes_nothing(
+    start: Start, own_broker: Broker, trace: Path
+) -> None:
+    service = start_rpc_service(start, own_broker.url, trace)
+    senders: list[Senders] = []
+
+    def is_blocked() -> bool:
+        listed = own_broker.control("list_connections", "state", "client_properties")
+        return any(
+            line.startswith("blocked") and '"osloxide"' in line for line in listed.splitlines()
+        )
+
+    try:
+        for kind in ("call", "cast"):
+            senders.append(Senders(own_broker.url, kind, 4, [], is_native=True))
+            senders[-1].wait_more(50)
+        own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        wait_until(is_blocked, "a client's connection is blocked", 60)
+        own_broker.control("set_vm_memory_high_watermark", "absolute", "1GB")
+        for each in senders:
+            each.wait_more(50)
+        reports = [each.stop() for each in senders]
+    finally:
+        for each in senders:
+            each.kill()
+    sent = Counter(number for report in reports for number in report["sent"])
+    wait_until(lambda: runs(trace) >= sent, "what was sent has run", 60)
+    service.stop()
+
+    assert [report["failures"] for report in reports] == [{}, {}]
+    assert runs(trace) == sent, "each ran once"
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1", "localhost"])
+def test_tls_with_a_client_certificate(
+    start: Start, strict_broker: StrictBroker, trace: Path, url: str
+) -> None:
+    settings = TRUST | IDENTITY
+    service = start_rpc_service(start, strict_broker.url, trace, **settings)
+    address = strict_broker.url.replace("127.0.0.1", url)
+    with client_of(address, *options(settings), "--only", "echo", "--only", "large") as client:
+        connected = products(strict_broker)
+        log = client.end()
+    service.stop()
+
+    assert client.results["echo"] is True
+    assert client.results["large"] == 400_000
+    assert connected.count("osloxide") == 1
+    assert "go by kombu" not in log
+
+
+def test_a_certificate_that_is_not_trusted_is_not_taken(
+    start: Start, strict_broker: StrictBroker, tmp_path: Path
+) -> None:
+    settings = IDENTITY | {"ssl": "true", "ssl_ca_file": str(CERTIFICATES / "client.crt")}
+    argv = [sys.executable, str(APPS / "rpc_client.py"), strict_broker.url, *options(settings)]
+    client = start(argv, tmp_path / "client.log", client_environment(is_native=True))
+
+    # kombu has the last word, and tries again for ever.
+    client.wait_log("the native client is refused: .*TLS handshake: invalid peer certificate")
+    client.wait_log("CERTIFICATE_VERIFY_FAILED")
+    client.kill()
