@@ -128,6 +128,14 @@ def resident_bytes(pid: int) -> int:
     return 0
 
 
+def proportional_bytes(pid: int) -> int:
+    """Memory of *pid*, of shared pages its part (PSS); 0 when there is no such process."""
+    with contextlib.suppress(OSError):
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return int(rollup.partition("\nPss:")[2].split()[0]) * 1024
+    return 0
+
+
 def open_files(pid: int | str = "self") -> list[str]:
     """What each descriptor of *pid* names: a path, ``socket:[N]``, ``anon_inode:[pidfd]``."""
     targets = []

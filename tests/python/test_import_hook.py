@@ -101,6 +101,31 @@ def test_default_type_is_threading(early: bool) -> None:
     """)
 
 
+@pytest.mark.parametrize("call", ["monkey_patch()", "monkey_patch(os=False)"])
+def test_default_type_of_a_program_that_monkey_patches_is_eventlet(call: str) -> None:
+    passes(f"""
+        from osloxide.activation import import_hook
+        import_hook.install(serve_eventlet=True)
+        from oslo_service import backend
+        import eventlet
+        eventlet.{call}
+        import oslo_service.service
+        assert backend.get_backend_type() is backend.BackendType.EVENTLET
+        assert oslo_service.service.launch.__module__ == "osloxide.backends.eventlet.service"
+    """)
+
+
+def test_an_import_of_eventlet_alone_leaves_the_default_type() -> None:
+    passes("""
+        from osloxide.activation import import_hook
+        import_hook.install(serve_eventlet=True)
+        import eventlet
+        import oslo_service.service
+        from oslo_service import backend
+        assert backend.get_backend_type() is backend.BackendType.THREADING
+    """)
+
+
 def test_a_registered_default_hook_is_kept() -> None:
     passes("""
         from oslo_service import backend

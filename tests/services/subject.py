@@ -21,6 +21,8 @@ IS_STOCK = SUBJECT == "stock"
 # Seconds of the long runs: 15 in everyday runs, 60 with OSLOXIDE_LONG=1.
 IS_LONG = os.environ.get("OSLOXIDE_LONG") == "1"
 LONG_RUN_SECONDS = 60 if IS_LONG else 15
+# Seconds of a soak, which runs with OSLOXIDE_LONG=1 alone.
+SOAK_SECONDS = float(os.environ.get("OSLOXIDE_SOAK_SECONDS", "3600"))
 
 
 def small_service_command(config: Path) -> list[str]:

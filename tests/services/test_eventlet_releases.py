@@ -1,29 +1,34 @@
 """Releases that monkey-patch at import, unmodified, on the eventlet that osloxide serves.
 
-Each does its job, goes on after SIGHUP, replaces a killed worker, and ends at SIGTERM.
+Each does its job, goes on after SIGHUP, replaces a killed worker, and ends at SIGTERM; with
+OSLOXIDE_LONG=1 it is put under load for an hour, or OSLOXIDE_SOAK_SECONDS, and its costs are shown.
 releases.toml has them; ``OSLOXIDE_SUBJECT=stock`` runs the same on the real eventlet.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from procfs import context_switches, cpu_seconds, open_fds, proportional_bytes, threads
 from waiting import wait_until
 
 from services.apis import Api, WrongStatusError, ask, filled
 from services.calls import Call, call_to
 from services.conftest import Figure, Starter
 from services.infra import Broker, Database
-from services.processes import RunningService, free_port
-from services.subject import IS_LONG, IS_STOCK
+from services.load import Load
+from services.processes import RunningService, free_port, held
+from services.subject import IS_LONG, IS_STOCK, SOAK_SECONDS
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -40,6 +45,8 @@ CHOSEN = [
     for name, values in TABLE.items()
 ]
 _PATIENCE = 180.0
+IDLE_SECONDS = 20.0
+CONNECTIONS = 8
 
 
 @dataclass
@@ -48,6 +55,7 @@ class Release:
 
     api: Api
     call: Call
+    port: int
     programs: list[dict[str, Any]]
     services: list[RunningService] = field(default_factory=list)
 
@@ -60,6 +68,10 @@ class Release:
         except (OSError, WrongStatusError):
             return False
         return True
+
+    def family(self) -> list[int]:
+        """All its processes."""
+        return [pid for service in self.services for pid in service.family()]
 
     def wait_up(self) -> None:
         """Wait for answers, and for all workers."""
@@ -93,7 +105,7 @@ def release(
         names["database"] = database.url(schema)
     variables = api.prepare(directory, **names)
     starter = Starter()
-    running = Release(api, call_to(f"http://127.0.0.1:{port}"), programs)
+    running = Release(api, call_to(f"http://127.0.0.1:{port}"), port, programs)
     try:
         for program in programs:
             words = shlex.split(filled(program["program"], {"directory": str(directory)}))
@@ -145,6 +157,60 @@ def test_a_killed_worker_is_replaced(release: Release) -> None:
             )  # fmt: skip
     release.wait_up()
     release.api.use(release.call)
+
+
+@pytest.mark.skipif(not IS_LONG, reason="OSLOXIDE_LONG=1 runs it")
+@pytest.mark.timeout(SOAK_SECONDS + 900)
+def test_a_soak_loses_no_request_and_keeps_nothing(
+    release: Release, load: Callable[..., Load], figure: Figure
+) -> None:
+    name, family = release.api.name, release.family()
+    release.api.use(release.call)
+    held("it runs", lambda: len(release.family()) == len(family), IDLE_SECONDS / 2, every=1)
+    cpu, switches = cpu_seconds(family), sum(map(context_switches, family))
+    held("it runs", lambda: len(release.family()) == len(family), IDLE_SECONDS, every=1)
+    cpu = cpu_seconds(family) - cpu
+    switches = sum(map(context_switches, family)) - switches
+    figure(
+        f"{name}, idle: {sum(map(proportional_bytes, family)) / 2**20:.0f} MiB PSS of "
+        f"{len(family)} processes, {cpu / IDLE_SECONDS * 100:.2f} % CPU, "
+        f"{switches / IDLE_SECONDS:.0f} switches/s"
+    )
+
+    path = release.api.load["send"].partition(" ")[2]
+    headers = release.api.load.get("headers", {})
+    driver = load(
+        release.call.port, connections=CONNECTIONS, path=path, headers=headers, timeout=60
+    )
+    driver.wait_answered(400, within=_PATIENCE)  # caches and pools are full
+    cpu = cpu_seconds(family)
+    began, kept = time.monotonic(), holdings(family)
+    held("it runs under load", lambda: len(release.family()) == len(family), SOAK_SECONDS, every=1)
+    seconds, cpu = time.monotonic() - began, cpu_seconds(family) - cpu
+    grown = {what: now - kept[what] for what, now in holdings(family).items()}
+    report = driver.stop(within=120)
+    requests = sum(1 for answer in report.answers if answer.sent >= began)
+
+    figure(
+        f"{name}, load: {report.summary()}; {cpu / requests * 1e3:.2f} ms CPU a request over "
+        f"{seconds:.0f} s; {grown['memory'] / 2**20:+.0f} MiB, {grown['threads']:+} threads, "
+        f"{grown['descriptors']:+} descriptors"
+    )
+    assert not report.failures, report.kinds()
+    assert grown["threads"] <= 2 * CONNECTIONS * len(family), grown
+    assert grown["descriptors"] <= 2 * CONNECTIONS * len(family), grown
+    assert grown["memory"] < 64 * 2**20, grown
+    for service in release.services:
+        assert re.search("^Traceback", service.text(), re.MULTILINE) is None, service.text()[-3000:]
+
+
+def holdings(family: list[int]) -> dict[str, int]:
+    """What processes hold: memory in bytes, threads, descriptors."""
+    return {
+        "memory": sum(map(proportional_bytes, family)),
+        "threads": sum(map(threads, family)),
+        "descriptors": sum(map(open_fds, family)),
+    }
 
 
 def test_a_stop_leaves_nothing(release: Release) -> None:
