@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; returns the exit status."""
+    if options.application is None:
+        raise CommandError("name the application: osloxide serve MODULE:APP", 2)
     preparation = Preparation(options)
     preparation.apply()
     site = Application.parse(options.application)

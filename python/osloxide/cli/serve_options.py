@@ -13,8 +13,9 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address, cpus, mount, recycling
+from osloxide.cli import address, cpus, gunicorn, mount, recycling
 from osloxide.cli.errors import CommandError
+from osloxide.cli.option_values import value_of
 from osloxide.server import forwarded
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
 PREFIX = "OSLOXIDE_SERVE_"
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
-
-_REPEATED = (
-    "bind", "env", "unset_env", "reload_extra_file", "touch_reload", "uwsgi_option", "add_header",
-    "remove_header", "static_map", "no_access_log_for",
-)  # fmt: skip
 
 _KUBERNETES = re.compile(
     r"(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?"
@@ -38,18 +34,19 @@ _WEB_CONCURRENCY = "WEB_CONCURRENCY"
 FIELDS = ("user-agent", "client", "host", "path", "uri")
 """What ``--no-access-log-for`` looks at."""
 
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
-
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
+    application = parser.add_argument(
         "application",
         metavar="MODULE:APP",
         help="the WSGI callable; MODULE alone means MODULE:application, MODULE:make() calls make; "
         "also the path of a script, PATH:APP, or config:PASTE_FILE#NAME. What follows -- at the "
         "end is the application's own command line",
     )
+    # gunicorn's file may name it. With nargs="?" argparse would take it for missing where options
+    # stand in front.
+    application.required = False
     _declare_application(parser)
     _declare_addresses(parser)
     _declare_processes(parser)
@@ -57,6 +54,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     _declare_responses(parser)
     _declare_tls(parser)
     _declare_logs(parser)
+    gunicorn.declare(parser)
 
 
 def _declare_application(parser: argparse.ArgumentParser) -> None:
@@ -453,7 +451,8 @@ def take_from(environ: Mapping[str, str], parser: argparse.ArgumentParser) -> No
         PREFIX + option.removeprefix("--").replace("-", "_").upper(): action
         for action in parser._actions
         for option in action.option_strings
-        if option.startswith("--") and option != "--help"
+        if option.startswith("--") and option not in ("--help", "--config")
+        if action.help is not argparse.SUPPRESS
     }
     defaults: dict[str, Any] = {}
     actions[_WEB_CONCURRENCY] = actions[PREFIX + "WORKERS"]
@@ -471,31 +470,10 @@ def take_from(environ: Mapping[str, str], parser: argparse.ArgumentParser) -> No
                 f"environment variable {variable}: osloxide serve has no option {option}"
             )
         try:
-            defaults[action.dest] = _value(action, text)
+            defaults[action.dest] = value_of(action, text)
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise CommandError(f"environment variable {variable}: {error}") from error
     parser.set_defaults(**defaults)
-
-
-def _value(action: argparse.Action, text: str) -> Any:
-    convert: Callable[[str], Any] = action.type if callable(action.type) else str
-    if action.nargs == 0:
-        if text.lower() not in _TRUE + _FALSE:
-            raise ValueError(f"{text!r} is neither true nor false; give 1 or 0")
-        return text.lower() in _TRUE
-    if action.choices is not None and text not in action.choices:
-        raise ValueError(f"{text!r} is none of {', '.join(action.choices)}")
-    if action.dest in _REPEATED:
-        return FromEnvironment(convert(item.strip()) for item in text.split(",") if item.strip())
-    return convert(text)
-
-
-class FromEnvironment(list[Any]):
-    """A list that the command line replaces, where argparse would add to it."""
-
-    def __copy__(self) -> list[Any]:
-        # argparse copies the default before it appends the first value.
-        return []
 
 
 def _count(least: int) -> Callable[[str], int]:
