@@ -71,6 +71,30 @@ def test_each_honoured_option_has_a_conversion() -> None:
         assert has_rule is (option.verdict is Verdict.HONOURED), option.names
 
 
+# Of the language, and of the command line alone.
+LANGUAGE = re.compile(
+    r"(if|for)(-.*)?|if(dir|env|exists|plugin)|end-?(if|for)|reload|stop|st|start|help|usage|version"
+)
+
+
+def test_every_option_of_uwsgi_has_a_verdict() -> None:
+    names = (REPOSITORY / "tests" / "deployments" / "uwsgi-options.txt").read_text().split()
+
+    assert len(names) > 900
+    assert [it for it in names if options.find(it) is None and not LANGUAGE.fullmatch(it)] == []
+
+
+def test_conditions_may_be_spelled_without_their_dash(tmp_path: Path) -> None:
+    reader = read(
+        "[uwsgi]\nifdir = /absent\nname = a\nend-if =\nifexists = /\nprocesses = 3\nendif =\n",
+        tmp_path,
+    )
+
+    assert [(it.name, it.value) for it in reader.settings if it.name in ("name", "processes")] == [
+        ("processes", "3")
+    ]
+
+
 def test_the_page_has_the_table_of_the_code() -> None:
     rows = runpy.run_path(str(REPOSITORY / "tools" / "uwsgi_table.py"))["rows"]()
     page = (REPOSITORY / "docs" / "uwsgi.md").read_text().splitlines()

@@ -265,6 +265,118 @@ TABLE: tuple[Option, ...] = (
     _refused("shared-socket map-socket", "start one service for each socket, or give none of it"),
     _refused("carbon", "osloxide metrics offers the figures to Prometheus"),
     _refused("udp", "give http-socket or socket"),
+    _needless("catch-exceptions", "an exception is answered 500, and its traceback is logged"),
+    _needless("pcre-jit", "patterns are Python's"),
+    _needless("wsgi-env-behavior wsgi-env-behaviour",
+              "each request has an environment of its own", _VALUE),
+    _needless("wsgi-strict", "PEP 3333 always holds"),
+    _needless("so-send-timeout so-write-timeout socket-send-timeout socket-write-timeout",
+              "socket-timeout holds for answers as well", _VALUE),
+    _needless("write-errors-tolerance", "a client that is gone is no error", _VALUE),
+    _needless("logformat-strftime", "%(ltime) has its own format"),
+    _needless("cheaper-busyness-max cheaper-busyness-min cheaper-busyness-multiplier "
+              "cheaper-busyness-penalty cheaper-busyness-backlog-alert "
+              "cheaper-busyness-backlog-multiplier cheaper-busyness-backlog-step "
+              "cheaper-busyness-backlog-nonzero cheaper-rss-limit-soft cheaper-rss-limit-hard "
+              "cheaper-algo2", "all workers run from the start", _VALUE),
+    _needless("cheaper-busyness-verbose", "all workers run from the start"),
+    _needless("forkbomb-delay", "a worker that keeps dying is forked with back-off", _VALUE),
+    _needless("max-apps", "one application is served", _VALUE),
+    _needless("mem-collector-freq backtrace-depth", "there is no such part", _VALUE),
+    _needless("use-abort", "a crash keeps its signal", _FLAG),
+    _needless("py-auto-reload-ignore", "py-autoreload is for development", _VALUE),
+    _needless("py-executable py-sys-executable py-program-name py-programname",
+              "sys.executable is this interpreter's", _VALUE),
+    _needless("file-serve-mode fileserve-mode", "files are sent by the kernel", _VALUE),
+    _needless("fastcgi-modifier1 fastcgi-modifier2 raw-modifier1 raw-modifier2 scgi-modifier1 "
+              "scgi-modifier2 http-modifier2 http-socket-modifier2 https-socket-modifier1 "
+              "https-socket-modifier2 allowed-modifiers remap-modifier",
+              "there are no modifiers", _VALUE),
+    _needless("http-quiet http-manage-rtsp http-use-base", "there is no router process"),
+    _needless("http-events", "there is no router process", _VALUE),
+    _needless("honour-stdin daemons-honour-stdin", "standard input is left alone"),
+    _needless("body-read-warning", "bodies stream", _VALUE),
+    _refused("wsgi-accept-buffer wsgi-accept-buffers",
+             "let the application return bytes", _FLAG),
+    _refused("wsgi-disable-file-wrapper", "files are sent by the kernel; take it out", _FLAG),
+    _refused("attach-control-daemon attach-daemon2 smart-attach-daemon2",
+             "give the daemon a service unit of its own"),
+    _refused("idle", "let systemd start it by its socket", _VALUE),
+    _refused("die-on-idle cheap http-cheap", "let systemd start it by its socket", _FLAG),
+    _refused("worker-exec worker-exec2 python-worker-override",
+             "start that program by a service unit of its own"),
+    _refused("worker-mount check-mount check-mountpoint mountpoint-check",
+             "use BindPaths= or RequiresMountsFor= of the service unit"),
+    _refused("chdir2 force-cwd", "give chdir"),
+    _refused("add-gid", "set SupplementaryGroups= in the service unit"),
+    _refused("immediate-uid immediate-gid", "set User= and Group= in the service unit"),
+    _refused("master-as-root", "the parent takes uid and gid too; take it out", _FLAG),
+    _refused("envdir early-envdir", "set EnvironmentFile= in the service unit, or give env"),
+    _refused("fs-reload fs-brutal-reload fs-signal reload-on-fd brutal-reload-on-fd",
+             "give touch-reload, or send HUP"),
+    _refused("reload-on-exception", "exceptions are answered 500 and logged; take it out", _FLAG),
+    _refused("reload-on-exception-type reload-on-exception-value reload-on-exception-repr",
+             "exceptions are answered 500 and logged; take it out"),
+    _refused("exception-handler", "exceptions are logged; give osloxide serve --log-config"),
+    _refused("backlog-alarm listen-queue-alarm lq-alarm segfault-alarm",
+             "alarms belong to Prometheus: osloxide metrics"),
+    _refused("http-to http-fallback http-use-socket http-use-pattern http-use-code-string "
+             "http-use-cache http-zerg http-resubscribe http-stud-prefix http-var http-harakiri "
+             "http-gracetime http-uid http-gid http-ss http-stats http-stats-server",
+             "use a proxy: nginx, haproxy or Apache", _OPTIONAL),
+    _refused("http-backend-http force-gateway", "use a proxy: nginx, haproxy or Apache", _FLAG),
+    _refused("httprouter", "give http"),
+    _refused("https-export-cert", "give --ca-certs to osloxide serve", _FLAG),
+    _refused("https-session-context", "TLS tickets resume; take it out"),
+    _refused("sni sni-dir sni-dir-ciphers sni-regexp",
+             "one certificate is served; let the proxy in front choose"),
+    _refused("error-page-403 error-page-404 error-page-500 upload-progress",
+             "let the proxy in front do it"),
+    _refused("collect-header response-header-collect pull-header response-headers-limit",
+             "do it in the application or in the proxy in front"),
+    _refused("mimefile mime-file", "serve files by the proxy in front"),
+    _refused("freebind", "set FreeBind= in the socket unit", _FLAG),
+    _refused("socket-sndbuf socket-rcvbuf", "set SendBuffer=, ReceiveBuffer= in the socket unit"),
+    _refused("tcp-fast-open tcp-fastopen tcp-fast-open-client tcp-fastopen-client",
+             "let the proxy in front do it"),
+    _refused("undeferred-shared-socket", "start one service for each socket, or give none of it"),
+    _refused("queue queue-blocksize queue-store queue-store-sync sharedarea py-sharedarea locks "
+             "lock-engine ftok persistent-ipcsem flock flock2 flock-wait flock-wait2 rpc-max "
+             "add-cache-item check-cache load-file-in-cache load-file-in-cache-gzip",
+             "the module uwsgi offers none of it; use oslo.cache, tooz or a database", _OPTIONAL),
+    _refused("py python pyrun pyshell pyshell-oneshot python-raw symcall symcall-post-fork "
+             "symcall-register-rpc symcall-use-next dlopen shared-py-import shared-pyimport "
+             "shared-python-import pymodule-alias post-pymodule-alias config-py",
+             "do it in the application's module", _OPTIONAL),
+    _refused("no-site", "give virtualenv", _FLAG),
+    _refused("python-version", "osloxide runs on the Python that it is installed in", _FLAG),
+    _refused("loop", "requests run on native threads; give threads"),
+    _refused("prio", "set Nice= in the service unit"),
+    _refused("never-swap", "set MemorySwapMax=0 in the service unit", _FLAG),
+    _refused("clock timer rbtimer", "use a timer unit", _OPTIONAL),
+    _refused("wait-interface wait-iface wait-interface-timeout wait-iface-timeout",
+             "order the units: After=network-online.target"),
+    _refused("ns ns-net jailed pivot", "set PrivateNetwork= and the like in the service unit",
+             _OPTIONAL),
+    _refused("vhost-host", "start one service for each host", _FLAG),
+    _refused("refork re-fork refork-as-root re-fork-as-root refork-post-jail re-fork-post-jail "
+             "early-emperor", "let the service manager start it", _OPTIONAL),
+    _refused("drop-after-init drop-after-apps ignore-script-name", "take it out", _FLAG),
+    _refused("fallback-config propagate-touch heartbeat weight auto-weight start-unsubscribed "
+             "unsubscribe-on-graceful-reload unique-legion-cron shutdown-sockets resolve "
+             "multicast multicast-ttl multicast-loop",
+             "start one osloxide uwsgi for each ini file, by a template unit", _OPTIONAL),
+    _refused("profiler", "kill -WINCH shows the requests that run; use py-spy"),
+    _refused("blacklist end-blacklist whitelist end-whitelist declare-option2 inject-before "
+             "inject-after command-mode binary-path binary-append-data privileged-binary-patch "
+             "privileged-binary-patch-arg unprivileged-binary-patch unprivileged-binary-patch-arg "
+             "file-write fd-safe safe-fd exit iprint after-request-hook after-request-call "
+             "no-harakiri-after-req-hook no-harakiri-arh notify-socket ping-timeout no-server "
+             "cgi-mode test extract mode get no-fd-passing rsyslog-split-messages skip-zero "
+             "fastcgi-nph-socket scgi-nph-socket check-static-docroot print-sym print-symbol "
+             "build-plugin cflags dot-h binsh check-interval logger-list loggers-list logger-req "
+             "loop-list loops-list clock-list clocks-list plugin-list plugins-list",
+             "there is no such part; take it out", _OPTIONAL),
 )  # fmt: skip
 
 FAMILIES: tuple[tuple[str, str], ...] = (

@@ -34,6 +34,10 @@ _PLACEHOLDERS = ("set", "set-ph", "set-placeholder")
 _STEPS = ("++", "--")
 
 
+_ALIASES = {"ifdir": "if-dir", "ifenv": "if-env", "ifexists": "if-exists", "ifplugin": "if-plugin"}
+"""Conditions that uWSGI spells in two ways."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One option as it was given, its value expanded.
@@ -126,7 +130,8 @@ class Reader:
                 continue
             if sections and sections[-1] == section:
                 key, _, value = text.partition("=")
-                lines.append(_Line(number, key.strip(), value.strip()))
+                name = _ALIASES.get(key.strip(), key.strip())
+                lines.append(_Line(number, name, value.strip()))
         return lines, sections
 
     # ---- conditions and loops
