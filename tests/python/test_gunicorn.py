@@ -146,7 +146,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file:
         ("def worker_exit(server, worker): pass", "atexit"),
         ("secure_scheme_headers = {'X-SCHEME': 'https'}", "--forwarded-headers"),
         ("http2_cleartext = 'on'", "HTTP/2 is not spoken"),
-        ("access_log_format = '%(D)s'", "%(D)s is not logged"),
+        ("accesslog = '-'; access_log_format = '%(D)s'", "%(D)s is not logged"),
         ("workers = 'many'", "no whole number"),
         ("raise SystemExit(1)", "cannot be executed: SystemExit: 1"),
         ("this is no Python", "cannot be executed: SyntaxError"),

@@ -271,6 +271,8 @@ class _File(argparse.Action):
         path = str(values)
         try:
             settings = DEFAULTS | read(path)
+            if not settings.get("accesslog"):
+                settings.pop("access_log_format", None)  # gunicorn writes no access log then
             found = {
                 dest: value
                 for name, setting in settings.items()

@@ -34,6 +34,7 @@ _FLAGS = (
 
 _LOG_VARIABLES = {
     "addr": "%(client_ip)s",
+    "user": "-",
     "status": "%(status_code)s",
     "rsize": "%(body_length)s",
     "size": "%(body_length)s",
