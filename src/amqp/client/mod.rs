@@ -5,13 +5,11 @@
 //! writes its request itself and then sleeps until there is something for it. Knows no message
 //! beyond the id by which a reply finds its call.
 //!
-//! Two locks, in this order: the [`State`] of a client, the progress of a request. None is held
+//! Two locks, in this order: the state of a client, the progress of a request. None is held
 //! while something waits for the broker.
 //!
 //! Rules: AMQP 0-9-1; RabbitMQ's publisher confirms; what is declared, tried again and given up
 //! is decided as `impl_rabbit` of oslo.messaging does (docs/rpc.md).
-//!
-//! [`State`]: state::State
 
 mod assembler;
 mod connection;
