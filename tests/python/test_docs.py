@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conformance import ALL_ROWS
 
 from osloxide.cli import serve_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
-TESTED = ("lifecycle.md", "signals.md", "compatibility.md")
+TESTED = ("lifecycle.md", "signals.md", "compatibility.md", "faults.md")
 
 # Longer than any option, method or field that tables name in the same way.
 NAME = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+){4,})`")
@@ -41,7 +42,7 @@ def pages() -> list[Path]:
 
 def known_tests() -> set[str]:
     """Names of all tests, those of Python without their prefix."""
-    found: set[str] = set()
+    found: set[str] = set(ALL_ROWS)
     for file in (REPOSITORY / "tests").rglob("test_*.py"):
         found |= set(re.findall(r"^(?:    )?def test_(\w+)\(", file.read_text(), re.MULTILINE))
     for file in [*(REPOSITORY / "tests").glob("*.rs"), *(REPOSITORY / "src").rglob("*.rs")]:
@@ -56,6 +57,14 @@ def test_every_test_that_a_table_names_exists(document: str) -> None:
 
     assert len(named) > 10, "the tables name no tests any more"
     assert named <= known_tests(), f"no such tests: {sorted(named - known_tests())}"
+
+
+def test_the_page_of_faults_names_every_row_of_http() -> None:
+    text = (DOCS / "faults.md").read_text()
+    table = text[text.index("\n## HTTP") : text.index("\n## TLS")]
+    named = re.findall(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`", table.partition("|---|---|")[2])
+
+    assert sorted(named) == sorted(ALL_ROWS)
 
 
 def test_the_table_of_serve_names_exactly_the_options_that_it_has() -> None:

@@ -157,6 +157,30 @@ def test_what_never_ends_after_the_services_have_stopped_is_cut_off_with_their_s
     assert named in program.text()
 
 
+@pytest.mark.parametrize("kind", ["thread", "executor", "exit function"])
+def test_what_never_ends_in_a_worker_is_cut_off_at_the_deadline_and_named(
+    running: Any, kind: str
+) -> None:
+    """Told to stop by hand the worker names it; in a stop of the whole its parent is first."""
+    program = running(
+        f"""
+        def prepare():
+            {ENDLESS[kind]}
+        main(1)
+        """,
+        workers=2,
+    )
+    first, _ = (int(line.split()[1]) for line in program.expect("started", 2))
+    os.kill(first, signal.SIGTERM)
+    program.expect("started", 3)
+    named = {"thread": "endless", "executor": "ThreadPoolExecutor"}.get(kind, "has not")
+    assert named in program.text()
+
+    assert program.stop() == 1
+
+    assert "sent SIGKILL" in program.text()
+
+
 def test_another_sigterm_cuts_an_end_short_that_has_lasted(running: Any) -> None:
     program = running("""
         def prepare():
@@ -315,17 +339,26 @@ def test_a_service_of_the_eventlet_flavour_starts_before_wait(running: Any) -> N
     assert sum(line.startswith("started") for line in program.said()) == 1
 
 
-def test_sigterm_ends_a_program_that_never_comes_to_wait(running: Any) -> None:
+@pytest.mark.parametrize(("workers", "status"), [(1, 0), (2, 1)])
+def test_sigterm_ends_a_program_that_never_comes_to_wait(
+    running: Any, workers: int, status: int
+) -> None:
     program = running(
         """
         def prepare():
             pass
-        launcher = service.launch(conf, Service())
+        from oslo_service import _options
+        conf.register_opts(_options.service_opts)
+        if workers > 1:
+            conf.set_override("graceful_shutdown_timeout", 1)
+        launcher = service.launch(conf, Service(), workers=workers)
         say("launched")
         threading.Event().wait()
         """,
         flavour="EVENTLET",
+        workers=workers,
     )
     program.expect("launched")
+    program.expect("started", workers)
 
-    assert program.stop() == 0
+    assert program.stop() == status

@@ -182,15 +182,20 @@ def test_sigterm_ends_a_start_that_hangs_soon_and_with_status_0(
     assert stop(program) == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_sigterm_ends_a_start_that_cannot_be_left_at_the_deadline(
-    running: Start, flavour: str
+    running: Start, flavour: str, workers: str
 ) -> None:
-    program = running("probe.py", "--backend", flavour, "--start", "swallow", "--grace", "2")
-    program.expect("start")
+    args = ("--backend", flavour, "--workers", workers, "--start", "swallow", "--grace", "2")
+    program = running("probe.py", *args)
+    program.expect("start", int(workers))
 
     assert stop(program) == 1
-    program.expect_log("Probe.start\\(\\) has not returned")
-    program.expect_log("Graceful shutdown timeout exceeded, instantaneous exiting")
+    if workers == "1":
+        program.expect_log("Probe.start\\(\\) has not returned")
+        program.expect_log("Graceful shutdown timeout exceeded, instantaneous exiting")
+    else:
+        program.expect_log("Worker 0 .* still running .* sent SIGKILL")
 
 
 def test_a_signal_that_the_kernel_gives_to_another_thread_is_heard(
