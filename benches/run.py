@@ -26,12 +26,13 @@ from measure import (
     report,
     rpc,
     volumes,
+    warm,
     wsgi,
 )
 
 #: osloxide's server without the oslo surface above it: for development.
 NATIVE = "native"
-PARTS = ("wsgi", "volumes", "apis", "launchers", "cinder", "executor", "rpc")
+PARTS = ("wsgi", "volumes", "apis", "launchers", "warm", "cinder", "executor", "rpc")
 
 
 class Record:
@@ -192,6 +193,7 @@ def main(arguments: list[str]) -> int:
         text += run_apis(args, record, python, found)
     runs = {
         "launchers": lambda: launchers.run(python, args.rounds),
+        "warm": lambda: [warm.run(python)],
         # Minutes each: a third of the rounds, and one at least.
         "cinder": lambda: cinder.run(max(1, args.rounds // 3)),
         "executor": lambda: executor.run(python, args.rounds),

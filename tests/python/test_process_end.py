@@ -362,3 +362,22 @@ def test_sigterm_ends_a_program_that_never_comes_to_wait(
     program.expect("started", workers)
 
     assert program.stop() == status
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_needs_no_thread_that_the_system_refuses(running: Any, workers: int) -> None:
+    program = running(
+        """
+        from osloxide.threads import own
+        def refuse(name, target):
+            raise RuntimeError("can't start new thread")
+        def prepare():
+            own.start = refuse
+        main(60)
+        """,
+        workers=workers,
+    )
+    program.expect("started", workers)
+
+    assert program.stop() == 0
+    assert "No thread for service stop" in program.text()

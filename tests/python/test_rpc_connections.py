@@ -142,6 +142,72 @@ def test_connections_of_a_burst_leave_and_so_does_who_sweeps_them() -> None:
     assert burst.get() is not None
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("oslo_messaging") is None, reason="`make setup` installs it"
+)
+def test_a_connection_that_cannot_be_closed_does_not_end_the_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    burst = pool(1)
+    failed: list[Connection] = []
+    close = Connection.close
+
+    def fail_once(self: Connection) -> None:
+        close(self)
+        if not failed:
+            failed.append(self)
+            raise OSError("planted")
+
+    monkeypatch.setattr(Connection, "close", fail_once)
+    for connection in [burst.get() for _ in range(8)]:
+        burst.put(connection)
+
+    assert until(lambda: Connection.open == 2)
+    assert failed
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("oslo_messaging") is None, reason="`make setup` installs it"
+)
+def test_a_forked_child_sweeps_by_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    burst = pool(3600)
+    taken = [burst.get() for _ in range(8)]
+    burst._osloxide_sweeps = os.getpid() + 1  # as in a child of the process that sweeps
+    started: list[str] = []
+    monkeypatch.setattr(connection_pool.own, "start", lambda name, _target: started.append(name))
+
+    for connection in taken:
+        burst.put(connection)
+
+    assert started == ["osloxide-connections"]
+
+
+def test_a_heartbeat_thread_of_another_process_does_not_count() -> None:
+    def start(self: Any) -> None:
+        self._heartbeat_thread = threading.Thread(target=ended.wait)
+        self._heartbeat_thread.start()
+
+    ended = threading.Event()
+    link = SimpleNamespace(
+        _connection=SimpleNamespace(_transport=SimpleNamespace(_osloxide_connection=1))
+    )
+    fake = SimpleNamespace(Connection=type("Connection", (), {"_heartbeat_start": start}))
+    heartbeats.amend_connection(fake)  # type: ignore[arg-type]
+    first, second, third = (fake.Connection() for _ in range(3))
+    for each in (first, second, third):
+        each.connection = link
+
+    first._heartbeat_start()
+    second._heartbeat_start()
+    assert second._heartbeat_thread is None
+    ended.set()
+    first._heartbeat_thread.join()  # to a forked child its threads look like that
+    third._heartbeat_start()
+
+    assert third._heartbeat_thread is not None
+    third._heartbeat_thread.join()
+
+
 def pool(ttl: int) -> Any:
     """A pool of the module as oslo.messaging has it, amended here alone."""
     spec = importlib.util.find_spec("oslo_messaging._drivers.pool")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import queue
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,3 +75,32 @@ def test_a_call_over_durable_queues_is_never_given_up() -> None:
 
 def test_a_monitored_call_is_left_to_its_heartbeats() -> None:
     assert not was_given_up(reconnect(durable=False, known=set(), monitored=True), 0.5)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("oslo_messaging") is None, reason="`make setup` installs it"
+)
+def test_a_call_waits_for_a_missing_queue_no_longer_than_its_own_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import oslo_messaging
+
+    class Connection:
+        attempts = 0
+
+        def topic_send(self, *_arguments: Any) -> None:
+            self.attempts += 1
+            raise oslo_messaging.MessageUndeliverable(None, None, None, None)
+
+        def _ensure_publishing(self) -> None: ...
+
+        def _set_current_channel(self, _channel: Any) -> None: ...
+
+    outage.amend_connection(SimpleNamespace(Connection=Connection))  # type: ignore[arg-type]
+    monkeypatch.setattr(outage, "SETTLING", 3600.0)
+    monkeypatch.setattr(outage._Link, "reconnected_at", time.monotonic())
+    connection = Connection()
+
+    connection.topic_send("exchange", "topic", "message", 0.25)
+
+    assert connection.attempts > 1

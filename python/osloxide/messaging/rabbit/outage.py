@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import threading
 import time
 from types import ModuleType
@@ -88,12 +89,13 @@ def amend_connection(impl_rabbit: ModuleType) -> None:
         if transport_options is not None and transport_options.at_least_once:
             topic_send(self, *arguments, transport_options)
             return
+        ends = time.monotonic() + timeout if timeout else math.inf
         while True:
             try:
                 topic_send(self, *arguments, mandatory)
             except undeliverable:
                 # As ever where no server listens: it is dropped, and a call ends by its timeout.
-                if time.monotonic() > _Link.reconnected_at + SETTLING:
+                if time.monotonic() > min(_Link.reconnected_at + SETTLING, ends):
                     LOG.debug("no queue takes what was sent to %s; dropped", topic)
                     return
                 time.sleep(RETRY_EVERY)
