@@ -195,6 +195,23 @@ def test_an_executor_that_was_shut_down_loses_nothing(driver, topic):
     assert inbox.wait_for(1)[0].message == {"n": 1}
 
 
+def test_a_failure_beside_a_shutdown_is_answered_and_the_listener_goes_on(driver, topic):
+    taken = []
+
+    def refuse_once(batch):
+        taken.extend(batch)
+        if len(taken) == 1:
+            raise RuntimeError("can't start new thread")
+
+    driver.listen(Target(topic, "a"), 1, None).start(refuse_once)
+
+    with pytest.raises(Exception, match="can't start new thread"):
+        driver.send(Target(topic), {}, {"n": 1}, wait_for_reply=True, timeout=WAIT)
+    driver.send(Target(topic), {}, {"n": 2})
+
+    assert taken[1].message == {"n": 2}
+
+
 def test_a_requeued_message_comes_back(driver, topic):
     inbox = Inbox()
     driver.listen(Target(topic, "a"), 1, None).start(inbox)

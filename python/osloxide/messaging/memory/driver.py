@@ -89,12 +89,17 @@ class _RpcListener(base.Listener):
         if callback is None:
             return False
         requeue = functools.partial(self._exchange.requeue, address)
+        incoming = _Incoming(envelope, requeue)
         try:
-            callback([_Incoming(envelope, requeue)])
-        except RuntimeError:
-            # The server's executor was shut down between stop() and this call.
-            LOG.debug("Listener of %s has stopped; the message is kept", address)
-            return False
+            callback([incoming])
+        except RuntimeError as error:
+            # That the executor was shut down, between stop() and this call, only its text tells:
+            # concurrent.futures, futurist and osloxide all have the word.
+            if "shutdown" in str(error):
+                LOG.debug("Listener of %s has stopped; the message is kept", address)
+                return False
+            LOG.exception("A message to %s was not taken; the listener goes on", address)
+            incoming.reply(failure=sys.exc_info())
         return True
 
     def start(self, on_incoming_callback: Callable[[list[Any]], None]) -> None:
