@@ -254,6 +254,12 @@ def test_applications_and_addresses_are_translated(
         ("pythonpath = /a\npythonpath = /b\n", ["--pythonpath", "/a,/b"]),
         ("route-user-agent = ^a b$ donotlog:\n", ["--no-access-log-for=user-agent=^a b$"]),
         ("log-4xx = true\nlog-5xx = true\n", ["--access-log-status", "4xx,5xx"]),
+        ('log-format = %(addr) - %(user) [%(ltime)] "%(method) %(uri) %(proto)" %(status) '
+         '%(size) "%(referer)" "%(uagent)"\n',
+         ["--access-log=-", "--access-logformat",
+          '%(client_ip)s - - [%(time_local)s] "%(request_line)s" %(status_code)s '
+          '%(body_length)s "%(referer)s" "%(user_agent)s"']),
+        ("logto = /l\nlog-format = %(referer)\n", ["--access-log", "/l"]),
         ("log-format = %(addr) %(method) %(uri) %(proto) %(status) 100%\n",
          ["--access-logformat",
           "%(client_ip)s %(request_line)s %(status_code)s 100%%"]),

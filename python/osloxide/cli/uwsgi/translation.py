@@ -42,6 +42,12 @@ _LOG_VARIABLES = {
     "ltime": "%(date_time)s",
     "ctime": "%(date_time)s",
 }
+_NATIVE_VARIABLES = _LOG_VARIABLES | {
+    "ltime": "%(time_local)s",
+    "referer": "%(referer)s",
+    "uagent": "%(user_agent)s",
+}
+"""What the log that is written natively can say; it is taken where a format needs it."""
 _REQUEST_LINE = "%(method) %(uri) %(proto)"
 
 _ROUTED = {
@@ -133,6 +139,10 @@ class Translation:
             if int(self._single.get(f"--{limit}") or 0) and delta:
                 jitter = delta * int(self._single.get("--workers") or 1)
                 self._single[f"--{limit}-jitter"] = str(jitter)
+        if "--no-access-log" in self._single and "--access-log" in self._single:
+            del self._single["--access-log"], self._single["--access-logformat"]
+        if "--access-log" in self._single:
+            self._single["--access-log"] = self._single.get("--log-file") or "-"
         for name, value in self._single.items():
             if not value:
                 # A blank value of any other option is none.
@@ -427,14 +437,19 @@ class Translation:
     def _log_format(self, setting: Setting) -> None:
         text = setting.value.replace(_REQUEST_LINE, "\0")
 
+        is_native = "%(referer)" in text or "%(uagent)" in text
+        variables = _NATIVE_VARIABLES if is_native else _LOG_VARIABLES
+
         def variable(match: re.Match[str]) -> str:
-            if match[1] not in _LOG_VARIABLES:
+            if match[1] not in variables:
                 raise setting.refuse(
-                    f"%({match[1]}) is unknown; known are {', '.join(_LOG_VARIABLES)} and "
+                    f"%({match[1]}) is unknown; known are {', '.join(_NATIVE_VARIABLES)} and "
                     f"{_REQUEST_LINE}"
                 )
-            return _LOG_VARIABLES[match[1]]
+            return variables[match[1]]
 
+        if is_native:
+            self._single["--access-log"] = "-"
         text = re.sub(r"%\(([^()]*)\)", variable, text.replace("%", "%%").replace("%%(", "%("))
         self._single["--access-logformat"] = text.replace("\0", "%(request_line)s")
 
