@@ -27,6 +27,8 @@ _ANSWERS = 20
 """How many answers make a load, before and after each signal."""
 _PATIENCE = 180.0
 """Seconds for one step, on a machine that does other things as well."""
+_LOADING = 120.0
+"""Seconds for a worker to load its application there."""
 
 
 @dataclass
@@ -165,7 +167,7 @@ def go_through(
         wait_until(
             lambda: len(now := set(service.workers())) == workers and not before & now,
             # One after the other, and each imports the whole application.
-            f"{api.name}: new workers", _PATIENCE + 60 * workers,
+            f"{api.name}: new workers", _PATIENCE + _LOADING * workers,
         )  # fmt: skip
         clients.wait_more(_ANSWERS)
         outcome.reload_answered, outcome.reload_lost = clients.take()
