@@ -76,8 +76,9 @@ fn parent_pidfd(owner: u32) -> Option<std::os::fd::OwnedFd> {
 
 /// `start()` has returned: tell the parent.
 #[pyfunction]
-pub(super) fn worker_ready(py: Python<'_>) -> PyResult<()> {
-    py.detach(worker::announce_ready)
+pub(super) fn worker_ready() -> PyResult<()> {
+    // Attached, for a moment: a thread that forks is attached too, so no child inherits a locked watch.
+    worker::announce_ready()
         .map_err(|error| os_error("cannot tell the parent that this worker is ready", &error))
 }
 
@@ -129,8 +130,9 @@ pub(super) fn beat(seconds: f64) -> PyResult<()> {
 
 /// The configuration was mutated: tell the parent.
 #[pyfunction]
-pub(super) fn worker_reconfigured(py: Python<'_>) -> PyResult<()> {
-    py.detach(worker::announce_reconfigured)
+pub(super) fn worker_reconfigured() -> PyResult<()> {
+    // Attached, as above.
+    worker::announce_reconfigured()
         .map_err(|error| os_error("cannot tell the parent of the new configuration", &error))
 }
 
