@@ -3,6 +3,7 @@ or not at all."""
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 
@@ -388,3 +389,26 @@ def test_no_call_is_lost_while_the_pool_of_native_threads_is_ended() -> None:
                 assert caller.wait() == 7
     finally:
         tpool.killall()
+
+
+def test_a_listener_that_is_closed_ends_accept_with_enotconn() -> None:
+    listener = green.listen(("127.0.0.1", 0))
+    waiting = greenthread.spawn(listener.accept)
+    greenthread.sleep(0)
+    listener.close()
+
+    with pytest.raises(hubs.IOClosed) as caught:
+        waiting.wait()
+    assert caught.value.errno == errno.ENOTCONN
+
+
+def test_a_listener_that_is_closed_as_its_wait_ends_is_enotconn_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listener = green.listen(("127.0.0.1", 0))
+    # A signal handler that runs when the wait is over, and before the next look.
+    monkeypatch.setattr(type(listener), "_wait", lambda self, **_: self.close())
+
+    with pytest.raises(hubs.IOClosed) as caught:
+        listener.accept()
+    assert caught.value.errno == errno.ENOTCONN

@@ -201,7 +201,11 @@ class GreenSocket(_original_socket):
 
     @override
     def accept(self) -> tuple[Any, Any]:
-        """As ``socket.accept``; the connection is a :class:`GreenSocket`."""
+        """As ``socket.accept``; the connection is a :class:`GreenSocket`.
+
+        :raises IOClosed: the socket was closed while it was waited for; its errno is ENOTCONN.
+        """
+        waited = False
         while True:
             try:
                 number, address = self._accept()  # type: ignore[attr-defined]
@@ -209,7 +213,13 @@ class GreenSocket(_original_socket):
                 if self.act_non_blocking:
                     raise
                 self._wait(read=True, timeout=self.gettimeout())
+                waited = True
                 continue
+            except OSError as error:
+                # It may have been closed just after the wait had ended.
+                if waited and error.errno == errno.EBADF:
+                    raise IOClosed(errno.ENOTCONN, "Operation on closed file") from None
+                raise
             notify_opened(number)
             kind = GreenSocket if self._wraps_accepted else type(self)
             sock = kind(self.family, self.type, self.proto, fileno=number)

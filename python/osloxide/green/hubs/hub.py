@@ -8,6 +8,7 @@ Rules: eventlet.hubs.hub.
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import sys
 import time
@@ -235,7 +236,7 @@ class BaseHub:
         with lock:
             for listener in self._obsolete(fileno):
                 listener.defang()
-                self._throw(listener, IOClosed(9, f"Operation on closed file {fileno}"))
+                self._throw(listener, IOClosed(errno.ENOTCONN, "Operation on closed file"))
 
     def mark_as_reopened(self, fileno: int) -> None:
         """*fileno* belongs to another file now."""
