@@ -6,6 +6,7 @@ the same tests on cinder as released, with eventlet; README.md lists which of th
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from services.conftest import Figure, Start
 from services.infra import Broker, Database
 from services.load import Load, Report
 from services.processes import RunningService, held, is_refused
-from services.subject import LONG_RUN_SECONDS
+from services.subject import IS_STOCK, LONG_RUN_SECONDS
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -41,6 +42,8 @@ StartLoad = Callable[..., Load]
 WORKERS = 4
 VOLUMES = f"/v3/{PROJECT}/volumes/detail"
 AUTH = {"X-Auth-Token": f"admin:{PROJECT}"}
+HEADER_LINES = 90
+"""As the deployment's cinder.conf allows, below the server's own 100."""
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +92,7 @@ def deployment(
 ) -> Iterator[Deployment]:
     """The services that the tests share which harm none of them."""
     cinder = Cinder(environment, broker.url, database, tmp_path_factory.mktemp("cinder"))
+    cinder.write(extra=f"[osloxide]\nmax_request_headers = {HEADER_LINES}\n")
     scheduler = cinder.start_scheduler(shared_start)
     volume = cinder.start_volume(shared_start)
     api = cinder.start_api(shared_start)
@@ -115,6 +119,16 @@ def hold_requests(cinder: Cinder, api: RunningService, load: StartLoad, count: i
 
 
 # ---- what a user sees ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(IS_STOCK, reason="oslo.service has no option for the number of headers")
+def test_the_bounds_of_the_server_stand_in_cinder_conf(deployment: Deployment) -> None:
+    for more, expected in ((HEADER_LINES - 10, 200), (HEADER_LINES + 5, 431)):
+        connection = http.client.HTTPConnection("127.0.0.1", deployment.cinder.port, timeout=60)
+        headers = {**AUTH, **{f"X-Probe-{number}": "1" for number in range(more)}}
+        connection.request("GET", VOLUMES, headers=headers)
+        assert connection.getresponse().status == expected
+        connection.close()
 
 
 def test_the_whole_job_passes(deployment: Deployment, schema: float, figure: Figure) -> None:
