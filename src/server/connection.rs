@@ -306,17 +306,15 @@ impl Connection {
     }
 
     /// Sends the head and the body of an answer of the server's own, which is the connection's last.
-    /// Returns the length of the body.
+    /// Returns the length of the body. HEAD gets none (RFC 9110 section 9.3.2), only its length.
     pub(super) fn send_error(
         &mut self,
         status: StatusCode,
+        is_to_head: bool,
         version: Version,
         headers: HeaderMap,
     ) -> usize {
-        let body = Bytes::from(format!(
-            "{}\n",
-            status.canonical_reason().unwrap_or_default()
-        ));
+        let body = format!("{}\n", status.canonical_reason().unwrap_or_default());
         let mut head = ResponseHead {
             status,
             reason: None,
@@ -325,11 +323,11 @@ impl Connection {
         head.headers
             .entry(CONTENT_TYPE)
             .or_insert(HeaderValue::from_static("text/plain"));
-        let length = body.len();
-        let framing = Framing::Counted(length as u64);
+        let framing = Framing::Counted(body.len() as u64);
         let mut out = Vec::with_capacity(256);
         write_head(&mut out, &head, version, framing, Persistence::Close);
-        out.extend_from_slice(&body);
+        let length = if is_to_head { 0 } else { body.len() };
+        out.extend_from_slice(&body.as_bytes()[..length]);
         // Whether the client takes it makes no difference to what follows.
         drop(self.link.send(out, Bytes::new()));
         length

@@ -22,7 +22,7 @@ use crate::wsgi::{
 };
 use bytes::Bytes;
 use http::header::CONNECTION;
-use http::{HeaderMap, HeaderValue, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use nix::poll::PollFlags;
 use std::any::Any;
 use std::os::unix::fs::FileExt;
@@ -220,8 +220,9 @@ impl<'r> ConnectionExchange<'r> {
         self.progress = Progress::Ended;
         self.is_last = true;
         let version = self.received.head.response_version();
+        let is_to_head = self.received.head.method() == Method::HEAD;
         let connection = self.usable()?;
-        let length = connection.send_error(status, version, HeaderMap::new());
+        let length = connection.send_error(status, is_to_head, version, HeaderMap::new());
         self.body = length as u64;
         self.push()
     }

@@ -6,12 +6,15 @@ import io
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.validate import validator
 
 import pytest
 from support.raw_http import DEADLINE, Incomplete, connect, serving
+
+from osloxide import wsgi
 
 
 class Body:
@@ -552,3 +555,38 @@ def test_a_close_that_fails_harms_neither_answer_nor_connection(
         assert connection.request("GET", "/it").body == b"fine"
         assert connection.request("GET", "/ok").body == b"ok"
     assert "will not close" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: 101\r\n\r\n", 413),
+        ("HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        ("HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        ("HEAD / HTTP/1.1\r\n\r\n", 400),
+        ("HEAD / HTTP/3.1\r\nHost: x\r\n\r\n", 505),
+        (f"HEAD /{'x' * 9000} HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        ("HEAD / HTTP/1.1\r\nHost: x\r\n" + "X: 1\r\n" * 101 + "\r\n", 431),
+        ("HEAD /hang HTTP/1.1\r\nHost: x\r\n\r\n", 504),
+        ("HEAD /fail HTTP/1.0\r\n\r\n", 500),
+    ],
+)
+def test_an_answer_of_the_servers_own_to_head_has_no_body(
+    monkeypatch: pytest.MonkeyPatch, head: str, status: int
+) -> None:
+    end = time.monotonic() + DEADLINE
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/fail":
+            raise ValueError("as asked")
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return []
+
+    monkeypatch.setattr(wsgi.Server, "max_body", 100)
+    monkeypatch.setattr(wsgi.Server, "request_timeout", 0.2)
+    with serving(app) as server, connect(server) as connection:
+        connection.send(head)
+
+        assert connection.answer("HEAD").status == status
+        assert connection.rest() == b""

@@ -102,3 +102,28 @@ def test_without_a_limit_any_length_is_read() -> None:
     with serving(count) as server, connect(server) as connection:
         answer = connection.request("POST", body=b"x" * 3_000_000)
         assert answer.body == b"3000000"
+
+
+@pytest.mark.parametrize(
+    "fields", ["Content-Length: {}", "Expect: 100-continue\r\nContent-Length: {}"]
+)
+def test_a_short_body_above_a_lower_limit_is_refused_before_a_byte_of_it(
+    monkeypatch: pytest.MonkeyPatch, fields: str
+) -> None:
+    monkeypatch.setattr(wsgi.Server, "max_body", 1000)
+    with serving(count) as server, connect(server) as connection:
+        connection.send(f"POST / HTTP/1.1\r\nHost: x\r\n{fields.format(1001)}\r\n\r\n")
+        answer = connection.answer()
+
+        assert (answer.status, answer.one("Connection")) == (413, "close")
+        connection.assert_closed()
+
+
+def test_an_expectation_may_stand_in_a_list(server: wsgi.Server) -> None:
+    with connect(server) as connection:
+        connection.send(
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: x=1, 100-Continue\r\n\r\n"
+        )
+        assert connection.head().status == 100
+        connection.send("abc")
+        assert connection.answer().body == b"3"

@@ -224,7 +224,10 @@ impl Head {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => self.host(value),
             6 if name.eq_ignore_ascii_case(b"expect") => {
-                self.is_expecting |= value.eq_ignore_ascii_case(b"100-continue");
+                // A list (RFC 9110 section 10.1.1); what else it holds is ignored.
+                self.is_expecting |= value
+                    .split(|byte| *byte == b',')
+                    .any(|item| item.trim_ascii().eq_ignore_ascii_case(b"100-continue"));
                 Ok(())
             }
             10 if name.eq_ignore_ascii_case(b"connection") => {

@@ -12,7 +12,7 @@ use crate::server::link::Flushed;
 use crate::server::received_request::ReceivedRequest;
 use crate::server::sending::{After, Sending, delivery};
 use crate::wsgi::{Refused, access_log};
-use http::{HeaderMap, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
@@ -285,7 +285,8 @@ pub(super) fn refuse(
     jobs: &mut Vec<Job>,
 ) {
     let line = connection.decoder.request_line().to_vec();
-    let sent = connection.send_error(status, Version::HTTP_11, HeaderMap::new());
+    let is_to_head = line.starts_with(b"HEAD ");
+    let sent = connection.send_error(status, is_to_head, Version::HTTP_11, HeaderMap::new());
     report(connection, line, status, sent, since, jobs);
 }
 
@@ -309,7 +310,8 @@ pub(super) fn give_up_with(
 ) {
     let mut line = access_log::plain_request_line(&received.head);
     line.truncate(Refused::LONGEST_LINE);
-    let sent = connection.send_error(status, received.head.version(), headers);
+    let is_to_head = received.head.method() == Method::HEAD;
+    let sent = connection.send_error(status, is_to_head, received.head.version(), headers);
     report(connection, line, status, sent, Some(received.since), jobs);
 }
 
