@@ -198,8 +198,10 @@ impl Reactor {
     /// Leaves the next connection to another worker: the kernel wakes the one that has watched the
     /// listener longest, so without this an idle machine would give them all to the same.
     fn go_last(&self) {
-        self.ignore_listener();
-        self.watch_listener();
+        if self.settings.has_siblings {
+            self.ignore_listener();
+            self.watch_listener();
+        }
     }
 
     /// The kernel has connections: accepts some of them, unless more requests wait than the threads
