@@ -57,6 +57,7 @@ proc_name = "barbican-api"
 raw_env = ["A=1,2", "B=" + os.path.basename("/x/y")]
 umask = 0o027
 proxy_protocol = False
+proxy_allow_ips = "*"
 wsgi_app = "told:application"
 """
 

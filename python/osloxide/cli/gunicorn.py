@@ -286,6 +286,8 @@ class _File(argparse.Action):
             if getattr(namespace, dest, None) == parser.get_default(dest):
                 setattr(namespace, dest, value)
         namespace.config = path
+        # Such files often keep a list of proxies for a protocol that they leave off.
+        namespace.set_by_config = frozenset(found)
 
 
 def _option(parser: argparse.ArgumentParser, path: str, name: str, value: Any) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _proxies(
     """
     trusted: forwarded.Trusted | None = options.proxy_allow_from
     if not options.proxy_protocol:
-        if trusted is None:
+        if trusted is None or "proxy_allow_from" in getattr(options, "set_by_config", ()):
             return None
         raise CommandError(
             f"--proxy-allow-from {trusted.text} has no effect without --proxy-protocol; give both, "
