@@ -22,7 +22,7 @@ mod wsgi;
 use pyo3::prelude::*;
 
 /// The native core of osloxide; Python code imports the modules above it instead.
-#[pymodule(gil_used = true)]
+#[pymodule(gil_used = false)]
 mod _native {
     use pyo3::prelude::*;
     use std::sync::OnceLock;
