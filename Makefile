@@ -117,7 +117,7 @@ stubs: $(VENV)/.native $(VENV)/.test ## _native.pyi says what the compiled modul
 # ---- suites ------------------------------------------------------------------------------------
 
 rust: ## Rust tests of every room (no Python needed)
-	cargo test --quiet --locked --no-default-features --features "$(CORE) fuzzing"
+	cargo test --quiet --locked --no-fail-fast --no-default-features --features "$(CORE) fuzzing"
 
 # cfg(simulate) puts simulated locks, threads and time below the pool, in a folder of its own: what
 # is shipped never sees it. Set OSLOXIDE_SIM_SEED to the seed that a failure printed to run that one.
