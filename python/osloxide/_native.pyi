@@ -231,7 +231,7 @@ def limit_worker(
 ) -> None:
     """After what this worker asks its parent for a successor, once: requests, seconds from now on,
     bytes of memory (rss, pss or uss, looked at behind a request), threads in requests that were
-    given up; None = never. It serves on until the parent sends SIGTERM."""
+    given up; None = as before, never at first. It serves on until the parent sends SIGTERM."""
 
 def worker_leaving() -> None:
     """This process is on its way out: shown as draining from now on."""

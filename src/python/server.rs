@@ -167,7 +167,6 @@ impl Server {
             } else {
                 Duration::ZERO
             },
-            has_siblings: multiprocess,
             max_header_line,
             max_url_len,
             max_headers,

@@ -86,7 +86,6 @@ pub(super) fn worker_ready() -> PyResult<()> {
 #[pyfunction]
 #[pyo3(signature = (*, requests=None, lifetime=None, memory=None, memory_kind="rss", stuck=None))]
 pub(super) fn limit_worker(
-    py: Python<'_>,
     requests: Option<u64>,
     lifetime: Option<f64>,
     memory: Option<u64>,
@@ -111,7 +110,8 @@ pub(super) fn limit_worker(
         memory: memory.map(|bytes| (kind, bytes)),
         stuck,
     };
-    py.detach(|| limits::set(limits));
+    // Attached: a thread that forks at this moment leaves the child no lock that is held.
+    limits::set(limits);
     Ok(())
 }
 

@@ -101,8 +101,6 @@ pub(super) struct Connection {
     pub(super) is_watched: bool,
     /// No request has come yet.
     pub(super) is_fresh: bool,
-    /// The client has said that its last request is the connection's last, and sends no more.
-    pub(super) is_done: bool,
     /// Requests that were answered since the connection waited for anything.
     pub(super) in_a_row: u32,
     pub(super) decoder: Decoder,
@@ -140,7 +138,6 @@ impl Connection {
             armed: None,
             is_watched: false,
             is_fresh: true,
-            is_done: false,
             in_a_row: 0,
             decoder: Decoder::new(limits),
             proxy_header: None,

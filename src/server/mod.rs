@@ -34,10 +34,6 @@ use std::time::Duration;
 
 /// What an operator may choose. One value serves one [`Server`].
 #[derive(Debug, Clone)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "switches that do not depend on each other"
-)]
 pub struct Settings {
     /// Names the server in logs.
     pub name: String,
@@ -71,9 +67,6 @@ pub struct Settings {
     /// closed. Closing the last copy of it resets what the kernel has queued, so a process whose
     /// relatives hold copies waits until theirs are closed: they may be told to stop as well.
     pub last_look: Duration,
-    /// Other processes accept on the same socket: after each turn this one goes to the end of the
-    /// kernel's queue, so that they share the work.
-    pub has_siblings: bool,
     /// Connections begin with a header of the PROXY protocol, and come from one of these ranges of
     /// addresses (first and last) or through a unix socket; others are closed. `None`: no header.
     pub proxies: Option<Vec<(IpAddr, IpAddr)>>,
@@ -108,7 +101,6 @@ impl Default for Settings {
             max_unsent: 128 << 20,
             slow_client_share: 50,
             last_look: Duration::ZERO,
-            has_siblings: false,
             proxies: None,
             max_body: None,
             request_timeout: None,

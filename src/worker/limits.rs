@@ -42,7 +42,7 @@ pub enum Memory {
     Uss = 2,
 }
 
-/// After what a worker asks to be replaced; `None` for never.
+/// After what a worker asks to be replaced; `None` leaves it as it is, which is never at first.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Limits {
     /// Requests.
@@ -55,21 +55,27 @@ pub struct Limits {
     pub stuck: Option<u64>,
 }
 
-/// Sets the limits of this process. Called once, before it serves.
+/// Sets those limits of this process that are given, before it serves.
 pub fn set(limits: Limits) {
-    let now = scoreboard::now();
-    BEGAN.store(now, Ordering::Relaxed);
-    REQUESTS.store(limits.requests.unwrap_or(NEVER), Ordering::Relaxed);
-    STUCK.store(limits.stuck.unwrap_or(NEVER), Ordering::Relaxed);
-    let ends = limits.lifetime.map_or(NEVER, |lifetime| {
-        now.saturating_add(u64::try_from(lifetime.as_nanos()).unwrap_or(NEVER))
-    });
-    ENDS.store(ends, Ordering::Relaxed);
-    let (kind, bytes) = limits.memory.unwrap_or((Memory::Rss, NEVER));
-    MEMORY_KIND.store(kind as u8, Ordering::Relaxed);
-    MEMORY.store(bytes, Ordering::Relaxed);
-    let are_set = limits.requests.is_some() || limits.memory.is_some();
-    ARE_SET.store(are_set, Ordering::Release);
+    if let Some(requests) = limits.requests {
+        REQUESTS.store(requests, Ordering::Relaxed);
+    }
+    if let Some(stuck) = limits.stuck {
+        STUCK.store(stuck, Ordering::Relaxed);
+    }
+    if let Some(lifetime) = limits.lifetime {
+        let now = scoreboard::now();
+        let lifetime = u64::try_from(lifetime.as_nanos()).unwrap_or(NEVER);
+        BEGAN.store(now, Ordering::Relaxed);
+        ENDS.store(now.saturating_add(lifetime), Ordering::Relaxed);
+    }
+    if let Some((kind, bytes)) = limits.memory {
+        MEMORY_KIND.store(kind as u8, Ordering::Relaxed);
+        MEMORY.store(bytes, Ordering::Relaxed);
+    }
+    if limits.requests.is_some() || limits.memory.is_some() {
+        ARE_SET.store(true, Ordering::Release);
+    }
     super::wake_watch();
 }
 

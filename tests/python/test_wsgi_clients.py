@@ -173,3 +173,30 @@ def test_requests_beyond_the_pool_wait_and_are_served() -> None:
         assert [connection.answer().body for connection in connections] == [b"served"] * 8
         for connection in connections:
             connection.close()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_line_end_behind_the_last_request_costs_nothing_of_its_answer(version: str) -> None:
+    # RFC 9112 section 2.2 names such clients. Unread, it would turn the close into a reset.
+    has_begun, goes_on = threading.Event(), threading.Event()
+    answer = CHUNK * 16
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["wsgi.input"].read()
+        has_begun.set()
+        assert goes_on.wait(DEADLINE)
+        start_response("200 OK", [("Content-Length", str(len(answer)))])
+        return [answer]
+
+    with serving(app) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(DEADLINE)
+        client.connect(("127.0.0.1", server.port))
+        head = f"POST / HTTP/{version}\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
+        client.sendall(head.encode() + b"ok")
+        assert has_begun.wait(DEADLINE)
+        client.sendall(b"\r\n")
+        goes_on.set()
+        received = b"".join(iter(lambda: client.recv(4096), b""))
+
+    assert received.endswith(b"\r\n\r\n" + answer)

@@ -198,10 +198,8 @@ impl Reactor {
     /// Leaves the next connection to another worker: the kernel wakes the one that has watched the
     /// listener longest, so without this an idle machine would give them all to the same.
     fn go_last(&self) {
-        if self.settings.has_siblings {
-            self.ignore_listener();
-            self.watch_listener();
-        }
+        self.ignore_listener();
+        self.watch_listener();
     }
 
     /// The kernel has connections: accepts some of them, unless more requests wait than the threads

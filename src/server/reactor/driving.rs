@@ -88,7 +88,6 @@ impl Reactor {
     ) -> Again {
         connection.active = received.since;
         connection.is_fresh = false;
-        connection.is_done = !received.is_persistent;
         if received.is_bodiless || received.is_expecting {
             self.admit(connection, received, jobs);
             None

@@ -25,13 +25,6 @@ impl Reactor {
             self.drop_connection(connection);
             return None;
         }
-        let is_whole = connection.decoder.is_between_messages() && connection.link.is_flushed();
-        if connection.is_done && is_whole && !connection.endpoints.tls {
-            // The client asked for the end, so that nothing of it can be on its way (RFC 9112
-            // section 9.6): a look would be a call for nothing.
-            self.drop_connection(connection);
-            return None;
-        }
         // Whatever is known to be there was read; what has come since is not.
         connection.link.read_blocked = false;
         let now = Instant::now();
