@@ -21,6 +21,11 @@ def amend_pool(module: Any) -> None:
     module.amended = True
 
 
+@relies_on("Pool.steal", wanted=lambda: False)
+def amend_what_is_not_wanted(module: Any) -> None:
+    module.amended = True
+
+
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amendments, "TABLE", {"library.pool": (f"{__name__}:amend_pool",)})
@@ -50,6 +55,20 @@ def test_a_module_that_has_every_name_is_amended(caplog: pytest.LogCaptureFixtur
     amendments.apply(module)
 
     assert module.amended
+    assert not amendments.left_alone
+    assert not caplog.records
+
+
+def test_what_is_not_wanted_is_neither_made_nor_missed(
+    table: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = {"library.pool": (f"{__name__}:amend_what_is_not_wanted",)}
+    monkeypatch.setattr(amendments, "TABLE", entry)
+
+    module = module_with()
+    amendments.apply(module)
+
+    assert not hasattr(module, "amended")
     assert not amendments.left_alone
     assert not caplog.records
 
@@ -104,6 +123,10 @@ def test_every_amended_library_has_the_names_that_osloxide_relies_on() -> None:
     """Of the pinned releases; a name that a release no longer has would be found here first."""
     result = run_python(
         """
+        import os
+
+        # Its amendment is checked where it is wanted.
+        os.environ["OSLOXIDE_NATIVE_RPC_CLIENT"] = "1"
         import osloxide
 
         osloxide.install()

@@ -127,6 +127,16 @@ def test_a_file_brings_defaults_of_gunicorn_where_those_of_serve_differ(tmp_path
     assert (options.threads, options.timeout, options.graceful_timeout) == (1, 30, 30)
 
 
+def test_a_file_may_spell_out_gunicorns_defaults_and_levels_in_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "site.py"
+    path.write_text(
+        "loglevel = 'INFO'\nforwarder_headers = 'SCRIPT_NAME,PATH_INFO'\n"
+        "syslog_addr = 'udp://localhost:514'\nsyslog_facility = 'user'\n"
+    )
+
+    assert parsed("-c", str(path), "told").log_level == "info"
+
+
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file: Path) -> None:
     for words in (["-c", str(file), "-b", ":1"], ["-b", ":1", "-c", str(file)]):
         options = parsed(*words, OSLOXIDE_SERVE_THREADS="7")

@@ -60,16 +60,20 @@ left_alone: dict[str, str] = {}
 the reason."""
 
 
-def relies_on(*names: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def relies_on(
+    *names: str, wanted: Callable[[], bool] | None = None
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Declare the names of the amended module without which an amendment cannot work.
 
     :param names: attributes of the module, with dots for attributes of those: ``"Pool.get"``.
         An instance attribute that only ``__init__`` sets cannot be named: the check makes no
         instances.
+    :param wanted: whether the operator wants the amendment at all; ``None``: it is always made.
     """
 
     def declare(amendment: Callable[[Any], None]) -> Callable[[Any], None]:
         amendment.relies_on = names  # type: ignore[attr-defined]
+        amendment.wanted = wanted  # type: ignore[attr-defined]
         return amendment
 
     return declare
@@ -84,13 +88,16 @@ def apply(module: ModuleType) -> None:
     """Make the amendments of *module*, whose body has just run.
 
     An amendment of which a name is missing is left out, with a warning in the log: a release that
-    keeps things elsewhere runs as it is without osloxide.
+    keeps things elsewhere runs as it is without osloxide. One that is not wanted is not checked.
     """
     from importlib import import_module
 
     for target in TABLE.get(module.__name__, ()):
         place, _, function = target.partition(":")
         amendment = getattr(import_module(place), function)
+        wanted = getattr(amendment, "wanted", None)
+        if wanted is not None and not wanted():
+            continue
         missing = missing_names(amendment, module)
         if missing:
             _leave_alone(module, target, missing)

@@ -221,7 +221,11 @@ def judged(name: str, value: Any) -> str | None:
 
 def _says_nothing(name: str, value: Any) -> bool:
     """Whether *value* is what gunicorn does without it."""
-    usual = {"protocol": "http", "header_map": "drop", "http_protocols": "h1"}
+    usual = {
+        "protocol": "http", "header_map": "drop", "http_protocols": "h1",
+        "forwarder_headers": "SCRIPT_NAME,PATH_INFO",
+        "syslog_addr": "udp://localhost:514", "syslog_facility": "user",
+    }  # fmt: skip
     return not value or value == usual.get(name)
 
 
@@ -231,6 +235,8 @@ def text_of(name: str, value: Any) -> str | None:
         return None
     if name == "errorlog" and value == "-":
         return None
+    if name == "loglevel":
+        return str(value).lower()
     if name == "umask":
         return f"{value:o}" if isinstance(value, int) else str(value)
     if name == "cert_reqs":

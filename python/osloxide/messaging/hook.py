@@ -140,11 +140,11 @@ def pace_rpc(amqpdriver: ModuleType) -> None:
     "rpc_common.deserialize_remote_exception",
     "rpc_common.serialize_msg",
     "oslo_messaging.MessagingTimeout",
+    wanted=lambda: environment.wants_native_rpc_client(os.environ),
 )
 def send_natively(amqpdriver: ModuleType) -> None:
     """Send calls and casts without kombu, where the operator wants it (``amqpdriver``)."""
-    if environment.wants_native_rpc_client(os.environ):
-        native_client.amend_driver(amqpdriver)
+    native_client.amend_driver(amqpdriver)
 
 
 def _paced_listener(driver: Any, conn: Any) -> Any:

@@ -14,6 +14,7 @@ Rules: atexit (Python library reference); PEP 788 on threads at finalisation.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import enum
 import logging
 from collections.abc import Callable
@@ -49,4 +50,6 @@ def end_all() -> None:
             try:
                 end()
             except Exception:
-                LOG.exception("Threads may be left at the end of this process: %s", end)
+                # A log filter of the application may raise as well.
+                with contextlib.suppress(Exception):
+                    LOG.exception("Threads may be left at the end of this process: %s", end)
