@@ -144,6 +144,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file:
         assert [bind.place for bind in options.bind] == [("0.0.0.0", 1)]
         assert options.threads == 7
         assert options.workers == 2
+    assert parsed("-c", str(file), WEB_CONCURRENCY="5").workers == 5
 
 
 @pytest.mark.parametrize(

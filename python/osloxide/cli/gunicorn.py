@@ -164,7 +164,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "-c", "--config",
         action=_File,
         metavar="FILE",
-        help="gunicorn's configuration file, which is executed; the command line wins over it",
+        help="gunicorn's configuration file, which is executed; variables win over it, and so do "
+        "options that are not given their default's value",
     )  # fmt: skip
     parser.add_argument("-u", dest="user", help=argparse.SUPPRESS)
     parser.add_argument("-g", dest="group", help=argparse.SUPPRESS)
