@@ -14,12 +14,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
+
+from measure import machine
 
 CONNECTIONS = 8
 SERVERS = ("eventlet", "native-eventlet", "native-server")
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -57,12 +57,6 @@ def serve(which: str) -> None:
         eventlet.wsgi.server(listener, application, log=log)
 
 
-def cpu(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
 def drive(port: int, requests: int) -> None:
     """Send *requests* over CONNECTIONS connections."""
 
@@ -96,9 +90,9 @@ def main() -> None:
                 assert process.stdout is not None
                 port = int(process.stdout.readline())
                 drive(port, 400)
-                before = cpu(process.pid)
+                before = machine.cpu([process.pid])
                 drive(port, requests)
-                used = (cpu(process.pid) - before) / requests
+                used = (machine.cpu([process.pid]) - before).total / requests
                 print(f"{which:16} {used * 1e6:5.0f} us", flush=True)
             finally:
                 process.kill()
