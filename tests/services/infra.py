@@ -211,6 +211,10 @@ class Broker:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def close_connections(self) -> None:
+        """Close all that clients and servers have opened."""
+        self.control("close_all_connections", "a test")
+
     def kill_server(self) -> None:
         """End the node as a crash would. What is not on disk is lost."""
         self._processes.pop().kill()
@@ -224,10 +228,6 @@ class Broker:
         process = RunningService(argv, self.directory / log, env)
         self._processes.append(process)
         return process
-
-    def pids(self) -> list[int]:
-        """The processes of the node and its epmd."""
-        return [pid for process in self._processes for pid in process.family()]
 
     def log_size(self) -> int:
         """The present end of the broker's log, for :meth:`log`."""

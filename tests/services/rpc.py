@@ -67,6 +67,17 @@ class Senders:
             error.add_note(self._errors.read()[-4000:])
             raise
 
+    def through(self, fault: Callable[[], object], times: int, more: int) -> dict[str, Any]:
+        """Have *fault* happen so many *times*, with *more* requests before each and at the end.
+
+        :returns: what :meth:`stop` tells.
+        """
+        for _ in range(times):
+            self.wait_more(more)
+            fault()
+        self.wait_more(more)
+        return self.stop()
+
     def stop(self) -> dict[str, Any]:
         """End after the requests under way; what was sent, what failed, and how slow it was."""
         assert self._process.stdin is not None

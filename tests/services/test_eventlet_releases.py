@@ -179,9 +179,7 @@ def test_a_soak_loses_no_request_and_keeps_nothing(
 
     path = release.api.load["send"].partition(" ")[2]
     headers = release.api.load.get("headers", {})
-    driver = load(
-        release.port, connections=CONNECTIONS, path=path, headers=headers, timeout=60
-    )
+    driver = load(release.port, connections=CONNECTIONS, path=path, headers=headers, timeout=60)
     driver.wait_answered(400, within=_PATIENCE)  # caches and pools are full
     cpu = cpu_seconds(family)
     began, kept = time.monotonic(), holdings(family)

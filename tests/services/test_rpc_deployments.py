@@ -152,11 +152,7 @@ def test_connections_closed_under_calls_lose_none(
 ) -> None:
     first, second = deployment.serve(), deployment.serve()
     with deployment.senders("call", 8) as calls:
-        for _ in range(2):
-            calls.wait_more(100)
-            deployment.broker.control("close_all_connections", "a test")
-        calls.wait_more(100)
-        report = calls.stop()
+        report = calls.through(deployment.broker.close_connections, 2, more=100)
     first.stop()
     second.stop()
 

@@ -244,11 +244,7 @@ def test_closed_connections_lose_and_double_no_completed_call(
     service = start_rpc_service(start, own_broker.url, trace)
     senders = Senders(own_broker.url, "call", 16, [], is_native=True)
     try:
-        for _ in range(3):
-            senders.wait_more(200)
-            own_broker.control("close_all_connections", "a test")
-        senders.wait_more(200)
-        report = senders.stop()
+        report = senders.through(own_broker.close_connections, 3, more=200)
     finally:
         senders.kill()
     service.stop()

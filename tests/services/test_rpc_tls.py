@@ -96,11 +96,7 @@ def test_a_closed_connection_over_tls_loses_and_doubles_no_call(
     service = start_rpc_service(start, tls_broker.url, trace, **TRUST)
     senders = Senders(tls_broker.url, "call", 8, options(TRUST))
     try:
-        for _ in range(3):
-            senders.wait_more(60)
-            tls_broker.control("close_all_connections", "a test")
-        senders.wait_more(60)
-        report = senders.stop()
+        report = senders.through(tls_broker.close_connections, 3, more=60)
     finally:
         senders.kill()
     service.stop()
