@@ -181,8 +181,14 @@ def main(arguments: list[str]) -> int:
     )
     python = peers.python() if needs_peers else sys.executable
     record = Record()
+    absent = peers.absent(args.peers, peers.versions(python)) if "wsgi" in args.parts else []
+    args.peers = [name for name in args.peers if name not in absent]
+    if absent:
+        print(f"left out, not installed in {peers.PEERS}: {', '.join(absent)}", file=sys.stderr)
     facts = machine.description()
-    record.line(part="machine", command=["benches/run.py", *arguments], **facts)
+    record.line(
+        part="machine", command=["benches/run.py", *arguments], left_out=absent, **facts
+    )
     text = ""
     found: Found = {}
     if "wsgi" in args.parts:
@@ -232,7 +238,8 @@ def main(arguments: list[str]) -> int:
         alone = "benchmarks-rpc.md" if "rpc" in args.parts else "benchmarks-launchers.md"
         name = "benchmarks.md" if has_server else alone
         target = peers.ROOT / "docs" / name
-        target.write_text(report.document(command, facts, used, targets + text, has_server))
+        page = report.document(command, facts, used, targets + text, has_server, absent)
+        target.write_text(page)
         if has_server:
             draw(found, python)
         print(f"wrote {target}")

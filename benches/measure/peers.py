@@ -1,7 +1,8 @@
 """The peers' virtual environment and the processes that serve for a measurement.
 
 Pinned by benches/requirements.lock, one pip run for each line, so that a peer that does not build
-here is left out instead of ending the run.
+here is left out instead of ending the run. Each run names those that it lacks, and tries again.
+What they need of the distribution is installed by tools/debian.sh, or named by it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ LOCK = BENCHES / "requirements.lock"
 CERTIFICATES = ROOT / "tests" / "certificates"
 SERVE = ROOT / "tests" / "python" / "conformance" / "serve.py"
 PEERS = ROOT / ".cache" / "peers"
+DEBIAN_SH = ROOT / "tools" / "debian.sh"
 #: osloxide of another checkout, measured beside this one.
 BEFORE = "before"
 
@@ -45,6 +47,11 @@ DISTRIBUTIONS = {
     "fastpysgi": "fastpysgi",
 }
 
+#: A line of the lock -> the Debian packages that it is built with; bindep.txt has them as well.
+BUILT_WITH = {"bjoern": ("libev-dev",)}
+#: The load generator.
+CLIENT = "wrk"
+
 
 def until(condition: Callable[[], bool], seconds: float, pause: float = 0.01) -> bool:
     deadline = time.monotonic() + seconds
@@ -55,29 +62,57 @@ def until(condition: Callable[[], bool], seconds: float, pause: float = 0.01) ->
     return True
 
 
+def obstacle(*packages: str) -> str:
+    """Install Debian *packages*; what is in the way, with the remedy, or an empty string."""
+    done = subprocess.run([str(DEBIAN_SH), *packages], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+    return said[0] if said else f"{' '.join(packages)} cannot be installed"
+
+
+def install(interpreter: str, line: str) -> str:
+    """Install one *line* of the lock; what is in the way, or an empty string."""
+    needed = BUILT_WITH.get(line.partition("==")[0], ())
+    if needed and (reason := obstacle(*needed)):
+        return reason
+    done = subprocess.run(
+        [interpreter, "-m", "pip", "install", "--quiet", line],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines()[-1:] or ["pip failed"])[0]
+
+
 def python() -> str:
     """The peers' interpreter, its packages installed as far as they can be."""
     interpreter = PEERS / "bin" / "python"
-    stamp = PEERS / "requirements.lock"
-    if stamp.exists() and stamp.read_text() == LOCK.read_text():
-        return str(interpreter)
+    stamp = PEERS / "installed.lock"
     if not interpreter.exists():
         print(f"making {PEERS}", file=sys.stderr)
         venv.create(PEERS, with_pip=True)
-    for line in LOCK.read_text().splitlines():
-        if not line or line.startswith("#"):
-            continue
-        done = subprocess.run(
-            [str(interpreter), "-m", "pip", "install", "--quiet", line],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
-            print(f"left out {line}: {reason[0]}", file=sys.stderr)
-    shutil.copy(LOCK, stamp)
+        stamp.unlink(missing_ok=True)
+    have = stamp.read_text().splitlines() if stamp.exists() else []
+    lines = [line for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
+    installed = []
+    for line in lines:
+        if line not in have and (reason := install(str(interpreter), line)):
+            print(f"left out {line}: {reason}", file=sys.stderr)
+        else:
+            installed.append(line)
+    stamp.write_text("".join(f"{line}\n" for line in installed))
     return str(interpreter)
+
+
+def absent(chosen: Sequence[str], installed: Mapping[str, str]) -> list[str]:
+    """The names of *chosen* whose distribution is not *installed* (:func:`versions`)."""
+    return [
+        name for name in chosen
+        if name in DISTRIBUTIONS and DISTRIBUTIONS[name].lower() not in installed
+    ]  # fmt: skip
 
 
 def versions(interpreter: str) -> dict[str, str]:

@@ -182,9 +182,14 @@ def document(
     versions: dict[str, str],
     tables: str,
     has_server: bool = True,
+    absent: Sequence[str] = (),
 ) -> str:
-    """docs/benchmarks.md; without the server's part no plot of it and no profile."""
+    """docs/benchmarks.md; without the server's part no plot of it and no profile.
+
+    :param absent: peers that were asked for and are not installed here.
+    """
     peers = ", ".join(f"{name} {version}" for name, version in versions.items())
+    missing = f"- left out, not installed there: {', '.join(absent)}\n" if absent else ""
     profile = (BENCHES / "profile.md").read_text() if has_server else ""
     plot = f"![CPU of a request as a multiple of osloxide's]({PLOT})\n\n" if has_server else ""
     return f"""\
@@ -196,5 +201,5 @@ Both sides of every ratio come from this one run.
 {plot}- commit {facts["commit"]}
 - {facts["cpu"]}, {facts["cores"]} cores, Linux {facts["kernel"]}, CPython {facts["python"]}
 - peers: {peers}
-
+{missing}
 {tables}{profile}"""

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from measure import machine
-from measure.peers import BEFORE, BENCHES, CERTIFICATES, Serving, command_of
+from measure.peers import (
+    BEFORE,
+    BENCHES,
+    CERTIFICATES,
+    CLIENT,
+    Serving,
+    command_of,
+    obstacle,
+)
 
 #: Headers as python-novaclient sends them, through a proxy.
 REALISTIC = {
@@ -134,7 +142,7 @@ def measure(serving: Serving, workload: Workload, cores: Sequence[int], seconds:
         HEADERS="|".join(f"{name}={value}" for name, value in workload.headers.items()),
     )
     command = [
-        "taskset", "-c", ",".join(map(str, cores)), "wrk", "-t1", f"-c{workload.connections}",
+        "taskset", "-c", ",".join(map(str, cores)), CLIENT, "-t1", f"-c{workload.connections}",
         f"-d{seconds}s", "--timeout", "10s", "-s", str(BENCHES / "programs" / "report.lua"),
         serving.url + workload.path,
     ]  # fmt: skip
@@ -202,8 +210,8 @@ def side_by_side(
 
     :param servers: name -> interpreter, for the floor its program.
     """
-    if shutil.which("wrk") is None:
-        raise RuntimeError("wrk is not installed; apt-get install wrk")
+    if shutil.which(CLIENT) is None and (reason := obstacle(CLIENT)):
+        raise RuntimeError(f"{CLIENT} makes the load, and is not installed: {reason}")
     server_cores, client_cores = machine.cores(workload.workers)
     options = options_for(workload)
     with contextlib.ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 BENCHES = Path(__file__).resolve().parents[2] / "benches"
 sys.path.insert(0, str(BENCHES))
 
-from measure import machine, report, wsgi  # noqa: E402
+from measure import machine, peers, report, wsgi  # noqa: E402
 
 
 def a_round(cpu_us: float = 10.0, *, others: float = 0.0, failed: int = 0) -> wsgi.Round:
@@ -72,6 +73,41 @@ def test_one_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(RuntimeError, match="one each"):
         machine.cores()
+
+def test_a_peer_that_cannot_be_built_is_named_with_what_it_needs_in_every_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remedy = "missing Debian packages; install them and try again: sudo apt-get install libev-dev"
+    refusal = tmp_path / "debian.sh"
+    refusal.write_text(f"#!/bin/sh\necho '{remedy}' >&2\nexit 1\n")
+    refusal.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()  # never started: there is nothing to install
+    (tmp_path / "lock").write_text("# comment\nbjoern==3.2.2\n")
+    monkeypatch.setattr(peers, "PEERS", tmp_path)
+    monkeypatch.setattr(peers, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(peers, "DEBIAN_SH", refusal)
+
+    for _ in range(2):
+        peers.python()
+        assert f"left out bjoern==3.2.2: {remedy}" in capsys.readouterr().err
+
+    assert peers.absent(["bjoern", "uwsgi", "floor"], {"uwsgi": "2.0.31"}) == ["bjoern"]
+
+
+def test_a_page_names_the_peers_that_were_left_out() -> None:
+    facts = {"commit": "c", "cpu": "x", "cores": 2, "kernel": "6", "python": "3.11"}
+
+    page = report.document("run", facts, {"gunicorn": "27"}, "TABLES", False, ["bjoern"])
+
+    assert "- peers: gunicorn 27\n- left out, not installed there: bjoern\n\nTABLES" in page
+
+
+def test_bindep_names_each_package_that_the_benches_need() -> None:
+    text = (BENCHES.parent / "bindep.txt").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^(\S+) \[platform:dpkg bench\]$", text, re.MULTILINE))
+
+    assert listed == {peers.CLIENT, *itertools.chain(*peers.BUILT_WITH.values())}
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
