@@ -23,6 +23,7 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
 nitpicky = True
 suppress_warnings = ["myst.header"]  # the tables of benchmarks, written by benches/run.py
+html_static_path = ["_static"]  # custom.css, which the theme reads
 html_theme = "alabaster"
 html_theme_options = {
     "description": "OpenStack services on a native core",
