@@ -24,7 +24,7 @@ Unit = dict[str, list[str]]
 class Section:
     """What a section tells to do.
 
-    :ivar bins: directories that ``pip install osloxide`` fills.
+    :ivar bins: directories that ``pip install osloxide``, or the Debian package, fills.
     :ivar shell: commands to run after that.
     :ivar starts: the command line of a container, where there is one.
     :ivar units: text of each unit or drop-in, by its path.
@@ -58,6 +58,9 @@ def _take(section: Section, line: str) -> None:
     if words[0].endswith("pip"):
         assert words[1:] == ["install", "osloxide"], line
         section.bins.append(words[0].rpartition("/")[0] or "/usr/bin")
+    elif words[0] == "apt-get":
+        assert words[1:] == ["install", "./python3-osloxide_*.deb"], line
+        section.bins.append("/usr/bin")
     elif words[0] == "ln":
         section.shell.append(line)
     elif words[0] not in ("systemctl", "ARG", "FROM", "USER"):
