@@ -527,7 +527,8 @@ def test_a_full_standard_error_does_not_delay_the_deadline():
 
 @pytest.mark.skipif(
     not getattr(sys, "_is_gil_enabled", lambda: True)(),
-    reason="without a lock CPython's fork hangs beside threads that log, also without osloxide",
+    reason="without a lock CPython's fork hangs beside threads that log, without osloxide too: "
+    "tests/installed/fork_beside_threads.py",
 )
 def test_forks_beside_threads_that_log_and_use_the_native_core_never_deadlock():
     code = """
