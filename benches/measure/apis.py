@@ -94,7 +94,8 @@ def run(python: str, rounds: int, seconds: int) -> Iterator[tuple[Workload, str,
         with contextlib.ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
             try:
-                variables = api.prepare(directory)
+                database = f"sqlite:///{directory}/{name}.sqlite"
+                variables = api.prepare(directory, database=database)
             except subprocess.CalledProcessError as error:
                 print(f"left out {name}: {error}")
                 continue

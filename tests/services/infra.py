@@ -229,6 +229,10 @@ class Broker:
         self._processes.append(process)
         return process
 
+    def pids(self) -> list[int]:
+        """The processes of the node and its epmd."""
+        return [pid for process in self._processes for pid in process.family()]
+
     def log_size(self) -> int:
         """The present end of the broker's log, for :meth:`log`."""
         return sum(path.stat().st_size for path in self._logs())
