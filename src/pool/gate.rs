@@ -251,6 +251,11 @@ impl Gate {
         self.run > 0 && self.can_grow()
     }
 
+    /// True while the load is too high for the limit to grow, whatever CPU the machine has to spare.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.load > GROW_BELOW_WITH_SPARE_CPU
+    }
+
     /// True while looks hardly ever find that all jobs wait: they may be the rarer.
     pub(super) fn is_plenty(&self) -> bool {
         self.load > SHRINK_ABOVE

@@ -13,9 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Looks at all running jobs are the rarer the more they are, since each costs some microseconds:
-/// one more [`TICK`] apart for each so many jobs, and so much rarer while no job waits for admission
-/// or looks keep finding one that computes.
+/// one more [`TICK`] apart for each so many jobs; so much rarer while the limit cannot grow before the
+/// load falls; and rarer still while no job waits for admission or looks keep finding one that
+/// computes.
 const JOBS_PER_TICK: u32 = 5;
+const LOADED_LOOKS_FACTOR: u32 = 4;
 const RARE_LOOKS_FACTOR: u32 = 8;
 /// How soon the standby looks again at a pool that has just grown.
 const LOOK_AGAIN_AFTER_GROWTH: Duration = Duration::from_micros(100);
@@ -196,6 +198,8 @@ impl<J> State<J> {
                         LOOK_AGAIN_AFTER_GROWTH
                     } else if is_plenty {
                         spacing.max(TICK * RARE_LOOKS_FACTOR)
+                    } else if self.gate.is_loaded() {
+                        spacing.max(TICK * LOADED_LOOKS_FACTOR)
                     } else {
                         spacing
                     },
@@ -204,8 +208,9 @@ impl<J> State<J> {
             // Many that go on for long, and nothing else, are left in peace; many that compute are
             // too many.
             Some(looked + spacing * if is_plenty { 1 } else { RARE_LOOKS_FACTOR })
-        } else if !self.ready.is_empty() {
-            // Those who were called may not have come.
+        } else if self.may_run() {
+            // Those who were called may not have come. Where a job waits and none may begin, there is
+            // nothing to see: the thread that ends a job takes the next one.
             Some(
                 Instant::now()
                     + if is_on_a_run {
@@ -217,5 +222,72 @@ impl<J> State<J> {
         } else {
             None
         }
+    }
+}
+
+#[cfg(all(test, not(simulate)))]
+mod tests {
+    use super::super::{Pool, Running};
+    use super::*;
+
+    struct Nothing;
+
+    impl Source for Nothing {
+        type Job = ();
+
+        fn wait(&self, _: &mut Vec<()>, _: usize) {}
+        fn interrupt(&self) {}
+        fn run(&self, (): ()) -> Option<()> {
+            None
+        }
+        fn is_over(&self) -> bool {
+            true
+        }
+        fn thread(&self, body: &mut dyn FnMut()) {
+            body();
+        }
+        fn ended(&self) {}
+    }
+
+    /// When the standby of a pool looks again, in which so many jobs run and one waits.
+    fn looks_after(max: usize, running: usize, loaded: bool) -> Option<Duration> {
+        let pool = Pool::new("test", Arc::new(Nothing), max);
+        let mut state = pool.shared.state.lock();
+        let now = Instant::now();
+        state.ready.extend([()], now);
+        for _ in 0..running {
+            state.running.push(Running {
+                thread: threads::own_id(),
+                computing: super::super::Streak::default(),
+            });
+        }
+        // Five looks of six find that a job computes.
+        for look in 0..if loaded { 600 } else { 0 } {
+            state.gate.look(Look {
+                after: TICK,
+                computes: look % 6 != 0,
+                released: 0,
+                has_spare: false,
+                running,
+                is_wanted: true,
+            });
+        }
+        let done = state.done;
+        state
+            .next_look_at_limit((now, done))
+            .map(|due| due.saturating_duration_since(now))
+    }
+
+    #[test]
+    fn a_full_pool_that_cannot_grow_is_not_looked_at() {
+        assert_eq!(looks_after(1, 1, false), None);
+        assert_eq!(looks_after(2, 2, false), None);
+        assert_eq!(looks_after(2, 2, true), None);
+    }
+
+    #[test]
+    fn looks_are_rare_while_the_limit_cannot_grow_before_the_load_falls() {
+        assert_eq!(looks_after(64, 2, false), Some(TICK));
+        assert_eq!(looks_after(64, 2, true), Some(TICK * LOADED_LOOKS_FACTOR));
     }
 }
