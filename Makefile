@@ -89,7 +89,7 @@ fmt: $(VENV)/.rust-tools ## formatting of the Rust code
 lint: $(VENV)/.test ## ruff
 	ruff check
 
-mypy: $(VENV)/.test ## strict types of python/osloxide
+mypy: $(VENV)/.test ## strict types of python/osloxide, the tools and the benches
 	mypy
 
 clippy: $(VENV)/.rust-tools ## clippy, warnings are errors, all features

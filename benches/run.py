@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from measure import (
@@ -197,9 +197,9 @@ def main(arguments: list[str]) -> int:
         text += run_volumes(args, record, found)
     if "apis" in args.parts:
         text += run_apis(args, record, python, found)
-    runs = {
+    runs: dict[str, Callable[[], rpc.Tables]] = {
         "launchers": lambda: launchers.run(python, args.rounds),
-        "warm": lambda: [warm.run(python)],
+        "warm": lambda: iter([warm.run(python)]),
         # Minutes each: a third of the rounds, and one at least.
         "cinder": lambda: cinder.run(max(1, args.rounds // 3)),
         "executor": lambda: executor.run(python, args.rounds),

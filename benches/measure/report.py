@@ -43,7 +43,7 @@ def summarise(server: str, rounds: Sequence[Round]) -> Summary:
     counted = quiet if len(quiet) >= 3 else list(rounds)
 
     def median(name: str) -> float:
-        return statistics.median(getattr(item, name) for item in counted)
+        return statistics.median(float(getattr(item, name)) for item in counted)
 
     return Summary(
         server=server,

@@ -167,8 +167,9 @@ def _rounds(pairs: Pairs, rounds: int, seconds: float) -> list[dict[str, Any]]:
                 measured = _measure(*pairs[flavour], callers, seconds)
                 found.setdefault((callers, flavour), []).append(measured)
     rows: list[dict[str, Any]] = []
-    for (callers, flavour), measured in sorted(found.items(), key=lambda it: it[0][0]):
-        medians = {key: statistics.median(x[key] for x in measured) for key in measured[0]}
+    for (callers, flavour), measured_rows in sorted(found.items(), key=lambda it: it[0][0]):
+        keys = measured_rows[0]
+        medians = {key: statistics.median(row[key] for row in measured_rows) for key in keys}
         rows.append({"callers": callers, "executor": flavour, **medians})
     return rows
 

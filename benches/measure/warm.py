@@ -159,8 +159,8 @@ def run(python: str) -> tuple[str, str, list[dict[str, Any]]]:
                 environ = with_gunicorn(variables, Path(made), python)
             for workers in (1, WORKERS):
                 port = free_port()
-                words = [word.format(module=api.module) for word in words]
-                command = [str(api.installed().python), *words]
+                arguments = [word.format(module=api.module) for word in words]
+                command = [str(api.installed().python), *arguments]
                 if "gunicorn" in server:
                     preload = "--preload" in server
                     text = GUNICORN.format(

@@ -64,7 +64,7 @@ def call_to(address: str) -> Call:
         else:
             connection = http.client.HTTPConnection(where.netloc, timeout=_TIMEOUT)
         try:
-            connection.request(method, path, body, dict(headers))  # type: ignore[arg-type]
+            connection.request(method, path, body, dict(headers))
             return _answer(connection.getresponse())
         finally:
             connection.close()
