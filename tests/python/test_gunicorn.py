@@ -80,7 +80,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 
 def parsed(*words: str, **environment: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = gunicorn.Parser()
     serve_options.declare(parser)
     serve_options.take_from(environment, parser)
     return parser.parse_args(list(words))
@@ -144,7 +144,47 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file:
         assert [bind.place for bind in options.bind] == [("0.0.0.0", 1)]
         assert options.threads == 7
         assert options.workers == 2
-    assert parsed("-c", str(file), WEB_CONCURRENCY="5").workers == 5
+
+
+def test_a_word_of_the_command_line_wins_also_where_it_is_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "site.py"
+    path.write_text(
+        "workers = 4\nthreads = 8\ntimeout = 60\nbacklog = 7\nkeepalive = 5\nloglevel = 'debug'\n"
+        "bind = ':8001'\nraw_env = ['A=1']\nproxy_protocol = True\nwsgi_app = 'other:app'\n"
+    )
+    line = "-w 1 --threads 100 -t 0 --backlog 2048 --log-level info -b :8000 -e B=2 told"
+    given = line.split()
+
+    for words in (["-c", str(path), *given], [*given, "-c", str(path)]):
+        options = parsed(*words)
+        assert (options.workers, options.threads, options.timeout) == (1, 100, 0)
+        assert (options.backlog, options.log_level, options.application) == (2048, "info", "told")
+        assert [bind.place for bind in options.bind] == [("0.0.0.0", 8000)]
+        assert dict(options.env) == {"B": "2"}
+        assert options.keep_alive_timeout == 5  # the file alone says it
+
+
+def test_web_concurrency_is_the_default_of_workers_and_a_file_wins_over_it(
+    file: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.py"
+    empty.touch()
+
+    assert parsed("told", WEB_CONCURRENCY="5").workers == 5
+    assert parsed("-c", str(empty), "told", WEB_CONCURRENCY="5").workers == 5
+    assert parsed("-c", str(file), WEB_CONCURRENCY="5").workers == 2
+    assert parsed("-c", str(file), "-w", "1", WEB_CONCURRENCY="5").workers == 1
+    own = {"WEB_CONCURRENCY": "5", "OSLOXIDE_SERVE_WORKERS": "6"}
+    assert parsed("-c", str(file), **own).workers == 6
+
+
+def test_gunicorn_cmd_args_are_named_where_they_are_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 9")
+
+    assert parsed("told").workers == 1
+    assert "GUNICORN_CMD_ARGS is not read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

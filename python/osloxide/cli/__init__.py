@@ -54,8 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="osloxide", description="oslo.service's launchers, signals and WSGI server in Rust."
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND")
     chosen = words[0] if words else ""
+    kind = argparse.ArgumentParser
+    if chosen == "serve":
+        kind = import_module("osloxide.cli.gunicorn").Parser
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", parser_class=kind)
     for name, purpose in SUBCOMMANDS.items():
         subparser = subparsers.add_parser(
             name, help=purpose, description=purpose.capitalize() + "."

@@ -10,6 +10,7 @@ environment, command line.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -150,6 +151,7 @@ _SETTINGS = {
 }  # fmt: skip
 """Settings whose names are not those of their options."""
 
+_ARGUMENTS = "GUNICORN_CMD_ARGS"
 _ATOMS = {
     "h": "%(client_ip)s", "l": "-", "u": "-", "t": "[%(time_local)s]", "r": "%(request_line)s",
     "s": "%(status_code)s", "b": "%(body_length)s", "B": "%(body_length)s",
@@ -162,10 +164,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     """Declare ``--config``, and the options that only gunicorn has."""
     parser.add_argument(
         "-c", "--config",
-        action=_File,
         metavar="FILE",
-        help="gunicorn's configuration file, which is executed; variables win over it, and so do "
-        "options that are not given their default's value",
+        help="gunicorn's configuration file, which is executed; options and OSLOXIDE_SERVE_* "
+        "variables win over it",
     )  # fmt: skip
     parser.add_argument("-u", dest="user", help=argparse.SUPPRESS)
     parser.add_argument("-g", dest="group", help=argparse.SUPPRESS)
@@ -267,34 +268,53 @@ def log_format(text: str) -> str:
     return re.sub(r"%\(([^)]+)\)s", named, text)
 
 
-class _File(argparse.Action):
-    """Sets what the file says, where neither the environment nor an earlier option has."""
+class Parser(argparse.ArgumentParser):
+    """Takes what ``--config`` names as defaults, so that a word of the command line always wins.
+
+    argparse does not tell a default from the same value on the command line. The words are
+    therefore taken twice: for the name of the file, and again with what it says.
+    """
 
     @override
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None, option_string: str | None = None,
-    ) -> None:  # fmt: skip
-        path = str(values)
-        try:
-            settings = DEFAULTS | read(path)
-            if not settings.get("accesslog"):
-                settings.pop("access_log_format", None)  # gunicorn writes no access log then
-            found = {
-                dest: value
-                for name, setting in settings.items()
-                for dest, value in _option(parser, path, name, setting).items()
-            }
-        except CommandError as error:
-            parser.error(str(error))
-        for dest, value in found.items():
-            if dest in parser._defaults:
-                continue  # the environment says it
-            if getattr(namespace, dest, None) == parser.get_default(dest):
-                setattr(namespace, dest, value)
-        namespace.config = path
-        # Such files often keep a list of proxies for a protocol that they leave off.
-        namespace.set_by_config = frozenset(found)
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = sys.argv[1:] if args is None else list(args)
+        before = {} if namespace is None else dict(vars(namespace))
+        found, rest = super().parse_known_args(words, namespace)
+        if getattr(found, "config", None) is not None:
+            try:
+                self.set_defaults(**_settings_of(self, found.config))
+            except CommandError as error:
+                self.error(str(error))
+            found, rest = super().parse_known_args(words, argparse.Namespace(**before))
+        for note in getattr(found, "notes", ()):
+            print(f"osloxide: {note}", file=sys.stderr)
+        if os.environ.get(_ARGUMENTS, "").strip():
+            print(
+                f"osloxide: {_ARGUMENTS} is not read; give its options on the command line, or as "
+                "OSLOXIDE_SERVE_* variables",
+                file=sys.stderr,
+            )
+        return found, rest
+
+
+def _settings_of(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+    """What the file makes of the options, save those that ``OSLOXIDE_SERVE_*`` sets.
+
+    :raises CommandError: the file cannot be used, or has a setting that is refused.
+    """
+    settings = DEFAULTS | read(path)
+    if not settings.get("accesslog"):
+        settings.pop("access_log_format", None)  # gunicorn writes no access log then
+    found = {
+        dest: value
+        for name, setting in settings.items()
+        for dest, value in _option(parser, path, name, setting).items()
+        if dest not in parser._defaults
+    }
+    # Such files often keep a list of proxies for a protocol that they leave off.
+    return found | {"set_by_config": frozenset(found)}
 
 
 def _option(parser: argparse.ArgumentParser, path: str, name: str, value: Any) -> dict[str, Any]:
@@ -349,7 +369,10 @@ class _Foreign(argparse.Action):
             reason = judged(name, True if self.nargs == 0 else values)
         except CommandError as error:
             parser.error(f"{option_string} is an option of gunicorn: {error}")
-        print(f"osloxide: {option_string} is needless: {reason}", file=sys.stderr)
+        namespace.notes = [
+            *getattr(namespace, "notes", ()),
+            f"{option_string} is needless: {reason}",
+        ]
 
 
 def names() -> set[str]:

@@ -456,7 +456,6 @@ def take_from(environ: Mapping[str, str], parser: argparse.ArgumentParser) -> No
     }
     defaults: dict[str, Any] = {}
     actions[_WEB_CONCURRENCY] = actions[PREFIX + "WORKERS"]
-    # The general name first: the command's own variable overrides it.
     ours = [name for name in environ if name.startswith(PREFIX)]
     for variable, text in ((name, environ.get(name, "")) for name in (_WEB_CONCURRENCY, *ours)):
         if not text.strip():
@@ -470,10 +469,20 @@ def take_from(environ: Mapping[str, str], parser: argparse.ArgumentParser) -> No
                 f"environment variable {variable}: osloxide serve has no option {option}"
             )
         try:
-            defaults[action.dest] = value_of(action, text)
+            value = value_of(action, text)
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise CommandError(f"environment variable {variable}: {error}") from error
+        if variable == _WEB_CONCURRENCY:
+            # As for gunicorn no more than the option's default: a configuration file wins over it.
+            action.default = value
+        else:
+            defaults[action.dest] = value
     parser.set_defaults(**defaults)
+
+
+def is_of_kubernetes(name: str) -> bool:
+    """Whether *name*, an option's or a variable's, is what Kubernetes makes of a Service's name."""
+    return _KUBERNETES.fullmatch(name.upper().replace("-", "_")) is not None
 
 
 def _count(least: int) -> Callable[[str], int]:

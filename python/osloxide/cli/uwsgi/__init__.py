@@ -1,10 +1,12 @@
-"""``osloxide uwsgi``: what uWSGI starts from a command line and ini files, started by osloxide.
+"""``osloxide uwsgi``: what uWSGI starts from a command line and its files, started by osloxide.
 
 Owns uWSGI's own command line, and what is printed of a translation. The language is
 osloxide.cli.uwsgi.reader's, the options are osloxide.cli.uwsgi.options', and what runs in the end
 is ``osloxide serve`` with the command line that osloxide.cli.uwsgi.translation made.
 
-Rules: uWSGI 2.0's getopt_long(3) use: options first, then files, wherever they stand.
+Rules: uWSGI 2.0's getopt_long(3) use: options first, then files, wherever they stand; letters
+together (``-Mp 4``), and names that are cut short where only one option begins so. Variables
+``UWSGI_*`` come before both.
 """
 
 from __future__ import annotations
@@ -13,23 +15,24 @@ import argparse
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from osloxide.cli import serve, serve_options
 from osloxide.cli.errors import CommandError
-from osloxide.cli.uwsgi import options
+from osloxide.cli.uwsgi import formats, options
 from osloxide.cli.uwsgi.options import Kind
 from osloxide.cli.uwsgi.reader import COMMAND_LINE, VERSION, Reader
 from osloxide.cli.uwsgi.translation import Row, Translation, unknown
 
 _USAGE = """\
-usage: osloxide uwsgi [OPTION ...] [FILE.ini[:SECTION] ...]
-       osloxide uwsgi --explain [OPTION ...] [FILE.ini ...]
+usage: osloxide uwsgi [OPTION ...] [FILE[:SECTION] ...]
+       osloxide uwsgi --explain [OPTION ...] [FILE ...]
        osloxide uwsgi --reload PIDFILE | --stop PIDFILE
 
-Takes uWSGI's command line and ini files and serves the application that they name. --explain prints
-what becomes of each option, and the osloxide serve command that is equal. Options: docs/uwsgi.md.
+Takes uWSGI's command line, its ini, yaml, json and xml files and UWSGI_* variables, and serves the
+application that they name. --explain prints what becomes of each option, and the osloxide serve
+command that is equal. Options: docs/uwsgi.md.
 """
 
 _SIGNALS = {"reload": signal.SIGHUP, "stop": signal.SIGTERM}
@@ -41,6 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     :raises CommandError: an option is unknown or refused, or a file cannot be used.
     """
     reader = Reader()
+    reader.add_environment(os.environ, _is_meant, options.NAMES)
     files: list[str] = []
     wants_table = False
     words = iter(arguments)
@@ -51,49 +55,90 @@ def run(arguments: Sequence[str]) -> int:
         if word == "--version":
             print(VERSION)
             return 0
+        if word == "--":
+            files += words
+            break
         if word == "--explain":
             wants_table = True
             continue
         if not word.startswith("-") or word == "-":
             files.append(word)
             continue
-        name, value = _option(word, words)
-        if name in _SIGNALS:
-            return _send(name, value)
-        reader.add(name, value, COMMAND_LINE)
+        for name, value in _options(word, words):
+            if name in _SIGNALS:
+                return _send(name, value)
+            reader.add(name, value, COMMAND_LINE)
     for file in files:
-        if not file.endswith(".ini") and ".ini:" not in file:
+        if formats.of_file(file) is None and formats.of_file(file.rpartition(":")[0]) is None:
             raise CommandError(
                 f"{file}: no ini file; give it by --ini, or name the option it is for"
             )
         reader.read(file, COMMAND_LINE)
     if not reader.settings:
         raise CommandError("no option and no ini file was given; see osloxide uwsgi --help")
+    reader.finish()
     translation = Translation.of(reader)
     if wants_table:
         return _explain(translation)
     return _serve(translation, reader)
 
 
-def _option(word: str, rest: object) -> tuple[str, str]:
-    """Name and value of one option of the command line."""
-    name, equals, value = word.lstrip("-").partition("=")
-    if not word.startswith("--"):
-        letter = word[1]
+def _is_meant(name: str) -> bool:
+    """Whether ``UWSGI_NAME`` is meant for uWSGI; Kubernetes has such variables for a Service."""
+    return name in options.NAMES or not serve_options.is_of_kubernetes(name)
+
+
+def _options(word: str, rest: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of the options that *word* of the command line has."""
+    if word.startswith("--"):
+        name, equals, value = word.removeprefix("--").partition("=")
+        name = _whole(name)
+        yield name, value if equals or not _takes_value(name) else _next(f"--{name}", rest)
+        return
+    letters = word[1:]
+    while letters:
+        letter, letters = letters[0], letters[1:]
         if letter not in options.SHORT:
             raise CommandError(f"{COMMAND_LINE}: option -{letter} is unknown")
-        name, value = options.SHORT[letter], word[2:]
-        equals = value
+        name = options.SHORT[letter]
+        kind = _kind(name)
+        if kind is Kind.FLAG:
+            yield name, ""
+            continue
+        # The rest of the word is the value; an optional one stands nowhere else.
+        yield name, letters if letters or kind is Kind.OPTIONAL else _next(f"-{letter}", rest)
+        return
+
+
+def _whole(name: str) -> str:
+    """The name of the option that *name* is, or the only one that begins so."""
+    if options.find(name) is not None or name in _SIGNALS:
+        return name
+    longer = [it for it in (*options.BY_NAME, *_SIGNALS) if name and it.startswith(name)]
+    meant = {it if it in _SIGNALS else options.BY_NAME[it].names[0] for it in longer}
+    if len(meant) == 1:
+        return longer[0]
+    if longer:
+        raise CommandError(
+            f"{COMMAND_LINE}: option --{name} may be {', '.join(sorted(longer))}; write it out"
+        )
+    raise CommandError(f"{COMMAND_LINE}: option {name}: {unknown(name)}")
+
+
+def _kind(name: str) -> Kind:
     option = options.find(name)
-    if option is None and name not in _SIGNALS:
-        raise CommandError(f"{COMMAND_LINE}: option {name}: {unknown(name)}")
-    takes = Kind.VALUE if option is None else option.kind
-    if equals or takes is not Kind.VALUE:
-        return name, value
+    return Kind.VALUE if option is None else option.kind
+
+
+def _takes_value(name: str) -> bool:
+    return _kind(name) is Kind.VALUE
+
+
+def _next(option: str, rest: Iterator[str]) -> str:
     try:
-        return name, str(next(rest))  # type: ignore[call-overload]
+        return next(rest)
     except StopIteration:
-        raise CommandError(f"{COMMAND_LINE}: option --{name} needs a value") from None
+        raise CommandError(f"{COMMAND_LINE}: option {option} needs a value") from None
 
 
 def _serve(translation: Translation, reader: Reader) -> int:

@@ -228,13 +228,13 @@ TABLE: tuple[Option, ...] = (
     _needless("ksm", "memory is shared by the fork, with --preload", _OPTIONAL),
     _needless("backlog-status", "osloxide status shows what waits"),
     # ---- the language itself
-    _honoured("ini include inherit", "include", "read at this place"),
+    _honoured("ini yaml yml json js xml xmlconfig", "include", "read at this place"),
+    _honoured("include inherit config", "include", "read at this place; its name tells the format"),
     _honoured("set set-ph set-placeholder", "include", "sets a placeholder"),
     _honoured("declare-option", "include", "sets a placeholder"),
     _needless("print", "printed by uWSGI alone", _VALUE),
     # ---- refused
     _refused("daemonize daemonize2", "let the service manager start it in the background"),
-    _refused("xml xmlconfig yaml yml json config", "write the options to an ini file"),
     _refused("preload", "no option of uWSGI; give osloxide serve --preload"),
     _refused("ssl-option", "give --ssl-version to osloxide serve"),
     _refused("https2", "HTTP/2 is not spoken; let the proxy in front speak it"),
@@ -429,6 +429,10 @@ FAMILIES: tuple[tuple[str, str], ...] = (
 """Beginnings of further names that uWSGI knows and osloxide refuses, with the remedy."""
 
 BY_NAME = {name: option for option in TABLE for name in option.names}
+
+
+NAMES = frozenset([*BY_NAME, *(beginning for beginning, _ in FAMILIES)])
+"""Names that are an option's for certain, where others only begin as those of a family do."""
 
 
 def find(name: str) -> Option | None:

@@ -1,11 +1,12 @@
-"""uWSGI's configuration language: a command line and ini files become a list of settings.
+"""uWSGI's configuration language: environment, command line and files become a list of settings.
 
-Owns sections, comments, magic variables (``%n``), placeholders (``%(name)``), environment
-(``$(NAME)``), files (``@(path)``), includes, conditions and loops. Knows what no option means; that
-is osloxide.cli.uwsgi.options' part.
+Owns magic variables (``%n``), placeholders (``%(name)``), the environment (``$(NAME)``,
+``UWSGI_NAME``), files (``@(path)``), includes, conditions and loops. Knows what no option means;
+that is osloxide.cli.uwsgi.options' part. osloxide.cli.uwsgi.formats takes files apart.
 
 Rules: uWSGI 2.0's documentation ("Configuring uWSGI", "Configuration logic", "Placeholders"), and
-its behaviour where that is silent: a value is the rest of its line, semicolons included.
+its behaviour where that is silent: of a repeated option a placeholder has the first value, and one
+that is set further down counts as well.
 """
 
 from __future__ import annotations
@@ -16,22 +17,31 @@ import os
 import pwd
 import re
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from osloxide.cli.errors import CommandError
+from osloxide.cli.uwsgi import formats
+from osloxide.cli.uwsgi.formats import Line
 
 VERSION = "2.0.31"
 """The version of uWSGI whose language and module this is."""
 
 COMMAND_LINE = "command line"
 _SECTION = "uwsgi"
-_INCLUDES = ("ini", "include", "inherit")
+_INCLUDES: Mapping[str, str | None] = {
+    "ini": "ini", "yaml": "yaml", "yml": "yaml", "json": "json", "js": "json", "xml": "xml",
+    "xmlconfig": "xml", "include": None, "inherit": None, "config": None,
+}  # fmt: skip
+"""Options that name another file, and its format; None where its name tells."""
 _PLACEHOLDERS = ("set", "set-ph", "set-placeholder")
-_STEPS = ("++", "--")
+_VARIABLE = "UWSGI_"
+_INTERNAL = ("RELOADS", "ORIGINAL_PROC_NAME", "VASSALS_DIR", "EMPEROR_FD", "EMPEROR_FD_CONFIG",
+             "EMPEROR_PROXY", "BROODLORD_NUM", "JAIL_PID")  # fmt: skip
+"""What uWSGI tells its own next process behind ``UWSGI_``."""
 
 
 _ALIASES = {"ifdir": "if-dir", "ifenv": "if-env", "ifexists": "if-exists", "ifplugin": "if-plugin"}
@@ -55,12 +65,6 @@ class Setting:
         return CommandError(f"{self.source}: {self.name} = {self.value}: {problem}")
 
 
-class _Line(NamedTuple):
-    number: int
-    key: str
-    value: str
-
-
 class Reader:
     """Collects settings in the order in which uWSGI would apply them.
 
@@ -80,13 +84,44 @@ class Reader:
 
         :raises CommandError: it includes a file that cannot be used.
         """
-        self._take(name, value, source, "")
+        self._take(name, self._expanded(value, None), source, "")
 
-    def read(self, text: str, source: str, including: str = "") -> None:
-        """Take all settings of ``FILE`` or ``FILE:SECTION``.
+    def add_environment(
+        self, environ: Mapping[str, str], is_meant: Callable[[str], bool], known: Container[str]
+    ) -> None:
+        """Take ``UWSGI_SOME_OPTION=VALUE``, as uWSGI does before it looks at its command line.
+
+        A name that is no option is a variable. A blank value is none, as unit files and containers
+        cannot unset one.
+
+        :param is_meant: whether the variable of such an option is uWSGI's at all.
+        :param known: the names of options.
+        :raises CommandError: it includes a file that cannot be used.
+        """
+        for variable, value in environ.items():
+            name = variable.removeprefix(_VARIABLE)
+            if name == variable or name in _INTERNAL or not value:
+                continue
+            option = name.lower().replace("_", "-")
+            if not is_meant(option):
+                continue
+            if option not in known:
+                self.used.add(option)
+            self.add(option, value, f"environment variable {variable}")
+
+    def finish(self) -> None:
+        """Expand placeholders that are set further down than they are used."""
+        for index, setting in enumerate(self.settings):
+            value = self._referred(setting.value, None)
+            if value != setting.value:
+                self.settings[index] = replace(setting, value=value)
+
+    def read(self, text: str, source: str, including: str = "", kind: str | None = None) -> None:
+        """Take all settings of ``FILE`` or ``FILE:SECTION``; ``-`` is standard input.
 
         :param source: where the file is asked for.
         :param including: the file that asks for it; ``:SECTION`` is one of that.
+        :param kind: its format; None where its name tells, and ini where that tells none.
         :raises CommandError: the file cannot be read, includes itself, or lacks the section.
         """
         path, section = _split(text)
@@ -96,13 +131,18 @@ class Reader:
             names = " -> ".join([*self._open[self._open.index(where) :], where])
             raise CommandError(f"{source}: circular include: {names}; remove one of them")
         try:
-            content = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+            if path == "-":
+                content = sys.stdin.read()
+            else:
+                content = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise CommandError(
                 f"{source}: cannot read {path}: {error.strerror}; name an ini file"
             ) from error
         self._first = self._first or path
-        lines, sections = self._lines(path, content, section)
+        kind = kind or formats.of_file(path) or "ini"
+        content = _substituted(content, self._magic(path, section))
+        lines, sections = formats.read(kind, path, content, section)
         if section not in sections:
             known = ", ".join(f"[{name}]" for name in sections) or "none"
             raise CommandError(
@@ -113,49 +153,28 @@ class Reader:
         self._run(lines, path)
         self._open.pop()
 
-    def _lines(self, path: str, content: str, section: str) -> tuple[list[_Line], list[str]]:
-        """The lines of *section*, and the names of all sections."""
-        magic = self._magic(path, section)
-        lines: list[_Line] = []
-        sections: list[str] = []
-        # Not splitlines(): a value may hold a form feed.
-        for number, raw in enumerate(content.split("\n"), 1):
-            text = _substituted(raw, magic).strip()
-            if not text or text[0] in ";#":
-                continue
-            if text[0] == "[":
-                if not text.endswith("]"):
-                    raise CommandError(f"{path}:{number}: {text} opens no section; write [uwsgi]")
-                sections.append(text[1:-1])
-                continue
-            if sections and sections[-1] == section:
-                key, _, value = text.partition("=")
-                name = _ALIASES.get(key.strip(), key.strip())
-                lines.append(_Line(number, name, value.strip()))
-        return lines, sections
-
     # ---- conditions and loops
 
-    def _run(self, lines: list[_Line], path: str, item: str | None = None) -> None:
-        rest = iter(lines)
+    def _run(self, lines: list[Line], path: str, item: str | None = None) -> None:
+        rest = iter([line._replace(key=_ALIASES.get(line.key, line.key)) for line in lines])
         for line in rest:
-            source = f"{path}:{line.number}"
+            source = f"{path}:{line.number}" if line.number else path
             if line.key == "for" or line.key.startswith("for-"):
-                block = _block(rest, line, source, "for", ("endfor", "end-for"))
+                block = _block(rest, line, source, "for", ("endfor", "end-for", "end"))
                 for each in self._items(line, source):
                     self._run(block, path, each)
             elif line.key.startswith("if-"):
-                block = _block(rest, line, source, "if-", ("endif", "end-if"))
+                block = _block(rest, line, source, "if-", ("endif", "end-if", "end"))
                 value = self._expanded(line.value, item)
                 holds, matched = self._test(line.key, value, source)
                 if holds:
                     self._run(block, path, matched if item is None else item)
-            elif line.key in ("endif", "end-if", "endfor", "end-for"):
+            elif line.key in ("endif", "end-if", "endfor", "end-for", "end"):
                 raise CommandError(f"{source}: {line.key} ends nothing; remove it")
             else:
                 self._take(line.key, self._expanded(line.value, item), source, path)
 
-    def _items(self, line: _Line, source: str) -> list[str]:
+    def _items(self, line: Line, source: str) -> list[str]:
         value = self._expanded(line.value, None)
         if line.key == "for":
             return value.split()
@@ -183,6 +202,7 @@ class Reader:
             "directory": lambda: os.path.isdir(value),
             "reload": lambda: False,
             "hostname": lambda: socket.gethostname() == value,
+            "hostname-match": lambda: re.search(value, socket.gethostname()) is not None,
             "plugin": lambda: value in ("python", "python3", "http"),
         }
         if kind not in tests:
@@ -195,8 +215,6 @@ class Reader:
     # ---- settings and placeholders
 
     def _take(self, name: str, value: str, source: str, path: str) -> None:
-        if source == COMMAND_LINE:
-            value = self._expanded(value, None)
         setting = Setting(name, value, source)
         self.settings.append(setting)
         if name in _PLACEHOLDERS:
@@ -206,55 +224,58 @@ class Reader:
             self.used.add(inner)
             self.settings.append(Setting(inner, text, source))
         elif name in _INCLUDES:
-            self.read(value, source, path)
+            self.read(value, source, path, _INCLUDES[name])
 
     def _value_of(self, name: str) -> str | None:
         return next((it.value for it in self.settings if it.name == name), None)
 
     def _expanded(self, text: str, item: str | None) -> str:
+        text = self._referred(text, item)
+        text = re.sub(r"\$\(([^()]*)\)", lambda match: os.environ.get(match[1], match[0]), text)
+        return re.sub(r"@\(([^()]*)\)", lambda match: _read(match[1], match[0]).strip("\n"), text)
+
+    def _referred(self, text: str, item: str | None) -> str:
+        """*text* with its ``%(name)``; one that is not set, or not yet, stays."""
+
         def placeholder(match: re.Match[str]) -> str:
             inner = match[1]
             if inner == "_" and item is not None:
                 return item
-            found = self._value_of(inner)
+            if " " in inner:
+                return self._calculated(inner)
             self.used.add(inner)
-            if found is None:
-                found = self._calculated(inner)
+            found = self._value_of(inner)
             return match[0] if found is None else found
 
-        text = re.sub(r"%\(([^()]*)\)", placeholder, text)
-        text = re.sub(r"\$\(([^()]*)\)", lambda match: os.environ.get(match[1], match[0]), text)
-        return re.sub(r"@\(([^()]*)\)", lambda match: _read(match[1], match[0]).strip("\n"), text)
+        return re.sub(r"%\(([^()]*)\)", placeholder, text)
 
-    def _calculated(self, formula: str) -> str | None:
-        """``a + 3``: from left to right, without precedence, whole numbers."""
-        words = formula.split()
-        if len(words) < 2:
-            return None
-        total = self._number(words[0])
-        rest = iter(words[1:])
-        for operator in rest:
-            if total is None:
-                return None
-            if operator in _STEPS:
-                total += 1 if operator == "++" else -1
+    def _calculated(self, formula: str) -> str:
+        """``a + 3 b``: from left to right, without precedence, whole numbers; or words in a row.
+
+        A name that is not set is blank, what is no number counts as 0, and so does a quotient by 0.
+        """
+        found, operator = "", ""
+        for word in formula.split():
+            if word in ("+", "-", "*", "/"):
+                operator = word
                 continue
-            operand = self._number(next(rest, ""))
-            if operand is None or operator not in "+-*/" or (operator == "/" and not operand):
-                return None
-            total = {
-                "+": total + operand,
-                "-": total - operand,
-                "*": total * operand,
-                "/": total // operand if operand else 0,
+            if word in ("++", "--"):
+                found = str(_integer(found) + (1 if word == "++" else -1))
+                continue
+            value = word
+            if not re.fullmatch(r"-?\d+", word):
+                self.used.add(word)
+                value = self._value_of(word) or ""
+            left, right = _integer(found), _integer(value)
+            found = {
+                "": found + value,
+                "+": str(left + right),
+                "-": str(left - right),
+                "*": str(left * right),
+                "/": str(int(left / right) if right else 0),
             }[operator]
-        return str(total)
-
-    def _number(self, word: str) -> int | None:
-        self.used.add(word)
-        found = self._value_of(word)
-        text = word if found is None else found
-        return int(text) if re.fullmatch(r"-?\d+", text) else None
+            operator = ""
+        return found
 
     def _magic(self, path: str, section: str) -> dict[str, str]:
         """What ``%`` and a letter mean in *path*."""
@@ -306,19 +327,25 @@ def _split(text: str) -> tuple[str, str]:
     if os.path.isfile(text):
         return text, _SECTION
     path, colon, section = text.rpartition(":")
-    return (path, section) if colon and section else (text, _SECTION)
+    return (path, section or _SECTION) if colon else (text, _SECTION)
 
 
-def _substituted(line: str, magic: dict[str, str]) -> str:
+def _substituted(text: str, magic: dict[str, str]) -> str:
     # "%(" begins a placeholder and stays; a letter without a meaning vanishes, as in uWSGI.
-    return re.sub(r"%([^(])", lambda match: magic.get(match[1], ""), line)
+    return re.sub(r"%([^(\n])", lambda match: magic.get(match[1], ""), text)
+
+
+def _integer(text: str) -> int:
+    """The whole number at the beginning of *text*, as strtoll(3) takes it."""
+    found = re.match(r"\s*([-+]?\d+)", text)
+    return int(found[1]) if found else 0
 
 
 def _block(
-    rest: Iterator[_Line], opening: _Line, source: str, prefix: str, ends: tuple[str, ...]
-) -> list[_Line]:
+    rest: Iterator[Line], opening: Line, source: str, prefix: str, ends: tuple[str, ...]
+) -> list[Line]:
     """The lines up to the end of a condition or loop."""
-    found: list[_Line] = []
+    found: list[Line] = []
     depth = 0
     for line in rest:
         if line.key in ends:

@@ -157,7 +157,8 @@ class Translation:
 
     def _take(self, setting: Setting, is_variable: bool) -> None:
         option = options.find(setting.name)
-        if option is None and is_variable:
+        # A name of a file's own may begin as a family of options does: log-dir, static-root.
+        if is_variable and setting.name not in options.NAMES:
             self._row(setting, "honoured", "a variable of the file's own; uwsgi.opt has it")
             self._variable(setting)
             return
@@ -490,7 +491,8 @@ class Translation:
 
 
 def _number(setting: Setting, least: int) -> str:
-    text = setting.value
+    # uWSGI takes the number and leaves what follows; files in the field have remarks there.
+    text = re.sub(r"\s+[;#].*", "", setting.value)
     if not text.isascii() or not text.isdigit() or int(text) < least:
         raise setting.refuse(f"is no whole number of at least {least}")
     return str(int(text))
