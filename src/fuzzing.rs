@@ -10,6 +10,7 @@
     reason = "a property that does not hold is a panic"
 )]
 
+use crate::amqp::client::fuzzing::client;
 use crate::amqp::frames;
 use crate::server::fuzzing::{ciphers, framing, link, packet};
 
@@ -23,8 +24,9 @@ use http::{HeaderName, Method, Version};
 pub type Entry = (&'static str, fn(&[u8]));
 
 /// Everything that is fuzzed.
-pub const TARGETS: [Entry; 8] = [
+pub const TARGETS: [Entry; 9] = [
     ("ciphers", ciphers),
+    ("client", client),
     ("environ", environ),
     ("frames", frames),
     ("framing", framing),

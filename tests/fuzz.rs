@@ -212,6 +212,11 @@ fn any_request_makes_one_unforged_line_of_the_log() {
 }
 
 #[test]
+fn any_stream_of_a_broker_means_the_same_to_a_client_wherever_it_is_cut() {
+    fuzz("client");
+}
+
+#[test]
 fn any_packet_of_a_proxy_is_read_alike_wherever_it_is_cut() {
     fuzz("packet");
 }
@@ -228,7 +233,8 @@ fn every_target_has_a_test() {
     assert_eq!(
         names,
         [
-            "ciphers", "environ", "frames", "framing", "link", "log", "packet", "response"
+            "ciphers", "client", "environ", "frames", "framing", "link", "log", "packet",
+            "response"
         ]
     );
 }

@@ -480,7 +480,7 @@ class Heartbeats:
 
 @final
 class AmqpClient:
-    """RPC requests to RabbitMQ: one connection for all threads of this process, made by the first
+    """RPC requests and notifications to RabbitMQ: one connection for all threads of this process, made by the first
     request. Not to be used in a process that was forked from its maker's.
 
     *hosts* are name, port, user and password each, tried in this order; *mechanism* is AMQPLAIN, PLAIN
@@ -520,16 +520,20 @@ class AmqpClient:
         routing_key: str,
         body: str,
         *,
+        fanout: bool = False,
         durable: bool = False,
         auto_delete: bool = False,
+        default_queue: dict[str, bool | int | str] | None = None,
         expiration: int | None = None,
         mandatory: bool = False,
         msg_id: str | None = None,
         monitored: bool = False,
         retries: int | None = None,
     ) -> AmqpRequest:
-        """Send JSON to a topic exchange, which is declared first. Never waits. *expiration* in
-        milliseconds; *msg_id* is a call's, None of a cast; *retries* None: for ever.
+        """Send JSON to a topic or *fanout* exchange, which is declared first, and with it a queue of
+        the routing key's name where its arguments are given by *default_queue*. Never waits. A message
+        to a topic exchange that no queue takes is sent again for 15 s after a reconnection. *expiration*
+        in milliseconds; *msg_id* is a call's, None of a cast; *retries* None: for ever.
 
         :raises OSError: a name that AMQP has no room for, or no thread to be had.
         """

@@ -12,12 +12,14 @@ use pyo3::types::{PyBool, PyBytes, PyDict};
 
 use super::signals;
 use crate::amqp::client::{
-    Client, Event, Host, Mechanism, Message, Options, Pauses, PendingRequest, Properties,
-    ReplyQueue, Table, TlsFiles, Value,
+    Client, Event, Exchange, ExchangeType, Host, Mechanism, Message, Options, Pauses,
+    PendingRequest, Properties, ReplyQueue, Table, TlsFiles, Value,
 };
 
 /// How long the main thread waits before it lets Python signal handlers run.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// A cluster that recovers may take long to declare a queue; one that takes longer has forgotten it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(180);
 
 /// One client of a transport.
 #[pyclass(frozen, module = "osloxide._native")]
@@ -106,6 +108,7 @@ impl AmqpClient {
             },
             shuffles: shuffle,
             has_durable_requests: durable_requests,
+            answers_within: ANSWERS_WITHIN,
         };
         let decode = Box::new(move |properties: &Properties, body: &[u8]| {
             decoded(&decode, properties, body)
@@ -117,8 +120,9 @@ impl AmqpClient {
 
     /// The interpreter is kept: what can be written is, and nothing is waited for.
     #[pyo3(signature = (
-        exchange, routing_key, body, *, durable=false, auto_delete=false, expiration=None,
-        mandatory=false, msg_id=None, monitored=false, retries=None,
+        exchange, routing_key, body, *, fanout=false, durable=false, auto_delete=false,
+        default_queue=None, expiration=None, mandatory=false, msg_id=None, monitored=false,
+        retries=None,
     ))]
     #[expect(
         clippy::too_many_arguments,
@@ -130,19 +134,33 @@ impl AmqpClient {
         exchange: String,
         routing_key: String,
         body: String,
+        fanout: bool,
         durable: bool,
         auto_delete: bool,
+        default_queue: Option<&Bound<'_, PyDict>>,
         expiration: Option<u64>,
         mandatory: bool,
         msg_id: Option<String>,
         monitored: bool,
         retries: Option<u32>,
     ) -> PyResult<AmqpRequest> {
+        let kind = if fanout {
+            ExchangeType::Fanout
+        } else {
+            ExchangeType::Topic
+        };
+        let default_queue = default_queue
+            .map(|arguments| table(Some(arguments)))
+            .transpose()?;
         let pending = self.client.send(Message {
-            exchange,
-            is_durable: durable,
-            is_auto_delete: auto_delete,
+            exchange: Exchange {
+                name: exchange,
+                kind,
+                is_durable: durable,
+                is_auto_delete: auto_delete,
+            },
             routing_key,
+            default_queue,
             body: body.into_bytes(),
             expiration,
             is_mandatory: mandatory,

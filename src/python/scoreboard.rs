@@ -1,7 +1,9 @@
 //! The boundary of the scoreboard room: one class and the conversion of a snapshot to a dict.
 
 use crate::python::errors::scoreboard_error;
-use crate::scoreboard::{self, FigureSnapshot, MethodSnapshot, Snapshot, TIME_BOUNDS};
+use crate::scoreboard::{
+    self, BrokerSnapshot, FigureSnapshot, MethodSnapshot, Snapshot, TIME_BOUNDS,
+};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
@@ -83,6 +85,7 @@ fn to_dict<'py>(py: Python<'py>, row: &Snapshot) -> PyResult<Bound<'py, PyDict>>
     dict.set_item("last_exit", row.last_exit)?;
     dict.set_item("worn", row.worn.map(|worn| worn.parts().0))?;
     dict.set_item("figures", figures(py, &row.figures)?)?;
+    dict.set_item("broker", broker(py, &row.broker)?)?;
     let methods: PyResult<Vec<_>> = row.methods.iter().map(|it| method(py, it)).collect();
     dict.set_item("methods", methods?)?;
     Ok(dict)
@@ -106,6 +109,18 @@ fn figures<'py>(py: Python<'py>, figures: &FigureSnapshot) -> PyResult<Bound<'py
     dict.set_item("unsent", figures.unsent)?;
     dict.set_item("queued", figures.queued)?;
     dict.set_item("stuck", figures.stuck)?;
+    Ok(dict)
+}
+
+fn broker<'py>(py: Python<'py>, broker: &BrokerSnapshot) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("connections", broker.gauges.connections)?;
+    dict.set_item("channels", broker.gauges.channels)?;
+    dict.set_item("queues", broker.gauges.queues)?;
+    dict.set_item("unconfirmed", broker.gauges.unconfirmed)?;
+    dict.set_item("sent", broker.sent)?;
+    dict.set_item("resent", broker.resent)?;
+    dict.set_item("reconnects", broker.reconnects)?;
     Ok(dict)
 }
 

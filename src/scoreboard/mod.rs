@@ -8,6 +8,7 @@
 //! Sealing and naming: `memfd_create(2)`, `fcntl(2)` with `F_ADD_SEALS`.
 #![expect(unsafe_code, reason = "mmap(2) and references into the mapping")]
 
+mod broker;
 mod figures;
 mod methods;
 mod queued;
@@ -15,6 +16,7 @@ mod row;
 mod snapshot;
 mod worn;
 
+pub use broker::{BrokerFigures, BrokerGauges, BrokerSnapshot};
 pub use figures::{FigureSnapshot, Figures, TIME_BOUNDS};
 pub use methods::METHODS;
 pub use queued::Queued;
@@ -44,7 +46,7 @@ pub const CAPACITY: usize = 4096;
 const IN_FLIGHT_MAX: usize = 216;
 const MEMFD_NAME: &str = "osloxide-scoreboard";
 const MAGIC: u64 = u64::from_be_bytes(*b"osloxide");
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 const HEADER_BYTES: usize = 4096;
 const METHODS_AT: usize = HEADER_BYTES + CAPACITY * size_of::<Row>();
 const TOTAL_BYTES: usize = METHODS_AT + CAPACITY * size_of::<Methods>();
@@ -295,17 +297,23 @@ impl Scoreboard {
         for row in &rows {
             *served.entry(row.slot).or_default() += row.slot_served;
         }
-        let mut figures: HashMap<u32, FigureSnapshot> = HashMap::new();
+        let mut figures: HashMap<u32, (FigureSnapshot, BrokerSnapshot)> = HashMap::new();
         for row in &rows {
-            let sum = figures.entry(row.slot).or_default();
+            let (sum, broker) = figures.entry(row.slot).or_default();
             sum.add_counters(&row.figures);
+            broker.add_counters(&row.broker);
         }
         rows.retain(|row| !matches!(row.state, State::Free | State::Replaced));
         for row in &mut rows {
             row.slot_served = served.get(&row.slot).copied().unwrap_or_default();
             row.figures = row.figures.gauges();
-            if let Some(sum) = figures.get(&row.slot) {
+            row.broker = BrokerSnapshot {
+                gauges: row.broker.gauges,
+                ..BrokerSnapshot::default()
+            };
+            if let Some((sum, broker)) = figures.get(&row.slot) {
                 row.figures.add_counters(sum);
+                row.broker.add_counters(broker);
             }
         }
         rows.sort_by_key(|row| (row.slot, row.generation));

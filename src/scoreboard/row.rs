@@ -3,6 +3,7 @@
 //! Everything is a relaxed atomic: nothing here orders anything else, and a reader may see a request
 //! in one counter and not yet in the other. Maps no memory; [`super`] does.
 
+use super::broker::BrokerFigures;
 use super::figures::Figures;
 use super::methods::Method;
 use super::snapshot::{Snapshot, State};
@@ -36,6 +37,7 @@ pub struct Row {
     worn: AtomicU64,
     counters: Counters,
     figures: Figures,
+    broker: BrokerFigures,
     in_flight_slots: [AtomicU64; IN_FLIGHT_MAX],
 }
 
@@ -153,6 +155,7 @@ impl Row {
             served_before: AtomicU64::new(0),
             worn: AtomicU64::new(0),
             figures: Figures::new(),
+            broker: BrokerFigures::new(),
             counters: Counters {
                 served: AtomicU64::new(0),
                 connections: AtomicU32::new(0),
@@ -247,6 +250,11 @@ impl Row {
     /// What is counted of requests and their answers.
     pub const fn figures(&self) -> &Figures {
         &self.figures
+    }
+
+    /// What is counted of connections with message brokers.
+    pub const fn broker(&self) -> &BrokerFigures {
+        &self.broker
     }
 
     /// The worker asks to be replaced.
@@ -376,6 +384,7 @@ impl Row {
         self.beat(Duration::ZERO);
         self.worn.store(0, Ordering::Relaxed);
         self.figures.clear_gauges();
+        self.broker.clear_gauges();
         for index in &self.in_flight_slots {
             index.store(0, Ordering::Relaxed);
         }
@@ -433,6 +442,7 @@ impl Row {
                 .filter(|status| i64::from(*status) != NO_EXIT),
             worn: self.worn(),
             figures: self.figures.read(),
+            broker: self.broker.read(),
             methods: Vec::new(),
         }
     }

@@ -3,6 +3,7 @@
 //! Owns no memory and no counter: [`super::row`] fills it in. Its fields are what `osloxide status`
 //! and the metrics show; docs/operating.md lists them.
 
+use super::broker::BrokerSnapshot;
 use super::figures::FigureSnapshot;
 use super::worn::Worn;
 
@@ -45,6 +46,9 @@ pub struct Snapshot {
     /// What was counted of requests and their answers: counters of the whole slot, gauges of this
     /// process.
     pub figures: FigureSnapshot,
+    /// What was counted of its connections with message brokers: counters of the whole slot, gauges of
+    /// this process.
+    pub broker: BrokerSnapshot,
     /// The same requests by name, where they have one; `done` and `failed` of the whole slot.
     pub methods: Vec<MethodSnapshot>,
 }

@@ -292,6 +292,48 @@ _OF_SLOTS: tuple[tuple[bool, str, str, Callable[[list[Worker]], float]], ...] = 
         "Threads in requests that were given up.",
         lambda its: sum(it.figures.stuck for it in its),
     ),
+    (
+        False,
+        "osloxide_worker_broker_connections",
+        "Native connections with message brokers.",
+        lambda its: sum(it.broker.connections for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_broker_channels",
+        "Channels that are used on them.",
+        lambda its: sum(it.broker.channels for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_broker_queues",
+        "Queues that are consumed from natively.",
+        lambda its: sum(it.broker.queues for it in its),
+    ),
+    (
+        False,
+        "osloxide_worker_broker_unconfirmed",
+        "Messages that were sent natively and that the broker has not confirmed.",
+        lambda its: sum(it.broker.unconfirmed for it in its),
+    ),
+    (
+        True,
+        "osloxide_worker_broker_sent",
+        "Messages that were sent natively, those sent again included.",
+        lambda its: _youngest(its).broker.sent,
+    ),
+    (
+        True,
+        "osloxide_worker_broker_resent",
+        "Messages that were sent again natively: no confirm, or no queue that took them.",
+        lambda its: _youngest(its).broker.resent,
+    ),
+    (
+        True,
+        "osloxide_worker_broker_reconnects",
+        "Native connections that took the place of one that was lost.",
+        lambda its: _youngest(its).broker.reconnects,
+    ),
 )
 
 # Of all workers together: a method of each slot would be a series for each pair of them.

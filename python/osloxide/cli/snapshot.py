@@ -80,6 +80,28 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class BrokerFigures:
+    """What was counted of a worker's native connections with message brokers (docs/rpc.md).
+
+    :param connections: that are agreed on, of this process.
+    :param channels: that are used on them.
+    :param queues: that are consumed from.
+    :param unconfirmed: messages that were sent and that the broker has not confirmed.
+    :param sent: messages by all workers that the slot ever had, those sent again included.
+    :param resent: those that were sent again: no confirm, or no queue that took them.
+    :param reconnects: connections that took the place of one that was lost.
+    """
+
+    connections: int = 0
+    channels: int = 0
+    queues: int = 0
+    unconfirmed: int = 0
+    sent: int = 0
+    resent: int = 0
+    reconnects: int = 0
+
+
+@dataclass(frozen=True)
 class Worker:
     """One slot of a launcher.
 
@@ -119,6 +141,7 @@ class Worker:
     cpu_seconds: float | None = None
     replaced_for: str | None = None
     figures: Figures = field(default_factory=Figures)
+    broker: BrokerFigures = field(default_factory=BrokerFigures)
 
 
 @dataclass(frozen=True)
@@ -314,6 +337,7 @@ def _worker(row: dict[str, Any], now: float, service: str) -> Worker:
         cpu_seconds=_cpu_seconds(pid) if pid else None,
         replaced_for=row["worn"],
         figures=_figures(row["figures"]),
+        broker=BrokerFigures(**row["broker"]),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from osloxide.cli.snapshot import Launcher, Worker
+    from osloxide.cli.snapshot import BrokerFigures, Launcher, Worker
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def methods(launcher: Launcher, most: int | None = None) -> list[str]:
 
 
 def remarks(launcher: Launcher) -> list[str]:
-    """What no column has room for: stuck threads, replacements, and how workers ended."""
+    """What no column has room for: stuck threads, replacements, brokers, and how workers ended."""
     found = []
     for worker in launcher.workers:
         who = f"slot {worker.slot}"
@@ -201,9 +201,26 @@ def remarks(launcher: Launcher) -> list[str]:
             )
         if worker.replaced_for is not None:
             found.append(f"{who}: is being replaced ({worker.replaced_for})")
+        if worker.broker.sent or worker.broker.connections:
+            found.append(f"{who}: {broker(worker.broker)}")
         if worker.last_end not in (None, "status 0"):
             found.append(f"{who}: the worker before ended with {worker.last_end}")
     return found
+
+
+def broker(figures: BrokerFigures) -> str:
+    """What a worker has to do with message brokers by itself, in one line."""
+    return ", ".join(
+        (
+            f"{count(figures.connections, 'connection')} to brokers",
+            count(figures.channels, "channel"),
+            count(figures.queues, "queue"),
+            f"{count(figures.sent, 'message')} sent",
+            f"{figures.unconfirmed} unconfirmed",
+            f"{figures.resent} sent again",
+            count(figures.reconnects, "reconnect"),
+        )
+    )
 
 
 def width(launcher: Launcher, chosen: Sequence[Column]) -> int:

@@ -143,7 +143,7 @@ def pace_rpc(amqpdriver: ModuleType) -> None:
     wanted=lambda: environment.wants_native_rpc_client(os.environ),
 )
 def send_natively(amqpdriver: ModuleType) -> None:
-    """Send calls and casts without kombu, where the operator wants it (``amqpdriver``)."""
+    """Send messages without kombu, where the operator wants it (``amqpdriver``)."""
     native_client.amend_driver(amqpdriver)
 
 

@@ -34,6 +34,8 @@ const FRAME_MAX: u32 = 131_072;
 /// Section 4.2.3 (frame-min-size).
 const FRAME_MIN: u32 = 4096;
 const CHANNEL_MAX: u16 = 2047;
+/// For replies, for an exchange, and for a question that may be answered by closing it.
+const CHANNELS_MIN: u16 = 3;
 /// Pieces that are read before they are looked at.
 const MOST_PIECES: usize = 8;
 /// Refusals that no further attempt changes: `access-refused`, `not-allowed`.
@@ -206,6 +208,12 @@ impl Connection {
             0 => CHANNEL_MAX,
             number => number.min(CHANNEL_MAX),
         };
+        if self.channel_max < CHANNELS_MIN {
+            return Err(Fault::Unusable(format!(
+                "the broker allows {channel_max} channels on a connection; set its channel_max to \
+                 {CHANNELS_MIN} at least"
+            )));
+        }
         // As py-amqp: off where it is off here, else the smaller of both.
         let heartbeat = match (options.heartbeat, heartbeat) {
             (0, _) => 0,
@@ -325,6 +333,21 @@ impl Connection {
             return Err(Fault::Lost(text));
         }
         Ok(())
+    }
+
+    /// A channel can be opened now.
+    pub(super) fn has_free_channel(&self) -> bool {
+        !self.free_channels.is_empty() || self.last_channel < self.channel_max
+    }
+
+    /// A channel that was closed from here is about to be free.
+    pub(super) fn is_closing_channels(&self) -> bool {
+        !self.closing.is_empty()
+    }
+
+    /// The broker has agreed that the channel is closed.
+    pub(super) fn free_channel(&mut self, channel: u16) {
+        self.free_channels.push(channel);
     }
 
     /// A number that no channel has.

@@ -96,6 +96,7 @@ pub(super) enum Method {
     ChannelCloseOk,
     ExchangeDeclareOk,
     QueueDeclareOk,
+    QueueBindOk,
     QueueDeleteOk,
     ConsumeOk,
     Cancel,
@@ -158,6 +159,7 @@ impl Method {
             (CHANNEL, 41) => Some(Self::ChannelCloseOk),
             (EXCHANGE, 11) => Some(Self::ExchangeDeclareOk),
             (QUEUE, 11) => Some(Self::QueueDeclareOk),
+            (QUEUE, 21) => Some(Self::QueueBindOk),
             (QUEUE, 41) => Some(Self::QueueDeleteOk),
             (CONFIRM, 11) => Some(Self::SelectOk),
             (BASIC, 21) => Some(Self::ConsumeOk),
@@ -464,34 +466,71 @@ pub(super) fn channel_close_ok(channel: u16) -> Vec<u8> {
     method(channel, CHANNEL, 41, |_| {})
 }
 
-/// An exchange of type `topic`.
-pub(super) fn exchange_declare(
-    channel: u16,
-    name: &str,
-    is_durable: bool,
-    is_auto_delete: bool,
-) -> Vec<u8> {
+/// How an exchange passes messages on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExchangeType {
+    /// To the queues that are bound with the routing key.
+    #[default]
+    Topic,
+    /// To all queues that are bound.
+    Fanout,
+}
+
+impl ExchangeType {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Topic => "topic",
+            Self::Fanout => "fanout",
+        }
+    }
+}
+
+/// An exchange as it is declared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exchange {
+    /// At most 255 bytes.
+    pub name: String,
+    /// Of `exchange.declare`.
+    pub kind: ExchangeType,
+    /// It outlives the broker's process.
+    pub is_durable: bool,
+    /// It goes with the last queue that is bound to it.
+    pub is_auto_delete: bool,
+}
+
+pub(super) fn exchange_declare(channel: u16, exchange: &Exchange) -> Vec<u8> {
     method(channel, EXCHANGE, 10, |bytes| {
         bytes.extend_from_slice(&[0, 0]);
-        put_text(bytes, name);
-        put_text(bytes, "topic");
-        bytes.push(u8::from(is_durable) << 1 | u8::from(is_auto_delete) << 2);
+        put_text(bytes, &exchange.name);
+        put_text(bytes, exchange.kind.name());
+        bytes.push(u8::from(exchange.is_durable) << 1 | u8::from(exchange.is_auto_delete) << 2);
         put_long(bytes, &[]);
     })
 }
 
-pub(super) fn queue_declare(
-    channel: u16,
-    name: &str,
-    is_passive: bool,
-    is_durable: bool,
-    arguments: &Table,
-) -> Vec<u8> {
+/// Bits of `queue.declare`.
+pub(super) const PASSIVE: u8 = 1;
+pub(super) const DURABLE: u8 = 1 << 1;
+pub(super) const AUTO_DELETE: u8 = 1 << 3;
+
+pub(super) fn queue_declare(channel: u16, name: &str, bits: u8, arguments: &Table) -> Vec<u8> {
     method(channel, QUEUE, 10, |bytes| {
         bytes.extend_from_slice(&[0, 0]);
         put_text(bytes, name);
-        bytes.push(u8::from(is_passive) | u8::from(is_durable) << 1);
+        bytes.push(bits);
         put_long(bytes, &fields(arguments));
+    })
+}
+
+/// Has `queue` get what is sent to `exchange` with `routing_key`.
+pub(super) fn queue_bind(channel: u16, queue: &str, exchange: &str, routing_key: &str) -> Vec<u8> {
+    method(channel, QUEUE, 20, |bytes| {
+        bytes.extend_from_slice(&[0, 0]);
+        put_text(bytes, queue);
+        put_text(bytes, exchange);
+        put_text(bytes, routing_key);
+        bytes.push(0);
+        put_long(bytes, &[]);
     })
 }
 
@@ -531,12 +570,14 @@ pub(super) struct Publication<'a> {
     pub(super) exchange: &'a str,
     pub(super) routing_key: &'a str,
     pub(super) message_id: &'a str,
+    /// The broker sends back what no queue takes.
+    pub(super) is_mandatory: bool,
     /// Milliseconds in decimal digits.
     pub(super) expiration: Option<&'a str>,
     pub(super) body: &'a [u8],
 }
 
-/// A mandatory message, in frames of at most `frame_max` bytes; 0 means that there is no limit.
+/// A message, in frames of at most `frame_max` bytes; 0 means that there is no limit.
 pub(super) fn publish(channel: u16, what: Publication<'_>, frame_max: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(192 + what.body.len());
     put_frame(&mut bytes, METHOD, channel, |bytes| {
@@ -545,7 +586,7 @@ pub(super) fn publish(channel: u16, what: Publication<'_>, frame_max: usize) -> 
         bytes.extend_from_slice(&[0, 0]);
         put_text(bytes, what.exchange);
         put_text(bytes, what.routing_key);
-        bytes.push(1);
+        bytes.push(u8::from(what.is_mandatory));
     });
     put_frame(&mut bytes, HEADER, channel, |bytes| {
         bytes.extend_from_slice(&BASIC.to_be_bytes());

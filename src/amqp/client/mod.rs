@@ -13,8 +13,14 @@
 
 mod assembler;
 mod connection;
+#[cfg(test)]
+mod faults;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod methods;
 mod reply;
+#[cfg(test)]
+mod schedules;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -31,7 +37,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::{Condvar, Mutex};
 
-pub use methods::{Mechanism, Properties, Table, Value};
+pub use methods::{Exchange, ExchangeType, Mechanism, Properties, Table, Value};
 use state::State;
 
 use super::heartbeat::Heartbeats;
@@ -111,6 +117,9 @@ pub struct Options {
     pub shuffles: bool,
     /// Requests survive a broker that loses its memory, so that their calls need not end.
     pub has_durable_requests: bool,
+    /// How long the broker may take to answer what it is asked, though it is alive. It may not while it
+    /// has blocked the connection.
+    pub answers_within: Duration,
 }
 
 /// How long a connection may take to be made, and to be agreed on.
@@ -120,21 +129,16 @@ const SETTLING: Duration = Duration::from_secs(15);
 /// How long servers have for the replies to calls whose requests may be lost.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// One request.
+/// One request, or a notification.
 #[derive(Debug, Clone, Default)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "flags of AMQP, each by its name"
-)]
 pub struct Message {
-    /// Declared before, of type `topic`.
-    pub exchange: String,
-    /// Of the exchange.
-    pub is_durable: bool,
-    /// Of the exchange.
-    pub is_auto_delete: bool,
-    /// The queue's name.
+    /// Declared before.
+    pub exchange: Exchange,
+    /// The queue's name; of no meaning to an exchange of type `fanout`.
     pub routing_key: String,
+    /// Arguments of a queue that is declared and bound before: called as the routing key, durable and
+    /// auto-deleted as the exchange. Notifications wait there for listeners still to come.
+    pub default_queue: Option<Table>,
     /// JSON.
     pub body: Vec<u8>,
     /// Milliseconds that it may wait in a queue.
@@ -217,6 +221,8 @@ struct Progress {
     is_left: bool,
     /// A server has answered: it ran, confirmed or not.
     is_answered: bool,
+    /// How often it was published.
+    publications: u32,
     /// Attempts to send it that have failed.
     failures: u32,
     /// Bodies that a broker has closed a channel over.
@@ -271,12 +277,12 @@ impl Client {
     /// # Errors
     /// `InvalidInput` for names that AMQP has no room for; when the kernel gives no thread.
     pub fn send(&self, message: Message) -> io::Result<PendingRequest> {
-        if !methods::fits(&message.exchange) || !methods::fits(&message.routing_key) {
+        if !methods::fits(&message.exchange.name) || !methods::fits(&message.routing_key) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!(
                     "exchange {:?} and routing key {:?}: AMQP has room for 255 bytes; shorten them",
-                    message.exchange, message.routing_key
+                    message.exchange.name, message.routing_key
                 ),
             ));
         }
@@ -381,12 +387,27 @@ impl Shared {
 }
 
 impl Request {
-    fn is_left(&self) -> bool {
-        self.progress.lock().is_left
+    /// There is nothing to be sent any more: it was given up, or has ended, or a server that got it
+    /// on an earlier connection has answered.
+    fn is_over(&self) -> bool {
+        let progress = self.progress.lock();
+        progress.is_left || progress.is_answered || progress.end.is_some()
     }
 
     fn is_call(&self) -> bool {
         self.message.msg_id.is_some()
+    }
+
+    /// The broker has to tell when no queue takes it: servers may come back later than the broker,
+    /// and a default queue may have been deleted. Who misses a fanout is away.
+    fn asks_for_return(&self) -> bool {
+        self.message.exchange.kind == ExchangeType::Topic || self.message.is_mandatory
+    }
+
+    /// The default queue that it needs, by its name.
+    fn default_queue(&self) -> Option<&str> {
+        self.message.default_queue.as_ref()?;
+        Some(&self.message.routing_key)
     }
 
     fn end(&self, event: Event) {

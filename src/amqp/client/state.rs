@@ -7,13 +7,14 @@
 //! Rules: AMQP 0-9-1, `basic.publish` with `mandatory`; RabbitMQ's publisher confirms: tags count
 //! what was published on a channel, from 1 on, and a return comes before the confirm of its message.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::methods::{self, NOT_FOUND, PRECONDITION_FAILED, Publication, Refusal};
+use super::methods::{self, Exchange, NOT_FOUND, PRECONDITION_FAILED, Publication, Refusal, Table};
 use super::{Event, GRACE, Request, SETTLING};
 use crate::amqp::heartbeat::AmqpConnection;
+use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 
 /// Bytes that may wait for the broker to take them; requests beyond are not queued behind them.
 const MOST_UNSENT: u64 = 32 * 1024 * 1024;
@@ -36,9 +37,9 @@ pub(super) struct State {
     /// A call was made, so that there has to be a consumer of replies.
     pub(super) wants_replies: bool,
     /// There is one, on this connection.
-    pub(super) has_replies: bool,
+    has_replies: bool,
     /// When the connection was made that is not the first one.
-    pub(super) reconnected_at: Option<Instant>,
+    reconnected_at: Option<Instant>,
     numbers: u64,
     link: Option<Link>,
     /// By exchange.
@@ -48,11 +49,34 @@ pub(super) struct State {
     later: Vec<(Instant, Arc<Request>)>,
     calls: HashMap<String, Arc<Request>>,
     unusable: Option<String>,
+    /// Where this client is counted, from its first connection on.
+    figures: Option<&'static BrokerFigures>,
+    /// What it is counted as there.
+    counted: BrokerGauges,
 }
 
 struct Link {
-    connection: Arc<AmqpConnection>,
+    outlet: Box<dyn Outlet>,
     frame_max: usize,
+}
+
+/// Where frames leave.
+pub(super) trait Outlet: Send {
+    /// Takes whole frames, in this order. Never waits, and keeps what is wrong with it to itself: the
+    /// thread finds that out.
+    fn queue(&self, frames: Vec<u8>);
+    /// Bytes that wait for the broker to take them.
+    fn unsent(&self) -> u64;
+}
+
+impl Outlet for Arc<AmqpConnection> {
+    fn queue(&self, frames: Vec<u8>) {
+        let _ = AmqpConnection::queue(self, frames);
+    }
+
+    fn unsent(&self) -> u64 {
+        AmqpConnection::unsent(self)
+    }
 }
 
 /// A channel for what goes to one exchange. An error of one exchange closes its channel alone.
@@ -60,6 +84,8 @@ struct Route {
     channel: u16,
     last_tag: u64,
     unconfirmed: BTreeMap<u64, Arc<Request>>,
+    /// Default queues that are bound to the exchange.
+    queues: HashSet<String>,
 }
 
 /// What the first waiting request needs from the thread.
@@ -68,10 +94,12 @@ pub(super) enum Need {
     /// A consumer of replies.
     Replies,
     /// A channel for the exchange of this request.
-    Route {
-        exchange: String,
-        is_durable: bool,
-        is_auto_delete: bool,
+    Route(Exchange),
+    /// The default queue of this notification.
+    Queue {
+        exchange: Exchange,
+        name: String,
+        arguments: Table,
     },
 }
 
@@ -85,12 +113,70 @@ impl State {
         self.link.is_some()
     }
 
-    /// A connection has been agreed on.
-    pub(super) fn connect(&mut self, connection: Arc<AmqpConnection>, frame_max: usize) {
-        self.link = Some(Link {
-            connection,
-            frame_max,
-        });
+    /// A connection has been agreed on; `is_again` where another one was lost before.
+    pub(super) fn connect(
+        &mut self,
+        outlet: Box<dyn Outlet>,
+        frame_max: usize,
+        is_again: bool,
+        now: Instant,
+    ) {
+        self.link = Some(Link { outlet, frame_max });
+        if is_again {
+            self.reconnected_at = Some(now);
+        }
+        // The process may have got its row after an earlier connection.
+        let figures = scoreboard::current().broker();
+        if let Some(before) = self.figures.replace(figures) {
+            before.change(self.counted, BrokerGauges::default());
+            self.counted = BrokerGauges::default();
+        }
+        if is_again {
+            figures.reconnected();
+        }
+        self.count();
+    }
+
+    /// Whether there is a consumer of replies on this connection.
+    pub(super) fn has_replies(&self) -> bool {
+        self.has_replies
+    }
+
+    pub(super) fn set_replies(&mut self, has_replies: bool) {
+        self.has_replies = has_replies;
+        self.count();
+    }
+
+    /// The thread has left, and its connection with it.
+    pub(super) fn leave(&mut self) {
+        self.has_thread = false;
+        self.link = None;
+        self.has_replies = false;
+        self.routes.clear();
+        self.count();
+    }
+
+    pub(super) fn gauges(&self) -> BrokerGauges {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let replies = usize::from(self.has_replies);
+        let routes = self.routes.values();
+        BrokerGauges {
+            connections: u32::from(self.link.is_some()),
+            channels: count(self.routes.len() + replies),
+            queues: count(replies),
+            unconfirmed: count(routes.map(|route| route.unconfirmed.len()).sum()),
+        }
+    }
+
+    /// Shows what has changed to those who look at the process.
+    fn count(&mut self) {
+        let gauges = self.gauges();
+        if let Some(figures) = self.figures
+            && gauges != self.counted
+        {
+            figures.change(self.counted, gauges);
+            self.counted = gauges;
+        }
     }
 
     /// A new request; true when the thread has to do something for it.
@@ -109,6 +195,7 @@ impl State {
         }
         // Those that wait already come first.
         if self.waiting.is_empty() && self.publish(request) {
+            self.count();
             return false;
         }
         self.waiting.push_back(Arc::clone(request));
@@ -123,19 +210,25 @@ impl State {
     /// Writes *request* to the connection; false when there is none that is ready for it.
     fn publish(&mut self, request: &Arc<Request>) -> bool {
         let Some(link) = &self.link else { return false };
-        let Some(route) = self.routes.get_mut(&request.message.exchange) else {
+        let Some(route) = self.routes.get_mut(&request.message.exchange.name) else {
             return false;
         };
-        if (request.is_call() && !self.has_replies) || link.connection.unsent() > MOST_UNSENT {
+        if let Some(queue) = request.default_queue()
+            && !route.queues.contains(queue)
+        {
+            return false;
+        }
+        if (request.is_call() && !self.has_replies) || link.outlet.unsent() > MOST_UNSENT {
             return false;
         }
         let message = &request.message;
         let number = request.number.to_string();
         let expiration = message.expiration.map(|expiration| expiration.to_string());
         let what = Publication {
-            exchange: &message.exchange,
+            exchange: &message.exchange.name,
             routing_key: &message.routing_key,
             message_id: &number,
+            is_mandatory: request.asks_for_return(),
             expiration: expiration.as_deref(),
             body: &message.body,
         };
@@ -145,7 +238,12 @@ impl State {
         route
             .unconfirmed
             .insert(route.last_tag, Arc::clone(request));
-        let _ = link.connection.queue(frames); // the thread finds out what is wrong with it
+        link.outlet.queue(frames);
+        let mut progress = request.progress.lock();
+        progress.publications += 1;
+        if let Some(figures) = self.figures {
+            figures.published(progress.publications > 1);
+        }
         true
     }
 
@@ -162,15 +260,17 @@ impl State {
         for request in due.into_iter().rev() {
             self.waiting.push_front(request);
         }
+        let mut need = None;
         while let Some(request) = self.waiting.pop_front() {
-            if request.is_left() || self.publish(&request) {
+            if request.is_over() || self.publish(&request) {
                 continue;
             }
-            let need = self.need_of(&request);
+            need = self.need_of(&request);
             self.waiting.push_front(request);
-            return need;
+            break;
         }
-        None
+        self.count();
+        need
     }
 
     fn need_of(&self, request: &Request) -> Option<Need> {
@@ -178,14 +278,19 @@ impl State {
         if request.is_call() && !self.has_replies {
             return Some(Need::Replies);
         }
-        if self.routes.contains_key(&message.exchange) {
-            return None; // the connection is full
+        let Some(route) = self.routes.get(&message.exchange.name) else {
+            return Some(Need::Route(message.exchange.clone()));
+        };
+        if let Some(arguments) = &message.default_queue
+            && !route.queues.contains(&message.routing_key)
+        {
+            return Some(Need::Queue {
+                exchange: message.exchange.clone(),
+                name: message.routing_key.clone(),
+                arguments: arguments.clone(),
+            });
         }
-        Some(Need::Route {
-            exchange: message.exchange.clone(),
-            is_durable: message.is_durable,
-            is_auto_delete: message.is_auto_delete,
-        })
+        None // the connection is full
     }
 
     /// When [`State::flush`] has something to do though nothing arrives.
@@ -205,8 +310,28 @@ impl State {
             channel,
             last_tag: 0,
             unconfirmed: BTreeMap::new(),
+            queues: HashSet::new(),
         };
         self.routes.insert(exchange, route);
+        self.count();
+    }
+
+    /// The default queue of this name is bound to the exchange.
+    pub(super) fn add_queue(&mut self, exchange: &str, queue: String) {
+        // The channel of the exchange may have been closed since; then all of it is done once more.
+        if let Some(route) = self.routes.get_mut(exchange) {
+            route.queues.insert(queue);
+        }
+    }
+
+    /// Takes the channel from an exchange to which nothing is under way.
+    pub(super) fn remove_idle_route(&mut self) -> Option<u16> {
+        let mut routes = self.routes.iter();
+        let (exchange, _) = routes.find(|(_, route)| route.unconfirmed.is_empty())?;
+        let exchange = exchange.clone();
+        let route = self.routes.remove(&exchange)?;
+        self.count();
+        Some(route.channel)
     }
 
     /// The broker has settled what was published on *channel*; false when it cannot have.
@@ -216,6 +341,7 @@ impl State {
         tag: u64,
         is_multiple: bool,
         is_taken: bool,
+        now: Instant,
     ) -> bool {
         let Some(route) = self.route_on(channel) else {
             return false;
@@ -233,23 +359,35 @@ impl State {
         };
         for request in settled {
             if is_taken {
-                self.taken(request);
+                self.taken(request, now);
             } else if request.may_try_again("the broker could not take it (basic.nack)") {
-                self.later.push((Instant::now() + RETRY_REFUSED, request));
+                self.later.push((now + RETRY_REFUSED, request));
             }
         }
+        self.count();
         true
     }
 
     /// Confirmed: a queue has it, or it was returned before.
-    fn taken(&mut self, request: Arc<Request>) {
-        let now = Instant::now();
+    fn taken(&mut self, request: Arc<Request>, now: Instant) {
         let mut progress = request.progress.lock();
         if let Some((code, text)) = progress.returned.take() {
             if request.message.is_mandatory {
                 progress.end = Some(Event::Undeliverable(code, text));
                 request.changed.notify_all();
                 return;
+            }
+            if let Some(queue) = request.default_queue() {
+                progress.refusals += 1;
+                if progress.refusals <= MOST_REFUSALS && !progress.is_left {
+                    // Its queue was deleted; it is declared again.
+                    if let Some(route) = self.routes.get_mut(&request.message.exchange.name) {
+                        route.queues.remove(queue);
+                    }
+                    drop(progress);
+                    self.waiting.push_back(request);
+                    return;
+                }
             }
             // Servers come back later than the broker.
             let is_settling = self.reconnected_at.is_some_and(|at| now <= at + SETTLING);
@@ -325,13 +463,15 @@ impl State {
         for request in again.into_iter().rev() {
             self.waiting.push_front(request);
         }
+        self.count();
         true
     }
 
-    /// The exchange cannot be declared: nothing can be sent to it.
-    pub(super) fn refuse_exchange(&mut self, exchange: &str, refusal: &Refusal) {
+    /// The exchange cannot be declared, or the default queue `queue` of it: nothing can be sent there.
+    pub(super) fn refuse(&mut self, exchange: &str, queue: Option<&str>, refusal: &Refusal) {
         self.waiting.retain(|request| {
-            let is_meant = request.message.exchange == exchange;
+            let is_meant = request.message.exchange.name == exchange
+                && (queue.is_none() || request.default_queue() == queue);
             if is_meant {
                 request.end(Event::Failed(format!("{}: {}", refusal.code, refusal.text)));
             }
@@ -355,6 +495,7 @@ impl State {
                 self.waiting.push_front(request);
             }
         }
+        self.count();
     }
 
     /// No host could be connected with, or the connection did not last.
@@ -399,6 +540,7 @@ impl State {
         for request in waiting.chain(later).chain(calls).chain(unconfirmed) {
             request.end(event.clone());
         }
+        self.count();
     }
 }
 

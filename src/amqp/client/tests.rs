@@ -14,22 +14,24 @@ use super::methods::{self, Violation, method};
 use super::*;
 use crate::amqp::frames::{HEADER, Reader, put_frame};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 type Frame = (u8, u16, Vec<u8>);
 
 /// The broker's end of one connection.
-struct Peer {
-    stream: TcpStream,
+pub(super) struct Peer {
+    pub(super) stream: TcpStream,
     /// The channel on which the client consumes replies.
-    consumer: u16,
+    pub(super) consumer: u16,
 }
 
 /// What a client has published.
 #[derive(Debug)]
-struct Published {
-    channel: u16,
+pub(super) struct Published {
+    pub(super) channel: u16,
+    exchange: String,
     routing_key: String,
+    is_mandatory: bool,
     message_id: String,
     expiration: Option<String>,
     body: Vec<u8>,
@@ -37,7 +39,7 @@ struct Published {
 
 /// What a script sees of its client.
 #[derive(Debug)]
-enum Seen {
+pub(super) enum Seen {
     Published(Published),
     /// Class, method, and the channel.
     Method(u16, u16, u16),
@@ -45,18 +47,18 @@ enum Seen {
 }
 
 impl Peer {
-    fn send(&mut self, bytes: &[u8]) {
+    pub(super) fn send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes); // the client may have gone
     }
 
-    fn say(&mut self, channel: u16, class: u16, id: u16, arguments: &[u8]) {
+    pub(super) fn say(&mut self, channel: u16, class: u16, id: u16, arguments: &[u8]) {
         let bytes = method(channel, class, id, |bytes| {
             bytes.extend_from_slice(arguments);
         });
         self.send(&bytes);
     }
 
-    fn frame(&mut self) -> Option<Frame> {
+    pub(super) fn frame(&mut self) -> Option<Frame> {
         loop {
             let mut head = [0; 7];
             self.stream.read_exact(&mut head).ok()?;
@@ -71,7 +73,7 @@ impl Peer {
     }
 
     /// Class, method, channel and arguments of the next method.
-    fn method(&mut self) -> Option<(u16, u16, u16, Vec<u8>)> {
+    pub(super) fn method(&mut self) -> Option<(u16, u16, u16, Vec<u8>)> {
         let (kind, channel, payload) = self.frame()?;
         assert_eq!(kind, 1, "a method is expected");
         let mut reader = Reader(&payload);
@@ -85,7 +87,12 @@ impl Peer {
         arguments
     }
 
-    fn greet(&mut self) {
+    fn tune(&mut self, channel_max: u16) {
+        let tune = [&channel_max.to_be_bytes()[..], &[0, 2, 0, 0, 0, 60]].concat();
+        self.say(0, 10, 30, &tune);
+    }
+
+    pub(super) fn greet(&mut self) {
         let mut header = [0; 8];
         self.stream.read_exact(&mut header).unwrap();
         assert_eq!(&header, methods::PROTOCOL_HEADER);
@@ -117,6 +124,7 @@ impl Peer {
                 (20, 41) | (10, 51) => {}
                 (40, 10) => self.say(channel, 40, 11, &[]),
                 (50, 10) => self.say(channel, 50, 11, &[1, b'q', 0, 0, 0, 0, 0, 0, 0, 0]),
+                (50, 20) => self.say(channel, 50, 21, &[]),
                 (85, 10) => self.say(channel, 85, 11, &[]),
                 (60, 20) => {
                     self.consumer = channel;
@@ -129,12 +137,12 @@ impl Peer {
         Seen::Gone
     }
 
-    fn content(&mut self, channel: u16, arguments: &[u8]) -> Seen {
+    pub(super) fn content(&mut self, channel: u16, arguments: &[u8]) -> Seen {
         let mut reader = Reader(arguments);
         reader.u16();
-        reader.short();
+        let exchange = String::from_utf8(reader.short().unwrap().to_vec()).unwrap();
         let routing_key = String::from_utf8(reader.short().unwrap().to_vec()).unwrap();
-        assert_eq!(reader.u8(), Some(1), "everything is mandatory");
+        let is_mandatory = reader.u8() == Some(1);
         let (kind, _, header) = self.frame().unwrap();
         assert_eq!(kind, 2);
         let properties = Properties::read(&header).unwrap();
@@ -153,7 +161,9 @@ impl Peer {
             has_expiration.then(|| String::from_utf8(reader.short().unwrap().to_vec()).unwrap());
         Seen::Published(Published {
             channel,
+            exchange,
             routing_key,
+            is_mandatory,
             message_id: properties.message_id,
             expiration,
             body,
@@ -170,12 +180,12 @@ impl Peer {
         }
     }
 
-    fn deliver(&mut self, tag: u64, body: &str) {
+    pub(super) fn deliver(&mut self, tag: u64, body: &str) {
         let frames = moved(&delivery(tag, body), self.consumer);
         self.send(&frames);
     }
 
-    fn confirm(&mut self, channel: u16, tag: u64) {
+    pub(super) fn confirm(&mut self, channel: u16, tag: u64) {
         self.say(channel, 60, 80, &[&tag.to_be_bytes()[..], &[0]].concat());
     }
 
@@ -204,7 +214,7 @@ fn header(length: usize) -> Vec<u8> {
 }
 
 /// `basic.deliver` of *body*, on channel 1.
-fn delivery(tag: u64, body: &str) -> Vec<u8> {
+pub(super) fn delivery(tag: u64, body: &str) -> Vec<u8> {
     let mut bytes = method(1, 60, 60, |bytes| {
         bytes.extend_from_slice(&[1, b'1']);
         bytes.extend_from_slice(&tag.to_be_bytes());
@@ -221,7 +231,7 @@ fn delivery(tag: u64, body: &str) -> Vec<u8> {
     bytes
 }
 
-fn reply_to(msg_id: &str) -> String {
+pub(super) fn reply_to(msg_id: &str) -> String {
     format!(r#"{{"_msg_id": "{msg_id}", "ending": true}}"#)
 }
 
@@ -240,7 +250,7 @@ fn returned(published: &Published) -> Vec<u8> {
     bytes
 }
 
-fn refusal(code: u16, text: &str) -> Vec<u8> {
+pub(super) fn refusal(code: u16, text: &str) -> Vec<u8> {
     let mut bytes = code.to_be_bytes().to_vec();
     bytes.push(u8::try_from(text.len()).unwrap());
     bytes.extend_from_slice(text.as_bytes());
@@ -299,7 +309,7 @@ impl Broker {
     }
 }
 
-fn client(ports: &[u16], heartbeat: u16) -> Client {
+pub(super) fn client(ports: &[u16], heartbeat: u16) -> Client {
     let host = |port: &u16| Host {
         name: "127.0.0.1".to_owned(),
         port: *port,
@@ -323,6 +333,7 @@ fn client(ports: &[u16], heartbeat: u16) -> Client {
         },
         shuffles: false,
         has_durable_requests: false,
+        answers_within: PATIENCE,
     };
     let decode = |_: &Properties, body: &[u8]| {
         let msg_id = body.strip_prefix(b"strange ")?;
@@ -331,23 +342,26 @@ fn client(ports: &[u16], heartbeat: u16) -> Client {
     Client::new(options, Box::new(decode)).unwrap()
 }
 
-fn cast() -> Message {
+pub(super) fn cast() -> Message {
     Message {
-        exchange: "nova".to_owned(),
+        exchange: Exchange {
+            name: "nova".to_owned(),
+            ..Exchange::default()
+        },
         routing_key: "topic".to_owned(),
         body: b"{}".to_vec(),
         ..Message::default()
     }
 }
 
-fn call() -> Message {
+pub(super) fn call() -> Message {
     Message {
         msg_id: Some("7".to_owned()),
         ..cast()
     }
 }
 
-fn end_of(pending: &PendingRequest) -> Event {
+pub(super) fn end_of(pending: &PendingRequest) -> Event {
     pending.wait(Some(Instant::now() + PATIENCE))
 }
 
@@ -356,7 +370,11 @@ fn a_call_is_published_confirmed_answered_and_its_reply_acknowledged() {
     let broker = Broker::new(1, |_, peer| {
         peer.shake_hands(60);
         let request = peer.published();
-        assert_eq!(request.routing_key, "topic");
+        assert_eq!(
+            (&*request.exchange, &*request.routing_key),
+            ("nova", "topic")
+        );
+        assert!(request.is_mandatory);
         assert_eq!(request.expiration.as_deref(), Some("5000"));
         assert_eq!(request.body, vec![b' '; 300_000], "in frames");
         peer.confirm(request.channel, 1);
@@ -572,6 +590,66 @@ fn a_refused_login_makes_the_client_unusable() {
 }
 
 #[test]
+fn exchanges_share_few_channels() {
+    const CHANNELS: u16 = 3;
+    let broker = Broker::new(1, |_, peer| {
+        peer.greet();
+        peer.tune(CHANNELS);
+        peer.expect(10, 31);
+        peer.expect(10, 40);
+        peer.say(0, 10, 41, &[0]);
+        for number in 0..6 {
+            let request = loop {
+                match peer.next() {
+                    Seen::Published(published) => break published,
+                    Seen::Method(60, 80, _) => {}
+                    other => panic!("{other:?}"),
+                }
+            };
+            assert_eq!(request.exchange, format!("exchange{number}"));
+            assert!(request.channel <= CHANNELS);
+            peer.confirm(request.channel, 1); // each exchange's first on its channel
+            if number == 0 {
+                peer.deliver(1, &reply_to("7"));
+            }
+        }
+        peer.part();
+    });
+    let client = broker.client();
+
+    for number in 0..6 {
+        let exchange = Exchange {
+            name: format!("exchange{number}"),
+            ..Exchange::default()
+        };
+        let message = Message {
+            exchange,
+            ..if number == 0 { call() } else { cast() }
+        };
+        let event = end_of(&client.send(message).unwrap());
+        let is_done = matches!(event, Event::Reply(_) | Event::Taken);
+        assert!(is_done, "{number}: {event:?}");
+    }
+    broker.end(&client);
+}
+
+#[test]
+fn a_broker_with_too_few_channels_makes_the_client_unusable() {
+    let broker = Broker::new(1, |_, peer| {
+        peer.greet();
+        peer.tune(2);
+        peer.part();
+    });
+    let client = broker.client();
+
+    match end_of(&client.send(cast()).unwrap()) {
+        Event::Unusable(text) => assert!(text.contains("2 channels"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    broker.end(&client);
+}
+
+#[test]
 fn a_refused_reply_queue_makes_the_client_unusable() {
     let broker = Broker::new(1, |_, peer| {
         peer.shake_hands(60);
@@ -650,12 +728,162 @@ fn an_exchange_that_is_not_durable_is_taken_as_it_is() {
 
     let pending = client
         .send(Message {
-            is_durable: true,
+            exchange: Exchange {
+                is_durable: true,
+                ..cast().exchange
+            },
             ..cast()
         })
         .unwrap();
 
     assert_eq!(end_of(&pending), Event::Taken);
+    broker.end(&client);
+}
+
+#[test]
+fn a_fanout_is_declared_as_one_and_who_misses_it_is_away() {
+    let broker = Broker::new(1, |_, peer| {
+        peer.shake_hands(60);
+        let (_, _, channel, _) = peer.method().unwrap();
+        peer.say(channel, 20, 11, &[0; 4]);
+        let declared = peer.expect(40, 10);
+        let expected = [
+            &[0, 0, 12][..],
+            b"topic_fanout",
+            &[6],
+            b"fanout",
+            &[4, 0, 0, 0, 0],
+        ]
+        .concat();
+        assert_eq!(declared, expected, "auto-deleted, and not durable");
+        peer.say(channel, 40, 11, &[]);
+        let published = peer.published();
+        assert_eq!(published.exchange, "topic_fanout");
+        assert_eq!(published.routing_key, "");
+        assert!(!published.is_mandatory);
+        peer.confirm(published.channel, 1);
+        peer.part();
+    });
+    let client = broker.client();
+    let fanout = Message {
+        exchange: Exchange {
+            name: "topic_fanout".to_owned(),
+            kind: ExchangeType::Fanout,
+            is_durable: false,
+            is_auto_delete: true,
+        },
+        routing_key: String::new(),
+        ..cast()
+    };
+
+    assert_eq!(end_of(&client.send(fanout).unwrap()), Event::Taken);
+    broker.end(&client);
+}
+
+pub(super) fn notification() -> Message {
+    Message {
+        routing_key: "notifications.info".to_owned(),
+        default_queue: Some(vec![(
+            "x-queue-type".to_owned(),
+            Value::Text("quorum".to_owned()),
+        )]),
+        exchange: Exchange {
+            is_durable: true,
+            ..cast().exchange
+        },
+        ..cast()
+    }
+}
+
+#[test]
+fn the_default_queue_of_a_notification_is_declared_once_and_again_when_it_is_gone() {
+    let broker = Broker::new(1, |_, peer| {
+        peer.shake_hands(60);
+        let mut route = 0;
+        for round in 0..2 {
+            let mut declared = Vec::new();
+            let mut bound = Vec::new();
+            let mut published = Vec::new();
+            while published.is_empty() {
+                let (class, id, channel, arguments) = peer.method().unwrap();
+                match (class, id) {
+                    (20, 10) => peer.say(channel, 20, 11, &[0; 4]),
+                    (20, 40) => peer.say(channel, 20, 41, &[]),
+                    (40, 10) => peer.say(channel, 40, 11, &[]),
+                    (85, 10) => peer.say(channel, 85, 11, &[]),
+                    (50, 10) => {
+                        declared.push(arguments);
+                        peer.say(channel, 50, 11, &[1, b'q', 0, 0, 0, 0, 0, 0, 0, 0]);
+                    }
+                    (50, 20) => {
+                        bound.push(arguments);
+                        peer.say(channel, 50, 21, &[]);
+                    }
+                    (60, 40) => {
+                        let Seen::Published(message) = peer.content(channel, &arguments) else {
+                            panic!("nothing was published");
+                        };
+                        route = channel;
+                        published.push(message);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!((declared.len(), bound.len()), (1, 1), "round {round}");
+            assert!(declared[0].starts_with(b"\0\0\x12notifications.info\x02"));
+            assert!(declared[0].ends_with(b"\x0cx-queue-typeS\0\0\0\x06quorum"));
+            let names = b"\0\0\x12notifications.info\x04nova\x12notifications.info\0";
+            assert!(bound[0].starts_with(names));
+            if round == 0 {
+                peer.confirm(route, 1);
+                // An operator deletes the queue; the next one comes back.
+                let second = peer.published();
+                peer.send(&returned(&second));
+                peer.confirm(route, 2);
+            } else {
+                peer.confirm(route, 3);
+            }
+        }
+        peer.part();
+    });
+    let client = broker.client();
+
+    for _ in 0..2 {
+        let pending = client.send(notification()).unwrap();
+        assert_eq!(end_of(&pending), Event::Taken);
+    }
+    broker.end(&client);
+}
+
+#[test]
+fn a_refused_default_queue_fails_its_notifications_and_no_other_message() {
+    let broker = Broker::new(1, |_, peer| {
+        peer.shake_hands(60);
+        let refused = loop {
+            let (class, id, channel, _) = peer.method().unwrap();
+            match (class, id) {
+                (20, 10) => peer.say(channel, 20, 11, &[0; 4]),
+                (40, 10) => peer.say(channel, 40, 11, &[]),
+                (85, 10) => peer.say(channel, 85, 11, &[]),
+                (50, 10) => break channel,
+                other => panic!("{other:?}"),
+            }
+        };
+        let text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type'";
+        peer.say(refused, 20, 40, &refusal(406, text));
+        let published = peer.published();
+        assert_ne!(published.channel, refused);
+        peer.confirm(published.channel, 1);
+        peer.part();
+    });
+    let client = broker.client();
+
+    let refused = client.send(notification()).unwrap();
+    match end_of(&refused) {
+        Event::Failed(text) => assert!(text.contains("x-queue-type"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(end_of(&client.send(cast()).unwrap()), Event::Taken);
     broker.end(&client);
 }
 
@@ -690,7 +918,7 @@ fn a_cancelled_consumer_of_replies_consumes_again() {
 }
 
 /// Frames on another channel.
-fn moved(frames: &[u8], channel: u16) -> Vec<u8> {
+pub(super) fn moved(frames: &[u8], channel: u16) -> Vec<u8> {
     let mut moved = frames.to_vec();
     let mut at = 0;
     while at < moved.len() {

@@ -21,7 +21,8 @@ use nix::sys::time::TimeSpec;
 use super::assembler::Incoming;
 use super::connection::{Connection, Fault, out_of_order};
 use super::methods::{
-    self, COMMAND_INVALID, Method, NOT_FOUND, PRECONDITION_FAILED, Properties, Refusal, Violation,
+    self, COMMAND_INVALID, Exchange, Method, NOT_FOUND, PRECONDITION_FAILED, Properties, Refusal,
+    Table, Violation,
 };
 use super::state::Need;
 use super::{GRACE, Host, Shared, reply};
@@ -32,7 +33,7 @@ const STACK_BYTES: usize = 512 * 1024;
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How long an answer may take where there are no heartbeats.
+/// How long an answer may take at most where there are no heartbeats.
 const UNHEARD: Duration = Duration::from_secs(60);
 /// Refusals of the reply queue that no further attempt changes.
 const NO_QUEUE: [u16; 6] = [403, 405, 406, 530, 540, 541];
@@ -54,7 +55,7 @@ pub(super) fn start(shared: Arc<Shared>) -> io::Result<()> {
         if thread.is_closing() {
             state.close();
         }
-        state.has_thread = false;
+        state.leave();
         thread.shared.has_left.notify_all();
         drop(state);
     })
@@ -203,10 +204,12 @@ impl Thread {
     fn talk(&mut self, connection: &mut Connection) -> Result<(), Fault> {
         let is_again = std::mem::replace(&mut self.has_connected, true);
         let mut state = self.shared.state.lock();
-        state.connect(Arc::clone(&connection.link), connection.frame_max);
-        if is_again {
-            state.reconnected_at = Some(Instant::now());
-        }
+        state.connect(
+            Box::new(Arc::clone(&connection.link)),
+            connection.frame_max,
+            is_again,
+            Instant::now(),
+        );
         let wants_replies = state.wants_replies;
         drop(state);
         if is_again {
@@ -225,7 +228,7 @@ impl Thread {
                 return Ok(());
             }
             let mut state = self.shared.state.lock();
-            let has_lost_consumer = state.wants_replies && !state.has_replies;
+            let has_lost_consumer = state.wants_replies && !state.has_replies();
             let need = if has_lost_consumer {
                 Some(Need::Replies)
             } else {
@@ -235,11 +238,12 @@ impl Thread {
             drop(state);
             match need {
                 Some(Need::Replies) => self.consume(connection)?,
-                Some(Need::Route {
+                Some(Need::Route(exchange)) => self.open_route(connection, exchange)?,
+                Some(Need::Queue {
                     exchange,
-                    is_durable,
-                    is_auto_delete,
-                }) => self.open_route(connection, exchange, is_durable, is_auto_delete)?,
+                    name,
+                    arguments,
+                }) => self.declare_default_queue(connection, &exchange, name, &arguments)?,
                 None => connection.read(until, &self.shared.bell)?,
             }
         }
@@ -350,7 +354,7 @@ impl Thread {
         is_taken: bool,
     ) -> Result<(), Fault> {
         let mut state = self.shared.state.lock();
-        if state.settle(channel, tag, is_multiple, is_taken) {
+        if state.settle(channel, tag, is_multiple, is_taken, Instant::now()) {
             return Ok(());
         }
         Err(unfounded("something that was not sent is confirmed"))
@@ -359,7 +363,7 @@ impl Thread {
     fn lose_consumer(&mut self) {
         self.replies = None;
         self.unacknowledged = None;
-        self.shared.state.lock().has_replies = false;
+        self.shared.state.lock().set_replies(false);
     }
 
     fn deliver(&self, properties: &Properties, body: Vec<u8>) {
@@ -397,7 +401,11 @@ impl Thread {
         is_answer: fn(&Method) -> bool,
     ) -> Result<(), Fault> {
         connection.link.queue(request)?;
-        let deadline = Instant::now() + UNHEARD;
+        let mut patience = self.shared.options.answers_within;
+        if !connection.has_heartbeats() {
+            patience = patience.min(UNHEARD);
+        }
+        let mut deadline = Instant::now() + patience;
         loop {
             match connection.next()? {
                 Some(Incoming::Method(at, method)) if at == channel && is_answer(&method) => {
@@ -414,16 +422,22 @@ impl Thread {
                         return Err(Fault::Lost("the transport is closed".to_owned()));
                     }
                     let now = Instant::now();
-                    if !connection.has_heartbeats() && !connection.is_blocked && now > deadline {
+                    if connection.is_blocked {
+                        deadline = now + patience;
+                    }
+                    if now > deadline {
                         return Err(Fault::Lost("the broker does not answer".to_owned()));
                     }
-                    connection.read(Some(now + LOOK), &self.shared.bell)?;
+                    connection.read(Some(deadline.min(now + LOOK)), &self.shared.bell)?;
                 }
             }
         }
     }
 
     fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
+        while !connection.has_free_channel() {
+            self.make_room(connection)?;
+        }
         let channel = connection.new_channel()?;
         let request = methods::channel_open(channel);
         self.ask(connection, channel, request, |method| {
@@ -432,22 +446,51 @@ impl Thread {
         Ok(channel)
     }
 
+    /// One step towards a free channel: that of an exchange is closed on which nothing is unconfirmed,
+    /// or something is read.
+    fn make_room(&mut self, connection: &mut Connection) -> Result<(), Fault> {
+        if !connection.is_closing_channels() {
+            let idle = self.shared.state.lock().remove_idle_route();
+            if let Some(channel) = idle {
+                let request = methods::channel_close(channel);
+                let outcome = self.ask(connection, channel, request, |method| {
+                    matches!(method, Method::ChannelCloseOk)
+                });
+                return match outcome {
+                    Ok(()) => {
+                        connection.free_channel(channel);
+                        Ok(())
+                    }
+                    Err(Fault::Refused(_)) => Ok(()), // both sides have closed it at once
+                    outcome => outcome,
+                };
+            }
+        }
+        if let Some(incoming) = connection.next()? {
+            return self.take(connection, incoming);
+        }
+        self.acknowledge(connection)?;
+        if self.is_closing() {
+            return Err(Fault::Lost("the transport is closed".to_owned()));
+        }
+        connection.read(Some(Instant::now() + LOOK), &self.shared.bell)
+    }
+
     /// Opens the channel for an exchange, and declares it.
     fn open_route(
         &mut self,
         connection: &mut Connection,
-        exchange: String,
-        is_durable: bool,
-        is_auto_delete: bool,
+        mut exchange: Exchange,
     ) -> Result<(), Fault> {
         let is_ok = |method: &Method| matches!(method, Method::ExchangeDeclareOk);
         let mut channel = self.open_channel(connection)?;
-        let request = methods::exchange_declare(channel, &exchange, is_durable, is_auto_delete);
+        let request = methods::exchange_declare(channel, &exchange);
         let mut outcome = self.ask(connection, channel, request, is_ok);
-        if is_durable && is_of_other_durability(&outcome) {
+        if exchange.is_durable && is_of_other_durability(&outcome) {
             tracing::warn!("Force creating a non durable exchange.");
             channel = self.open_channel(connection)?;
-            let request = methods::exchange_declare(channel, &exchange, false, is_auto_delete);
+            exchange.is_durable = false;
+            let request = methods::exchange_declare(channel, &exchange);
             outcome = self.ask(connection, channel, request, is_ok);
         }
         if outcome.is_ok() {
@@ -457,18 +500,59 @@ impl Thread {
             });
         }
         match outcome {
-            Ok(()) => self.shared.state.lock().add_route(exchange, channel),
-            Err(Fault::Refused(refusal)) => {
-                self.shared
-                    .state
-                    .lock()
-                    .refuse_exchange(&exchange, &refusal);
-                let Refusal { code, text } = refusal;
-                tracing::error!("Failed to publish message to topic '{exchange}': {code}: {text}");
-            }
+            Ok(()) => self.shared.state.lock().add_route(exchange.name, channel),
+            Err(Fault::Refused(refusal)) => self.give_up(&exchange, None, &refusal),
             Err(fault) => return Err(fault),
         }
         Ok(())
+    }
+
+    /// Declares the queue in which notifications wait for listeners. On a channel of its own, so that
+    /// a refusal harms nothing that was sent to the exchange.
+    fn declare_default_queue(
+        &mut self,
+        connection: &mut Connection,
+        exchange: &Exchange,
+        name: String,
+        arguments: &Table,
+    ) -> Result<(), Fault> {
+        let mut bits = 0;
+        if exchange.is_durable {
+            bits |= methods::DURABLE;
+        }
+        if exchange.is_auto_delete {
+            bits |= methods::AUTO_DELETE;
+        }
+        let channel = self.open_channel(connection)?;
+        let request = methods::queue_declare(channel, &name, bits, arguments);
+        let mut outcome = self.ask(connection, channel, request, |method| {
+            matches!(method, Method::QueueDeclareOk)
+        });
+        if outcome.is_ok() {
+            let request = methods::queue_bind(channel, &name, &exchange.name, &name);
+            outcome = self.ask(connection, channel, request, |method| {
+                matches!(method, Method::QueueBindOk)
+            });
+        }
+        match outcome {
+            Ok(()) => {
+                connection.close_channel(channel)?;
+                self.shared.state.lock().add_queue(&exchange.name, name);
+            }
+            Err(Fault::Refused(refusal)) => self.give_up(exchange, Some(&name), &refusal),
+            Err(fault) => return Err(fault),
+        }
+        Ok(())
+    }
+
+    /// Nothing can be sent to *exchange*, or to the default queue *queue* of it.
+    fn give_up(&self, exchange: &Exchange, queue: Option<&str>, refusal: &Refusal) {
+        let mut state = self.shared.state.lock();
+        state.refuse(&exchange.name, queue, refusal);
+        drop(state);
+        let Refusal { code, text } = refusal;
+        let name = &exchange.name;
+        tracing::error!("Failed to publish message to topic '{name}': {code}: {text}");
     }
 
     /// Declares the reply queue and consumes from it.
@@ -497,7 +581,8 @@ impl Thread {
         let existed = !self.has_declared || self.has_queue(connection, &queue.name)?;
         let is_ok = |method: &Method| matches!(method, Method::QueueDeclareOk);
         let declare = |channel, is_durable| {
-            methods::queue_declare(channel, &queue.name, false, is_durable, &queue.arguments)
+            let bits = if is_durable { methods::DURABLE } else { 0 };
+            methods::queue_declare(channel, &queue.name, bits, &queue.arguments)
         };
         let mut channel = self.open_channel(connection)?;
         let mut outcome = self.ask(
@@ -545,7 +630,7 @@ impl Thread {
         outcome?;
         self.has_declared = true;
         let mut state = self.shared.state.lock();
-        state.has_replies = self.replies.is_some(); // it may be cancelled already
+        state.set_replies(self.replies.is_some()); // it may be cancelled already
         // Requests in durable queues wait for their servers, as their callers do for them.
         let mut lost = 0;
         if !existed && !self.shared.options.has_durable_requests {
@@ -564,7 +649,7 @@ impl Thread {
     /// Asked on a channel of its own, since the answer "no" closes it.
     fn has_queue(&mut self, connection: &mut Connection, name: &str) -> Result<bool, Fault> {
         let channel = self.open_channel(connection)?;
-        let request = methods::queue_declare(channel, name, true, false, &Vec::new());
+        let request = methods::queue_declare(channel, name, methods::PASSIVE, &Vec::new());
         let outcome = self.ask(connection, channel, request, |method| {
             matches!(method, Method::QueueDeclareOk)
         });

@@ -1,12 +1,13 @@
-"""The client's half of RPC over RabbitMQ without kombu: calls and casts to a topic.
+"""What a client sends over RabbitMQ without kombu: calls, casts, fanout casts, notifications.
 
-Owns the way of a request from oslo.messaging's driver to the native client
+Owns the way of a message from oslo.messaging's driver to the native client
 (``src/amqp/client/``), and what becomes of it: a result, a remote exception, one of
-oslo.messaging's own. Fanout, notifications, servers, and every transport whose settings the native
-client does not have, stay with kombu; the log says once which setting it is. Opens nothing before
-the first request, and never uses a client of the process that this one was forked from.
+oslo.messaging's own. Servers, listeners of notifications, and every transport whose settings the
+native client does not have, stay with kombu; the log says once which setting it is. Opens nothing
+before the first message, and never uses a client of the process that this one was forked from.
 Rules: ``AMQPDriverBase._send`` and ``ReplyWaiter.wait`` of oslo_messaging/_drivers/amqpdriver.py,
-``Connection`` of oslo_messaging/_drivers/impl_rabbit.py; docs/rpc.md.
+``Connection.topic_send``, ``fanout_send`` and ``notify_send`` of
+oslo_messaging/_drivers/impl_rabbit.py; docs/rpc.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from osloxide.messaging.rabbit import tls
 LOG = logging.getLogger(__name__)
 
 KOMBU_FOR = 60.0
-"""Seconds for which requests go by kombu after a broker has refused the native client."""
+"""Seconds for which messages go by kombu after a broker has refused the native client."""
 
 FAREWELL = 2.0
 """Seconds that closing a transport waits for the broker's farewell."""
@@ -87,17 +88,17 @@ def amend_driver(amqpdriver: ModuleType) -> None:
         retry: int | None = None,
         transport_options: Any = None,
     ) -> Any:
-        if not (notify or target.fanout) and envelope:
-            slot = _slot(self)
-            client = _client(self, slot)
-            if client is not None:
-                request = _Request(amqpdriver, self, target, transport_options)
-                request.monitor = call_monitor_timeout
-                request.pack(ctxt, message, slot.reply_queue if wait_for_reply else None)
-                try:
-                    return request.run(client, timeout, retry)
-                except _RefusedError as refusal:
-                    _go_by_kombu(slot, client, refusal)
+        slot = _slot(self)
+        client = _client(self, slot)
+        if client is not None:
+            request = _Request(amqpdriver, self, target, transport_options, is_notification=notify)
+            request.monitor = call_monitor_timeout
+            reply_queue = slot.reply_queue if wait_for_reply else None
+            request.pack(ctxt, message, reply_queue, has_envelope=envelope)
+            try:
+                return request.run(client, timeout, retry)
+            except _RefusedError as refusal:
+                _go_by_kombu(slot, client, refusal)
         return send(
             self, target, ctxt, message, wait_for_reply, timeout, call_monitor_timeout,
             envelope, notify, retry, transport_options,
@@ -116,27 +117,48 @@ def amend_driver(amqpdriver: ModuleType) -> None:
 
 
 class _Request:
-    """One call or cast."""
+    """One call, cast or notification."""
 
     monitor: float | None = None
 
     def __init__(
-        self, amqpdriver: ModuleType, driver: Any, target: Any, transport_options: Any
+        self,
+        amqpdriver: ModuleType,
+        driver: Any,
+        target: Any,
+        transport_options: Any,
+        *,
+        is_notification: bool,
     ) -> None:
         self._rpc_amqp = amqpdriver.rpc_amqp
         self._rpc_common = amqpdriver.rpc_common
         self._messaging = amqpdriver.oslo_messaging
         self._driver = driver
-        self._exchange = driver._get_exchange(target)
-        server = target.server
-        self._topic = f"{target.topic}.{server}" if server else target.topic
-        self._is_mandatory = bool(transport_options and transport_options.at_least_once)
+        self._conf = driver.conf.oslo_messaging_rabbit
+        self._is_fanout = bool(target.fanout) and not is_notification
+        self._is_notification = is_notification
+        # What impl_rabbit passes on to a fanout or a notification: no timeout, and no options.
+        self._is_plain = not (self._is_fanout or is_notification)
+        if self._is_fanout:
+            self._exchange, self._topic = f"{target.topic}_fanout", ""
+        else:
+            self._exchange, self._topic = driver._get_exchange(target), target.topic
+        if self._is_plain and target.server:
+            self._topic = f"{target.topic}.{target.server}"
+        self._is_mandatory = bool(
+            self._is_plain and transport_options and transport_options.at_least_once
+        )
         self._msg_id: str | None = None
         self._reply_queue: str | None = None
         self._body = ""
 
-    def pack(self, ctxt: Any, message: dict[str, Any], reply_queue: str | None) -> None:
-        """Make the body; *reply_queue* is where a call's replies are expected."""
+    def pack(
+        self, ctxt: Any, message: dict[str, Any], reply_queue: str | None, *, has_envelope: bool
+    ) -> None:
+        """Make the body; *reply_queue* is where a call's replies are expected.
+
+        :param has_envelope: False for notifications of version 1, which have none.
+        """
         msg = dict(message)
         if reply_queue is not None:
             self._reply_queue = reply_queue
@@ -146,7 +168,11 @@ class _Request:
             msg["_timeout"] = self.monitor
         self._rpc_amqp._add_unique_id(msg)
         self._rpc_amqp.pack_context(msg, ctxt)
-        self._body = json.dumps(self._rpc_common.serialize_msg(msg))
+        if has_envelope:
+            self._body = json.dumps(self._rpc_common.serialize_msg(msg))
+        else:
+            # Values that are no JSON are kombu's to write, as its readers expect them.
+            self._body = importlib.import_module("kombu.utils.json").dumps(msg)
         LOG.debug(
             "%s: exchange '%s' topic '%s'",
             f"CALL msg_id: {self._msg_id}"
@@ -161,15 +187,22 @@ class _Request:
 
         :raises _RefusedError: the native client cannot be used; nothing was sent.
         """
-        conf = self._driver.conf.oslo_messaging_rabbit
+        conf = self._conf
         deadline = None if timeout is None else time.monotonic() + timeout
+        has_expiration = self._is_plain and timeout is not None
         pending = client.send(
             self._exchange,
             self._topic,
             self._body,
-            durable=conf.amqp_durable_queues or conf.rabbit_quorum_queue,
-            auto_delete=conf.amqp_auto_delete,
-            expiration=None if timeout is None else int(timeout * 1000),
+            fanout=self._is_fanout,
+            durable=(
+                conf.rabbit_transient_quorum_queue
+                if self._is_fanout
+                else conf.amqp_durable_queues or conf.rabbit_quorum_queue
+            ),
+            auto_delete=self._is_fanout or conf.amqp_auto_delete,
+            default_queue=self._default_queue() if self._is_notification else None,
+            expiration=int(timeout * 1000) if has_expiration and timeout is not None else None,
             mandatory=self._is_mandatory,
             msg_id=self._msg_id,
             monitored=bool(self.monitor),
@@ -182,6 +215,19 @@ class _Request:
         if isinstance(result, Exception):
             raise result
         return result
+
+    def _default_queue(self) -> dict[str, Any]:
+        """Arguments of the queue in which a notification waits for listeners still to come.
+
+        :raises MessageDeliveryFailure: the options of queues contradict each other.
+        """
+        from oslo_messaging._drivers import impl_rabbit
+
+        conf = self._conf
+        try:
+            return _queue_arguments(impl_rabbit, conf, 0, is_quorum=conf.rabbit_quorum_queue)
+        except RuntimeError as error:
+            raise self._messaging.MessageDeliveryFailure(str(error)) from error
 
     def _result(self, pending: _native.AmqpRequest, deadline: float | None) -> Any:
         """What the call returns, or the exception that it raises."""
@@ -263,7 +309,7 @@ def _client(driver: Any, slot: _Slot) -> _native.AmqpClient | None:
             try:
                 slot.client, slot.reply_queue = _new_client(driver)
             except UnsupportedError as reason:
-                LOG.warning("calls and casts go by kombu: the native client has no %s", reason)
+                LOG.warning("messages go by kombu: the native client has no %s", reason)
                 slot.kombu_until = float("inf")
         return slot.client
 
@@ -275,7 +321,7 @@ def _go_by_kombu(slot: _Slot, client: _native.AmqpClient, reason: _RefusedError)
         slot.client = None
         slot.kombu_until = time.monotonic() + KOMBU_FOR
     LOG.warning(
-        "calls and casts go by kombu for %g s: the native client is refused: %s", KOMBU_FOR, reason
+        "messages go by kombu for %g s: the native client is refused: %s", KOMBU_FOR, reason
     )
     client.close(0)
 
@@ -300,16 +346,11 @@ def _new_client(driver: Any) -> tuple[_native.AmqpClient, str]:
         conf.rabbit_qos_prefetch_count <= 0 or not conf.rabbit_transient_quorum_queue
     ):
         raise UnsupportedError("rabbit_stream_fanout without what it needs")
-    arguments = impl_rabbit._get_queue_arguments(
-        conf.rabbit_ha_queues,
+    arguments = _queue_arguments(
+        impl_rabbit,
+        conf,
         conf.rabbit_transient_queues_ttl,
-        conf.rabbit_transient_quorum_queue,
-        impl_rabbit.QuorumMemConfig(
-            conf.rabbit_quorum_delivery_limit,
-            conf.rabbit_quorum_max_memory_length,
-            conf.rabbit_quorum_max_memory_bytes,
-        ),
-        False,
+        is_quorum=conf.rabbit_transient_quorum_queue,
     )
     reply_queue = driver._get_reply_queue_name()
     client = _native.AmqpClient(
@@ -337,6 +378,27 @@ def _new_client(driver: Any) -> tuple[_native.AmqpClient, str]:
         durable_requests=conf.amqp_durable_queues or conf.rabbit_quorum_queue,
     )
     return client, reply_queue
+
+
+def _queue_arguments(
+    impl_rabbit: ModuleType, conf: Any, ttl: int, *, is_quorum: bool
+) -> dict[str, Any]:
+    """Those of ``queue.declare``, as impl_rabbit makes them.
+
+    :raises RuntimeError: ``rabbit_ha_queues`` together with quorum queues.
+    """
+    arguments: dict[str, Any] = impl_rabbit._get_queue_arguments(
+        conf.rabbit_ha_queues,
+        ttl,
+        is_quorum,
+        impl_rabbit.QuorumMemConfig(
+            conf.rabbit_quorum_delivery_limit,
+            conf.rabbit_quorum_max_memory_length,
+            conf.rabbit_quorum_max_memory_bytes,
+        ),
+        False,
+    )
+    return arguments
 
 
 def _hosts(url: Any) -> list[tuple[str, int, str, str]]:

@@ -1,0 +1,491 @@
+//! The state of a client under schedules by chance, with a broker that confirms, refuses, returns and
+//! forgets as brokers may, and connections that are lost at any moment.
+//!
+//! Owns the simulated broker and the promises of docs/simulation.md that concern it. Everything that
+//! happens is drawn from a seed, time included; a failure names it, and
+//! `OSLOXIDE_SIM_SEED=N cargo test --no-default-features --features amqp schedules` repeats it.
+#![allow(
+    clippy::print_stderr,
+    reason = "a failed schedule says by which seed it comes again"
+)]
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use super::methods::{NOT_FOUND, Properties, Refusal};
+use super::state::{Need, Outlet, State};
+use super::*;
+use crate::amqp::frames::Reader;
+
+const SCHEDULES: u64 = 3_000;
+const STEPS: usize = 120;
+const FRAME_MAX: usize = 4096;
+
+/// xorshift64*.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let drawn = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
+        usize::try_from(drawn % bound.max(1) as u64).unwrap()
+    }
+
+    fn one_in(&mut self, bound: usize) -> bool {
+        self.below(bound) == 0
+    }
+}
+
+/// The client's end of a connection.
+#[derive(Clone, Default)]
+struct Wire {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    is_full: Arc<AtomicBool>,
+}
+
+impl Outlet for Wire {
+    fn queue(&self, frames: Vec<u8>) {
+        self.bytes.lock().extend(frames);
+    }
+
+    fn unsent(&self) -> u64 {
+        u64::from(self.is_full.load(Ordering::Relaxed)) * u64::MAX
+    }
+}
+
+/// A message on its way, or at the broker.
+#[derive(Clone, Copy)]
+struct Sent {
+    channel: u16,
+    number: u64,
+}
+
+#[derive(Default)]
+struct Channel {
+    exchange: String,
+    /// What the broker has got and not settled, by tag.
+    unsettled: BTreeMap<u64, u64>,
+    last_tag: u64,
+}
+
+struct World {
+    chance: Chance,
+    now: Instant,
+    state: State,
+    requests: BTreeMap<u64, Arc<Request>>,
+    wire: Option<Wire>,
+    has_connected: bool,
+    last_channel: u16,
+    channels: HashMap<u16, Channel>,
+    /// Written by the client, not read by the broker.
+    on_the_way: VecDeque<Sent>,
+    /// Exchanges without a queue for what is sent to them.
+    unbound: HashSet<String>,
+    /// How often a queue took it.
+    taken: HashMap<u64, u32>,
+    /// The client knows that the broker is responsible for it, or that a server has answered.
+    settled: HashSet<u64>,
+    /// No queue took it, and the client knows.
+    dropped: HashSet<u64>,
+    published: HashSet<u64>,
+    last_first: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        Self {
+            chance: Chance(seed.wrapping_mul(2) | 1),
+            now: Instant::now(),
+            state: State::default(),
+            requests: BTreeMap::new(),
+            wire: None,
+            has_connected: false,
+            last_channel: 0,
+            channels: HashMap::new(),
+            on_the_way: VecDeque::new(),
+            unbound: HashSet::new(),
+            taken: HashMap::new(),
+            settled: HashSet::new(),
+            dropped: HashSet::new(),
+            published: HashSet::new(),
+            last_first: 0,
+        }
+    }
+
+    fn run(&mut self) {
+        for _ in 0..STEPS {
+            match self.chance.below(12) {
+                0..=2 => self.send(),
+                3 | 4 => self.flush(),
+                5 => self.arrive(),
+                6 | 7 => self.settle(),
+                8 => self.reply(),
+                9 => self.lose_or_connect(),
+                10 => self.close_channel(),
+                _ => self.change(),
+            }
+            self.read();
+        }
+        self.recover();
+    }
+
+    fn send(&mut self) {
+        let kind = self.chance.below(5);
+        let exchange = Exchange {
+            name: format!("exchange{}", self.chance.below(2)),
+            ..Exchange::default()
+        };
+        let number = self.state.next_number();
+        let mut message = Message {
+            exchange,
+            routing_key: "topic".to_owned(),
+            body: vec![b' '; self.chance.below(9000)],
+            retries: (self.chance.one_in(8)).then_some(1),
+            ..Message::default()
+        };
+        match kind {
+            0 => message.msg_id = Some(number.to_string()),
+            1 => message.is_mandatory = true,
+            2 => {
+                message.exchange.name = "fanout".to_owned();
+                message.exchange.kind = ExchangeType::Fanout;
+            }
+            3 => message.default_queue = Some(Table::new()),
+            _ => {}
+        }
+        let request = Arc::new(Request {
+            message,
+            number,
+            progress: Mutex::new(Progress::default()),
+            changed: Condvar::new(),
+        });
+        self.requests.insert(number, Arc::clone(&request));
+        self.state.accept(&request);
+    }
+
+    /// What the thread of a client does once it has read everything.
+    fn flush(&mut self) {
+        if self.wire.is_none() {
+            return;
+        }
+        for _ in 0..8 {
+            let need = if self.state.wants_replies && !self.state.has_replies() {
+                Some(Need::Replies)
+            } else {
+                self.state.flush(self.now)
+            };
+            self.read();
+            let is_refused = self.chance.one_in(12);
+            let refusal = Refusal {
+                code: 403,
+                text: "ACCESS_REFUSED".to_owned(),
+            };
+            match need {
+                None => return,
+                Some(Need::Replies) => self.state.set_replies(true),
+                Some(Need::Route(exchange)) if is_refused => {
+                    self.state.refuse(&exchange.name, None, &refusal);
+                }
+                Some(Need::Route(exchange)) => {
+                    self.last_channel += 1;
+                    let channel = Channel {
+                        exchange: exchange.name.clone(),
+                        ..Channel::default()
+                    };
+                    self.channels.insert(self.last_channel, channel);
+                    self.state.add_route(exchange.name, self.last_channel);
+                }
+                Some(Need::Queue { exchange, name, .. }) if is_refused => {
+                    self.state.refuse(&exchange.name, Some(&name), &refusal);
+                }
+                Some(Need::Queue { exchange, name, .. }) => {
+                    self.unbound.remove(&exchange.name);
+                    self.state.add_queue(&exchange.name, name);
+                }
+            }
+        }
+    }
+
+    /// Looks at what the client has just written.
+    fn read(&mut self) {
+        let Some(wire) = &self.wire else { return };
+        let bytes = std::mem::take(&mut *wire.bytes.lock());
+        let mut reader = Reader(&bytes);
+        while !reader.0.is_empty() {
+            let kind = reader.u8().unwrap();
+            let channel = reader.u16().unwrap();
+            let size = reader.u32().unwrap() as usize;
+            assert!(size + 8 <= FRAME_MAX, "a frame of {size} bytes");
+            let payload = reader.bytes(size).unwrap();
+            assert_eq!(reader.u8(), Some(0xCE));
+            if kind == 2 {
+                let properties = Properties::read(payload).unwrap();
+                let number = properties.message_id.parse().unwrap();
+                self.check_published(number);
+                self.on_the_way.push_back(Sent { channel, number });
+            }
+        }
+    }
+
+    fn check_published(&mut self, number: u64) {
+        assert!(
+            !self.settled.contains(&number),
+            "{number} is sent again, though it is confirmed or answered"
+        );
+        let progress = self.requests[&number].progress.lock();
+        assert!(!progress.is_left, "{number} is sent though it was given up");
+        assert!(
+            progress.end.is_none(),
+            "{number} is sent though it has ended"
+        );
+        if self.published.insert(number) {
+            assert!(number > self.last_first, "{number} comes too late");
+            self.last_first = number;
+        }
+    }
+
+    /// Some of what is on its way arrives.
+    fn arrive(&mut self) {
+        for _ in 0..=self.chance.below(4) {
+            let Some(sent) = self.on_the_way.pop_front() else {
+                return;
+            };
+            // What arrives on a channel that the broker has closed is passed over.
+            if let Some(channel) = self.channels.get_mut(&sent.channel) {
+                channel.last_tag += 1;
+                channel.unsettled.insert(channel.last_tag, sent.number);
+            }
+        }
+    }
+
+    fn any_channel(&mut self) -> Option<u16> {
+        let mut busy: Vec<u16> = self
+            .channels
+            .iter()
+            .filter(|(_, channel)| !channel.unsettled.is_empty())
+            .map(|(number, _)| *number)
+            .collect();
+        busy.sort_unstable();
+        (!busy.is_empty()).then(|| busy[self.chance.below(busy.len())])
+    }
+
+    /// A confirm, for one message or for many; or a refusal.
+    fn settle(&mut self) {
+        let Some(number) = self.any_channel() else {
+            return;
+        };
+        let channel = self.channels.get_mut(&number).unwrap();
+        let tags: Vec<u64> = channel.unsettled.keys().copied().collect();
+        let tag = tags[self.chance.below(tags.len())];
+        let is_multiple = self.chance.one_in(2);
+        let is_taken = !self.chance.one_in(6);
+        let exchange = channel.exchange.clone();
+        let chosen: Vec<(u64, u64)> = channel
+            .unsettled
+            .iter()
+            .filter(|(at, _)| **at == tag || (is_multiple && **at < tag))
+            .map(|(at, message)| (*at, *message))
+            .collect();
+        for (at, _) in &chosen {
+            channel.unsettled.remove(at);
+        }
+        let is_bound = !self.unbound.contains(&exchange);
+        let mut confirmed = Vec::new();
+        let mut returned = Vec::new();
+        for (_, message) in chosen.iter().filter(|_| is_taken) {
+            if is_bound {
+                *self.taken.entry(*message).or_default() += 1;
+                confirmed.push(*message);
+            } else if self.requests[message].asks_for_return() {
+                assert!(
+                    self.state
+                        .returned(number, &message.to_string(), 312, "NO_ROUTE")
+                );
+                returned.push(*message);
+            } else {
+                self.dropped.insert(*message);
+                confirmed.push(*message);
+            }
+        }
+        assert!(
+            self.state
+                .settle(number, tag, is_multiple, is_taken, self.now)
+        );
+        for message in confirmed {
+            let is_told = self.requests[&message].progress.lock().is_taken;
+            assert!(is_told, "{message} is confirmed");
+            self.settled.insert(message);
+        }
+        for message in returned {
+            // Dropped, as ever where no server listens, or kept for a moment in which one may come.
+            if self.requests[&message].progress.lock().is_taken {
+                self.dropped.insert(message);
+                self.settled.insert(message);
+            }
+        }
+    }
+
+    /// A server answers a call that a queue has taken.
+    fn reply(&mut self) {
+        let calls: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(number, request)| {
+                let progress = request.progress.lock();
+                let is_open = !progress.is_answered && !progress.is_left && progress.end.is_none();
+                request.is_call() && is_open && self.taken.contains_key(number)
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        if calls.is_empty() || !self.state.has_replies() {
+            return;
+        }
+        let number = calls[self.chance.below(calls.len())];
+        assert!(self.state.reply(&number.to_string(), b"{}".to_vec()));
+        self.settled.insert(number);
+    }
+
+    /// Some of what the broker has got is in queues, though the client will not learn it.
+    fn take_unsaid(&mut self, channel: &Channel) {
+        for number in channel.unsettled.values() {
+            if !self.unbound.contains(&channel.exchange) && self.chance.one_in(2) {
+                *self.taken.entry(*number).or_default() += 1;
+            }
+        }
+    }
+
+    fn lose_or_connect(&mut self) {
+        if self.wire.is_none() {
+            self.connect();
+            return;
+        }
+        if !self.chance.one_in(3) {
+            return;
+        }
+        self.arrive();
+        let mut channels: Vec<_> = self.channels.drain().collect();
+        channels.sort_unstable_by_key(|(number, _)| *number);
+        for (_, channel) in channels {
+            self.take_unsaid(&channel);
+        }
+        self.on_the_way.clear();
+        self.wire = None;
+        self.state.disconnect("the broker has closed the socket");
+    }
+
+    fn connect(&mut self) {
+        let wire = Wire::default();
+        self.wire = Some(wire.clone());
+        self.last_channel = 0;
+        let is_again = std::mem::replace(&mut self.has_connected, true);
+        self.state
+            .connect(Box::new(wire), FRAME_MAX, is_again, self.now);
+    }
+
+    /// The broker closes a channel, over one of its messages or over a deleted exchange.
+    fn close_channel(&mut self) {
+        let Some(number) = self.any_channel() else {
+            return;
+        };
+        let channel = self.channels.remove(&number).unwrap();
+        self.take_unsaid(&channel);
+        let code = [NOT_FOUND, 403, 541][self.chance.below(3)];
+        let refusal = Refusal {
+            code,
+            text: "closed".to_owned(),
+        };
+        assert!(self.state.close_route(number, &refusal));
+    }
+
+    /// A caller goes, time passes, a queue comes or goes, the connection is full or not.
+    fn change(&mut self) {
+        match self.chance.below(4) {
+            0 => {
+                let numbers: Vec<u64> = self.requests.keys().copied().collect();
+                if !numbers.is_empty() {
+                    let number = numbers[self.chance.below(numbers.len())];
+                    self.requests[&number].progress.lock().is_left = true;
+                    self.state.forget(&number.to_string());
+                }
+            }
+            1 => self.now += Duration::from_millis(self.chance.below(20_000) as u64),
+            2 => {
+                let name = ["exchange0", "exchange1", "fanout"][self.chance.below(3)].to_owned();
+                if !self.unbound.remove(&name) {
+                    self.unbound.insert(name);
+                }
+            }
+            _ => {
+                if let Some(wire) = &self.wire {
+                    wire.is_full.store(self.chance.one_in(2), Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// From here on connections last, and there are queues: every request comes to an end.
+    fn recover(&mut self) {
+        if self.wire.is_none() {
+            self.connect();
+        }
+        self.unbound.clear();
+        for round in 0.. {
+            self.now += Duration::from_secs(1);
+            if let Some(wire) = &self.wire {
+                wire.is_full.store(false, Ordering::Relaxed);
+            }
+            self.flush();
+            self.read();
+            while !self.on_the_way.is_empty() {
+                self.arrive();
+            }
+            while self.any_channel().is_some() {
+                self.settle();
+            }
+            for _ in 0..self.requests.len() {
+                self.reply();
+            }
+            let mut numbers = self.requests.keys();
+            if numbers.all(|number| self.has_ended(*number)) {
+                break;
+            }
+            assert!(round < 200, "some requests do not end");
+        }
+        assert_eq!(self.state.gauges().unconfirmed, 0, "nothing is unconfirmed");
+        for (number, request) in &self.requests {
+            let progress = request.progress.lock();
+            if progress.is_taken && !self.dropped.contains(number) {
+                assert!(self.taken.contains_key(number), "{number} is lost");
+            }
+        }
+    }
+
+    fn has_ended(&self, number: u64) -> bool {
+        let request = &self.requests[&number];
+        let progress = request.progress.lock();
+        let is_done = progress.is_taken && !request.is_call();
+        is_done
+            || progress.is_left
+            || progress.is_answered
+            || progress.end.is_some()
+            || self.dropped.contains(&number)
+    }
+}
+
+#[test]
+fn whatever_becomes_of_connections_nothing_is_lost_and_nothing_confirmed_is_sent_again() {
+    let only = std::env::var("OSLOXIDE_SIM_SEED").ok();
+    let seeds = match only.and_then(|text| text.parse::<u64>().ok()) {
+        Some(seed) => seed..seed + 1,
+        None => 1..SCHEDULES + 1,
+    };
+    for seed in seeds {
+        let outcome = catch_unwind(AssertUnwindSafe(|| World::new(seed).run()));
+        if let Err(panic) = outcome {
+            eprintln!("OSLOXIDE_SIM_SEED={seed}");
+            resume_unwind(panic);
+        }
+    }
+}
