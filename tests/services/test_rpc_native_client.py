@@ -52,6 +52,8 @@ OUTCOMES: dict[str, Any] = {
     "cast": None,
     "cast to nowhere": None,
     "fanout": None,
+    "notifications": None,
+    "notifications, version 1": None,
     "monitored": 1,
     "child": ["a child", "its parent"],
 }
@@ -93,6 +95,19 @@ def client_of(url: str, *words: str, is_native: bool = True) -> Iterator[Client]
         client._process.kill()
 
 
+def messages(broker: Broker) -> dict[str, int]:
+    """How many wait in each of the queues that rpc_client.py sends notifications to."""
+    listed = broker.control("list_queues", "name", "messages")
+    rows = [line.split() for line in listed.splitlines() if "osloxide-messaging" in line]
+    return {name: int(count) for name, count in rows}
+
+
+def by_kombu(broker: Broker) -> int:
+    """Connections that a client has opened with kombu."""
+    listed = broker.control("list_connections", "client_properties")
+    return sum("py-amqp" in line and "rpc_client.py:" in line for line in listed.splitlines())
+
+
 def products(broker: Broker) -> list[str]:
     """The names of the programs that are connected with *broker*."""
     listed = broker.control("list_connections", "client_properties")
@@ -110,25 +125,29 @@ def test_every_kind_of_request_ends_as_with_kombu(
     # A child's calls are not compared: by kombu it shares its parent's socket.
     alike = [word for name in OUTCOMES if name != "child" for word in ("--only", name)]
     with (
-        client_of(broker.url, *alike, is_native=False) as by_kombu,
+        client_of(broker.url, *alike, is_native=False) as other,
         client_of(broker.url) as client,
     ):
         connected = products(broker)
+        other.end()
+        wait_until(lambda: by_kombu(broker) == 0, "no client has a connection by kombu", pause=0.2)
         log = client.end()
-        by_kombu.end()
+    waiting = messages(broker)
     service.stop()
 
     results = client.results
     assert outcomes(results) == OUTCOMES
-    assert outcomes(results) == outcomes(by_kombu.results) | {"child": OUTCOMES["child"]}
+    assert outcomes(results) == outcomes(other.results) | {"child": OUTCOMES["child"]}
     assert results["seconds of timeout"] >= 1
     assert results["seconds of monitored"] >= 10
     assert runs(trace)[3] == 2, "each cast ran once"
     assert runs(trace)[4] == 2, "each fanout ran once"
     assert connected.count("osloxide") == 1, "one connection for all of it"
+    topics = ["osloxide-messaging.info", "osloxide-messagingv2.info"]
+    assert waiting == dict.fromkeys(topics, 6), "three of each client, in the default queues"
     assert "go by kombu" not in log
     figure(
-        f"threads of a client: {results['threads']}, by kombu {by_kombu.results['threads']}; "
+        f"threads of a client: {results['threads']}, by kombu {other.results['threads']}; "
         f"cleanup {results['seconds of cleanup']:.2f} s"
     )
 
@@ -174,7 +193,7 @@ def test_a_setting_that_is_not_supported_goes_by_kombu_and_is_named(
     if named is None:  # it means nothing without TLS
         assert "go by kombu" not in log
     else:
-        assert f"calls and casts go by kombu: the native client has no {named}" in log
+        assert f"messages go by kombu: the native client has no {named}" in log
         assert "osloxide" not in connected
 
 

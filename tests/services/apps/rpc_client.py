@@ -62,6 +62,15 @@ def attempts(client: Any, transport: Any) -> dict[str, Callable[[], Any]]:
         os.waitpid(child, 0)
         return [text, client.call({}, "echo", what="its parent")]
 
+    def notify(driver: str) -> Any:
+        notifying = oslo_messaging.get_notification_transport(cfg.CONF, url=sys.argv[1])
+        notifier = oslo_messaging.Notifier(
+            notifying, "here", driver=driver, topics=[f"osloxide-{driver}"]
+        )
+        for number in range(3):
+            notifier.info({"user": "é"}, "an.event", WHAT | {"number": number})
+        notifying.cleanup()
+
     return {
         "echo": lambda: client.call({"user": "é"}, "echo", what=WHAT) == WHAT,
         "large": lambda: len(client.call({}, "echo", what="x" * 400_000)),
@@ -75,6 +84,8 @@ def attempts(client: Any, transport: Any) -> dict[str, Callable[[], Any]]:
         "cast": lambda: client.cast({}, "work", number=3, seconds=0),
         "cast to nowhere": lambda: elsewhere().cast({}, "echo", what=1),
         "fanout": lambda: client.prepare(fanout=True).cast({}, "work", number=4, seconds=0),
+        "notifications": lambda: notify("messagingv2"),
+        "notifications, version 1": lambda: notify("messaging"),
         "monitored": monitored,
         "child": of_a_child,
     }
