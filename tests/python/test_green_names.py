@@ -129,3 +129,46 @@ print("ended")
     )
     assert result.stdout == "ended\n", result.stderr
     assert result.returncode == 0
+
+
+LATE = """
+from oslo_service import backend, loopingcall, service, threadgroup
+early = (service.Launcher, loopingcall.FixedIntervalLoopingCall, threadgroup.ThreadGroup)
+"""
+
+
+def test_a_program_that_patches_after_oslo_service_gets_the_eventlet_type() -> None:
+    """designate 20 imports oslo.messaging, and with it oslo.service, before it monkey-patches."""
+    result = run_python(
+        ACTIVE
+        + LATE
+        + """
+assert backend.get_backend_type() is backend.BackendType.THREADING
+import eventlet
+eventlet.monkey_patch(os=False)
+assert backend.get_backend_type() is backend.BackendType.EVENTLET
+from osloxide.backends.eventlet import service as of_eventlet
+assert service.ProcessLauncher is of_eventlet.ProcessLauncher
+assert service.launch is of_eventlet.launch
+assert early[1] is not loopingcall.FixedIntervalLoopingCall
+print(early[2] is not threadgroup.ThreadGroup)
+"""
+    )
+    assert result.stdout == "True\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["eventlet.monkey_patch()", "eventlet.monkey_patch(all=False)"],
+    ids=["chosen", "nothing-asked-for"],
+)
+def test_a_choice_of_the_program_outlives_monkey_patching(statement: str) -> None:
+    chosen = "backend.init_backend(backend.BackendType.THREADING)" if "()" in statement else ""
+    result = run_python(
+        ACTIVE
+        + f"from oslo_service import backend\n{chosen}\n"
+        + LATE
+        + f"import eventlet\n{statement}\n"
+        + "print(backend.get_backend_type().value, early[0] is service.Launcher)"
+    )
+    assert result.stdout == "threading True\n", result.stderr

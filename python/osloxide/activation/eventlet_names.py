@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 
+from osloxide.activation import default_backend
 from osloxide.exceptions import ActivationError
 
 # Type checkers know the name; importing it would cost every interpreter another 5 ms.
@@ -71,12 +72,15 @@ def replacement(fullname: str) -> str | None:
     return fullname if fullname.startswith("osloxide.green") else None
 
 
-def rename(module: Any) -> None:
-    """Let the classes of a module of osloxide.green say that they are eventlet's or greenlet's.
+def adopt(module: Any) -> None:
+    """Finish a module of osloxide.green, whose body has just run.
 
-    Programs compare these names, and pickle by them.
+    Its classes say that they are eventlet's or greenlet's: programs compare these names, and pickle
+    by them. Its ``monkey_patch()`` tells who chooses the type of oslo.service's backend.
     """
     real = module.__name__
+    if real == default_backend.PATCHER:
+        module.when_asked.append(default_backend.follow_monkey_patching)
     if real in ("osloxide.green._core.turns", ROOTS["greenlet"]):
         name, public = "greenlet", ("greenlet", "GreenletExit", "error")
     else:

@@ -242,7 +242,7 @@ class _AliasFinder:
             if spec is not None:
                 if spec.loader is not None:
                     spec.loader = _AmendingLoader(  # type: ignore[assignment] # as above
-                        spec.loader, eventlet_names.rename
+                        spec.loader, eventlet_names.adopt
                     )
                 return spec
         else:

@@ -21,6 +21,9 @@ already_patched: dict[str, bool] = {}
 requested: dict[str, bool] = {}
 """What :func:`monkey_patch` was asked for."""
 
+when_asked: list[Callable[[], object]] = []
+"""Called without arguments each time :func:`monkey_patch` was asked for something."""
+
 _ACCEPTED = (
     "os",
     "select",
@@ -152,6 +155,9 @@ def monkey_patch(**on: Any) -> None:
     # nova imports __original_module_threading afterwards.
     for name in _ORIGINALS:
         original(name)
+    if any(requested.values()):
+        for listener in when_asked:
+            listener()
 
 
 def is_monkey_patched(module: Any) -> bool:
