@@ -30,10 +30,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     ),
     "amqp.connection": (f"{_MESSAGING}:amend_amqp_connection",),
     "amqp.transport": (f"{_MESSAGING}:make_tls_natively",),
-    "nova.compute.multi_cell_list": (_NOVA,),
-    "nova.context": (_NOVA,),
     "nova.service": (_NOVA,),
-    "nova.utils": (_NOVA,),
     "oslo_context.context": ("osloxide.adapters.context:amend",),
     "oslo_messaging._drivers.amqpdriver": (
         f"{_MESSAGING}:end_lost_calls",

@@ -1,9 +1,9 @@
 """nova 30 and 31, whose API serves itself with eventlet.wsgi: ``nova-api``, ``nova-api-metadata``.
 
-Owns what takes the place of three things: ``nova.service.WSGIServer``, which is no subclass of
-``oslo_service.wsgi.Server``; the green pool of ``nova.utils``; queue and timeout in
-``nova.context``, with which cells are asked side by side. nova 32 and later have neither, and are
-left alone. nova's own files stay as they are.
+Owns what takes the place of ``nova.service.WSGIServer``, which is no subclass of
+``oslo_service.wsgi.Server``: the native server. Greenthreads, queues and timeouts are those that
+osloxide serves as eventlet's. nova 32 and later have no such server, and are left alone. nova's own
+files stay as they are.
 
 Options are nova's, of its group ``wsgi``, with their meaning. What is different: with TLS, files
 that cannot be used are an error when the server is made, and not when it starts in each worker.
@@ -11,7 +11,6 @@ that cannot be used are an error when the server is made, and not when it starts
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,52 +18,10 @@ if TYPE_CHECKING:
     from osloxide.wsgi import WSGIApplication
 
 
-def amend(module: ModuleType) -> None:
-    """Change *module*, if it is one of those, of a release that needs it."""
-    if not hasattr(module, "eventlet"):
-        return
-    change = {
-        "nova.service": _serve_natively,
-        "nova.utils": _run_on_native_threads,
-        "nova.context": _wait_natively,
-        "nova.compute.multi_cell_list": _wait_natively,
-    }.get(module.__name__)
-    if change is not None:
-        change(module)
-
-
-def _run_on_native_threads(utils: ModuleType) -> None:
-    if not hasattr(utils, "_get_default_green_pool"):
-        return
-    from osloxide.adapters.threads import Pool
-
-    pools: list[Pool] = []
-
-    def default_pool() -> Pool:
-        if not pools:
-            pools.append(Pool(utils.CONF.default_green_pool_size, "nova"))
-        return pools[0]
-
-    def execute(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        # There is no hub that a blocking call could hold up.
-        return function(*arguments, **keywords)
-
-    utils._get_default_green_pool = default_pool  # type: ignore[attr-defined]
-    utils.tpool = SimpleNamespace(execute=execute)  # type: ignore[attr-defined]
-
-
-def _wait_natively(module: ModuleType) -> None:
-    from osloxide.adapters.threads import Queue, Timeout
-
-    module.eventlet = SimpleNamespace(  # type: ignore[attr-defined]
-        queue=SimpleNamespace(LightQueue=Queue), timeout=SimpleNamespace(Timeout=Timeout)
-    )
-
-
-def _serve_natively(service: ModuleType) -> None:
-    if not hasattr(service, "WSGIServer"):
-        return
-    service.WSGIServer = _server_class(service)  # type: ignore[attr-defined]
+def amend(service: ModuleType) -> None:
+    """Change ``nova.service``, if it is of a release that needs it."""
+    if hasattr(service, "eventlet") and hasattr(service, "WSGIServer"):
+        service.WSGIServer = _server_class(service)  # type: ignore[attr-defined]
 
 
 class _Options:
