@@ -95,12 +95,56 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def context_switches(pid: int) -> int:
-    """Voluntary and involuntary context switches of every thread of *pid* so far."""
-    total = 0
+    """Voluntary and involuntary context switches so far of the threads that *pid* has now.
+
+    Those of threads that have ended are gone with them: over a time in which threads end, count
+    with :class:`SwitchCount`.
+    """
+    return sum(count for _, count in _tasks(pid))
+
+
+class SwitchCount:
+    """Context switches of processes from now on, threads that end included.
+
+    The kernel tells them of live threads alone. So :meth:`look` is called often while the time
+    passes; what a thread does between the last look at it and its end is missed.
+    """
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = list(pids)
+        self._first: dict[tuple[int, int], int] = {}
+        self._ended = 0
+        for pid in self._pids:
+            for task, count in _tasks(pid):
+                self._first[pid, task] = count
+        self._last = dict(self._first)
+
+    def look(self) -> bool:
+        """Read what the threads have done so far; True, for use as a condition."""
+        for pid in self._pids:
+            for task, count in _tasks(pid):
+                # A smaller count is that of another thread that got the number.
+                key = (pid, task)
+                if count < self._last.get(key, 0):
+                    self._ended += self._since_first(key)
+                    self._first[key] = 0
+                self._last[key] = count
+        return True
+
+    def _since_first(self, key: tuple[int, int]) -> int:
+        return self._last[key] - self._first.get(key, 0)
+
+    @property
+    def total(self) -> int:
+        """Switches since the beginning, as far as the looks have seen them."""
+        return self._ended + sum(map(self._since_first, self._last))
+
+
+def _tasks(pid: int) -> Iterator[tuple[int, int]]:
+    """Each thread of *pid*, with its context switches."""
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            total += _switches(task)
-    return total
+            yield int(task.name), _switches(task)
 
 
 def main_thread_switches(pid: int) -> int:
