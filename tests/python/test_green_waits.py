@@ -4,10 +4,16 @@ or not at all."""
 from __future__ import annotations
 
 import errno
+import io
+import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from _children import run_python
 
 from osloxide import green
 from osloxide.green import event, greenthread, hubs, queue, semaphore, tpool
@@ -96,6 +102,47 @@ def select_a_socket() -> None:
         two.close()
 
 
+def ask_a_silent_server(fetch: Callable[[str, int], object]) -> None:
+    """What green HTTP clients do with a server that accepts and answers nothing."""
+    listener = green.listen(("127.0.0.1", 0))
+    try:
+        fetch(*listener.getsockname())
+    finally:
+        listener.close()
+
+
+def read_an_answer() -> None:
+    from osloxide.green.green.http import client
+
+    def fetch(host: str, port: int) -> None:
+        connection = client.HTTPConnection(host, port)
+        try:
+            connection.request("GET", "/")
+            connection.getresponse()
+        finally:
+            connection.close()
+
+    ask_a_silent_server(fetch)
+
+
+def open_a_url() -> None:
+    from osloxide.green.green.urllib import request
+
+    ask_a_silent_server(lambda host, port: request.urlopen(f"http://{host}:{port}/"))
+
+
+def log_in_by_ftp() -> None:
+    from osloxide.green.green import ftplib
+
+    ask_a_silent_server(lambda host, port: ftplib.FTP().connect(host, port))
+
+
+def get_from_a_standard_queue() -> None:
+    from osloxide.green.green import Queue
+
+    Queue.Queue().get()
+
+
 def wait_for_a_program() -> None:
     from osloxide.green.green import subprocess
 
@@ -131,6 +178,10 @@ WAITS = [
     read_a_socket,
     accept_a_connection,
     select_a_socket,
+    read_an_answer,
+    open_a_url,
+    log_in_by_ftp,
+    get_from_a_standard_queue,
     wait_for_a_program,
     wait_on_the_thread_pool,
     switch_to_the_hub,
@@ -140,8 +191,11 @@ WAITS = [
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_timeout_ends_the_wait(wait) -> None:
     timeout = green.Timeout(0.02)
-    with pytest.raises(green.Timeout) as raised:
-        wait()
+    try:
+        with pytest.raises(green.Timeout) as raised:
+            wait()
+    finally:
+        timeout.cancel()
     assert raised.value is timeout
 
 
@@ -412,3 +466,69 @@ def test_a_listener_that_is_closed_as_its_wait_ends_is_enotconn_too(
     with pytest.raises(hubs.IOClosed) as caught:
         listener.accept()
     assert caught.value.errno == errno.ENOTCONN
+
+
+def test_a_standard_queue_of_size_0_has_no_bound() -> None:
+    from osloxide.green.green import Queue
+
+    items: Any = Queue.Queue()
+    with green.Timeout(WITHIN):
+        for number in range(100):
+            items.put(number)
+    assert items.qsize() == 100
+
+
+def test_green_copies_leave_the_standard_modules_alone() -> None:
+    # First, as in most programs: the green packages must not pass these on as their own.
+    import http.client
+    import urllib.request
+
+    from osloxide.green.green.http import client
+    from osloxide.green.green.urllib import request
+
+    assert sys.modules["http.client"] is http.client is urllib.request.http.client
+    assert http.client.socket is sys.modules["socket"]
+    assert client.HTTPConnection is not http.client.HTTPConnection
+    assert request.http.client.HTTPConnection is client.HTTPConnection
+    # What a program sets in the copy holds there, as in eventlet's.
+    before, client._MAXHEADERS = client._MAXHEADERS, 1
+    try:
+        with pytest.raises(client.HTTPException, match="more than 1 headers"):
+            client.parse_headers(io.BytesIO(b"a: 1\r\nb: 2\r\n\r\n"))
+        assert http.client._MAXHEADERS != 1
+    finally:
+        client._MAXHEADERS = before
+
+
+def test_a_wait_for_any_child_sleeps_and_a_timeout_ends_it() -> None:
+    """A service that forks its workers itself waits so; a process of its own has no other child."""
+    result = run_python(
+        """
+import signal, sys, time
+from osloxide import green
+from osloxide.green.green import os
+child = os.fork()
+if child == 0:
+    signal.pause()
+try:
+    with green.Timeout(0.02):
+        os.wait()
+except green.Timeout:
+    print("timeout")
+green.spawn_after(1, os.kill, child, signal.SIGTERM)
+assert os.wait() == (child, signal.SIGTERM)
+try:
+    os.wait()
+except ChildProcessError:
+    print("no child")
+"""
+    )
+    assert result.stdout == "timeout\nno child\n", result.stderr
+
+
+def test_a_wait_for_what_is_ready_at_once_ends_no_later_wait(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("epoll(7) takes no regular file: it is always ready")
+    with (tmp_path / "file").open() as file:
+        hubs.trampoline(file, read=True)
+    with pytest.raises(green.Timeout), green.Timeout(0.02):
+        hubs.get_hub().switch()

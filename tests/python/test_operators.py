@@ -214,9 +214,7 @@ def test_top_follows_the_requests_of_a_running_service(web: Program, terminal) -
     assert top.ended() == 0
 
 
-def test_top_fits_into_80_columns_and_follows_a_terminal_that_grows(
-    web: Program, terminal
-) -> None:
+def test_top_fits_into_80_columns_and_follows_a_terminal_that_grows(web: Program, terminal) -> None:
     # So long an interval that only the change of the size can have it drawn again.
     top = terminal("top", web.pid, "--interval", "3600", rows=24, columns=80)
     narrow = r"SLOT +PID STATE +CONN BUSY WAIT OLDEST REQ/S 5XX CPU% +RSS"

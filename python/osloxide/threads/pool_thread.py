@@ -66,14 +66,16 @@ class PoolThread(threading.Thread):
         self._left.set()
 
 
-def register_thread(name: str) -> threading.Thread:
+def register_thread(name: str, kind: type[PoolThread] = PoolThread) -> threading.Thread:
     """Make the calling native thread one of Python's; ``leave()`` of the result ends that.
 
     Tracing and profiling functions for new threads are set as ``threading.Thread`` would.
+
+    :param kind: the class of what ``threading`` then has of it.
     """
     import sys
 
-    thread = PoolThread(name)
+    thread = kind(name)
     thread.enter()
     if (trace := threading.gettrace()) is not None:
         sys.settrace(trace)

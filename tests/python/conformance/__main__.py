@@ -27,9 +27,7 @@ PEER_MANNERS = 2
 WITHOUT_TLS = ("waitress", "bjoern", "fastwsgi", "wsgiref", "native")
 
 
-def run(
-    server: str, python: str, names: list[str], manner: Manner, *, verbose: bool
-) -> Verdicts:
+def run(server: str, python: str, names: list[str], manner: Manner, *, verbose: bool) -> Verdicts:
     """Judge *names* on one server, those that need a short client timeout on a second one."""
     verdicts: Verdicts = {}
     for short in (False, True):

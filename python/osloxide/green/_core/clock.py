@@ -33,7 +33,8 @@ _LOOK = 0.001
 """Seconds between two looks at a holder of the baton for which others wait."""
 
 _PATIENCE = 0.1
-"""Seconds after which the baton is taken from a holder that computes."""
+"""Seconds of CPU after which the baton is taken from a holder that computes. One that others keep
+from its CPU or from the interpreter has done nothing in the meantime, and is not interrupted."""
 
 _QUIET = 5
 """Looks without any handover after which the thread sleeps until it is woken."""
@@ -69,7 +70,9 @@ class Clock:
         self._masks: dict[int, int] = {}
         self._thread: threading.Thread | None = None
         self._wakes_at = 0.0
-        self._seen = (-1, 0.0, "")
+        self._seen: tuple[int, float | None, str] = (-1, None, "")
+        """Number of the turn that was looked at; what its holder had used then, None before the
+        first look at the holder; the state of its thread."""
 
     # ---- timers ---------------------------------------------------------------------------------
 
@@ -274,7 +277,7 @@ class Clock:
                     self._look(now)
                     quiet = 0
                 elif turns.count != self._seen[0]:
-                    self._seen = (turns.count, now, "")
+                    self._seen = (turns.count, None, "")
                     quiet = 0
                 else:
                     quiet += 1
@@ -309,18 +312,28 @@ class Clock:
         if holder is None:
             _turns.pass_on()
             return
+        if not holder._native_id:
+            return  # its thread is about to begin
+        state, used = _state_of(holder._native_id), _used_by(holder, now)
         count, since, before = self._seen
-        # Without a number, its thread is about to begin.
-        state = _state_of(holder._native_id) if holder._native_id else "R"
-        if count != turns.count:
-            self._seen = (turns.count, now, state)
+        if count != turns.count or since is None:
+            self._seen = (turns.count, used, state)
             return
         asleep = state == "" or (state == before and state[0] in "SDTt")
-        if asleep or (_turns.HANDOVER == "yield" and now - since > _PATIENCE):
+        if asleep or (_turns.HANDOVER == "yield" and used - since > _PATIENCE):
             _turns.pass_on()
-            self._seen = (turns.count, now, "")
+            self._seen = (turns.count, None, "")
         else:
             self._seen = (count, since, state)
+
+
+def _used_by(holder: greenlet, now: float) -> float:
+    """Seconds of CPU that the thread of *holder* has used; *now* where the kernel does not tell."""
+    try:
+        with open(f"/proc/self/task/{holder._native_id}/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[0]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return now
 
 
 def _start(thread: threading.Thread) -> None:

@@ -9,7 +9,7 @@ maker waits, as with green threads. Three handovers decide what a holder may do 
 here (:data:`HANDOVER`):
 
 - ``yield``: the baton is taken from a thread that sleeps in the kernel (it reads a socket, waits
-  for a lock, for a program), and after 0.1 s from one that computes. The default.
+  for a lock, for a program), and from one that has computed for 0.1 s. The default.
 - ``strict``: the baton is taken from a thread that sleeps, never from one that computes; what the
   standard library blocks in gives it up and takes it back (see :mod:`osloxide.green._core.strict`).
 - ``free``: there is no baton; threads run as the kernel lets them.
@@ -37,6 +37,7 @@ from typing import Any, Protocol
 from osloxide._typing import override
 from osloxide.exceptions import ActivationError
 from osloxide.green._core import carriers
+from osloxide.green._core.handle import GreenThreadHandle
 from osloxide.threads.pool_thread import register_thread
 
 LOG = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class greenlet:  # noqa: N801 - greenlet's name
         self._native_id = 0
         self._awaited = False
         self._waits = 0
-        self._latch: tuple[Any] | None = None
+        self._latch: tuple[Any, Any] | None = None
         self.in_park = False
         self.start_timer: Any = None
         self.gr_context: Any = None
@@ -224,7 +225,7 @@ class greenlet:  # noqa: N801 - greenlet's name
         _local.carrier = self
         _local.current = self._identity or self
         self._ident, self._native_id = _thread.get_ident(), _thread.get_native_id()
-        thread = register_thread(f"GreenThread-{next(_numbers)}")
+        thread = register_thread(f"GreenThread-{next(_numbers)}", GreenThreadHandle)
         result, failure = None, None
         try:
             result = self._run()
@@ -628,7 +629,7 @@ def park() -> Any:
         me = _me()
         if me._latch is not None:
             # It came between the caller's request and its wait.
-            (value,), me._latch = me._latch, None
+            (value, _), me._latch = me._latch, None
             return value
         me = suspend()
         me.in_park = True
@@ -638,10 +639,20 @@ def park() -> Any:
         me.in_park = False
 
 
-def latch(target: greenlet, value: Any) -> None:
-    """Something switches to a greenlet that runs: its next :func:`park` returns. With the lock."""
+def latch(target: greenlet, value: Any, source: Any = None) -> None:
+    """Something switches to a greenlet that runs: its next :func:`park` returns. With the lock.
+
+    :param source: who does; see :func:`unlatch`.
+    """
     if target._state == _RUNNING:
-        target._latch = (value,)
+        target._latch = (value, source)
+
+
+def unlatch(target: greenlet, source: Any) -> None:
+    """What *source* switched to *target* for is over: no later wait returns for it."""
+    with lock:
+        if target._latch is not None and target._latch[1] is source:
+            target._latch = None
 
 
 class Wake:

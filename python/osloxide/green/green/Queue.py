@@ -1,10 +1,42 @@
-"""``eventlet.green.Queue``: the standard library's own."""
+"""``eventlet.green.Queue``: the standard library's queues between greenthreads.
 
-import queue as _std
+As :mod:`eventlet.queue`, but a queue of size 0 has no bound. Rules: queue (Library Reference).
+"""
 
-from osloxide.green.patcher import slurp_properties as _slurp
+from osloxide.green import queue as _queue
 
-_slurp(_std, globals(), srckeys=dir(_std))
+__all__ = ["Empty", "Full", "LifoQueue", "PriorityQueue", "Queue"]
+__patched__ = ["LifoQueue", "PriorityQueue", "Queue"]
 
-__osloxide_differs__ = False
-__patched__: list[str] = []
+Empty = _queue.Empty
+Full = _queue.Full
+
+
+class Queue(_queue.Queue):
+    """First in, first out.
+
+    :param maxsize: most items; 0 or less: no bound.
+    """
+
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(maxsize if maxsize > 0 else None)
+
+
+class PriorityQueue(_queue.PriorityQueue):
+    """The smallest item first.
+
+    :param maxsize: most items; 0 or less: no bound.
+    """
+
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(maxsize if maxsize > 0 else None)
+
+
+class LifoQueue(_queue.LifoQueue):
+    """Last in, first out.
+
+    :param maxsize: most items; 0 or less: no bound.
+    """
+
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(maxsize if maxsize > 0 else None)

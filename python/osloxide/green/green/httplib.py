@@ -1,10 +1,6 @@
-"""``eventlet.green.httplib``: the standard library's own."""
+"""``eventlet.green.httplib``: the old name of ``eventlet.green.http.client``."""
 
-import http.client as _std
-
+from osloxide.green.green.http import client as _client
 from osloxide.green.patcher import slurp_properties as _slurp
 
-_slurp(_std, globals(), srckeys=dir(_std))
-
-__osloxide_differs__ = False
-__patched__: list[str] = []
+_slurp(_client, globals(), srckeys=dir(_client))

@@ -7,6 +7,7 @@ import os as _std
 from typing import Any
 
 from osloxide.green import hubs as _hubs
+from osloxide.green._core.children import await_end as _await_end
 from osloxide.green.greenthread import sleep as _sleep
 from osloxide.green.patcher import slurp_properties as _slurp
 from osloxide.green.support import get_errno as _get_errno
@@ -67,13 +68,14 @@ def waitpid(pid: int, options: int) -> tuple[int, int]:
     """Wait for a child."""
     if options & _std.WNOHANG:
         return _std.waitpid(pid, options)
-    pause = 0.001
     while True:
         result, status = _std.waitpid(pid, options | _std.WNOHANG)
         if result:
             return result, status
-        _sleep(pause)
-        pause = min(pause * 2, 0.05)
+        if options:
+            _sleep(0.05)  # a child that is stopped tells nothing
+        else:
+            _await_end(pid)
 
 
 def open(file: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:

@@ -1,10 +1,6 @@
-"""``eventlet.green.urllib2``: the standard library's own."""
+"""``eventlet.green.urllib2``: the old name of ``eventlet.green.urllib.request``."""
 
-import urllib.request as _std
-
+from osloxide.green.green.urllib import request as _request
 from osloxide.green.patcher import slurp_properties as _slurp
 
-_slurp(_std, globals(), srckeys=dir(_std))
-
-__osloxide_differs__ = False
-__patched__: list[str] = []
+_slurp(_request, globals(), srckeys=dir(_request))

@@ -129,6 +129,8 @@ def trampoline(
     finally:
         if listener is not None:
             hub.remove(listener)
+            # It may have been ready before the wait began, or just after a timeout had ended it.
+            _turns.unlatch(current, listener)
         if timer is not None:
             timer.cancel()
 

@@ -73,7 +73,7 @@ class FdListener:
         if isinstance(target, greenlet) and getattr(self.cb, "__func__", None) is greenlet.switch:
             self.fired = True
             if not _turns.resume(target, fileno):
-                _turns.latch(target, fileno)
+                _turns.latch(target, fileno, self)
         else:
             _timer.Timer(0, self._call, fileno).expire()
 

@@ -1,10 +1,7 @@
-"""``eventlet.green.http.client``: the standard library's own."""
+"""``eventlet.green.http.client``: a copy of the standard module whose sockets wait at the hub."""
 
-import http.client as _std
+from osloxide.green._core import copies as _copies
+from osloxide.green.green import socket as _socket
+from osloxide.green.green import ssl as _ssl
 
-from osloxide.green.patcher import slurp_properties as _slurp
-
-_slurp(_std, globals(), srckeys=dir(_std))
-
-__osloxide_differs__ = False
-__patched__: list[str] = []
+_copies.fill(globals(), "http.client", {"socket": _socket, "ssl": _ssl})

@@ -1,10 +1,24 @@
-"""``eventlet.green.urllib.request``: the standard library's own."""
+"""``eventlet.green.urllib.request``: a copy of the standard module over green HTTP and FTP."""
 
-import urllib.request as _std
+from osloxide.green._core import copies as _copies
+from osloxide.green.green import ftplib as _ftplib
+from osloxide.green.green import http as _http
+from osloxide.green.green import os as _os
+from osloxide.green.green import socket as _socket
+from osloxide.green.green import ssl as _ssl
+from osloxide.green.green import time as _time
+from osloxide.green.green.http import client as _client
 
-from osloxide.green.patcher import slurp_properties as _slurp
-
-_slurp(_std, globals(), srckeys=dir(_std))
-
-__osloxide_differs__ = False
-__patched__: list[str] = []
+_copies.fill(
+    globals(),
+    "urllib.request",
+    {
+        "ftplib": _ftplib,
+        "http": _http,
+        "http.client": _client,
+        "os": _os,
+        "socket": _socket,
+        "ssl": _ssl,
+        "time": _time,
+    },
+)
