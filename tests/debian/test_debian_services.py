@@ -138,8 +138,10 @@ def test_cinder_of_debian_creates_a_volume_and_stops(
     made = client.call("POST", f"/v3/{PROJECT}/volumes", body, 202)["volume"]["id"]
     status = wait_until(
         lambda: (
-            now := client.call("GET", f"/v3/{PROJECT}/volumes/{made}")["volume"]["status"]
-        ) in ("available", "error") and now,
+            (now := client.call("GET", f"/v3/{PROJECT}/volumes/{made}")["volume"]["status"])
+            in ("available", "error")
+            and now
+        ),
         "the volume is made",
         120,
     )
