@@ -532,3 +532,14 @@ def test_a_wait_for_what_is_ready_at_once_ends_no_later_wait(tmp_path: Path) -> 
         hubs.trampoline(file, read=True)
     with pytest.raises(green.Timeout), green.Timeout(0.02):
         hubs.get_hub().switch()
+
+
+def test_the_thread_of_a_greenthread_has_the_names_that_eventlet_gives_it() -> None:
+    def look() -> tuple[object, ...]:
+        thread: Any = threading.current_thread()
+        thread.set_name("foo")
+        return repr(thread), thread.name, thread.get_name(), thread.isAlive(), thread.is_daemon()
+
+    shown, *rest = greenthread.spawn(look).wait()
+    assert shown.startswith("<_GreenThread(")
+    assert rest == ["foo", "foo", True, True]
