@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def test_calls_go_on_after_a_crash_of_the_broker(
     calls = send("call", callers)
     calls.wait_more(200)
 
+    began = time.monotonic()
     crash(broker)
+    outage = time.monotonic() - began
     calls.wait_more(200)
     report = calls.stop()
     for service in services:
@@ -90,7 +93,8 @@ def test_calls_go_on_after_a_crash_of_the_broker(
     # What waited in a transient queue is lost; its caller learns it, once, and goes on.
     assert set(report["failures"]) <= {"MessagingTimeout"}
     assert sum(report["failures"].values()) <= callers
-    assert report["slowest"] < TIMEOUT - 10
+    # 15 s after the broker is back and this client is connected again, however slow its start was.
+    assert report["slowest"] < outage + TIMEOUT - 20
     assert not doubled
 
 

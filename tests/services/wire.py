@@ -41,6 +41,11 @@ class Pair:
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
+    def hold(self) -> None:
+        """Let nothing pass."""
+        self.there.clear()
+        self.back.clear()
+
     def cut(self) -> None:
         """Reset both ends at once; what is under way is lost."""
         for end in self._ends:
@@ -61,10 +66,18 @@ class Wire:
 
     def __init__(self, port: int) -> None:
         self._far = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        # Bound and never listening: the port stays this wire's while it refuses connections.
+        self._keeper = socket.socket()
+        self._keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._keeper.bind(("127.0.0.1", 0))
+        self.port: int = self._keeper.getsockname()[1]
         #: In the order of their beginning.
         self.pairs: list[Pair] = []
+        self._is_hung = False
+        self._listen()
+
+    def _listen(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -72,12 +85,36 @@ class Wire:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                self.pairs.append(Pair(near, socket.create_connection(("127.0.0.1", self._far))))
+                pair = Pair(near, socket.create_connection(("127.0.0.1", self._far)))
+                if self._is_hung:
+                    pair.hold()
+                self.pairs.append(pair)
 
-    def close(self) -> None:
-        """Cut everything."""
+    def _cut(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
         for pair in self.pairs:
             pair.cut()
+        self.pairs.clear()
+
+    def break_down(self, *, is_hung: bool = False) -> None:
+        """Cut everything, and refuse connections from now on; or take them and be silent."""
+        self._cut()
+        self._is_hung = is_hung
+        if is_hung:
+            self._listen()
+
+    def mend(self) -> None:
+        """End what :meth:`break_down` has begun; nothing where it has not."""
+        if self._is_hung:
+            self._cut()
+            self._is_hung = False
+        if self._listener.fileno() < 0:
+            self._listen()
+
+    def close(self) -> None:
+        """Cut everything."""
+        if self._listener.fileno() >= 0:
+            self._cut()
+        self._keeper.close()

@@ -41,6 +41,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "oslo_messaging._drivers.impl_rabbit": (
         f"{_MESSAGING}:share_heartbeat_thread",
         f"{_MESSAGING}:survive_outages",
+        f"{_MESSAGING}:leave_dead_hosts",
         f"{_MESSAGING}:check_tls_options",
     ),
     "oslo_messaging._drivers.pool": (f"{_MESSAGING}:sweep_connections",),

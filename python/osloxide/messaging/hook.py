@@ -23,6 +23,7 @@ from osloxide.messaging.rabbit import (
     heartbeats,
     native_client,
     outage,
+    reconnection,
     reply_waiter,
     tls,
 )
@@ -87,6 +88,24 @@ def share_heartbeat_thread(impl_rabbit: ModuleType) -> None:
 def survive_outages(impl_rabbit: ModuleType) -> None:
     """Send again what no queue took after a reconnection (``impl_rabbit``)."""
     outage.amend_connection(impl_rabbit)
+
+
+@relies_on(
+    "Connection._set_current_channel",
+    "Connection.consume",
+    "Connection.set_transport_socket_timeout",
+    "Connection.stop_consuming",
+    "kombu.connection.Connection._connection",
+    "kombu.connection.Connection.collect",
+    "kombu.connection.Connection.completes_cycle",
+    "kombu.connection.Connection.connected",
+    "kombu.connection.Connection.maybe_switch_next",
+    "kombu.exceptions.OperationalError",
+    "rpc_common.Timeout",
+)
+def leave_dead_hosts(impl_rabbit: ModuleType) -> None:
+    """Connect consumers again with one host after the other (``impl_rabbit``)."""
+    reconnection.amend_connection(impl_rabbit)
 
 
 @relies_on("ReplyWaiter.wait", "ReplyWaiter._process_reply", "oslo_messaging.MessagingTimeout")

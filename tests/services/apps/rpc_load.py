@@ -1,9 +1,10 @@
 """Calls, casts or fanouts without a pause until standard input closes; then a report in JSON.
 
-``rpc_load.py URL KIND THREADS TIMEOUT``, KIND being call, cast or fanout; ``--stock`` does without
+``rpc_load.py URL KIND THREADS TIMEOUT``, KIND being call, cast, fanout or notification; of
+notifications those count that a listener in this process has received. ``--stock`` does without
 osloxide, ``--set NAME=VALUE`` sets an option of ``[oslo_messaging_rabbit]``, ``--config FILE``
-reads a file. Prints how many were sent now and then. Each request has a number of its own; TIMEOUT
-is that of a call in seconds.
+reads a file, ``--first NUMBER`` is where their numbers begin. Prints how many were sent now and
+then. Each request has a number of its own; TIMEOUT is that of a call in seconds.
 """
 
 
@@ -46,17 +47,39 @@ def main() -> None:
         conf.set_override(name, value, "oslo_messaging_rabbit")
     target = oslo_messaging.Target(topic="osloxide-test", fanout=kind == "fanout")
     client = oslo_messaging.get_rpc_client(transport, target, timeout=float(timeout))
-    numbers = itertools.count()
+    numbers = itertools.count(next((int(value) for name, value in pairs if name == "--first"), 0))
     ending = threading.Event()
     sent: list[int] = []
     took: list[float] = []
     failures: Counter[str] = Counter()
+
+    class Listener:
+        def info(self, ctxt: object, publisher: str, event: str, number: int, _: object) -> None:
+            sent.append(number)
+
+    if kind == "notification":
+        notifications = oslo_messaging.get_notification_transport(conf, url=url)
+        notifier = oslo_messaging.Notifier(
+            notifications, driver="messagingv2", topics=["osloxide-test-notifications"]
+        )
+        listener = oslo_messaging.get_notification_listener(
+            notifications,
+            [oslo_messaging.Target(topic="osloxide-test-notifications")],
+            [Listener()],
+            executor="threading",
+        )
+        listener.start()
 
     def send() -> None:
         while not ending.is_set():
             number = next(numbers)
             begin = time.monotonic()
             try:
+                if kind == "notification":
+                    notifier.info({}, "osloxide.test", number)
+                    ending.wait(0.01)
+                    took.append(time.monotonic() - begin)
+                    continue
                 if kind == "call":
                     client.call({}, "work", number=number, seconds=0.02)
                 else:
@@ -84,6 +107,10 @@ def main() -> None:
     for sender in senders:
         sender.join()
     transport.cleanup()
+    if kind == "notification":
+        listener.stop()
+        listener.wait()
+        notifications.cleanup()
     print(json.dumps({"sent": sorted(sent), "failures": failures, "slowest": max(took)}))
 
 
