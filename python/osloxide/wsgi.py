@@ -235,7 +235,8 @@ class Server(ServiceBase):
     #: Which headers they set: one of ``osloxide.server.forwarded.HEADERS``.
     forwarded_headers: str = forwarded.HEADERS[0]
     #: Threads in requests that were given up, at which a worker asks for its successor; None = a
-    #: tenth of ``pool_size``. Holds where the group osloxide sets ``request_timeout``.
+    #: tenth of ``pool_size``. Holds where the group osloxide sets ``request_timeout``; of several
+    #: servers of a process the smallest.
     max_stuck_threads: int | None = None
     #: Written natively, besides the logger.
     access_log: _native.AccessLog | None = None
@@ -308,7 +309,7 @@ class Server(ServiceBase):
                 f"client_socket_timeout is {conf.client_socket_timeout}; give at most "
                 f"{LONGEST_TIMEOUT} (a century), or 0 to wait for ever"
             )
-        configured = options.attributes(conf)
+        configured = options.attributes(conf, is_unix=socket_family == socket.AF_UNIX)
         for attribute, configured_value in configured.items():
             setattr(self, attribute, configured_value)
         self._limits_stuck_threads = configured.get("request_timeout") is not None
@@ -441,7 +442,7 @@ class Server(ServiceBase):
         self.socket.setblocking(False)
         self.dup_socket = self.socket.dup()
         if self._limits_stuck_threads:
-            _native.limit_worker(stuck=self.max_stuck_threads or max(1, self.pool_size // 10))
+            self._limit_stuck_threads()
         engine = _native.Server(
             self._application(),
             self.dup_socket.fileno(),
@@ -486,6 +487,16 @@ class Server(ServiceBase):
         self._server = _Acceptor(engine)
         _started.add(self)
         _running[:] = [*(old for old in _running if _is_busy(old)), engine]
+
+    def _limit_stuck_threads(self) -> None:
+        """Set after how many stuck threads this process asks for its successor.
+
+        They are counted for the process, so the strictest of its servers decides.
+        """
+        others = (it for it in _started if it._server is not None and not it._server.is_stopped)
+        servers = [self, *(server for server in others if server._limits_stuck_threads)]
+        bounds = (it.max_stuck_threads or max(1, it.pool_size // 10) for it in servers)
+        _native.limit_worker(stuck=min(bounds))
 
     def _application(self) -> Any:
         """What requests are given to."""

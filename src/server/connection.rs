@@ -46,13 +46,22 @@ pub(super) enum Phase {
     Sending(Box<Sending>),
     /// The rest of a body that the application did not read.
     Discarding { budget: usize, since: Instant },
+    /// The line in the access log of a request that was refused: until then at most, or without end.
+    Refused { until: Option<Instant> },
     /// The client's end of the stream, after our own.
-    Lingering {
-        since: Instant,
-        /// When bytes came last.
-        active: Instant,
-        budget: usize,
-    },
+    Lingering(Lingering),
+}
+
+/// A connection on which the server has said its last word, and its client perhaps not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lingering {
+    pub(super) since: Instant,
+    /// When bytes came last.
+    pub(super) active: Instant,
+    /// Bytes that are still read and dropped.
+    pub(super) budget: usize,
+    /// The client may send more, and has to be heard to its end.
+    pub(super) is_owed: bool,
 }
 
 /// How far a connection got.

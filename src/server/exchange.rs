@@ -178,10 +178,12 @@ impl<'r> ConnectionExchange<'r> {
             let failed = self.failed.unwrap_or_else(|| delivery(body, body));
             return (None, Outcome::Failed(note.map(|note| (note, failed))));
         };
-        let after = if self.is_last {
+        let after = if !self.is_last {
+            After::Next
+        } else if self.is_end_expected() {
             After::Close
         } else {
-            After::Next
+            After::Linger
         };
         let outcome = if let Some(delivery) = self.failed {
             Outcome::Failed(note.map(|note| (note, delivery)))
@@ -258,7 +260,14 @@ impl<'r> ConnectionExchange<'r> {
         };
         let outstanding = connection.decoder.outstanding();
         !connection.decoder.is_body_read()
-            && (is_held_back || outstanding.is_some_and(|count| count > DISCARD_BYTES as u64))
+            // Of chunks nobody knows how many follow; the beginning of the body is here already.
+            && (is_held_back || outstanding.is_none_or(|count| count > DISCARD_BYTES as u64))
+    }
+
+    /// True where the client sends nothing behind this request: it has asked for the end, or is told of
+    /// it in a drain, which is not to wait for clients that keep their connections open.
+    fn is_end_expected(&self) -> bool {
+        !self.received.is_persistent || self.terms.is_draining.load(Ordering::Relaxed)
     }
 
     /// Puts a piece of the body into the link, as far as there is room for it, framed.

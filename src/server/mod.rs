@@ -65,7 +65,8 @@ pub struct Settings {
     pub slow_client_share: usize,
     /// How long after [`Server::stop`] the listening socket is looked at for the last time and
     /// closed. Closing the last copy of it resets what the kernel has queued, so a process whose
-    /// relatives hold copies waits until theirs are closed: they may be told to stop as well.
+    /// relatives hold copies waits until theirs are closed: they may be told to stop as well. Zero:
+    /// no other process has one.
     pub last_look: Duration,
     /// Connections begin with a header of the PROXY protocol, and come from one of these ranges of
     /// addresses (first and last) or through a unix socket; others are closed. `None`: no header.

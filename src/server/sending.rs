@@ -17,8 +17,10 @@ pub(super) const BYTES_PER_MS: u64 = 1;
 /// What follows once the answer was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
-    /// The end of the connection.
+    /// The end of the connection, for which the client has asked.
     Close,
+    /// The end of a connection that the client meant to keep, so that it may send more.
+    Linger,
     /// The next request, behind what the application left of this one's body.
     Next,
 }

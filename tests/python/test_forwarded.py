@@ -186,3 +186,24 @@ def test_what_is_no_address_is_a_usage_error(tmp_path: Path) -> None:
 
     assert result.returncode == 2
     assert "'proxy' is no address, network, unix or *" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ('for="192.0.2.9, 192.0.2.8', "10.0.0.1"),
+        ('x="a, for=192.0.2.9', "192.0.2.9"),
+        ('x="a\\", for=192.0.2.9', "192.0.2.9"),
+        ('x="a, for=192.0.2.8";for=192.0.2.9', "192.0.2.9"),
+        (r'x="a\", for=192.0.2.8";for=192.0.2.9', "192.0.2.9"),
+        ("for=192.0.2.9,", "192.0.2.9"),
+        (", for=192.0.2.9 , ,", "192.0.2.9"),
+        # What a client may make a proxy pass on: no time is lost over it.
+        ('"' + r"\"" * 30_000 + ", for=192.0.2.9", "192.0.2.9"),
+        ('"' * 60_001 + ", for=192.0.2.9", "192.0.2.9"),
+    ],
+)
+def test_quotation_marks_that_close_nothing_hide_no_later_proxy(text: str, address: str) -> None:
+    found = seen("10.0.0.1", {"Forwarded": text}, "forwarded")
+
+    assert found["REMOTE_ADDR"] == address

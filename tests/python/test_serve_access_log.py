@@ -255,12 +255,12 @@ def test_no_line_is_lost_when_a_worker_is_killed(serve: Any, tmp_path: Path) -> 
 
     for number in range(50):
         program.get(f"/{number}")
-    # A line is written right behind the answer: with the kernel it is before the next request.
     assert until(lambda: len(lines(log)) == 50)
     program.process.kill()
     program.close()
 
-    assert lines(log) == [f"GET /{number} HTTP/1.1" for number in range(50)]
+    # Written behind the answer: a line may come after that of the request that follows.
+    assert sorted(lines(log)) == sorted(f"GET /{number} HTTP/1.1" for number in range(50))
 
 
 def test_a_full_disk_is_told_once_and_requests_are_answered(serve: Any) -> None:

@@ -200,3 +200,28 @@ def test_a_line_end_behind_the_last_request_costs_nothing_of_its_answer(version:
         received = b"".join(iter(lambda: client.recv(4096), b""))
 
     assert received.endswith(b"\r\n\r\n" + answer)
+
+
+@pytest.mark.parametrize("end", ["keep-alive is off", "an application that fails to keep its word"])
+def test_a_client_that_sends_on_gets_the_whole_answer_that_ends_its_connection(end: str) -> None:
+    # RFC 9112 section 9.6: what comes behind a close of both halves would be answered with a reset,
+    # which costs the client what it has not read.
+    answer = CHUNK * 16
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", str(len(answer)))])
+        return [answer] if end == "keep-alive is off" else [answer + b"beyond"]
+
+    options = {"wsgi_keep_alive": end != "keep-alive is off"}
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving(app, options=options) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(DEADLINE)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(request)
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+            client.send(request)
+
+    assert received.endswith(b"\r\n\r\n" + answer)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from oslo_config import cfg
 from support.raw_http import Connection
 
-from osloxide import wsgi
+from osloxide import _native, wsgi
 from osloxide.launch import configuration
 from osloxide.server import options
 
@@ -39,9 +42,9 @@ def make(tmp_path: Path) -> Iterator[Make]:
     """A server of a service whose configuration file has these lines in ``[osloxide]``."""
     servers = []
 
-    def make(*lines: str) -> wsgi.Server:
+    def make(*lines: str, **arguments: Any) -> wsgi.Server:
         conf = configured(tmp_path / "service.conf", "\n".join(["[osloxide]", *lines, ""]))
-        servers.append(wsgi.Server(conf, "api", application, host="127.0.0.1"))
+        servers.append(wsgi.Server(conf, "api", application, host="127.0.0.1", **arguments))
         return servers[-1]
 
     yield make
@@ -139,6 +142,10 @@ def test_a_proxys_header_is_expected_where_the_file_says_so(make: Make) -> None:
             ["forwarded_allow_ips = *", "forwarded_headers = x-real-ip"],
             ["forwarded_headers", "'x-real-ip'", "x-forwarded"],
         ),
+        (
+            ["proxy_protocol = true", "proxy_allow_from = unix"],
+            ["proxy_allow_from", "unix", "TCP", "add the addresses"],
+        ),
         (["max_stuck_threads = 3"], ["max_stuck_threads", "3", "request_timeout"]),
         (
             ["request_timeout = 60", "worker_timeout = 30"],
@@ -170,6 +177,101 @@ def test_an_application_that_hangs_is_answered_504_by_a_service_of_a_file(make: 
     connection.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert connection.answer().status == 504
     connection.close()
+
+
+def test_each_server_of_a_process_gives_up_its_own_requests(make: Make) -> None:
+    let_go = threading.Event()
+
+    def hold(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        let_go.wait(60)
+        start_response("200 OK", [])
+        return [b"in time"]
+
+    patient, hasty = make("request_timeout = 300"), make("request_timeout = 1")
+    connections = []
+    for server in (patient, hasty):
+        server.app = hold
+        server.start()
+        connections.append(Connection((server.host, server.port)))
+        connections[-1].send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    try:
+        assert connections[1].answer().status == 504
+    finally:
+        let_go.set()
+    assert connections[0].answer().body == b"in time"
+    for connection in connections:
+        connection.close()
+
+
+def test_each_server_of_a_process_replaces_its_own_threads(make: Make) -> None:
+    end = time.monotonic() + 60
+
+    def hang(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/hang":
+            with contextlib.suppress(BaseException):
+                while time.monotonic() < end:
+                    time.sleep(0.01)
+            let_go.wait(60)
+        start_response("200 OK", [])
+        return [b"served"]
+
+    let_go = threading.Event()
+    servers = [make("request_timeout = 1", pool_size=1) for _ in range(2)]
+    try:
+        for server in servers:
+            server.app = hang
+            server.start()
+            with Connection((server.host, server.port)) as connection:
+                connection.send("GET /hang HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert connection.answer().status == 504
+            with Connection((server.host, server.port)) as connection:
+                assert connection.request().body == b"served"  # its only thread is stuck
+    finally:
+        let_go.set()
+
+
+def test_the_strictest_bound_on_stuck_threads_of_a_process_counts(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = []
+    monkeypatch.setattr(_native, "limit_worker", lambda *, stuck: bounds.append(stuck))
+    for bound in (5, 2, 9):
+        make("request_timeout = 60", f"max_stuck_threads = {bound}").start()
+
+    assert bounds == [5, 2, 2]
+
+
+def test_a_keep_alive_timeout_without_keep_alive_is_refused(tmp_path: Path) -> None:
+    text = "[DEFAULT]\nwsgi_keep_alive = false\n[osloxide]\nkeep_alive_timeout = 75\n"
+    with pytest.raises(
+        ValueError, match=r"keep_alive_timeout of .osloxide. is 75 .*wsgi_keep_alive"
+    ):
+        wsgi.Server(configured(tmp_path / "service.conf", text), "api", application)
+
+
+def test_proxies_of_unix_sockets_alone_may_connect_to_a_unix_socket(tmp_path: Path) -> None:
+    text = "[osloxide]\nproxy_protocol = true\nproxy_allow_from = unix\n"
+    conf = configured(tmp_path / "service.conf", text)
+    path = str(tmp_path / "socket")
+    server = wsgi.Server(conf, "api", application, socket_family=socket.AF_UNIX, socket_file=path)
+    server.start()
+    with Connection(path) as connection:
+        connection.send("PROXY TCP4 192.0.2.7 198.51.100.1 4660 443\r\n")
+        connection.send("GET / HTTP/1.1\r\nHost: y\r\n\r\n")
+        assert connection.answer().body == b"192.0.2.7 y http"
+    server.stop()
+    server.wait()
+    server._close_sockets()
+
+
+def test_more_connections_than_open_files_allow_are_told_and_not_tried(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make("max_connections = 1000000000")
+    server.start()
+    with Connection((server.host, server.port)) as connection:
+        assert connection.request().status == 200
+    assert "max_connections is more than the limit of open files" in caplog.text
 
 
 def test_the_generator_lists_them_under_a_namespace_of_their_own(tmp_path: Path) -> None:

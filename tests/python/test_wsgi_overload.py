@@ -39,7 +39,7 @@ class Held:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         with self._lock:
             self.inside += 1
-        self.let_go.wait(30)
+        self.let_go.wait(120)
         start_response("200 OK", [])
         return [b"done"]
 
@@ -76,6 +76,29 @@ def fill(
     return clients
 
 
+class Bounded(wsgi.Server):
+    """A server with all of its bounds."""
+
+    max_waiting = 0
+    max_body = 100
+    max_connections = 10
+
+
+Crowded = tuple[wsgi.Server, list[Connection]]
+
+
+@pytest.fixture(scope="module")
+def crowded() -> Iterator[Crowded]:
+    """A server whose threads are all busy, for as long as the module's tests run."""
+    app = Held()
+    options = {"client_socket_timeout": 1}
+    with contextlib.ExitStack() as stack:
+        serve = serving(app, options=options, pool_size=POOL, kind=Bounded)
+        server = stack.enter_context(serve)
+        stack.callback(app.let_go.set)
+        yield server, fill(server, app, POOL, stack)
+
+
 @pytest.mark.parametrize("waiting", [0, 3])
 def test_beyond_the_bound_requests_are_answered_503_at_once(waiting: int) -> None:
     with held(waiting) as (server, app), contextlib.ExitStack() as stack:
@@ -87,11 +110,49 @@ def test_beyond_the_bound_requests_are_answered_503_at_once(waiting: int) -> Non
             answer = late.answer()
             assert answer.status == 503
             assert (answer.one("Retry-After"), answer.one("Connection")) == ("1", "close")
+            assert late.rest() == b"", "the end comes while all threads are busy"
 
         app.let_go.set()
         assert [client.answer().body for client in taken] == [b"done"] * len(taken)
         with connect(server) as connection:
             assert [connection.request().status for _ in range(5)] == [200] * 5
+
+
+@pytest.mark.parametrize(
+    ("status", "sent"),
+    [
+        (503, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (503, "GET / HTTP/1.0\r\n\r\n"),
+        (503, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"),
+        (400, "GET / HTTP/1.1\r\nHost : x\r\n\r\n"),
+        (400, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n"),
+        (408, "GET / HTTP/1.1\r\nHost: x\r\n"),
+        (408, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"),
+        (413, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 101\r\n\r\n"),
+        (414, "GET /" + "x" * 8192 + " HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (431, "GET / HTTP/1.1\r\nHost: x\r\n" + "A: 1\r\n" * 101 + "\r\n"),
+        (501, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n"),
+        (505, "GET / HTTP/2.0\r\nHost: x\r\n\r\n"),
+    ],
+)
+def test_the_end_of_a_refused_client_waits_for_no_thread(
+    crowded: Crowded, status: int, sent: str
+) -> None:
+    server, _ = crowded
+    with connect(server) as late:
+        late.send(sent)
+        assert late.head().status == status
+        late.rest()
+
+
+def test_more_clients_are_refused_than_may_be_connected(crowded: Crowded) -> None:
+    server, _ = crowded
+    assert server.max_connections is not None
+    for _ in range(5 * server.max_connections):
+        with connect(server) as late:
+            ask(late)
+            assert late.answer().status == 503
+            late.assert_closed()
 
 
 def test_connections_that_are_open_already_are_told_too() -> None:

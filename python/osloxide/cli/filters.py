@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
+from osloxide.cli import contradictions
+from osloxide.cli.errors import CommandError
+
 if TYPE_CHECKING:
     import argparse
 
@@ -23,6 +26,23 @@ if TYPE_CHECKING:
 
 _request = threading.local()
 """Of the request that this thread handles: its input."""
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse directories of ``--static-map`` that are none.
+
+    :raises CommandError: names the prefix, the directory and the remedy.
+    """
+    if not contradictions.is_given(options, "static_map"):
+        return
+    for prefix, directory in options.static_map:
+        try:
+            os.listdir(directory)
+        except OSError as error:
+            raise CommandError(
+                f"--static-map {prefix}={directory}: {error.strerror}; create the directory, or "
+                "name one that this user may read"
+            ) from error
 
 
 def current_input() -> Any:
@@ -64,10 +84,12 @@ class Filters:
         if not (self._added or self._removed):
             return start_response
 
-        def respond(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            if self._removed:
-                headers = [pair for pair in headers if pair[0].lower() not in self._removed]
-            return start_response(status, [*headers, *self._added], *exc_info)
+        # The names are those by which PEP 3333 has them: an application may give them so.
+        def respond(
+            status: str, response_headers: list[tuple[str, str]], exc_info: Any = None
+        ) -> Any:
+            kept = [pair for pair in response_headers if pair[0].lower() not in self._removed]
+            return start_response(status, [*kept, *self._added], exc_info)
 
         return respond
 

@@ -12,7 +12,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address, inherited, privileges
+from osloxide.cli import address, contradictions, inherited, privileges
 from osloxide.cli.errors import CommandError
 from osloxide.cli.site import in_one_line
 from osloxide.server import options as server_options
@@ -118,6 +118,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
             "--proxy-protocol has no effect: every --bind is uwsgi://, where the proxy names the "
             "client in REMOTE_ADDR; leave the option out, or bind an address for HTTP"
         )
+    _check_addresses(options, addresses)
     for index, (listener, where) in enumerate(addresses):
         if listener.scheme == "https" and not has_tls:
             raise CommandError("--bind https:// needs --certfile; give both")
@@ -173,6 +174,54 @@ def _addresses(
     return places
 
 
+def _check_addresses(
+    options: argparse.Namespace,
+    addresses: Sequence[tuple[address.Listener, tuple[str, int] | str | socket.socket]],
+) -> None:
+    """Refuse options that no address, or not this one, can have an effect on.
+
+    :raises CommandError: names option, value and remedy.
+    """
+    trusted: forwarded.Trusted | None = options.proxy_allow_from
+    is_unix = [
+        isinstance(where, str)
+        or (isinstance(where, socket.socket) and where.family == socket.AF_UNIX)
+        for _, where in addresses
+    ]
+    if options.proxy_protocol and trusted is not None and trusted.names_unix_alone():
+        for (listener, where), unix in zip(addresses, is_unix, strict=True):
+            if not unix and listener.scheme != "uwsgi":
+                shown = ":".join(map(str, where)) if isinstance(where, tuple) else "a socket of TCP"
+                raise CommandError(
+                    f"--proxy-allow-from {trusted.text} admits unix sockets alone, so no proxy "
+                    f"could connect to {shown}; add the addresses of proxies, or bind unix:PATH"
+                )
+    believed: forwarded.Trusted | None = options.forwarded_allow_ips
+    if (
+        believed is not None
+        and contradictions.is_given(options, "forwarded_allow_ips")
+        and believed.names_unix_alone()
+        and not any(is_unix)
+    ):
+        raise CommandError(
+            f"--forwarded-allow-ips {believed.text} has no effect: no --bind is a unix socket; "
+            "give the addresses of proxies, or leave it out"
+        )
+    has_plain_only = all(listener.scheme in ("http", "uwsgi") for listener, _ in addresses)
+    if has_plain_only and contradictions.is_given(options, "certfile"):
+        raise CommandError(
+            f"--certfile {options.certfile} has no effect: every --bind is http:// or uwsgi://; "
+            "bind https://, or leave it out"
+        )
+    has_file = any(isinstance(where, str) and not where.startswith("\0") for _, where in addresses)
+    for name in ("socket_mode", "socket_owner"):
+        if contradictions.is_given(options, name) and not has_file:
+            raise CommandError(
+                f"{contradictions.shown(options, name)} has no effect: no --bind is unix:PATH; "
+                "bind one, or leave it out"
+            )
+
+
 def _proxies(
     options: argparse.Namespace,
 ) -> list[tuple[forwarded.Address, forwarded.Address]] | None:
@@ -214,6 +263,15 @@ def _has_tls(options: argparse.Namespace) -> bool:
     if options.cert_reqs and options.ca_certs is None:
         raise CommandError(f"--cert-reqs {options.cert_reqs} needs --ca-certs; give both")
     return True
+
+
+def check_logs(options: argparse.Namespace) -> None:
+    """Whether the access log could be opened, and judged, now.
+
+    :raises CommandError: it could not.
+    """
+    _access_log(options)
+    _access_filter(options)
 
 
 def _access_log(options: argparse.Namespace) -> _native.AccessLog | None:

@@ -60,8 +60,9 @@ class Identity:
             try:
                 gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
             except KeyError:
+                named = "--group" if option == "--user" else option
                 raise CommandError(
-                    f"{option} {group}: there is no such group; create it, or name another one"
+                    f"{named} {group}: there is no such group; create it, or name another one"
                 ) from None
         return cls(uid, gid, name)
 

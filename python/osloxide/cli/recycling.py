@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
+_MOST_BYTES = 2**63 - 1
 _KINDS = ("rss", "pss", "uss")
 
 
@@ -28,13 +29,16 @@ def memory(text: str) -> tuple[str, int]:
     :raises ValueError: it is none.
     """
     kind, colon, size = text.rpartition(":")
-    found = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", size.strip(), re.ASCII | re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,999})([KMG]?)(?:i?B)?", size.strip(), re.ASCII | re.IGNORECASE)
     if found is None or (colon and kind not in _KINDS):
         raise ValueError(
             f"{text!r} is no amount of memory; give bytes, or a number with K, M or G, for example "
             "512M, behind rss:, pss: or uss: if it is not the resident memory that counts"
         )
-    return kind or "rss", int(found[1]) << _UNITS[found[2].upper()]
+    amount = int(found[1]) << _UNITS[found[2].upper()]
+    if amount > _MOST_BYTES:
+        raise ValueError(f"{text!r} is more memory than there can be; give {_MOST_BYTES} at most")
+    return kind or "rss", amount
 
 
 def check(options: argparse.Namespace) -> None:

@@ -16,9 +16,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from osloxide.cli import listeners
+from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from osloxide.cli.preparation import Preparation
     from osloxide.wsgi import Server
@@ -28,12 +29,16 @@ LOG = logging.getLogger("osloxide.serve")
 _HANDLED = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 
 
-def execute_again(preparation: Preparation, servers: Sequence[Server]) -> None:
+def execute_again(
+    preparation: Preparation, servers: Sequence[Server], check: Callable[[], None]
+) -> None:
     """Become the same command, started where and as it was.
 
     Returns, with the reason in the log, where the next program could not start.
+
+    :param check: raises CommandError where the options cannot work any more.
     """
-    if not (preparation.apply_again() and _can_encrypt(servers)):
+    if not (preparation.apply_again() and _can_encrypt(servers) and _passes(check)):
         LOG.error("SIGHUP: this program goes on with the code and the files that it has")
         return
     environ = {**preparation.environ, **listeners.keep(servers)}
@@ -43,6 +48,15 @@ def execute_again(preparation: Preparation, servers: Sequence[Server]) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - itself
+
+
+def _passes(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except CommandError as error:
+        LOG.error("%s", error)
+        return False
+    return True
 
 
 def _can_encrypt(servers: Sequence[Server]) -> bool:

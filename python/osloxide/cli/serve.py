@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osloxide.cli import (
+    contradictions,
     filters,
+    gunicorn,
     listeners,
     log_file,
     mount,
@@ -59,7 +61,7 @@ def main(options: argparse.Namespace) -> int:
     site = Application.parse(options.application)
     options.name = options.name or site.title
     preparation.set_arguments(options.program or options.name)
-    site.check()
+    _check(options, site)
     if options.preload:
         if options.reload:
             raise CommandError(
@@ -70,7 +72,6 @@ def main(options: argparse.Namespace) -> int:
                 "--preload has the parent load what --warm has a template load; leave one out"
             )
         _preload(site)
-    recycling.check(options)
     identity = privileges.Identity.of(options.user, options.group)
     reloader = _reloader(options)
     restart.hold_signals()
@@ -114,7 +115,7 @@ def main(options: argparse.Namespace) -> int:
         if has_parent:
             preparation.apply_again()
         else:
-            restart.execute_again(preparation, servers)
+            restart.execute_again(preparation, servers, lambda: _check_again(options, site))
 
     served = site_service(
         site,
@@ -149,6 +150,28 @@ def main(options: argparse.Namespace) -> int:
         identity.assume()
         status = launcher.wait()
     return BOOT_FAILED if boot.has_given_up() else int(status or 0)
+
+
+def _check(options: argparse.Namespace, site: Application) -> None:
+    """What can be said of the options before anything is bound or loaded.
+
+    :raises CommandError: they cannot work.
+    """
+    site.check()
+    contradictions.check(options)
+    recycling.check(options)
+    filters.check(options)
+
+
+def _check_again(options: argparse.Namespace, site: Application) -> None:
+    """Whether the same command would start now: files may have changed.
+
+    :raises CommandError: it would not.
+    """
+    if config := getattr(options, "config", None):
+        gunicorn.read(config)
+    _check(options, site)
+    listeners.check_logs(options)
 
 
 def _processes_below(launcher: Any) -> list[int]:

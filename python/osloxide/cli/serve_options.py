@@ -17,6 +17,7 @@ from osloxide.cli import address, cpus, gunicorn, mount, recycling
 from osloxide.cli.errors import CommandError
 from osloxide.cli.option_values import value_of
 from osloxide.server import forwarded
+from osloxide.server.options import LONGEST_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +32,14 @@ _KUBERNETES = re.compile(
 """What Kubernetes calls the variables of a Service, behind the Service's own name."""
 _WEB_CONCURRENCY = "WEB_CONCURRENCY"
 """Number of workers, as gunicorn, uvicorn and the platforms that start them call it."""
+_MOST = 2**31 - 1
+"""Most of what is counted: what the kernel's own counts hold."""
+_MOST_BYTES = 2**63 - 1
+_SERVERS_OWN = (
+    "connection", "content-length", "keep-alive", "proxy-authenticate", "proxy-authorization",
+    "te", "trailer", "trailers", "transfer-encoding", "upgrade",
+)  # fmt: skip
+"""Headers that ``--add-header`` cannot add: an answer with one of them would be a failure."""
 FIELDS = ("user-agent", "client", "host", "path", "uri")
 """What ``--no-access-log-for`` looks at."""
 
@@ -152,14 +161,14 @@ def _declare_processes(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-t", "--timeout",
-        type=_count(0),
+        type=_seconds(0),
         metavar="SECONDS",
         help="replace a worker that is busy with one and the same request, or stopped, for longer; "
         "0 = never (default: 0)",
     )  # fmt: skip
     parser.add_argument(
         "--request-timeout",
-        type=_count(0),
+        type=_seconds(0),
         metavar="SECONDS",
         help="answer a request 504 with which the application is busy for longer; its thread is "
         "logged, interrupted and replaced, and the worker lives on; 0 = never (default: 0)",
@@ -173,7 +182,7 @@ def _declare_processes(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--graceful-timeout",
-        type=_count(0),
+        type=_seconds(0),
         metavar="SECONDS",
         help="how long requests may still run after SIGTERM; 0 = for ever (default: 60)",
     )
@@ -219,13 +228,13 @@ def _declare_processes(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-worker-lifetime",
-        type=_count(0),
+        type=_seconds(0),
         metavar="SECONDS",
         help="replace a worker that has run for so long; 0 = never (default: 0)",
     )
     parser.add_argument(
         "--max-worker-lifetime-jitter",
-        type=_count(0),
+        type=_seconds(0),
         metavar="SECONDS",
         help="... and up to so much longer, by chance (default: 0)",
     )
@@ -271,7 +280,7 @@ def _declare_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-alive", "--keep-alive-timeout",
         dest="keep_alive_timeout",
-        type=_count(1),
+        type=_seconds(1),
         metavar="SECONDS",
         help="how long a connection may be idle between two requests (default: --client-timeout)",
     )  # fmt: skip
@@ -291,13 +300,13 @@ def _declare_limits(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limit-request-line",
-        type=_count(1),
+        type=_bytes(1),
         metavar="BYTES",
         help="longest request line (default: 8192)",
     )
     parser.add_argument(
         "--limit-request-body",
-        type=_count(0),
+        type=_bytes(0),
         default=0,
         metavar="BYTES",
         help="longest body of a request; longer ones are answered 413; 0 = no limit (default: 0)",
@@ -310,7 +319,7 @@ def _declare_limits(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limit-request-field-size", "--limit-request-field_size",
-        type=_count(1),
+        type=_bytes(1),
         metavar="BYTES",
         help="longest header line (default: 16384)",
     )  # fmt: skip
@@ -485,13 +494,25 @@ def is_of_kubernetes(name: str) -> bool:
     return _KUBERNETES.fullmatch(name.upper().replace("-", "_")) is not None
 
 
-def _count(least: int) -> Callable[[str], int]:
+def _count(least: int, most: int = _MOST) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < least:
+        # What is longer has more digits than int() takes.
+        is_number = text.isascii() and text.isdigit() and len(text) < 1000
+        if not is_number or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        if int(text) > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is too large; give {most} at most")
         return int(text)
 
     return parse
+
+
+def _seconds(least: int) -> Callable[[str], int]:
+    return _count(least, LONGEST_TIMEOUT)
+
+
+def _bytes(least: int) -> Callable[[str], int]:
+    return _count(least, _MOST_BYTES)
 
 
 def _workers(text: str) -> int:
@@ -526,8 +547,19 @@ def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not re.fullmatch(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+", name):
         raise argparse.ArgumentTypeError(f"{text!r} is no NAME:VALUE of a header")
+    if name.lower() in _SERVERS_OWN:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {name} belongs to the server and to each answer; leave it out"
+        )
     if not value.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r} has control characters in its value")
+    try:
+        value.encode("latin-1")
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has a character in its value that no header can carry (RFC 9110 section "
+            "5.5); encode it"
+        ) from None
     return name, value.strip()
 
 

@@ -48,9 +48,9 @@ class Stats:
 
         try:
             if isinstance(where, str):
-                self._listener = listen_unix("stats", where, None, _BACKLOG)
+                self._listener = listen_unix("--stats", where, None, _BACKLOG)
             else:
-                self._listener = listen_tcp("stats", where[0], where[1], _BACKLOG)
+                self._listener = listen_tcp("--stats", where[0], where[1], _BACKLOG)
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from error
         self._head = _HEAD if speaks_http else ""

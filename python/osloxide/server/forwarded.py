@@ -58,6 +58,10 @@ class Trusted:
         """Whether there is a proxy at all that is believed."""
         return bool(self._networks or self._all or self._unix)
 
+    def names_unix_alone(self) -> bool:
+        """Whether no peer that has an address is believed."""
+        return self._unix and not (self._networks or self._all)
+
     def ranges(self) -> list[tuple[Address, Address]]:
         """First and last address of each network."""
         networks = self._networks
@@ -156,8 +160,27 @@ def _from_forwarded(environ: dict[str, Any]) -> list[_Hop]:
 
 
 def _elements(text: str, separator: str) -> list[str]:
-    """*text* cut at each *separator* that does not stand in a quoted string."""
-    return re.findall(rf'(?:[^{separator}"]|"(?:[^"\\]|\\.)*"|")+', text)
+    """*text* cut at each *separator* that does not stand in a quoted string.
+
+    Looks at each character once, or twice: a client chooses what stands there. A quotation mark
+    that nothing closes begins no string, and neither do those behind it. Blank items are none
+    (RFC 9110 section 5.6.1).
+    """
+    begins, start, opened = [0], 0, -1
+    marks = re.compile(rf'\\.|["{separator}]')
+    while (mark := marks.search(text, start)) is not None:
+        start = mark.end()
+        if mark[0] == '"':
+            opened = mark.start() if opened < 0 else -1
+        elif opened < 0 and mark[0] == separator:
+            begins.append(start)
+        elif opened < 0:
+            start = mark.start() + 1  # a backslash escapes in strings alone
+    if opened >= 0:
+        begins += [mark.end() for mark in re.finditer(separator, text) if mark.start() > opened]
+    ends = [*(begin - 1 for begin in begins[1:]), len(text)]
+    found = (text[begin:end] for begin, end in zip(begins, ends, strict=True))
+    return [element for element in found if element.strip()]
 
 
 def _last(environ: dict[str, Any], key: str) -> str:

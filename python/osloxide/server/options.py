@@ -179,17 +179,19 @@ def list_opts() -> list[tuple[str, list[Any]]]:
     return [(GROUP, copy.deepcopy(OPTIONS))]
 
 
-def attributes(conf: Any) -> dict[str, Any]:
+def attributes(conf: Any, *, is_unix: bool = False) -> dict[str, Any]:
     """What *conf* sets, by attribute of :class:`osloxide.wsgi.Server`.
 
     Registers the options; what is not set is not in the result.
 
+    :param is_unix: whether the server listens on a unix socket.
     :raises ValueError: a value is impossible, or an option needs another one; the text names
         option, value and remedy.
     """
     conf.register_opts(OPTIONS, group=GROUP)
     given = {option.name: _value(conf, option.name) for option in OPTIONS}
     _check(given)
+    _check_beside(conf, given, is_unix=is_unix)
     found = {
         attribute: None if name in _NONE_FOR_ZERO and not given[name] else given[name]
         for name, attribute in _ATTRIBUTES.items()
@@ -231,6 +233,27 @@ def _value(conf: Any, name: str) -> Any:
 
 
 _BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def _check_beside(conf: Any, given: dict[str, Any], *, is_unix: bool) -> None:
+    """Refuse what has no effect, or lets no client in, with what else the server is made of."""
+    keep_alive, proxies_text = given["keep_alive_timeout"], given["proxy_allow_from"]
+    if keep_alive is not None and not conf.wsgi_keep_alive:
+        raise ValueError(
+            f"option keep_alive_timeout of [{GROUP}] is {keep_alive} and has no effect beside "
+            "wsgi_keep_alive = false; set that to true, or leave keep_alive_timeout out"
+        )
+    if (
+        given["proxy_protocol"]
+        and proxies_text is not None
+        and not is_unix
+        and forwarded.Trusted(proxies_text).names_unix_alone()
+    ):
+        raise ValueError(
+            f"option proxy_allow_from of [{GROUP}] is {proxies_text} and admits unix sockets "
+            "alone, so no proxy could connect to this server, which listens on TCP; add the "
+            "addresses of proxies"
+        )
 
 
 def _check(given: dict[str, Any]) -> None:

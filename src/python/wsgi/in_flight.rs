@@ -32,9 +32,23 @@ struct ThreadEntry {
 /// A request that may be given up.
 #[derive(Debug)]
 struct Watched {
+    /// The application whose request it is: several of a process have timeouts of their own.
+    owner: Owner,
     call: Py<Call>,
     /// When it was given up, in milliseconds of the clock; 0 before that.
     given_up: u64,
+}
+
+/// Tells the applications of a process apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owner(u64);
+
+impl Owner {
+    /// One that no other application has.
+    pub(super) fn new() -> Self {
+        static LATEST: AtomicU64 = AtomicU64::new(0);
+        Self(LATEST.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// A request that was given up just now.
@@ -113,11 +127,15 @@ fn note(since: u64) {
     });
 }
 
-/// The calling thread's request may be given up from now on.
-pub(super) fn watch(call: Py<Call>) {
+/// The calling thread's request may be given up from now on, by its owner.
+pub(super) fn watch(owner: Owner, call: Py<Call>) {
     OWN.with_borrow(|own| {
         if let Some(own) = own {
-            *own.watched.lock() = Some(Watched { call, given_up: 0 });
+            *own.watched.lock() = Some(Watched {
+                owner,
+                call,
+                given_up: 0,
+            });
         }
     });
 }
@@ -134,9 +152,10 @@ pub(super) fn unwatch() -> Option<Duration> {
     (given_up != 0).then(|| Duration::from_millis(now().saturating_sub(given_up)))
 }
 
-/// Gives up, by `give_up`, the requests that are overdue; that returns false for those that are not,
-/// after all. Returns them, and how long it is until the next one may be.
+/// Gives up, by `give_up`, those requests of an owner that are overdue; that returns false for those
+/// that are not, after all. Returns them, and how long it is until the next one may be.
 pub(super) fn give_up_overdue(
+    owner: Owner,
     timeout: Duration,
     mut give_up: impl FnMut(&Call, Duration) -> bool,
 ) -> (Vec<Overdue>, Option<Duration>) {
@@ -147,7 +166,7 @@ pub(super) fn give_up_overdue(
         let since = entry.since.load(Ordering::Relaxed);
         let Some(watched) = guard
             .as_mut()
-            .filter(|watched| since != 0 && watched.given_up == 0)
+            .filter(|watched| watched.owner == owner && since != 0 && watched.given_up == 0)
         else {
             continue;
         };

@@ -36,6 +36,7 @@ use self::environ::Environ;
 use self::file_wrapper::Content;
 pub(super) use self::file_wrapper::FileWrapper;
 use self::first_request::FirstRequest;
+use self::in_flight::Owner;
 pub(super) use self::in_flight::requests_in_flight;
 use self::input::Input;
 pub(super) use self::native_log::{AccessFilter, NativeLog};
@@ -63,6 +64,7 @@ pub(super) struct Application {
     first: FirstRequest,
     /// Requests may be given up.
     has_timeout: bool,
+    owner: Owner,
     /// Called with a message and the keyword `exc_info`, an exception or `None`: a logger's `error`.
     log_error: Arc<Py<PyAny>>,
     shows_traceback: bool,
@@ -134,6 +136,7 @@ impl Application {
             filter: options.filter,
             first: FirstRequest::default(),
             has_timeout: options.has_timeout,
+            owner: Owner::new(),
             log_error: Arc::new(options.log_error),
             shows_traceback: options.debug,
             is_lenient: options.lenient,
@@ -328,7 +331,7 @@ impl Application {
         };
         let lent = call.get().loan.lend(exchange);
         if self.has_timeout {
-            in_flight::watch(call.clone().unbind());
+            in_flight::watch(self.owner, call.clone().unbind());
         }
         let result = self.app.bind(py).call1((environ, call));
         let (answer, result) = match result {
@@ -715,7 +718,7 @@ impl Handler for Application {
 
     fn give_up_overdue(&self, timeout: Duration) -> (Vec<i32>, Option<Duration>) {
         let mut reports = Vec::new();
-        let (overdue, next) = in_flight::give_up_overdue(timeout, |call, age| {
+        let (overdue, next) = in_flight::give_up_overdue(self.owner, timeout, |call, age| {
             let report = self.give_up(call, age, timeout);
             let is_given_up = report.is_some();
             reports.extend(report);

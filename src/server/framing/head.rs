@@ -252,7 +252,9 @@ impl Head {
     }
 
     fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
-        if self.content_length.is_some() || value.is_empty() || value.len() > 18 {
+        // Leading zeros are digits like others (RFC 9110 section 8.6).
+        let zeros = value.iter().take_while(|byte| **byte == b'0').count();
+        if self.content_length.is_some() || value.is_empty() || value.len() - zeros > 18 {
             return Err(Refusal::ContentLength);
         }
         let mut length = 0;

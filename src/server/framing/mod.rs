@@ -22,6 +22,9 @@ pub(super) use uwsgi::Origin;
 /// Bytes of one head, blank lines before it included, unless one line of it may be longer.
 const HEAD_BYTES: usize = 65_536;
 
+/// From this size on a piece of a body keeps the bytes in front of it in memory instead of being copied.
+const LENT_BYTES: usize = 4096;
+
 /// What a client may send.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -267,8 +270,10 @@ impl Decoder {
                 }
             }
         };
-        let data = if self.at == 0 && count == self.held.len() {
-            Bytes::from(std::mem::take(&mut self.held))
+        let is_rest = self.at + count == self.held.len();
+        let data = if is_rest && (self.at == 0 || count >= LENT_BYTES) {
+            let at = std::mem::take(&mut self.at);
+            Bytes::from(std::mem::take(&mut self.held)).slice(at..)
         } else {
             let data = Bytes::copy_from_slice(&self.held[self.at..self.at + count]);
             self.advance(count);
@@ -280,6 +285,13 @@ impl Decoder {
     /// True when the last message is complete and nothing of the next one has come.
     pub(super) fn is_between_messages(&self) -> bool {
         matches!(self.state, State::Head) && self.at == self.held.len()
+    }
+
+    /// True when no request has begun behind the last message: blank lines begin none (RFC 9112
+    /// section 2.2), and a client that sends one behind a body is as idle as another.
+    pub(super) fn is_idle(&self) -> bool {
+        let mut rest = self.held[self.at..].iter();
+        matches!(self.state, State::Head) && rest.all(|byte| matches!(byte, b'\r' | b'\n'))
     }
 
     /// True when the body of the last message was read to its end.

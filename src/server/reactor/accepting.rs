@@ -20,6 +20,8 @@ use tracing::{debug, info, warn};
 
 /// Connections accepted in one turn: few, so that the workers that share a listener share the work.
 pub(super) const ACCEPTS_PER_TURN: usize = 4;
+/// ... and where there is nobody to share it with: each turn costs two calls more than it accepts.
+const ACCEPTS_ALONE: usize = 16;
 /// Pauses after the process or the machine has run out of descriptors or memory.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_LONGEST: Duration = Duration::from_secs(1);
@@ -214,9 +216,16 @@ impl Reactor {
         if queued >= self.most_queued.load(Ordering::Relaxed) {
             self.is_held.store(true, Ordering::Relaxed);
             self.ignore_listener();
+        } else if !self.has_relatives() {
+            self.accept(ACCEPTS_ALONE, jobs);
         } else if self.accept(ACCEPTS_PER_TURN, jobs) > 0 {
             self.go_last();
         }
+    }
+
+    /// True where other processes may watch the same listener.
+    fn has_relatives(&self) -> bool {
+        !self.settings.last_look.is_zero()
     }
 
     /// Accepts also where the request will be refused, since its client is to hear of it; but first
@@ -234,7 +243,7 @@ impl Reactor {
         } else {
             ACCEPTS_PER_TURN
         };
-        if self.accept(most, jobs) > 0 {
+        if self.accept(most, jobs) > 0 && self.has_relatives() {
             self.go_last();
         }
     }

@@ -11,10 +11,8 @@ use crate::server::framing::Refusal;
 use crate::server::link::Flushed;
 use crate::server::received_request::ReceivedRequest;
 use crate::server::sending::{After, Sending, delivery};
-use crate::wsgi::{Refused, access_log};
-use http::{HeaderMap, Method, StatusCode, Version};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tracing::{debug, warn};
 
 /// How much of a body is collected before a thread is spent on the request.
@@ -41,10 +39,7 @@ impl Reactor {
             again = match phase {
                 Phase::Head { since } => match connection.next_request() {
                     Step::Request(received) => self.begin(connection, received, jobs),
-                    Step::Refused(refusal) => {
-                        self.refuse(connection, refusal, since, jobs);
-                        None
-                    }
+                    Step::Refused(refusal) => self.refuse(connection, refusal, since, jobs),
                     Step::NoProxyHeader => {
                         warn!(server = %self.settings.name, peer = ?connection.endpoints.peer, "closed a connection that does not begin with a PROXY header; let the proxy send one, or turn the PROXY protocol off");
                         self.drop_connection(connection);
@@ -57,18 +52,15 @@ impl Reactor {
                 Phase::Producing => self.send_produced(connection),
                 Phase::Sending(sending) => self.send_rest(connection, sending, jobs),
                 Phase::Discarding { budget, since } => self.discard(connection, budget, since),
-                Phase::Lingering {
-                    since,
-                    active,
-                    budget,
-                } => self.linger(connection, since, active, budget),
+                Phase::Refused { until } => self.end_refusal(connection, until),
+                Phase::Lingering(lingering) => self.linger(connection, lingering),
             };
         }
     }
 
     /// Nothing can be done before a whole head has come.
     fn await_head(&self, mut connection: Box<Connection>, since: Option<Instant>) -> Again {
-        let since = if connection.decoder.is_between_messages() {
+        let since = if connection.decoder.is_idle() {
             None
         } else {
             since.or_else(|| Some(Instant::now()))
@@ -89,8 +81,7 @@ impl Reactor {
         connection.active = received.since;
         connection.is_fresh = false;
         if received.is_bodiless || received.is_expecting {
-            self.admit(connection, received, jobs);
-            None
+            self.admit(connection, received, jobs)
         } else {
             self.collect(connection, received, jobs)
         }
@@ -104,18 +95,12 @@ impl Reactor {
         jobs: &mut Vec<Job>,
     ) -> Again {
         match connection.collect(&mut received, COLLECT_BYTES) {
-            Ok(true) => {
-                self.admit(connection, received, jobs);
-                None
-            }
+            Ok(true) => self.admit(connection, received, jobs),
             Ok(false) => {
                 connection.phase = Phase::Collecting(received);
                 self.park(connection)
             }
-            Err(error) => {
-                give_up(connection, &received, error.status(), jobs);
-                None
-            }
+            Err(error) => self.give_up(connection, &received, error.status(), jobs),
         }
     }
 
@@ -173,6 +158,7 @@ impl Reactor {
     pub(super) fn go_on(&self, mut connection: Box<Connection>, after: After) -> Again {
         match after {
             After::Close => self.close(connection),
+            After::Linger => self.close_unasked(connection),
             After::Next if connection.decoder.is_body_read() => {
                 connection.phase = Phase::Head { since: None };
                 Some(connection)
@@ -193,7 +179,7 @@ impl Reactor {
                     connection.phase = Phase::Head { since: None };
                     return Some(connection);
                 }
-                Ok(BodyStep::Data(_)) | Err(_) => return self.close(connection),
+                Ok(BodyStep::Data(_)) | Err(_) => return self.close_unasked(connection),
                 Ok(BodyStep::Blocked) => {
                     connection.phase = Phase::Discarding { budget, since };
                     return self.park(connection);
@@ -253,9 +239,9 @@ impl Reactor {
         refusal: Refusal,
         since: Option<Instant>,
         jobs: &mut Vec<Job>,
-    ) {
+    ) -> Again {
         debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, %refusal, "request refused");
-        refuse(connection, refusal.status(), since, jobs);
+        self.refuse_with(connection, refusal.status(), since, jobs)
     }
 }
 
@@ -264,7 +250,7 @@ impl Reactor {
 fn drop_unread(connection: &mut Connection, sending: &mut Sending) {
     let most = match sending.after {
         After::Next => DISCARD_BYTES,
-        After::Close => super::ending::LINGER_BYTES,
+        After::Close | After::Linger => super::ending::LINGER_BYTES,
     };
     while !connection.decoder.is_body_read()
         && sending.discarded < most
@@ -273,64 +259,6 @@ fn drop_unread(connection: &mut Connection, sending: &mut Sending) {
         sending.discarded += piece.len();
     }
     if sending.discarded > DISCARD_BYTES {
-        sending.after = After::Close;
+        sending.after = After::Linger;
     }
-}
-
-/// Answers a head of which no request was made with a status of the server's own.
-pub(super) fn refuse(
-    mut connection: Box<Connection>,
-    status: StatusCode,
-    since: Option<Instant>,
-    jobs: &mut Vec<Job>,
-) {
-    let line = connection.decoder.request_line().to_vec();
-    let is_to_head = line.starts_with(b"HEAD ");
-    let sent = connection.send_error(status, is_to_head, Version::HTTP_11, HeaderMap::new());
-    report(connection, line, status, sent, since, jobs);
-}
-
-/// Answers a request whose body nobody will see with a status of the server's own.
-pub(super) fn give_up(
-    connection: Box<Connection>,
-    received: &ReceivedRequest,
-    status: StatusCode,
-    jobs: &mut Vec<Job>,
-) {
-    give_up_with(connection, received, status, HeaderMap::new(), jobs);
-}
-
-/// ... and with these headers.
-pub(super) fn give_up_with(
-    mut connection: Box<Connection>,
-    received: &ReceivedRequest,
-    status: StatusCode,
-    headers: HeaderMap,
-    jobs: &mut Vec<Job>,
-) {
-    let mut line = access_log::plain_request_line(&received.head);
-    line.truncate(Refused::LONGEST_LINE);
-    let is_to_head = received.head.method() == Method::HEAD;
-    let sent = connection.send_error(status, is_to_head, received.head.version(), headers);
-    report(connection, line, status, sent, Some(received.since), jobs);
-}
-
-/// Has the handler told of a request that was refused, on a thread that may wait for it, and the
-/// connection ended then.
-fn report(
-    connection: Box<Connection>,
-    line: Vec<u8>,
-    status: StatusCode,
-    sent: usize,
-    since: Option<Instant>,
-    jobs: &mut Vec<Job>,
-) {
-    let refused = Refused {
-        endpoints: (*connection.endpoints).clone(),
-        line,
-        status,
-        sent: sent as u64,
-        wall: since.map_or(Duration::ZERO, |since| since.elapsed()),
-    };
-    jobs.push(Job::Report(connection, Box::new(refused)));
 }

@@ -5,7 +5,7 @@
 
 use super::{Again, Job, Reactor};
 use crate::scoreboard;
-use crate::server::connection::{Connection, Phase, Token};
+use crate::server::connection::{Connection, Lingering, Phase, Token};
 use crate::server::sending::{Sending, delivery};
 use std::io;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,20 @@ pub(super) const LINGER_BYTES: usize = 64 << 20;
 
 impl Reactor {
     /// Ends a connection on which everything was said.
-    pub(super) fn close(&self, mut connection: Box<Connection>) -> Again {
+    pub(super) fn close(&self, connection: Box<Connection>) -> Again {
+        // A client that has sent whole messages only has no reason to send more. The close then
+        // ends both halves at once.
+        let is_owed = !connection.decoder.is_between_messages();
+        self.close_owed(connection, is_owed)
+    }
+
+    /// Ends a connection that its client meant to keep: what it has sent before it hears of the end
+    /// would turn a close of both halves into a reset, which may cost it the answer.
+    pub(super) fn close_unasked(&self, connection: Box<Connection>) -> Again {
+        self.close_owed(connection, true)
+    }
+
+    fn close_owed(&self, mut connection: Box<Connection>, is_owed: bool) -> Again {
         if connection.link.at_end {
             connection.link.finish();
             self.drop_connection(connection);
@@ -28,42 +41,39 @@ impl Reactor {
         // Whatever is known to be there was read; what has come since is not.
         connection.link.read_blocked = false;
         let now = Instant::now();
-        self.linger(connection, now, now, LINGER_BYTES)
+        let lingering = Lingering {
+            since: now,
+            active: now,
+            budget: LINGER_BYTES,
+            is_owed,
+        };
+        self.linger(connection, lingering)
     }
 
     /// Reads and drops what the client still sends after our last word.
     pub(super) fn linger(
         &self,
         mut connection: Box<Connection>,
-        since: Instant,
-        mut active: Instant,
-        mut budget: usize,
+        mut lingering: Lingering,
     ) -> Again {
-        // A client that has sent whole messages only has no reason to send more. The close then
-        // ends both halves at once.
-        let mut is_owed = !connection.decoder.is_between_messages();
-        if is_owed || connection.endpoints.tls || !connection.link.is_flushed() {
+        if lingering.is_owed || connection.endpoints.tls || !connection.link.is_flushed() {
             connection.link.finish();
         }
         let mut buffer = [0; 16 << 10];
         loop {
             match connection.link.receive_raw(&mut buffer) {
-                Ok(count) if count > 0 && count <= budget => {
-                    budget -= count;
-                    active = Instant::now();
-                    if !std::mem::replace(&mut is_owed, true) {
+                Ok(count) if count > 0 && count <= lingering.budget => {
+                    lingering.budget -= count;
+                    lingering.active = Instant::now();
+                    if !std::mem::replace(&mut lingering.is_owed, true) {
                         connection.link.finish();
                     }
                 }
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock
-                        && (is_owed || !connection.link.is_flushed()) =>
+                        && (lingering.is_owed || !connection.link.is_flushed()) =>
                 {
-                    connection.phase = Phase::Lingering {
-                        since,
-                        active,
-                        budget,
-                    };
+                    connection.phase = Phase::Lingering(lingering);
                     return self.park(connection);
                 }
                 Ok(_) | Err(_) => {

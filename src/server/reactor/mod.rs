@@ -12,6 +12,7 @@ mod accepting;
 mod driving;
 mod ending;
 mod overload;
+mod refusing;
 mod slots;
 mod timing;
 
@@ -38,7 +39,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tracing::error;
+use tracing::{error, warn};
 
 /// Tokens of what is not a connection.
 const LISTENER: u64 = u64::MAX;
@@ -62,8 +63,9 @@ type Again = Option<Box<Connection>>;
 pub(super) enum Job {
     /// A request is to be answered.
     Answer(Box<Connection>, Box<ReceivedRequest>),
-    /// One was refused: the handler is to hear of it, then the connection is to be closed.
-    Report(Box<Connection>, Box<Refused>),
+    /// One was refused: the handler is to hear of it, then the connection is to be closed, if it is
+    /// not yet.
+    Report(Token, Box<Refused>),
     /// The handler is to hear what became of an answer.
     Deliver(Note, Delivery),
     /// A connection has more to do, after others have had their turn.
@@ -99,6 +101,8 @@ pub(super) struct Reactor {
     /// The listener is left alone until there are fewer of them.
     is_held: AtomicBool,
     overload: Overload,
+    /// Requests that were refused and that the handler has not heard of.
+    reports: AtomicUsize,
     /// The listener was left to other workers for a moment, because this one is full.
     was_left: AtomicBool,
     /// What is to be done after others have had their turn.
@@ -153,14 +157,12 @@ impl Reactor {
         Ok(Self {
             unsent: UnsentMemory::new(settings.max_unsent),
             slow_clients: SlowClients::new(pool_size, settings.slow_client_share),
-            most_connections: settings
-                .max_connections
-                .unwrap_or_else(socket::room_for_connections)
-                .max(1),
+            most_connections: most_connections(&settings),
             queued: AtomicUsize::new(0),
             most_queued: AtomicUsize::new(pool_size.saturating_mul(QUEUED_PER_THREAD)),
             is_held: AtomicBool::new(false),
             overload: Overload::new(settings.max_waiting, pool_size),
+            reports: AtomicUsize::new(0),
             was_left: AtomicBool::new(false),
             deferred: Mutex::default(),
             is_waiting: AtomicBool::new(false),
@@ -387,12 +389,8 @@ impl Source for Reactor {
                 self.contain(token, || self.answer(connection, received, &mut jobs));
                 self.overload.release();
             }
-            Job::Report(connection, refused) => {
-                let token = connection.token;
-                self.contain(token, || {
-                    self.handler.refused(&refused);
-                    self.drive(self.close(connection), &mut jobs);
-                });
+            Job::Report(token, refused) => {
+                self.contain(token, || self.report(token, &refused, &mut jobs));
             }
             Job::Deliver(note, delivery) => self.handler.delivered(note.value, delivery),
             Job::Drive(connection) => {
@@ -529,6 +527,19 @@ impl Reactor {
     }
 }
 
+/// How many connections may be open: as many as the limit of open files leaves room for. A setting of
+/// more would have the application run out of descriptors.
+fn most_connections(settings: &Settings) -> usize {
+    let room = socket::room_for_connections();
+    let Some(wanted) = settings.max_connections else {
+        return room;
+    };
+    if wanted > room {
+        warn!(server = %settings.name, max_connections = wanted, room, "max_connections is more than the limit of open files leaves room for, which holds instead; raise the limit (ulimit -n, LimitNOFILE=), or set fewer connections");
+    }
+    wanted.min(room).max(1)
+}
+
 impl Keeper for Reactor {
     fn keep(&self, connection: Box<Connection>) {
         // Work on an answer leads to no job.
@@ -542,7 +553,7 @@ impl Keeper for Reactor {
         }
         connection.active = Instant::now();
         let taken = connection.link.taken();
-        let sending = Sending::new(After::Close, None, 0, false, taken);
+        let sending = Sending::new(After::Linger, None, 0, false, taken);
         connection.phase = Phase::Sending(Box::new(sending));
         // An answer that has no note leads to no job.
         self.drive(Some(connection), &mut Vec::new());

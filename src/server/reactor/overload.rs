@@ -3,8 +3,7 @@
 //! Owns the count of requests that are waiting or being answered, and the answer to those that are
 //! one too many. Off unless `max_waiting` is set. Rules: RFC 9110 sections 15.6.4 and 10.2.3.
 
-use super::driving::give_up_with;
-use super::{Job, Reactor};
+use super::{Again, Job, Reactor};
 use crate::server::connection::Connection;
 use crate::server::received_request::ReceivedRequest;
 use http::header::{HeaderValue, RETRY_AFTER};
@@ -86,20 +85,15 @@ impl Reactor {
         connection: Box<Connection>,
         received: Box<ReceivedRequest>,
         jobs: &mut Vec<Job>,
-    ) {
+    ) -> Again {
         if self.overload.take() {
             jobs.push(Job::Answer(connection, received));
-            return;
+            return None;
         }
         debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, "request refused: as many wait as may");
         let mut headers = HeaderMap::new();
         headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS));
-        give_up_with(
-            connection,
-            &received,
-            StatusCode::SERVICE_UNAVAILABLE,
-            headers,
-            jobs,
-        );
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        self.give_up_with(connection, &received, status, headers, jobs)
     }
 }

@@ -3,9 +3,8 @@
 //! Owns the bounds that docs/server.md lists, those of a drain included, and what happens when one
 //! has passed. Never looks at bytes.
 
-use super::driving::{give_up, refuse};
 use super::{Job, Reactor};
-use crate::server::connection::{Connection, Phase, Token};
+use crate::server::connection::{Connection, Lingering, Phase, Token};
 use http::StatusCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -70,7 +69,8 @@ impl Reactor {
             Phase::Producing => None,
             Phase::Sending(sending) => sending.deadline(patience),
             Phase::Discarding { since, .. } => Some(*since + at_most(DISCARD_TIME)),
-            Phase::Lingering { since, active, .. } => {
+            Phase::Refused { until } => *until,
+            Phase::Lingering(Lingering { since, active, .. }) => {
                 let longest = if is_draining {
                     LAST_LINGER_TIME
                 } else {
@@ -93,7 +93,8 @@ impl Reactor {
             | Phase::Producing
             | Phase::Sending(_)
             | Phase::Discarding { .. }
-            | Phase::Lingering { .. } => return normal,
+            | Phase::Refused { .. }
+            | Phase::Lingering(_) => return normal,
         };
         Some(normal.map_or(last, |normal| normal.min(last)))
     }
@@ -129,17 +130,24 @@ impl Reactor {
         };
         let phase = std::mem::replace(&mut connection.phase, Phase::Head { since: None });
         match phase {
-            Phase::Head { since: None } | Phase::Discarding { .. } | Phase::Lingering { .. } => {
+            Phase::Head { since: None } | Phase::Discarding { .. } | Phase::Lingering(_) => {
                 connection.link.finish();
                 self.drop_connection(connection);
             }
             Phase::Head { since } => {
-                refuse(connection, StatusCode::REQUEST_TIMEOUT, since, jobs);
+                let again = self.refuse_with(connection, StatusCode::REQUEST_TIMEOUT, since, jobs);
+                self.drive(again, jobs);
             }
             Phase::Collecting(received) => {
-                give_up(connection, &received, StatusCode::REQUEST_TIMEOUT, jobs);
+                let status = StatusCode::REQUEST_TIMEOUT;
+                let again = self.give_up(connection, &received, status, jobs);
+                self.drive(again, jobs);
             }
             Phase::Sending(sending) => self.cut(connection, *sending, jobs),
+            Phase::Refused { until } => {
+                let again = self.end_refusal(connection, until);
+                self.drive(again, jobs);
+            }
             Phase::Producing => {
                 connection.phase = Phase::Producing;
                 self.drive(self.park(connection), jobs);

@@ -11,7 +11,7 @@ from pathlib import Path
 # Without pytest nothing has put the shared helpers of tests/ on the path.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from conformance import rows_clients, rows_request, rows_response
+from conformance import rows_clients, rows_grammar, rows_request, rows_response
 from conformance.verdict import ROWS as ALL_ROWS
 
-__all__ = ["ALL_ROWS", "rows_clients", "rows_request", "rows_response"]
+__all__ = ["ALL_ROWS", "rows_clients", "rows_grammar", "rows_request", "rows_response"]

@@ -152,7 +152,8 @@ def hop(environ: Environ, start: StartResponse, tag: str, query: Query) -> Itera
 
 def nobody(environ: Environ, start: StartResponse, tag: str, query: Query) -> Iterable[Any]:
     """A status without a body, and a body all the same."""
-    status = {"204": "204 No Content", "304": "304 Not Modified"}[query["status"][0]]
+    reasons = {"204": "No Content", "205": "Reset Content", "304": "Not Modified"}
+    status = f"{query['status'][0]} {reasons[query['status'][0]]}"
     start(status, [("Content-Type", "text/plain")])
     return [b"LEAKED BODY"] if query.get("body") else []
 
@@ -175,6 +176,15 @@ def nolength(environ: Environ, start: StartResponse, tag: str, query: Query) -> 
     yield b"three"
 
 
+def empty_pieces(environ: Environ, start: StartResponse, tag: str, query: Query) -> Iterable[Any]:
+    start("200 OK", [("Content-Type", "text/plain")])
+    yield b""
+    yield b"one "
+    yield b""
+    yield b"two"
+    yield b""
+
+
 def raise_before(environ: Environ, start: StartResponse, tag: str, query: Query) -> Iterable[Any]:
     raise ValueError("the application failed before start_response()")
 
@@ -185,7 +195,8 @@ def raise_after(environ: Environ, start: StartResponse, tag: str, query: Query) 
 
 
 def raise_mid(environ: Environ, start: StartResponse, tag: str, query: Query) -> Iterable[Any]:
-    start("200 OK", [("Content-Type", "text/plain")])
+    declared = [("Content-Length", "100000")] if query.get("length") else []
+    start("200 OK", [("Content-Type", "text/plain"), *declared])
     yield b"first part " * 1000
     raise ValueError("the application failed in the middle of its body")
 
@@ -275,6 +286,7 @@ HANDLERS: dict[str, Callable[[Environ, StartResponse, str, Query], Iterable[Any]
         head,
         length,
         nolength,
+        empty_pieces,
         raise_before,
         raise_after,
         raise_mid,

@@ -146,6 +146,8 @@ def _serve(translation: Translation, reader: Reader) -> int:
     parser = argparse.ArgumentParser(prog="osloxide uwsgi", usage=argparse.SUPPRESS)
     serve_options.declare(parser)
     chosen = parser.parse_args(line)
+    # Files of uWSGI name options that have no effect beside others, as uWSGI lets them.
+    chosen.set_by_config = frozenset(vars(chosen))
     chosen.uwsgi_option = [(it.name, it.value) for it in reader.settings]
     return serve.main(chosen)
 

@@ -1,0 +1,75 @@
+"""Options of ``osloxide serve`` that have no effect without another one, or beside another one.
+
+Owns the pairs that the options alone tell; what depends on an address, a file or a limit is checked
+where that is read. Starts nothing. Values of a configuration file of gunicorn or uWSGI are left
+alone: such files say more than they use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from osloxide.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    import argparse
+
+_NEEDED = (
+    ("log_file_mode", "log_file"),
+    ("log_file_owner", "log_file"),
+    ("stats_http", "stats"),
+    ("reload_extra_file", "reload"),
+    ("uwsgi_option", "uwsgi_module"),
+)
+"""An option, and the one without which it has no effect."""
+
+_IN_THE_WAY = (
+    ("keep_alive_timeout", "no_keep_alive"),
+    ("no_access_log_for", "no_access_log"),
+    ("access_log_status", "no_access_log"),
+    ("access_logformat", "no_access_log"),
+)
+"""An option, and the one beside which it has no effect."""
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options without an effect.
+
+    :raises CommandError: names the option, its value and the remedy.
+    """
+    for name, needed in _NEEDED:
+        if is_given(options, name) and not getattr(options, needed):
+            raise CommandError(
+                f"{shown(options, name)} has no effect without {_option(needed)}; give both, or "
+                "leave it out"
+            )
+    for name, other in _IN_THE_WAY:
+        if is_given(options, name) and is_given(options, other):
+            raise CommandError(
+                f"{shown(options, name)} has no effect beside {_option(other)}; leave one of them "
+                "out"
+            )
+
+
+def is_given(options: argparse.Namespace, name: str) -> bool:
+    """Whether the command line or a variable says something by that option."""
+    is_of_file = name in getattr(options, "set_by_config", ())
+    return getattr(options, name) not in (None, False, []) and not is_of_file
+
+
+def shown(options: argparse.Namespace, name: str) -> str:
+    """The option with its value, as it may be written."""
+    value: Any = getattr(options, name)
+    if value is True:
+        return _option(name)
+    if name.endswith("_mode"):
+        return f"{_option(name)} {value:o}"
+    if isinstance(value, list):
+        value = value[0]
+    if name == "access_log_status":
+        value = ",".join(f"{number}xx" for number in value)
+    return f"{_option(name)} {'='.join(value) if isinstance(value, tuple) else value}"
+
+
+def _option(name: str) -> str:
+    return "--keep-alive" if name == "keep_alive_timeout" else "--" + name.replace("_", "-")

@@ -1,0 +1,178 @@
+"""Options of ``osloxide serve`` that cannot work, alone or together: said at the start, all of it.
+
+Each message names the option, its value and the remedy. run_command() proves that no process is
+left.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+from _children import environment, run_command
+from support.serving import OSLOXIDE
+
+from osloxide.cli import contradictions, recycling, serve_options
+from osloxide.cli.errors import CommandError
+
+SITE = """
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [b"ok"]
+"""
+CERTIFICATES = Path(__file__).parents[1] / "certificates"
+CERTIFICATE = ["--certfile", str(CERTIFICATES / "server.crt")]
+KEY = ["--keyfile", str(CERTIFICATES / "server.key")]
+#: Beyond every type that a number could be kept in.
+HUGE = "9" * 40
+
+
+def refused(tmp_path: Path, *arguments: str) -> str:
+    """Start it; it must end by itself. Returns what it says."""
+    (tmp_path / "mysite.py").write_text(SITE)
+    serve = [*OSLOXIDE, "serve", "mysite"]
+    result = run_command([*serve, *arguments], environ=environment(), cwd=tmp_path)
+
+    assert result.returncode in (1, 2), result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("osloxide")
+    return result.stderr
+
+
+def refused_at_once(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is said of options that need no look at anything else."""
+    parser = argparse.ArgumentParser(prog="osloxide serve")
+    serve_options.declare(parser)
+    try:
+        options = parser.parse_args(["mysite", *arguments])
+        contradictions.check(options)
+        recycling.check(options)
+    except CommandError as error:
+        return str(error)
+    except SystemExit:
+        return capsys.readouterr().err
+    raise AssertionError(f"accepted: {arguments}")
+
+
+TCP = ["-b", "127.0.0.1:0"]
+PAIRS = [
+    (["--log-file-mode", "640"], ["--log-file-mode 640", "--log-file"]),
+    (["--log-file-owner", "root"], ["--log-file-owner root", "--log-file"]),
+    (["--stats-http"], ["--stats-http", "without --stats;"]),
+    (["--reload-extra-file", "x"], ["--reload-extra-file x", "--reload;"]),
+    (["--uwsgi-option", "a=b"], ["--uwsgi-option a=b", "--uwsgi-module"]),
+    (["--keep-alive", "9", "--no-keep-alive"], ["--keep-alive 9", "--no-keep-alive"]),
+    (
+        ["--no-access-log", "--no-access-log-for", "path=/up"],
+        ["--no-access-log-for path=/up", "--no-access-log;"],
+    ),
+    (
+        ["--no-access-log", "--access-log-status", "4xx,5xx"],
+        ["--access-log-status 4xx,5xx", "--no-access-log;"],
+    ),
+    (
+        ["--no-access-log", "--access-logformat", "%(client_ip)s"],
+        ["--access-logformat %(client_ip)s", "--no-access-log;"],
+    ),
+    (["--add-header", "Transfer-Encoding: x"], ["--add-header", "belongs to the server"]),
+    (["--add-header", "content-length: 5"], ["--add-header", "belongs to the server"]),
+    (["--add-header", "X: \u20ac"], ["--add-header", "no header can carry"]),
+    (["--max-requests-jitter", "5"], ["--max-requests-jitter 5", "--max-requests;"]),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), PAIRS)
+def test_options_without_an_effect_are_refused(
+    capsys: pytest.CaptureFixture[str], options: list[str], said: list[str]
+) -> None:
+    message = refused_at_once(capsys, *options)
+
+    assert [text for text in said if text not in message] == [], message
+
+
+def test_the_command_refuses_options_without_an_effect(tmp_path: Path) -> None:
+    assert "--keep-alive 9 has no effect" in refused(
+        tmp_path, *TCP, "--keep-alive", "9", "--no-keep-alive"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--socket-mode", "660"], ["--socket-mode 660", "no --bind is unix:PATH"]),
+        (["--socket-owner", "root"], ["--socket-owner root", "no --bind is unix:PATH"]),
+        (
+            ["--proxy-protocol", "--proxy-allow-from", "unix"],
+            ["--proxy-allow-from unix", "127.0.0.1:0", "add the addresses of proxies"],
+        ),
+        (
+            ["--forwarded-allow-ips", "unix"],
+            ["--forwarded-allow-ips unix", "no --bind is a unix socket"],
+        ),
+    ],
+)
+def test_options_without_an_effect_on_any_address_are_refused(
+    tmp_path: Path, options: list[str], said: list[str]
+) -> None:
+    message = refused(tmp_path, *TCP, *options)
+
+    assert [text for text in said if text not in message] == [], message
+
+
+@pytest.mark.parametrize("scheme", ["http", "uwsgi"])
+def test_a_certificate_that_no_address_serves_is_refused(tmp_path: Path, scheme: str) -> None:
+    message = refused(tmp_path, "-b", f"{scheme}://127.0.0.1:0", *CERTIFICATE, *KEY)
+
+    assert f"{CERTIFICATE[1]} has no effect" in message
+    assert "bind https://" in message
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--workers", "--threads", "--timeout", "--request-timeout", "--graceful-timeout",
+        "--max-requests", "--max-worker-lifetime", "--max-worker-memory", "--client-timeout",
+        "--keep-alive", "--max-connections", "--max-waiting-requests", "--limit-request-line",
+        "--limit-request-body", "--limit-request-fields", "--limit-request-field-size",
+        "--backlog",
+    ],
+)  # fmt: skip
+def test_a_number_beyond_all_bounds_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    message = refused_at_once(capsys, option, HUGE)
+
+    assert option in message
+    assert HUGE in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--pid", "/nonexistent/pid"], ["-w", "2", "--pid", "/"],
+        ["--log-file", "/nonexistent/log"], ["-w", "2", "--log-file", "/"],
+        ["--access-log", "/nonexistent/log"], ["--access-log", "/"],
+        ["--log-config", "/nonexistent"], ["--log-config", "/"],
+        ["--chdir", "/nonexistent"], ["--chdir", "/etc/passwd"],
+        ["--venv", "/nonexistent"],
+        ["--static-map", "/static=/nonexistent"], ["--static-map", "/static=/etc/passwd"],
+        ["--stats", "unix:/nonexistent/stats"],
+        ["--certfile", "/nonexistent"], ["--certfile", "/"],
+        ["--certfile", "/etc/passwd"],
+        [*CERTIFICATE, "--keyfile", "/nonexistent"], [*CERTIFICATE, "--keyfile", "/"],
+        [*CERTIFICATE, *KEY, "--ca-certs", "/nonexistent"],
+        [*CERTIFICATE, *KEY, "--ca-certs", "/"],
+        [*CERTIFICATE, *KEY, "--ca-certs", "/etc/passwd"],
+        ["--user", "no-such-user"], ["--group", "no-such-group"],
+        ["--config", "/nonexistent"],
+    ],
+)  # fmt: skip
+def test_a_file_that_is_of_no_use_is_named_with_its_option(
+    tmp_path: Path, options: list[str]
+) -> None:
+    message = refused(tmp_path, *TCP, *options)
+
+    if options[-2] not in ("--certfile", "--keyfile", "--ca-certs"):
+        assert options[-2] in message
+    assert options[-1].rpartition("=")[2].removeprefix("unix:") in message
