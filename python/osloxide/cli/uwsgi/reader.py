@@ -38,6 +38,8 @@ _INCLUDES: Mapping[str, str | None] = {
 }  # fmt: skip
 """Options that name another file, and its format; None where its name tells."""
 _PLACEHOLDERS = ("set", "set-ph", "set-placeholder")
+_DEPTH = 20
+"""How many placeholders may stand behind one another."""
 _VARIABLE = "UWSGI_"
 _INTERNAL = ("RELOADS", "ORIGINAL_PROC_NAME", "VASSALS_DIR", "EMPEROR_FD", "EMPEROR_FD_CONFIG",
              "EMPEROR_PROXY", "BROODLORD_NUM", "JAIL_PID")  # fmt: skip
@@ -112,7 +114,12 @@ class Reader:
     def finish(self) -> None:
         """Expand placeholders that are set further down than they are used."""
         for index, setting in enumerate(self.settings):
-            value = self._referred(setting.value, None)
+            before, value = "", setting.value
+            # What it names may name others; two that name each other stay as they are.
+            for _ in range(_DEPTH):
+                if before == value:
+                    break
+                before, value = value, self._referred(value, None)
             if value != setting.value:
                 self.settings[index] = replace(setting, value=value)
 
@@ -348,6 +355,11 @@ def _block(
     found: list[Line] = []
     depth = 0
     for line in rest:
+        if line.key == "else":
+            raise CommandError(
+                f"{source}: {opening.key} has an else, which uWSGI 2.0 does not know: it ignores "
+                "both parts; write a second condition, if-not-..."
+            )
         if line.key in ends:
             if depth == 0:
                 return found
