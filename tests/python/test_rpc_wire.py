@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +27,8 @@ pytestmark = pytest.mark.skipif(
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "rpc_wire.json"
+PROCESS = f"rpc_wire_{os.getpid()}"
+"""Of the queue manager, whose counter all processes of that name share."""
 
 QUORUM = {
     "rabbit_quorum_queue": "true",
@@ -43,7 +46,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "queue_manager": {
         "use_queue_manager": "true",
         "hostname": "wire",
-        "processname": "rpc_wire",
+        "processname": PROCESS,
         "amqp_durable_queues": "true",
     },
     "stream": QUORUM
@@ -73,6 +76,7 @@ def said(directory: Path, **variables: str) -> dict[str, dict[str, Any]]:
         }
     finally:
         broker.close()
+        Path(f"/dev/shm/wire_{PROCESS}_qmanager").unlink(missing_ok=True)
 
 
 def lines(recorded: dict[str, dict[str, list[Any]]]) -> str:

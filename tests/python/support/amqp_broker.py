@@ -158,7 +158,10 @@ class Broker:
             self._bound[setting, exchange].add(queue)
 
     def consume(self, setting: str, queue: str, who: tuple[_Connection, int, str]) -> None:
+        """Answer, and deliver from then on: what comes after the answer must find the consumer."""
+        connection, channel, tag = who
         with self._lock:
+            connection.say(channel, (60, 21), _short(tag))
             self._consumers[setting, queue] = who
 
     def route(self, setting: str, exchange: str, key: str, header: bytes, body: bytes) -> None:
@@ -192,7 +195,7 @@ class Broker:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"(wire:rpc_wire):\d+", r"\1:COUNTED", _UNIQUE.sub("UNIQUE", text))
+    return re.sub(r"(wire:rpc_wire)_\d+:\d+", r"\1:COUNTED", _UNIQUE.sub("UNIQUE", text))
 
 
 class _Connection:
@@ -202,6 +205,8 @@ class _Connection:
         self._broker = broker
         self._stream = stream
         self._lock = threading.Lock()
+        #: Messages reach a channel in the order of their tags.
+        self._delivering = threading.Lock()
         self._host = ""
         self._tags: dict[int, int] = defaultdict(int)
         self._published: dict[int, int] = defaultdict(int)
@@ -222,15 +227,16 @@ class _Connection:
         with self._lock, contextlib.suppress(OSError):
             self._stream.sendall(data)
 
-    def _say(self, channel: int, number: tuple[int, int], told: bytes = b"") -> None:
+    def say(self, channel: int, number: tuple[int, int], told: bytes = b"") -> None:
         self._send((1, channel, struct.pack(">HH", *number) + told))
 
     def deliver(self, channel: int, consumer: str, header: bytes, body: bytes) -> None:
-        self._tags[channel] += 1
-        told = _short(consumer) + struct.pack(">QB", self._tags[channel], 0) + b"\0\0"
-        method = struct.pack(">HH", 60, 60) + told
         bodies = [(3, channel, body[at : at + 100_000]) for at in range(0, len(body), 100_000)]
-        self._send((1, channel, method), (2, channel, header), *bodies)
+        with self._delivering:
+            self._tags[channel] += 1
+            told = _short(consumer) + struct.pack(">QB", self._tags[channel], 0) + b"\0\0"
+            method = struct.pack(">HH", 60, 60) + told
+            self._send((1, channel, method), (2, channel, header), *bodies)
 
     def _read(self, count: int) -> bytes:
         data = b""
@@ -257,7 +263,7 @@ class _Connection:
                 assert kind == 1, "a method is expected"
                 number: tuple[int, int] = struct.unpack(">HH", payload[:4])  # type: ignore[assignment]
                 if number == (10, 50):
-                    self._say(0, (10, 51))
+                    self.say(0, (10, 51))
                     return
                 self._answer(channel, number, payload[4:])
 
@@ -269,15 +275,13 @@ class _Connection:
                          "connection.blocked", "authentication_failure_close")
         )  # fmt: skip
         table = _short("capabilities") + b"F" + _long(features)
-        self._say(
-            0, (10, 10), b"\0\x09" + _long(table) + _long(b"AMQPLAIN PLAIN") + _long(b"en_US")
-        )
+        self.say(0, (10, 10), b"\0\x09" + _long(table) + _long(b"AMQPLAIN PLAIN") + _long(b"en_US"))
         self._frame()
-        self._say(0, (10, 30), struct.pack(">HIH", 2047, 131_072, 60))
+        self.say(0, (10, 30), struct.pack(">HIH", 2047, 131_072, 60))
         self._frame()
         _, _, opened = self._frame()
         self._host = Reader(opened[4:]).value("s")
-        self._say(0, (10, 41), b"\0")
+        self.say(0, (10, 41), b"\0")
 
     def _answer(self, channel: int, number: tuple[int, int], payload: bytes) -> None:
         setting = self._host.partition(".")[0]
@@ -290,15 +294,14 @@ class _Connection:
                 return
             self._broker.note(self._host, name, told)
         if number == (50, 10):
-            self._say(channel, (50, 11), _short(told["queue"]) + bytes(8))
+            self.say(channel, (50, 11), _short(told["queue"]) + bytes(8))
         elif number == (60, 20):
-            self._say(channel, (60, 21), _short(told["consumer_tag"]))
             self._broker.consume(setting, told["queue"], (self, channel, told["consumer_tag"]))
         elif number in _ANSWERS:
             answer, rest = _ANSWERS[number]
             if number == (50, 20):
                 self._broker.bind(setting, told["exchange"], told["queue"])
-            self._say(channel, (number[0], answer), rest)
+            self.say(channel, (number[0], answer), rest)
 
     def _publish(self, channel: int, setting: str, told: dict[str, Any]) -> None:
         _, _, header = self._frame()
@@ -310,7 +313,7 @@ class _Connection:
         told["members"] = members(body)
         self._broker.note(self._host, "basic.publish", told)
         self._published[channel] += 1
-        self._say(channel, (60, 80), struct.pack(">QB", self._published[channel], 0))
+        self.say(channel, (60, 80), struct.pack(">QB", self._published[channel], 0))
         self._broker.route(setting, told["exchange"], told["routing_key"], header, body)
 
 

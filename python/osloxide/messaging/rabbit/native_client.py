@@ -57,6 +57,9 @@ class _Slot:
         self.lock = threading.Lock()
         self.client: _native.AmqpClient | None = None
         self.reply_queue = ""
+        #: Arguments of the queues in which notifications wait, from the first one on: options are
+        #: read once, as impl_rabbit reads them for a connection.
+        self.default_queue: dict[str, Any] | None = None
         self.kombu_until = float("-inf")
 
 
@@ -96,7 +99,8 @@ def amend_driver(amqpdriver: ModuleType) -> None:
             reply_queue = slot.reply_queue if wait_for_reply else None
             request.pack(ctxt, message, reply_queue, has_envelope=envelope)
             try:
-                return request.run(client, timeout, retry)
+                default_queue = _default_queue(amqpdriver, self, slot) if notify else None
+                return request.run(client, timeout, retry, default_queue)
             except _RefusedError as refusal:
                 _go_by_kombu(slot, client, refusal)
         return send(
@@ -136,7 +140,6 @@ class _Request:
         self._driver = driver
         self._conf = driver.conf.oslo_messaging_rabbit
         self._is_fanout = bool(target.fanout) and not is_notification
-        self._is_notification = is_notification
         # What impl_rabbit passes on to a fanout or a notification: no timeout, and no options.
         self._is_plain = not (self._is_fanout or is_notification)
         if self._is_fanout:
@@ -182,9 +185,16 @@ class _Request:
             self._topic,
         )
 
-    def run(self, client: _native.AmqpClient, timeout: float | None, retry: int | None) -> Any:
+    def run(
+        self,
+        client: _native.AmqpClient,
+        timeout: float | None,
+        retry: int | None,
+        default_queue: dict[str, Any] | None,
+    ) -> Any:
         """Send it, and wait for what it is to wait for.
 
+        :param default_queue: arguments of the queue of a notification.
         :raises _RefusedError: the native client cannot be used; nothing was sent.
         """
         conf = self._conf
@@ -201,7 +211,7 @@ class _Request:
                 else conf.amqp_durable_queues or conf.rabbit_quorum_queue
             ),
             auto_delete=self._is_fanout or conf.amqp_auto_delete,
-            default_queue=self._default_queue() if self._is_notification else None,
+            default_queue=default_queue,
             expiration=int(timeout * 1000) if has_expiration and timeout is not None else None,
             mandatory=self._is_mandatory,
             msg_id=self._msg_id,
@@ -215,19 +225,6 @@ class _Request:
         if isinstance(result, Exception):
             raise result
         return result
-
-    def _default_queue(self) -> dict[str, Any]:
-        """Arguments of the queue in which a notification waits for listeners still to come.
-
-        :raises MessageDeliveryFailure: the options of queues contradict each other.
-        """
-        from oslo_messaging._drivers import impl_rabbit
-
-        conf = self._conf
-        try:
-            return _queue_arguments(impl_rabbit, conf, 0, is_quorum=conf.rabbit_quorum_queue)
-        except RuntimeError as error:
-            raise self._messaging.MessageDeliveryFailure(str(error)) from error
 
     def _result(self, pending: _native.AmqpRequest, deadline: float | None) -> Any:
         """What the call returns, or the exception that it raises."""
@@ -378,6 +375,24 @@ def _new_client(driver: Any) -> tuple[_native.AmqpClient, str]:
         durable_requests=conf.amqp_durable_queues or conf.rabbit_quorum_queue,
     )
     return client, reply_queue
+
+
+def _default_queue(amqpdriver: ModuleType, driver: Any, slot: _Slot) -> dict[str, Any]:
+    """Arguments of the queue in which a notification waits for listeners still to come.
+
+    :raises MessageDeliveryFailure: the options of queues contradict each other.
+    """
+    from oslo_messaging._drivers import impl_rabbit
+
+    if slot.default_queue is None:
+        conf = driver.conf.oslo_messaging_rabbit
+        try:
+            slot.default_queue = _queue_arguments(
+                impl_rabbit, conf, 0, is_quorum=conf.rabbit_quorum_queue
+            )
+        except RuntimeError as error:
+            raise amqpdriver.oslo_messaging.MessageDeliveryFailure(str(error)) from error
+    return slot.default_queue
 
 
 def _queue_arguments(
