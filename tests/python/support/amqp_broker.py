@@ -139,6 +139,7 @@ class Broker:
         #: What each virtual host's clients have asked for, in the order of its arrival.
         self.noted: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._consumers: dict[tuple[str, str], tuple[_Connection, int, str]] = {}
+        self._waiting: dict[tuple[str, str], list[tuple[bytes, bytes]]] = defaultdict(list)
         self._bound: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._connections: list[_Connection] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -163,14 +164,18 @@ class Broker:
         with self._lock:
             connection.say(channel, (60, 21), _short(tag))
             self._consumers[setting, queue] = who
+            for header, body in self._waiting.pop((setting, queue), []):
+                connection.deliver(channel, tag, header, body)
 
     def route(self, setting: str, exchange: str, key: str, header: bytes, body: bytes) -> None:
         with self._lock:
-            queues = {key} if key else self._bound[setting, exchange]
-            found = [self._consumers.get((setting, queue)) for queue in queues]
-        for who in found:
-            if who is not None:
-                who[0].deliver(who[1], who[2], header, body)
+            for queue in {key} if key else self._bound[setting, exchange]:
+                who = self._consumers.get((setting, queue))
+                if who is None:
+                    # Servers begin to consume after they have declared, in a thread of their own.
+                    self._waiting[setting, queue].append((header, body))
+                else:
+                    who[0].deliver(who[1], who[2], header, body)
 
     def kinds(self, host: str) -> list[dict[str, Any]]:
         """What was noted of *host*, each kind once and in an order that is always the same.
