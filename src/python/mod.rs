@@ -7,6 +7,7 @@ mod amqp_client;
 mod detached;
 mod errors;
 mod executor;
+mod frame_stack;
 mod frames;
 mod heartbeat;
 mod imports;
@@ -68,6 +69,7 @@ mod _native {
     /// Version of the extension, equal to the distribution's.
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::frame_stack::keep_chunks(module.py());
         // What the rooms log goes to Python's loggers, named after their modules. Fails only where
         // another copy of the module has done it before.
         if let Ok(levels) = pyo3_log::try_init() {
