@@ -310,6 +310,11 @@ def of_series(python: Python, wheel: Path) -> Iterator[Outcome]:
     yield run(python, f"OpenStack {SERIES}", command)
 
 
+def line_of(version: str) -> str:
+    """What a newer release takes the place in: ``3.13`` of 3.13.1, ``3.13t`` of 3.13.15t."""
+    return re.sub(r"^(\d+\.\d+)\.\d+", r"\1", version)
+
+
 def table(outcomes: Sequence[Outcome], before: str) -> str:
     """The table of a page: one row for each CPython and suite, newer results in place of older.
 
@@ -321,11 +326,11 @@ def table(outcomes: Sequence[Outcome], before: str) -> str:
             python, suite = (cell.strip() for cell in line.split("|")[1:3])
             rows[python, suite] = line
     measured = {outcome.python for outcome in outcomes}
-    minors = {version.rpartition(".")[0] for version in measured}
+    lines = {line_of(version) for version in measured}
     rows = {
         key: line
         for key, line in rows.items()
-        if key[0] in measured or key[0].rpartition(".")[0] not in minors
+        if key[0] in measured or line_of(key[0]) not in lines
     }
     for outcome in outcomes:
         word = "ok" if outcome.passed else "**failed**"

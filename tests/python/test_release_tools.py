@@ -1,0 +1,100 @@
+"""What the tools of a release decide: rows of docs/pythons.md, licences, tags.
+
+Owns what can be said of tools/pythons.py, tools/wheels.py and tools/backend without building
+anything; `make pythons` and `make wheels` do the rest.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+import pythons  # noqa: E402 - found by the line above
+import wheels  # noqa: E402
+
+BEFORE = """
+| CPython | suite | | counts |
+|---|---|---|---|
+| 3.12.1 | suites | ok | 444 passed |
+| 3.13.0 | suites | ok | 444 passed |
+"""
+
+
+def rows(table: str) -> list[tuple[str, str, str]]:
+    """CPython, suite and counts of each row."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    return [(python, suite, counts) for python, suite, _, counts in cells]
+
+
+def test_rows_of_a_free_threaded_build_stand_beside_those_of_the_default_one() -> None:
+    outcome = pythons.Outcome("3.13.15t", "suites", True, "9 passed", 1.0)
+
+    table = pythons.table([outcome], BEFORE)
+
+    assert rows(table) == [
+        ("3.12.1", "suites", "444 passed"),
+        ("3.13.0", "suites", "444 passed"),
+        ("3.13.15t", "suites", "9 passed"),
+    ]
+
+
+def test_rows_of_a_newer_micro_release_take_the_place_of_the_older_ones() -> None:
+    outcome = pythons.Outcome("3.13.9", "suites", False, "8 passed, 1 failed", 1.0)
+
+    table = pythons.table([outcome], BEFORE)
+
+    assert rows(table) == [
+        ("3.12.1", "suites", "444 passed"),
+        ("3.13.9", "suites", "8 passed, 1 failed"),
+    ]
+    assert "**failed**" in table
+
+
+@pytest.mark.parametrize(
+    ("expression", "terms"),
+    [
+        ("MIT OR Apache-2.0", {"Apache-2.0"}),
+        ("MIT/Apache-2.0", {"Apache-2.0"}),
+        ("(MIT OR Apache-2.0) AND Unicode-3.0", {"Apache-2.0", "Unicode-3.0"}),
+        ("ISC AND (Apache-2.0 OR ISC)", {"ISC", "Apache-2.0"}),
+        ("Zlib", {"Zlib"}),
+    ],
+)
+def test_a_licence_expression_is_reduced_to_what_must_be_kept(
+    expression: str, terms: set[str]
+) -> None:
+    assert wheels.chosen(expression) == terms
+
+
+@pytest.mark.parametrize(
+    ("variables", "requirements"),
+    [({}, []), ({"MATURIN_NO_INSTALL_RUST": ""}, ["puccinialin"])],
+    ids=["by default", "when it is asked for"],
+)
+def test_a_build_without_cargo_fetches_a_rust_toolchain_only_when_it_is_asked_to(
+    variables: dict[str, str], requirements: list[str]
+) -> None:
+    pytest.importorskip("maturin", reason="maturin builds, and is not installed here")
+    text = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    (place,) = text["build-system"]["backend-path"]
+    code = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY / place)!r})\n"
+        f"import {text['build-system']['build-backend']} as backend\n"
+        "print(backend.get_requires_for_build_wheel())"
+    )
+    without_cargo = {"PATH": "/nonexistent", **variables}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=without_cargo, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == requirements
