@@ -61,7 +61,7 @@ XML = """<?xml version="1.0"?>
 
 
 def read(text: str, directory: Path, name: str, option: str | None = None) -> Reader:
-    (directory / name).write_text(text)
+    (directory / name).write_text(text, errors="surrogateescape")
     reader = Reader()
     reader.read(str(directory / name), "command line", kind=option)
     reader.finish()
@@ -151,6 +151,11 @@ def test_conditions_of_a_yaml_file_are_followed(tmp_path: Path) -> None:
         ("a.yaml", "", "{file} has no section [uwsgi] (it has: none)"),
         ("a.json", "{{", "{file}:1: is no JSON: Expecting property name"),
         ("a.json", "[]", "{file}: has no section"),
+        ("a.json", "[" * 100_000, "{file}: is no JSON: "),
+        ("a.ini", "[uwsgi]\nname = a\0b\n", "{file} holds a NUL byte"),
+        ("a.ini", "[uwsgi]\nprocesses = " + "9" * 5000, "is no whole number of at least 1"),
+        ("a.xml", "<uwsgi><name>\udcff</name></uwsgi>", "{file}:1: is no XML: "),
+        ("a.yaml", "uwsgi:\n  name: \udcff\n", "{file}: is no YAML: "),
         ("a.json", '{{"uwsgi": 4}}', '{file}: "uwsgi" is no object'),
         ("a.json", '{{"uwsgi": {{"env": {{"A": "b"}}}}}}', "{file}: env has neither a string"),
         ("a.json", '{{"other": {{}}}}', "{file} has no section [uwsgi] (it has: [other])"),
@@ -223,6 +228,34 @@ def test_a_remark_behind_a_number_is_left_and_behind_a_path_is_part_of_it(tmp_pa
     assert line[line.index("--request-timeout") + 1] == "60"
     assert "--master" in line
     assert line[line.index("--pid") + 1] == "/run/a b ; c"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("127.0.0.1:3031 # for nginx", "127.0.0.1:3031"),
+        ("*:80 ; all", ":80"),
+        ("[::]:80\t; all", "[::]:80"),
+    ],
+)
+def test_a_remark_behind_a_port_is_left(tmp_path: Path, text: str, place: str) -> None:
+    reader = read(f"[uwsgi]\nmodule = a\nhttp-socket = {text}\n", tmp_path, "site.ini")
+    line = Translation.of(reader).command_line()
+
+    assert line[line.index("--bind") + 1] == f"http://{place}"
+
+
+def test_max_fd_is_the_limit_of_open_files_of_the_service(tmp_path: Path) -> None:
+    (tmp_path / "limited.py").write_text(
+        "import resource, sys\nprint(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\nsys.exit(0)\n"
+    )
+    done = run_command(
+        [*OSLOXIDE, "uwsgi", "--http-socket", "127.0.0.1:0", "-w", "limited", "--max-fd", "777"],
+        environ=environment(), cwd=tmp_path,
+    )  # fmt: skip
+
+    assert done.returncode == 3, done.stderr
+    assert "777" in done.stdout.splitlines()
 
 
 # ---- environment and command line

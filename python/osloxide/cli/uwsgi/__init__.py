@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -143,6 +144,8 @@ def _next(option: str, rest: Iterator[str]) -> str:
 
 def _serve(translation: Translation, reader: Reader) -> int:
     line = translation.command_line()
+    if translation.open_files is not None:
+        _limit_open_files(translation.open_files)
     parser = argparse.ArgumentParser(prog="osloxide uwsgi", usage=argparse.SUPPRESS)
     serve_options.declare(parser)
     chosen = parser.parse_args(line)
@@ -150,6 +153,21 @@ def _serve(translation: Translation, reader: Reader) -> int:
     chosen.set_by_config = frozenset(vars(chosen))
     chosen.uwsgi_option = [(it.name, it.value) for it in reader.settings]
     return serve.main(chosen)
+
+
+def _limit_open_files(most: int) -> None:
+    """Set the limit of open files of this process and its workers.
+
+    :raises CommandError: it is above the hard limit, which only root may raise.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_above = hard != resource.RLIM_INFINITY and most > hard
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most if is_above else hard))
+    except (OSError, ValueError) as error:
+        raise CommandError(
+            f"max-fd = {most}: the limit is {hard}; set LimitNOFILE= in the service unit"
+        ) from error
 
 
 def _explain(translation: Translation) -> int:

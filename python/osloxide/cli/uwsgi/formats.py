@@ -86,6 +86,8 @@ def _yaml(path: str, text: str, section: str) -> Content:
     quoted = _ODD.sub(lambda it: f"{it[1]}'{it[2].rstrip()}'", text)
     try:
         root = yaml.compose(quoted, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise CommandError(f"{path}: is no YAML: too many levels") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = path if mark is None else f"{path}:{mark.line + 1}"
@@ -123,7 +125,7 @@ def _yaml(path: str, text: str, section: str) -> Content:
 def _json(path: str, text: str, section: str) -> Content:
     try:
         root = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         number = getattr(error, "lineno", 0)
         where = f"{path}:{number}" if number else path
         raise CommandError(f"{where}: is no JSON: {getattr(error, 'msg', error)}") from error
@@ -191,7 +193,8 @@ def _xml(path: str, text: str, section: str) -> Content:
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler, parser.EntityDeclHandler = data, refuse
     try:
-        parser.Parse(text, True)
+        # As bytes, of which the file itself may tell the encoding.
+        parser.Parse(text.encode("utf-8", "surrogateescape"), True)
     except expat.ExpatError as error:
         problem = expat.errors.messages[error.code]
         raise CommandError(f"{path}:{error.lineno}: is no XML: {problem}") from error

@@ -139,6 +139,7 @@ TABLE: tuple[Option, ...] = (
     _needless("ssl-enable-tlsv1", "TLS 1.2 and 1.3 are spoken, never less"),
     # ---- processes
     _honoured("master", "master", "--master", _FLAG),
+    _honoured("max-fd", "max_fd", "the limit of open files, as ulimit -n and LimitNOFILE= set it"),
     _honoured("processes workers", "workers", "--workers"),
     _honoured("threads", "set_threads", "--threads; 1 where it is not set, as in uWSGI"),
     _needless("enable-threads", "threads of the application always run"),
@@ -240,7 +241,7 @@ TABLE: tuple[Option, ...] = (
     _refused("https2", "HTTP/2 is not spoken; let the proxy in front speak it"),
     _refused("http-to-https", "redirect in the proxy in front"),
     _refused("http-auto-gzip http-websockets", "let the proxy in front do it", _FLAG),
-    _refused("limit-as limit-nproc max-fd", "set LimitAS=, LimitNPROC=, LimitNOFILE= in the unit"),
+    _refused("limit-as limit-nproc", "set LimitAS=, LimitNPROC= in the unit"),
     _refused("reload-on-as evil-reload-on-as",
              "address space is no memory; give reload-on-rss"),
     _refused("log-slow log-big", "osloxide status shows slow requests; take it out"),

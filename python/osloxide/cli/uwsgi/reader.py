@@ -146,6 +146,8 @@ class Reader:
             raise CommandError(
                 f"{source}: cannot read {path}: {error.strerror}; name an ini file"
             ) from error
+        if "\0" in content:
+            raise CommandError(f"{source}: {path} holds a NUL byte, so it is no text; name another")
         self._first = self._first or path
         kind = kind or formats.of_file(path) or "ini"
         content = _substituted(content, self._magic(path, section))

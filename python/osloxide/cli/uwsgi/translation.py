@@ -16,6 +16,8 @@ from osloxide.cli.uwsgi import options
 from osloxide.cli.uwsgi.options import Kind, Verdict
 from osloxide.cli.uwsgi.reader import Reader, Setting
 
+_MOST_DIGITS = 18
+"""More than these fit into no integer of uWSGI's."""
 _FALSE = ("false", "off", "no", "0")
 _CALLED = "uwsgi"
 """What an application that uWSGI started finds in ``sys.argv[0]``."""
@@ -73,6 +75,7 @@ class Translation:
 
     :ivar rows: one for each setting, in their order.
     :ivar problems: what keeps the service from being started.
+    :ivar open_files: RLIMIT_NOFILE, where it is asked for.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -89,6 +92,7 @@ class Translation:
     _jitters: dict[str, int] = field(default_factory=dict)
     _ids: dict[str, str] = field(default_factory=dict)
     _is_abstract: bool = False
+    open_files: int | None = None
     _logs_as_user: bool = False
 
     @classmethod
@@ -354,6 +358,9 @@ class Translation:
     def _set_threads(self, setting: Setting) -> None:
         self._threads = _number(setting, 1)
 
+    def _max_fd(self, setting: Setting) -> None:
+        self.open_files = int(_number(setting, 1))
+
     def _harakiri(self, setting: Setting) -> None:
         seconds = int(_number(setting, 0))
         self._single["--request-timeout"] = str(seconds)
@@ -493,7 +500,8 @@ class Translation:
 def _number(setting: Setting, least: int) -> str:
     # uWSGI takes the number and leaves what follows; files in the field have remarks there.
     text = re.sub(r"\s+[;#].*", "", setting.value)
-    if not text.isascii() or not text.isdigit() or int(text) < least:
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+    if not is_number or int(text) < least:
         raise setting.refuse(f"is no whole number of at least {least}")
     return str(int(text))
 
@@ -509,9 +517,10 @@ def _address(setting: Setting) -> str:
         return text
     if text.startswith("@"):
         return f"unix:{text}"
-    host, colon, port = text.rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
-        return f"{'' if host == '*' else host}:{port}"
+    # uWSGI takes the port's digits and leaves what follows; files in the field have remarks there.
+    found = re.fullmatch(r"([^/]*):(\d+)(?:\s+[;#].*)?", text)
+    if found is not None:
+        return f"{'' if found[1] == '*' else found[1]}:{found[2]}"
     return f"unix:{os.path.abspath(text.removeprefix('unix:'))}"
 
 
