@@ -997,32 +997,6 @@ fn a_broker_that_falls_silent_is_left() {
 }
 
 #[test]
-fn a_broker_that_has_blocked_the_connection_may_take_its_time() {
-    let broker = Broker::new(1, |_, peer| {
-        peer.shake_hands(60);
-        let (_, _, channel, _) = peer.method().unwrap();
-        peer.say(0, 10, 60, b"\x03low");
-        // The client would leave after a tenth of that, and the read would end.
-        let long = Duration::from_secs(1);
-        peer.stream.set_read_timeout(Some(long)).unwrap();
-        let error = peer.stream.read(&mut [0]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        peer.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        peer.say(0, 10, 61, &[]);
-        peer.say(channel, 20, 11, &[0; 4]);
-        let channel = peer.published().channel;
-        peer.confirm(channel, 1);
-        peer.part();
-    });
-    let mut options = broker.client().shared.options.clone();
-    options.answers_within = Duration::from_millis(100);
-    let client = Client::new(options, Box::new(|_, _| None)).unwrap();
-
-    assert_eq!(end_of(&client.send(cast()).unwrap()), Event::Taken);
-    broker.end(&client);
-}
-
-#[test]
 fn frames_that_lie_end_the_connection_with_their_code_and_lose_nothing() {
     let content = delivery(1, &reply_to("7"));
     let lies: Vec<(u16, Vec<u8>)> = vec![
