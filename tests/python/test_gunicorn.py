@@ -178,13 +178,18 @@ def test_web_concurrency_is_the_default_of_workers_and_a_file_wins_over_it(
     assert parsed("-c", str(file), **own).workers == 6
 
 
-def test_gunicorn_cmd_args_are_named_where_they_are_set(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_what_gunicorn_reads_unasked_is_named_and_not_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: Path
 ) -> None:
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 9")
+    monkeypatch.chdir(file.parent)
 
     assert parsed("told").workers == 1
-    assert "GUNICORN_CMD_ARGS is not read" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "GUNICORN_CMD_ARGS is not read" in told
+    assert "./gunicorn.conf.py is not read; give --config gunicorn.conf.py" in told
+    assert parsed("-c", "gunicorn.conf.py").workers == 2
+    assert "./gunicorn.conf.py is not read" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,8 @@ _SETTINGS = {
 }  # fmt: skip
 """Settings whose names are not those of their options."""
 
-_ARGUMENTS = "GUNICORN_CMD_ARGS"
+_ARGUMENTS, _USUAL = "GUNICORN_CMD_ARGS", "gunicorn.conf.py"
+"""What gunicorn reads without being told to."""
 _ATOMS = {
     "h": "%(client_ip)s", "l": "-", "u": "-", "t": "[%(time_local)s]", "r": "%(request_line)s",
     "s": "%(status_code)s", "b": "%(body_length)s", "B": "%(body_length)s",
@@ -288,6 +289,8 @@ class Parser(argparse.ArgumentParser):
             except CommandError as error:
                 self.error(str(error))
             found, rest = super().parse_known_args(words, argparse.Namespace(**before))
+        elif Path(_USUAL).is_file():
+            print(f"osloxide: ./{_USUAL} is not read; give --config {_USUAL}", file=sys.stderr)
         for note in getattr(found, "notes", ()):
             print(f"osloxide: {note}", file=sys.stderr)
         if os.environ.get(_ARGUMENTS, "").strip():
