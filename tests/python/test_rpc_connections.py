@@ -229,3 +229,25 @@ def test_a_forked_child_has_a_heartbeats_of_its_own() -> None:
 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert own.own() is inherited
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("oslo_messaging") is None, reason="`make setup` installs it"
+)
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_retries_its_replies_by_a_thread_of_its_own() -> None:
+    from osloxide.messaging.rabbit.replies import LateReplies
+
+    late = LateReplies()
+    late._running = True
+    late._waiting.append(SimpleNamespace(was_attempted=False))  # type: ignore[arg-type]
+    with late._changed:  # as another thread may hold it while the process forks
+        pid = os.fork()
+        if pid == 0:
+            sent = threading.Event()
+            reply = SimpleNamespace(was_attempted=True, is_settled=lambda: sent.set() or True)
+            late.add(reply)  # type: ignore[arg-type]
+            os._exit(0 if sent.wait(PATIENCE) else 1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(late._waiting) == 1

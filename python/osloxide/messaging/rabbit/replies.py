@@ -15,8 +15,10 @@ Rules: oslo_messaging/_drivers/amqpdriver.py (``AMQPIncomingMessage.reply``).
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +46,13 @@ class LateReplies:
     """
 
     def __init__(self) -> None:
+        self._begin()
+        ours = weakref.WeakMethod(self._begin)
+        os.register_at_fork(after_in_child=lambda: (begin := ours()) and begin())
+
+    def _begin(self) -> None:
+        """With nothing that waits. In a forked child as well: what waits there is its parent's, and
+        so are the thread and whoever held the lock."""
         self._changed = threading.Condition()
         self._waiting: list[Reply] = []
         self._running = False
