@@ -14,7 +14,9 @@
 mod simulation;
 
 use simulation::explorer::{self, Chance, Coverage, SETUPS, trace_of};
+use simulation::kernel::{TakenBack, take_back};
 use std::hash::{BuildHasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// States for each start in an everyday run, and how many actions lead there at most.
@@ -103,4 +105,36 @@ fn a_seed_spells_its_trace_and_nothing_else() {
     assert_eq!(explorer::spelled(setup, &actions), seed);
     assert!(trace_of("two/what").is_err());
     assert!(trace_of("none/n").is_err());
+}
+
+/// What the supervisor does, the start from which its loss is found, and the seed that is printed.
+const PLANTED: [(TakenBack, &str, &str); 3] = [
+    (TakenBack::Continue, "watched", "watched/z0"),
+    (TakenBack::SecondTerm, "fresh", "fresh/ns.fd"),
+    (TakenBack::Kill, "one", "one/qa"),
+];
+
+#[test]
+fn what_is_taken_back_is_found_and_told_by_a_seed_that_repeats_it() {
+    if is_seed_run() {
+        return;
+    }
+    for (what, start, seed) in PLANTED {
+        let setup = SETUPS.into_iter().find(|it| it.name == start).unwrap();
+        take_back(Some(what));
+        let search = || explorer::exhaust(setup, DEPTH, STATES, Duration::from_secs(3600));
+        let found = catch_unwind(AssertUnwindSafe(search)).unwrap_err();
+        let (setup, actions) = trace_of(seed).unwrap();
+        let repeated = explorer::check(setup, &actions);
+        take_back(None);
+
+        let found = found.downcast_ref::<String>().unwrap();
+        println!("{what:?}: {found}");
+        assert!(
+            found.contains(&format!("OSLOXIDE_SIM_SEED={seed} ")),
+            "{found}"
+        );
+        assert!(found.starts_with(&repeated.unwrap_err()), "{found}");
+        assert_eq!(explorer::check(setup, &actions), Ok(()), "not taken back");
+    }
 }

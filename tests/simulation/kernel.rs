@@ -2,11 +2,13 @@
 //!
 //! Owns what `Processes` promises the supervisor, by `signal(7)`, `pidfd_open(2)` and `waitpid(2)`, and
 //! every way in which a worker may disappoint. Judges nothing but what a kernel can see: a signal
-//! to a process that was reaped already.
+//! to a process that was reaped already. It can also lose what the supervisor does, as if the code
+//! that does it were taken back: then a promise must be seen to break.
 
 use nix::libc;
 use nix::sys::eventfd::EventFd;
 use osloxide::supervisor::process::Processes;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,6 +16,26 @@ use std::time::Instant;
 
 /// The first process; so large that no other number of a state looks like a process.
 pub const FIRST_PID: i32 = 1_000_000;
+
+/// What the supervisor does and a test takes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakenBack {
+    /// SIGCONT behind each SIGTERM.
+    Continue,
+    /// SIGTERM once more to a worker that was starting when it was told first.
+    SecondTerm,
+    /// SIGKILL.
+    Kill,
+}
+
+thread_local! {
+    static TAKEN_BACK: Cell<Option<TakenBack>> = const { Cell::new(None) };
+}
+
+/// Has all kernels of this thread lose that, or nothing.
+pub fn take_back(what: Option<TakenBack>) {
+    TAKEN_BACK.set(what);
+}
 
 /// How a worker behaves. Every flag is off in a worker that does what it is told.
 #[derive(Debug, Clone, Copy, Default)]
@@ -206,6 +228,15 @@ impl Processes for Kernel {
                 .push(format!("signal {number} to {pid}, which was reaped"));
             return;
         };
+        let is_lost = match TAKEN_BACK.get() {
+            None => false,
+            Some(TakenBack::Continue) => number == libc::SIGCONT,
+            Some(TakenBack::SecondTerm) => number == libc::SIGTERM && process.asked.is_some(),
+            Some(TakenBack::Kill) => number == libc::SIGKILL,
+        };
+        if is_lost {
+            return;
+        }
         let (faults, frozen_since) = (process.faults, process.frozen_since);
         match number {
             libc::SIGTERM => process.terminated |= !faults.is_deaf && !faults.is_stubborn,
