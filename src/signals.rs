@@ -14,7 +14,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{pipe2, read, write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a signal asks the supervisor to do, least urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -183,17 +183,47 @@ pub fn poll_readable(
         .iter()
         .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
         .collect();
-    let left =
-        deadline.map(|deadline| TimeSpec::from(deadline.saturating_duration_since(Instant::now())));
-    ppoll(&mut polled, left, None)?;
+    match ppoll(&mut polled, left_until(deadline), None) {
+        Ok(_) => {}
+        Err(Errno::EINVAL) => return poll_one_by_one(fds, deadline),
+        Err(errno) => return Err(errno),
+    }
     let readable = |(index, fd): (usize, &PollFd<'_>)| (fd.any() == Some(true)).then_some(index);
     Ok(polled.iter().enumerate().filter_map(readable).collect())
+}
+
+fn left_until(deadline: Option<Instant>) -> Option<TimeSpec> {
+    deadline.map(|deadline| TimeSpec::from(deadline.saturating_duration_since(Instant::now())))
+}
+
+/// How often descriptors are looked at that cannot be waited for together.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// For `RLIMIT_NOFILE` below the number of *fds*, as an operator may set it while a process runs:
+/// poll(2) refuses so many, and one at a time it takes.
+fn poll_one_by_one(fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> Result<Vec<usize>, Errno> {
+    loop {
+        let now = Instant::now();
+        let mut ready = Vec::new();
+        for (index, fd) in fds.iter().enumerate() {
+            let mut polled = [PollFd::new(*fd, PollFlags::POLLIN)];
+            ppoll(&mut polled, Some(TimeSpec::from(Duration::ZERO)), None)?;
+            if polled[0].any() == Some(true) {
+                ready.push(index);
+            }
+        }
+        if !ready.is_empty() || deadline.is_some_and(|deadline| now >= deadline) {
+            return Ok(ready);
+        }
+        let look = now + LOOK;
+        let until = deadline.map_or(look, |deadline| deadline.min(look));
+        ppoll(&mut [], left_until(Some(until)), None)?;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn requests_are_taken_by_urgency_not_by_arrival() {
@@ -283,5 +313,16 @@ mod tests {
             Ok(vec![1])
         );
         assert_eq!(poll_readable(&[quiet.as_fd()], passed), Ok(vec![]));
+    }
+
+    #[test]
+    fn descriptors_beyond_the_limit_are_waited_for_as_well() {
+        let (quiet, given) = (Wakeup::new().unwrap(), Wakeup::new().unwrap());
+        let soon = || Some(Instant::now() + Duration::from_millis(1));
+        let both = [quiet.as_fd(), given.as_fd()];
+
+        assert_eq!(poll_one_by_one(&both, soon()), Ok(vec![]));
+        given.wake();
+        assert_eq!(poll_one_by_one(&both, None), Ok(vec![1]));
     }
 }

@@ -25,6 +25,7 @@ __all__ = [
     "amqp_publish",
     "arm_deadline",
     "beat",
+    "bound_unheard",
     "check_log_format",
     "disarm_deadline",
     "enter_template",
@@ -34,10 +35,14 @@ __all__ = [
     "interrupt_thread",
     "limit_worker",
     "native_threads",
+    "nudge_main_thread",
     "parent_died",
     "park",
+    "relay_signals",
     "requests_in_flight",
     "reread_log_levels",
+    "signals_heard",
+    "stop_relaying",
     "uninstall_wakeup",
     "wake",
     "worker_leaving",
@@ -59,6 +64,10 @@ def park(timeout: float | None = None) -> bool:
     """Park the main thread, interpreter released, until wake() is called or *timeout* seconds
     passed. Python signal handlers run promptly during it; an exception they raise propagates.
     True when woken by wake()."""
+
+def nudge_main_thread(is_nudged: bool) -> None:
+    """Whether a thread of this process interrupts the system calls of the main thread, by a signal
+    that has a handler, until the handlers of each signal have run. park() then needs no wakeup fd."""
 
 def wake() -> None:
     """Make a parked main thread return from park() (any thread, also from a signal handler).
@@ -250,9 +259,28 @@ def arm_deadline(seconds: float, status: int = 1) -> None:
     doing, unless it left before. Of several deadlines the nearest holds, with the status of the last
     call. Starts the watch thread if need be (then this process must not fork workers any more)."""
 
+def relay_signals(to: int, patience: float) -> int:
+    """Have the watch thread pass on what ``signal.set_wakeup_fd()`` is given; starts it if need be.
+
+    :param to: a non-blocking descriptor that gets the numbers. A copy of it is kept open until the
+        watch thread ends.
+    :param patience: seconds after SIGTERM, SIGINT or SIGALRM within which signals_heard() must be
+        called; otherwise the process ends with status 1. 0 is for ever.
+    :returns: the descriptor for ``signal.set_wakeup_fd()``, valid until stop_relaying()."""
+
+def bound_unheard(patience: float) -> None:
+    """Another *patience* for relay_signals(). Does nothing where no watch thread runs."""
+
+def signals_heard() -> None:
+    """The handlers of all signals that arrived have run."""
+
+def stop_relaying() -> None:
+    """End relay_signals(). Call ``signal.set_wakeup_fd()`` with another descriptor before."""
+
 def disarm_deadline() -> None:
     """Take the armed deadline back: the shutdown is complete and this process goes on. Outside a
-    worker the watch thread has ended on return, so that this process may fork again."""
+    worker the watch thread has ended on return, unless it relays signals, so that this process may
+    fork again."""
 
 # ---- WSGI server (src/python/server.rs, src/python/wsgi) ---------------------------------------
 

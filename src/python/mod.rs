@@ -43,14 +43,14 @@ mod _native {
     #[pymodule_export]
     use super::server::{Server, TlsConfig};
     #[pymodule_export]
-    use super::signals::{install_wakeup, park, uninstall_wakeup, wake};
+    use super::signals::{install_wakeup, nudge_main_thread, park, uninstall_wakeup, wake};
     #[pymodule_export]
     use super::supervisor::Supervisor;
     #[pymodule_export]
     use super::worker::{
-        adopt_descendants, arm_deadline, beat, disarm_deadline, enter_template, enter_worker,
-        limit_worker, native_threads, parent_died, worker_leaving, worker_ready,
-        worker_reconfigured,
+        adopt_descendants, arm_deadline, beat, bound_unheard, disarm_deadline, enter_template,
+        enter_worker, limit_worker, native_threads, parent_died, relay_signals, signals_heard,
+        stop_relaying, worker_leaving, worker_ready, worker_reconfigured,
     };
     #[pymodule_export]
     use super::wsgi::{AccessFilter, FileWrapper, NativeLog, check_log_format, requests_in_flight};

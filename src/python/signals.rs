@@ -2,8 +2,9 @@
 //! thread.
 //!
 //! CPython keeps the dispositions and runs the handlers; this file only makes sure that a main
-//! thread parked in Rust wakes up and lets it (`PyErr_CheckSignals`). An earlier owner of the
-//! wakeup fd, such as an asyncio loop, keeps receiving its bytes.
+//! thread parked in Rust wakes up and lets it (`PyErr_CheckSignals`). Where a control thread nudges the main
+//! thread after each signal, the kernel ends the wait and nothing else is needed; elsewhere the wait
+//! takes the wakeup fd, and an earlier owner, such as an asyncio loop, keeps receiving its bytes.
 //!
 //! INVARIANT: the mutexes here are locked only while the interpreter is attached, and no Python
 //! code runs under them. The thread that forks is attached too, so a child never inherits one
@@ -16,12 +17,18 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::IntoPyDict;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What `signal.set_wakeup_fd` says for "none".
 const NO_FD: RawFd = -1;
 
+/// How long a wait lasts at most that no pipe could be made for: a signal may have come just before.
+const BLIND: Duration = Duration::from_millis(250);
+
+/// The process whose control thread nudges its main thread after each signal; 0 is none.
+static NUDGED: AtomicU32 = AtomicU32::new(0);
 static INSTALLED: Mutex<Option<Arc<InstalledPipe>>> = Mutex::new(None);
 static WAKEUP: Mutex<Option<(u32, Arc<Wakeup>)>> = Mutex::new(None);
 
@@ -86,6 +93,15 @@ pub(super) fn uninstall_wakeup(py: Python<'_>) -> PyResult<()> {
     };
     wakeup.release(py)?;
     *lock(&INSTALLED) = None;
+    Ok(())
+}
+
+/// Whether each signal ends the system call that the main thread waits in; see `_native.pyi`.
+#[pyfunction]
+pub(super) fn nudge_main_thread(is_nudged: bool) -> PyResult<()> {
+    wakeup()?; // made now: later there may be no descriptor left
+    let process = if is_nudged { std::process::id() } else { 0 };
+    NUDGED.store(process, Ordering::Relaxed);
     Ok(())
 }
 
@@ -157,8 +173,17 @@ pub(super) fn wait_once(
         install_wakeup(py)?; // forked since: the pipe is the parent's
         return wait_once(py, fds, deadline);
     }
+    if NUDGED.load(Ordering::Relaxed) == std::process::id() {
+        return poll_until_signal(py, fds, deadline);
+    }
     // Without a pipe, a signal that another thread receives would not end the poll.
-    let wakeup = InstalledPipe::new()?;
+    let Ok(wakeup) = InstalledPipe::new() else {
+        let soon = Instant::now() + BLIND;
+        let until = deadline.map_or(soon, |deadline| deadline.min(soon));
+        let mut woken = poll_until_signal(py, fds, Some(until))?;
+        woken.signals |= woken.ready.is_empty() && deadline.is_none_or(|it| Instant::now() < it);
+        return Ok(woken);
+    };
     wakeup.claim(py)?;
     let woken = wakeup.wait(py, fds, deadline);
     wakeup.release(py)?;
@@ -281,6 +306,28 @@ impl InstalledPipe {
     }
 }
 
+/// A wait that a signal ends which the kernel gives to this thread.
+fn poll_until_signal(
+    py: Python<'_>,
+    fds: &[BorrowedFd<'_>],
+    deadline: Option<Instant>,
+) -> PyResult<Woken> {
+    py.check_signals()?; // what has arrived already interrupts no system call
+    let polled = py.detach(|| poll_readable(fds, deadline));
+    py.check_signals()?;
+    match polled {
+        Ok(ready) => Ok(Woken {
+            signals: false,
+            ready,
+        }),
+        Err(Errno::EINTR) => Ok(Woken {
+            signals: true,
+            ready: Vec::new(),
+        }),
+        Err(errno) => Err(os_error(errno)),
+    }
+}
+
 fn poll_only(py: Python<'_>, fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> PyResult<Woken> {
     loop {
         match py.detach(|| poll_readable(fds, deadline)) {
@@ -311,7 +358,8 @@ fn wakeup() -> PyResult<Arc<Wakeup>> {
 
 fn set_wakeup_fd(py: Python<'_>, fd: RawFd, warn_on_full_buffer: bool) -> PyResult<RawFd> {
     let options = [("warn_on_full_buffer", warn_on_full_buffer)].into_py_dict(py)?;
-    py.import("signal")?
+    // Not that of `signal`, which stands for the application's part where a control thread runs.
+    py.import("_signal")?
         .call_method("set_wakeup_fd", (fd,), Some(&options))?
         .extract()
 }

@@ -12,6 +12,8 @@ use crate::worker::{self, Parent};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use rustix::process::{Pid, Signal, set_child_subreaper, set_parent_process_death_signal};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 /// First call in a forked child; see `_native.pyi`.
 #[pyfunction]
@@ -29,6 +31,8 @@ pub(super) fn enter_worker(
         )));
     }
     leave_parenthood();
+    // A worker that is stopped could not notice the end of its parent: it is continued then.
+    let _ = set_parent_process_death_signal(Some(Signal::CONT));
     install_wakeup(py)?;
     scoreboard
         .0
@@ -68,7 +72,7 @@ pub(super) fn adopt_descendants(wanted: bool) -> PyResult<()> {
 }
 
 /// `None` also when the parent is gone already; the liveness pipe tells that too.
-fn parent_pidfd(owner: u32) -> Option<std::os::fd::OwnedFd> {
+fn parent_pidfd(owner: u32) -> Option<OwnedFd> {
     let pidfd = pidfd_open(owner.cast_signed()).ok()?;
     // Checked after opening: the number may have been given to another process by then.
     (std::os::unix::process::parent_id() == owner).then_some(pidfd)
@@ -154,6 +158,49 @@ pub(super) fn native_threads() -> Vec<String> {
 pub(super) fn arm_deadline(seconds: f64, status: i32) -> PyResult<()> {
     worker::arm_deadline(duration("seconds", seconds)?, status)
         .map_err(|error| os_error("cannot start the watch thread", &error))
+}
+
+/// Passes signals on to a descriptor, and bounds the time until a handler runs; see `_native.pyi`.
+#[pyfunction]
+pub(super) fn relay_signals(to: RawFd, patience: f64) -> PyResult<RawFd> {
+    let cannot = |error: &std::io::Error| os_error("cannot start the watch thread", error);
+    let patience = patience_of(patience)?;
+    let to = copy_of(to).map_err(|error| cannot(&error))?;
+    worker::relay_signals(to, patience).map_err(|error| cannot(&error))
+}
+
+/// Another bound for [`relay_signals`].
+#[pyfunction]
+pub(super) fn bound_unheard(patience: f64) -> PyResult<()> {
+    worker::bound_unheard(patience_of(patience)?);
+    Ok(())
+}
+
+/// The handlers of all signals that arrived have run.
+#[pyfunction]
+pub(super) fn signals_heard() {
+    worker::signals_heard();
+}
+
+/// Signals are not passed on any more.
+#[pyfunction]
+pub(super) fn stop_relaying() {
+    worker::stop_relaying();
+}
+
+fn patience_of(seconds: f64) -> PyResult<Duration> {
+    let seconds = if seconds == 0.0 {
+        f64::INFINITY
+    } else {
+        seconds
+    };
+    duration("patience", seconds)
+}
+
+#[expect(unsafe_code, reason = "Python tells a descriptor by its number")]
+fn copy_of(fd: RawFd) -> std::io::Result<OwnedFd> {
+    // SAFETY: borrowed for this call only, which answers EBADF if it is closed.
+    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
 }
 
 /// Takes an armed deadline back.

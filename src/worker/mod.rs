@@ -1,12 +1,16 @@
 //! The watch thread of a worker: what has to work without the interpreter.
 //!
-//! Owns the answer to two events: the parent's death (end-of-file on the liveness pipe) and the
-//! deadline of a shutdown. It needs neither the interpreter nor any lock, so an application that
-//! spins with the interpreter held leaves in time all the same. Never runs in a process that still
+//! Owns the answer to three events: the parent's death (end-of-file on the liveness pipe), the
+//! deadline of a shutdown, and a signal that ends programs and that no handler has heard of. It needs
+//! neither the interpreter nor any lock, so an application that spins with the interpreter held
+//! leaves in time all the same. Never runs in a process that still
 //! forks: a child would inherit the state without the thread.
 //! Also owns the limits after which a worker asks for a successor (`limits`).
 //! Rules: oslo.service ends its workers when the parent is gone; see docs/lifecycle.md.
-#![expect(unsafe_code, reason = "_exit(2)")]
+#![expect(
+    unsafe_code,
+    reason = "_exit(2), and a descriptor that is told by its number"
+)]
 
 pub mod limits;
 
@@ -14,14 +18,15 @@ use crate::scoreboard;
 use crate::scoreboard::Worn;
 use crate::threads::{self, Signals};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Pid, gettid, write};
+use nix::unistd::{Pid, gettid, pipe2, read, write};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +41,8 @@ const NEVER: u64 = u64::MAX;
 /// Nanoseconds that the end of the watch thread is waited for: it takes microseconds.
 const LONGEST_END: u64 = 1_000_000_000;
 const STACK_BYTES: usize = 128 * 1024;
+/// Signals that a launcher ends its process for.
+const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGALRM];
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
 static PARENT_DIED: AtomicBool = AtomicBool::new(false);
@@ -61,6 +68,8 @@ struct Watch {
     notices: Option<Arc<OwnedFd>>,
     /// The parent knows that this worker is ready.
     is_announced: bool,
+    /// Descriptors that signals were relayed to. Kept open: the thread may be writing to one.
+    relayed_to: Vec<OwnedFd>,
 }
 
 /// What the watch thread is told, without a lock.
@@ -77,6 +86,15 @@ struct Orders {
     is_over: AtomicBool,
     /// Its kernel id, once it runs.
     thread: AtomicI32,
+    /// Where the C handlers of signals write numbers, and where the thread reads them.
+    arriving: OwnedFd,
+    arrived: OwnedFd,
+    /// The descriptor that they are passed on to; -1 is none.
+    relay: AtomicI32,
+    /// Nanoseconds that the handler of a signal that ends programs has to run, or [`NEVER`].
+    patience: AtomicU64,
+    /// When the process ends because such a handler has not run, or [`NEVER`].
+    unheard: AtomicU64,
 }
 
 /// Starts the watch thread of a worker that was just forked.
@@ -183,21 +201,70 @@ pub fn arm_deadline(allowed: Duration, status: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Passes the number of each signal on to *to*, which does not block, and returns the descriptor that
+/// the C handlers of signals are to write to. If a signal that ends programs is not acknowledged by
+/// [`signals_heard`] within *patience*, this process ends with status 1. Starts the watch thread where
+/// there is none. The descriptor is valid until [`stop_relaying`].
+///
+/// # Errors
+/// When descriptors or threads are exhausted.
+pub fn relay_signals(to: OwnedFd, patience: Duration) -> io::Result<RawFd> {
+    let mut current = lock();
+    let watch = match current.take() {
+        Some(watch) if watch.is_ours() => watch,
+        Some(_) | None => Watch::start(None, None)?,
+    };
+    let watch = current.insert(watch);
+    let orders = &watch.orders;
+    orders.unheard.store(NEVER, Ordering::Relaxed);
+    orders
+        .patience
+        .store(nanoseconds(patience), Ordering::Relaxed);
+    orders.relay.store(to.as_raw_fd(), Ordering::Release);
+    watch.relayed_to.push(to);
+    Ok(watch.orders.arriving.as_raw_fd())
+}
+
+/// How long the handler of a signal that ends programs may take from now on.
+pub fn bound_unheard(patience: Duration) {
+    if let Some(watch) = lock().as_ref().filter(|watch| watch.is_ours()) {
+        let patience = nanoseconds(patience);
+        watch.orders.patience.store(patience, Ordering::Relaxed);
+    }
+}
+
+/// The handlers of all signals that arrived have run.
+pub fn signals_heard() {
+    if let Some(watch) = lock().as_ref().filter(|watch| watch.is_ours()) {
+        watch.orders.unheard.store(NEVER, Ordering::Relaxed);
+    }
+}
+
+/// Signals are not passed on any more. C handlers must write elsewhere by then.
+pub fn stop_relaying() {
+    if let Some(watch) = lock().as_ref().filter(|watch| watch.is_ours()) {
+        watch.orders.relay.store(-1, Ordering::Release);
+        watch.orders.unheard.store(NEVER, Ordering::Relaxed);
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(NEVER)
+}
+
 /// Takes an armed deadline back: the shutdown is complete and the process goes on with something
-/// else. That of a dead parent stays. Outside a worker the watch thread is ended too, and has ended
-/// on return, so that the process may fork again.
+/// else. That of a dead parent stays. Outside a worker the watch thread is ended too, unless it relays
+/// signals, and has ended on return, so that the process may fork again.
 pub fn disarm_deadline() {
     let mut current = lock();
     let Some(watch) = current.take_if(|watch| watch.is_ours()) else {
         return;
     };
     watch.orders.deadline.store(NEVER, Ordering::Relaxed);
-    watch
-        .orders
-        .is_over
-        .store(!watch.is_worker, Ordering::Relaxed);
+    let stays = watch.is_worker || watch.orders.relay.load(Ordering::Relaxed) != -1;
+    watch.orders.is_over.store(!stays, Ordering::Relaxed);
     watch.orders.wake();
-    if watch.is_worker {
+    if stays {
         *current = Some(watch);
     } else {
         drop(current);
@@ -207,6 +274,7 @@ pub fn disarm_deadline() {
 
 impl Watch {
     fn start(parent: Option<Parent>, notices: Option<Arc<OwnedFd>>) -> io::Result<Self> {
+        let (arrived, arriving) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let orders = Arc::new(Orders {
             wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             deadline: AtomicU64::new(NEVER),
@@ -214,6 +282,11 @@ impl Watch {
             status: AtomicI32::new(1),
             is_over: AtomicBool::new(false),
             thread: AtomicI32::new(0),
+            arriving,
+            arrived,
+            relay: AtomicI32::new(-1),
+            patience: AtomicU64::new(NEVER),
+            unheard: AtomicU64::new(NEVER),
         });
         let theirs = Arc::clone(&orders);
         let is_worker = parent.is_some();
@@ -227,6 +300,7 @@ impl Watch {
             is_worker,
             notices,
             is_announced: false,
+            relayed_to: Vec::new(),
         })
     }
 
@@ -238,6 +312,27 @@ impl Watch {
 impl Orders {
     fn wake(&self) {
         let _ = self.wakeup.write(1);
+    }
+
+    /// Passes on what the C handlers of signals have written.
+    fn pass_on(&self) {
+        let mut numbers = [0_u8; 256];
+        while let Ok(count @ 1..) = read(&self.arrived, &mut numbers) {
+            let numbers = &numbers[..count];
+            let ends = |number: &u8| ENDING.contains(&i32::from(*number));
+            let patience = self.patience.load(Ordering::Relaxed);
+            if numbers.iter().any(ends) && patience != NEVER {
+                // Before the number is passed on: who reads it may acknowledge it at once.
+                let deadline = scoreboard::now().saturating_add(patience);
+                self.unheard.fetch_min(deadline, Ordering::Relaxed);
+            }
+            let relay = self.relay.load(Ordering::Acquire);
+            if relay != -1 {
+                // SAFETY: `relayed_to` keeps it open for as long as this thread lives.
+                let relay = unsafe { BorrowedFd::borrow_raw(relay) };
+                let _ = write(relay, numbers); // a full pipe wakes its reader as well
+            }
+        }
     }
 
     /// Waits until the kernel has forgotten the thread. Joining it would end a moment earlier, and
@@ -285,8 +380,19 @@ fn watch(orders: &Orders, mut parent: Option<Parent>) {
             );
             leave(&line, status);
         }
+        let unheard = orders.unheard.load(Ordering::Relaxed);
+        if now >= unheard {
+            let patience = orders.patience.load(Ordering::Relaxed);
+            let line = format!(
+                "osloxide: process {}: a signal came {:.3} s ago, and what holds the interpreter or \
+                 the main thread has let no handler run since; exiting with status 1\n",
+                std::process::id(),
+                Duration::from_nanos(patience).as_secs_f64()
+            );
+            leave(&line, 1);
+        }
         let by_limit = limits::look(now);
-        let next = armed.min(end_after_parent).min(by_limit);
+        let next = armed.min(end_after_parent).min(by_limit).min(unheard);
         if wait(orders, parent.as_ref(), next, now) {
             parent = None;
             PARENT_DIED.store(true, Ordering::Relaxed);
@@ -300,7 +406,10 @@ fn watch(orders: &Orders, mut parent: Option<Parent>) {
 
 /// Waits for an order, the deadline, or the parent's end, and returns true for the last.
 fn wait(orders: &Orders, parent: Option<&Parent>, deadline: u64, now: u64) -> bool {
-    let mut polled = vec![readable(orders.wakeup.as_fd())];
+    let mut polled = vec![
+        readable(orders.wakeup.as_fd()),
+        readable(orders.arrived.as_fd()),
+    ];
     if let Some(parent) = parent {
         polled.push(readable(parent.liveness.as_fd()));
         polled.extend(parent.pidfd.as_ref().map(|pidfd| readable(pidfd.as_fd())));
@@ -314,7 +423,10 @@ fn wait(orders: &Orders, parent: Option<&Parent>, deadline: u64, now: u64) -> bo
     if is_readable(&polled[0]) {
         let _ = orders.wakeup.read();
     }
-    polled[1..].iter().any(is_readable)
+    if is_readable(&polled[1]) {
+        orders.pass_on();
+    }
+    polled[2..].iter().any(is_readable)
 }
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {

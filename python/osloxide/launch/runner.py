@@ -106,7 +106,11 @@ class Runner:
         self._parks = parks
         # All that a signal handler may touch: locks are not reentrant.
         self._control = ControlThread(
-            self._handle, self._cut_off, self._pulse, self._leave_start_if_asked
+            self._handle,
+            self._cut_off,
+            self._pulse,
+            self._leave_start_if_asked,
+            self._patience,
         )
         self._changed = threading.Condition()
         self._phase = Phase.IDLE
@@ -417,6 +421,11 @@ class Runner:
         """Seconds; 0 means for ever."""
         return float(self._conf.graceful_shutdown_timeout or 0)
 
+    def _patience(self) -> float:
+        """Seconds after SIGTERM within which a handler must have run; 0 means for ever."""
+        grace = self._grace()
+        return grace + self._grace_margin + ending.NATIVE_MARGIN if grace > 0 else 0.0
+
     def _set_leaving(self) -> None:
         if self._leaving:
             return
@@ -438,8 +447,10 @@ class Runner:
 
     def _arm(self, seconds: float) -> None:
         self._control.deadline = time.monotonic() + seconds
-        _native.arm_deadline(seconds + ending.NATIVE_MARGIN)
         self._control.put(("look at the clock", ""))
+        # Without a thread to watch it the deadline is this thread's alone, and the stop goes on.
+        with contextlib.suppress(OSError):
+            _native.arm_deadline(seconds + ending.NATIVE_MARGIN)
 
     def _begin_stopping(self) -> None:
         self._enter(Phase.STOPPING)
@@ -523,6 +534,7 @@ class Runner:
             if not configuration.reload(self._conf, self._restart_method):
                 self._reconfigured()
                 continue
+            self._control.bound_unheard(self._patience())
             if self._restart_method == "mutate":
                 self._reset(self._services)
                 self._mutated = True

@@ -1,11 +1,16 @@
 """The control thread: takes requests from signal handlers and gets signals to the main thread.
 
-Owns the wakeup fd of a process that runs services, the queue of requests and one deadline. Knows
-no service and decides nothing. It closes a gap of CPython: handlers run on the main thread, but a
-main thread that waits for a lock does not notice a signal that the kernel delivered to another
-thread, or in the instant before it began to wait. So whenever a signal number comes out of the
-wakeup fd, this thread nudges the main thread with SIGURG, whose default is to be ignored, until a
-handler for that has run; all handlers that were due have run by then.
+Owns the one way of a signal to the main thread of a process that runs services, the queue of
+requests and one deadline. Knows no service and decides nothing. It closes a gap of CPython:
+handlers run on the main thread, but a main thread that waits for a lock does not notice a signal
+that the kernel delivered to another thread, or in the instant before it began to wait. So whenever
+a signal number comes out of the wakeup fd, this thread nudges the main thread with SIGURG, whose
+default is to be ignored, until a handler for that has run; all handlers that were due have run by
+then.
+
+The native watch thread stands between the wakeup fd and this thread. It needs no interpreter, and
+ends a process in which no handler has run within the grace period after a signal that ends
+programs.
 
 Rules: signal(7), Python's documentation of signal.set_wakeup_fd.
 """
@@ -25,6 +30,7 @@ from typing import Any
 
 from osloxide import _native
 from osloxide.signals import careful_log
+from osloxide.signals.wakeup_fd import SharedWakeupFd
 from osloxide.threads import own
 
 LOG = careful_log.logger(__name__)
@@ -51,6 +57,8 @@ class ControlThread:
         returned have passed; 0 is never. :meth:`look`, and in process 1 the end of a child, have it
         called out of turn.
     :param on_nudge: called on the main thread at each nudge; what it raises is raised there.
+    :param patience: called when signals are first taken; seconds that the handler of a signal that
+        ends programs has to run, 0 is for ever.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class ControlThread:
         is_late: Callable[[], object],
         pulse: Callable[[], float] = lambda: 0.0,
         on_nudge: Callable[[], object] = lambda: None,
+        patience: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.deadline: float | None = None
         """``time.monotonic()`` seconds; write it before :meth:`put`, which has it looked at."""
@@ -66,10 +75,11 @@ class ControlThread:
         self._is_late = is_late
         self._pulse = pulse
         self._on_nudge = on_nudge
+        self._patience_for_handlers = patience
         self._next_pulse: float | None = 0.0
         self._requests: collections.deque[Request] = collections.deque()
         self._read_end = self._write_end = -1
-        self._earlier_fd = -1
+        self._wakeup_fd: SharedWakeupFd | None = None
         self._main_thread = 0
         self._nudges = False
         self._nudge_disposition: Any = None
@@ -103,12 +113,14 @@ class ControlThread:
         if threading.current_thread() is threading.main_thread():
             self._main_thread = threading.get_ident()
             _native.uninstall_wakeup()
-            self._earlier_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+            self._wakeup_fd = SharedWakeupFd(self._relay())
+            self._wakeup_fd.take()
             self._nudges = signal.getsignal(NUDGE) in _UNHANDLED
             if self._nudges:
                 self._nudge_disposition = signal.signal(NUDGE, self._hear_nudge)
                 # A process may be started with it blocked: no nudge would be heard, ever.
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {NUDGE})
+                _native.nudge_main_thread(True)
             if os.getpid() == 1 and signal.getsignal(signal.SIGCHLD) in _UNHANDLED:
                 # Only a signal with a handler shows on the wakeup fd. Ignored, it would have the
                 # kernel throw exit statuses away.
@@ -116,13 +128,26 @@ class ControlThread:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         self._thread = own.start("service control", self._serve)
 
+    def bound_unheard(self, seconds: float) -> None:
+        """Another *patience*, as the configuration has it now."""
+        _native.bound_unheard(seconds)
+
+    def _relay(self) -> int:
+        """The descriptor for CPython: the watch thread's, or this thread's own without one."""
+        try:
+            return _native.relay_signals(self._write_end, self._patience_for_handlers())
+        except OSError:
+            return self._write_end
+
     def close(self) -> None:
         """Give everything back. The thread must have been told to end."""
         if self._thread is not None:
             self._thread.join(1.0)
-        if self._main_thread:
-            signal.set_wakeup_fd(self._earlier_fd)
+        if self._wakeup_fd is not None:
+            self._wakeup_fd.give_back()
+            _native.stop_relaying()
             if self._nudges:
+                _native.nudge_main_thread(False)
                 signal.signal(NUDGE, self._nudge_disposition)
         if self._thread is not None and not self._thread.is_alive():
             ends = self._read_end, self._write_end
@@ -191,9 +216,10 @@ class ControlThread:
             while data := os.read(self._read_end, 4096):
                 arrived += data
         signals = bytes(number for number in arrived if number)
-        if signals and self._earlier_fd != -1:
-            with contextlib.suppress(OSError):
-                os.write(self._earlier_fd, signals)
+        if signals and self._wakeup_fd is not None:
+            self._wakeup_fd.pass_on(signals)
+            if not self._nudges:
+                _native.signals_heard()  # this much can be told: the interpreter runs
         if signal.SIGCHLD in signals and os.getpid() == 1:
             self._next_pulse = 0.0
         return any(number != NUDGE for number in signals)
@@ -202,7 +228,9 @@ class ControlThread:
         if not self._is_nudging:
             return
         if self._is_heard:
-            self._is_nudging = False
+            if not self._requests:  # what the handlers have asked for is next, with its own bound
+                self._is_nudging = False
+                _native.signals_heard()
             return
         now = time.monotonic()
         if now >= self._next_nudge:
