@@ -7,6 +7,8 @@ because ``run`` stands in front of every start of a service.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 from osloxide.cli.errors import CommandError
@@ -36,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 means that all went well, 1 that something failed, 2 that the command line is wrong, 126 and
     127 what they mean to a shell: a command that cannot be executed, or was not found.
     """
+    _open_standard_descriptors()
     words = _own_arguments() if arguments is None else list(arguments)
+    if words[:1] in (["serve"], ["uwsgi"]):
+        _obey_sigterm_as_process_1()
     if words[:1] == ["uwsgi"]:
         # Its options are not argparse's: single dashes, prefixes and order mean other things.
         from osloxide.cli import uwsgi
@@ -74,6 +79,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.subcommand is None:
         parser.error(f"name a subcommand: {', '.join(SUBCOMMANDS)}")
     return _ended(lambda: import_module(f"osloxide.cli.{options.subcommand}").main(options))
+
+
+def _open_standard_descriptors() -> None:
+    """Have no socket or file of a service get the number of one of the three that is closed.
+
+    Here as well as in launchers (osloxide.launch.standard_streams): sockets are bound before one is
+    made, and a command that ``run`` executes may open files of its own.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which this one is
+            os.set_inheritable(opened, True)
+
+
+def _obey_sigterm_as_process_1() -> None:
+    """Until a launcher has its handlers, which an application that is loaded first may put off.
+
+    The kernel drops what process 1 has no handler for: a container could only be killed.
+    """
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # As a shell tells of a program that the signal has ended.
+        signal.signal(signal.SIGTERM, lambda signo, _frame: os._exit(128 + signo))
 
 
 def _own_arguments() -> list[str]:

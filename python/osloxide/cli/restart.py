@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("osloxide.serve")
 
-_HANDLED = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+_HANDLED = {
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGALRM,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+}
+"""Those that a launcher and osloxide.cli.operator_signals have handlers for."""
 
 
 def execute_again(
@@ -47,7 +58,16 @@ def execute_again(
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - itself
+    words = [sys.executable, *sys.orig_argv[1:]]
+    try:
+        os.execve(sys.executable, words, environ)  # noqa: S606 - itself
+    except OSError as error:
+        take_signals()
+        LOG.error(
+            "SIGHUP: %s cannot be executed: %s; this program goes on with the code that it has",
+            sys.executable,
+            error.strerror,
+        )
 
 
 def _passes(check: Callable[[], None]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 
 LONGEST = 256 * 1024
 """Bytes that are read; faulthandler itself stops at 100 frames of each of 100 threads."""
@@ -41,6 +42,8 @@ class FaultDump:
         """In the worker: have faulthandler write there, unless the application uses it already."""
         if self._memfd != -1 and not faulthandler.is_enabled():
             faulthandler.enable(self._memfd, all_threads=True)
+            # A process may be started with it blocked, and then shows nothing.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGABRT})
 
     def read(self) -> str:
         """What was written so far; empty when nothing was."""

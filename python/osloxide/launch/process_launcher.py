@@ -32,6 +32,7 @@ from osloxide.launch import (
     process_title,
     scoreboard,
     services,
+    standard_streams,
     systemd,
     template,
     worker,
@@ -116,6 +117,7 @@ class ProcessLauncher:
         self._runner: Runner | None = None
         self._pid = os.getpid()
         self._own: set[int] = set()
+        self._has_forked = False
         self._due: str | None = None
         self._difference = 0
         self._is_supervising = False
@@ -125,6 +127,7 @@ class ProcessLauncher:
         _launchers.add(self)
         orphans.own_children.add(self)
         shutdown.begin_serving()
+        standard_streams.fill()
         ending.take_back()
         self._policy = policy.Policy(
             self._request_stop,
@@ -204,7 +207,11 @@ class ProcessLauncher:
         if self.no_fork or self.restart_method != "reload":
             raise ValueError("a template needs workers, and restart_method='reload'")
         self._templates = template.Templates(
-            self._supervisor_of_this_process(), prepare, self._run_from_template, self._inherited
+            self._supervisor_of_this_process(),
+            prepare,
+            self._run_from_template,
+            self._inherited,
+            lambda: self.sigcaught == signal.SIGTERM,
         )
 
     def template_pids(self) -> list[int]:
@@ -462,9 +469,19 @@ class ProcessLauncher:
     # ---- the supervisor's commands
 
     def _obey(self, command: _native._Command) -> None:
+        """Carry out *command*. What fails here may be the log, memory or descriptors: it costs this
+        command, and neither the parent nor its workers."""
+        try:
+            self._carry_out(command)
+        except Exception:
+            if not self._has_forked:
+                raise  # nothing serves yet: the start has failed
+            LOG.exception("The parent goes on after a failure at %r", command[0])
+
+    def _carry_out(self, command: _native._Command) -> None:
         match command:
             case ("fork", group, slot, generation):
-                self._start_child(self._wrappers[group], slot, generation)
+                self._fork_or_put_off(self._wrappers[group], slot, generation)
             case ("exited", pid, group, slot, status, lifetime):
                 self._forget(pid)
                 self._log.exited(pid, self._name_of(group), slot, status, lifetime)
@@ -507,6 +524,27 @@ class ProcessLauncher:
 
     def _name_of(self, group: int) -> str:
         return type(self._wrappers[group].service).__name__
+
+    def _fork_or_put_off(self, wrap: ServiceWrapper, slot: int, generation: int) -> None:
+        """A fork that is not possible is tried again, whatever the reason, once any was.
+
+        The application may have started threads in this process since then, for one.
+        """
+        try:
+            self._start_child(wrap, slot, generation)
+        except Exception as error:
+            if not self._has_forked:
+                raise
+            with contextlib.suppress(RuntimeError):  # it was answered
+                self._supervisor_of_this_process().fork_failed(
+                    slot, getattr(error, "errno", 0) or 0
+                )
+            LOG.error(
+                "Worker %d of %s could not be forked: %s; it is tried again",
+                slot,
+                type(wrap.service).__name__,
+                error,
+            )
 
     def _start_child(
         self, wrap: ServiceWrapper, slot: int | None = None, generation: int = 0
@@ -569,6 +607,7 @@ class ProcessLauncher:
     ) -> None:
         self._supervisor_of_this_process().forked(slot, pid)
         self._own.add(pid)
+        self._has_forked = True
         self._log.forked(pid, dump)
         wrap.children.add(pid)
         self.children[pid] = wrap

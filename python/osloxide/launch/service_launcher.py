@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from osloxide import _native
 from osloxide._typing import override
 from osloxide.activation import import_hook
-from osloxide.launch import configuration, ending, scoreboard, services, systemd
+from osloxide.launch import configuration, ending, scoreboard, services, standard_streams, systemd
 from osloxide.launch.runner import Runner, reset
 from osloxide.signals import careful_log, policy, shutdown, signal_handler
 
@@ -124,6 +124,7 @@ class ServiceLauncher(Launcher):
             notifier=self._notifier,
         )
         shutdown.begin_serving()
+        standard_streams.fill()
         ending.take_back()
 
     @override

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from osloxide import _native
+from osloxide import _native, exceptions
 from osloxide.launch import ending, fault_dump, forking, process_title, systemd
 from osloxide.signals import careful_log, policy, shutdown, signal_handler
 
@@ -37,6 +37,12 @@ LOG = careful_log.logger(__name__)
 ANSWER_WITHIN = 5.0
 """Seconds that a template may take for a fork; it takes milliseconds. One that is stopped, or
 starved of memory, is replaced."""
+
+_SLICE = 0.1
+"""Seconds after which a stop is looked for while a template is waited for."""
+
+_OF_THE_SYSTEM = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""What a template cannot help: there is no process, memory or descriptor to give now."""
 
 _BACK_OFF = 1.0
 _LONGEST_BACK_OFF = 30.0
@@ -78,11 +84,19 @@ class Template:
         except OSError:
             return b""
 
-    def fork(self, group: int, slot: int, generation: int, dump: fault_dump.FaultDump) -> Started:
+    def fork(
+        self,
+        group: int,
+        slot: int,
+        generation: int,
+        dump: fault_dump.FaultDump,
+        is_stopping: Callable[[], bool],
+    ) -> Started:
         """Have it fork a worker.
 
+        :param is_stopping: whether no worker is wanted any more, which ends the wait.
         :raises OSError: the system refused, or the template has ended; ETIMEDOUT after
-            :data:`ANSWER_WITHIN` seconds.
+            :data:`ANSWER_WITHIN` seconds, or when *is_stopping*.
         """
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         try:
@@ -91,8 +105,7 @@ class Template:
                 request = _REQUEST.pack(group, slot, generation)
                 passed = [read_end, *dump.descriptors()]
                 socket.send_fds(self.channel, [request], passed)
-                self.channel.settimeout(ANSWER_WITHIN)
-                answer = self.channel.recv(_PID.size)
+                answer = self._answer(is_stopping)
             finally:
                 _native.adopt_descendants(False)
             if len(answer) != _PID.size:
@@ -108,6 +121,15 @@ class Template:
         finally:
             os.close(read_end)
         return Started(number, write_end)
+
+    def _answer(self, is_stopping: Callable[[], bool]) -> bytes:
+        poll, deadline = select.poll(), time.monotonic() + ANSWER_WITHIN
+        poll.register(self.channel, select.POLLIN)
+        # In slices: a signal handler that runs in here does not end a system call of Python's.
+        while not poll.poll(_SLICE * 1000):
+            if is_stopping() or time.monotonic() >= deadline:
+                raise TimeoutError
+        return self.channel.recv(_PID.size)
 
     def end(self) -> None:
         """Kill it and reap it. It serves nobody, and its workers are no children of it."""
@@ -142,6 +164,7 @@ class Templates:
         template, and it has reported that.
     :param run_worker: what a worker does.
     :param inherited: the parent's signal handlers, which mean nothing in a template.
+    :param is_stopping: whether the launcher was told to stop.
     """
 
     def __init__(
@@ -150,7 +173,9 @@ class Templates:
         prepare: Callable[[], object],
         run_worker: RunWorker,
         inherited: Callable[[], Iterable[signal_handler.Handler]],
+        is_stopping: Callable[[], bool],
     ) -> None:
+        self._is_stopping = is_stopping
         self._supervisor = supervisor
         self._prepare = prepare
         self._run_worker = run_worker
@@ -162,6 +187,7 @@ class Templates:
         self._try_at: float | None = None
         self._failures = 0
         self._is_over = False
+        self._is_blind = False
         supervisor.adopt_orphans()
         supervisor.hold_forks(True)
 
@@ -191,18 +217,22 @@ class Templates:
         now = time.monotonic()
         if self._is_over:
             return 0.0
+        if self._is_blind:
+            self._watch()
+            self.listen()
+        longest = _BACK_OFF if self._is_blind else 0.0
         if self._try_at is not None:
             if now < self._try_at:
-                return self._try_at - now
+                return min(self._try_at - now, longest or _LONGEST_BACK_OFF)
             self._start()
         if self._coming is None or not load_timeout:
-            return 0.0
+            return longest
         left = self._coming.began + load_timeout - now
         if left <= 0:
             LOG.error("The application was not loaded within %g s", load_timeout)
             self._failed()
             return max(0.01, (self._try_at or now) - now)
-        return left
+        return min(left, longest or left)
 
     def listen(self) -> None:
         """Act on what the templates say."""
@@ -223,9 +253,9 @@ class Templates:
         if self._current is None:
             raise OSError(errno.EAGAIN, "there is no template")
         try:
-            return self._current.fork(group, slot, generation, dump)
+            return self._current.fork(group, slot, generation, dump, self._is_stopping)
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+            if error.errno not in _OF_THE_SYSTEM and not self._is_stopping():
                 self._lose()
             raise
 
@@ -247,8 +277,12 @@ class Templates:
     def _start(self) -> None:
         self._try_at = None
         self._is_wanted_again = False
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        forking.prepare()
+        try:
+            forking.prepare()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except (OSError, exceptions.ForkAfterThreadsError) as error:
+            self._refused(error)
+            return
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.HANDLED)
         try:
             with forking.logging_paused(), forking.of_worker():
@@ -263,14 +297,18 @@ class Templates:
                 finally:
                     os._exit(1)
         except OSError as error:
-            LOG.warning("The template could not be forked: %s; it is tried again", error)
             ours.close()
-            self._put_off()
+            self._refused(error)
         else:
             self._coming = Template(pid, ours)
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._watch()
+
+    def _refused(self, error: Exception) -> None:
+        LOG.warning("The template could not be forked: %s; it is tried again", error)
+        self._put_off()
         self._watch()
 
     def _loaded(self) -> None:
@@ -322,7 +360,12 @@ class Templates:
 
     def _watch(self) -> None:
         channels = [each.channel for each in (self._current, self._coming) if each is not None]
-        self._supervisor.watch_templates([channel.fileno() for channel in channels])
+        self._is_blind = False
+        try:
+            self._supervisor.watch_templates([channel.fileno() for channel in channels])
+        except OSError:  # it makes copies: until there are descriptors again, pulse() looks
+            self._is_blind = True
+            self._supervisor.watch_templates([])
 
 
 class _Process:
@@ -386,6 +429,8 @@ class _Process:
                 return
             try:
                 answer = self._fork(_REQUEST.unpack(request), descriptors)
+            except OSError as error:
+                answer = -(error.errno or errno.EAGAIN)
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)

@@ -50,7 +50,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--worker-timeout", type=float, default=0)
     parser.add_argument("--config", default=None)
     parser.add_argument(
-        "--start", default="ok", help="ok, crash, exit:N, exit-none, exit-text, hang, swallow"
+        "--start",
+        default="ok",
+        help="or crash, exit:N, exit-none, exit-text, hang, swallow, deadlock",
     )
     parser.add_argument("--stop", default="ok", help="ok, crash, hang, spin, until-usr1")
     parser.add_argument("--wait", default="until-stopped", help="or return, crash, drain:SECONDS")
@@ -109,6 +111,10 @@ class Probe(service.Service):
                 threading.Event().wait()
         if behaviour == "hang":
             threading.Event().wait()
+        if behaviour == "deadlock":
+            lock = ctypes.create_string_buffer(64)
+            for _ in range(2):  # the second time for ever, in C, with the interpreter released
+                ctypes.CDLL(None).pthread_mutex_lock(lock)
         if options.signal_in_start:
             signal.signal(signal.SIGUSR2, lambda *_: emit("usr2"))
         if options.burn_on_usr2:

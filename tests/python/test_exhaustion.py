@@ -1,0 +1,308 @@
+"""Launchers where something is refused: descriptors, room on the disk, streams, an interpreter.
+
+Real processes. What is taken away is given back where the fault is one that passes.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from _children import environment
+from conftest import Program, wait_until
+from procfs import children, is_alive, session_members, stat
+from support.serving import OSLOXIDE, Running, fetch, starter
+
+Start = Callable[..., Program]
+
+SITE = """
+import os
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    (tmp_path / "mysite.py").write_text(SITE)
+    with starter(tmp_path) as begin:
+        yield begin
+
+
+def highest_descriptor(pid: int) -> int:
+    return max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+
+
+def refuse_descriptors(pid: int) -> tuple[int, int]:
+    """Have *pid* get no descriptor any more; returns the limit that it had."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    # As many as are open: what is closed leaves no place that another file may take.
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    return before
+
+
+def give_back(pid: int, limit: tuple[int, int]) -> None:
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+
+
+# ---- descriptors
+
+
+@pytest.mark.parametrize("behaviour", ["until-stopped", "return"])
+def test_a_single_process_without_descriptors_mutates_and_drains(
+    running: Start, flavour: str, behaviour: str
+) -> None:
+    args = ("--restart-method", "mutate", "--wait", behaviour)
+    program = running("probe.py", "--backend", flavour, "--workers", "1", *args)
+    program.expect("waited" if behaviour == "return" else "wait")
+    refuse_descriptors(program.pid)
+
+    for count in (1, 2):
+        program.send(signal.SIGHUP)
+        program.expect_log(rf"(?s)(?:Caught SIGHUP, handling.*){{{count}}}")
+    program.send(signal.SIGTERM)
+
+    assert program.ended() == 0, repr(program)
+    assert len(program.events("stopped")) == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--warm"]], ids=["fork", "warm"])
+def test_a_parent_without_descriptors_keeps_its_workers_and_forks_again_later(
+    start: Callable[..., Running], options: list[str]
+) -> None:
+    site = start("serve", "mysite", "-b", "127.0.0.1:0", "-w", "2", *options)
+    port, before = site.port(), set(site.running(2))
+    limit = refuse_descriptors(site.pid)
+    victim = min(before)
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: not is_alive(victim), "the end of a worker")
+    site.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "Caught SIGHUP" in site.log, f"the hangup is heard\n{site.log}")
+
+    assert site.process.poll() is None, site.log
+    if options:
+        wait_until(lambda: "The template could not be forked" in site.log, "a refusal")
+    assert fetch(port)
+    give_back(site.pid, limit)
+
+    wait_until(lambda: len(set(site.running(2)) - before) == 2, "a new generation of full strength")
+    assert fetch(port)
+    assert site.stop() == 0, site.log
+
+
+def test_a_template_that_does_not_answer_delays_no_stop(start: Callable[..., Running]) -> None:
+    site = start(
+        "serve", "mysite", "-b", "127.0.0.1:0", "-w", "2", "--warm", "--graceful-timeout", "3"
+    )
+    workers = set(site.running(2))
+    (template,) = set(children(site.pid)) - workers
+    os.kill(template, signal.SIGSTOP)
+    wait_until(lambda: (seen := stat(template)) and seen.state == "T", "a stopped template")
+    os.kill(min(workers), signal.SIGKILL)
+    wait_until(lambda: not is_alive(min(workers)), "the end of a worker")
+
+    assert site.stop() == 0, site.log
+
+
+# ---- the interpreter
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_ends_a_process_whose_interpreter_is_held_at_the_deadline(
+    running: Start, flavour: str, workers: str
+) -> None:
+    """Told directly: no Python code runs any more, neither a handler nor the control thread."""
+    args = ("--workers", workers, "--burn-on-usr2", "--grace", "1")
+    program = running("probe.py", "--backend", flavour, *args)
+    program.expect("wait", int(workers))
+    held = program.pid if workers == "1" else program.workers()[0]
+    program.send(signal.SIGUSR2, held)
+    program.expect("burning")
+
+    program.send(signal.SIGTERM, held)
+
+    if workers == "1":
+        assert program.ended() == 1
+    else:
+        program.expect_log(rf"Child {held} exited with status 1")
+        program.expect("wait", 3)
+        program.send(signal.SIGTERM)
+        assert program.ended() == 0
+    program.expect_log(rf"osloxide: process {held}: a signal came \d\.\d+ s ago")
+
+
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
+def test_a_main_thread_that_never_comes_back_from_c_is_cut_off_at_the_deadline(
+    running: Start, flavour: str, signo: signal.Signals
+) -> None:
+    """The interpreter is free, and the handler cannot run: its thread waits for a lock of C."""
+    args = ("--start", "deadlock", "--grace", "1")
+    program = running("probe.py", "--backend", flavour, "--workers", "1", *args)
+    program.expect("start")
+
+    program.send(signo)
+
+    assert program.ended() == 1
+
+
+def test_a_handler_of_the_application_that_is_slow_but_returns_is_waited_for(
+    running: Start, flavour: str
+) -> None:
+    args = ("--workers", "1", "--grace", "30", "--handler", "SIGTERM")
+    program = running("probe.py", "--backend", flavour, *args)
+    program.expect("wait")
+
+    program.send(signal.SIGTERM)
+
+    assert program.ended() == 0
+    assert len(program.events("handler")) == 2
+
+
+# ---- stopped workers
+
+
+@pytest.mark.parametrize("workers", ["2"])
+def test_a_stopped_worker_does_not_outlive_a_killed_parent(
+    running: Start, flavour: str, workers: str
+) -> None:
+    program = running("probe.py", "--backend", flavour, "--workers", workers)
+    program.expect("wait", int(workers))
+    stopped = program.workers()
+    for pid in stopped:
+        program.send(signal.SIGSTOP, pid)
+    wait_until(
+        lambda: all((seen := stat(pid)) and seen.state == "T" for pid in stopped), "stopped workers"
+    )
+
+    program.send(signal.SIGKILL)
+    program.ended()
+
+    wait_until(lambda: not program.members(), "the end of all")
+
+
+# ---- standard streams and disks
+
+
+CLOSED = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+FULL = ("sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh")
+
+
+def begin(prefix: tuple[str, ...], tmp_path: Path, *options: str) -> subprocess.Popen[bytes]:
+    (tmp_path / "mysite.py").write_text(SITE)
+    address = f"unix:{tmp_path}/socket"
+    return subprocess.Popen(
+        [*prefix, *OSLOXIDE, "serve", "mysite", "-b", address, *options],
+        cwd=tmp_path,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
+def answers(tmp_path: Path) -> bool:
+    command = ["curl", "-s", "--max-time", "20", "--unix-socket", f"{tmp_path}/socket", "http://x/"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("options", [["-w", "1"], ["-w", "2"], ["-w", "2", "--warm"]], ids=" ".join)
+@pytest.mark.parametrize("prefix", [CLOSED, FULL], ids=["closed", "full"])
+def test_standard_streams_that_are_closed_or_full_change_neither_service_nor_status(
+    tmp_path: Path, prefix: tuple[str, ...], options: list[str]
+) -> None:
+    process = begin(prefix, tmp_path, *options)
+    try:
+        wait_until(lambda: answers(tmp_path), "an answer")
+        if prefix is CLOSED:
+            for pid in session_members(process.pid):
+                links = [os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)]
+                assert links == ["/dev/null"] * 3
+        if "2" in options:
+            victim = children(process.pid)[-1]
+            os.kill(victim, signal.SIGKILL)
+            wait_until(lambda: len(children(process.pid)) == len(options), "another worker")
+            wait_until(lambda: answers(tmp_path), "an answer")
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        for pid in session_members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(30)
+    assert not session_members(process.pid)
+
+
+# ---- a program that executes itself again
+
+
+def test_a_hangup_whose_interpreter_is_gone_leaves_the_old_program_serving(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    real = Path(sys.prefix)
+    (venv / "pyvenv.cfg").write_bytes((real / "pyvenv.cfg").read_bytes())
+    (venv / "lib").symlink_to(real / "lib")
+    python = venv / "bin" / "python"
+    python.symlink_to(os.path.realpath(sys.executable))
+    (tmp_path / "mysite.py").write_text(SITE)
+    log = tmp_path / "log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [str(python), "-m", "osloxide", "serve", "mysite", "-b", f"unix:{tmp_path}/socket"],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: answers(tmp_path), "an answer")
+        python.unlink()
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "goes on with the code" in log.read_text(), "the report")
+
+        wait_until(lambda: answers(tmp_path), "an answer of the old program")
+        blocked = Path(f"/proc/{process.pid}/status").read_text().partition("SigBlk:")[2].split()[0]
+        assert int(blocked, 16) == 0
+        process.terminate()
+        assert process.wait(30) == 0, log.read_text()
+    finally:
+        for pid in session_members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(30)
+
+
+STORM = (
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGWINCH,
+)
+
+
+def test_signals_of_operators_while_a_program_executes_itself_end_and_stop_nothing(
+    start: Callable[..., Running],
+) -> None:
+    site = start("serve", "mysite", "-b", "127.0.0.1:0")
+    port = site.port()
+    assert fetch(port) == [str(site.pid)]
+
+    site.process.send_signal(signal.SIGHUP)
+
+    def begun_again() -> bool:
+        for signo in STORM:
+            site.process.send_signal(signo)
+        assert site.process.poll() is None, site.log
+        return site.log.count("listening on") >= 4
+
+    wait_until(begun_again, f"two further starts\n{site.log}")
+    wait_until(lambda: fetch(port) == [str(site.pid)], "an answer")
+    assert site.stop() == 0, site.log
