@@ -525,6 +525,20 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_is_told_to_leave_before_it_has_claimed_its_row_finds_it() {
+        let board = Scoreboard::new("").unwrap();
+        let reserved = board.reserve(assignment(0, 4)).unwrap();
+        let row = board.row(reserved).unwrap();
+        row.mark_forked(std::process::id());
+        row.mark(State::Draining);
+
+        let claimed = board.claim(0, 4).unwrap();
+
+        assert_eq!(ptr::from_ref(claimed), ptr::from_ref(row));
+        assert_eq!(board.read().len(), 1);
+    }
+
+    #[test]
     fn the_row_of_a_slot_is_reused_only_after_its_worker_is_gone() {
         let board = Scoreboard::new("").unwrap();
         let old = board.reserve(assignment(0, 0)).unwrap();

@@ -369,12 +369,16 @@ impl Row {
             && self.slot.load(Ordering::Relaxed) == slot
     }
 
-    /// True when it was reserved for a worker that process *pid* can be.
+    /// True when it was reserved for a worker that process *pid* can be. The parent may have told a
+    /// worker to leave that has not come here yet.
     pub(super) fn is_reserved_for(&self, slot: u32, generation: u32, pid: u32) -> bool {
-        self.state() == State::Starting
+        let is_reserved = match self.pid.load(Ordering::Relaxed) {
+            0 => self.state() == State::Starting,
+            forked => forked == pid,
+        };
+        is_reserved
             && self.slot.load(Ordering::Relaxed) == slot
             && self.generation.load(Ordering::Relaxed) == generation
-            && [0, pid].contains(&self.pid.load(Ordering::Relaxed))
     }
 
     fn clear_gauges(&self) {

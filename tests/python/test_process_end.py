@@ -13,12 +13,16 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from _children import environment
 from procfs import session_members
 from waiting import whole_lines
+
+from osloxide.cli import site
+from osloxide.launch.runner import Runner
 
 LONGEST = 45.0
 """Seconds after which a program counts as hung; far more than any deadline in here."""
@@ -381,3 +385,41 @@ def test_a_stop_needs_no_thread_that_the_system_refuses(running: Any, workers: i
 
     assert program.stop() == 0
     assert "No thread for service stop" in program.text()
+
+
+def test_nothing_is_started_once_a_stop_has_begun() -> None:
+    """A stop that comes between two services, or before the first, starts none to stop it."""
+    started: list[str] = []
+    service = type("Probe", (), {"start": lambda self: started.append("start")})()
+    runner = Runner(
+        SimpleNamespace(graceful_shutdown_timeout=60),
+        [service],
+        restart_method="reload",
+        on_ready=lambda: None,
+    )
+    runner._leaving = True
+
+    runner._start(service)
+
+    assert (started, runner._begun) == ([], [])
+
+
+def test_a_worker_that_stops_waits_neither_for_itself_nor_for_one_that_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = subprocess.Popen(["true"])
+    left.wait(LONGEST)
+    rows = [{"pid": pid, "ready_at": None} for pid in (0, os.getpid(), left.pid)]
+    board = SimpleNamespace(read=lambda: rows)
+    native = SimpleNamespace(Scoreboard=SimpleNamespace(attach=lambda _pid: board))
+    monkeypatch.setattr("osloxide._native", native)
+    monkeypatch.setattr(site, "_LEAVING", 0.0)
+    patience = iter([0.0])  # asked for once, at the beginning: nothing is waited for
+    monkeypatch.setattr(site, "time", SimpleNamespace(monotonic=lambda: next(patience)))
+
+    site.Boot().wait_for_loaders()
+
+    rows.append({"pid": os.getppid(), "ready_at": None})
+    patience = iter([0.0, 1.0])
+    site.Boot().wait_for_loaders()
+    assert list(patience) == [], "one that loads is waited for"

@@ -108,13 +108,18 @@ class Boot:
 
         Each has a copy of the listening socket and will never accept from it. One that holds the
         interpreter in an import leaves late; what the kernel took for the last copy is reset then.
+        Who asks is none of them, and neither is one that has left: its row stays until it is used
+        again.
         """
         # Not at module level: osloxide.cli is imported where the native module need not be.
         from osloxide import _native
 
         begin = time.monotonic()
         board = _native.Scoreboard.attach(os.getpid())
-        while any(row["pid"] and row["ready_at"] is None for row in board.read()):
+        while any(
+            row["ready_at"] is None and row["pid"] != os.getpid() and _is_there(row["pid"])
+            for row in board.read()
+        ):
             if time.monotonic() - begin > _LEAVING:
                 return
             time.sleep(0.005)
@@ -122,6 +127,19 @@ class Boot:
     def has_given_up(self) -> bool:
         """Whether everything was ended because the application could not be loaded."""
         return self._outcome[_GAVE_UP] == 1
+
+
+def _is_there(pid: int) -> bool:
+    """Whether there is such a process; 0 is none."""
+    if pid == 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is another user's
+    return True
 
 
 def report(application: Application, error: BaseException) -> str:

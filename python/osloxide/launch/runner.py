@@ -225,7 +225,6 @@ class Runner:
                 self._control.open()
             if self._leaving or self._phase is not Phase.STARTING:
                 return
-            self._begun.append(service)
         try:
             self._start(service)
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
@@ -291,8 +290,6 @@ class Runner:
                 break  # those that have started already are stopped by _start_done()
             try:
                 if method == "start":
-                    if service not in self._begun:
-                        self._begun.append(service)
                     self._start(service)
                 elif service in self._begun:
                     self._awaited = service
@@ -308,7 +305,12 @@ class Runner:
         if service in self._early:
             self._early.discard(service)
             return
-        self._starting = service
+        with self._changed:
+            if self._leaving:
+                return  # told in between: nothing is started only to be stopped
+            if service not in self._begun:
+                self._begun.append(service)
+            self._starting = service  # who begins to leave from now on interrupts it
         try:
             event_loop.complete(service.start())
         finally:
