@@ -306,3 +306,44 @@ def test_signals_of_operators_while_a_program_executes_itself_end_and_stop_nothi
     wait_until(begun_again, f"two further starts\n{site.log}")
     wait_until(lambda: fetch(port) == [str(site.pid)], "an answer")
     assert site.stop() == 0, site.log
+
+
+def test_a_stop_that_comes_as_a_program_is_about_to_execute_itself_is_heard(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    # What is read again at SIGHUP holds the program there until it has had the SIGTERM as well.
+    config = tmp_path / "logging.ini"
+    config.write_text(LOGGING)
+    site = start("serve", "mysite", "-b", "127.0.0.1:0", "--log-config", str(config))
+    wait_until(lambda: fetch(site.port()) == [str(site.pid)], "an answer")
+    gate, passed = tmp_path / "gate", tmp_path / "passed"
+    os.mkfifo(gate)
+    config.write_text(
+        LOGGING.replace("(sys.stderr,)", f"({HELD.format(gate=str(gate), passed=str(passed))},)")
+    )
+
+    site.process.send_signal(signal.SIGHUP)
+    with gate.open("w"):  # opened by both: the program is in the middle of its configuration
+        site.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Caught SIGTERM" in site.log, f"the stop is heard\n{site.log}")
+    wait_until(passed.exists, "the configuration is read")
+
+    assert site.process.wait(30) == 0, site.log
+
+
+LOGGING = """
+[loggers]
+keys = root
+[handlers]
+keys = stderr
+[formatters]
+keys =
+[logger_root]
+level = INFO
+handlers = stderr
+[handler_stderr]
+class = StreamHandler
+args = (sys.stderr,)
+"""
+
+HELD = "(open({gate!r}).read(), open({passed!r}, 'w').close(), sys.stderr)[2]"

@@ -40,12 +40,16 @@ _HANDLED = {
 """Those that a launcher and osloxide.cli.operator_signals have handlers for."""
 
 
+_was_told_to_stop = False
+
+
 def execute_again(
     preparation: Preparation, servers: Sequence[Server], check: Callable[[], None]
 ) -> None:
     """Become the same command, started where and as it was.
 
-    Returns, with the reason in the log, where the next program could not start.
+    Returns, with the reason in the log, where the next program could not start, and where a stop
+    was asked for since.
 
     :param check: raises CommandError where the options cannot work any more.
     """
@@ -59,6 +63,9 @@ def execute_again(
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     words = [sys.executable, *sys.orig_argv[1:]]
+    if _was_told_to_stop:
+        take_signals()
+        return
     try:
         os.execve(sys.executable, words, environ)  # noqa: S606 - itself
     except OSError as error:
@@ -77,6 +84,20 @@ def _passes(check: Callable[[], None]) -> bool:
         LOG.error("%s", error)
         return False
     return True
+
+
+def note_stops() -> None:
+    """Know at once of a stop that comes while this program is about to execute itself: the next one
+    would hear nothing of it (main thread, when the launcher has its handlers)."""
+    # Not at module level: osloxide.cli is imported where oslo.service need not be.
+    from osloxide.signals.signal_handler import SignalHandler
+
+    SignalHandler().add_handler("SIGTERM", _note_stop)
+
+
+def _note_stop(_signo: int, _frame: object) -> None:
+    global _was_told_to_stop
+    _was_told_to_stop = True
 
 
 def _can_encrypt(servers: Sequence[Server]) -> bool:

@@ -142,6 +142,7 @@ def main(options: argparse.Namespace) -> int:
         options.log_file,
         launcher.change_workers if has_parent else None,
     )
+    restart.note_stops()
     restart.take_signals()
     unit.warn_of_short_stop(float(conf.graceful_shutdown_timeout or 0))
     with _pid_file(options.pid):
