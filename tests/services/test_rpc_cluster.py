@@ -20,6 +20,7 @@ from services.conftest import Figure, Start
 from services.infra import Cluster
 from services.processes import RunningService, accepts_connections
 from services.rpc import Senders, options, runs, start_rpc_service
+from services.subject import IS_STOCK
 
 RUNS = range(10)
 HANG = 30.0
@@ -45,12 +46,12 @@ def cluster() -> Iterator[Cluster]:
 class Calls:
     """Two servers and callers without a pause, over all nodes."""
 
-    def __init__(self, start: Start, cluster: Cluster, trace: Path) -> None:
+    def __init__(self, start: Start, cluster: Cluster, trace: Path, *, is_native: bool) -> None:
         self.trace = trace
         self.servers: list[RunningService] = [
             start_rpc_service(start, cluster.url, trace, threads=4, **SETTINGS) for _ in range(2)
         ]
-        self.senders = Senders(cluster.url, "call", CALLERS, options(SETTINGS))
+        self.senders = Senders(cluster.url, "call", CALLERS, options(SETTINGS), is_native=is_native)
         self.senders.wait_more(100)
 
     def end(self, what: str, figure: Figure) -> None:
@@ -70,9 +71,11 @@ class Calls:
         assert failed <= CALLERS
 
 
-@pytest.fixture
-def calls(start: Start, cluster: Cluster, trace: Path) -> Iterator[Calls]:
-    calls = Calls(start, cluster, trace)
+@pytest.fixture(params=["kombu"] if IS_STOCK else ["kombu", "native"])
+def calls(
+    request: pytest.FixtureRequest, start: Start, cluster: Cluster, trace: Path
+) -> Iterator[Calls]:
+    calls = Calls(start, cluster, trace, is_native=request.param == "native")
     yield calls
     calls.senders.kill()
 

@@ -1,4 +1,8 @@
-"""RPC clients without kombu, on a real RabbitMQ: what kombu's do, and what faults make of it."""
+"""RPC clients without kombu, on a real RabbitMQ: what kombu's do, and what faults make of it.
+
+With OSLOXIDE_LONG=1 the faults happen to the RabbitMQ of other releases as well; every day
+test_rpc_deployments.py has clients without kombu on those.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,9 @@ import pytest
 from waiting import wait_until
 
 from services.conftest import Figure, Start, running
-from services.infra import CERTIFICATES, Broker, retried
+from services.infra import CERTIFICATES, RELEASES, Broker, MissingTreeError, retried
 from services.rpc import Senders, client_environment, options, runs, start_rpc_service
-from services.subject import APPS, IS_STOCK
+from services.subject import APPS, IS_LONG, IS_STOCK
 from services.test_rpc_tls import IDENTITY, TRUST, StrictBroker
 
 pytestmark = [
@@ -26,10 +31,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def own_broker() -> Iterator[Broker]:
+@pytest.fixture(params=RELEASES if IS_LONG else RELEASES[:1], ids=lambda release: release or "host")
+def own_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     """One that may be killed, and keeps no other test's queues."""
-    broker = retried(Broker)
+    try:
+        broker = retried(partial(Broker, request.param))
+    except MissingTreeError as error:
+        pytest.skip(str(error))
     yield broker
     broker.stop()
 

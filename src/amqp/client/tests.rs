@@ -572,6 +572,28 @@ fn the_next_host_is_tried_when_one_is_away() {
 }
 
 #[test]
+fn a_host_that_ends_its_connections_is_left_for_the_next_one() {
+    let ending = Broker::new(2, |number, peer| {
+        if number == 0 {
+            peer.shake_hands(60);
+        }
+    });
+    let broker = Broker::new(1, |_, peer| {
+        peer.shake_hands(60);
+        let channel = peer.published().channel;
+        peer.confirm(channel, 1);
+        peer.part();
+    });
+    let client = client(&[ending.port, broker.port], 0);
+
+    assert_eq!(end_of(&client.send(cast()).unwrap()), Event::Taken);
+    assert_eq!(ending.connections.load(Ordering::SeqCst), 1);
+    drop(TcpStream::connect(("127.0.0.1", ending.port)).unwrap()); // the last that it accepts
+    ending.thread.join().unwrap();
+    broker.end(&client);
+}
+
+#[test]
 fn a_refused_login_makes_the_client_unusable() {
     let broker = Broker::new(1, |_, peer| {
         peer.greet();

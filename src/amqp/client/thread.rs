@@ -169,10 +169,12 @@ impl Thread {
     /// Tries each host once; what the last one said, and whether one refused for good.
     fn connect(&mut self) -> Result<(Connection, String), (String, bool)> {
         let count = self.shared.options.hosts.len();
-        let first = if self.shared.options.shuffles && self.has_connected {
-            self.host + 1 + below(count.saturating_sub(1).max(1))
-        } else {
-            self.host
+        // As kombu, which leaves the host whose connection is lost: one that is being stopped, or has
+        // no part in its cluster's majority, may accept the next one too.
+        let first = match (self.has_connected, self.shared.options.shuffles) {
+            (false, _) => self.host,
+            (true, false) => self.host + 1,
+            (true, true) => self.host + 1 + below(count.saturating_sub(1).max(1)),
         };
         let mut reason = String::new();
         let mut is_permanent = false;
