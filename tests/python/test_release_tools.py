@@ -7,6 +7,7 @@ anything; `make pythons` and `make wheels` do the rest.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -98,3 +99,17 @@ def test_a_build_without_cargo_fetches_a_rust_toolchain_only_when_it_is_asked_to
 
     assert done.returncode == 0, done.stderr
     assert ast.literal_eval(done.stdout) == requirements
+
+
+@pytest.mark.parametrize(("is_free_threaded", "held_to"), [(False, "=="), (True, "<")])
+def test_a_free_threaded_environment_is_held_to_a_greenlet_that_compiles_there(
+    tmp_path: Path, is_free_threaded: bool, held_to: str
+) -> None:
+    environment = object.__new__(pythons.Environment)  # making one starts an interpreter
+    environment.path, environment.is_free_threaded = tmp_path, is_free_threaded
+
+    lines = environment.constraints().read_text(encoding="utf-8").splitlines()
+
+    (greenlet,) = {line for line in lines if re.match(r"greenlet\b", line)}
+    assert greenlet.startswith(f"greenlet{held_to}")
+    assert any(line.startswith("oslo-service==") for line in lines)
