@@ -7,11 +7,14 @@ left.
 from __future__ import annotations
 
 import argparse
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from _children import environment, run_command
-from support.serving import OSLOXIDE
+from conftest import wait_until
+from support.serving import OSLOXIDE, Running, fetch, starter
 
 from osloxide.cli import contradictions, recycling, serve_options
 from osloxide.cli.errors import CommandError
@@ -176,3 +179,39 @@ def test_a_file_that_is_of_no_use_is_named_with_its_option(
     if options[-2] not in ("--certfile", "--keyfile", "--ca-certs"):
         assert options[-2] in message
     assert options[-1].rpartition("=")[2].removeprefix("unix:") in message
+
+
+def test_a_hangup_with_files_of_no_use_leaves_a_single_process_serving(tmp_path: Path) -> None:
+    (tmp_path / "mysite.py").write_text(SITE)
+    config, logs, static = tmp_path / "gunicorn.conf.py", tmp_path / "logs", tmp_path / "static"
+    config.write_text("timeout = 0\n")
+    certificate = shutil.copy(CERTIFICATE[1], tmp_path / "server.crt")
+    for directory in (logs, static):
+        directory.mkdir()
+    with starter(tmp_path) as start:
+        site: Running = start(
+            "serve", "mysite", *TCP, "-b", "http://127.0.0.1:0", "--config", str(config),
+            "--access-log", str(logs / "access"), "--static-map", f"/static={static}",
+            "--certfile", str(certificate), *KEY,
+        )  # fmt: skip
+        port = site.port(1)
+        for path, broken in (
+            (config, lambda: config.write_text("keepalive = (")),
+            (static, lambda: static.rmdir()),
+            (logs, lambda: shutil.rmtree(logs)),
+            (Path(certificate), lambda: Path(certificate).write_text("no certificate")),
+        ):
+            broken()
+            before = len(site.log)
+            site.process.send_signal(signal.SIGHUP)
+            wait_until(
+                lambda before=before: "this program goes on" in site.log[before:],  # type: ignore[misc]
+                f"the report\n{site.log}",
+            )
+            assert str(path) in site.log[before:]
+            assert fetch(port) == ["ok"]
+            if path is config:
+                config.write_text("timeout = 0\n")
+            elif path in (static, logs):
+                path.mkdir()
+        assert site.stop() == 0, site.log

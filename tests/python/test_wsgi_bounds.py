@@ -101,6 +101,33 @@ def test_an_application_is_not_asked_on_for_what_cannot_be_sent(
         assert body.asked <= 3
 
 
+@pytest.mark.parametrize(("method", "headers"), [("GET", [("Content-Length", "0")]), ("HEAD", [])])
+def test_an_application_that_promises_nothing_is_not_asked_for_ever(
+    method: str, headers: list[tuple[str, str]]
+) -> None:
+    asked = 0
+    ended = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        nonlocal asked
+        try:
+            while True:
+                asked += 1
+                yield b""
+        finally:
+            ended.set()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", headers)
+        return nothing()
+
+    with serving(app) as server, connect(server) as client:
+        assert client.request(method).body == b""
+        assert ended.wait(DEADLINE)
+        assert asked < 1000
+        assert client.request(method).status == 200  # and the connection stays
+
+
 def test_an_application_that_keeps_its_word_comes_to_its_end() -> None:
     ended = threading.Event()
 

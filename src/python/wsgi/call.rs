@@ -14,7 +14,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use super::loan::{Loan, Revoked};
 use super::text;
-use crate::wsgi::response::{Body, Ending, Head};
+use crate::wsgi::response::{Body, Ending, Head, is_bodiless};
 use crate::wsgi::{BodyError, ClientGone, FilePart, ResponseHead};
 
 /// The `start_response` of one request.
@@ -302,6 +302,14 @@ impl Call {
     /// reached, or the answer has no body.
     pub(super) fn is_full(&self) -> bool {
         self.state.lock().body.as_ref().is_some_and(Body::is_full)
+    }
+
+    /// True while a head waits behind which no byte can follow.
+    pub(super) fn promises_nothing(&self) -> bool {
+        let state = self.state.lock();
+        state.head.as_ref().is_some_and(|head| {
+            head.length() == Some(0) || is_bodiless(&self.method, head.status())
+        })
     }
 
     /// Takes note of a piece that comes behind the promised length.

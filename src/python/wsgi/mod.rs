@@ -521,6 +521,11 @@ impl Application {
             let piece = piece?;
             if !call.is_full() {
                 self.stream(call, &piece)?;
+                // Nothing was promised, and nothing is given: that may go on for ever.
+                empty += usize::from(call.promises_nothing());
+                if empty > MOST_EMPTY {
+                    break;
+                }
                 continue;
             }
             let excess = bytes_from(&piece, self.is_lenient)?;
