@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 /// Connections accepted in one turn: few, so that the workers that share a listener share the work.
 pub(super) const ACCEPTS_PER_TURN: usize = 4;
-/// ... and where there is nobody to share it with: each turn costs two calls more than it accepts.
+/// ... and where no other process shares it: each turn costs two calls more than it accepts.
 const ACCEPTS_ALONE: usize = 16;
 /// Pauses after the process or the machine has run out of descriptors or memory.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);

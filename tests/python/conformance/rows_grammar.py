@@ -391,7 +391,7 @@ def resp_empty_pieces(target: Target) -> str | None:
 
 @row
 def resp_cut_is_seen(target: Target) -> str | None:
-    """An answer that breaks off does not look whole, whatever delimits it."""
+    """An answer that breaks off does not look whole, however it is delimited."""
     for path in ("/raise_mid", "/raise_mid?length=1"):
         for method in ("GET", "POST"):
             with target.connect() as client:
