@@ -260,7 +260,7 @@ impl<'r> ConnectionExchange<'r> {
         };
         let outstanding = connection.decoder.outstanding();
         !connection.decoder.is_body_read()
-            // Of chunks nobody knows how many follow; the beginning of the body is here already.
+            // How many chunks follow is unknown; the beginning of the body is here already.
             && (is_held_back || outstanding.is_none_or(|count| count > DISCARD_BYTES as u64))
     }
 
