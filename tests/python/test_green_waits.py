@@ -16,7 +16,7 @@ import pytest
 from _children import run_python
 
 from osloxide import green
-from osloxide.green import event, greenthread, hubs, queue, semaphore, tpool
+from osloxide.green import event, greenpool, greenthread, hubs, queue, semaphore, tpool
 from osloxide.green._core.clock import clock
 from osloxide.green._core.turns import GreenletExit, turns
 
@@ -543,3 +543,29 @@ def test_the_thread_of_a_greenthread_has_the_names_that_eventlet_gives_it() -> N
     shown, *rest = greenthread.spawn(look).wait()
     assert shown.startswith("<_GreenThread(")
     assert rest == ["foo", "foo", True, True]
+
+
+@pytest.mark.parametrize(
+    ("spawn", "place", "step"),
+    [("spawn", greenthread, "spawn"), ("spawn_n", greenpool, "hold")],
+    ids=["spawn", "spawn_n"],
+)
+def test_waitall_returns_when_one_begins_as_the_last_ends(
+    spawn: str, place: Any, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds up a server that is to end, where connections follow each other closely."""
+    pool, gate = green.GreenPool(2), event.Event()
+    last = pool.spawn(gate.wait)
+    waiting = greenthread.spawn(pool.waitall)
+    greenthread.sleep(0)
+    begin = getattr(place, step)
+
+    def let_the_last_end_first(*arguments: Any, **keywords: Any) -> Any:
+        gate.send()
+        last.wait()
+        return begin(*arguments, **keywords)
+
+    monkeypatch.setattr(place, step, let_the_last_end_first)
+    getattr(pool, spawn)(greenthread.sleep, 0)
+    with green.Timeout(WITHIN):
+        waiting.wait()

@@ -67,7 +67,9 @@ class GreenPool:
 
     def _add(self, g: greenlet) -> None:
         with lock:
-            if not self.coroutines_running:
+            # One that was not sent is still waited for: the last to run may have ended just now,
+            # between the acquisition of this one's place and here.
+            if self.no_coros_running.ready():
                 self.no_coros_running = event.Event()
             self.coroutines_running.add(g)
 
