@@ -33,6 +33,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "nova.service": (_NOVA,),
     "oslo_context.context": ("osloxide.adapters.context:amend",),
     "oslo_messaging._drivers.amqpdriver": (
+        f"{_MESSAGING}:begin_replies_in_child",
         f"{_MESSAGING}:end_lost_calls",
         f"{_MESSAGING}:wake_reply_waiter",
         f"{_MESSAGING}:pace_rpc",
@@ -44,7 +45,10 @@ TABLE: dict[str, tuple[str, ...]] = {
         f"{_MESSAGING}:leave_dead_hosts",
         f"{_MESSAGING}:check_tls_options",
     ),
-    "oslo_messaging._drivers.pool": (f"{_MESSAGING}:sweep_connections",),
+    "oslo_messaging._drivers.pool": (
+        f"{_MESSAGING}:begin_pools_in_child",
+        f"{_MESSAGING}:sweep_connections",
+    ),
     "oslo_messaging.rpc.dispatcher": (f"{_MESSAGING}:amend_dispatcher",),
     "oslo_messaging.rpc.server": (f"{_MESSAGING}:amend_rpc_server",),
     "oslo_messaging.server": (f"{_MESSAGING}:amend_server",),

@@ -23,7 +23,10 @@ from osloxide.threads import own
 
 LOG = careful_log.logger(__name__)
 
-_WATCH = "osloxide-watch"
+_HARMLESS = frozenset({"osloxide-watch", "amqp-heartbeats"})
+"""Native threads that may run during a fork: they run no Python, and a child touches nothing that
+they lock. The watch thread is there in a process that is told to stop; the other one as soon as a
+parent of workers speaks to RabbitMQ, and a killed worker has to be replaced all the same."""
 _ENDING = 0.5
 """Seconds that native threads may take to end which have nothing left to do."""
 _gc_is_frozen = False
@@ -99,11 +102,10 @@ def prepare() -> None:
 def _native_threads() -> list[str]:
     """Names of the threads that the native core has here, once those that are ending have ended.
 
-    The watch thread does not count: it holds no lock, and only a process that is told to stop has
-    one beside its workers.
+    Those of :data:`_HARMLESS` do not count.
     """
     deadline = time.monotonic() + _ENDING
-    while names := sorted(set(_native.native_threads()) - {_WATCH}):
+    while names := sorted(set(_native.native_threads()) - _HARMLESS):
         if time.monotonic() >= deadline:
             return names
         time.sleep(0.001)

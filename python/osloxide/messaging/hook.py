@@ -20,6 +20,7 @@ from osloxide.messaging.rabbit import (
     connection_pool,
     epochs,
     forbidden_queues,
+    fork,
     heartbeats,
     native_client,
     outage,
@@ -177,6 +178,18 @@ def _paced_listener(driver: Any, conn: Any) -> Any:
 def sweep_connections(pool: ModuleType) -> None:
     """Close connections that are idle (``oslo_messaging._drivers.pool``)."""
     connection_pool.amend(pool)
+
+
+@relies_on("ConnectionPool.__init__")
+def begin_pools_in_child(pool: ModuleType) -> None:
+    """Give a forked child connections of its own (``oslo_messaging._drivers.pool``)."""
+    fork.amend_pool(pool)
+
+
+@relies_on("AMQPDriverBase.__init__", "AMQPDriverBase._get_reply_q")
+def begin_replies_in_child(amqpdriver: ModuleType) -> None:
+    """Give a forked child a queue of replies of its own (``amqpdriver``)."""
+    fork.amend_driver(amqpdriver)
 
 
 @relies_on(

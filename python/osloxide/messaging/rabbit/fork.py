@@ -1,0 +1,59 @@
+"""A forked child begins with connections of its own.
+
+Owns the RabbitMQ drivers and connection pools of this process, and what becomes of them in a child.
+A parent of workers may make RPC calls, as designate's does to tell that it lives; a worker that is
+forked later, in the place of one that was killed, would write into the parent's sockets and wait
+for replies that the parent alone reads. What the child inherits is neither used nor closed: the
+parent goes on with it, and its locks may have been held at that moment.
+Rules: oslo_messaging/_drivers/pool.py and amqpdriver.py; fork(2).
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import threading
+import weakref
+from types import ModuleType
+from typing import Any
+
+_pools: weakref.WeakSet[Any] = weakref.WeakSet()
+_drivers: weakref.WeakSet[Any] = weakref.WeakSet()
+_left: list[Any] = []
+"""What belongs to the processes that this one was forked from; kept, so that nothing closes it."""
+
+
+def amend_pool(pool: ModuleType) -> None:
+    """Change ``oslo_messaging._drivers.pool.ConnectionPool``."""
+    _enter(pool.ConnectionPool, _pools)
+
+
+def amend_driver(amqpdriver: ModuleType) -> None:
+    """Change ``oslo_messaging._drivers.amqpdriver.AMQPDriverBase``."""
+    _enter(amqpdriver.AMQPDriverBase, _drivers)
+
+
+def _enter(cls: Any, register: weakref.WeakSet[Any]) -> None:
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def init_entered(self: Any, *arguments: Any, **keywords: Any) -> None:
+        init(self, *arguments, **keywords)
+        register.add(self)
+
+    cls.__init__ = init_entered
+
+
+def _begin_in_child() -> None:
+    for pool in list(_pools):
+        _left.append((pool._items, pool._cond))
+        pool._cond, pool._items = threading.Condition(), collections.deque()
+        pool._current_size = 0
+    for driver in list(_drivers):
+        _left.append((driver._reply_q_conn, driver._waiter, driver._reply_q_lock))
+        driver._reply_q = driver._reply_q_conn = driver._waiter = None
+        driver._reply_q_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)

@@ -1,0 +1,88 @@
+"""A worker that is forked after its parent has spoken to RabbitMQ has connections of its own."""
+
+from __future__ import annotations
+
+from _children import run_python
+
+PRELUDE = """
+import os, socket, sys, time
+import osloxide
+osloxide.install()
+from osloxide import _native
+from osloxide.launch import forking
+
+def in_child(check):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            check()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_worker_is_forked_beside_the_heartbeats_of_rabbitmq() -> None:
+    """A parent that makes RPC calls, as designate's does, replaces a killed worker."""
+    result = run_python(
+        PRELUDE
+        + """
+here, there = socket.socketpair()
+heartbeats = _native.Heartbeats()
+connection = heartbeats.add(here.fileno(), 60.0)
+while "amqp-heartbeats" not in _native.native_threads():
+    time.sleep(0.001)  # it gets its name as it begins
+forking.prepare()
+
+def begin():
+    assert _native.native_threads() == []
+    one, two = socket.socketpair()
+    own = _native.Heartbeats()
+    lent = own.add(one.fileno(), 0.2)
+    two.settimeout(30)
+    assert two.recv(8)[0] == 8, "no heartbeat in the child"
+
+in_child(begin)
+print("forked")
+"""
+    )
+    assert result.stdout == "forked\n", result.stderr
+
+
+def test_a_child_shares_no_connection_and_no_replies_with_its_parent() -> None:
+    result = run_python(
+        PRELUDE
+        + """
+from oslo_config import cfg
+from oslo_messaging._drivers import amqpdriver, pool
+
+class Connection:
+    def __init__(self, *_, **__):
+        self.closed = False
+    def close(self):
+        self.closed = True
+
+connections = pool.ConnectionPool(cfg.ConfigOpts(), 1, 1, 1200, "url", Connection)
+used = connections.get()
+connections.put(used)
+driver = amqpdriver.AMQPDriverBase(cfg.ConfigOpts(), "url", connections)
+driver._reply_q, driver._waiter = "reply_of_the_parent", object()
+driver._reply_q_lock.acquire()
+connections._cond.acquire()
+
+def begin():
+    # One connection is all that this pool may have, and the parent's does not count.
+    assert connections.get() is not used and not used.closed
+    assert driver._reply_q is None and driver._waiter is None
+    assert driver._reply_q_lock.acquire(timeout=0)
+
+in_child(begin)
+connections._cond.release()
+assert connections.get() is used
+assert driver._reply_q == "reply_of_the_parent"
+print("apart")
+"""
+    )
+    assert result.stdout == "apart\n", result.stderr
