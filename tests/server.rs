@@ -765,3 +765,30 @@ fn idle_connections_cost_no_thread() {
         assert!(read_answer(stream).ends_with("hello"));
     }
 }
+
+#[test]
+fn a_body_that_is_not_read_costs_neither_the_answer_nor_the_connection() {
+    let running = Running::new(|exchange| {
+        let path = path(&*exchange);
+        let _ = exchange.respond(ok(), path.into());
+    });
+    for length in [8_000, 9_000, 40_000, 65_536] {
+        let mut stream = running.connect();
+        for (path, last) in [("/1", ""), ("/2", ""), ("/3", "Connection: close\r\n")] {
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: a\r\n{last}Content-Length: {length}\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(&vec![b'a'; length]).unwrap();
+            let answer = read_answer(&mut stream);
+            assert!(answer.ends_with(path), "{answer}");
+            assert_eq!(
+                answer.contains("Connection: close"),
+                !last.is_empty(),
+                "{answer}"
+            );
+        }
+        // The client has sent all that it announced: the end is one in order.
+        assert_eq!(read_all(&mut stream), "");
+    }
+}

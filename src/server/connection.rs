@@ -11,7 +11,7 @@ use super::received_request::ReceivedRequest;
 use super::sending::Sending;
 use super::socket::{self, Socket};
 use crate::scoreboard;
-use crate::wsgi::{BodyError, Endpoints, ResponseHead};
+use crate::wsgi::{BodyError, Endpoints, ResponseHead, Room};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, StatusCode, Version};
@@ -25,6 +25,9 @@ use std::time::Instant;
 
 /// Bytes that are received with one call.
 const RECEIVE_BYTES: usize = 64 << 10;
+/// The same where a head is expected: most heads are shorter, and what comes of a body behind one
+/// is copied more often than what is received for itself.
+const HEAD_RECEIVE_BYTES: usize = 8 << 10;
 
 /// Names a connection for as long as it lives; never used again for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,6 +91,16 @@ pub(super) enum BodyStep {
     Blocked,
 }
 
+/// What the kernel was found to hold of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Unknown,
+    /// All that is missing of it, and more behind it.
+    Body,
+    /// All that is missing of it, and nothing else.
+    BodyAlone,
+}
+
 /// What became of receiving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fill {
@@ -113,6 +126,8 @@ pub(super) struct Connection {
     /// Requests that were answered since the connection waited for anything.
     pub(super) in_a_row: u32,
     pub(super) decoder: Decoder,
+    /// What the kernel holds of the body of the last request.
+    left: Left,
     /// What has come of the header that a proxy puts in front of the stream; `None` once it is
     /// complete, or where there is none.
     proxy_header: Option<Vec<u8>>,
@@ -149,6 +164,7 @@ impl Connection {
             is_fresh: true,
             in_a_row: 0,
             decoder: Decoder::new(limits),
+            left: Left::Unknown,
             proxy_header: None,
             counted: 0,
         }
@@ -235,6 +251,7 @@ impl Connection {
         loop {
             match self.decoder.head() {
                 Ok(Some(received)) => {
+                    self.left = Left::Unknown;
                     if let Some(origin) = received.origin {
                         let local = self.endpoints.local;
                         let endpoints = Endpoints::new(origin.peer, local, origin.is_tls);
@@ -271,14 +288,72 @@ impl Connection {
         }
     }
 
-    /// Takes what has come of a request's body, up to `bound` bytes. True once there is nothing to
-    /// wait for: the body is whole or the bound is reached.
+    /// Writes what comes next of a body straight to its place, where that needs no wait; returns how
+    /// much. 0 says nothing but that [`Connection::next_piece`] is to be called.
+    pub(super) fn read_into(&mut self, room: &mut Room<'_>) -> Result<usize, BodyError> {
+        let copied = self.decoder.body_into(room);
+        let Some(left) = self.decoder.outstanding() else {
+            return Ok(copied);
+        };
+        if copied > 0 || self.link.is_encrypted() || room.left() == 0 {
+            return Ok(copied);
+        }
+        let most = usize::try_from(left).unwrap_or(usize::MAX);
+        match self.link.receive_into(room, most) {
+            Ok(0) => Err(BodyError::Disconnected),
+            Ok(count) => {
+                self.decoder.pass(count);
+                // What has come since then causes an event of its own.
+                let is_empty = self.left == Left::BodyAlone && self.decoder.is_body_read();
+                self.link.read_blocked |= is_empty && !self.link.is_half_closed;
+                Ok(count)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(_) => Err(BodyError::Disconnected),
+        }
+    }
+
+    /// True when the rest of a counted body, of `bound` bytes at most, has come and the kernel holds
+    /// some of it. It can stay there until the application reads it: that spares memory and copies.
+    fn is_body_left(&mut self, bound: usize) -> bool {
+        let Some(left) = self.decoder.outstanding() else {
+            return false;
+        };
+        let missing = left.saturating_sub(self.decoder.held() as u64);
+        if missing == 0 || left > bound as u64 {
+            return false;
+        }
+        let waiting = self.link.waiting();
+        if waiting < missing {
+            return false;
+        }
+        self.left = if waiting == missing {
+            Left::BodyAlone
+        } else {
+            Left::Body
+        };
+        true
+    }
+
+    /// Throws away a body that was left to the kernel and that the application did not read.
+    pub(super) fn drop_body_left(&mut self) {
+        while self.left != Left::Unknown
+            && !self.decoder.is_body_read()
+            && matches!(self.next_piece(), Ok(BodyStep::Data(_)))
+        {}
+    }
+
+    /// Takes what has come of a request's body, up to `bound` bytes, unless all of it is there. True
+    /// once there is nothing to wait for: the body is whole or the bound is reached.
     pub(super) fn collect(
         &mut self,
         received: &mut ReceivedRequest,
         bound: usize,
     ) -> Result<bool, BodyError> {
         while received.collected < bound {
+            if self.is_body_left(bound - received.collected) {
+                return Ok(true);
+            }
             match self.next_piece()? {
                 BodyStep::Data(piece) => {
                     received.collected += piece.len();
@@ -297,8 +372,14 @@ impl Connection {
             // One for each thread and none for each connection: an idle connection costs no buffer.
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
+        let most = if self.decoder.is_body_read() && !self.link.is_encrypted() {
+            HEAD_RECEIVE_BYTES
+        } else {
+            RECEIVE_BYTES
+        };
         BUFFER.with_borrow_mut(|buffer| {
             buffer.resize(RECEIVE_BYTES, 0);
+            let buffer = &mut buffer[..most];
             loop {
                 return match self.link.receive(buffer) {
                     Ok(0) => Fill::Ended,
@@ -351,3 +432,10 @@ impl Connection {
         self.link.flush()
     }
 }
+
+#[cfg(test)]
+#[expect(
+    unsafe_code,
+    reason = "bytes of which a room says that they were written"
+)]
+mod tests;

@@ -18,7 +18,7 @@ use super::socket;
 use crate::scoreboard::{self, InFlight};
 use crate::wsgi::request::RequestHead;
 use crate::wsgi::{
-    BodyError, ClientGone, Delivery, Endpoints, Exchange, FilePart, GivenUp, ResponseHead,
+    BodyError, ClientGone, Delivery, Endpoints, Exchange, FilePart, GivenUp, ResponseHead, Room,
 };
 use bytes::Bytes;
 use http::header::CONNECTION;
@@ -489,6 +489,33 @@ impl Exchange for ConnectionExchange<'_> {
             };
             self.failure = Some(error);
             return Err(error);
+        }
+    }
+
+    fn read_into(&mut self, room: &mut Room<'_>) -> Result<usize, BodyError> {
+        if let Some(error) = self.failure {
+            return Err(error);
+        }
+        let is_held_back = self.received.is_expecting && !self.has_continued;
+        if is_held_back || self.received.is_bodiless || !self.received.pieces.is_empty() {
+            return Ok(0);
+        }
+        let Ok(connection) = self.usable() else {
+            return Ok(0);
+        };
+        // A piece of the answer that the client has not taken yet goes first.
+        if !connection.link.is_flushed() {
+            return Ok(0);
+        }
+        match connection.read_into(room) {
+            Ok(count) => {
+                self.reading.bytes += count as u64;
+                Ok(count)
+            }
+            Err(error) => {
+                self.failure = Some(error);
+                Err(error)
+            }
         }
     }
 

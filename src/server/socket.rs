@@ -13,9 +13,10 @@ use nix::sys::socket::{
     MsgFlags, Shutdown, SockType, getsockopt, recv, send, sendmsg, setsockopt, shutdown, sockopt,
 };
 use nix::sys::time::{TimeSpec, TimeVal};
-use rustix::net::{SocketFlags, acceptfrom_with, getsockname};
+use rustix::net::{RecvFlags, SocketFlags, acceptfrom_with, getsockname};
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -100,6 +101,23 @@ pub(super) fn local_address(socket: &Socket) -> Option<SocketAddr> {
 /// Receives what has come; 0 is the end of the stream.
 pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> nix::Result<usize> {
     recv(socket.as_raw_fd(), buffer, MsgFlags::empty())
+}
+
+/// Receives what has come into memory that need not have been written before.
+/// Returns what was written.
+pub(super) fn receive_into<'m>(
+    socket: &Socket,
+    memory: &'m mut [MaybeUninit<u8>],
+) -> nix::Result<&'m mut [u8]> {
+    match rustix::net::recv(socket, memory, RecvFlags::empty()) {
+        Ok(((written, _), _)) => Ok(written),
+        Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
+    }
+}
+
+/// Bytes that have come and were not received (tcp(7), `SIOCINQ`); 0 where the kernel does not say.
+pub(super) fn waiting(socket: &Socket) -> u64 {
+    rustix::io::ioctl_fionread(socket).unwrap_or(0)
 }
 
 /// Looks at what has come without taking it; 0 is the end of the stream.

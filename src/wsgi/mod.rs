@@ -8,10 +8,12 @@ pub mod environ;
 pub mod host;
 pub mod request;
 pub mod response;
+mod room;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use request::RequestHead;
+pub use room::Room;
 use std::any::Any;
 use std::fmt::Debug;
 use std::fs::File;
@@ -135,6 +137,16 @@ pub trait Exchange: Send {
     /// # Errors
     /// [`BodyError`] when the body cannot be completed.
     fn read(&mut self) -> Result<Option<Bytes>, BodyError>;
+    /// Writes what comes next of the body to `room`, where it can be had without waiting and goes
+    /// there with one copy. Returns how many bytes that were; 0 says nothing but that
+    /// [`Exchange::read`] has to be called next.
+    ///
+    /// # Errors
+    /// [`BodyError`] when the body cannot be completed.
+    fn read_into(&mut self, room: &mut Room<'_>) -> Result<usize, BodyError> {
+        let _ = room;
+        Ok(0)
+    }
     /// Sends the head with a whole body: the common, cheapest answer. Returns without waiting for the
     /// client: what it does not take at once is sent on while the calling thread does something
     /// else. May be called once, and not after [`Exchange::start`].

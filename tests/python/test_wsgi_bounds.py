@@ -292,7 +292,7 @@ def test_a_timeout_beyond_all_clocks_is_refused_with_the_option() -> None:
         wsgi.Server(conf, "test", plain)
 
 
-@pytest.mark.parametrize("size", [100, 1_000_000, 20_000_000])
+@pytest.mark.parametrize("size", [100, 9_000, 65_536, 65_537, 1_000_000, 20_000_000])
 def test_a_large_body_is_read_into_its_place(size: int) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         read = environ["wsgi.input"].read
@@ -326,3 +326,24 @@ def test_a_large_body_that_breaks_off_raises() -> None:
         client.close()
         assert until(lambda: raised != [])
     assert isinstance(raised[0], ConnectionResetError)
+
+
+def test_bodies_that_follow_each_other_are_not_mixed_up() -> None:
+    sizes = [65_536, 1, 8_192, 40_000, 0, 65_537, 300_000, 20_000]
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = environ["wsgi.input"].read()
+        start_response("200 OK", [])
+        return [b"%d %d" % (len(body), body.count(environ["PATH_INFO"][1:].encode()))]
+
+    with serving(app) as server, connect(server) as client:
+        head = "POST /%c HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        client.send(
+            b"".join(
+                (head % (97 + at, size)).encode() + bytes([97 + at]) * size
+                for at, size in enumerate(sizes)
+            )
+        )
+        answers = [client.answer().body for _ in sizes]
+
+    assert answers == [b"%d %d" % (size, size) for size in sizes]

@@ -3,20 +3,27 @@
 //! Keeps at most one piece of the body in memory. A body that breaks off raises; it never looks
 //! like a shorter one. Safe to keep after the request and to use from other threads: it then
 //! raises `ValueError`, as a closed file does. Rules: PEP 3333 "Input and Error Streams".
+#![expect(
+    unsafe_code,
+    reason = "bytes are written to the memory of a new object, which PyO3 would clear first"
+)]
 
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyConnectionResetError, PyOSError, PyTimeoutError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
+use std::mem::MaybeUninit;
+use std::slice;
 
 use super::call::Call;
 use super::loan::Revoked;
-use crate::wsgi::BodyError;
+use crate::wsgi::{BodyError, Room};
 
 /// Reads of this many bytes go straight into the object that the application gets, and need no
 /// memory besides.
-const LARGE: usize = 256 << 10;
+const LARGE: usize = 8 << 10;
 
 /// The body of one request; without a call, the body of a request that has none.
 #[pyclass(frozen, freelist = 16, module = "osloxide._native")]
@@ -72,24 +79,29 @@ impl Input {
         call: &Call,
         length: usize,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        PyBytes::new_with(py, length, |mut room| {
-            while !room.is_empty() {
-                let most = Until::Bytes(room.len().min(LARGE));
-                let pieces = py
-                    .detach(|| self.buffer.lock().read(call, most))
-                    .map_err(|error| raise(call, &error))?;
-                if pieces.is_empty() {
-                    // Another thread has read the rest.
-                    return Err(ended());
-                }
-                for piece in &pieces {
-                    let (here, rest) = room.split_at_mut(piece.len());
-                    here.copy_from_slice(piece);
-                    room = rest;
-                }
-            }
-            Ok(())
-        })
+        let size = ffi::Py_ssize_t::try_from(length)?;
+        // SAFETY: the interpreter is held, and null asks for memory that is not written yet.
+        let new = unsafe { ffi::PyBytes_FromStringAndSize(std::ptr::null(), size) };
+        // SAFETY: that call gives a new reference, or null with an exception set.
+        let bytes = unsafe { Bound::from_owned_ptr_or_err(py, new) }?;
+        // SAFETY: a call that makes bytes has made it.
+        let bytes = unsafe { bytes.cast_into_unchecked::<PyBytes>() };
+        // SAFETY: the argument is a bytes object.
+        let begin = unsafe { ffi::PyBytes_AsString(bytes.as_ptr()) };
+        // SAFETY: the object is `length` bytes long and lives to the end of this function. No other
+        // code knows it yet, so that the interpreter need not be held while they are written.
+        let memory = unsafe { slice::from_raw_parts_mut(begin.cast::<MaybeUninit<u8>>(), length) };
+        let mut room = Room::new(&mut *memory);
+        py.detach(|| self.buffer.lock().read_into(call, &mut room))
+            .map_err(|error| raise(call, &error))?;
+        let written = length - room.left();
+        if written < length {
+            // Another thread has read the rest.
+            // SAFETY: a room counts what was written, from the beginning of its memory.
+            let begin = unsafe { slice::from_raw_parts(memory.as_ptr().cast::<u8>(), written) };
+            return Ok(PyBytes::new(py, begin));
+        }
+        Ok(bytes)
     }
 
     fn take<'py>(&self, py: Python<'py>, until: Until) -> PyResult<Bound<'py, PyBytes>> {
@@ -167,18 +179,52 @@ impl Buffer {
             if let Some(error) = self.failed {
                 return Err(ReadError::Body(error));
             }
-            match call.loan.with(|exchange| exchange.read()) {
-                Ok(Ok(Some(piece))) => {
-                    self.left = self
-                        .left
-                        .map(|left| left.saturating_sub(piece.len() as u64));
-                    self.pending = piece;
-                }
-                Ok(Ok(None)) => self.is_at_end = true,
-                Ok(Err(error)) => self.failed = Some(error),
-                Err(Revoked) => return Err(ReadError::Revoked),
-            }
+            let came = call.loan.with(|exchange| exchange.read());
+            self.note(came)?;
         }
+    }
+
+    /// Reads until there is no room left, or the body is at its end. Waits for the client: call it
+    /// without the interpreter.
+    fn read_into(&mut self, call: &Call, room: &mut Room<'_>) -> Result<(), ReadError> {
+        loop {
+            let copied = room.put(&self.pending);
+            self.pending.advance(copied);
+            if room.left() == 0 || self.is_at_end {
+                return Ok(());
+            }
+            if let Some(error) = self.failed {
+                return Err(ReadError::Body(error));
+            }
+            let came = call.loan.with(|exchange| match exchange.read_into(room) {
+                Ok(0) => exchange.read(),
+                Ok(count) => {
+                    self.left = self.left.map(|left| left.saturating_sub(count as u64));
+                    Ok(Some(Bytes::new()))
+                }
+                Err(error) => Err(error),
+            });
+            self.note(came)?;
+        }
+    }
+
+    /// Takes note of what has come.
+    fn note(
+        &mut self,
+        came: Result<Result<Option<Bytes>, BodyError>, Revoked>,
+    ) -> Result<(), ReadError> {
+        match came {
+            Ok(Ok(Some(piece))) => {
+                self.left = self
+                    .left
+                    .map(|left| left.saturating_sub(piece.len() as u64));
+                self.pending = piece;
+            }
+            Ok(Ok(None)) => self.is_at_end = true,
+            Ok(Err(error)) => self.failed = Some(error),
+            Err(Revoked) => return Err(ReadError::Revoked),
+        }
+        Ok(())
     }
 
     /// How many bytes a read will give that is worth reading straight into their place.

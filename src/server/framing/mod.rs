@@ -10,7 +10,7 @@ mod chunked;
 mod head;
 mod uwsgi;
 
-use crate::wsgi::{Refused, access_log};
+use crate::wsgi::{Refused, Room, access_log};
 use bytes::Bytes;
 use chunked::{Chunked, Next};
 pub(super) use head::Received;
@@ -307,8 +307,34 @@ impl Decoder {
         }
     }
 
+    /// Copies what has come of a counted body to where it is wanted; returns how much.
+    pub(super) fn body_into(&mut self, room: &mut Room<'_>) -> usize {
+        let State::Counted(left) = &mut self.state else {
+            return 0;
+        };
+        let here = &self.held[self.at..];
+        let most = usize::try_from(*left).map_or(here.len(), |left| left.min(here.len()));
+        let count = room.put(&here[..most]);
+        *left -= count as u64;
+        if *left == 0 {
+            self.state = State::Head;
+        }
+        self.advance(count);
+        count
+    }
+
+    /// Bytes of a counted body have come elsewhere. To be called only while [`Decoder::held`] is 0.
+    pub(super) fn pass(&mut self, count: usize) {
+        if let State::Counted(left) = &mut self.state {
+            debug_assert!(count as u64 <= *left && self.held.is_empty());
+            *left = left.saturating_sub(count as u64);
+            if *left == 0 {
+                self.state = State::Head;
+            }
+        }
+    }
+
     /// Bytes that have come and were not looked at to their end.
-    #[cfg(feature = "fuzzing")]
     pub(super) fn held(&self) -> usize {
         self.held.len() - self.at
     }

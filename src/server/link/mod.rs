@@ -16,7 +16,7 @@ mod outgoing;
 pub(super) mod tests;
 
 use super::socket::{self, Socket};
-use crate::wsgi::FilePart;
+use crate::wsgi::{FilePart, Room};
 use bytes::Bytes;
 use nix::errno::Errno;
 use outgoing::{Front, Outgoing};
@@ -24,6 +24,7 @@ use rustls::ServerConnection;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 
 /// Bytes that one call of [`Link::flush`] sends at most: a client that takes everything at once must
@@ -37,6 +38,16 @@ const FILE_READ: usize = 64 << 10;
 pub(super) trait Transport: Debug {
     /// Receives what has come; 0 is the end of the stream.
     fn receive(&self, buffer: &mut [u8]) -> nix::Result<usize>;
+    /// The same, into memory that need not have been written before; what was written.
+    fn receive_into<'m>(&self, memory: &'m mut [MaybeUninit<u8>]) -> nix::Result<&'m mut [u8]> {
+        let _ = memory;
+        Err(Errno::EOPNOTSUPP)
+    }
+    /// Bytes that are known to have come and were not received. [`Transport::receive_into`] is for
+    /// transports that know.
+    fn waiting(&self) -> u64 {
+        0
+    }
     /// Sends from several buffers; how much was taken.
     fn send(&self, pieces: &[IoSlice<'_>]) -> nix::Result<usize>;
     /// Sends from a file; `None` when it has no byte there, or none that can be read.
@@ -50,6 +61,14 @@ pub(super) trait Transport: Debug {
 impl Transport for Socket {
     fn receive(&self, buffer: &mut [u8]) -> nix::Result<usize> {
         socket::receive(self, buffer)
+    }
+
+    fn receive_into<'m>(&self, memory: &'m mut [MaybeUninit<u8>]) -> nix::Result<&'m mut [u8]> {
+        socket::receive_into(self, memory)
+    }
+
+    fn waiting(&self) -> u64 {
+        socket::waiting(self)
     }
 
     fn send(&self, pieces: &[IoSlice<'_>]) -> nix::Result<usize> {
@@ -340,6 +359,11 @@ impl<T: Transport> Link<T> {
     /// nothing is there.
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let result = self.receive_once(buffer);
+        self.note_end(result)
+    }
+
+    /// Takes note of the end of the stream.
+    fn note_end(&mut self, result: io::Result<usize>) -> io::Result<usize> {
         match &result {
             Ok(0) => self.at_end = true,
             Ok(_) => {}
@@ -383,6 +407,30 @@ impl<T: Transport> Link<T> {
     /// Receives what the client sent as it came, to be thrown away.
     pub(super) fn receive_raw(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.wire().receive(buffer)
+    }
+
+    /// Receives up to `most` bytes straight to their place; 0 is the end of the stream. `WouldBlock`
+    /// when nothing is there. Only for a stream that is not encrypted.
+    pub(super) fn receive_into(&mut self, room: &mut Room<'_>, most: usize) -> io::Result<usize> {
+        debug_assert!(!self.is_encrypted(), "the bytes have to be decrypted");
+        let most = most.min(room.left());
+        let received = self.wire().take(most, |transport| {
+            room.fill(most, |memory| transport.receive_into(memory))
+        });
+        self.note_end(received)
+    }
+
+    /// True where what comes has to be decrypted.
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Bytes of a stream that is not encrypted which have come and were not received.
+    pub(super) fn waiting(&self) -> u64 {
+        if self.read_blocked || self.is_encrypted() {
+            return 0;
+        }
+        self.transport.waiting()
     }
 
     fn wire(&mut self) -> Wire<'_, T> {
@@ -433,16 +481,25 @@ struct Wire<'l, T> {
 
 impl<T: Transport> Wire<'_, T> {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.take(buffer.len(), |transport| transport.receive(buffer))
+    }
+
+    /// Receives up to `most` bytes by `receive`, unless it is known that none are there.
+    fn take(
+        &mut self,
+        most: usize,
+        mut receive: impl FnMut(&T) -> nix::Result<usize>,
+    ) -> io::Result<usize> {
         if *self.blocked {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         loop {
-            let result = self.transport.receive(buffer);
+            let result = receive(self.transport);
             *self.blocked = match result {
                 // Less than asked for: the kernel has no more, the next read would only say so
                 // (epoll(7)); unless the end of the stream is there, which causes no event of its
                 // own once it was seen.
-                Ok(count) => count < buffer.len() && count > 0 && !self.is_half_closed,
+                Ok(count) => count < most && count > 0 && !self.is_half_closed,
                 Err(Errno::EINTR) => continue,
                 Err(errno) => errno == Errno::EAGAIN,
             };

@@ -19,7 +19,8 @@ pub(super) const LINGER_BYTES: usize = 64 << 20;
 
 impl Reactor {
     /// Ends a connection on which everything was said.
-    pub(super) fn close(&self, connection: Box<Connection>) -> Again {
+    pub(super) fn close(&self, mut connection: Box<Connection>) -> Again {
+        connection.drop_body_left();
         // A client that has sent whole messages only has no reason to send more. The close then
         // ends both halves at once.
         let is_owed = !connection.decoder.is_between_messages();
