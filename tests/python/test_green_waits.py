@@ -500,6 +500,56 @@ def test_green_copies_leave_the_standard_modules_alone() -> None:
         client._MAXHEADERS = before
 
 
+def test_what_a_green_copy_imports_late_is_there() -> None:
+    """In processes where nothing else has imported it."""
+    result = run_python(
+        """
+from osloxide.green.green.urllib import request
+opener = request.build_opener(request.HTTPCookieProcessor())
+print([type(it).__name__ for it in opener.handlers if "Cookie" in type(it).__name__])
+from osloxide.green.green.http import cookiejar
+assert request.http.cookiejar is cookiejar
+"""
+    )
+    assert result.stdout == "['HTTPCookieProcessor']\n", result.stderr
+
+
+def test_every_import_of_a_green_copy_is_bound(tmp_path: Path, monkeypatch: Any) -> None:
+    """All ways to write one, of modules with and without a green one in their place."""
+    from osloxide.green._core import copies
+    from osloxide.green.green import http, os
+    from osloxide.green.green.http import client
+
+    (tmp_path / "copied.py").write_text(
+        "import collections.abc, email.utils, os.path, urllib.parse, urllib.robotparser\n"
+        "import http.client, http.cookies as biscuits, http.server\n"
+        "from http import HTTPStatus, cookiejar\n"
+        "from http.client import HTTPConnection\n"
+        "from os.path import join\n"
+        "def late():\n    import http.cookiejar\n    return http.cookiejar.CookieJar()\n"
+        "def absent(name):\n    exec(name, globals())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    copy: dict[str, Any] = {"__name__": "copied"}
+    copies.fill(copy, "copied", {"http": http, "os": os})
+
+    assert copy["http"] is http
+    assert copy["http"].client is client
+    assert copy["HTTPConnection"] is client.HTTPConnection
+    assert copy["biscuits"].SimpleCookie is copy["http"].cookies.SimpleCookie
+    assert copy["cookiejar"] is copy["http"].cookiejar
+    assert copy["http"].server.HTTPServer
+    assert copy["os"] is os
+    assert copy["join"] is os.path.join
+    assert copy["urllib"].robotparser.RobotFileParser
+    assert copy["email"].utils.quote
+    assert isinstance(copy["late"](), copy["cookiejar"].CookieJar)
+    with pytest.raises(ModuleNotFoundError):
+        copy["absent"]("import http.absent")
+    with pytest.raises(ImportError):
+        copy["absent"]("from http import absent")
+
+
 def test_a_wait_for_any_child_sleeps_and_a_timeout_ends_it() -> None:
     """A service that forks its workers itself waits so; a process of its own has no other child."""
     result = run_python(
@@ -524,6 +574,47 @@ except ChildProcessError:
 """
     )
     assert result.stdout == "timeout\nno child\n", result.stderr
+
+
+@pytest.mark.parametrize("group", ["own", "other"])
+def test_a_wait_for_a_process_group_sleeps_beside_an_ended_child_of_another_group(
+    group: str,
+) -> None:
+    result = run_python(
+        """
+import os, signal, sys
+from osloxide import green
+from osloxide.green.green import os as green_os
+
+def child(group, action):
+    pid = os.fork()
+    if pid == 0:
+        action()
+        os._exit(0)
+    if group:
+        os.setpgid(pid, pid)
+    return pid
+
+ended = child(False, lambda: os.setpgid(0, 0))
+os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+meant = child(sys.argv[1] == "other", signal.pause)
+calls, waitpid = [], os.waitpid
+os.waitpid = lambda *words: calls.append(words) or waitpid(*words)
+green.spawn_after(0.5, os.kill, meant, signal.SIGTERM)
+wanted = -meant if sys.argv[1] == "other" else 0
+assert green_os.waitpid(wanted, 0) == (meant, signal.SIGTERM)
+try:
+    green_os.waitpid(wanted, 0)
+except ChildProcessError:
+    print("no child")
+assert green_os.wait() == (ended, 0)
+# One look before each wait, and one in each second of it.
+assert len(calls) < 100, len(calls)
+""",
+        group,
+    )
+    assert result.stdout == "no child\n", result.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_wait_for_what_is_ready_at_once_ends_no_later_wait(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from osloxide.green import hubs
 from osloxide.green.greenthread import sleep
 
 RELOOK = 1.0
-"""Seconds after which any child is looked for again: others may have been forked since."""
+"""Seconds after which the children are looked for again: others may have been forked since."""
 
 _POLL = 0.02
 """Seconds between two looks where the kernel cannot tell."""
@@ -26,8 +26,12 @@ class _Late(Exception):
 
 
 def await_end(pid: int) -> None:
-    """Wait until the child *pid*, or any child when it is not positive, may have ended."""
-    pids = [pid] if pid > 0 else _children()
+    """Wait until a child that waitpid(2) means by *pid* may have ended.
+
+    :param pid: a process; -1 for any child; 0 for one of the caller's process group; below -1 for
+        one of the process group ``-pid``.
+    """
+    pids = [pid] if pid > 0 else _children() if pid == -1 else _members(-pid or os.getpgrp())
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(select.epoll())
         try:
@@ -52,4 +56,15 @@ def _children() -> list[int]:
     for task in Path("/proc/self/task").glob("*"):
         with contextlib.suppress(OSError):
             found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _members(group: int) -> list[int]:
+    """The children of process group *group*. Only these: one of another group that has ended is not
+    reaped by the caller, so its descriptor would stay readable for ever."""
+    found: list[int] = []
+    for child in _children():
+        with contextlib.suppress(OSError):
+            if os.getpgid(child) == group:
+                found.append(child)
     return found

@@ -11,6 +11,7 @@ eventlet.green for which modules are copies, and of what.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib.util
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,8 @@ def fill(namespace: dict[str, Any], name: str, modules: dict[str, ModuleType]) -
     The copy has classes and variables of its own: what a program sets in it, such as
     ``_MAXHEADERS``, holds for the copy.
 
-    :param modules: what the copy's imports find under their absolute names, in functions too.
+    :param modules: what the copy's imports find under the first part of an absolute name, in
+        functions too. Submodules are those of what is found there.
     :raises ModuleNotFoundError: this Python has no such module.
     """
     spec = importlib.util.find_spec(name)
@@ -37,12 +39,29 @@ def fill(namespace: dict[str, Any], name: str, modules: dict[str, ModuleType]) -
         names: Any = (),
         level: int = 0,
     ) -> Any:
-        if level == 0:
+        first, *rest = wanted.split(".")
+        if level == 0 and first in modules:
+            last = modules[first]
+            for part in rest:
+                last = _below(last, part)
+            for part in names or ():
+                # ``from a import b``, where ``b`` may be a module as well.
+                if part != "*" and hasattr(last, "__path__"):
+                    with contextlib.suppress(ModuleNotFoundError):
+                        _below(last, part)
             # ``import a.b`` binds ``a``, of which ``b`` is an attribute.
-            found = modules.get(wanted if names else wanted.partition(".")[0])
-            if found is not None:
-                return found
+            return last if names else modules[first]
         return builtins.__import__(wanted, its_globals, its_locals, names, level)
 
     namespace["__builtins__"] = vars(builtins) | {"__import__": find}
     exec(loader.get_code(name), namespace)  # noqa: S102 - the standard library's own code
+
+
+def _below(package: Any, name: str) -> Any:
+    """What *package* has under *name*; a submodule that nothing has imported yet is imported.
+
+    :raises ModuleNotFoundError: it has neither.
+    """
+    if not hasattr(package, name):
+        importlib.import_module(f"{package.__name__}.{name}")
+    return getattr(package, name)

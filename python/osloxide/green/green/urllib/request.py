@@ -7,7 +7,6 @@ from osloxide.green.green import os as _os
 from osloxide.green.green import socket as _socket
 from osloxide.green.green import ssl as _ssl
 from osloxide.green.green import time as _time
-from osloxide.green.green.http import client as _client
 
 _copies.fill(
     globals(),
@@ -15,7 +14,6 @@ _copies.fill(
     {
         "ftplib": _ftplib,
         "http": _http,
-        "http.client": _client,
         "os": _os,
         "socket": _socket,
         "ssl": _ssl,
