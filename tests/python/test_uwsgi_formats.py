@@ -6,6 +6,7 @@ Rules: uWSGI 2.0.31, whose own reading of the same input each expected value was
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_a_file_of_another_format_says_what_the_ini_file_says(
     assert any(word.endswith(":1717") for word in line)
 
 
-def test_options_of_the_command_line_name_the_format_whatever_the_name_of_the_file(
+def test_options_of_the_command_line_name_the_format_of_a_file_of_any_name(
     tmp_path: Path,
 ) -> None:
     for option, text in (("yaml", YAML), ("json", JSON), ("xml", XML)):
@@ -122,6 +123,80 @@ def test_files_of_all_formats_include_each_other(tmp_path: Path) -> None:
     assert [values(reader, it) for it in ("threads", "harakiri", "listen", "umask")] == [
         ["3"], ["5"], ["7"], ["022"],
     ]  # fmt: skip
+
+
+YAML_OF_SEVERAL = """# Of several programs.
+---
+x-common: &common
+  kept: true
+  listen: *:81
+  made: !made
+    of: [a:b,
+         c]
+  text: |
+    a: @b
+other:
+  <<: *common
+uwsgi:
+  chdir: @x # remark
+  stats: *:1717	# remark
+  socket: [::1]:3031   # remark
+  "logto": %(base)'s # it's a remark
+  base: &base /srv
+  home: *base
+  processes: !!str 4
+  pythonpath: [a:b, c]
+  name: !name it
+  module: |
+    a.wsgi
+  master: >- # folded
+    true
+  log-format: >2-
+      - @a
+    b: %(base)
+  env: &variables
+    - @a#b # remark
+    - |-
+      B=@b
+    - *variable
+  touch-reload: @end
+"""
+
+
+def test_what_is_yaml_is_taken_as_yaml_and_the_rest_as_it_stands(tmp_path: Path) -> None:
+    reader = read(YAML_OF_SEVERAL, tmp_path, "a.yaml")
+
+    assert {it: values(reader, it) for it in ("chdir", "stats", "socket", "logto")} == {
+        "chdir": ["@x"], "stats": ["*:1717"], "socket": ["[::1]:3031"], "logto": ["/srv's"],
+    }  # fmt: skip
+    assert values(reader, "home") == values(reader, "base") == ["/srv"]
+    assert values(reader, "processes") == ["4"]
+    assert values(reader, "pythonpath") == ["a:b", "c"]
+    assert values(reader, "name") == ["!name it"]
+    assert values(reader, "module") == ["a.wsgi"]
+    assert values(reader, "master") == ["true"]
+    assert values(reader, "log-format") == ["  - @a\nb: /srv"]
+    assert values(reader, "env") == ["@a#b", "B=@b", "*variable"]
+    assert values(reader, "touch-reload") == ["@end"]
+
+
+def test_standard_input_is_read_as_files_are(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*OSLOXIDE, "uwsgi", "--explain", "--ini", "-"],
+        input=b"[uwsgi]\r\nmodule = a\r\nchdir = /caf\xe9\n", capture_output=True, timeout=60,
+        env=environment(PYTHONIOENCODING="utf-8"), cwd=tmp_path, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert b"--chdir '/caf\xe9'" in done.stdout
+    for closed in (False, True):
+        done = subprocess.run(
+            [*OSLOXIDE, "uwsgi", "--explain", "--ini", "-"], input=b"\xff\0", capture_output=True,
+            preexec_fn=(lambda: os.close(0)) if closed else None, timeout=60, env=environment(),
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert b"Traceback" not in done.stderr, done.stderr
 
 
 def test_conditions_of_a_yaml_file_are_followed(tmp_path: Path) -> None:
@@ -155,6 +230,20 @@ def test_conditions_of_a_yaml_file_are_followed(tmp_path: Path) -> None:
         ("a.ini", "[uwsgi]\nname = a\0b\n", "{file} holds a NUL byte"),
         ("a.ini", "[uwsgi]\nprocesses = " + "9" * 5000, "is no whole number of at least 1"),
         ("a.xml", "<uwsgi><name>\udcff</name></uwsgi>", "{file}:1: is no XML: "),
+        ("a.xml", '<?xml version="1.0" encoding="foo"?><uwsgi/>', "{file}:1: is no XML: unknown"),
+        ("a.xml", '<?xml version="1.0" encoding="big5"?><uwsgi/>', "{file}:1: is no XML: multi"),
+        ("a.xml", '<?xml version="1.0" encoding="base64"?><uwsgi/>', "{file}:1: is no XML: "),
+        ("a.xml", '<?xml version="1.0" encoding="utf-16"?><uwsgi/>', "{file}:1: is no XML: "),
+        ("a.json", '{{"uwsgi": {{"name": "a\\u0000b"}}}}', "{file}: 'name' holds a NUL byte"),
+        ("a.json", '{{"uwsgi": {{"a\\u0000": "b"}}}}', "{file}: 'a\\x00' holds a NUL byte"),
+        ("a.json", '{{"uwsgi": {{"chdir": ["\\ud800"]}}}}', "{file}: 'chdir' holds half a char"),
+        ("a.yaml", 'uwsgi:\n  name: "a\\0b"\n', "{file}:2: 'name' holds a NUL byte"),
+        ("a.yaml", 'uwsgi:\n  name: "\\UFFFFFFFF"\n', "{file}: is no YAML: "),
+        ("a.yaml", 'uwsgi:\n  name: "\\U00110000"\n', "{file}: is no YAML: "),
+        ("a.ini", "[uwsgi]\nname = @(/proc/self/cmdline)\n", "/proc/self/cmdline holds a NUL"),
+        ("a.ini", "[uwsgi]\nfor-times = 99999999999\nendfor =\n", "{file}:2: for-times = 999"),
+        ("a.ini", "[uwsgi]\nfor-times = ²\nendfor =\n", "{file}:2: for-times = ²: is no whole"),
+        ("a.ini", "[uwsgi]\nif-hostname-match = (\nendif =\n", "{file}:2: if-hostname-match = (: "),
         ("a.yaml", "uwsgi:\n  name: \udcff\n", "{file}: is no YAML: "),
         ("a.json", '{{"uwsgi": 4}}', '{file}: "uwsgi" is no object'),
         ("a.json", '{{"uwsgi": {{"env": {{"A": "b"}}}}}}', "{file}: env has neither a string"),
@@ -194,8 +283,54 @@ def test_a_placeholder_may_be_set_further_down_and_by_another_placeholder(tmp_pa
 
     assert values(reader, "chdir") == ["/srv/x"]
     assert values(reader, "pidfile") == ["/srv/pid"]
-    circle = read("[uwsgi]\nname = %(other)\nother = a%(name)\n", tmp_path, "circle.ini")
-    assert "%(" in values(circle, "name")[0]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["name = %(other)", "other = a%(name)"],
+        ["a = %(b)x", "b = %(a)y"],
+        ["a = %(a)%(a)", "module = %(a)"],
+        ["module = %(a)", "a = %(b)", "b = %(c)%(c)", "c = %(a)"],
+    ],
+)
+def test_placeholders_in_a_circle_stay_as_they_are(tmp_path: Path, lines: list[str]) -> None:
+    reader = read(
+        "\n".join(["[uwsgi]", *lines, "chdir = %(base)", "base = /srv"]), tmp_path, "a.ini"
+    )
+
+    assert [f"{it.name} = {it.value}" for it in reader.settings] == [
+        *lines, "chdir = /srv", "base = /srv",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("link", "backwards"),
+    [("%(a{0})%(a{0})", False), ("%(a{0})%(a{0})", True), ("%(a{0} a{0})", False)],
+)
+def test_a_value_that_grows_without_bound_is_refused(
+    tmp_path: Path, link: str, backwards: bool
+) -> None:
+    lines = ["a0 = 1234567890", *(f"a{it + 1} = {link.format(it)}" for it in range(60))]
+    text = "[uwsgi]\n" + "\n".join(reversed(lines) if backwards else lines)
+
+    with pytest.raises(CommandError, match=r"a.ini:\d+: %\(.* makes the value longer than 131072"):
+        read(text, tmp_path, "a.ini")
+
+
+def test_a_chain_of_any_length_is_followed(tmp_path: Path) -> None:
+    lines = [f"a{it} = %(a{it + 1})" for it in range(200)]
+
+    assert values(read("\n".join(["[uwsgi]", *lines, "a200 = x"]), tmp_path, "a.ini"), "a0") == [
+        "x"
+    ]
+
+
+def test_a_sum_of_a_number_of_many_digits_is_one_of_64_bits(tmp_path: Path) -> None:
+    reader = read(f"[uwsgi]\na = {'9' * 5000}\nb = %(a + 0)\nc = %(a - a)\n", tmp_path, "a.ini")
+
+    assert values(reader, "b") == [str(2**63 - 1)]
+    assert values(reader, "c") == ["0"]
 
 
 def test_sums_are_calculated_as_by_uwsgi(tmp_path: Path) -> None:

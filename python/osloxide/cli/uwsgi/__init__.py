@@ -12,10 +12,12 @@ together (``-Mp 4``), and names that are cut short where only one option begins 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import resource
 import shlex
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -172,6 +174,9 @@ def _limit_open_files(most: int) -> None:
 
 def _explain(translation: Translation) -> int:
     """Print the table and the equal command; 1 when something is refused."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Bytes of files that are no text of the locale leave as they came.
+        sys.stdout.reconfigure(errors="surrogateescape")
     rows = translation.rows
     source = max((len(row.setting.source) for row in rows), default=0)
     name = max((len(_shown(row)) for row in rows), default=0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from osloxide.cli.errors import CommandError
@@ -50,7 +50,20 @@ def read(kind: str, path: str, text: str, section: str) -> Content:
     :param kind: ``ini``, ``yaml``, ``json`` or ``xml``.
     :raises CommandError: it is not of that format; the error names *path*, and the line if it can.
     """
-    return _READERS[kind](path, text, section)
+    content = _READERS[kind](path, text, section)
+    for line in content.lines:
+        where = f"{path}:{line.number}" if line.number else path
+        # Escapes of JSON and YAML can write what neither a file name nor an argument may hold.
+        for words in (line.key, line.value):
+            if "\0" in words:
+                raise CommandError(f"{where}: {line.key!r} holds a NUL byte, so it is no text")
+            try:
+                words.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError as error:
+                raise CommandError(
+                    f"{where}: {line.key!r} holds half a character, {error.object[error.start]!a}"
+                ) from error
+    return content
 
 
 def _ini(path: str, text: str, section: str) -> Content:
@@ -73,19 +86,66 @@ def _ini(path: str, text: str, section: str) -> Content:
 
 # ---- YAML
 
-_ODD = re.compile(
-    r"^([ ]*(?:- +|[\w-]+: +)+)([%@*&!`|>][^'\n]*|\[(?=[0-9a-fA-F]*:)[^'\n]*)$", re.MULTILINE
+_VALUE = re.compile(
+    r"^([ ]*(?:- +|(?:[\w-]+|'[^']*'|\"[^\"]*\") *: +)+)([%@*&!`\[].*?)(?:[ \t]+#.*|\s*)$"
 )
-"""What uWSGI takes as it stands and YAML does not: ``%(base)``, ``*:80``, ``@name``, ``[::]:8``."""
+"""A line of a mapping or a list: what is before a scalar, and the scalar without its remark."""
+_BLOCK = re.compile(r"^([ ]*)(?:.*[\s])?[|>](?:[+-]?\d?|\d[+-])[ \t]*(?:[ \t]#.*)?$")
+"""A line below which a block scalar is, as far as lines are indented deeper (YAML 1.2, 8.1)."""
+_ANCHOR = re.compile(r"(?:^|[\s\[{,])&([^\s\[\]{},]+)")
+
+
+_ADDRESS = re.compile(r"\[[0-9a-fA-F]*:[0-9a-fA-F.]*:[0-9a-fA-F:.]*\](?::\S*)?")
+"""An address of IPv6, which is no list."""
+_PROPERTY = re.compile(r"(?:&[^\s\[\]{},]+|!![a-z]+)(?:\s|$)")
+"""An anchor, or a tag of YAML's own."""
+
+
+def _is_odd(scalar: str, anchors: Container[str], chosen: bool) -> bool:
+    """Whether uWSGI takes it as it stands and YAML does not: ``%(base)``, ``*:80``, ``@name``,
+    ``[::]:8``. A tag of others, such as ``!name``, is taken so in the chosen section alone."""
+    if scalar[0] == "[":
+        return _ADDRESS.fullmatch(scalar) is not None
+    if scalar[0] == "*":
+        return scalar[1:] not in anchors
+    if scalar[0] == "!" and not chosen:
+        return False
+    return _PROPERTY.match(scalar) is None
+
+
+def _quoted(text: str, section: str) -> str:
+    """*text* with quotes around what is odd. What is valid YAML stays, also of other programs."""
+    anchors = set(_ANCHOR.findall(text))
+    opening = re.compile(rf"(?P<quote>['\"]?){re.escape(section)}(?P=quote)[ \t]*:(?:\s|$)")
+    lines = text.split("\n")
+    outermost: int | None = None
+    block: int | None = None
+    chosen = False
+    for number, line in enumerate(lines):
+        content = line.lstrip(" ")
+        indent = len(line) - len(content)
+        if not content.strip() or (block is not None and indent > block):
+            continue
+        block = None
+        if content[0] == "#" or line.startswith(("---", "...", "%")):
+            continue
+        outermost = indent if outermost is None else outermost
+        if indent <= outermost:
+            chosen = opening.match(content) is not None
+        if (found := _BLOCK.match(line)) is not None:
+            block = len(found[1])
+        elif (found := _VALUE.match(line)) is not None and _is_odd(found[2], anchors, chosen):
+            scalar = found[2].replace("'", "''")
+            lines[number] = f"{found[1]}'{scalar}'"
+    return "\n".join(lines)
 
 
 def _yaml(path: str, text: str, section: str) -> Content:
     # oslo.config's own parser; costs nothing where no such file is read.
     import yaml
 
-    quoted = _ODD.sub(lambda it: f"{it[1]}'{it[2].rstrip()}'", text)
     try:
-        root = yaml.compose(quoted, Loader=yaml.SafeLoader)
+        root = yaml.compose(_quoted(text, section), Loader=yaml.SafeLoader)
     except RecursionError as error:
         raise CommandError(f"{path}: is no YAML: too many levels") from error
     except yaml.YAMLError as error:
@@ -93,6 +153,9 @@ def _yaml(path: str, text: str, section: str) -> Content:
         where = path if mark is None else f"{path}:{mark.line + 1}"
         problem = getattr(error, "problem", None) or error
         raise CommandError(f"{where}: is no YAML: {problem}") from error
+    except (ValueError, OverflowError) as error:
+        # An escape such as "\\UFFFFFFFF", or a version of more digits than int() takes.
+        raise CommandError(f"{path}: is no YAML: {error}") from error
     if root is None:
         return Content([], [])
     if not isinstance(root, yaml.MappingNode):
@@ -115,7 +178,8 @@ def _yaml(path: str, text: str, section: str) -> Content:
                     raise CommandError(
                         f"{path}:{number}: {name.value} has neither a value nor a list"
                     )
-                lines.append(Line(number, str(name.value), str(item.value)))
+                # A block scalar ends with a line feed, which no option means.
+                lines.append(Line(number, str(name.value), str(item.value).rstrip("\n")))
     return Content(lines, sections)
 
 
@@ -157,7 +221,7 @@ def _xml(path: str, text: str, section: str) -> Content:
     parser = expat.ParserCreate()
 
     def is_chosen() -> bool:
-        # Without :SECTION the first one, whatever its id.
+        # Without :SECTION the first one counts, with any id.
         return len(sections) == 1 if section == _SECTION else section in sections[-1:]
 
     def start(name: str, attributes: dict[str, str]) -> None:
@@ -198,6 +262,10 @@ def _xml(path: str, text: str, section: str) -> Content:
     except expat.ExpatError as error:
         problem = expat.errors.messages[error.code]
         raise CommandError(f"{path}:{error.lineno}: is no XML: {problem}") from error
+    except (LookupError, ValueError) as error:
+        # The declaration names an encoding that Python does not know, or one of several bytes.
+        where = f"{path}:{parser.CurrentLineNumber}"
+        raise CommandError(f"{where}: is no XML: {error}; write it in UTF-8") from error
     return Content(lines, [_SECTION, *sections] if sections else [])
 
 

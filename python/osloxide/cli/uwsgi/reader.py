@@ -17,7 +17,6 @@ import os
 import pwd
 import re
 import socket
-import sys
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -38,8 +37,9 @@ _INCLUDES: Mapping[str, str | None] = {
 }  # fmt: skip
 """Options that name another file, and its format; None where its name tells."""
 _PLACEHOLDERS = ("set", "set-ph", "set-placeholder")
-_DEPTH = 20
-"""How many placeholders may stand behind one another."""
+_LONGEST = 131_072
+"""Characters of a value at most: as many as an argument may have (execve(2), MAX_ARG_STRLEN)."""
+_PLACEHOLDER = re.compile(r"%\(([^()]*)\)")
 _VARIABLE = "UWSGI_"
 _INTERNAL = ("RELOADS", "ORIGINAL_PROC_NAME", "VASSALS_DIR", "EMPEROR_FD", "EMPEROR_FD_CONFIG",
              "EMPEROR_PROXY", "BROODLORD_NUM", "JAIL_PID")  # fmt: skip
@@ -86,7 +86,7 @@ class Reader:
 
         :raises CommandError: it includes a file that cannot be used.
         """
-        self._take(name, self._expanded(value, None), source, "")
+        self._take(name, self._expanded(value, None, source), source, "")
 
     def add_environment(
         self, environ: Mapping[str, str], is_meant: Callable[[str], bool], known: Container[str]
@@ -112,16 +112,23 @@ class Reader:
             self.add(option, value, f"environment variable {variable}")
 
     def finish(self) -> None:
-        """Expand placeholders that are set further down than they are used."""
-        for index, setting in enumerate(self.settings):
-            before, value = "", setting.value
-            # What it names may name others; two that name each other stay as they are.
-            for _ in range(_DEPTH):
-                if before == value:
-                    break
-                before, value = value, self._referred(value, None)
-            if value != setting.value:
-                self.settings[index] = replace(setting, value=value)
+        """Expand placeholders that are set further down than they are used.
+
+        One that leads into a circle, such as two that name each other, stays as it is.
+
+        :raises CommandError: a value becomes too long.
+        """
+        # Each round takes one link of a chain at least, and a chain that leads down all of them.
+        for _ in range(len(self.settings)):
+            changed = False
+            for index in range(len(self.settings) - 1, -1, -1):
+                setting = self.settings[index]
+                value = self._referred(setting.value, None, setting.source, last=True)
+                if value != setting.value:
+                    self.settings[index] = replace(setting, value=value)
+                    changed = True
+            if not changed:
+                break
 
     def read(self, text: str, source: str, including: str = "", kind: str | None = None) -> None:
         """Take all settings of ``FILE`` or ``FILE:SECTION``; ``-`` is standard input.
@@ -139,7 +146,9 @@ class Reader:
             raise CommandError(f"{source}: circular include: {names}; remove one of them")
         try:
             if path == "-":
-                content = sys.stdin.read()
+                # As files are; sys.stdin would refuse bytes that are no UTF-8.
+                with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as file:
+                    content = file.read()
             else:
                 content = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
         except OSError as error:
@@ -174,22 +183,26 @@ class Reader:
                     self._run(block, path, each)
             elif line.key.startswith("if-"):
                 block = _block(rest, line, source, "if-", ("endif", "end-if", "end"))
-                value = self._expanded(line.value, item)
+                value = self._expanded(line.value, item, source)
                 holds, matched = self._test(line.key, value, source)
                 if holds:
                     self._run(block, path, matched if item is None else item)
             elif line.key in ("endif", "end-if", "endfor", "end-for", "end"):
                 raise CommandError(f"{source}: {line.key} ends nothing; remove it")
             else:
-                self._take(line.key, self._expanded(line.value, item), source, path)
+                self._take(line.key, self._expanded(line.value, item, source), source, path)
 
     def _items(self, line: Line, source: str) -> list[str]:
-        value = self._expanded(line.value, None)
+        value = self._expanded(line.value, None, source)
         if line.key == "for":
             return value.split()
         if line.key == "for-glob":
             return sorted(glob.glob(value))
-        if line.key == "for-times" and value.isdigit():
+        if line.key == "for-times":
+            if not re.fullmatch("[0-9]{1,6}", value):
+                raise CommandError(
+                    f"{source}: for-times = {value}: is no whole number of at most 999999"
+                )
             return [str(number) for number in range(1, int(value) + 1)]
         if line.key == "for-readline":
             return [text.rstrip("\n") for text in _read(value, source).splitlines()]
@@ -219,7 +232,12 @@ class Reader:
                 f"{source}: {key} is a condition that osloxide does not know; known are if-env, "
                 f"if-opt, {', '.join(f'if-{name}' for name in tests)}, and if-not-..."
             )
-        return tests[kind]() is wanted, value
+        try:
+            return tests[kind]() is wanted, value
+        except re.error as error:
+            raise CommandError(
+                f"{source}: {key} = {value}: is no regular expression: {error}"
+            ) from error
 
     # ---- settings and placeholders
 
@@ -238,30 +256,51 @@ class Reader:
     def _value_of(self, name: str) -> str | None:
         return next((it.value for it in self.settings if it.name == name), None)
 
-    def _expanded(self, text: str, item: str | None) -> str:
-        text = self._referred(text, item)
+    def _expanded(self, text: str, item: str | None, source: str) -> str:
+        text = self._referred(text, item, source)
         text = re.sub(r"\$\(([^()]*)\)", lambda match: os.environ.get(match[1], match[0]), text)
         return re.sub(r"@\(([^()]*)\)", lambda match: _read(match[1], match[0]).strip("\n"), text)
 
-    def _referred(self, text: str, item: str | None) -> str:
-        """*text* with its ``%(name)``; one that is not set, or not yet, stays."""
+    def _referred(self, text: str, item: str | None, source: str, last: bool = False) -> str:
+        """*text* with its ``%(name)``; one that is not set stays, and so does one whose own value
+        waits for another.
+
+        :param last: no other setting comes: what is not set waits for nothing.
+        :raises CommandError: it becomes too long.
+        """
+        length = len(text)
 
         def placeholder(match: re.Match[str]) -> str:
-            inner = match[1]
-            if inner == "_" and item is not None:
-                return item
-            if " " in inner:
-                return self._calculated(inner)
-            self.used.add(inner)
-            found = self._value_of(inner)
-            return match[0] if found is None else found
+            nonlocal length
+            found = self._found(match[1], item, source, last)
+            if found is None:
+                return match[0]
+            length += len(found) - len(match[0])
+            if length > _LONGEST:
+                raise _too_long(match[0], source)
+            return found
 
-        return re.sub(r"%\(([^()]*)\)", placeholder, text)
+        return _PLACEHOLDER.sub(placeholder, text)
 
-    def _calculated(self, formula: str) -> str:
+    def _found(self, name: str, item: str | None, source: str, last: bool) -> str | None:
+        """What ``%(name)`` stands for; None where it stays."""
+        if name == "_" and item is not None:
+            return item
+        if " " in name:
+            return self._calculated(name, source)
+        self.used.add(name)
+        found = self._value_of(name)
+        for inner in _PLACEHOLDER.findall(found or ""):
+            if not last or " " in inner or self._value_of(inner) is not None:
+                return None
+        return found
+
+    def _calculated(self, formula: str, source: str) -> str:
         """``a + 3 b``: from left to right, without precedence, whole numbers; or words in a row.
 
         A name that is not set is blank, what is no number counts as 0, and so does a quotient by 0.
+
+        :raises CommandError: it becomes too long.
         """
         found, operator = "", ""
         for word in formula.split():
@@ -284,6 +323,8 @@ class Reader:
                 "/": str(int(left / right) if right else 0),
             }[operator]
             operator = ""
+            if len(found) > _LONGEST:
+                raise _too_long(f"%({formula})", source)
         return found
 
     def _magic(self, path: str, section: str) -> dict[str, str]:
@@ -345,9 +386,18 @@ def _substituted(text: str, magic: dict[str, str]) -> str:
 
 
 def _integer(text: str) -> int:
-    """The whole number at the beginning of *text*, as strtoll(3) takes it."""
-    found = re.match(r"\s*([-+]?\d+)", text)
-    return int(found[1]) if found else 0
+    """The whole number at the beginning of *text*, as strtoll(3) takes it: of 64 bits at most."""
+    found = re.match(r"\s*([-+]?)0*(\d{0,20})", text)
+    number = int(f"{found[1]}{found[2] or 0}") if found else 0
+    return max(-(2**63), min(number, 2**63 - 1))
+
+
+def _too_long(placeholder: str, source: str) -> CommandError:
+    if len(placeholder) > 80:
+        placeholder = placeholder[:80] + "..."
+    return CommandError(
+        f"{source}: {placeholder} makes the value longer than {_LONGEST} characters; shorten it"
+    )
 
 
 def _block(
@@ -374,9 +424,12 @@ def _block(
 
 def _read(path: str, source: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise CommandError(f"{source}: cannot read {path}: {error.strerror}") from error
+    if "\0" in text:
+        raise CommandError(f"{source}: {path} holds a NUL byte, so it is no text; name another")
+    return text
 
 
 def _name(look_up: Callable[[], str], number: int) -> str:
