@@ -1,6 +1,6 @@
 """Promises of the memory of Python's frames (src/python/frame_stack.rs), in processes of their own.
 
-A chunk that is mapped anew costs a page fault at least, which the kernel counts for each thread.
+A chunk that is mapped again costs a page fault at least, which the kernel counts for each thread.
 """
 
 import subprocess

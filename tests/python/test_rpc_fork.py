@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import waiting
 from _children import run_python
 
 PRELUDE = """
-import os, socket, sys, time
+import os, socket, sys
 import osloxide
 osloxide.install()
 from osloxide import _native
@@ -32,8 +35,10 @@ def test_a_worker_is_forked_beside_the_heartbeats_of_rabbitmq() -> None:
 here, there = socket.socketpair()
 heartbeats = _native.Heartbeats()
 connection = heartbeats.add(here.fileno(), 60.0)
-while "amqp-heartbeats" not in _native.native_threads():
-    time.sleep(0.001)  # it gets its name as it begins
+sys.path.insert(0, sys.argv[1])
+from waiting import wait_until
+# It gets its name as it begins.
+wait_until(lambda: "amqp-heartbeats" in _native.native_threads(), "the thread of heartbeats")
 forking.prepare()
 
 def begin():
@@ -46,7 +51,8 @@ def begin():
 
 in_child(begin)
 print("forked")
-"""
+""",
+        str(Path(waiting.__file__).parent),
     )
     assert result.stdout == "forked\n", result.stderr
 

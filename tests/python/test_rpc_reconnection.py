@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import DEADLINE
 
 from osloxide.messaging.rabbit import reconnection
 
@@ -152,12 +153,24 @@ def test_a_refusal_is_raised_and_takes_the_next_host() -> None:
 def test_a_stop_ends_the_wait_for_the_next_attempt() -> None:
     link = Link({"a": UnreachableError("a")})
     connection = make(link, delay=3600.0)
-    waiting = threading.Thread(target=connection.consume)
-    waiting.start()
-    connection.stop_consuming()
-    waiting.join(20)
+    begun = threading.Event()
 
-    assert not waiting.is_alive()
+    class Stopped(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            begun.set()
+            return super().wait(timeout)
+
+    connection._osloxide_stopped = Stopped()
+    consuming = threading.Thread(target=connection.consume, daemon=True)
+    consuming.start()
+    assert begun.wait(DEADLINE), "the wait for the next attempt has not begun"
+    assert connection._osloxide_outage.left > 0
+    assert consuming.is_alive()
+    connection.stop_consuming()
+    consuming.join(DEADLINE)
+
+    assert not consuming.is_alive()
+    assert not link.tried
     assert not connection.consumed
 
 
