@@ -5,7 +5,8 @@ needs. In stock two layers take the next host when a connection is lost, ``consu
 ``ensure``, and a third one is taken when an attempt fails while the time of ``consume`` is over: a
 millisecond here, up to 5 s in stock. With a URL of three hosts that is the same host each time, and
 where it is the dead one the consumer stays away for as long as it is dead.
-Here one attempt is made at one host, and its failure takes exactly the next one, whatever the time.
+Here one attempt is made at one host, and its failure takes exactly the next one, also where no
+time is left.
 Never sends, and never decides what becomes of a message.
 Rules: oslo_messaging/_drivers/impl_rabbit.py (``Connection.consume``, ``ensure_connection``);
 kombu/connection.py (``ensure``, ``maybe_switch_next``); ``[oslo_messaging_rabbit]

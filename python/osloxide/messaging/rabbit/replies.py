@@ -52,7 +52,7 @@ class LateReplies:
 
     def _begin(self) -> None:
         """With nothing that waits. In a forked child as well: what waits there is its parent's, and
-        so are the thread and whoever held the lock."""
+        so are the thread and the holder of the lock."""
         self._changed = threading.Condition()
         self._waiting: list[Reply] = []
         self._running = False
