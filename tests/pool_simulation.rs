@@ -279,6 +279,39 @@ fn held_jobs() {
     drop(time);
 }
 
+/// The bound grows while the pool is full and a job waits, and nothing else happens then: it begins.
+fn grown_bound() {
+    let time = Time::start();
+    let executor = Arc::new(Executor::new(Calls, 2, 0));
+    let latch = Arc::new(Latch::default());
+    let flights = Arc::new(Mutex::new(Vec::new()));
+    let (held, kept) = (Arc::clone(&executor), Arc::clone(&flights));
+    let call: Job = Box::new(move |in_flight| {
+        held.hold();
+        kept.lock().push(in_flight);
+    });
+    executor.submit(call, None).unwrap();
+    while flights.lock().is_empty() {
+        thread::yield_now();
+    }
+    let (first, second) = (Arc::clone(&latch), Arc::clone(&latch));
+    executor
+        .submit(Box::new(move |_| first.pass()), None)
+        .unwrap();
+    executor
+        .submit(Box::new(move |_| second.open()), None)
+        .unwrap();
+    for _ in 0..20 {
+        thread::yield_now();
+    }
+    flights.lock().clear();
+    executor.release();
+    latch.pass();
+    drop(executor.close(false));
+    wait_for_end(&executor);
+    drop(time);
+}
+
 /// A full queue: whoever waits for room gets it, and nothing is lost.
 fn bounded_queue() {
     let time = Time::start();
@@ -385,6 +418,7 @@ scenarios! {
     a_cancelling_close_loses_no_job: every_job_once_or_given_back;
     while_fewer_than_the_maximum_run_nothing_waits_for_ever: admission;
     held_jobs_come_back_and_the_end_waits_for_them: held_jobs;
+    what_waits_for_a_bound_that_grows_begins: grown_bound;
     who_waits_for_room_gets_it: bounded_queue;
     a_job_that_no_thread_can_run_is_given_back_to_its_submitter: refused_threads;
     a_close_beside_a_refused_thread_ends_and_loses_no_job: refused_threads_and_close;

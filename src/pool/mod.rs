@@ -170,7 +170,12 @@ impl<S: Source> Pool<S> {
 
     /// Changes how many jobs may run at once; 0 counts as 1.
     pub fn resize(&self, max: usize) {
-        self.shared.state.lock().gate.resize(max);
+        let mut state = self.shared.state.lock();
+        state.gate.resize(max);
+        if !state.ready.is_empty() {
+            // No one looks at a pool that is full.
+            self.shared.ensure_standby(&mut state);
+        }
     }
 
     /// One consistent view of the counters.

@@ -97,17 +97,20 @@ pub(super) fn keep_chunks(_: Python<'_>) {
     };
     // SAFETY: this thread is attached, and the struct is CPython's to fill in.
     unsafe { ffi::PyObject_GetArenaAllocator(&raw mut arenas) };
+    let ctx = arenas.ctx;
     let kept = [const { AtomicPtr::new(ptr::null_mut()) }; KEPT];
     if CHUNKS.set(Chunks { arenas, kept }).is_err() {
         return;
     }
     let mut ours = ffi::PyObjectArenaAllocator {
-        ctx: ptr::null_mut(),
+        ctx,
         alloc: Some(allocate),
         free: Some(free),
     };
-    // SAFETY: this thread is attached; CPython copies the struct. `free` passes on what was allocated
-    // before, and what is not kept, to the functions that it came from. Both may be called without the
+    // SAFETY: this thread is attached; CPython copies the struct. Without an interpreter lock another
+    // thread may see some words of it before others: each mix of old and new functions works, since the
+    // word that the old ones want is kept and ours ignore it. `free` passes on what was allocated before,
+    // and what is not kept, to the functions that it came from. Both may be called without the
     // interpreter, since they use atomics alone.
     unsafe { ffi::PyObject_SetArenaAllocator(&raw mut ours) };
 }

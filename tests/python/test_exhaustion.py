@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import socket
@@ -248,6 +249,17 @@ def test_standard_streams_that_are_closed_or_full_change_neither_service_nor_sta
 # ---- a program that executes itself again
 
 
+def inheritable_sockets(pid: int) -> list[str]:
+    """Sockets that a command of that process would keep open."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        flags = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text()
+        is_kept = not int(re.search(r"flags:\s*(\d+)", flags)[1], 8) & os.O_CLOEXEC  # type: ignore[index]
+        if is_kept and os.readlink(descriptor).startswith("socket:"):
+            found.append(descriptor.name)
+    return found
+
+
 def test_a_hangup_whose_interpreter_is_gone_leaves_the_old_program_serving(
     start: Callable[..., Running], tmp_path: Path
 ) -> None:
@@ -258,11 +270,13 @@ def test_a_hangup_whose_interpreter_is_gone_leaves_the_old_program_serving(
     (venv / "lib").symlink_to(real / "lib")
     python = venv / "bin" / "python"
     python.symlink_to(os.path.realpath(sys.executable))
-    (tmp_path / "mysite.py").write_text(SITE)
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "mysite.py").write_text(SITE)
     log = tmp_path / "log"
+    serve = ["serve", "mysite", "-b", f"unix:{tmp_path}/socket", "--chdir", "app"]
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [str(python), "-m", "osloxide", "serve", "mysite", "-b", f"unix:{tmp_path}/socket"],
+            [str(python), "-m", "osloxide", *serve],
             cwd=tmp_path,
             env=environment(),
             stdout=sink,
@@ -278,6 +292,8 @@ def test_a_hangup_whose_interpreter_is_gone_leaves_the_old_program_serving(
         wait_until(lambda: answers(tmp_path), "an answer of the old program")
         blocked = Path(f"/proc/{process.pid}/status").read_text().partition("SigBlk:")[2].split()[0]
         assert int(blocked, 16) == 0
+        assert os.readlink(f"/proc/{process.pid}/cwd") == str(tmp_path / "app")
+        assert not inheritable_sockets(process.pid)
         process.terminate()
         assert process.wait(30) == 0, log.read_text()
     finally:

@@ -164,6 +164,17 @@ def test_a_word_of_the_command_line_wins_also_where_it_is_the_default(tmp_path: 
         assert options.keep_alive_timeout == 5  # the file alone says it
 
 
+def test_the_command_line_wins_over_the_file_by_another_option_too(tmp_path: Path) -> None:
+    path = tmp_path / "site.py"
+    path.write_text("keepalive = 0\naccesslog = '-'\naccess_log_format = '%(h)s'\n")
+
+    assert parsed("-c", str(path), "told").no_keep_alive
+    options = parsed("-c", str(path), "--keep-alive", "5", "--no-access-log", "told")
+
+    assert (options.no_keep_alive, options.keep_alive_timeout) == (False, 5)
+    assert (options.access_log, options.access_logformat) == (None, None)
+
+
 def test_web_concurrency_is_the_default_of_workers_and_a_file_wins_over_it(
     file: Path, tmp_path: Path
 ) -> None:

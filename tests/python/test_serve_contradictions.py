@@ -181,6 +181,25 @@ def test_a_file_that_is_of_no_use_is_named_with_its_option(
     assert options[-1].rpartition("=")[2].removeprefix("unix:") in message
 
 
+def test_a_hangup_reads_a_relative_configuration_where_the_command_was_started(
+    tmp_path: Path,
+) -> None:
+    site = tmp_path / "app" / "mysite.py"
+    site.parent.mkdir()
+    site.write_text(SITE)
+    (tmp_path / "gunicorn.conf.py").write_text("timeout = 0\nchdir = 'app'\n")
+    with starter(tmp_path) as start:
+        running = start("serve", "mysite", *TCP, "--config", "gunicorn.conf.py")
+        port = running.port()
+        assert fetch(port) == ["ok"]
+
+        site.write_text(SITE.replace("ok", "new"))
+        running.process.send_signal(signal.SIGHUP)
+
+        wait_until(lambda: fetch(port) == ["new"], f"the new code\n{running.log}")
+        assert running.stop() == 0, running.log
+
+
 def test_a_hangup_with_files_of_no_use_leaves_a_single_process_serving(tmp_path: Path) -> None:
     (tmp_path / "mysite.py").write_text(SITE)
     config, logs, static = tmp_path / "gunicorn.conf.py", tmp_path / "logs", tmp_path / "static"

@@ -590,3 +590,25 @@ def test_an_answer_of_the_servers_own_to_head_has_no_body(
 
         assert connection.answer("HEAD").status == status
         assert connection.rest() == b""
+
+
+@pytest.mark.parametrize("fails", ["raises", "ends_early"])
+def test_an_answer_that_breaks_off_reaches_its_client_also_where_a_body_is_unread(
+    fails: str,
+) -> None:
+    """A socket that is closed with unread bytes is reset, and what was sent is lost with it."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "10")])
+        yield b"part"
+        if fails == "raises":
+            raise ValueError("on purpose")
+
+    with serving(application) as server:
+        for size in (1, 5_000, 60_000):
+            with connect(server) as connection:
+                head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
+                connection.send(head.encode() + size * b"x")
+                # A reset would raise here.
+                received = b"".join(iter(lambda: connection.socket.recv(65536), b""))
+            assert received.endswith(b"\r\n\r\npart")

@@ -29,7 +29,9 @@ _request = threading.local()
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse directories of ``--static-map`` that are none.
+    """Refuse directories of ``--static-map`` that are none, or that this user may not enter.
+
+    To list a directory is a right of its own (path_resolution(7)); serving files does not need it.
 
     :raises CommandError: names the prefix, the directory and the remedy.
     """
@@ -37,11 +39,11 @@ def check(options: argparse.Namespace) -> None:
         return
     for prefix, directory in options.static_map:
         try:
-            os.listdir(directory)
+            os.stat(os.path.join(directory, "."))
         except OSError as error:
             raise CommandError(
                 f"--static-map {prefix}={directory}: {error.strerror}; create the directory, or "
-                "name one that this user may read"
+                "name one that this user may enter"
             ) from error
 
 

@@ -181,14 +181,15 @@ def declare(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def read(path: str) -> dict[str, Any]:
+def read(path: str, directory: str = "") -> dict[str, Any]:
     """The settings that a configuration file makes.
 
+    :param directory: where a relative *path* begins; empty = the working directory.
     :raises CommandError: it cannot be read or executed.
     """
     if path.startswith("python:"):
         raise CommandError(f"--config {path}: give the path of its file", 2)
-    file = Path(path.removeprefix("file:"))
+    file = Path(directory, path.removeprefix("file:"))
     found: dict[str, Any] = {"__file__": str(file), "__name__": "__config__"}
     try:
         exec(compile(file.read_bytes(), str(file), "exec"), found)  # noqa: S102 - gunicorn's way
@@ -285,10 +286,12 @@ class Parser(argparse.ArgumentParser):
         found, rest = super().parse_known_args(words, namespace)
         if getattr(found, "config", None) is not None:
             try:
-                self.set_defaults(**_settings_of(self, found.config))
+                settings = _settings_of(self, found.config)
             except CommandError as error:
                 self.error(str(error))
+            self.set_defaults(**settings)
             found, rest = super().parse_known_args(words, argparse.Namespace(**before))
+            _give_way(found, settings)
         elif Path(_USUAL).is_file():
             print(f"osloxide: ./{_USUAL} is not read; give --config {_USUAL}", file=sys.stderr)
         for note in getattr(found, "notes", ()):
@@ -345,6 +348,14 @@ def _option(parser: argparse.ArgumentParser, path: str, name: str, value: Any) -
         raise CommandError(f"{path}: {name} is refused: {error}", 2) from error
     except (argparse.ArgumentTypeError, ValueError) as error:
         raise CommandError(f"{path}: {name}: {error}", 2) from error
+
+
+def _give_way(found: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Drop what the file says by one option where the command line says the contrary by another."""
+    if settings.get("no_keep_alive") and found.keep_alive_timeout is not None:
+        found.no_keep_alive = False
+    if found.no_access_log and found.access_log == settings.get("access_log"):
+        found.access_log = found.access_logformat = None
 
 
 class _ErrorLog(argparse.Action):

@@ -45,6 +45,12 @@ def keep(servers: Sequence[Server]) -> dict[str, str]:
     return {_KEPT: json.dumps([server.socket.fileno() for server in servers])}
 
 
+def release(servers: Sequence[Server]) -> None:
+    """Take back what :func:`keep` did: commands that the application starts inherit no socket."""
+    for server in servers:
+        server.socket.set_inheritable(False)
+
+
 def bind(options: argparse.Namespace) -> list[Server]:
     """One server for each address, all listening.
 

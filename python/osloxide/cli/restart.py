@@ -9,6 +9,7 @@ Rules: execve(2), signal(7).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from osloxide.cli import listeners
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from osloxide.cli.preparation import Preparation
     from osloxide.wsgi import Server
@@ -64,17 +65,24 @@ def execute_again(
         stream.flush()
     words = [sys.executable, *sys.orig_argv[1:]]
     if _was_told_to_stop:
-        take_signals()
+        _go_on(preparation, servers)
         return
     try:
         os.execve(sys.executable, words, environ)  # noqa: S606 - itself
     except OSError as error:
-        take_signals()
+        _go_on(preparation, servers)
         LOG.error(
             "SIGHUP: %s cannot be executed: %s; this program goes on with the code that it has",
             sys.executable,
             error.strerror,
         )
+
+
+def _go_on(preparation: Preparation, servers: Sequence[Server]) -> None:
+    """Take back what was set up for a next program."""
+    listeners.release(servers)
+    preparation.apply_again()
+    take_signals()
 
 
 def _passes(check: Callable[[], None]) -> bool:
@@ -113,6 +121,19 @@ def _can_encrypt(servers: Sequence[Server]) -> bool:
 def hold_signals() -> None:
     """Have signals wait from the first bind on: their defaults would end the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+
+
+@contextlib.contextmanager
+def stops_heard() -> Iterator[None]:
+    """Let a stop end a process that loads an application before it has handlers.
+
+    One that has executed itself holds all signals until then.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def take_signals() -> None:

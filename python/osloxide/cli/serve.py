@@ -115,7 +115,11 @@ def main(options: argparse.Namespace) -> int:
         if has_parent:
             preparation.apply_again()
         else:
-            restart.execute_again(preparation, servers, lambda: _check_again(options, site))
+            restart.execute_again(
+                preparation,
+                servers,
+                lambda: _check_again(options, site, preparation.directory),
+            )
 
     served = site_service(
         site,
@@ -164,13 +168,15 @@ def _check(options: argparse.Namespace, site: Application) -> None:
     filters.check(options)
 
 
-def _check_again(options: argparse.Namespace, site: Application) -> None:
+def _check_again(options: argparse.Namespace, site: Application, directory: str) -> None:
     """Whether the same command would start now: files may have changed.
 
+    :param directory: where the command was started; the path of ``--config`` begins there, and all
+        others in ``--chdir``.
     :raises CommandError: it would not.
     """
     if config := getattr(options, "config", None):
-        gunicorn.read(config)
+        gunicorn.read(config, directory)
     _check(options, site)
     listeners.check_logs(options)
 
@@ -233,7 +239,8 @@ def remove_pid_file(path: str | None) -> None:
 
 def _preload(site: Application) -> None:
     try:
-        site.load()
+        with restart.stops_heard():
+            site.load()
     except (CommandError, KeyboardInterrupt):
         raise
     except BaseException as error:

@@ -526,7 +526,7 @@ class ProcessLauncher:
         return type(self._wrappers[group].service).__name__
 
     def _fork_or_put_off(self, wrap: ServiceWrapper, slot: int, generation: int) -> None:
-        """A fork that is not possible is tried again, whatever the reason, once any was.
+        """A fork that is not possible for any reason is tried again, once one was possible.
 
         The application may have started threads in this process since then, for one.
         """
@@ -551,10 +551,11 @@ class ProcessLauncher:
     ) -> int | None:
         """Fork one worker; returns its pid, or None when the system refused."""
         assert slot is not None
-        dump = fault_dump.FaultDump()
         if self._templates is not None:
+            dump = fault_dump.FaultDump()
             return self._start_from_template(self._templates, wrap, slot, generation, dump)
         forking.prepare()
+        dump = fault_dump.FaultDump()
         # A signal that reaches the child before it has handlers of its own must wait for them.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.HANDLED)
         try:

@@ -222,17 +222,24 @@ class Templates:
             self.listen()
         longest = _BACK_OFF if self._is_blind else 0.0
         if self._try_at is not None:
-            if now < self._try_at:
-                return min(self._try_at - now, longest or _LONGEST_BACK_OFF)
-            self._start()
+            if now >= self._try_at:
+                self._start()
+                now = time.monotonic()
+                longest = _BACK_OFF if self._is_blind else 0.0
+            if self._try_at is not None:  # not due, or refused again
+                return min(self._due_in(now), longest or _LONGEST_BACK_OFF)
         if self._coming is None or not load_timeout:
             return longest
         left = self._coming.began + load_timeout - now
         if left <= 0:
             LOG.error("The application was not loaded within %g s", load_timeout)
             self._failed()
-            return max(0.01, (self._try_at or now) - now)
+            return self._due_in(now)
         return min(left, longest or left)
+
+    def _due_in(self, now: float) -> float:
+        """Seconds until the next try; never 0, which would be never."""
+        return max(0.01, (self._try_at or now) - now)
 
     def listen(self) -> None:
         """Act on what the templates say."""

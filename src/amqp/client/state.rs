@@ -324,10 +324,11 @@ impl State {
         }
     }
 
-    /// Takes the channel from an exchange to which nothing is under way.
-    pub(super) fn remove_idle_route(&mut self) -> Option<u16> {
+    /// Takes the channel from an exchange to which nothing is under way, and which is not *needed*.
+    pub(super) fn remove_idle_route(&mut self, needed: Option<&str>) -> Option<u16> {
         let mut routes = self.routes.iter();
-        let (exchange, _) = routes.find(|(_, route)| route.unconfirmed.is_empty())?;
+        let (exchange, _) =
+            routes.find(|(name, it)| it.unconfirmed.is_empty() && Some(name.as_str()) != needed)?;
         let exchange = exchange.clone();
         let route = self.routes.remove(&exchange)?;
         self.count();

@@ -437,8 +437,17 @@ impl Thread {
     }
 
     fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
+        self.open_channel_beside(connection, None)
+    }
+
+    /// ... without that of the exchange *needed* being closed for it.
+    fn open_channel_beside(
+        &mut self,
+        connection: &mut Connection,
+        needed: Option<&str>,
+    ) -> Result<u16, Fault> {
         while !connection.has_free_channel() {
-            self.make_room(connection)?;
+            self.make_room(connection, needed)?;
         }
         let channel = connection.new_channel()?;
         let request = methods::channel_open(channel);
@@ -450,9 +459,13 @@ impl Thread {
 
     /// One step towards a free channel: that of an exchange is closed on which nothing is unconfirmed,
     /// or something is read.
-    fn make_room(&mut self, connection: &mut Connection) -> Result<(), Fault> {
+    fn make_room(
+        &mut self,
+        connection: &mut Connection,
+        needed: Option<&str>,
+    ) -> Result<(), Fault> {
         if !connection.is_closing_channels() {
-            let idle = self.shared.state.lock().remove_idle_route();
+            let idle = self.shared.state.lock().remove_idle_route(needed);
             if let Some(channel) = idle {
                 let request = methods::channel_close(channel);
                 let outcome = self.ask(connection, channel, request, |method| {
@@ -525,7 +538,7 @@ impl Thread {
         if exchange.is_auto_delete {
             bits |= methods::AUTO_DELETE;
         }
-        let channel = self.open_channel(connection)?;
+        let channel = self.open_channel_beside(connection, Some(&exchange.name))?;
         let request = methods::queue_declare(channel, &name, bits, arguments);
         let mut outcome = self.ask(connection, channel, request, |method| {
             matches!(method, Method::QueueDeclareOk)

@@ -12,6 +12,8 @@ use memchr::{memchr, memrchr};
 
 /// Blank lines that a client may send before a request (RFC 9112 section 2.2).
 const BLANK_LINES: u8 = 2;
+/// Digits of a Content-Length. Applications turn it into a number, and CPython refuses more than 4,300.
+const LENGTH_DIGITS_MAX: usize = 256;
 
 /// How the body after a head is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,9 +254,11 @@ impl Head {
     }
 
     fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
-        // Leading zeros are digits like others (RFC 9110 section 8.6).
+        // Leading zeros are digits like others (RFC 9110 section 8.6), as far as applications read them.
         let zeros = value.iter().take_while(|byte| **byte == b'0').count();
-        if self.content_length.is_some() || value.is_empty() || value.len() - zeros > 18 {
+        let is_odd =
+            value.is_empty() || value.len() - zeros > 18 || value.len() > LENGTH_DIGITS_MAX;
+        if self.content_length.is_some() || is_odd {
             return Err(Refusal::ContentLength);
         }
         let mut length = 0;

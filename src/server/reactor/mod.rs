@@ -208,6 +208,8 @@ impl Reactor {
         let most = pool_size.max(1).saturating_mul(QUEUED_PER_THREAD);
         self.most_queued.store(most, Ordering::Relaxed);
         self.overload.resize(pool_size);
+        // Connections may be accepted that had to wait for the backlog.
+        self.wake_leader();
     }
 
     pub(super) fn count(&self, pool: pool::Stats) -> Stats {
@@ -298,12 +300,13 @@ impl Source for Reactor {
     fn wait(&self, jobs: &mut Vec<Job>, most: usize) {
         let mut scratch = self.scratch.lock();
         let Scratch { events, due } = &mut *scratch;
+        let before = jobs.len();
         self.apply_orders(jobs);
         if self.is_over() {
+            self.queue(jobs.len() - before);
             return;
         }
         self.accept_again();
-        let before = jobs.len();
         let (paused_until, closes_at) = {
             let listening = self.listening.lock();
             (listening.paused_until(), listening.closes_at())
@@ -491,6 +494,8 @@ impl Reactor {
                 if let Some((note, delivery)) = note {
                     jobs.push(Job::Deliver(note, delivery));
                 }
+                // What is unread would have the close take back what was sent.
+                connection.drop_body_left();
                 self.drop_connection(connection);
                 None
             }
@@ -548,6 +553,7 @@ impl Keeper for Reactor {
 
     fn end(&self, mut connection: Box<Connection>, is_cut: bool) {
         if is_cut {
+            connection.drop_body_left();
             self.drop_connection(connection);
             return;
         }

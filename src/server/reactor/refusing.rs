@@ -97,25 +97,44 @@ impl Reactor {
         mut connection: Box<Connection>,
         until: Option<Instant>,
     ) -> Again {
-        if until.is_some() {
+        let token = connection.token;
+        let is_reported = || {
+            let mut slots = self.slots.lock();
+            slots.find(token).is_some_and(|slot| slot.is_reported)
+        };
+        if until.is_some() || is_reported() {
             return self.close_unasked(connection);
         }
+        connection.link.finish();
         connection.phase = Phase::Refused { until };
-        self.park(connection)
+        let again = self.park(connection);
+        // The report may have come while this thread had the connection, and found none to end.
+        let waiting = is_reported().then(|| self.take_refused(token)).flatten();
+        match waiting {
+            Some(connection) => self.close_unasked(connection),
+            None => again,
+        }
+    }
+
+    /// The connection of a request that was refused, unless a thread has it.
+    fn take_refused(&self, token: Token) -> Option<Box<Connection>> {
+        let mut slots = self.slots.lock();
+        let slot = slots.find(token)?;
+        let is_waiting = slot
+            .connection
+            .as_ref()
+            .is_some_and(|connection| matches!(connection.phase, Phase::Refused { .. }));
+        is_waiting.then(|| slot.connection.take()).flatten()
     }
 
     /// Tells the handler of a request that was refused, and ends its connection if that still waits.
     pub(super) fn report(&self, token: Token, refused: &Refused, jobs: &mut Vec<Job>) {
         self.reports.fetch_sub(1, Ordering::Relaxed);
         self.handler.refused(refused);
-        let waiting = self.slots.lock().find(token).and_then(|slot| {
-            let is_waiting = slot
-                .connection
-                .as_ref()
-                .is_some_and(|connection| matches!(connection.phase, Phase::Refused { .. }));
-            is_waiting.then(|| slot.connection.take()).flatten()
-        });
-        if let Some(connection) = waiting {
+        if let Some(slot) = self.slots.lock().find(token) {
+            slot.is_reported = true;
+        }
+        if let Some(connection) = self.take_refused(token) {
             self.drive(self.close_unasked(connection), jobs);
         }
     }

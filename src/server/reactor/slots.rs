@@ -19,6 +19,8 @@ pub(super) struct Slot {
     generation: u32,
     /// Events that came while a thread had the connection.
     pub(super) missed: EpollFlags,
+    /// The handler was told of the request that was refused.
+    pub(super) is_reported: bool,
     /// The connection, unless a thread has it.
     pub(super) connection: Option<Box<Connection>>,
 }
@@ -31,6 +33,7 @@ impl Slots {
         let index = self.slots.insert(Slot {
             generation: self.generation,
             missed: EpollFlags::empty(),
+            is_reported: false,
             connection: None,
         });
         Token((u64::from(self.generation) << 32) | index as u64)
