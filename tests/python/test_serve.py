@@ -624,7 +624,8 @@ def test_a_changed_module_is_loaded_anew(start: Callable[..., Running], tmp_path
 
     (tmp_path / "fresh.py").write_text("text = b'second'\n")
     wait_until(lambda: not set(site.running(2)) & first, "replaced workers")
-    assert fetch(site.port()) == ["second"]
+    # One that leaves answers what has reached it.
+    wait_until(lambda: fetch(site.port()) == ["second"], "the new code")
     assert site.log.count("reloading") == 1
 
     (tmp_path / "fresh.py").write_text("text = b'broken\n")

@@ -8,7 +8,6 @@ because ``run`` stands in front of every start of a service.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from osloxide.cli.errors import CommandError
@@ -100,7 +99,11 @@ def _obey_sigterm_as_process_1() -> None:
 
     The kernel drops what process 1 has no handler for: a container could only be killed.
     """
-    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if os.getpid() != 1:
+        return
+    import signal
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         # As a shell tells of a program that the signal has ended.
         signal.signal(signal.SIGTERM, lambda signo, _frame: os._exit(128 + signo))
 
