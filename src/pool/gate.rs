@@ -251,7 +251,7 @@ impl Gate {
         self.run > 0 && self.can_grow()
     }
 
-    /// True while the load is too high for the limit to grow, whatever CPU the machine has to spare.
+    /// True while the load is too high for the limit to grow, also where the machine has CPU to spare.
     pub(super) fn is_loaded(&self) -> bool {
         self.load > GROW_BELOW_WITH_SPARE_CPU
     }

@@ -34,7 +34,7 @@ impl Reactor {
         self.end_refused(connection, line, status, sent, since, jobs)
     }
 
-    /// Answers a request whose body nobody will see with a status of the server's own.
+    /// Answers a request whose body no application will see with a status of the server's own.
     pub(super) fn give_up(
         &self,
         connection: Box<Connection>,
