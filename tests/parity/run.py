@@ -48,8 +48,8 @@ DEADLINE = 30.0
 SHORT_DEADLINE = 10.0
 """The same for a test that is expected to hang."""
 
-FIXED_PORT = "test_wsgi.py"
-"""File whose tests listen on a port of upstream's choice: two runs of it must not meet."""
+FIXED_PORTS = ("test_wsgi.py", "test_eventlet_backdoor.py")
+"""Files whose tests listen on ports of upstream's choice: two runs of one must not meet."""
 
 
 @dataclass
@@ -158,11 +158,11 @@ class Suite:
 
 @contextlib.contextmanager
 def _turn(name: str) -> Iterator[None]:
-    """Keep other runs on this machine, of the other backend type for one, off a fixed port."""
-    if name != FIXED_PORT:
+    """Keep other runs on this machine, of the other backend type for one, off its fixed ports."""
+    if name not in FIXED_PORTS:
         yield
         return
-    with Path(tempfile.gettempdir(), "osloxide-parity.lock").open("wb") as lock:
+    with Path(tempfile.gettempdir(), f"osloxide-parity-{name}.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
