@@ -253,10 +253,12 @@ def inheritable_sockets(pid: int) -> list[str]:
     """Sockets that a command of that process would keep open."""
     found = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        flags = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text()
-        is_kept = not int(re.search(r"flags:\s*(\d+)", flags)[1], 8) & os.O_CLOEXEC  # type: ignore[index]
-        if is_kept and os.readlink(descriptor).startswith("socket:"):
-            found.append(descriptor.name)
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            flags = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text()
+            number = re.search(r"flags:\s*(\d+)", flags)
+            is_kept = number and not int(number[1], 8) & os.O_CLOEXEC
+            if is_kept and os.readlink(descriptor).startswith("socket:"):
+                found.append(descriptor.name)
     return found
 
 

@@ -58,6 +58,7 @@ def execute_again(
         LOG.error("SIGHUP: this program goes on with the code and the files that it has")
         return
     environ = {**preparation.environ, **listeners.keep(servers)}
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(preparation.directory)
     hold_signals()
     logging.shutdown()
@@ -65,12 +66,12 @@ def execute_again(
         stream.flush()
     words = [sys.executable, *sys.orig_argv[1:]]
     if _was_told_to_stop:
-        _go_on(preparation, servers)
+        _go_on(here, servers)
         return
     try:
         os.execve(sys.executable, words, environ)  # noqa: S606 - itself
     except OSError as error:
-        _go_on(preparation, servers)
+        _go_on(here, servers)
         LOG.error(
             "SIGHUP: %s cannot be executed: %s; this program goes on with the code that it has",
             sys.executable,
@@ -78,10 +79,11 @@ def execute_again(
         )
 
 
-def _go_on(preparation: Preparation, servers: Sequence[Server]) -> None:
+def _go_on(here: int, servers: Sequence[Server]) -> None:
     """Take back what was set up for a next program."""
     listeners.release(servers)
-    preparation.apply_again()
+    os.fchdir(here)
+    os.close(here)
     take_signals()
 
 

@@ -430,6 +430,7 @@ def pipeline_refused_last(target: Target) -> str | None:
 
 
 @row
+@unless("slow-writer", because="the server does not wait for ever for what it will not read")
 def pipeline_after_close(target: Target) -> str | None:
     """Nothing is served behind a request that asks for the end."""
     one, two = target.new_tag(), target.new_tag()
