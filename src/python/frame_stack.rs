@@ -2,8 +2,8 @@
 //!
 //! Since CPython 3.11 the frames of Python functions lie on a stack of chunks of 16 KiB, which come from
 //! the arena allocator. A call that does not fit takes a new chunk and its return gives it back, so a
-//! loop that calls functions at the edge of a chunk maps and unmaps memory in each turn: about 6 µs a
-//! call, some hundred times in one request of keystone. Owns the chunks that are kept, a few for the
+//! loop that calls functions at the edge of a chunk maps and unmaps memory in each turn, with a page
+//! fault each: some hundred times in one request of keystone (docs/server.md). Owns the chunks that are kept, a few for the
 //! whole process. Never keeps arenas of objects. Rules: `PyObject_SetArenaAllocator` (C API, "Memory
 //! Management"), `push_chunk` and `pop_chunk` of CPython's `pystate.c` and `ceval.c`.
 

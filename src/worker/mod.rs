@@ -191,11 +191,11 @@ pub fn arm_deadline(allowed: Duration, status: i32) -> io::Result<()> {
     };
     let watch = current.insert(watch);
     scoreboard::current().mark_leaving();
-    let nanoseconds = u64::try_from(allowed.as_nanos()).unwrap_or(NEVER);
-    let deadline = scoreboard::now().saturating_add(nanoseconds);
+    let allowed = nanoseconds(allowed);
+    let deadline = scoreboard::now().saturating_add(allowed);
     watch.orders.status.store(status, Ordering::Relaxed);
     if deadline < watch.orders.deadline.fetch_min(deadline, Ordering::Relaxed) {
-        watch.orders.allowed.store(nanoseconds, Ordering::Relaxed);
+        watch.orders.allowed.store(allowed, Ordering::Relaxed);
     }
     watch.orders.wake();
     Ok(())
@@ -396,8 +396,7 @@ fn watch(orders: &Orders, mut parent: Option<Parent>) {
         if wait(orders, parent.as_ref(), next, now) {
             parent = None;
             PARENT_DIED.store(true, Ordering::Relaxed);
-            let grace = u64::try_from(GRACE_AFTER_PARENT.as_nanos()).unwrap_or(NEVER);
-            end_after_parent = scoreboard::now().saturating_add(grace);
+            end_after_parent = scoreboard::now().saturating_add(nanoseconds(GRACE_AFTER_PARENT));
             // The same way as any other shutdown: Python's handler drains.
             let _ = kill(Pid::this(), Signal::SIGTERM);
         }

@@ -20,7 +20,7 @@ import pytest
 from _children import environment
 from conftest import Program, wait_until
 from procfs import children, is_alive, session_members, stat
-from support.serving import OSLOXIDE, Running, fetch, starter
+from support.serving import LOGGING, OSLOXIDE, Running, fetch, starter
 
 Start = Callable[..., Program]
 
@@ -356,20 +356,5 @@ def test_a_stop_that_comes_as_a_program_is_about_to_execute_itself_is_heard(
 
     assert site.process.wait(30) == 0, site.log
 
-
-LOGGING = """
-[loggers]
-keys = root
-[handlers]
-keys = stderr
-[formatters]
-keys =
-[logger_root]
-level = INFO
-handlers = stderr
-[handler_stderr]
-class = StreamHandler
-args = (sys.stderr,)
-"""
 
 HELD = "(open({gate!r}).read(), open({passed!r}, 'w').close(), sys.stderr)[2]"

@@ -19,7 +19,7 @@ import pytest
 from _children import environment, run_command
 from conftest import wait_until
 from procfs import session_members
-from support.serving import OSLOXIDE, Running, fetch, starter
+from support.serving import LOGGING, OSLOXIDE, Running, fetch, starter
 
 SITE = """
 import os, threading
@@ -697,22 +697,6 @@ def test_a_hangup_under_tls_changes_the_certificate_and_loses_nobody(
     assert len(set(certificates)) == 2
     assert certificates[-1] != certificates[0]
     assert site.stop() == 0, site.log
-
-
-LOGGING = """
-[loggers]
-keys = root
-[handlers]
-keys = stderr
-[formatters]
-keys =
-[logger_root]
-level = INFO
-handlers = stderr
-[handler_stderr]
-class = StreamHandler
-args = (sys.stderr,)
-"""
 
 
 def test_a_hangup_that_would_fail_leaves_a_single_process_serving(

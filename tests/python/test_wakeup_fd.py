@@ -103,14 +103,29 @@ def pipes() -> Iterator[list[socket.socket]]:
         yield ends
 
 
-def test_an_application_sets_asks_and_takes_back_its_part_alone(
-    pipes: list[socket.socket],
-) -> None:
-    ours, _, theirs, reader = pipes
+@contextlib.contextmanager
+def shared_by(ours: socket.socket, *, left: int) -> Iterator[SharedWakeupFd]:
+    """The wakeup fd of this process is *ours* and the application's, then again what it was.
+
+    :param left: what the interpreter has to have as its own when we give it back.
+    """
     before, original = signal.set_wakeup_fd(-1), signal.set_wakeup_fd
     shared = SharedWakeupFd(ours.fileno())
     shared.take()
     try:
+        yield shared
+    finally:
+        shared.give_back()
+        assert signal.set_wakeup_fd is original
+        assert original(before) == left
+
+
+def test_an_application_sets_asks_and_takes_back_its_part_alone(
+    pipes: list[socket.socket],
+) -> None:
+    ours, _, theirs, reader = pipes
+    original = signal.set_wakeup_fd
+    with shared_by(ours, left=-1) as shared:
         assert signal.set_wakeup_fd(theirs.fileno()) == -1
         shared.pass_on(b"\x0a")
         assert reader.recv(8) == b"\x0a"
@@ -119,20 +134,14 @@ def test_an_application_sets_asks_and_takes_back_its_part_alone(
         with pytest.raises(BlockingIOError):
             reader.recv(8)
         assert original(ours.fileno(), warn_on_full_buffer=False) == ours.fileno(), "it stays ours"
-    finally:
-        shared.give_back()
-        assert signal.set_wakeup_fd is original
-        assert original(before) == -1
 
 
 def test_what_the_original_refuses_is_refused_and_changes_nothing(
     pipes: list[socket.socket],
 ) -> None:
     ours, _, theirs, reader = pipes
-    before, original = signal.set_wakeup_fd(-1), signal.set_wakeup_fd
-    shared = SharedWakeupFd(ours.fileno())
-    shared.take()
-    try:
+    # The application is the heir.
+    with shared_by(ours, left=theirs.fileno()) as shared:
         signal.set_wakeup_fd(theirs.fileno())
         reader.setblocking(True)
         with pytest.raises(ValueError, match="non-blocking"):
@@ -141,19 +150,13 @@ def test_what_the_original_refuses_is_refused_and_changes_nothing(
             signal.set_wakeup_fd(10**6)
         shared.pass_on(b"\x0c")
         assert reader.recv(8) == b"\x0c"
-    finally:
-        shared.give_back()
-        assert original(before) == theirs.fileno(), "the heir"
 
 
 def test_a_file_that_got_the_number_of_a_closed_descriptor_gets_no_bytes(
     pipes: list[socket.socket],
 ) -> None:
     ours, _, theirs, _ = pipes
-    before, original = signal.set_wakeup_fd(-1), signal.set_wakeup_fd
-    shared = SharedWakeupFd(ours.fileno())
-    shared.take()
-    try:
+    with shared_by(ours, left=-1) as shared:
         signal.set_wakeup_fd(theirs.fileno())
         read_end, write_end = os.pipe2(os.O_NONBLOCK)
         os.dup2(write_end, theirs.fileno())
@@ -162,6 +165,3 @@ def test_a_file_that_got_the_number_of_a_closed_descriptor_gets_no_bytes(
             os.read(read_end, 8)
         os.close(read_end)
         os.close(write_end)
-    finally:
-        shared.give_back()
-        assert original(before) == -1

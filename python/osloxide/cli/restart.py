@@ -57,8 +57,8 @@ def execute_again(
     if not (preparation.apply_again() and _can_encrypt(servers) and _passes(check)):
         LOG.error("SIGHUP: this program goes on with the code and the files that it has")
         return
+    here = os.getcwd()
     environ = {**preparation.environ, **listeners.keep(servers)}
-    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(preparation.directory)
     hold_signals()
     logging.shutdown()
@@ -79,11 +79,10 @@ def execute_again(
         )
 
 
-def _go_on(here: int, servers: Sequence[Server]) -> None:
+def _go_on(here: str, servers: Sequence[Server]) -> None:
     """Take back what was set up for a next program."""
     listeners.release(servers)
-    os.fchdir(here)
-    os.close(here)
+    os.chdir(here)
     take_signals()
 
 

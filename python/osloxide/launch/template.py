@@ -220,14 +220,12 @@ class Templates:
         if self._is_blind:
             self._watch()
             self.listen()
+        if self._try_at is not None and now >= self._try_at:
+            self._start()
+            now = time.monotonic()
         longest = _BACK_OFF if self._is_blind else 0.0
-        if self._try_at is not None:
-            if now >= self._try_at:
-                self._start()
-                now = time.monotonic()
-                longest = _BACK_OFF if self._is_blind else 0.0
-            if self._try_at is not None:  # not due, or refused again
-                return min(self._due_in(now), longest or _LONGEST_BACK_OFF)
+        if self._try_at is not None:  # not due, or refused again
+            return min(self._due_in(now), longest or _LONGEST_BACK_OFF)
         if self._coming is None or not load_timeout:
             return longest
         left = self._coming.began + load_timeout - now

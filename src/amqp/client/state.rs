@@ -22,7 +22,7 @@ const MOST_UNSENT: u64 = 32 * 1024 * 1024;
 const RETRY_MISSING: Duration = Duration::from_millis(100);
 /// After a broker could not take a message.
 const RETRY_REFUSED: Duration = Duration::from_secs(1);
-/// How often a message is sent again after its exchange was deleted beneath it.
+/// How often a message is sent again after its exchange or its default queue was deleted beneath it.
 const MOST_REFUSALS: u32 = 3;
 
 /// See the head of this file.

@@ -111,6 +111,7 @@ refused! {
     sm_cl_latin1: [&b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: \xb2\r\n\r\n"[..]].concat()
         => Refusal::ContentLength,
     sm_cl_empty: head("Content-Length:\r\n") => Refusal::ContentLength,
+    sm_cl_zeros_endless: head(&format!("Content-Length: {}3\r\n", "0".repeat(300))) => Refusal::ContentLength,
     sm_cl_overflow: head("Content-Length: 18446744073709551617\r\n") => Refusal::ContentLength,
     sm_te_xchunked: head("Transfer-Encoding: xchunked\r\n") => Refusal::UnknownCoding,
     sm_te_gzip_chunked: head("Transfer-Encoding: gzip, chunked\r\n") => Refusal::UnknownCoding,

@@ -4,6 +4,7 @@
 //! the line in the access log does. Decides nothing about what is refused. Rules: RFC 9112 section 9.6
 //! for the end of the connection.
 
+use super::slots::Slot;
 use super::{Again, Job, Reactor};
 use crate::server::connection::{Connection, Phase, Token};
 use crate::server::received_request::ReceivedRequest;
@@ -97,44 +98,34 @@ impl Reactor {
         mut connection: Box<Connection>,
         until: Option<Instant>,
     ) -> Again {
-        let token = connection.token;
-        let is_reported = || {
-            let mut slots = self.slots.lock();
-            slots.find(token).is_some_and(|slot| slot.is_reported)
-        };
-        if until.is_some() || is_reported() {
+        if until.is_some() {
             return self.close_unasked(connection);
         }
+        let token = connection.token;
         connection.link.finish();
         connection.phase = Phase::Refused { until };
         let again = self.park(connection);
         // The report may have come while this thread had the connection, and found none to end.
-        let waiting = is_reported().then(|| self.take_refused(token)).flatten();
-        match waiting {
+        let reported = {
+            let mut slots = self.slots.lock();
+            let slot = slots.find(token).filter(|slot| slot.is_reported);
+            slot.and_then(Slot::take_refused)
+        };
+        match reported {
             Some(connection) => self.close_unasked(connection),
             None => again,
         }
-    }
-
-    /// The connection of a request that was refused, unless a thread has it.
-    fn take_refused(&self, token: Token) -> Option<Box<Connection>> {
-        let mut slots = self.slots.lock();
-        let slot = slots.find(token)?;
-        let is_waiting = slot
-            .connection
-            .as_ref()
-            .is_some_and(|connection| matches!(connection.phase, Phase::Refused { .. }));
-        is_waiting.then(|| slot.connection.take()).flatten()
     }
 
     /// Tells the handler of a request that was refused, and ends its connection if that still waits.
     pub(super) fn report(&self, token: Token, refused: &Refused, jobs: &mut Vec<Job>) {
         self.reports.fetch_sub(1, Ordering::Relaxed);
         self.handler.refused(refused);
-        if let Some(slot) = self.slots.lock().find(token) {
+        let waiting = self.slots.lock().find(token).and_then(|slot| {
             slot.is_reported = true;
-        }
-        if let Some(connection) = self.take_refused(token) {
+            slot.take_refused()
+        });
+        if let Some(connection) = waiting {
             self.drive(self.close_unasked(connection), jobs);
         }
     }

@@ -3,7 +3,7 @@
 //! Owns the slab and its generations, so that a token is never mistaken for one of an earlier
 //! connection. Never touches a socket.
 
-use crate::server::connection::{Connection, Token};
+use crate::server::connection::{Connection, Phase, Token};
 use nix::sys::epoll::EpollFlags;
 use slab::Slab;
 
@@ -23,6 +23,14 @@ pub(super) struct Slot {
     pub(super) is_reported: bool,
     /// The connection, unless a thread has it.
     pub(super) connection: Option<Box<Connection>>,
+}
+
+impl Slot {
+    /// The connection of a request that was refused, unless a thread has it.
+    pub(super) fn take_refused(&mut self) -> Option<Box<Connection>> {
+        self.connection
+            .take_if(|connection| matches!(connection.phase, Phase::Refused { .. }))
+    }
 }
 
 impl Slots {

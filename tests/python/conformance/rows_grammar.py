@@ -430,7 +430,9 @@ def pipeline_refused_last(target: Target) -> str | None:
 
 
 @row
-@unless("slow-writer", because="the server does not wait for ever for what it will not read")
+@unless(
+    "slow-writer", because="a client that asks for the end sends no more (RFC 9112 section 9.6)"
+)
 def pipeline_after_close(target: Target) -> str | None:
     """Nothing is served behind a request that asks for the end."""
     one, two = target.new_tag(), target.new_tag()

@@ -22,6 +22,21 @@ from conftest import wait_until
 from procfs import session_members
 
 OSLOXIDE = [sys.executable, "-m", "osloxide"]
+LOGGING = """
+[loggers]
+keys = root
+[handlers]
+keys = stderr
+[formatters]
+keys =
+[logger_root]
+level = INFO
+handlers = stderr
+[handler_stderr]
+class = StreamHandler
+args = (sys.stderr,)
+"""
+"""A file for ``--log-config`` that changes nothing."""
 
 
 class Running:
