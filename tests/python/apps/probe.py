@@ -283,9 +283,13 @@ if options.slow_end:
     # Not in a module, whose contents go earlier.
     sys.modules["slow end"] = SlowEnd()
 if options.pause:
-    signal.signal(signal.SIGUSR1, lambda *_: go_on.set())
+    # Looked at again and again: Event.set() in a handler deadlocks where it interrupts wait() of
+    # its own thread, and a wait for a lock misses a signal that comes in the instant before it.
+    heard: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, _frame: heard.append(number))
     emit("paused")
-    go_on.wait()
+    while not heard:
+        time.sleep(0.01)
 if options.stop_from_thread:
     stopper = threading.Thread(target=lambda: (sys.stdin.read(), launcher.stop(), emit("stopper")))
     stopper.start()
