@@ -40,6 +40,29 @@ def test_the_connection_that_is_idle_for_longest_is_closed_for_a_new_one(
         silent[0].assert_closed()
 
 
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nslow",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nsl",
+        b"BROKEN\r\n\r\n",
+    ],
+    ids=["head", "body", "chunk", "ended"],
+)
+def test_clients_that_do_not_end_their_requests_keep_no_other_out(
+    monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
+    monkeypatch.setattr(wsgi.Server, "max_connections", 20)
+    with serving(plain) as server, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(server)).send(beginning)
+
+        with connect(server) as client:
+            assert client.request("GET", "/").status == 200
+        assert stats(server)["connections"] <= 20
+
+
 def test_connections_are_accepted_as_they_can_be_served() -> None:
     may_end = threading.Event()
 

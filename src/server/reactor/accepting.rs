@@ -5,7 +5,7 @@
 
 use super::{Job, LISTENER, Reactor, overload};
 use crate::scoreboard;
-use crate::server::connection::{Connection, Phase};
+use crate::server::connection::Connection;
 use crate::server::link::Link;
 use crate::server::socket::{self, Accepted};
 use crate::wsgi::Endpoints;
@@ -14,9 +14,9 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// Connections accepted in one turn: few, so that the workers that share a listener share the work.
 pub(super) const ACCEPTS_PER_TURN: usize = 4;
@@ -25,12 +25,6 @@ const ACCEPTS_ALONE: usize = 16;
 /// Pauses after the process or the machine has run out of descriptors or memory.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_LONGEST: Duration = Duration::from_secs(1);
-/// How long a connection must have been idle before it is closed to make room for another one: a
-/// request may be on its way.
-const IDLE_ENOUGH: Duration = Duration::from_millis(250);
-
-/// Connections of all servers of this process.
-static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// The listening socket and what has been asked of it.
 #[derive(Debug)]
@@ -270,6 +264,7 @@ impl Reactor {
         for count in 0..most {
             // At the end there is no later: the reserve has room for what the kernel has queued.
             if !is_last && !self.make_room() {
+                self.wait_for_room();
                 return 0;
             }
             match socket::accept(&socket) {
@@ -285,42 +280,14 @@ impl Reactor {
         most
     }
 
-    /// Makes sure that another connection may be opened: at the bound the one that has been idle for
-    /// longest is closed. False when none is idle; accepting then pauses for a moment.
-    fn make_room(&self) -> bool {
-        let most = self.most_connections;
-        if OPEN.load(Ordering::Relaxed) < most {
-            return true;
-        }
-        let now = Instant::now();
-        let oldest = {
-            let mut slots = self.slots.lock();
-            let oldest = slots
-                .parked()
-                .filter(|connection| matches!(connection.phase, Phase::Head { since: None }))
-                .min_by_key(|connection| connection.active)
-                .filter(|connection| connection.active + IDLE_ENOUGH <= now)
-                .map(|connection| connection.token);
-            oldest.and_then(|token| slots.find(token)?.connection.take())
-        };
-        if let Some(mut connection) = oldest {
-            debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, most, "closed the connection that was idle for longest: as many are open as may be");
-            connection.link.finish();
-            self.drop_connection(connection);
-            return true;
-        }
+    /// No connection gives way to a new one: those wait in the kernel for a moment.
+    fn wait_for_room(&self) {
         self.ignore_listener();
         let mut listening = self.listening.lock();
         if !std::mem::replace(&mut listening.has_warned, true) {
-            warn!(server = %self.settings.name, most, "as many connections are open as may be, and none of them is idle; new ones wait");
+            warn!(server = %self.settings.name, most = self.most_connections, "as many connections are open as may be, and a request is under way on each; new ones wait");
         }
-        listening.paused_until = Some(now + PAUSE_FIRST);
-        false
-    }
-
-    /// A connection is closed.
-    pub(super) fn note_closed() {
-        OPEN.fetch_sub(1, Ordering::Relaxed);
+        listening.paused_until = Some(Instant::now() + PAUSE_FIRST);
     }
 
     /// Descriptors or memory ran out: new connections stay in the kernel's queue for a moment,
@@ -369,7 +336,7 @@ impl Reactor {
         let endpoints = Arc::new(Endpoints::new(peer, local, tls.is_some()));
         let link = Link::new(socket, tls);
         let token = self.slots.lock().add();
-        OPEN.fetch_add(1, Ordering::Relaxed);
+        Self::note_opened();
         scoreboard::current().connection_opened();
         let limits = self.limits.clone();
         let mut connection = Box::new(Connection::new(token, link, endpoints, limits, now));

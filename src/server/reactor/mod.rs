@@ -11,6 +11,7 @@
 mod accepting;
 mod driving;
 mod ending;
+mod making_room;
 mod overload;
 mod refusing;
 mod slots;

@@ -1,0 +1,81 @@
+//! Which connection is closed for a new one when as many are open as may be.
+//!
+//! Owns the count of the process's connections and the order in which they give way: those on which
+//! nothing is under way, those on which the server has said its last word, and clients that take
+//! long to say what they want. Never closes one whose request is complete or whose answer is being
+//! sent: docs/server.md, "Accepting".
+
+use super::Reactor;
+use crate::server::connection::{Connection, Phase};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tracing::debug;
+
+/// How long a connection must have been idle before it gives way: a request may be on its way.
+const IDLE_ENOUGH: Duration = Duration::from_millis(250);
+/// How long a request may take to come, and a client to hear the last word, before it gives way.
+const SLOW_ENOUGH: Duration = Duration::from_secs(2);
+
+/// Connections of all servers of this process.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Why a connection may give way, the first to go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reason {
+    Idle,
+    /// Everything was said; the client has not closed its end.
+    Ended,
+    /// A head or the beginning of a body is not complete.
+    Slow,
+}
+
+/// Why *connection* may give way, and since when; `None` where it may not.
+fn reason(connection: &Connection, now: Instant) -> Option<(Reason, Instant)> {
+    let (reason, since, enough) = match &connection.phase {
+        Phase::Head { since: None } => (Reason::Idle, connection.active, IDLE_ENOUGH),
+        Phase::Discarding { since, .. } => (Reason::Ended, *since, SLOW_ENOUGH),
+        Phase::Lingering(lingering) => (Reason::Ended, lingering.since, SLOW_ENOUGH),
+        Phase::Head { since: Some(since) } => (Reason::Slow, *since, SLOW_ENOUGH),
+        Phase::Collecting(received) => (Reason::Slow, received.since, SLOW_ENOUGH),
+        Phase::Producing | Phase::Sending(_) | Phase::Refused { .. } => return None,
+    };
+    (since + enough <= now).then_some((reason, since))
+}
+
+impl Reactor {
+    /// Makes sure that another connection may be opened; false when none gives way.
+    pub(super) fn make_room(&self) -> bool {
+        let most = self.most_connections;
+        if OPEN.load(Ordering::Relaxed) < most {
+            return true;
+        }
+        let now = Instant::now();
+        let found = {
+            let mut slots = self.slots.lock();
+            let first = slots
+                .parked()
+                .filter_map(|connection| Some((reason(connection, now)?, connection.token)))
+                .min();
+            first.and_then(|((reason, since), token)| {
+                Some((reason, since, slots.find(token)?.connection.take()?))
+            })
+        };
+        let Some((reason, since, mut connection)) = found else {
+            return false;
+        };
+        debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, most, ?reason, for_s = now.saturating_duration_since(since).as_secs_f32(), "closed a connection for a new one: as many are open as may be");
+        connection.link.finish();
+        self.drop_connection(connection);
+        true
+    }
+
+    /// A connection is open.
+    pub(super) fn note_opened() {
+        OPEN.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection is closed.
+    pub(super) fn note_closed() {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
