@@ -6,9 +6,11 @@
 //! Rules of the flow: PEP 3333 "Specification Details", "Buffering and Streaming", "Error Handling".
 
 mod access_log;
+mod answering;
 mod call;
 mod context;
 mod environ;
+mod failing;
 mod file_wrapper;
 mod first_request;
 mod in_flight;
@@ -22,18 +24,17 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
-use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::PyDict;
 
 pub(super) use self::access_log::check_log_format;
 use self::access_log::{AccessLog, Entry};
-use self::call::{Call, bytes_from, not_started};
+use self::answering::{Collected, is_plain};
+use self::call::{Call, not_started};
 use self::context::Context;
 use self::environ::Environ;
-use self::file_wrapper::Content;
+use self::failing::refuse;
 pub(super) use self::file_wrapper::FileWrapper;
 use self::first_request::FirstRequest;
 use self::in_flight::Owner;
@@ -46,12 +47,9 @@ use super::parallel;
 use crate::scoreboard;
 use crate::worker::limits;
 use crate::wsgi::access_log::format::Subject;
-use crate::wsgi::environ::{Target, TargetError};
-use crate::wsgi::response::{Ending, Head, Ready};
+use crate::wsgi::environ::Target;
+use crate::wsgi::response::{Ending, Ready};
 use crate::wsgi::{Delivery, Exchange, Handler, Refused};
-
-/// Bodies up to this many bytes are put together and sent at once; longer ones go piece by piece.
-const LARGEST_JOINED: usize = 256 * 1024;
 
 /// How a server treats its application.
 #[derive(Debug)]
@@ -90,14 +88,6 @@ pub(super) struct Options<'a, 'py> {
     pub(super) multiprocess: bool,
     pub(super) environ: Option<&'a Bound<'py, PyDict>>,
     pub(super) lenient: bool,
-}
-
-/// What became of an application's result.
-enum Collected {
-    /// Everything is there; nothing has been sent.
-    Whole(Head, Bytes),
-    /// It was sent piece by piece.
-    Sent(Ending),
 }
 
 /// What has to be known of a request whose answer is on its way to a slow client.
@@ -432,276 +422,6 @@ impl Application {
         self.environ
             .build(py, request, exchange.endpoints(), &target, input)
     }
-
-    /// Takes the body from the application's result: as a whole where it is there as a whole, else
-    /// piece by piece, each sent before the next one is asked for (PEP 3333).
-    fn collect(&self, call: &Call, result: &Bound<'_, PyAny>) -> PyResult<Collected> {
-        let py = result.py();
-        if let Ok(list) = result.cast_exact::<PyList>() {
-            return self.join(py, call, list.iter());
-        }
-        if let Ok(tuple) = result.cast_exact::<PyTuple>() {
-            return self.join(py, call, tuple.iter());
-        }
-        if let Ok(wrapper) = result.cast_exact::<FileWrapper>()
-            && !call.progress().has_begun
-        {
-            return self.send_file(call, wrapper);
-        }
-        let is_single = !call.progress().has_begun && matches!(result.len(), Ok(1));
-        let mut pieces = result.try_iter()?;
-        if is_single && let Some(first) = pieces.next() {
-            let body = bytes_from(&first?, self.is_lenient)?;
-            let Some(second) = pieces.next() else {
-                let head = call.take_head().ok_or_else(not_started)?;
-                return Ok(Collected::Whole(head, body));
-            };
-            let second = second?;
-            if !body.is_empty() {
-                call.send(py, &body)?;
-            }
-            self.stream(call, &second)?;
-        }
-        self.stream_all(call, pieces)?;
-        if !call.progress().has_begun {
-            let head = call.take_head().ok_or_else(not_started)?;
-            return Ok(Collected::Whole(head, Bytes::new()));
-        }
-        Ok(Collected::Sent(call.end(py)))
-    }
-
-    /// Sends what a `wsgi.file_wrapper` holds, up to the declared length (PEP 3333): a longer file is
-    /// no mistake of the application.
-    fn send_file(&self, call: &Call, wrapper: &Bound<'_, FileWrapper>) -> PyResult<Collected> {
-        let py = wrapper.py();
-        if !call.is_started() {
-            return Err(not_started());
-        }
-        let declared = call.declared();
-        match wrapper.get().content(py, declared)? {
-            Some(Content::Small(body)) => {
-                let head = call.take_head().ok_or_else(not_started)?;
-                return Ok(Collected::Whole(head, body));
-            }
-            Some(Content::Large(part)) => {
-                call.expect_total(part.length);
-                call.send_file(py, part)?;
-            }
-            None => {
-                let mut left = declared.unwrap_or(u64::MAX);
-                while left > 0
-                    && let Some(block) = wrapper.get().block(py, left)?
-                {
-                    let bytes = bytes_from(&block, self.is_lenient)?;
-                    left = left.saturating_sub(bytes.len() as u64);
-                    call.send(py, &bytes)?;
-                }
-                if !call.progress().has_begun {
-                    let head = call.take_head().ok_or_else(not_started)?;
-                    return Ok(Collected::Whole(head, Bytes::new()));
-                }
-            }
-        }
-        Ok(Collected::Sent(call.end(py)))
-    }
-
-    /// Sends what the application yields, until it ends or until nothing more of it can be sent. An
-    /// application that has given all that it promised is asked for more so that it can come to its
-    /// end; one that goes on is not asked again (PEP 3333 "Handling the Content-Length Header").
-    fn stream_all<'py>(
-        &self,
-        call: &Call,
-        pieces: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
-    ) -> PyResult<()> {
-        /// Empty pieces behind the last byte, after which an application is not asked again.
-        const MOST_EMPTY: usize = 100;
-
-        let mut empty = 0;
-        for piece in pieces {
-            let piece = piece?;
-            if !call.is_full() {
-                self.stream(call, &piece)?;
-                // Nothing was promised, and nothing is given: that may go on for ever.
-                empty += usize::from(call.promises_nothing());
-                if empty > MOST_EMPTY {
-                    break;
-                }
-                continue;
-            }
-            let excess = bytes_from(&piece, self.is_lenient)?;
-            empty += 1;
-            if !excess.is_empty() || empty > MOST_EMPTY {
-                call.note_excess(excess.len());
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn stream(&self, call: &Call, piece: &Bound<'_, PyAny>) -> PyResult<()> {
-        let bytes = bytes_from(piece, self.is_lenient)?;
-        if bytes.is_empty() {
-            // Nothing to send, so nothing would tell that the client has gone.
-            return call.check_client(piece.py());
-        }
-        if !call.is_started() {
-            return Err(not_started());
-        }
-        call.send(piece.py(), &bytes)
-    }
-
-    /// Takes a list's items: put together where they are short, and one behind the other where they
-    /// are long, or where `write()` has sent something before them.
-    fn join<'py>(
-        &self,
-        py: Python<'py>,
-        call: &Call,
-        mut items: impl ExactSizeIterator<Item = Bound<'py, PyAny>>,
-    ) -> PyResult<Collected> {
-        if items.len() <= 1 && !call.progress().has_begun {
-            let body = match items.next() {
-                Some(item) => bytes_from(&item, self.is_lenient)?,
-                None => Bytes::new(),
-            };
-            let head = call.take_head().ok_or_else(not_started)?;
-            return Ok(Collected::Whole(head, body));
-        }
-        let mut pieces = Vec::with_capacity(items.len());
-        let mut total = 0;
-        for item in items {
-            let piece = bytes_from(&item, self.is_lenient)?;
-            total += piece.len();
-            pieces.push(piece);
-        }
-        let has_begun = call.progress().has_begun;
-        if total <= LARGEST_JOINED && !has_begun {
-            let mut joined = BytesMut::with_capacity(total);
-            for piece in &pieces {
-                joined.extend_from_slice(piece);
-            }
-            let head = call.take_head().ok_or_else(not_started)?;
-            return Ok(Collected::Whole(head, joined.freeze()));
-        }
-        if !call.is_started() {
-            return Err(not_started());
-        }
-        if !has_begun {
-            call.expect_total(total as u64);
-        }
-        call.send_rest(py, pieces)?;
-        Ok(Collected::Sent(call.end(py)))
-    }
-
-    /// Sends a whole answer.
-    fn respond(&self, py: Python<'_>, exchange: &mut dyn Exchange, call: &Call, ready: Ready) {
-        let ending = ready.count().ending();
-        call.record(ready.status().as_u16(), ready.count());
-        if py.detach(|| ready.send(exchange)).is_err() {
-            call.record_client_gone();
-        }
-        self.report_length_mismatch(py, exchange, ending);
-    }
-
-    /// Reports a body that was not as long as promised.
-    fn report_length_mismatch(&self, py: Python<'_>, exchange: &dyn Exchange, ending: Ending) {
-        let problem = match ending {
-            Ending::Complete => return,
-            Ending::Short { declared, sent } => {
-                format!("gave {sent} of the {declared} bytes")
-            }
-            Ending::Excess { declared } => {
-                format!("gave more than the {declared} bytes")
-            }
-        };
-        let line = crate::wsgi::access_log::request_line(exchange.request());
-        self.log_length_mismatch(py, &problem, &line);
-    }
-
-    fn log_length_mismatch(&self, py: Python<'_>, problem: &str, line: &str) {
-        let message = format!(
-            "application {problem} that its Content-Length declares, to {line}; the connection \
-             was closed"
-        );
-        self.log(py, &message, None);
-    }
-
-    /// Ends an answer that failed: with a 500 where nothing was sent yet, else by cutting it off,
-    /// so that the client cannot take it for a whole one.
-    fn fail(
-        &self,
-        py: Python<'_>,
-        exchange: &mut dyn Exchange,
-        call: &Bound<'_, Call>,
-        method: &Method,
-        error: &PyErr,
-    ) {
-        let call = call.get();
-        let progress = call.progress();
-        // What a client did, the application hears through an OSError; that is no failure of its
-        // own, and clients must not fill the log with tracebacks.
-        let is_oserror = error.is_instance_of::<PyOSError>(py);
-        let blamed = progress.body_error.filter(|_| is_oserror);
-        if blamed.is_none() && !(progress.is_client_gone && is_oserror) {
-            let line = crate::wsgi::access_log::request_line(exchange.request());
-            self.report(py, &format!("application failed to answer {line}"), error);
-            scoreboard::current().figures().raised();
-        }
-        if call.is_full() && !progress.is_client_gone {
-            // The client has a whole answer; what failed came behind it.
-            return py.detach(|| {
-                exchange.close();
-                let _ = exchange.finish();
-            });
-        }
-        if progress.has_begun || progress.is_client_gone {
-            return py.detach(|| exchange.abort());
-        }
-        let status = match blamed {
-            Some(error) => error.status(),
-            None => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        let head = Head::failure(status);
-        let (head, body) = if self.shows_traceback && blamed.is_none() {
-            let text = traceback(py, error).unwrap_or_else(|_| error.to_string());
-            (
-                head.with_content_type("text/plain; charset=utf-8"),
-                Bytes::from(text),
-            )
-        } else {
-            (head, Bytes::new())
-        };
-        send_own(py, exchange, call, method, head, body);
-    }
-
-    /// Closes the application's result (PEP 3333), exactly once and on every path.
-    fn close(&self, py: Python<'_>, exchange: &dyn Exchange, result: &Bound<'_, PyAny>) {
-        let closed = result
-            .getattr_opt(pyo3::intern!(py, "close"))
-            .and_then(|close| close.map(|close| close.call0()).transpose());
-        if let Err(error) = closed {
-            let line = crate::wsgi::access_log::request_line(exchange.request());
-            self.report(
-                py,
-                &format!("application failed to close its answer to {line}"),
-                &error,
-            );
-        }
-    }
-
-    fn report(&self, py: Python<'_>, message: &str, error: &PyErr) {
-        self.log(py, message, Some(error));
-    }
-
-    fn log(&self, py: Python<'_>, message: &str, error: Option<&PyErr>) {
-        let error = error.map(|error| error.clone_ref(py).into_value(py));
-        let keywords = PyDict::new(py);
-        let logged = keywords
-            .set_item(pyo3::intern!(py, "exc_info"), error)
-            .and_then(|()| self.log_error.call(py, (message,), Some(&keywords)));
-        if let Err(failure) = logged {
-            failure.write_unraisable(py, Some(self.log_error.bind(py)));
-        }
-    }
 }
 
 impl Note {
@@ -825,59 +545,4 @@ fn forget_thread(py: Python<'_>) -> PyResult<()> {
         active.call_method1("pop", (threading.call_method0("get_ident")?, py.None()))?;
     }
     Ok(())
-}
-
-/// True for results that certainly have no `close()`.
-fn is_plain(result: &Bound<'_, PyAny>) -> bool {
-    result.is_exact_instance_of::<PyList>() || result.is_exact_instance_of::<PyTuple>()
-}
-
-/// Answers what no environ can express.
-fn refuse(
-    py: Python<'_>,
-    exchange: &mut dyn Exchange,
-    call: &Bound<'_, Call>,
-    method: &Method,
-    error: TargetError,
-) {
-    let status = match error {
-        TargetError::Tunnel => StatusCode::NOT_IMPLEMENTED,
-        TargetError::Asterisk | TargetError::Form | TargetError::Fragment => {
-            StatusCode::BAD_REQUEST
-        }
-    };
-    let head = Head::failure(status).with_content_type("text/plain; charset=utf-8");
-    send_own(
-        py,
-        exchange,
-        call.get(),
-        method,
-        head,
-        Bytes::from(error.to_string()),
-    );
-}
-
-/// Sends an answer of the server's own making.
-fn send_own(
-    py: Python<'_>,
-    exchange: &mut dyn Exchange,
-    call: &Call,
-    method: &Method,
-    head: Head,
-    body: Bytes,
-) {
-    let ready = Ready::new(head, body, method);
-    call.record(ready.status().as_u16(), ready.count());
-    if py.detach(|| ready.send(exchange)).is_err() {
-        call.record_client_gone();
-    }
-}
-
-fn traceback(py: Python<'_>, error: &PyErr) -> PyResult<String> {
-    let lines = py
-        .import("traceback")?
-        .call_method1("format_exception", (error.clone_ref(py).into_value(py),))?;
-    pyo3::types::PyString::new(py, "")
-        .call_method1("join", (lines,))?
-        .extract()
 }
