@@ -247,6 +247,27 @@ fn a_larger_bound_lets_waiting_jobs_in() {
 }
 
 #[test]
+fn a_pool_of_one_keeps_to_its_thread_while_jobs_are_short() {
+    let running = Running::new(1);
+    let (told, threads) = mpsc::channel();
+
+    let seen: Vec<_> = (0..200)
+        .map(|_| {
+            let told = told.clone();
+            running.jobs.push(move || {
+                std::thread::sleep(Duration::from_millis(1));
+                told.send(std::thread::current().id()).unwrap();
+            });
+            threads.recv_timeout(PATIENCE).unwrap()
+        })
+        .collect();
+
+    // A machine that is busy with something else may make some of them long.
+    let changes = seen.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(changes < 100, "{changes} changes");
+}
+
+#[test]
 fn short_jobs_pass_long_ones() {
     let running = Running::new(100);
     let (begun, beginnings) = mpsc::channel();

@@ -151,6 +151,9 @@ impl Gate {
     /// Changes the most that may ever run at once; 0 counts as 1.
     pub(super) fn resize(&mut self, max: usize) {
         self.max = max.max(1);
+        if self.is_of_one() {
+            self.eager_until = None;
+        }
         self.limit = self.limit.clamp(self.floor(), self.max);
     }
 
@@ -174,7 +177,7 @@ impl Gate {
     /// True while `running` jobs leave a CPU to one more, and jobs last long enough for a second
     /// thread to be worth its wake-up. Never where one computes at once and one runs.
     pub(super) fn has_free_cpu(&self, running: usize) -> bool {
-        running < self.at_once && self.length >= LONG_JOB
+        running < self.at_once.min(self.max) && self.length >= LONG_JOB
     }
 
     fn floor(&self) -> usize {
@@ -189,6 +192,11 @@ impl Gate {
     /// The most that may ever run at once.
     pub(super) fn max(&self) -> usize {
         self.max
+    }
+
+    /// True where no second job may ever run beside another one.
+    pub(super) fn is_of_one(&self) -> bool {
+        self.max == 1
     }
 
     pub(super) fn can_grow(&self) -> bool {
@@ -302,6 +310,10 @@ impl Gate {
 
     /// Leadership was taken from a thread that was blocked inside a job.
     pub(super) fn taken_over(&mut self, now: Instant) {
+        if self.is_of_one() {
+            // The next leader could begin nothing: a wake-up for each job would gain nothing.
+            return;
+        }
         self.score += TAKEOVER_SCORE;
         if self.score >= EAGER_SCORE {
             self.eager_until = Some(now + EAGER_FOR);
@@ -543,6 +555,24 @@ mod tests {
         assert!(!gate.is_eager(start + EAGER_FOR));
         gate.taken_over(start + EAGER_FOR);
         assert!(gate.is_eager(start + EAGER_FOR));
+    }
+
+    #[test]
+    fn a_pool_of_one_is_never_eager() {
+        let now = Instant::now();
+        let mut gate = Gate::new(1);
+        for _ in 0..100 {
+            gate.taken_over(now);
+        }
+        assert!(!gate.is_eager(now));
+
+        gate.resize(2);
+        for _ in 0..2 {
+            gate.taken_over(now);
+        }
+        assert!(gate.is_eager(now));
+        gate.resize(1);
+        assert!(!gate.is_eager(now) && !gate.was_eager());
     }
 
     #[test]

@@ -614,20 +614,22 @@ impl<S: Source> Shared<S> {
     /// The leader begins a job `now`: an alarm that was set for an earlier one would come too early.
     /// Put off from time to time, the alarm stays silent while one short job follows the other.
     fn put_off(&self, state: &mut State<S::Job>, now: Instant) {
+        let patience = state.patience();
         if let AlarmTime::At(at) = state.alarm_time
-            && at < now + TICK
+            && at < now + patience
             // Where more jobs run the gate wants its looks.
             && !state.gate.is_crowded(state.running.len())
-            && state.running.len() < state.gate.limit()
+            && (state.gate.is_of_one() || state.running.len() < state.gate.limit())
         {
-            self.set_alarm(state, now + 2 * TICK, 2 * TICK);
+            self.set_alarm(state, now + 2 * patience, 2 * patience);
         }
     }
 
     /// Makes sure that somebody looks at the leader's job, should it last, and at what is queued.
     fn ensure_standby(self: &Arc<Self>, state: &mut MutexGuard<'_, State<S::Job>>) {
         if state.alarm_time == AlarmTime::Never {
-            self.set_alarm(state, Instant::now() + TICK, TICK);
+            let patience = state.patience();
+            self.set_alarm(state, Instant::now() + patience, patience);
         }
         if state.has_standby || state.arriving() > 0 {
             // There is one, or the first to arrive becomes it.

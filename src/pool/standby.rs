@@ -64,7 +64,7 @@ impl<S: Source> Shared<S> {
     /// Has the leader been inside one and the same job for too long? Then leadership is vacant.
     fn takes_over(state: &mut MutexGuard<'_, State<S::Job>>, now: Instant) -> bool {
         let (call, age) = (state.leader_call, now - state.call_since);
-        let Some(leader) = state.leader.filter(|_| age >= TICK) else {
+        let Some(leader) = state.leader.filter(|_| age >= state.patience()) else {
             return false;
         };
         // Without the lock: a leader that waits for it would seem to block in its job.
@@ -132,10 +132,10 @@ impl<S: Source> Shared<S> {
         let now = Instant::now();
         let of_leader = (state.leader_call != 0).then(|| {
             // A job that computes is looked at less and less often.
-            let age = now - state.call_since;
-            match TICK.checked_sub(age) {
+            let (age, patience) = (now - state.call_since, state.patience());
+            match patience.checked_sub(age) {
                 Some(left) if !left.is_zero() => left,
-                _ => TICK.max(age / 2),
+                _ => patience.max(age / 2),
             }
         });
         let of_queue = due.map(|due| due.saturating_duration_since(now));
@@ -155,6 +155,16 @@ impl<S: Source> Shared<S> {
 }
 
 impl<J> State<J> {
+    /// How long a leader is inside a job before the standby looks at it. Where no second job may run,
+    /// all that a new leader could do before the job ends is to see to slow clients.
+    pub(super) fn patience(&self) -> Duration {
+        if self.gate.is_of_one() {
+            TAKE_OVER_AFTER
+        } else {
+            TICK
+        }
+    }
+
     /// Notes which of the threads that were looked at computed. A job that has taken the place of
     /// another one on the same thread since begins at its next look.
     fn note_computing(&mut self, looked_at: &[Pid], computing: &[Pid]) {
@@ -276,6 +286,14 @@ mod tests {
         state
             .next_look_at_limit((now, done))
             .map(|due| due.saturating_duration_since(now))
+    }
+
+    #[test]
+    fn the_leader_of_a_pool_of_one_is_left_in_peace_for_longer() {
+        for (max, patience) in [(1, TAKE_OVER_AFTER), (2, TICK)] {
+            let pool = Pool::new("test", Arc::new(Nothing), max);
+            assert_eq!(pool.shared.state.lock().patience(), patience);
+        }
     }
 
     #[test]

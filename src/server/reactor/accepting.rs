@@ -3,7 +3,7 @@
 //! Owns the rules of accept(2): which errors concern one connection only, and which mean that the
 //! process or the machine has run out of something. An error never ends accepting.
 
-use super::{Job, LISTENER, Reactor, overload};
+use super::{Job, LISTENER, QUEUED_PER_THREAD, Reactor, overload};
 use crate::scoreboard;
 use crate::server::connection::Connection;
 use crate::server::link::Link;
@@ -212,9 +212,16 @@ impl Reactor {
             self.ignore_listener();
         } else if !self.has_relatives() {
             self.accept(ACCEPTS_ALONE, jobs);
-        } else if self.accept(ACCEPTS_PER_TURN, jobs) > 0 {
+        } else if self.accept(self.accepts_beside_others(), jobs) > 0 {
             self.go_last();
         }
+    }
+
+    /// Connections accepted in one turn beside other processes: no more than there are threads. What
+    /// waits behind the only one could be answered sooner by a sibling.
+    fn accepts_beside_others(&self) -> usize {
+        let pool_size = self.most_queued.load(Ordering::Relaxed) / QUEUED_PER_THREAD;
+        ACCEPTS_PER_TURN.min(pool_size.max(1))
     }
 
     /// True where other processes may watch the same listener.
@@ -234,6 +241,8 @@ impl Reactor {
         self.was_left.store(false, Ordering::Relaxed);
         let most = if is_full {
             overload::ACCEPTS_PER_TURN
+        } else if self.has_relatives() {
+            self.accepts_beside_others()
         } else {
             ACCEPTS_PER_TURN
         };
