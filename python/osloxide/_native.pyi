@@ -366,9 +366,10 @@ class AccessLog:
     other requests to see to, for 5 milliseconds at most, and are then one write(2)."""
     def __new__(cls, path: str, format: str = "combined") -> AccessLog:
         """Opens *path* for appending, ``-`` is standard output. *format* is ``combined``, ``common``
-        or a % format with the keys of ``wsgi_log_format`` and time_local, referer, user_agent,
-        delivery (``complete`` or ``cut``). Raises ValueError for the format, OSError for the
-        file."""
+        or a % format with the keys of ``wsgi_log_format`` and those that docs/server.md lists besides.
+        Raises ValueError for the format, OSError for the file."""
+    def number_worker(self, number: int) -> None:
+        """Which worker this process is, from 1; what the key ``worker`` says, 0 before."""
     def flush(self) -> None:
         """Write the lines that were put off."""
     def reopen(self) -> None:

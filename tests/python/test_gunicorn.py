@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.serving import Running, fetch, starter
 
+from osloxide import _native
 from osloxide.cli import gunicorn, serve_options
 
 # Every setting of gunicorn 27.0.
@@ -164,6 +165,22 @@ def test_a_word_of_the_command_line_wins_also_where_it_is_the_default(tmp_path: 
         assert options.keep_alive_timeout == 5  # the file alone says it
 
 
+def test_the_letters_of_a_log_format_become_keys(tmp_path: Path) -> None:
+    path = tmp_path / "site.py"
+    path.write_text(
+        "accesslog = '-'\n"
+        "access_log_format = '%(h)s %(p)s %(m)s %(U)s %(q)s %(H)s %(T)s %(M)s %(D)s %({x-id}i)s'\n"
+    )
+
+    options = parsed("-c", str(path), "told")
+
+    assert options.access_logformat == (
+        "%(client_ip)s <%(process_id)s> %(method)s %({PATH_INFO}e)s %({QUERY_STRING}e)s "
+        "%(protocol)s %(wall_seconds)d %(wall_milliseconds)s %(wall_microseconds)s %({x-id}i)s"
+    )
+    _native.AccessLog(str(tmp_path / "log"), options.access_logformat)
+
+
 def test_the_command_line_wins_over_the_file_by_another_option_too(tmp_path: Path) -> None:
     path = tmp_path / "site.py"
     path.write_text("keepalive = 0\naccesslog = '-'\naccess_log_format = '%(h)s'\n")
@@ -214,7 +231,7 @@ def test_what_gunicorn_reads_unasked_is_named_and_not_read(
         ("def worker_exit(server, worker): pass", "atexit"),
         ("secure_scheme_headers = {'X-SCHEME': 'https'}", "--forwarded-headers"),
         ("http2_cleartext = 'on'", "HTTP/2 is not spoken"),
-        ("accesslog = '-'; access_log_format = '%(D)s'", "%(D)s is not logged"),
+        ("accesslog = '-'; access_log_format = '%({x-id}o)s'", "%({x-id}o)s is not logged"),
         ("workers = 'many'", "no whole number"),
         ("raise SystemExit(1)", "cannot be executed: SystemExit: 1"),
         ("this is no Python", "cannot be executed: SyntaxError"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import re
 import runpy
@@ -17,9 +19,11 @@ import pytest
 from _children import environment, run_command
 from conftest import wait_until
 from support.serving import OSLOXIDE, Running, fetch, starter
+from waiting import whole_lines
 
+from osloxide import _native
 from osloxide.cli.errors import CommandError
-from osloxide.cli.uwsgi import options
+from osloxide.cli.uwsgi import log_format, options
 from osloxide.cli.uwsgi.options import Verdict
 from osloxide.cli.uwsgi.reader import Reader
 from osloxide.cli.uwsgi.translation import Translation
@@ -257,12 +261,23 @@ def test_applications_and_addresses_are_translated(
         ('log-format = %(addr) - %(user) [%(ltime)] "%(method) %(uri) %(proto)" %(status) '
          '%(size) "%(referer)" "%(uagent)"\n',
          ["--access-log=-", "--access-logformat",
-          '%(client_ip)s - - [%(time_local)s] "%(request_line)s" %(status_code)s '
-          '%(body_length)s "%(referer)s" "%(user_agent)s"']),
+          '%(client_ip)s - %({REMOTE_USER}e)s [%({%d/%b/%Y:%H:%M:%S %z}t)s] "%(request_line)s" '
+          '%(status_code)s %(body_length)s "%(referer)s" "%(user_agent)s"']),
         ("logto = /l\nlog-format = %(referer)\n", ["--access-log", "/l"]),
         ("log-format = %(addr) %(method) %(uri) %(proto) %(status) 100%\n",
          ["--access-logformat",
           "%(client_ip)s %(request_line)s %(status_code)s 100%%"]),
+        ("log-format = %(user) %(secs)\n", ["--access-logformat=- %(wall_seconds).6f"]),
+        ("log-format = [%(pid)|%(wid)] %(uri) in %(msecs) ms, %(micros)%\n",
+         ["--access-log=-", "--access-logformat",
+          "[%(process_id)s|%(worker)s] %(target)s in %(wall_milliseconds)s ms, "
+          "%(wall_microseconds)s%%"]),
+        ("log-format = %(var.HTTP_X_ID) %(var.REMOTE_PORT) %(user)\n",
+         ["--access-logformat", "%({HTTP_X_ID}e)s %(client_port)s %({REMOTE_USER}e)s"]),
+        ("log-format = %(ftime)\nlog-date = %%Y\n",
+         ["--access-logformat", "%({%d/%b/%Y:%H:%M:%S %z}t)s"]),
+        ("log-format = %(ftime)\nlog-date = %%F %%T\nlog-format-strftime = true\n",
+         ["--access-logformat", "%({%F %T}t)s"]),
         ("mine = %(base)\nbase = x\nother = %(mine)\nset-ph = other=\n",
          ["--uwsgi-option=base=x"]),
         ("start-time = 5\n", ["--uwsgi-option=start-time=5"]),
@@ -306,6 +321,11 @@ def test_a_flag_may_be_off(tmp_path: Path, value: str) -> None:
         ("http-socket = =0\n", "names a shared socket"),
         ("http-socket =\n", "is blank; give HOST:PORT"),
         ("log-format = %(cookie.x)\n", "%(cookie.x) is unknown; known are addr"),
+        ("log-format = %(my_var)\n", "what an application sets by uwsgi.set_logvar() it has to"),
+        ("log-format = %(hsize)\n", "%(hsize) is not logged: heads are not counted"),
+        ("log-format = %(metric.worker.1.requests)\n", "osloxide metrics offers the figures"),
+        ("log-format = %(ftime)\nlog-date = %%Z\nlog-format-strftime = 1\n",
+         "site.ini:4: log-format = %(ftime): %(ftime) is log-date = %Z, of which %Z is unknown"),
         ("limit-post = much\n", "limit-post = much: is no whole number of at least 0"),
     ],
 )
@@ -316,6 +336,18 @@ def test_what_cannot_be_honoured_is_refused_with_file_line_and_remedy(
         command(BASE + text, tmp_path)
 
     assert error in str(raised.value)
+
+
+def test_every_key_of_uwsgis_log_format_is_honoured_or_refused_by_name(tmp_path: Path) -> None:
+    for number, key in enumerate((*log_format.KEYS, "var.HTTP_X", "var.PATH_INFO")):
+        line = f"%({key}) %(uri)"
+        if key in log_format._REFUSED:
+            with pytest.raises(ValueError, match=rf"^%\({key}\) is not logged: ."):
+                log_format.translated(line)
+        else:
+            translated, is_native = log_format.translated(line)
+            assert is_native
+            _native.AccessLog(str(tmp_path / str(number)), translated)
 
 
 def test_a_blank_value_is_none(tmp_path: Path) -> None:
@@ -371,6 +403,33 @@ def test_one_process_has_a_parent_where_master_asks_for_it(
     assert argv == ["uwsgi", "--a", "b"]
     assert site.stop() == 0, site.log
     assert site.log.count("atexit ") == 1
+
+
+def test_a_line_has_what_uwsgis_keys_say(start: Callable[..., Running], tmp_path: Path) -> None:
+    (tmp_path / "site.ini").write_text(
+        "[uwsgi]\nhttp-socket = 127.0.0.1:0\nmodule = site_\nprocesses = 2\n"
+        f"logto = {tmp_path}/log\n"
+        "log-format = {%(pid)|%(wid)|%(method)|%(uri)|%(host)|%(var.HTTP_X_ID)|%(var.QUERY_STRING)"
+        "|%(cl)|%(status)|%(user)|%(msecs)|%(tmsecs)|%(epoch)}\n"
+    )
+    before = time.time()
+    site = start("uwsgi", "--ini", "site.ini")
+    connection = http.client.HTTPConnection("127.0.0.1", site.port(), timeout=60)
+    with contextlib.closing(connection):
+        connection.request("POST", "/a?b=c", b"body", {"X-Id": "seven", "Host": "a.example"})
+        connection.getresponse().read()
+
+    wait_until(lambda: any("seven" in line for line in whole_lines(tmp_path / "log")), "the line")
+    assert site.stop() == 0, site.log
+    line = next(line for line in whole_lines(tmp_path / "log") if "seven" in line)
+    pid, worker, *rest = line.strip("{}").split("|")
+    assert pid != str(site.pid)
+    assert worker in ("1", "2")
+    assert rest[:8] == ["POST", "/a?b=c", "a.example", "seven", "b=c", "4", "200", "-"]
+    milliseconds, arrival, now = map(int, rest[8:])
+    assert milliseconds >= 0
+    assert int(before) <= arrival / 1000 <= now + 1
+    assert now <= time.time()
 
 
 def test_a_pid_file_reloads_and_stops_the_service(

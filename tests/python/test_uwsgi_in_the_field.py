@@ -129,7 +129,7 @@ def test_a_file_of_this_kind_is_taken_whole(tmp_path: Path, text: str, words: li
         ("log-maxsize = 50000000", "rotate by logrotate and send SIGUSR1"),
         ("gevent = 1024", "requests run on native threads"),
         ("hook-master-start = exec:/bin/true", "ExecStartPre="),
-        ("log-format = %(ftime),%(shortmsecs) %(uri)", "%(ftime) is unknown"),
+        ("log-format = %(ftime),%(shortmsecs) %(uri)", "%(shortmsecs) is unknown"),
         ("emperor = /etc/uwsgi/vassals", "template unit"),
     ],
 )

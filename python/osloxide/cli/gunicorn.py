@@ -157,6 +157,9 @@ _ATOMS = {
     "h": "%(client_ip)s", "l": "-", "u": "-", "t": "[%(time_local)s]", "r": "%(request_line)s",
     "s": "%(status_code)s", "b": "%(body_length)s", "B": "%(body_length)s",
     "f": "%(referer)s", "a": "%(user_agent)s", "L": "%(wall_seconds)s",
+    "m": "%(method)s", "U": "%({PATH_INFO}e)s", "q": "%({QUERY_STRING}e)s", "H": "%(protocol)s",
+    "T": "%(wall_seconds)d", "M": "%(wall_milliseconds)s", "D": "%(wall_microseconds)s",
+    "p": "<%(process_id)s>",
 }  # fmt: skip
 """What gunicorn's letters are called in ``--access-logformat``."""
 
@@ -263,9 +266,11 @@ def log_format(text: str) -> str:
     def named(found: re.Match[str]) -> str:
         if found[1] in _ATOMS:
             return _ATOMS[found[1]]
-        if len(found[1]) > 1 and not found[1].startswith("{"):
+        if re.fullmatch(r"\{[^{}]+\}i", found[1]) or re.fullmatch(r"\w\w+", found[1]):
             return found[0]
-        raise CommandError(f"%({found[1]})s is not logged; name one of {', '.join(_ATOMS)}")
+        raise CommandError(
+            f"%({found[1]})s is not logged; name one of {', '.join(_ATOMS)}, or {{HEADER}}i"
+        )
 
     return re.sub(r"%\(([^)]+)\)s", named, text)
 

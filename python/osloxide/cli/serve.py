@@ -36,7 +36,7 @@ from osloxide.cli.errors import CommandError
 from osloxide.cli.preparation import Preparation
 from osloxide.cli.site import BOOT_FAILED, Boot, report, site_service
 from osloxide.cli.uwsgi import module as uwsgi_module
-from osloxide.server import forwarded
+from osloxide.server import access_logs, forwarded
 
 if TYPE_CHECKING:
     import argparse
@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> int:
     told = None if options.stats is None else stats.Stats(options.stats, options.stats_http)
 
     from osloxide import service
-    from osloxide.launch import process_title, scoreboard
+    from osloxide.launch import process_title, scoreboard, worker
 
     scoreboard.call_program(options.name)
     process_title.prefix = options.title_prefix or ""
@@ -106,6 +106,7 @@ def main(options: argparse.Namespace) -> int:
         return application
 
     def on_start() -> None:
+        access_logs.number_worker((worker.slot or 0) + 1)
         if has_parent:
             recycling.limit(options, servers[0].pool_size)
         if told is not None:

@@ -278,9 +278,9 @@ impl Application {
         exchange: &dyn Exchange,
         arrived: Option<Instant>,
     ) -> Option<(Subject<'static>, Instant)> {
-        let arrived = self.native_log.as_ref().and(arrived)?;
+        let (log, arrived) = self.native_log.as_ref().zip(arrived)?;
         let subject = Subject::of(exchange.request(), exchange.endpoints());
-        Some((subject.into_owned(), arrived))
+        Some((log.get().keep(subject), arrived))
     }
 
     /// An answer has come to its end, one way or the other: what needs no interpreter.

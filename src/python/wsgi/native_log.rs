@@ -6,13 +6,14 @@
 
 use std::cell::RefCell;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use tracing::{info, warn};
 
-use crate::wsgi::access_log::file::{LogFile, Written, local_time};
+use crate::wsgi::access_log::file::{LogFile, Written, local_time, since_epoch};
 use crate::wsgi::access_log::filter::Filter;
 use crate::wsgi::access_log::format::{Event, Format, Subject};
 use crate::wsgi::{Delivery, Refused};
@@ -24,6 +25,8 @@ pub(crate) struct NativeLog {
     path: PathBuf,
     file: LogFile,
     format: Format,
+    /// Number of this process among its siblings, from 1; 0 until it is told.
+    worker: AtomicU32,
 }
 
 /// See the module's text.
@@ -59,7 +62,12 @@ impl NativeLog {
                 .map_err(|error| PyValueError::new_err(format!("log format {error}")))?,
             file: LogFile::open(&path)?,
             path,
+            worker: AtomicU32::new(0),
         })
+    }
+
+    fn number_worker(&self, number: u32) {
+        self.worker.store(number, Ordering::Relaxed);
     }
 
     fn reopen(&self, py: Python<'_>) -> PyResult<()> {
@@ -88,8 +96,15 @@ impl NativeLog {
             delivery,
             wall: arrived.elapsed(),
             now: local_time(),
+            since_epoch: since_epoch(),
+            worker: self.worker.load(Ordering::Relaxed),
         };
         self.put_line(subject, &event);
+    }
+
+    /// What a line needs to know of a request that will be gone.
+    pub(super) fn keep(&self, subject: Subject<'_>) -> Subject<'static> {
+        subject.into_owned(&self.format)
     }
 
     /// Adds the line of a request that the server refused.
@@ -103,6 +118,8 @@ impl NativeLog {
             },
             wall: refused.wall,
             now: local_time(),
+            since_epoch: since_epoch(),
+            worker: self.worker.load(Ordering::Relaxed),
         };
         self.put_line(&Subject::of_refused(refused), &event);
     }

@@ -269,6 +269,13 @@ fn open_file(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, flags, Mode::from_bits_truncate(0o666))?)
 }
 
+/// How long ago the epoch is.
+#[must_use]
+pub fn since_epoch() -> Duration {
+    // A clock before 1970 is one that is not set.
+    clock_gettime(ClockId::CLOCK_REALTIME).map_or(Duration::ZERO, Duration::from)
+}
+
 /// The local time; the C library is asked once a second on each thread.
 #[must_use]
 pub fn local_time() -> LocalTime {

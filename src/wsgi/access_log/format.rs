@@ -1,9 +1,12 @@
 //! What a line of the native access log looks like: a format, taken apart once.
 //!
 //! Owns the subset of Python's % formats that `wsgi_log_format` needs, the keys that it may name, and
-//! the two formats that have a name of their own. Never writes a line anywhere. Rules: Python's
-//! "printf-style String Formatting"; the combined log format of Apache and nginx.
+//! the two formats that have a name of their own. Never writes a line anywhere. A value
+//! whose key has braces is [`super::values`]' part. Rules: Python's "printf-style String
+//! Formatting"; the combined log format of Apache and nginx; gunicorn's `{NAME}i` and `{NAME}e`;
+//! Apache's `{FORMAT}t`.
 
+use super::values::{Named, TimeFormat};
 use super::{CUT_OFF, escape_into, month_name, plain_request_line, version_text};
 use crate::wsgi::request::RequestHead;
 use crate::wsgi::{Delivery, Endpoints, Refused};
@@ -25,19 +28,38 @@ const NAMED: [(&str, &str); 2] = [
 ];
 
 /// Keys that a format may name, those of `wsgi_log_format` first.
-const KEYS: [(&str, Key); 11] = [
+const KEYS: [(&str, Key); 22] = [
     ("client_ip", Key::ClientIp),
     ("client_port", Key::ClientPort),
     ("date_time", Key::DateTime),
     ("request_line", Key::RequestLine),
-    ("status_code", Key::StatusCode),
-    ("body_length", Key::BodyLength),
+    ("status_code", Key::Number(Number::StatusCode)),
+    ("body_length", Key::Number(Number::BodyLength)),
     ("wall_seconds", Key::WallSeconds),
     ("time_local", Key::TimeLocal),
     ("referer", Key::Referer),
     ("user_agent", Key::UserAgent),
     ("delivery", Key::Delivery),
+    ("method", Key::Method),
+    ("target", Key::Target),
+    ("protocol", Key::Protocol),
+    ("request_length", Key::Number(Number::RequestLength)),
+    ("wall_milliseconds", Key::Number(Number::WallMilliseconds)),
+    ("wall_microseconds", Key::Number(Number::WallMicroseconds)),
+    ("unix_seconds", Key::Number(Number::UnixSeconds)),
+    (
+        "arrival_milliseconds",
+        Key::Number(Number::ArrivalMilliseconds),
+    ),
+    (
+        "arrival_microseconds",
+        Key::Number(Number::ArrivalMicroseconds),
+    ),
+    ("process_id", Key::Number(Number::ProcessId)),
+    ("worker", Key::Number(Number::Worker)),
 ];
+/// Keys of a kind, as messages have them.
+const BRACED: &str = "{HEADER}i, {CGI_VARIABLE}e, {STRFTIME}t";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Key {
@@ -45,8 +67,10 @@ enum Key {
     ClientPort,
     DateTime,
     RequestLine,
-    StatusCode,
-    BodyLength,
+    Method,
+    Target,
+    Protocol,
+    Number(Number),
     WallSeconds,
     /// `22/Nov/2026:15:08:03 +0100`.
     TimeLocal,
@@ -54,6 +78,46 @@ enum Key {
     UserAgent,
     /// `complete` or `cut`.
     Delivery,
+    /// A place in [`Format::named`].
+    Named(usize),
+    /// A place in [`Format::times`].
+    Arrival(usize),
+}
+
+/// What is a whole number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Number {
+    StatusCode,
+    BodyLength,
+    /// What the request's `Content-Length` says, or 0.
+    RequestLength,
+    WallMilliseconds,
+    WallMicroseconds,
+    /// Since the epoch, of the line itself.
+    UnixSeconds,
+    /// Since the epoch, of the request's arrival.
+    ArrivalMilliseconds,
+    ArrivalMicroseconds,
+    ProcessId,
+    /// Of the worker among its siblings, from 1.
+    Worker,
+}
+
+impl Number {
+    fn of(self, subject: &Subject<'_>, event: &Event) -> u128 {
+        match self {
+            Self::StatusCode => event.status.into(),
+            Self::BodyLength => event.delivery.sent.into(),
+            Self::RequestLength => subject.request_length().into(),
+            Self::WallMilliseconds => event.wall.as_millis(),
+            Self::WallMicroseconds => event.wall.as_micros(),
+            Self::UnixSeconds => event.since_epoch.as_secs().into(),
+            Self::ArrivalMilliseconds => event.arrival().as_millis(),
+            Self::ArrivalMicroseconds => event.arrival().as_micros(),
+            Self::ProcessId => std::process::id().into(),
+            Self::Worker => event.worker.into(),
+        }
+    }
 }
 
 /// How a field is written.
@@ -91,6 +155,8 @@ pub struct FormatError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
     parts: Vec<Part>,
+    named: Vec<Named>,
+    times: Vec<TimeFormat>,
 }
 
 /// The client's side of a line. Borrowed from the request where the line is written while that is
@@ -102,6 +168,9 @@ pub struct Subject<'a> {
     line: Line<'a>,
     referer: Cow<'a, [u8]>,
     user_agent: Cow<'a, [u8]>,
+    /// What a format names, and the length of the body, of a request that is gone.
+    kept: Vec<Vec<u8>>,
+    request_length: u64,
 }
 
 /// A request line as it came.
@@ -168,14 +237,27 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// The same, for a line that is written when the request is gone.
+    /// The same, for a line of `format` that is written when the request is gone.
     #[must_use]
-    pub fn into_owned(self) -> Subject<'static> {
+    pub fn into_owned(self, format: &Format) -> Subject<'static> {
+        let (kept, request_length) = match self.line {
+            Line::Of(request) => (
+                format
+                    .named
+                    .iter()
+                    .map(|named| named.of(request).into_owned())
+                    .collect(),
+                request_length(request),
+            ),
+            Line::Plain(_) => (self.kept, self.request_length),
+        };
         let line = match self.line {
             Line::Of(request) => plain_request_line(request),
             Line::Plain(line) => line.into_owned(),
         };
         Subject {
+            kept,
+            request_length,
             client_ip: Cow::Owned(self.client_ip.into_owned()),
             client_port: Cow::Owned(self.client_port.into_owned()),
             line: Line::Plain(Cow::Owned(line)),
@@ -183,6 +265,50 @@ impl<'a> Subject<'a> {
             user_agent: Cow::Owned(self.user_agent.into_owned()),
         }
     }
+
+    /// Method, target and version; of a line that was refused as much as can be told apart.
+    fn line_parts(&self) -> [&[u8]; 3] {
+        let line = match &self.line {
+            Line::Of(request) => {
+                let method = request.method().as_str().as_bytes();
+                return [method, request.target(), version_text(request).as_bytes()];
+            }
+            Line::Plain(line) => &**line,
+        };
+        let is_space = |byte: &u8| *byte == b' ';
+        let Some(first) = line.iter().position(is_space) else {
+            return [line, b"", b""];
+        };
+        let (method, rest) = (&line[..first], &line[first + 1..]);
+        match rest.iter().rposition(is_space) {
+            Some(last) if rest[last + 1..].starts_with(b"HTTP/") => {
+                [method, &rest[..last], &rest[last + 1..]]
+            }
+            Some(_) | None => [method, rest, b""],
+        }
+    }
+
+    fn named(&self, format: &Format, place: usize) -> Cow<'_, [u8]> {
+        match (&self.line, format.named.get(place)) {
+            (Line::Of(request), Some(named)) => named.of(request),
+            _ => Cow::Borrowed(self.kept.get(place).map_or(b"", Vec::as_slice)),
+        }
+    }
+
+    fn request_length(&self) -> u64 {
+        match self.line {
+            Line::Of(request) => request_length(request),
+            Line::Plain(_) => self.request_length,
+        }
+    }
+}
+
+fn request_length(request: &RequestHead) -> u64 {
+    let text = request.header("content-length").unwrap_or_default();
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
 }
 
 /// The server's side of a line.
@@ -196,6 +322,17 @@ pub struct Event {
     pub wall: Duration,
     /// When the line is written, by the local clock.
     pub now: LocalTime,
+    /// The same, since the epoch.
+    pub since_epoch: Duration,
+    /// Number of the worker, from 1; 0 in a process that is none.
+    pub worker: u32,
+}
+
+impl Event {
+    /// When the request arrived, since the epoch.
+    fn arrival(&self) -> Duration {
+        self.since_epoch.saturating_sub(self.wall)
+    }
 }
 
 /// A date and time of day, and how far it is from UTC.
@@ -225,24 +362,29 @@ impl Format {
     pub fn parse(text: &str) -> Result<Self, FormatError> {
         let named = NAMED.iter().find(|(name, _)| *name == text);
         let mut rest = named.map_or(text, |(_, format)| *format);
-        let mut parts = Vec::new();
+        let mut format = Self {
+            parts: Vec::new(),
+            named: Vec::new(),
+            times: Vec::new(),
+        };
         while let Some(at) = rest.find('%') {
-            push_literal(&mut parts, &rest[..at]);
+            push_literal(&mut format.parts, &rest[..at]);
             rest = &rest[at + 1..];
             if let Some(after) = rest.strip_prefix('%') {
-                push_literal(&mut parts, "%");
+                push_literal(&mut format.parts, "%");
                 rest = after;
                 continue;
             }
-            let (part, after) = field(rest)?;
-            parts.push(part);
+            let (part, after) = format.field(rest)?;
+            format.parts.push(part);
             rest = after;
         }
-        push_literal(&mut parts, rest);
-        if parts.iter().all(|part| matches!(part, Part::Literal(_))) {
+        push_literal(&mut format.parts, rest);
+        let is_literal = |part: &Part| matches!(part, Part::Literal(_));
+        if format.parts.iter().all(is_literal) {
             return Err(refused(format!("{text:?} names no key")));
         }
-        Ok(Self { parts })
+        Ok(format)
     }
 
     /// Appends a line, its end included. An answer that was cut off is told apart by the end of its
@@ -262,7 +404,7 @@ impl Format {
                 } => {
                     tells_delivery |= *key == Key::Delivery;
                     let start = line.len();
-                    write_field(line, *key, *conversion, *precision, subject, event);
+                    self.write_field(line, *key, *conversion, *precision, subject, event);
                     pad(line, start, *width, *is_left, *is_zero_padded);
                 }
             }
@@ -271,6 +413,152 @@ impl Format {
             line.push_str(CUT_OFF);
         }
         line.push('\n');
+    }
+
+    /// A field behind its percent sign, and what follows it.
+    fn field<'t>(&mut self, text: &'t str) -> Result<(Part, &'t str), FormatError> {
+        let named = text.strip_prefix('(').and_then(|text| text.split_once(')'));
+        let Some((name, rest)) = named else {
+            return Err(refused(format!("%{text} names no key")));
+        };
+        let key = self.key(name)?;
+        let digits = |text: &str| {
+            let end = text
+                .find(|character: char| !character.is_ascii_digit())
+                .unwrap_or(text.len());
+            text[..end].len()
+        };
+        let flags = rest.len() - rest.trim_start_matches(['-', '0']).len();
+        let (flags, rest) = rest.split_at(flags);
+        let (width, rest) = rest.split_at(digits(rest));
+        let (precision, rest) = match rest.strip_prefix('.') {
+            Some(rest) => {
+                let (precision, rest) = rest.split_at(digits(rest));
+                (Some(precision.parse().unwrap_or(0)), rest)
+            }
+            None => (None, rest),
+        };
+        let is_number = matches!(key, Key::Number(_) | Key::WallSeconds);
+        let conversion = match rest.chars().next() {
+            Some('s') => Conversion::Text,
+            Some('d' | 'i') if is_number => Conversion::Integer,
+            Some('f') if is_number => Conversion::Float,
+            found => {
+                let found =
+                    found.map_or_else(|| "nothing".to_owned(), |found| format!("{found:?}"));
+                return Err(refused(format!(
+                    "has {found} behind %({name}); give s, or d or f for a number"
+                )));
+            }
+        };
+        let width = width.parse().unwrap_or(0);
+        if width > MOST_PADDING || precision.is_some_and(|precision| precision > MOST_PADDING) {
+            return Err(refused(format!(
+                "pads %({name}) to more than {MOST_PADDING} characters"
+            )));
+        }
+        let part = Part::Field {
+            key,
+            conversion,
+            width,
+            precision,
+            is_left: flags.contains('-'),
+            is_zero_padded: flags.contains('0') && conversion != Conversion::Text,
+        };
+        Ok((part, &rest[1..]))
+    }
+
+    fn write_field(
+        &self,
+        line: &mut String,
+        key: Key,
+        conversion: Conversion,
+        precision: Option<usize>,
+        subject: &Subject<'_>,
+        event: &Event,
+    ) {
+        let start = line.len();
+        match key {
+            Key::ClientIp => line.push_str(&subject.client_ip),
+            Key::ClientPort => line.push_str(&subject.client_port),
+            Key::RequestLine => match &subject.line {
+                Line::Of(request) => {
+                    line.push_str(request.method().as_str());
+                    line.push(' ');
+                    escape_into(line, request.target());
+                    line.push(' ');
+                    line.push_str(version_text(request));
+                }
+                Line::Plain(plain) => escape_into(line, plain),
+            },
+            Key::Referer => escape_or_dash(line, &subject.referer),
+            Key::UserAgent => escape_or_dash(line, &subject.user_agent),
+            Key::Delivery => line.push_str(if event.delivery.is_whole {
+                "complete"
+            } else {
+                "cut"
+            }),
+            Key::Method => escape_or_dash(line, subject.line_parts()[0]),
+            Key::Target => escape_or_dash(line, subject.line_parts()[1]),
+            Key::Protocol => escape_or_dash(line, subject.line_parts()[2]),
+            Key::Named(place) => escape_or_dash(line, &subject.named(self, place)),
+            Key::Arrival(place) => {
+                let seconds = event.arrival().as_secs();
+                self.times[place].write(line, seconds, event.now.offset_minutes);
+            }
+            Key::DateTime => write_date_and_time(line, &event.now, ' '),
+            Key::TimeLocal => write_time_local(line, &event.now),
+            Key::Number(number) => {
+                // Writing to a String cannot fail.
+                let _ = write!(line, "{}", number.of(subject, event));
+                if conversion == Conversion::Float && precision != Some(0) {
+                    line.push('.');
+                    line.extend(std::iter::repeat_n('0', precision.unwrap_or(6)));
+                }
+                return;
+            }
+            Key::WallSeconds => {
+                let seconds = event.wall.as_secs_f64();
+                let _ = match conversion {
+                    Conversion::Float => write!(line, "{seconds:.*}", precision.unwrap_or(6)),
+                    Conversion::Integer => write!(line, "{}", event.wall.as_secs()),
+                    Conversion::Text => write!(line, "{seconds}"),
+                };
+                return;
+            }
+        }
+        if let Some(precision) = precision
+            && let Some((end, _)) = line[start..].char_indices().nth(precision)
+        {
+            line.truncate(start + end);
+        }
+    }
+
+    /// The key of that name.
+    fn key(&mut self, name: &str) -> Result<Key, FormatError> {
+        if let Some((_, key)) = KEYS.iter().find(|(known, _)| *known == name) {
+            return Ok(*key);
+        }
+        let braced = name
+            .strip_prefix('{')
+            .and_then(|text| text.rsplit_once('}'));
+        match braced {
+            Some((inner, "t")) if !inner.is_empty() => {
+                let format = TimeFormat::parse(inner).map_err(|directive| {
+                    refused(format!("has the unknown {directive} in {name:?}"))
+                })?;
+                self.times.push(format);
+                Ok(Key::Arrival(self.times.len() - 1))
+            }
+            Some((inner, kind @ ("i" | "e"))) if !inner.is_empty() => {
+                self.named.push(match kind {
+                    "i" => Named::Header(inner.to_owned()),
+                    _ => Named::Variable(inner.to_owned()),
+                });
+                Ok(Key::Named(self.named.len() - 1))
+            }
+            _ => Err(refused(format!("names the unknown key {name:?}"))),
+        }
     }
 }
 
@@ -282,60 +570,6 @@ fn push_literal(parts: &mut Vec<Part>, text: &str) {
     }
 }
 
-/// A field behind its percent sign, and what follows it.
-fn field(text: &str) -> Result<(Part, &str), FormatError> {
-    let named = text.strip_prefix('(').and_then(|text| text.split_once(')'));
-    let Some((name, rest)) = named else {
-        return Err(refused(format!("%{text} names no key")));
-    };
-    let Some((_, key)) = KEYS.iter().find(|(known, _)| *known == name) else {
-        return Err(refused(format!("names the unknown key {name:?}")));
-    };
-    let digits = |text: &str| {
-        let end = text
-            .find(|character: char| !character.is_ascii_digit())
-            .unwrap_or(text.len());
-        text[..end].len()
-    };
-    let flags = rest.len() - rest.trim_start_matches(['-', '0']).len();
-    let (flags, rest) = rest.split_at(flags);
-    let (width, rest) = rest.split_at(digits(rest));
-    let (precision, rest) = match rest.strip_prefix('.') {
-        Some(rest) => {
-            let (precision, rest) = rest.split_at(digits(rest));
-            (Some(precision.parse().unwrap_or(0)), rest)
-        }
-        None => (None, rest),
-    };
-    let is_number = matches!(key, Key::StatusCode | Key::BodyLength | Key::WallSeconds);
-    let conversion = match rest.chars().next() {
-        Some('s') => Conversion::Text,
-        Some('d' | 'i') if is_number => Conversion::Integer,
-        Some('f') if is_number => Conversion::Float,
-        found => {
-            let found = found.map_or_else(|| "nothing".to_owned(), |found| format!("{found:?}"));
-            return Err(refused(format!(
-                "has {found} behind %({name}); give s, or d or f for a number"
-            )));
-        }
-    };
-    let width = width.parse().unwrap_or(0);
-    if width > MOST_PADDING || precision.is_some_and(|precision| precision > MOST_PADDING) {
-        return Err(refused(format!(
-            "pads %({name}) to more than {MOST_PADDING} characters"
-        )));
-    }
-    let part = Part::Field {
-        key: *key,
-        conversion,
-        width,
-        precision,
-        is_left: flags.contains('-'),
-        is_zero_padded: flags.contains('0') && conversion != Conversion::Text,
-    };
-    Ok((part, &rest[1..]))
-}
-
 /// The widest field.
 const MOST_PADDING: usize = 1000;
 
@@ -344,69 +578,7 @@ fn refused(problem: String) -> FormatError {
 }
 
 fn key_names() -> String {
-    KEYS.map(|(name, _)| name).join(", ")
-}
-
-fn write_field(
-    line: &mut String,
-    key: Key,
-    conversion: Conversion,
-    precision: Option<usize>,
-    subject: &Subject<'_>,
-    event: &Event,
-) {
-    let start = line.len();
-    match key {
-        Key::ClientIp => line.push_str(&subject.client_ip),
-        Key::ClientPort => line.push_str(&subject.client_port),
-        Key::RequestLine => match &subject.line {
-            Line::Of(request) => {
-                line.push_str(request.method().as_str());
-                line.push(' ');
-                escape_into(line, request.target());
-                line.push(' ');
-                line.push_str(version_text(request));
-            }
-            Line::Plain(plain) => escape_into(line, plain),
-        },
-        Key::Referer => escape_or_dash(line, &subject.referer),
-        Key::UserAgent => escape_or_dash(line, &subject.user_agent),
-        Key::Delivery => line.push_str(if event.delivery.is_whole {
-            "complete"
-        } else {
-            "cut"
-        }),
-        Key::DateTime => write_date_and_time(line, &event.now, ' '),
-        Key::TimeLocal => write_time_local(line, &event.now),
-        Key::StatusCode | Key::BodyLength => {
-            let number = if key == Key::StatusCode {
-                u64::from(event.status)
-            } else {
-                event.delivery.sent
-            };
-            // Writing to a String cannot fail.
-            let _ = write!(line, "{number}");
-            if conversion == Conversion::Float && precision != Some(0) {
-                line.push('.');
-                line.extend(std::iter::repeat_n('0', precision.unwrap_or(6)));
-            }
-            return;
-        }
-        Key::WallSeconds => {
-            let seconds = event.wall.as_secs_f64();
-            let _ = match conversion {
-                Conversion::Float => write!(line, "{seconds:.*}", precision.unwrap_or(6)),
-                Conversion::Integer => write!(line, "{}", event.wall.as_secs()),
-                Conversion::Text => write!(line, "{seconds}"),
-            };
-            return;
-        }
-    }
-    if let Some(precision) = precision
-        && let Some((end, _)) = line[start..].char_indices().nth(precision)
-    {
-        line.truncate(start + end);
-    }
+    format!("{}, {BRACED}", KEYS.map(|(name, _)| name).join(", "))
 }
 
 fn escape_or_dash(line: &mut String, text: &[u8]) {
@@ -475,7 +647,7 @@ mod tests {
         let format = Format::parse("combined").unwrap();
         let (mut borrowed, mut owned) = (String::new(), String::new());
         format.write(&mut borrowed, &subject, &event(true));
-        let subject = subject.into_owned();
+        let subject = subject.into_owned(&format);
         format.write(&mut owned, &subject, &event(true));
         assert_eq!(borrowed, owned);
         subject
@@ -499,6 +671,8 @@ mod tests {
                 second: 3,
                 offset_minutes: -90,
             },
+            since_epoch: Duration::from_millis(1_793_601_483_500),
+            worker: 3,
         }
     }
 
@@ -508,6 +682,69 @@ mod tests {
             .unwrap()
             .write(&mut line, &subject(), &event(true));
         line
+    }
+
+    #[test]
+    fn what_only_the_request_knows_is_the_same_when_the_request_is_gone() {
+        let headers: [(&[u8], &[u8]); 3] = [
+            (b"Host", b"a.example"),
+            (b"X-Id", b"7\"8"),
+            (b"Content-Length", b"12"),
+        ];
+        let request = RequestHead::of(Method::PUT, b"/a?b=c", Version::HTTP_10, &headers);
+        let endpoints = Endpoints::new(None, None, false);
+        let format = Format::parse(
+            "%(method)s %(target)s %(protocol)s %({host}i)s %({X-Id}i)s %({absent}i)s \
+             %({QUERY_STRING}e)s %({REMOTE_USER}e)s %(request_length)s",
+        )
+        .unwrap();
+        let expected = "PUT /a?b=c HTTP/1.0 a.example 7\\\"8 - b=c - 12\n";
+        let written = |subject: &Subject<'_>| {
+            let mut line = String::new();
+            format.write(&mut line, subject, &event(true));
+            line
+        };
+
+        let subject = Subject::of(&request, &endpoints);
+        assert_eq!(written(&subject), expected);
+        assert_eq!(written(&subject.into_owned(&format)), expected);
+    }
+
+    #[test]
+    fn times_and_numbers_are_those_of_the_request_and_its_worker() {
+        for (format, expected) in [
+            ("%(wall_milliseconds)s|", "1500|\n"),
+            ("%(wall_microseconds)s|", "1500250|\n"),
+            ("%(unix_seconds)s|", "1793601483|\n"),
+            ("%(arrival_milliseconds)s|", "1793601481999|\n"),
+            ("%(arrival_microseconds)s|", "1793601481999750|\n"),
+            ("%({%d/%b/%Y:%T %z}t)s|", "02/Nov/2026:05:08:01 -0130|\n"),
+            ("%(worker)3d|", "  3|\n"),
+            ("%(method)s %(target)s %(protocol)s", "GET /a HTTP/1.1\n"),
+        ] {
+            assert_eq!(line(format), expected, "{format}");
+        }
+        let own = std::process::id();
+        assert_eq!(line("%(process_id)s"), format!("{own}\n"));
+    }
+
+    #[test]
+    fn a_refused_request_line_is_told_apart_as_far_as_it_goes() {
+        let written = |line: &'static [u8]| {
+            let subject = Subject {
+                line: Line::Plain(Cow::Borrowed(line)),
+                ..Subject::default()
+            };
+            let mut written = String::new();
+            let format = Format::parse("%(method)s|%(target)s|%(protocol)s|%({host}i)s").unwrap();
+            format.write(&mut written, &subject, &event(true));
+            written
+        };
+
+        assert_eq!(written(b"GET /a b HTTP/1.1"), "GET|/a b|HTTP/1.1|-\n");
+        assert_eq!(written(b"GET /a b"), "GET|/a b|-|-\n");
+        assert_eq!(written(b"GET"), "GET|-|-|-\n");
+        assert_eq!(written(b""), "-|-|-|-\n");
     }
 
     #[test]
@@ -578,6 +815,10 @@ mod tests {
             "%(status_code)x",
             "%(status_code)5000d",
             "Combined",
+            "%({host}x)s",
+            "%({}i)s",
+            "%({%Z}t)s",
+            "%({host}i)d",
         ] {
             let message = Format::parse(text).unwrap_err().to_string();
             assert!(message.contains("client_ip, client_port"), "{message}");

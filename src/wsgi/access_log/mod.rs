@@ -11,6 +11,7 @@ use std::fmt::Write;
 pub mod file;
 pub mod filter;
 pub mod format;
+mod values;
 
 use super::request::RequestHead;
 use http::Version;

@@ -197,14 +197,15 @@ TABLE: tuple[Option, ...] = (
     _honoured("disable-logging", "disable_logging", "--no-access-log", _FLAG),
     _honoured("log-4xx log-5xx", "log_status", "--access-log-status", _FLAG),
     _honoured("log-format logformat", "log_format",
-              "--access-logformat; --access-log too where referer or uagent is named"),
+              "--access-logformat; --access-log too where that alone has a key, see above"),
     _honoured("route-user-agent", "donotlog", "REGEX donotlog: is --no-access-log-for"),
     _honoured("route-uri route", "donotlog", "REGEX donotlog: is --no-access-log-for"),
     _honoured("route-remote-addr", "donotlog", "REGEX donotlog: is --no-access-log-for"),
-    _needless("log-format-strftime", "%(ltime) has its own format"),
+    _honoured("log-format-strftime logformat-strftime", "include",
+              "%(ftime) of log-format is written as log-date says", _FLAG),
     _needless("log-x-forwarded-for", "client_ip is the client's, behind proxies too"),
     _needless("log-reopen", "SIGUSR1 opens log files again"),
-    _needless("log-date logdate", "lines begin with the time", _OPTIONAL),
+    _needless("log-date logdate", "lines begin with the time; see log-format-strftime", _OPTIONAL),
     _needless("log-micros log-zero log-sendfile log-ioerror", "every request has a line"),
     _needless("log-master threaded-logger", "workers write their own lines"),
     _needless("log-master-bufsize", "workers write their own lines", _VALUE),
@@ -275,7 +276,6 @@ TABLE: tuple[Option, ...] = (
     _needless("so-send-timeout so-write-timeout socket-send-timeout socket-write-timeout",
               "socket-timeout holds for answers as well", _VALUE),
     _needless("write-errors-tolerance", "a client that is gone is no error", _VALUE),
-    _needless("logformat-strftime", "%(ltime) has its own format"),
     _needless("cheaper-busyness-max cheaper-busyness-min cheaper-busyness-multiplier "
               "cheaper-busyness-penalty cheaper-busyness-backlog-alert "
               "cheaper-busyness-backlog-multiplier cheaper-busyness-backlog-step "

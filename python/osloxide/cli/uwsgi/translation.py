@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from osloxide.cli.errors import CommandError
-from osloxide.cli.uwsgi import options
+from osloxide.cli.uwsgi import log_format, options
 from osloxide.cli.uwsgi.options import Kind, Verdict
 from osloxide.cli.uwsgi.reader import Reader, Setting
 
@@ -33,24 +33,6 @@ _FLAGS = (
     "--reload",
     "--stats-http",
 )
-
-_LOG_VARIABLES = {
-    "addr": "%(client_ip)s",
-    "user": "-",
-    "status": "%(status_code)s",
-    "rsize": "%(body_length)s",
-    "size": "%(body_length)s",
-    "secs": "%(wall_seconds)s",
-    "ltime": "%(date_time)s",
-    "ctime": "%(date_time)s",
-}
-_NATIVE_VARIABLES = _LOG_VARIABLES | {
-    "ltime": "%(time_local)s",
-    "referer": "%(referer)s",
-    "uagent": "%(user_agent)s",
-}
-"""What the log that is written natively can say; it is taken where a format needs it."""
-_REQUEST_LINE = "%(method) %(uri) %(proto)"
 
 _ROUTED = {
     "route-user-agent": "user-agent",
@@ -94,11 +76,13 @@ class Translation:
     _is_abstract: bool = False
     open_files: int | None = None
     _logs_as_user: bool = False
+    _time_format: str | None = None
 
     @classmethod
     def of(cls, reader: Reader) -> Translation:
         """Translate all settings; problems are collected, not raised."""
         made = cls()
+        made._time_format = log_format.time_format((it.name, it.value) for it in reader.settings)
         for setting in reader.settings:
             made._take(setting, setting.name in reader.used)
         return made
@@ -443,23 +427,13 @@ class Translation:
         self._single["--access-log-status"] = f"{before},{wanted}" if before else wanted
 
     def _log_format(self, setting: Setting) -> None:
-        text = setting.value.replace(_REQUEST_LINE, "\0")
-
-        is_native = "%(referer)" in text or "%(uagent)" in text
-        variables = _NATIVE_VARIABLES if is_native else _LOG_VARIABLES
-
-        def variable(match: re.Match[str]) -> str:
-            if match[1] not in variables:
-                raise setting.refuse(
-                    f"%({match[1]}) is unknown; known are {', '.join(_NATIVE_VARIABLES)} and "
-                    f"{_REQUEST_LINE}"
-                )
-            return variables[match[1]]
-
+        try:
+            found, is_native = log_format.translated(setting.value, self._time_format)
+        except ValueError as error:
+            raise setting.refuse(str(error)) from error
         if is_native:
             self._single["--access-log"] = "-"
-        text = re.sub(r"%\(([^()]*)\)", variable, text.replace("%", "%%").replace("%%(", "%("))
-        self._single["--access-logformat"] = text.replace("\0", "%(request_line)s")
+        self._single["--access-logformat"] = found
 
     def _donotlog(self, setting: Setting) -> None:
         pattern, _, action = setting.value.rpartition(" ")
