@@ -93,6 +93,8 @@ class Scoreboard:
         """``CLOCK_MONOTONIC`` seconds when it was made."""
     def claim(self, slot: int, generation: int) -> None:
         """In a worker: this process now counts in *slot* (server and pool find it by themselves)."""
+    def fileno(self) -> int:
+        """The descriptor of the memory, by which others find it in ``/proc/PID/fd``."""
     def name_group(self, group: int, name: str) -> None:
         """What status and top call *group*; cut at 64 bytes. add_group() does it by itself."""
     def read(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from support.serving import OSLOXIDE, Running, fetch, starter
 
 from osloxide._native import Scoreboard
 from osloxide.cli import ready
+from osloxide.launch import launcher_index
 
 ARGUMENTS = """
 import os, sys
@@ -435,6 +436,56 @@ def test_the_probe_reads_what_status_reads(
     assert read == {site.pid: [(row["slot"], row["state"]) for row in board.read()]}
     assert ready._boards(str(site.pid)) == read
     assert site.stop() == 0, site.log
+
+
+@pytest.mark.parametrize("options", [["-w", "2"], []])
+def test_the_probe_finds_a_launcher_by_the_index_alone(
+    start: Callable[..., Running], options: list[str]
+) -> None:
+    name = f"a/index {os.getpid()}.x"
+    site = start("serve", "told", "-b", "127.0.0.1:0", "--name", name, *options)
+    assert fetch(site.port())
+    wait_until(lambda: ready.main([name]) == 0, "every worker is ready")
+
+    assert ready._indexed(name.encode()) == ready._boards(str(site.pid))
+    entries = launcher_entries(site.pid)
+    assert len(entries) == 1
+    assert site.stop() == 0, site.log
+    assert launcher_entries(site.pid) == []
+    assert ready.main([name]) == 1
+
+
+def test_an_index_that_is_wrong_or_missing_hides_no_launcher(
+    start: Callable[..., Running],
+) -> None:
+    name = f"hidden-{os.getpid()}"
+    site = start("serve", "told", "-b", "127.0.0.1:0", "--name", name, "-w", "2")
+    assert fetch(site.port())
+    wait_until(lambda: ready.main([name]) == 0, "every worker is ready")
+    (entry,) = launcher_entries(site.pid)
+
+    # What a killed launcher leaves, with the number of a process that is none; then nothing at all.
+    entry.rename(entry.with_name(os.fsdecode(launcher_index.entry(os.getpid(), 0, name))))
+    assert ready._indexed(name.encode()) == {}
+    assert ready.main([name]) == 0
+    (forged,) = launcher_entries(os.getpid())
+    forged.unlink()
+    assert ready.main([name]) == 0
+
+    killed = start("serve", "told", "-b", "127.0.0.1:0", "--name", f"killed-{name}", "-w", "1")
+    assert fetch(killed.port())
+    wait_until(lambda: launcher_entries(killed.pid) != [], "its entry")
+    killed.process.kill()
+    killed.process.wait(60)
+    assert launcher_entries(killed.pid) != []
+    following = start("serve", "told", "-b", "127.0.0.1:0", "--name", f"next-{name}")
+    wait_until(lambda: launcher_entries(killed.pid) == [], "the next launcher removes it")
+    assert fetch(following.port())
+    assert (following.stop(), site.stop()) == (0, 0), site.log
+
+
+def launcher_entries(pid: int) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"osloxide-{os.geteuid()}-*/{pid}.*"))
 
 
 def test_the_printed_probe_needs_less_than_10_mib_and_no_module_of_osloxide(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ class ProcessLauncher:
 
     def _supervisor_of_this_process(self) -> _native.Supervisor:
         if self._supervisor is None:
-            self._scoreboard = _native.Scoreboard(scoreboard.program_name())
+            self._scoreboard = scoreboard.make()
             self._supervisor = _native.Supervisor(self._scoreboard)
         return self._supervisor
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from osloxide import _native
+from osloxide.launch import launcher_index
 
 LOG = logging.getLogger(__name__)
 
@@ -36,6 +37,16 @@ def program_name() -> str:
     return _name or Path(sys.argv[0] or "python").name
 
 
+def make() -> _native.Scoreboard:
+    """A scoreboard of this process, which probes find by the program's name.
+
+    :raises OSError: memory or descriptors are exhausted.
+    """
+    board = _native.Scoreboard(program_name())
+    launcher_index.enter(program_name(), board.fileno())
+    return board
+
+
 def begin(services: Iterable[Any]) -> None:
     """Count in this process from now on, unless it has a scoreboard or inherited one.
 
@@ -51,7 +62,7 @@ def begin(services: Iterable[Any]) -> None:
     else:
         return
     try:
-        board = _native.Scoreboard(program_name())
+        board = make()
         board.name_group(0, ",".join(type(service).__name__ for service in services))
         board.claim(0, 0)
     except OSError as exc:
