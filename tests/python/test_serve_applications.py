@@ -18,6 +18,8 @@ from support.serving import OSLOXIDE, Running, fetch, starter
 
 from osloxide._native import Scoreboard
 from osloxide.cli import ready
+from osloxide.cli.application import Application
+from osloxide.cli.errors import CommandError
 from osloxide.launch import launcher_index
 
 ARGUMENTS = """
@@ -56,6 +58,27 @@ def test_an_application_sees_its_own_arguments(
 
     assert words(site.port()).startswith("(['told', '--config-file', 'a b'], 'told',")
     assert site.stop() == 0, site.log
+
+
+def test_a_module_in_a_directory_without_init_is_found_and_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As magnum.wsgi.api is: a regular package around a namespace package (PEP 420).
+    package = f"outer{os.getpid()}"
+    deep = tmp_path / package / "inner" / "deeper"
+    deep.mkdir(parents=True)
+    (tmp_path / package / "__init__.py").touch()
+    for directory in (deep.parent, deep):
+        (directory / "api.py").write_text("def application(environ, start_response): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    for name in (f"{package}.inner.api", f"{package}.inner.deeper.api:application"):
+        Application.parse(name).check()
+    assert package not in sys.modules
+    for name in (f"{package}.inner.absent", f"{package}.inner.deeper.absent"):
+        with pytest.raises(CommandError, match="cannot find module"):
+            Application.parse(name).check()
+    assert Application.parse(f"{package}.inner.deeper.api").load() is not None
 
 
 def test_without_arguments_there_is_a_program_name_alone(start: Callable[..., Running]) -> None:

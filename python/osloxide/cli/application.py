@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import types
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,6 @@ from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from importlib.machinery import ModuleSpec
 
 DEFAULT_ATTRIBUTE = "application"
 _PASTE = "config:"
@@ -228,10 +229,27 @@ def _check_attribute(text: str, attribute: str) -> None:
 def _find_in(name: str, places: list[str]) -> ModuleSpec | None:
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
-        spec: ModuleSpec | None = None if find is None else find(name, places)
+        try:
+            spec: ModuleSpec | None = None if find is None else find(name, places)
+        except KeyError:
+            # A directory without __init__.py (PEP 420) in a package that is not imported: CPython
+            # asks sys.modules for the package.
+            spec = _namespace(name, places)
         if spec is not None:
             return spec
     return None
+
+
+def _namespace(name: str, places: list[str]) -> ModuleSpec | None:
+    """The namespace package *name*, as far as directories tell."""
+    last = name.rpartition(".")[2]
+    directories = [os.path.join(place, last) for place in places]
+    found = [directory for directory in directories if os.path.isdir(directory)]
+    if not found:
+        return None
+    spec = ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = found
+    return spec
 
 
 def _attribute_of(module: types.ModuleType, where: str, attribute: str) -> Any:
