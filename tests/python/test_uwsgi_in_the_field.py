@@ -5,10 +5,13 @@ The values are made up; options, spelling and order are of the kinds that were f
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 
+from osloxide import _native
+from osloxide.cli import serve_options
 from osloxide.cli.errors import CommandError
 from osloxide.cli.uwsgi.reader import Reader
 from osloxide.cli.uwsgi.translation import Translation
@@ -104,26 +107,142 @@ cheaper = 1
 """
 
 
+# The guide of a metrics service, with the misspelling that every copy of it has.
+MISSPELLED = """[uwsgi]
+http = localhost:8041
+wsgi-file = /usr/local/bin/gnocchi-api
+master = true
+die-on-term = true
+threads = 32
+processes = 32
+enabled-threads = true
+thunder-lock = true
+plugins = http.python3
+buffer-size = 65535
+"""
+
+# The guide of an accelerator service: a unix socket for Apache, and the service's own module.
+BEHIND_APACHE = f"""[uwsgi]
+{COMMON}chmod-socket = 666
+socket = /var/run/uwsgi/cyborg-wsgi-api.socket
+add-header = Connection: close
+hook-master-start = unix_signal:15 gracefully_kill_them_all
+plugins = python
+enable-threads = true
+worker-reload-mercy = 90
+exit-on-reload = false
+master = true
+processes = 2
+module = cyborg.wsgi.api:application
+"""
+
+# An operator for Kubernetes gives all of it on the command line, the dashboard's files included.
+OF_AN_OPERATOR = """[uwsgi]
+http = :8080
+module = openstack_dashboard.wsgi
+master = true
+die-on-term = true
+need-app = true
+processes = 2
+threads = 1
+static-map = /static=/
+log-master = true
+log-format = %(method) %(uri) => generated %(rsize) bytes in %(msecs) msecs (%(proto) %(status))
+"""
+
+# The lines of a cloud that are read beside oslo.log's: the time as that has it, and the pid.
+LIKE_OSLO_LOG = f"""[uwsgi]
+{COMMON}http-socket = :5000
+module = keystone.wsgi.api
+auto-procname = true
+procname-prefix = keystone-api-
+log-x-forwarded-for = true
+log-date = %%Y-%%m-%%d %%H:%%M:%%S,000
+log-format-strftime = true
+log-format = %(ftime) %(pid) INFO uWSGI [-] %(addr) "%(method) %(uri) %(proto)" status: %(status) len: %(size) time: %(secs) agent: %(uagent)
+harakiri = 120
+harakiri-verbose = true
+post-buffering = 4096
+backlog-status = true
+py-tracebacker = /var/lib/keystone/uwsgi_pytracebacker.
+memory-report = true
+"""  # noqa: E501 - as it stands in the file
+
+# For programs that collect logs: each line is an object of JSON.
+AS_JSON = """[uwsgi]
+socket = /run/site.sock
+module = site_app
+logger = file:/var/log/site.json
+log-format = {"time": "%(ltime)", "method": "%(method)", "uri": "%(uri)", "status": %(status), "host": "%(host)", "pid": %(pid), "worker": %(wid), "in": %(cl), "out": %(rsize), "ms": %(msecs), "id": "%(var.HTTP_X_REQUEST_ID)"}
+"""  # noqa: E501 - as it stands in the file
+
+# What a distribution's puppet module sets of a file, and what the init script adds.
+OF_PUPPET = f"""[uwsgi]
+{COMMON}processes = 4
+threads = 1
+listen = 100
+http-socket = [::]:8779
+wsgi-file = /usr/bin/trove-api-wsgi
+chdir = /var/lib/trove
+logto = /var/log/trove/trove-api.log
+name = trove-api
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (MISSPELLED, ["/usr/local/bin/gnocchi-api", "http://localhost:8041", "32"]),
+        (
+            BEHIND_APACHE,
+            ["cyborg.wsgi.api:application",
+             "uwsgi://unix:/var/run/uwsgi/cyborg-wsgi-api.socket", "666"],
+        ),
+        (
+            OF_AN_OPERATOR,
+            ["--access-log=-", "--static-map=/static=/",
+             "%(method)s %(target)s => generated %(body_length)s bytes in %(wall_milliseconds)s "
+             "msecs (%(protocol)s %(status_code)s)"],
+        ),
+        (
+            LIKE_OSLO_LOG,
+            ["%({%Y-%m-%d %H:%M:%S,000}t)s %(process_id)s INFO uWSGI [-] %(client_ip)s "
+             '"%(request_line)s" status: %(status_code)s len: %(body_length)s time: '
+             "%(wall_seconds).6f agent: %(user_agent)s"],
+        ),
+        (
+            AS_JSON,
+            ["/var/log/site.json",
+             '{"time": "%({%d/%b/%Y:%H:%M:%S %z}t)s", "method": "%(method)s", "uri": "%(target)s", '
+             '"status": %(status_code)s, "host": "%({host}i)s", "pid": %(process_id)s, "worker": '
+             '%(worker)s, "in": %(request_length)s, "out": %(body_length)s, "ms": '
+             '%(wall_milliseconds)s, "id": "%({HTTP_X_REQUEST_ID}e)s"}'],
+        ),
+        (OF_PUPPET, ["/usr/bin/trove-api-wsgi", "http://[::]:8779", "100", "trove-api"]),
         (COMMENTED_HOOK, ["/usr/bin/nova-api-wsgi", "http://:8774", "nova", "90"]),
         (SHARED_FILE, ["config:/etc/barbican/barbican-api-paste.ini", "http://:9311"]),
         (TUNED, ["neutron.wsgi.api:application", "http://:9696", "120", "neutron-api-"]),
         (TWO_ADDRESSES, ["uwsgi://127.0.0.1:35000", "uwsgi://unix:/run/site/site.socket", "666"]),
         (OWN_VARIABLES, ["site_app:app", "uwsgi://unix:/srv/site/site.sock", "/srv/site", "4"]),
     ],
-)
+)  # fmt: skip
 def test_a_file_of_this_kind_is_taken_whole(tmp_path: Path, text: str, words: list[str]) -> None:
     found = command(text, tmp_path)
 
     assert [word for word in words if word not in found] == []
+    serve_options.declare(parser := argparse.ArgumentParser())
+    chosen = parser.parse_args(found)
+    if chosen.access_log is not None:
+        _native.AccessLog(str(tmp_path / "log"), chosen.access_logformat)
 
 
 @pytest.mark.parametrize(
     ("line", "remedy"),
     [
-        ("enabled-threads = true", "do you mean enable-threads?"),
+        ("enable-thread = true", "do you mean enable-threads?"),
+        ("dogstatsd-all-gauges = true", "osloxide metrics"),
+        ("log-format = [pid: %(pid)] {%(vars) vars in %(pktsize) bytes}", "%(vars) is not logged"),
+        ("emperor-tyrant = true", "template unit"),
         ("daemonize = /var/log/site.log", "let the service manager start it"),
         ("stats-push = dogstatsd:127.0.0.1:9125", "osloxide metrics"),
         ("log-maxsize = 50000000", "rotate by logrotate and send SIGUSR1"),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _request = threading.local()
-"""Of the request that this thread handles: its input."""
+"""Of the request that this thread handles: its input, and what the application notes about it."""
 
 
 def check(options: argparse.Namespace) -> None:
@@ -52,6 +52,15 @@ def current_input() -> Any:
     return getattr(_request, "input", None)
 
 
+def current_notes() -> dict[str, bytes]:
+    """What the application has noted about the request that this thread handles, by name.
+
+    Blank at the beginning of each request, and outside of one.
+    """
+    notes: dict[str, bytes] | None = getattr(_request, "notes", None)
+    return {} if notes is None else notes
+
+
 class Filters:
     """Made before the fork, from the options of the command.
 
@@ -73,7 +82,7 @@ class Filters:
         def filtered(
             environ: dict[str, Any], start_response: Callable[..., Any]
         ) -> Iterable[bytes]:
-            _request.input = environ["wsgi.input"]
+            _request.input, _request.notes = environ["wsgi.input"], {}
             respond = self._responder(start_response)
             for mapped in self._static:
                 if (found := mapped.answer(environ, respond)) is not None:

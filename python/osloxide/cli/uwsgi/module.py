@@ -95,6 +95,8 @@ def offer(
         chunked_read=chunked_read,
         chunked_read_nb=chunked_read,
         log=log,
+        set_logvar=set_logvar,
+        get_logvar=get_logvar,
         reload=reload,
         stop=stop,
         i_am_the_spooler=lambda: False,
@@ -128,6 +130,16 @@ def chunked_read(_timeout: int = 0) -> bytes:
         raise OSError("uwsgi.chunked_read() was called outside of a request")
     piece: bytes = stream.read(_PIECE)
     return piece
+
+
+def set_logvar(name: str, value: str | bytes) -> None:
+    """Note *value* about the request that this thread handles; :func:`get_logvar` gives it back."""
+    filters.current_notes()[name] = value.encode() if isinstance(value, str) else bytes(value)
+
+
+def get_logvar(name: str) -> bytes | None:
+    """What was noted under *name* about the request that this thread handles; None for nothing."""
+    return filters.current_notes().get(name)
 
 
 class _Module(types.ModuleType):
