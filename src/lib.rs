@@ -14,7 +14,7 @@
 //! | [`wsgi`] | PEP 3333's rules as plain values | knows a socket or the interpreter |
 //! | [`server`] | sockets, HTTP/1.1 framing, TLS, drain | knows the interpreter |
 //! | [`executor`] | jobs in order of arrival, on the threads of the pool | knows what a job is |
-//! | [`amqp`] | frames and heartbeats of AMQP 0-9-1 connections; RPC clients | knows the interpreter |
+//! | [`amqp`] | frames and heartbeats of AMQP 0-9-1 connections; RPC clients and listeners | knows the interpreter |
 //! | `python` | the boundary: the only room that names PyO3 | decides anything |
 
 #[cfg(feature = "amqp")]

@@ -9,7 +9,12 @@ __all__ = [
     "AccessLog",
     "AmqpClient",
     "AmqpConnection",
+    "AmqpDelivery",
+    "AmqpOutbox",
+    "AmqpQueue",
     "AmqpRequest",
+    "AmqpSubscriber",
+    "AmqpSubscription",
     "Executor",
     "FileWrapper",
     "Heartbeats",
@@ -572,6 +577,121 @@ class AmqpClient:
     def is_connected(self) -> bool: ...
     def close(self, timeout: float) -> None:
         """End what is under way, and say goodbye to the broker; *timeout* in seconds."""
+
+@final
+class AmqpOutbox:
+    """The replies of one listener, on their way to the broker by *client*; no thread waits for them.
+    *on_failure* is called, in a thread of the client's own, for each that the broker will not have,
+    with its queue, its body, and kind and detail as :meth:`AmqpRequest.wait` returns them."""
+    def __new__(
+        cls, client: AmqpClient, on_failure: Callable[[str, bytes, str, Any], None]
+    ) -> AmqpOutbox: ...
+    def reply(
+        self, queue: str, body: str, *, mandatory: bool = True, missing_for: float = 0.0
+    ) -> None:
+        """Send JSON to *queue* through the default exchange. Never waits. A queue that is missing
+        is waited for *missing_for* seconds; then a *mandatory* reply has failed.
+
+        :raises OSError: a name that AMQP has no room for, or no thread to be had.
+        """
+    def wait_for_room(self, most: int, timeout: float) -> bool:
+        """Wait until less than *most* are unconfirmed, interpreter released; False after *timeout*
+        seconds. Those whose queues are missing do not count."""
+    def wait_confirmed(self, timeout: float) -> tuple[int, int]:
+        """Wait until all are confirmed, at most *timeout* seconds, interpreter released.
+
+        :returns: how many are not, and how many wait for their queues.
+        """
+
+@final
+class AmqpQueue:
+    """A queue as it is declared, bound with *routing_key* to a topic or *fanout* exchange, and
+    consumed. *durable* is said of both; *stream*: its consumers go on behind what they have read;
+    *own*: deleted when its listener ends. Arguments are bool, int or str."""
+    def __new__(
+        cls,
+        name: str,
+        exchange: str,
+        routing_key: str,
+        *,
+        fanout: bool = False,
+        durable: bool = False,
+        exchange_auto_delete: bool = False,
+        auto_delete: bool = False,
+        arguments: dict[str, bool | int | str] | None = None,
+        consumer_arguments: dict[str, bool | int | str] | None = None,
+        stream: bool = False,
+        own: bool = False,
+    ) -> AmqpQueue: ...
+
+@final
+class AmqpSubscriber:
+    """The connection of all listeners of a transport in this process, and its thread: made by the
+    first listener as *client* makes its own, ended by the last.
+
+    :raises OSError: no descriptor to be had.
+    """
+    def __new__(cls, client: AmqpClient) -> AmqpSubscriber: ...
+    def subscribe(self, queues: Sequence[AmqpQueue], prefetch: int) -> AmqpSubscription:
+        """Declare and consume *queues*, of each of which *prefetch* deliveries may be unsettled; 0
+        for no limit. Never waits.
+
+        :raises OSError: no queue, a name that AMQP has no room for, closed, or no thread to be had.
+        """
+    @property
+    def is_connected(self) -> bool: ...
+    def close(self, timeout: float) -> None:
+        """End all listeners and the connection; *timeout* in seconds."""
+
+@final
+class AmqpSubscription:
+    """What one listener consumes. Collected, it is consumed no more."""
+    def wait_standing(self, timeout: float | None = None) -> tuple[str, Any]:
+        """Wait, interpreter released, until the queues are consumed: ``consuming``; ``refused`` with
+        the broker's code and text; ``unusable`` (the brokers, with these options) and why;
+        ``timeout`` after *timeout* seconds."""
+    def next(self, timeout: float | None = None) -> AmqpDelivery | None:
+        """The next message, waited for *timeout* seconds, interpreter released; None as well once it
+        is stopped, and while :meth:`take_closures` was not asked since a closure. To be called every few minutes: a process in which no listener does is given up."""
+    def stop(self, timeout: float) -> bool:
+        """End deliveries; what was delivered can still be settled. False after *timeout* seconds."""
+    def close(self, timeout: float) -> bool:
+        """Give up what is not settled, delete queues of its own, and close the channel. False after
+        *timeout* seconds."""
+    def take_closures(self) -> list[str]:
+        """Why the broker has closed the channel since this was asked last, each time."""
+
+@final
+class AmqpDelivery:
+    """A message that has arrived."""
+    @property
+    def body(self) -> str | bytes:
+        """Text where it is UTF-8."""
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def content_encoding(self) -> str: ...
+    @property
+    def compression(self) -> str | None:
+        """How kombu has compressed the body."""
+    @property
+    def is_plain_json(self) -> bool:
+        """The body is JSON text as it stands."""
+    @property
+    def delivery_count(self) -> int:
+        """How often a quorum queue has delivered it before; 0 of other queues."""
+    @property
+    def is_kept(self) -> bool:
+        """From a queue, which keeps it until it is settled; a stream delivers nothing again."""
+    @property
+    def is_over(self) -> bool:
+        """Its channel is closed: the broker delivers it again."""
+    def acknowledge(self) -> bool:
+        """Let the broker forget it. False when its channel is closed, and nothing was said."""
+    def requeue(self) -> bool:
+        """Give it back to its queue; as :meth:`acknowledge`."""
+    def reject(self) -> bool:
+        """Drop it; as :meth:`acknowledge`."""
 
 @final
 class AmqpConnection:

@@ -41,7 +41,8 @@ pub const PIECE: usize = 64 * 1024;
 /// How often a connection is looked at that has not agreed on heartbeats.
 const UNAGREED: Duration = Duration::from_secs(60);
 
-/// Sends heartbeats on the connections that were added to it.
+/// Sends heartbeats on the connections that were added to it, or to a clone.
+#[derive(Clone)]
 pub struct Heartbeats {
     shared: Arc<SendingThread>,
 }

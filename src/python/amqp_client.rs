@@ -17,7 +17,7 @@ use crate::amqp::client::{
 };
 
 /// How long the main thread waits before it lets Python signal handlers run.
-const PATIENCE: Duration = Duration::from_millis(100);
+pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 /// A cluster that recovers may take long to declare a queue; one that takes longer has forgotten it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(180);
 
@@ -25,7 +25,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(180);
 #[pyclass(frozen, module = "osloxide._native")]
 #[derive(Debug)]
 pub(super) struct AmqpClient {
-    client: Client,
+    pub(super) client: Client,
 }
 
 /// One request under way.
@@ -167,6 +167,7 @@ impl AmqpClient {
             msg_id,
             is_monitored: monitored,
             retries,
+            missing_for: None,
         })?;
         Ok(AmqpRequest { pending })
     }
@@ -192,31 +193,53 @@ impl AmqpRequest {
         timeout: Option<f64>,
     ) -> PyResult<(&'static str, Option<Bound<'py, PyAny>>)> {
         let deadline = signals::deadline_in(timeout)?;
-        // Only there a signal handler may have to run.
-        let is_main_thread = gettid() == getpid();
-        let event = loop {
-            let look = is_main_thread.then(|| Instant::now() + PATIENCE);
-            let until = [deadline, look].into_iter().flatten().min();
-            let event = py.detach(|| self.pending.wait(until));
-            if event != Event::TimedOut || until == deadline {
-                break event;
-            }
-            py.check_signals()?;
-        };
-        let text = |text: String| text.into_pyobject(py).map(|text| Some(text.into_any()));
-        Ok(match event {
-            Event::Reply(body) => ("reply", Some(PyBytes::new(py, &body).into_any())),
-            Event::Taken => ("taken", None),
-            Event::Undeliverable(code, text) => {
-                let detail = (code, text).into_pyobject(py)?;
-                ("undeliverable", Some(detail.into_any()))
-            }
-            Event::Failed(reason) => ("failed", text(reason)?),
-            Event::Unusable(reason) => ("unusable", text(reason)?),
-            Event::Lost => ("lost", None),
-            Event::TimedOut => ("timeout", None),
-        })
+        let event = wait_in_turns(py, deadline, |until| {
+            let event = self.pending.wait(until);
+            (event != Event::TimedOut).then_some(event)
+        })?
+        .unwrap_or(Event::TimedOut);
+        told(py, event)
     }
+}
+
+/// Waits by *wait* until *deadline*; none when it passed first. The main thread runs signal handlers
+/// in between.
+pub(super) fn wait_in_turns<T: Send>(
+    py: Python<'_>,
+    deadline: Option<Instant>,
+    wait: impl Fn(Option<Instant>) -> Option<T> + Sync,
+) -> PyResult<Option<T>> {
+    // Only there a signal handler may have to run.
+    let is_main_thread = gettid() == getpid();
+    loop {
+        let look = is_main_thread.then(|| Instant::now() + PATIENCE);
+        let until = [deadline, look].into_iter().flatten().min();
+        let found = py.detach(|| wait(until));
+        if found.is_some() || until == deadline || look.is_none() {
+            return Ok(found);
+        }
+        py.check_signals()?;
+    }
+}
+
+/// An event as Python sees it.
+pub(super) fn told(
+    py: Python<'_>,
+    event: Event,
+) -> PyResult<(&'static str, Option<Bound<'_, PyAny>>)> {
+    let text = |text: String| text.into_pyobject(py).map(|text| Some(text.into_any()));
+    Ok(match event {
+        Event::Reply(body) => ("reply", Some(PyBytes::new(py, &body).into_any())),
+        Event::Taken => ("taken", None),
+        Event::Undeliverable(code, text) => {
+            let detail = (code, text).into_pyobject(py)?;
+            ("undeliverable", Some(detail.into_any()))
+        }
+        Event::Failed(reason) => ("failed", text(reason)?),
+        Event::Unusable(reason) => ("unusable", text(reason)?),
+        Event::Lost => ("lost", None),
+        Event::TimedOut => ("timeout", None),
+    })
 }
 
 /// What Python makes of a reply that is not plain JSON. An exception there is no thread's: it is
@@ -242,12 +265,12 @@ fn decoded(decode: &Py<PyAny>, properties: &Properties, body: &[u8]) -> Option<(
     })
 }
 
-fn seconds(value: f64) -> PyResult<Duration> {
+pub(super) fn seconds(value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value)
         .map_err(|error| PyValueError::new_err(format!("{value} s: {error}")))
 }
 
-fn table(fields: Option<&Bound<'_, PyDict>>) -> PyResult<Table> {
+pub(super) fn table(fields: Option<&Bound<'_, PyDict>>) -> PyResult<Table> {
     let Some(fields) = fields else {
         return Ok(Table::new());
     };

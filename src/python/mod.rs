@@ -4,6 +4,7 @@
 //! the rooms beside this one; they decide nothing.
 
 mod amqp_client;
+mod amqp_subscriber;
 mod detached;
 mod errors;
 mod executor;
@@ -30,6 +31,10 @@ mod _native {
 
     #[pymodule_export]
     use super::amqp_client::{AmqpClient, AmqpRequest};
+    #[pymodule_export]
+    use super::amqp_subscriber::{
+        AmqpDelivery, AmqpOutbox, AmqpQueue, AmqpSubscriber, AmqpSubscription,
+    };
     #[pymodule_export]
     use super::executor::Executor;
     #[pymodule_export]

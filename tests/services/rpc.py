@@ -16,7 +16,7 @@ from typing import Any
 from waiting import wait_until, whole_lines
 
 from services.processes import RunningService
-from services.subject import APPS, IS_STOCK, clean_environment
+from services.subject import APPS, IS_NATIVE, IS_STOCK, clean_environment
 
 FLAGS = ["--stock"] if IS_STOCK else []
 TIMEOUT = 60
@@ -36,7 +36,7 @@ class Senders:
         threads: int,
         settings: list[str],
         *,
-        is_native: bool = False,
+        is_native: bool = IS_NATIVE,
     ) -> None:
         argv = [sys.executable, str(APPS / "rpc_load.py"), url, kind, str(threads)]
         argv += [str(TIMEOUT), *settings, *FLAGS]
@@ -103,7 +103,7 @@ Send = Callable[..., Senders]
 
 
 def client_environment(*, is_native: bool) -> dict[str, str]:
-    """That of a client's process."""
+    """That of a process whose RPC does without kombu, or does not."""
     return clean_environment() | {"OSLOXIDE_NATIVE_RPC_CLIENT": str(int(is_native))}
 
 
@@ -126,13 +126,18 @@ def start_rpc_service(
     trace: Path,
     *,
     threads: int = 8,
+    is_native: bool = IS_NATIVE,
     **settings: int | str,
 ) -> RunningService:
-    """Start one with *threads* threads, which logs beside *trace*, and wait until it listens."""
+    """Start one with *threads* threads, which logs beside *trace*, and wait until it listens.
+
+    :param is_native: it does without kombu.
+    """
     number = len(list(trace.parent.glob("service-*.log")))
     argv = [sys.executable, str(APPS / "rpc_service.py"), url, str(trace), str(threads)]
     log = trace.with_name(f"service-{number}.log")
-    service = start([*argv, *options(settings), *FLAGS], log, clean_environment())
+    environ = client_environment(is_native=is_native)
+    service = start([*argv, *options(settings), *FLAGS], log, environ)
     service.wait_log("^READY", within=90)  # its imports take long on a busy machine
     return service
 

@@ -19,7 +19,7 @@ from services.conftest import Start, running
 from services.infra import Broker
 from services.processes import RunningService
 from services.rpc import runs, start_rpc_service
-from services.subject import clean_environment
+from services.subject import IS_NATIVE, clean_environment
 from services.test_rpc_rabbit import TOPIC
 
 MIB = 1024 * 1024
@@ -111,6 +111,7 @@ print(thread.is_alive())
 """
 
 
+@pytest.mark.skipif(IS_NATIVE, reason="without kombu there is no such thread")
 def test_closing_a_transport_wakes_the_thread_that_waits_for_replies(
     service: RunningService, small_broker: Broker
 ) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from services.infra import Broker
-from services.subject import APPS, IS_STOCK, clean_environment
+from services.subject import APPS, IS_NATIVE, IS_STOCK, clean_environment
 
 pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(IS_STOCK, reason="stock reads everything by kombu"),
+    pytest.mark.skipif(IS_NATIVE, reason="looks into the connection of kombu"),
 ]
 
 

@@ -25,7 +25,7 @@ TESTING = "OSLOXIDE_TESTING"
 accept what oslo.service's own tests send."""
 
 NATIVE_RPC_CLIENT = "OSLOXIDE_NATIVE_RPC_CLIENT"
-"""``1`` sends calls and casts to RabbitMQ natively; ``0``, or unset, by kombu."""
+"""``1`` lets RPC and notifications over RabbitMQ do without kombu; ``0``, or unset, by it."""
 
 EVENTLET_SWITCHES = tuple(
     f"OS_{project}_DISABLE_EVENTLET_PATCHING" for project in ("CINDER", "MANILA", "NOVA", "WATCHER")
@@ -59,15 +59,15 @@ def is_testing() -> bool:
 
 
 def wants_native_rpc_client(environ: Mapping[str, str]) -> bool:
-    """Whether calls and casts are sent natively.
+    """Whether RPC and notifications over RabbitMQ do without kombu.
 
     :raises ActivationError: the variable has another value than the two that it knows.
     """
     value = environ.get(NATIVE_RPC_CLIENT) or "0"
     if value not in ("0", "1"):
         raise ActivationError(
-            f"{NATIVE_RPC_CLIENT} is {value!r}; set it to 1 (calls and casts go natively) or to 0 "
-            "(by kombu), or unset it"
+            f"{NATIVE_RPC_CLIENT} is {value!r}; set it to 1 (RPC over RabbitMQ goes natively) or "
+            "to 0 (by kombu), or unset it"
         )
     return value == "1"
 

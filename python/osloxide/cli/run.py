@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--native-rpc-client",
         action="store_true",
-        help="send RPC calls and casts to RabbitMQ natively instead of by kombu; the same as the "
+        help="RPC and notifications over RabbitMQ natively instead of by kombu, servers included; "
+        "the same as the "
         f"variable {environment.NATIVE_RPC_CLIENT}=1",
     )
     parser.add_argument(

@@ -151,6 +151,10 @@ def pace_rpc(amqpdriver: ModuleType) -> None:
 @relies_on(
     "AMQPDriverBase._send",
     "AMQPDriverBase.cleanup",
+    "AMQPDriverBase.listen",
+    "AMQPDriverBase.listen_for_notifications",
+    "AMQPIncomingMessage._send_reply",
+    "base.PollStyleListenerAdapter",
     "AMQPDriverBase._get_exchange",
     "AMQPDriverBase._get_reply_queue_name",
     "rpc_amqp.UNIQUE_ID",

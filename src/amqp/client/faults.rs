@@ -18,7 +18,7 @@ use super::*;
 
 /// What a broker may do instead of its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     Disappears,
     ClosesTheConnection,
     ClosesTheChannel,
@@ -35,7 +35,7 @@ enum Fault {
     BlocksTheConnection,
 }
 
-const AT_ONCE: [Fault; 11] = [
+pub(super) const AT_ONCE: [Fault; 11] = [
     Fault::Disappears,
     Fault::ClosesTheConnection,
     Fault::ClosesTheChannel,
@@ -51,10 +51,10 @@ const AT_ONCE: [Fault; 11] = [
 /// How long a connection is blocked here.
 const BLOCKED: Duration = Duration::from_secs(2);
 /// Methods of the handshake; the client sends nothing else before it is done.
-const HANDSHAKE: usize = 2;
+pub(super) const HANDSHAKE: usize = 2;
 /// Connections that a client may need at most: the faulty one, one after it, and those that a slow
 /// machine does not agree on within 10 s.
-const MOST_CONNECTIONS: usize = 4;
+pub(super) const MOST_CONNECTIONS: usize = 4;
 
 /// Does right until the method of that number, counted from 1 on; there it does *fault* and then
 /// right again. Returns how many methods there were.
@@ -122,7 +122,12 @@ fn converse(peer: &mut Peer, at: usize, fault: Fault, heartbeat: u16) -> usize {
     count
 }
 
-fn misbehave(peer: &mut Peer, fault: Fault, channel: u16, answers: &[(u16, u16, u16, Vec<u8>)]) {
+pub(super) fn misbehave(
+    peer: &mut Peer,
+    fault: Fault,
+    channel: u16,
+    answers: &[(u16, u16, u16, Vec<u8>)],
+) {
     match fault {
         Fault::Disappears | Fault::IsSilent => {}
         Fault::ClosesTheConnection => {

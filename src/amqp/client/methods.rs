@@ -99,12 +99,19 @@ pub(super) enum Method {
     QueueBindOk,
     QueueDeleteOk,
     ConsumeOk,
-    Cancel,
+    QosOk,
+    /// The consumer's number; 0 for a tag that is none.
+    Cancel {
+        consumer: u16,
+    },
+    CancelOk,
     Return {
         code: u16,
         text: String,
     },
     Deliver {
+        /// As that of [`Method::Cancel`].
+        consumer: u16,
         tag: u64,
     },
     Ack {
@@ -162,8 +169,10 @@ impl Method {
             (QUEUE, 21) => Some(Self::QueueBindOk),
             (QUEUE, 41) => Some(Self::QueueDeleteOk),
             (CONFIRM, 11) => Some(Self::SelectOk),
+            (BASIC, 11) => Some(Self::QosOk),
             (BASIC, 21) => Some(Self::ConsumeOk),
-            (BASIC, 30) => Some(Self::Cancel),
+            (BASIC, 30) => consumer(reader).map(|consumer| Self::Cancel { consumer }),
+            (BASIC, 31) => Some(Self::CancelOk),
             (BASIC, 50) => {
                 refusal(reader).map(|Refusal { code, text }| Self::Return { code, text })
             }
@@ -197,13 +206,21 @@ impl Method {
     }
 
     fn deliver(reader: &mut Reader<'_>) -> Option<Self> {
-        reader.short()?; // the consumer
-        Some(Self::Deliver { tag: reader.u64()? })
+        Some(Self::Deliver {
+            consumer: consumer(reader)?,
+            tag: reader.u64()?,
+        })
     }
 }
 
 fn text(reader: &mut Reader<'_>) -> Option<String> {
     Some(String::from_utf8_lossy(reader.short()?).into_owned())
+}
+
+/// The number that [`consume`] has made a tag of.
+fn consumer(reader: &mut Reader<'_>) -> Option<u16> {
+    let number = str::from_utf8(reader.short()?).ok();
+    Some(number.and_then(|tag| tag.parse().ok()).unwrap_or(0))
 }
 
 fn refusal(reader: &mut Reader<'_>) -> Option<Refusal> {
@@ -228,6 +245,10 @@ pub struct Properties {
     pub content_encoding: String,
     /// The header `compression`, by which kombu says how a body was compressed.
     pub compression: Option<String>,
+    /// The header `x-stream-offset`, by which a stream says where a message is in it.
+    pub stream_offset: Option<i64>,
+    /// The header `x-delivery-count`: how often a quorum queue has delivered a message before.
+    pub delivery_count: Option<i64>,
     /// Empty where the sender gave none.
     pub message_id: String,
 }
@@ -264,8 +285,7 @@ impl Properties {
         }
         if flags & HAS_HEADERS != 0 {
             let size = reader.u32()?;
-            let compression = compression(Reader(reader.bytes(size as usize)?))?;
-            found.compression = Some(compression).filter(|name| !name.is_empty());
+            found.read_headers(Reader(reader.bytes(size as usize)?))?;
         }
         for flag in [HAS_DELIVERY_MODE, HAS_PRIORITY] {
             if flags & flag != 0 {
@@ -282,30 +302,48 @@ impl Properties {
         }
         Some(found)
     }
+
+    /// Notes the headers that are looked at here; none for bytes that are no table.
+    fn read_headers(&mut self, mut table: Reader<'_>) -> Option<()> {
+        while !table.0.is_empty() {
+            let name = table.short()?;
+            let kind = table.u8()?;
+            let size = match kind {
+                b't' | b'b' | b'B' => 1,
+                b's' | b'u' | b'U' => 2,
+                b'I' | b'i' | b'f' => 4,
+                b'l' | b'L' | b'd' | b'T' => 8,
+                b'D' => 5,
+                b'V' => 0,
+                b'S' | b'x' | b'F' | b'A' => table.u32()? as usize,
+                _ => return None,
+            };
+            let value = table.bytes(size)?;
+            match name {
+                b"compression" if kind == b'S' && !value.is_empty() => {
+                    self.compression = Some(String::from_utf8_lossy(value).into_owned());
+                }
+                b"x-stream-offset" => self.stream_offset = number(kind, value),
+                b"x-delivery-count" => self.delivery_count = number(kind, value),
+                _ => {}
+            }
+        }
+        Some(())
+    }
 }
 
-/// The field `compression` of a table, empty where there is none; `None` for bytes that are no table.
-fn compression(mut table: Reader<'_>) -> Option<String> {
-    let mut found = String::new();
-    while !table.0.is_empty() {
-        let name = table.short()?;
-        let kind = table.u8()?;
-        let size = match kind {
-            b't' | b'b' | b'B' => 1,
-            b's' | b'u' | b'U' => 2,
-            b'I' | b'i' | b'f' => 4,
-            b'l' | b'L' | b'd' | b'T' => 8,
-            b'D' => 5,
-            b'V' => 0,
-            b'S' | b'x' | b'F' | b'A' => table.u32()? as usize,
-            _ => return None,
-        };
-        let value = table.bytes(size)?;
-        if name == b"compression" && kind == b'S' {
-            found = String::from_utf8_lossy(value).into_owned();
-        }
+/// A signed number of a table, or one that RabbitMQ takes for signed.
+fn number(kind: u8, value: &[u8]) -> Option<i64> {
+    match (kind, value) {
+        (b'b', &[byte]) => Some(i64::from(byte.cast_signed())),
+        (b'B', &[byte]) => Some(i64::from(byte)),
+        (b's' | b'U', &[a, b]) => Some(i64::from(i16::from_be_bytes([a, b]))),
+        (b'u', &[a, b]) => Some(i64::from(u16::from_be_bytes([a, b]))),
+        (b'I', &[a, b, c, d]) => Some(i64::from(i32::from_be_bytes([a, b, c, d]))),
+        (b'i', &[a, b, c, d]) => Some(i64::from(u32::from_be_bytes([a, b, c, d]))),
+        (b'l' | b'L', value) => Some(i64::from_be_bytes(value.try_into().ok()?)),
+        _ => None,
     }
-    Some(found)
 }
 
 // ---- what is sent -------------------------------------------------------------------------------
@@ -542,11 +580,21 @@ pub(super) fn queue_delete(channel: u16, name: &str) -> Vec<u8> {
     })
 }
 
-pub(super) fn consume(channel: u16, queue: &str, arguments: &Table) -> Vec<u8> {
+/// How many deliveries of each consumer may be unsettled.
+pub(super) fn qos(channel: u16, count: u16) -> Vec<u8> {
+    method(channel, BASIC, 10, |bytes| {
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&count.to_be_bytes());
+        bytes.push(0);
+    })
+}
+
+/// Has what is in `queue` delivered to the consumer of that number, from 1 on.
+pub(super) fn consume(channel: u16, queue: &str, consumer: u16, arguments: &Table) -> Vec<u8> {
     method(channel, BASIC, 20, |bytes| {
         bytes.extend_from_slice(&[0, 0]);
         put_text(bytes, queue);
-        put_text(bytes, "1");
+        put_text(bytes, &consumer.to_string());
         bytes.push(0);
         put_long(bytes, &fields(arguments));
     })
@@ -557,6 +605,38 @@ pub(super) fn ack_up_to(channel: u16, tag: u64) -> Vec<u8> {
     method(channel, BASIC, 80, |bytes| {
         bytes.extend_from_slice(&tag.to_be_bytes());
         bytes.push(1);
+    })
+}
+
+pub(super) fn cancel(channel: u16, consumer: u16) -> Vec<u8> {
+    method(channel, BASIC, 30, |bytes| {
+        put_text(bytes, &consumer.to_string());
+        bytes.push(0);
+    })
+}
+
+/// Acknowledges one delivery.
+pub(super) fn ack(channel: u16, tag: u64) -> Vec<u8> {
+    method(channel, BASIC, 80, |bytes| {
+        bytes.extend_from_slice(&tag.to_be_bytes());
+        bytes.push(0);
+    })
+}
+
+/// Drops one delivery.
+pub(super) fn reject(channel: u16, tag: u64) -> Vec<u8> {
+    method(channel, BASIC, 90, |bytes| {
+        bytes.extend_from_slice(&tag.to_be_bytes());
+        bytes.push(0);
+    })
+}
+
+/// Gives one delivery back to its queue, by `basic.nack`: quorum queues count what `basic.reject`
+/// gives back as an attempt that failed, this only up to RabbitMQ 4.2.
+pub(super) fn requeue(channel: u16, tag: u64) -> Vec<u8> {
+    method(channel, BASIC, 120, |bytes| {
+        bytes.extend_from_slice(&tag.to_be_bytes());
+        bytes.push(2);
     })
 }
 

@@ -1,9 +1,10 @@
-//! The client's half of RPC over AMQP 0-9-1: requests out, confirms and replies in.
+//! RPC over AMQP 0-9-1. Requests and replies out, confirms and replies in; for listeners, requests in.
 //!
 //! Owns one connection to one of the URL's brokers, which all threads of a process share, and the
 //! thread that opens it, reads from it, and opens another one when it is lost. A caller's thread
 //! writes its request itself and then sleeps until there is something for it. Knows no message
-//! beyond the id by which a reply finds its call.
+//! beyond the id by which a reply finds its call. What listeners consume has a connection and a thread
+//! of its own (`subscriber.rs`).
 //!
 //! Two locks, in this order: the state of a client, the progress of a request. None is held
 //! while something waits for the broker.
@@ -13,15 +14,22 @@
 
 mod assembler;
 mod connection;
+mod conversation;
+mod dialer;
 #[cfg(test)]
 mod faults;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod listening;
 mod methods;
+mod outbox;
 mod reply;
 #[cfg(test)]
 mod schedules;
 mod state;
+mod subscriber;
+#[cfg(test)]
+mod subscriber_tests;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -37,8 +45,12 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::{Condvar, Mutex};
 
+pub use listening::{Arrival, Delivery, Queue, Standing};
 pub use methods::{Exchange, ExchangeType, Mechanism, Properties, Table, Value};
+use outbox::Failures;
+pub use outbox::{FailedReply, Outbox};
 use state::State;
+pub use subscriber::{Subscriber, Subscription};
 
 use super::heartbeat::Heartbeats;
 
@@ -151,6 +163,8 @@ pub struct Message {
     pub is_monitored: bool,
     /// How often it is tried again to send it; none for ever.
     pub retries: Option<u32>,
+    /// How long its queue is waited for, where it is missing: of replies, whose clients may come back.
+    pub missing_for: Option<Duration>,
 }
 
 /// What became of a request.
@@ -198,10 +212,13 @@ struct Shared {
     bell: EventFd,
     /// The client is closed, or dropped: the thread ends.
     is_closing: AtomicBool,
+    failures: Arc<Failures>,
 }
 
 struct Request {
     message: Message,
+    /// Of a reply, which no thread waits for.
+    outbox: Option<Arc<Outbox>>,
     /// By which a returned message is known.
     number: u64,
     progress: Mutex<Progress>,
@@ -229,6 +246,8 @@ struct Progress {
     refusals: u32,
     /// When a call whose request may be lost ends.
     lost_at: Option<Instant>,
+    /// Since when the queue of a reply is missing.
+    missing_since: Option<Instant>,
 }
 
 impl fmt::Debug for Client {
@@ -268,8 +287,28 @@ impl Client {
                 has_left: Condvar::new(),
                 bell: EventFd::from_flags(flags)?,
                 is_closing: AtomicBool::new(false),
+                failures: Arc::default(),
             }),
         })
+    }
+
+    /// For the replies of one listener; `on_failure` is told of those that the broker will not have. It
+    /// is called by the thread of this client.
+    #[must_use]
+    pub fn outbox(&self, on_failure: Box<dyn Fn(FailedReply) + Send + Sync>) -> Arc<Outbox> {
+        Arc::new(Outbox::new(Arc::clone(&self.shared.failures), on_failure))
+    }
+
+    /// Sends the reply *message*, and leaves to *outbox* what becomes of it. Never waits.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub fn reply(&self, message: Message, outbox: &Arc<Outbox>) -> io::Result<()> {
+        self.submit(message, Some(Arc::clone(outbox)))?;
+        if !self.shared.state.lock().has_thread {
+            outbox::tell(&self.shared.failures); // closed, or unusable
+        }
+        Ok(())
     }
 
     /// Sends *message*, at once where that is possible. Never waits.
@@ -277,6 +316,13 @@ impl Client {
     /// # Errors
     /// `InvalidInput` for names that AMQP has no room for; when the kernel gives no thread.
     pub fn send(&self, message: Message) -> io::Result<PendingRequest> {
+        Ok(PendingRequest {
+            request: self.submit(message, None)?,
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    fn submit(&self, message: Message, outbox: Option<Arc<Outbox>>) -> io::Result<Arc<Request>> {
         if !methods::fits(&message.exchange.name) || !methods::fits(&message.routing_key) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -287,8 +333,12 @@ impl Client {
             ));
         }
         let mut state = self.shared.state.lock();
+        if let Some(outbox) = &outbox {
+            outbox.enter();
+        }
         let request = Arc::new(Request {
             message,
+            outbox,
             number: state.next_number(),
             progress: Mutex::new(Progress::default()),
             changed: Condvar::new(),
@@ -301,10 +351,7 @@ impl Client {
             self.shared.ring();
         }
         drop(state);
-        Ok(PendingRequest {
-            request,
-            shared: Arc::clone(&self.shared),
-        })
+        Ok(request)
     }
 
     /// Whether there is a connection that requests can be sent on.
@@ -411,11 +458,20 @@ impl Request {
     }
 
     fn end(&self, event: Event) {
-        let mut progress = self.progress.lock();
-        if progress.end.is_none() {
-            progress.end = Some(event);
-            self.changed.notify_all();
+        self.conclude(&mut self.progress.lock(), event);
+    }
+
+    /// Notes the last word on it, unless that was said before.
+    fn conclude(&self, progress: &mut Progress, event: Event) {
+        if progress.end.is_some() || (self.outbox.is_some() && progress.is_taken) {
+            return;
         }
+        if let Some(outbox) = &self.outbox {
+            let was_late = progress.missing_since.is_some();
+            outbox.fail(&self.message, was_late, event.clone());
+        }
+        progress.end = Some(event);
+        self.changed.notify_all();
     }
 
     /// Notes that an attempt to send it has failed; false when that was the last one.
@@ -431,8 +487,7 @@ impl Request {
         };
         if progress.failures > retries {
             let text = format!("after {retries} retries: {reason}");
-            progress.end = Some(Event::Failed(text));
-            self.changed.notify_all();
+            self.conclude(&mut progress, Event::Failed(text));
             return false;
         }
         true

@@ -156,6 +156,7 @@ impl World {
             _ => {}
         }
         let request = Arc::new(Request {
+            outbox: None,
             message,
             number,
             progress: Mutex::new(Progress::default()),

@@ -20,6 +20,8 @@ use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 const MOST_UNSENT: u64 = 32 * 1024 * 1024;
 /// Between two attempts to send to a queue that is missing.
 const RETRY_MISSING: Duration = Duration::from_millis(100);
+/// Between two attempts to reply to a queue that is missing (oslo.messaging's own pause).
+const RETRY_REPLY: Duration = Duration::from_millis(250);
 /// After a broker could not take a message.
 const RETRY_REFUSED: Duration = Duration::from_secs(1);
 /// How often a message is sent again after its exchange or its default queue was deleted beneath it.
@@ -373,9 +375,19 @@ impl State {
     fn taken(&mut self, request: Arc<Request>, now: Instant) {
         let mut progress = request.progress.lock();
         if let Some((code, text)) = progress.returned.take() {
+            if let (Some(outbox), Some(limit)) = (&request.outbox, request.message.missing_for) {
+                if progress.missing_since.is_none() {
+                    outbox.put_off();
+                }
+                let since = *progress.missing_since.get_or_insert(now);
+                if now < since + limit {
+                    drop(progress);
+                    self.later.push((now + RETRY_REPLY, request));
+                    return;
+                }
+            }
             if request.message.is_mandatory {
-                progress.end = Some(Event::Undeliverable(code, text));
-                request.changed.notify_all();
+                request.conclude(&mut progress, Event::Undeliverable(code, text));
                 return;
             }
             if let Some(queue) = request.default_queue() {
@@ -398,6 +410,12 @@ impl State {
                 return;
             }
             // As ever where no server listens: it is dropped, and a call ends by its timeout.
+        }
+        if let Some(outbox) = &request.outbox
+            && !progress.is_taken
+            && progress.end.is_none()
+        {
+            outbox.leave(progress.missing_since.is_some());
         }
         progress.is_taken = true;
         if !request.is_call() {

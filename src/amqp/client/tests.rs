@@ -105,7 +105,7 @@ impl Peer {
         self.expect(10, 11);
     }
 
-    fn shake_hands(&mut self, heartbeat: u16) {
+    pub(super) fn shake_hands(&mut self, heartbeat: u16) {
         self.greet();
         let mut tune = vec![7, 255, 0, 2, 0, 0];
         tune.extend_from_slice(&heartbeat.to_be_bytes());

@@ -1,14 +1,11 @@
 //! The thread of a client: it connects, declares, reads, and connects again.
 //!
-//! Owns the order in which hosts are tried, the pauses between attempts, and what is declared on a
-//! new connection. Everything that it asks the broker it waits for while it goes on reading. It
+//! Owns what is declared on a new connection, and when there has to be one. Everything that it asks the broker it waits for while it goes on reading. It
 //! holds no lock while it waits or logs: a caller may hold the interpreter, which the log needs.
 //!
 //! Rules: `Connection` and `Consumer` of `oslo_messaging/_drivers/impl_rabbit.py`: what is declared,
 //! and what is done when the broker refuses it.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -16,25 +13,21 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
 
 use super::assembler::Incoming;
 use super::connection::{Connection, Fault, out_of_order};
+use super::conversation::{Conversation, LOOK, is_of_other_durability};
+use super::dialer::Dialer;
 use super::methods::{
-    self, COMMAND_INVALID, Exchange, Method, NOT_FOUND, PRECONDITION_FAILED, Properties, Refusal,
-    Table, Violation,
+    self, COMMAND_INVALID, Exchange, Method, NOT_FOUND, Properties, Refusal, Table, Violation,
 };
 use super::state::Need;
-use super::{GRACE, Host, Shared, reply};
+use super::{GRACE, Options, Shared, outbox, reply};
 use crate::threads::{self, Signals};
 
 const STACK_BYTES: usize = 512 * 1024;
-/// How often a thread that waits for an answer looks whether its client is closed.
-const LOOK: Duration = Duration::from_millis(250);
-/// How long a farewell may take.
-const FAREWELL: Duration = Duration::from_secs(1);
-/// How long an answer may take at most where there are no heartbeats.
-const UNHEARD: Duration = Duration::from_secs(60);
 /// Refusals of the reply queue that no further attempt changes.
 const NO_QUEUE: [u16; 6] = [403, 405, 406, 530, 540, 541];
 
@@ -43,9 +36,8 @@ pub(super) fn start(shared: Arc<Shared>) -> io::Result<()> {
     let name = "amqp-client".to_owned();
     threads::start(name, STACK_BYTES, Signals::None, move || {
         let mut thread = Thread {
+            dialer: Dialer::new(&shared.options),
             shared,
-            host: 0,
-            has_connected: false,
             has_declared: false,
             replies: None,
             unacknowledged: None,
@@ -58,14 +50,13 @@ pub(super) fn start(shared: Arc<Shared>) -> io::Result<()> {
         state.leave();
         thread.shared.has_left.notify_all();
         drop(state);
+        outbox::tell(&thread.shared.failures);
     })
 }
 
 struct Thread {
     shared: Arc<Shared>,
-    /// The one that was connected with last.
-    host: usize,
-    has_connected: bool,
+    dialer: Dialer,
     /// The reply queue was declared on an earlier connection.
     has_declared: bool,
     /// The channel of the consumer of replies.
@@ -74,17 +65,63 @@ struct Thread {
     unacknowledged: Option<u64>,
 }
 
+impl Conversation for Thread {
+    fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    fn bell(&self) -> &EventFd {
+        &self.shared.bell
+    }
+
+    fn is_closing(&self) -> bool {
+        self.shared.is_closing.load(Ordering::Acquire)
+    }
+
+    fn pause(&mut self, connection: &Connection) -> Result<(), Fault> {
+        self.acknowledge(connection)
+    }
+
+    fn take(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<(), Fault> {
+        match incoming {
+            Incoming::Heartbeat => Ok(()),
+            Incoming::Content(channel, Method::Deliver { tag, .. }, properties, body)
+                if self.replies == Some(channel) =>
+            {
+                self.unacknowledged = Some(tag);
+                self.deliver(&properties, body);
+                Ok(())
+            }
+            Incoming::Content(channel, Method::Return { code, text }, properties, _) => {
+                let number = &properties.message_id;
+                let mut state = self.shared.state.lock();
+                if state.returned(channel, number, code, &text) {
+                    return Ok(());
+                }
+                Err(unfounded("a message that was not sent comes back"))
+            }
+            Incoming::Content(_, method, ..) => Err(out_of_order(&method)),
+            Incoming::Method(channel, method) => self.take_method(connection, channel, method),
+        }
+    }
+}
+
 impl Thread {
     fn run(&mut self) {
-        let mut pause = self.shared.options.pauses.first;
+        let shared = Arc::clone(&self.shared);
         loop {
             self.wait_for_work();
             if self.is_closing() {
                 return;
             }
-            match self.connect() {
+            let dialled = self.dialer.connect(
+                &shared.options,
+                &shared.heartbeats,
+                &shared.bell,
+                &shared.is_closing,
+            );
+            match dialled {
                 Ok((mut connection, host)) => {
-                    pause = self.shared.options.pauses.first;
                     let fault = match self.talk(&mut connection) {
                         Ok(()) => {
                             self.part(&mut connection);
@@ -101,12 +138,12 @@ impl Thread {
                     self.unacknowledged = None;
                     drop(connection);
                     if !self.has_declared && matches!(fault, Fault::Unusable(_)) {
-                        self.shared.state.lock().refuse_all(&fault.text());
+                        shared.state.lock().refuse_all(&fault.text());
                         return;
                     }
                     let text = fault.text();
-                    self.shared.state.lock().disconnect(&text);
-                    let delay = self.delay(Duration::ZERO);
+                    shared.state.lock().disconnect(&text);
+                    let delay = Dialer::after_loss(&shared.options);
                     tracing::error!(
                         "AMQP server on {host} is unreachable: {text}. Trying again in {:.1} \
                          seconds.",
@@ -115,14 +152,12 @@ impl Thread {
                     self.rest(delay);
                 }
                 Err((text, is_permanent)) => {
-                    if is_permanent && !self.has_connected {
-                        self.shared.state.lock().refuse_all(&text);
+                    if is_permanent && !self.dialer.has_connected() {
+                        shared.state.lock().refuse_all(&text);
                         return;
                     }
-                    self.shared.state.lock().count_attempt(&text);
-                    let delay = self.delay(pause);
-                    let pauses = self.shared.options.pauses;
-                    pause = (pause + pauses.step).min(pauses.longest.max(pauses.first));
+                    shared.state.lock().count_attempt(&text);
+                    let delay = self.dialer.after_failure(&shared.options);
                     tracing::error!(
                         "Connection failed: {text} (retrying in {:.1} seconds)",
                         delay.as_secs_f64()
@@ -130,11 +165,8 @@ impl Thread {
                     self.rest(delay);
                 }
             }
+            outbox::tell(&shared.failures);
         }
-    }
-
-    fn is_closing(&self) -> bool {
-        self.shared.is_closing.load(Ordering::Acquire)
     }
 
     fn wait_for_work(&self) {
@@ -161,50 +193,9 @@ impl Thread {
         let _ = self.shared.bell.read();
     }
 
-    fn delay(&self, pause: Duration) -> Duration {
-        let pauses = self.shared.options.pauses;
-        pause + pauses.delay + pauses.splay.mul_f64(chance())
-    }
-
-    /// Tries each host once; what the last one said, and whether one refused for good.
-    fn connect(&mut self) -> Result<(Connection, String), (String, bool)> {
-        let count = self.shared.options.hosts.len();
-        // As kombu, which leaves the host whose connection is lost: one that is being stopped, or has
-        // no part in its cluster's majority, may accept the next one too.
-        let first = match (self.has_connected, self.shared.options.shuffles) {
-            (false, _) => self.host,
-            (true, false) => self.host + 1,
-            (true, true) => self.host + 1 + below(count.saturating_sub(1).max(1)),
-        };
-        let mut reason = String::new();
-        let mut is_permanent = false;
-        for turn in 0..count {
-            let index = (first + turn) % count;
-            let Some(host) = self.shared.options.hosts.get(index) else {
-                continue;
-            };
-            let name = address(host);
-            let shared = &self.shared;
-            match Connection::open(&shared.options, host, &shared.heartbeats, &shared.bell) {
-                Ok(connection) => {
-                    self.host = index;
-                    return Ok((connection, name));
-                }
-                Err(fault) => {
-                    is_permanent |= fault.is_permanent();
-                    reason = format!("{name}: {}", fault.text());
-                }
-            }
-            if self.is_closing() {
-                break;
-            }
-        }
-        Err((reason, is_permanent))
-    }
-
     /// Until the client is closed.
     fn talk(&mut self, connection: &mut Connection) -> Result<(), Fault> {
-        let is_again = std::mem::replace(&mut self.has_connected, true);
+        let is_again = self.dialer.begin();
         let mut state = self.shared.state.lock();
         state.connect(
             Box::new(Arc::clone(&connection.link)),
@@ -225,6 +216,7 @@ impl Thread {
                 self.take(connection, incoming)?;
             }
             self.acknowledge(connection)?;
+            outbox::tell(&self.shared.failures);
             let now = Instant::now();
             if self.is_closing() {
                 return Ok(());
@@ -248,49 +240,6 @@ impl Thread {
                 }) => self.declare_default_queue(connection, &exchange, name, &arguments)?,
                 None => connection.read(until, &self.shared.bell)?,
             }
-        }
-    }
-
-    /// Says goodbye, and waits a moment for the answer.
-    fn part(&self, connection: &mut Connection) {
-        let deadline = Instant::now() + FAREWELL;
-        if connection.link.queue(methods::close(200, "")).is_err() {
-            return;
-        }
-        while Instant::now() < deadline {
-            match connection.next() {
-                Ok(Some(Incoming::Method(0, Method::CloseOk))) | Err(_) => return,
-                Ok(Some(_)) => {}
-                Ok(None) => {
-                    if connection.read(Some(deadline), &self.shared.bell).is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Deals with what was not asked for.
-    fn take(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<(), Fault> {
-        match incoming {
-            Incoming::Heartbeat => Ok(()),
-            Incoming::Content(channel, Method::Deliver { tag }, properties, body)
-                if self.replies == Some(channel) =>
-            {
-                self.unacknowledged = Some(tag);
-                self.deliver(&properties, body);
-                Ok(())
-            }
-            Incoming::Content(channel, Method::Return { code, text }, properties, _) => {
-                let number = &properties.message_id;
-                let mut state = self.shared.state.lock();
-                if state.returned(channel, number, code, &text) {
-                    return Ok(());
-                }
-                Err(unfounded("a message that was not sent comes back"))
-            }
-            Incoming::Content(_, method, ..) => Err(out_of_order(&method)),
-            Incoming::Method(channel, method) => self.take_method(connection, channel, method),
         }
     }
 
@@ -327,7 +276,7 @@ impl Thread {
             (channel, Method::Nack { tag, is_multiple }) => {
                 self.settle(channel, tag, is_multiple, false)
             }
-            (channel, Method::Cancel) if self.replies == Some(channel) => {
+            (channel, Method::Cancel { .. }) if self.replies == Some(channel) => {
                 tracing::warn!("the broker has cancelled the consumer of replies");
                 connection.close_channel(channel)?;
                 self.lose_consumer();
@@ -394,48 +343,6 @@ impl Thread {
         Ok(())
     }
 
-    /// Sends *request* and waits until `is_answer` says that it is answered; goes on reading.
-    fn ask(
-        &mut self,
-        connection: &mut Connection,
-        channel: u16,
-        request: Vec<u8>,
-        is_answer: fn(&Method) -> bool,
-    ) -> Result<(), Fault> {
-        connection.link.queue(request)?;
-        let mut patience = self.shared.options.answers_within;
-        if !connection.has_heartbeats() {
-            patience = patience.min(UNHEARD);
-        }
-        let mut deadline = Instant::now() + patience;
-        loop {
-            match connection.next()? {
-                Some(Incoming::Method(at, method)) if at == channel && is_answer(&method) => {
-                    return Ok(());
-                }
-                Some(Incoming::Method(at, Method::ChannelClose(refusal))) if at == channel => {
-                    connection.channel_closed(channel)?;
-                    return Err(Fault::Refused(refusal));
-                }
-                Some(incoming) => self.take(connection, incoming)?,
-                None => {
-                    self.acknowledge(connection)?;
-                    if self.is_closing() {
-                        return Err(Fault::Lost("the transport is closed".to_owned()));
-                    }
-                    let now = Instant::now();
-                    if connection.is_blocked {
-                        deadline = now + patience;
-                    }
-                    if now > deadline {
-                        return Err(Fault::Lost("the broker does not answer".to_owned()));
-                    }
-                    connection.read(Some(deadline.min(now + LOOK)), &self.shared.bell)?;
-                }
-            }
-        }
-    }
-
     fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
         self.open_channel_beside(connection, None)
     }
@@ -499,8 +406,12 @@ impl Thread {
     ) -> Result<(), Fault> {
         let is_ok = |method: &Method| matches!(method, Method::ExchangeDeclareOk);
         let mut channel = self.open_channel(connection)?;
-        let request = methods::exchange_declare(channel, &exchange);
-        let mut outcome = self.ask(connection, channel, request, is_ok);
+        let mut outcome = Ok(());
+        // The default exchange, to which replies go, is the broker's own.
+        if !exchange.name.is_empty() {
+            let request = methods::exchange_declare(channel, &exchange);
+            outcome = self.ask(connection, channel, request, is_ok);
+        }
         if exchange.is_durable && is_of_other_durability(&outcome) {
             tracing::warn!("Force creating a non durable exchange.");
             channel = self.open_channel(connection)?;
@@ -635,7 +546,7 @@ impl Thread {
         outcome?;
         // Replies may come before the answer.
         self.replies = Some(channel);
-        let request = methods::consume(channel, &queue.name, &queue.consumer_arguments);
+        let request = methods::consume(channel, &queue.name, 1, &queue.consumer_arguments);
         let outcome = self.ask(connection, channel, request, |method| {
             matches!(method, Method::ConsumeOk)
         });
@@ -679,36 +590,6 @@ impl Thread {
     }
 }
 
-fn is_of_other_durability(outcome: &Result<(), Fault>) -> bool {
-    matches!(
-        outcome,
-        Err(Fault::Refused(refusal)) if refusal.code == PRECONDITION_FAILED
-            && refusal.text.contains("inequivalent arg 'durable'")
-    )
-}
-
 fn unfounded(text: &str) -> Fault {
     Fault::Violation(Violation::new(COMMAND_INVALID, text))
-}
-
-fn address(host: &Host) -> String {
-    if host.name.contains(':') {
-        format!("[{}]:{}", host.name, host.port)
-    } else {
-        format!("{}:{}", host.name, host.port)
-    }
-}
-
-/// A number from 0 to 1, by chance; the standard library's keys of hash maps are.
-fn chance() -> f64 {
-    let bits = RandomState::new().build_hasher().finish();
-    #[expect(clippy::cast_precision_loss, reason = "32 of the bits are enough")]
-    let fraction = (bits >> 32) as f64 / f64::from(u32::MAX);
-    fraction
-}
-
-/// A number from 0 on that is less than *count*, by chance.
-fn below(count: usize) -> usize {
-    let bits = RandomState::new().build_hasher().finish();
-    usize::try_from(bits % count.max(1) as u64).unwrap_or(0)
 }

@@ -34,7 +34,7 @@ from osloxide.messaging.rabbit.wakeup import Wakeup
 
 LOG = logging.getLogger(__name__)
 
-_late_replies = LateReplies()
+late_replies = LateReplies()
 
 #: Longest sleep of a listener, in seconds: how often it looks after a connection that is silent.
 LONGEST_SLEEP = 15.0
@@ -57,7 +57,7 @@ _BASIC_NACK = (60, 120)
 _DELIVERY_LIMIT = 20
 
 
-class _Seen:
+class Seen:
     """Ids of requests that ran here. oslo.messaging keeps 16, fewer than may run at a time."""
 
     MOST = 1024
@@ -166,7 +166,7 @@ def _give_back(channel: Any, tag: int) -> None:
     channel.send_method(_BASIC_NACK, "Lbb", (tag, False, True))
 
 
-def _threads(driver: Any) -> int:
+def pool_threads(driver: Any) -> int:
     """How many requests a server on *driver* runs at a time; it becomes the prefetch, unless
     ``[oslo_messaging_rabbit] rabbit_qos_prefetch_count`` says otherwise."""
     # The option is the server's: who listens without one has its default.
@@ -212,13 +212,13 @@ class PacedListener(amqpdriver.AMQPListener):
     def __init__(self, driver: Any, conn: Any) -> None:
         refuse_if_monkey_patched()
         super().__init__(driver, conn)
-        self.msg_id_cache = _Seen()
+        self.msg_id_cache = Seen()
         # Batches of one: the driver's own prefetch is for those who acknowledge on arrival.
         self.prefetch_size = -1
         self._wakeup = Wakeup()
         # *conn* is a context that lends the driver's connection, which lends kombu's.
         self._lent = conn.connection
-        self.replies = Replies(driver, _threads(driver), _late_replies, self._on_sent)
+        self.replies = Replies(driver, pool_threads(driver), late_replies, self._on_sent)
         self._is_quiet = False
         self._looked_after = time.monotonic()
         self._lock = threading.Lock()
@@ -228,7 +228,7 @@ class PacedListener(amqpdriver.AMQPListener):
         self._is_cancelled = False
         self._epoch: epochs.Epoch | None = None
         if self._lent.rabbit_qos_prefetch_count <= 0:
-            self._lent.rabbit_qos_prefetch_count = _threads(driver)
+            self._lent.rabbit_qos_prefetch_count = pool_threads(driver)
             if self._lent.channel is not None:
                 self._lent._set_qos(self._lent.channel)
 

@@ -1,9 +1,10 @@
-"""What a client sends over RabbitMQ without kombu: calls, casts, fanout casts, notifications.
+"""What is sent over RabbitMQ without kombu: calls, casts, fanout casts, notifications.
 
 Owns the way of a message from oslo.messaging's driver to the native client
 (``src/amqp/client/``), and what becomes of it: a result, a remote exception, one of
-oslo.messaging's own. Servers, listeners of notifications, and every transport whose settings the
-native client does not have, stay with kombu; the log says once which setting it is. Opens nothing
+oslo.messaging's own; and the choice of a listener
+(:mod:`osloxide.messaging.rabbit.native_listener`). Every transport whose settings the native client
+does not have stays with kombu; the log says once which setting it is. Opens nothing
 before the first message, and never uses a client of the process that this one was forked from.
 Rules: ``AMQPDriverBase._send`` and ``ReplyWaiter.wait`` of oslo_messaging/_drivers/amqpdriver.py,
 ``Connection.topic_send``, ``fanout_send`` and ``notify_send`` of
@@ -23,6 +24,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +58,7 @@ class _Slot:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.client: _native.AmqpClient | None = None
+        self.subscriber: _native.AmqpSubscriber | None = None
         self.reply_queue = ""
         #: Arguments of the queues in which notifications wait, from the first one on: options are
         #: read once, as impl_rabbit reads them for a connection.
@@ -76,6 +79,7 @@ def amend_driver(amqpdriver: ModuleType) -> None:
     """Change ``oslo_messaging._drivers.amqpdriver.AMQPDriverBase``."""
     cls = amqpdriver.AMQPDriverBase
     send, cleanup = cls._send, cls.cleanup
+    listen, listen_for_notifications = cls.listen, cls.listen_for_notifications
 
     @functools.wraps(send)
     def send_natively(
@@ -111,13 +115,74 @@ def amend_driver(amqpdriver: ModuleType) -> None:
     @functools.wraps(cleanup)
     def clean_up_both(self: Any) -> None:
         slot = self.__dict__.pop("_osloxide_slot", None)
-        if slot is not None and slot.pid == os.getpid() and slot.client is not None:
-            slot.client.close(FAREWELL)
+        if slot is not None and slot.pid == os.getpid():
+            if slot.subscriber is not None:
+                slot.subscriber.close(FAREWELL)
+            if slot.client is not None:
+                slot.client.close(FAREWELL)
         elif slot is not None:
             _left.append(slot)
         cleanup(self)
 
+    @functools.wraps(listen)
+    def listen_natively(self: Any, target: Any, batch_size: int, batch_timeout: Any) -> Any:
+        def make(subscriber: _native.AmqpSubscriber) -> Any:
+            from osloxide.messaging.rabbit import native_listener
+
+            return native_listener.listener_for_requests(self, subscriber, target, _client_of)
+
+        adapter = _listener(amqpdriver, self, make, batch_size, batch_timeout)
+        return adapter or listen(self, target, batch_size, batch_timeout)
+
+    @functools.wraps(listen_for_notifications)
+    def listen_for_notifications_natively(
+        self: Any, targets_and_priorities: Any, pool: Any, batch_size: int, batch_timeout: Any
+    ) -> Any:
+        def make(subscriber: _native.AmqpSubscriber) -> Any:
+            from osloxide.messaging.rabbit import native_listener
+
+            return native_listener.listener_for_notifications(
+                self, subscriber, targets_and_priorities, pool, batch_size
+            )
+
+        adapter = _listener(amqpdriver, self, make, batch_size, batch_timeout)
+        return adapter or listen_for_notifications(
+            self, targets_and_priorities, pool, batch_size, batch_timeout
+        )
+
     cls._send, cls.cleanup = send_natively, clean_up_both
+    cls.listen = listen_natively
+    cls.listen_for_notifications = listen_for_notifications_natively
+
+
+def _listener(
+    amqpdriver: ModuleType,
+    driver: Any,
+    make: Callable[[_native.AmqpSubscriber], Any],
+    batch_size: int,
+    batch_timeout: Any,
+) -> Any:
+    """A listener without kombu; None where it has to be kombu's."""
+    slot = _slot(driver)
+    client = _client(driver, slot)
+    if client is None:
+        return None
+    with slot.lock:
+        if slot.subscriber is None:
+            slot.subscriber = _native.AmqpSubscriber(client)
+    from osloxide.messaging.rabbit.native_listener import UnusableError
+
+    try:
+        listener = make(slot.subscriber)
+    except UnusableError as reason:
+        LOG.warning("a listener is kombu's: the native one is refused: %s", reason)
+        return None
+    return amqpdriver.base.PollStyleListenerAdapter(listener, batch_size, batch_timeout)
+
+
+def _client_of(driver: Any) -> _native.AmqpClient | None:
+    """The native client of *driver* in this process; None while messages go by kombu."""
+    return _client(driver, _slot(driver))
 
 
 class _Request:

@@ -1,0 +1,565 @@
+"""What servers and notification listeners get from RabbitMQ without kombu.
+
+Owns the listeners that take the place of oslo.messaging's own where the operator wants messages to
+go natively (:mod:`osloxide.messaging.rabbit.native_client`): which queues they consume, when a
+message is acknowledged or given back, and the way of a reply. All listeners of a driver share one
+connection (``src/amqp/client/subscriber.rs``), and their replies leave by that of its client.
+A request is acknowledged by the thread that is about to run it, as by
+:mod:`osloxide.messaging.rabbit.listener`; a notification after it was run. What a message contains
+is oslo.messaging's business.
+
+Imports oslo.messaging: to be imported after it, by what amends it.
+Rules: ``listen`` and ``listen_for_notifications`` of oslo_messaging/_drivers/amqpdriver.py;
+``declare_topic_consumer`` and ``declare_fanout_consumer`` of impl_rabbit.py; docs/rpc.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import oslo_messaging
+from oslo_messaging._drivers import amqpdriver, base, impl_rabbit
+
+from osloxide import _native
+from osloxide._typing import override
+from osloxide.messaging.rabbit import forbidden_queues
+from osloxide.messaging.rabbit.listener import (
+    LONGEST_WAIT,
+    PacedMessage,
+    Seen,
+    late_replies,
+    pool_threads,
+)
+from osloxide.messaging.rabbit.reply import Reply
+
+LOG = logging.getLogger(__name__)
+
+LONGEST_SLEEP = 60.0
+"""Seconds after which a listener shows that its process is alive, at the latest."""
+
+CLOSING = 15.0
+"""Seconds that the end of a listener waits for the broker to confirm its replies."""
+
+FAREWELL = 5.0
+"""Seconds that the broker has to cancel the consumers of a listener, and to close its channel."""
+
+ClientOf = Callable[[Any], _native.AmqpClient | None]
+"""The native client of a driver; None while its messages go by kombu."""
+
+_MOST = 0xFFFF
+"""Deliveries that AMQP has a number for."""
+
+
+class NativeMessage(PacedMessage):
+    """A request that is still the broker's until it is picked up."""
+
+    origin: _native.AmqpDelivery  # type: ignore[assignment]
+
+    def heartbeat(self) -> None:
+        self._send_reply(self.listener.replies.to(self), None, None, ending=False)
+
+
+class NativeNotification(amqpdriver.AMQPIncomingMessage):
+    """A notification, which is the broker's until it was run."""
+
+    origin: _native.AmqpDelivery
+
+    def acknowledge(self) -> None:
+        if not self.origin.acknowledge():
+            LOG.warning("Failed to acknowledge received message: its channel is closed")
+        self.listener.msg_id_cache.add(self.unique_id)
+
+    def requeue(self) -> None:
+        if not self.origin.requeue():
+            LOG.warning("Failed to requeue received message: its channel is closed")
+
+
+class _NativeListener(base.PollStyleListener):
+    """Polls what has arrived for it."""
+
+    message_cls: Callable[..., Any]
+
+    def __init__(self, driver: Any, subscription: _native.AmqpSubscription, prefetch: int) -> None:
+        super().__init__(prefetch)
+        self.driver = driver
+        self._subscription = subscription
+        self._obsolete_reply_queues = amqpdriver.ObsoleteReplyQueuesCache()
+        self._shutdown = threading.Event()
+
+    def _message(self, delivery: _native.AmqpDelivery) -> Any:
+        """What oslo.messaging makes of *delivery*; None of one that is dropped."""
+        try:
+            message = amqpdriver.rpc_common.deserialize_msg(_content(delivery))
+            context = amqpdriver.rpc_amqp.unpack_context(message)
+        except Exception:
+            LOG.exception("Failed to process message ... skipping it.")
+            delivery.reject()
+            return None
+        try:
+            unique_id = self.msg_id_cache.check_duplicate_message(message)
+        except amqpdriver.rpc_common.DuplicateMessageError:
+            # It ran here, and its acknowledgement was lost with the channel.
+            LOG.warning("message %s was redelivered after it ran; dropped", context.msg_id)
+            delivery.acknowledge()
+            return None
+        incoming = self.message_cls(
+            self, context.to_dict(), message, unique_id, context.msg_id, context.reply_q,
+            context.client_timeout, self._obsolete_reply_queues, None,
+        )  # fmt: skip
+        incoming.origin = delivery
+        return incoming
+
+    msg_id_cache: Any
+
+    def stop(self) -> None:
+        """Let the broker deliver nothing more. What was delivered can still be settled."""
+        if not self._subscription.stop(FAREWELL):
+            LOG.info("consumers end with their connection")
+        self._shutdown.set()
+
+    def cleanup(self) -> None:
+        """Give up what is not settled, and close the channel."""
+        if not self._subscription.close(FAREWELL):
+            LOG.info("the channel of a listener ends with its connection")
+
+
+class NativeListener(_NativeListener):
+    """Requests; acknowledged as they are picked up."""
+
+    message_cls = NativeMessage
+
+    #: Whether a server's threads pick the requests up. Otherwise :meth:`poll` does, as it hands
+    #: them out: who calls it knows oslo.messaging's listeners, which acknowledge on arrival.
+    is_served = False
+
+    def __init__(
+        self, driver: Any, subscription: _native.AmqpSubscription, client_of: ClientOf
+    ) -> None:
+        # Batches of one: the driver's own prefetch is for those who acknowledge on arrival.
+        super().__init__(driver, subscription, -1)
+        self.msg_id_cache = Seen()
+        self.replies = NativeReplies(self, client_of)
+        self._lock = threading.Lock()
+        # Those that no thread has picked up, in the order of their arrival.
+        self._waiting: dict[NativeMessage, None] = {}
+        self._longest_wait = LONGEST_WAIT
+
+    @property
+    def is_stopped(self) -> bool:
+        """Nothing more is picked up."""
+        return self._shutdown.is_set()
+
+    def poll(
+        self,
+        timeout: float | None = None,
+        batch_size: int = 1,
+        batch_timeout: float | None = None,
+    ) -> list[Any]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = LONGEST_SLEEP if deadline is None else max(0.0, deadline - time.monotonic())
+            delivery = self._subscription.next(min(left, self._longest_sleep()))
+            self._look_after_waiting()
+            if delivery is None:
+                if self.is_stopped or (deadline is not None and time.monotonic() >= deadline):
+                    return []
+                continue
+            incoming = self._message(delivery)
+            if incoming is None:
+                continue
+            incoming.arrived = time.monotonic()
+            with self._lock:
+                self._waiting[incoming] = None
+            self._warn_near_limit(delivery.delivery_count)
+            if self.is_served or incoming.pick_up():
+                return [incoming]
+
+    def _longest_sleep(self) -> float:
+        return min(LONGEST_SLEEP, self._longest_wait / 3) if self._waiting else LONGEST_SLEEP
+
+    def _warn_near_limit(self, count: int) -> None:
+        limit = self.driver.conf.oslo_messaging_rabbit.rabbit_quorum_delivery_limit or 20
+        if count >= limit / 2:
+            LOG.warning(
+                "a request was returned to its queue %d times, and is dropped at %d if the queue "
+                "has that limit: look for servers that lose their connections",
+                count,
+                limit,
+            )
+
+    def pick_up(self, incoming: NativeMessage) -> bool:
+        """See :meth:`PacedMessage.pick_up`. On the thread that would run it."""
+        delivery = incoming.origin
+        with self._lock:
+            self._waiting.pop(incoming, None)
+        if incoming.is_acknowledged or not delivery.is_kept:
+            # Nothing delivers it again: it runs here or nowhere, also when the listener stops.
+            may_run: bool = self.msg_id_cache.claim(incoming.unique_id)
+            if not incoming.is_acknowledged:
+                delivery.acknowledge()
+            return may_run
+        if self.is_stopped:
+            delivery.requeue()
+            return False
+        if not self.msg_id_cache.claim(incoming.unique_id):
+            if delivery.acknowledge():
+                LOG.warning(
+                    "message %s was delivered twice and runs already; dropped", incoming.msg_id
+                )
+            return False
+        if delivery.acknowledge():
+            return True
+        # Before anything ran: the broker still has it, and will deliver it again.
+        self.msg_id_cache.discard(incoming.unique_id)
+        LOG.info("message %s: its channel is closed; left to redelivery", incoming.msg_id)
+        return False
+
+    def _look_after_waiting(self) -> None:
+        """Acknowledge what has waited for long, before the broker closes the channel over it.
+
+        Such a request is the process's from now on, as all are in stock oslo.messaging: a stop
+        waits for it, and a kill loses it.
+        """
+        for reason in self._subscription.take_closures():
+            self._notice_closed(reason)
+        if not self._waiting:
+            return
+        limit = time.monotonic() - self._longest_wait
+        while True:
+            with self._lock:
+                incoming = next(iter(self._waiting), None)
+                if incoming is None or incoming.arrived > limit:
+                    return
+                del self._waiting[incoming]
+                incoming.is_acknowledged = incoming.origin.acknowledge()
+            if incoming.is_acknowledged:
+                LOG.warning(
+                    "message %s has waited %.0f s for a thread; acknowledged before it runs",
+                    incoming.msg_id,
+                    time.monotonic() - incoming.arrived,
+                )
+
+    def _notice_closed(self, reason: str) -> None:
+        """Wait less where the broker has closed the channel because a request waited too long."""
+        LOG.warning("the broker closed the channel of a listener: %s", reason)
+        if "timed out" not in reason:
+            return
+        with self._lock:
+            oldest = next(iter(self._waiting), None)
+        if oldest is None:
+            return
+        waited = time.monotonic() - oldest.arrived
+        self._longest_wait = max(0.5, min(self._longest_wait, waited / 3))
+        LOG.warning(
+            "a request had waited %.0f s for a thread when the channel was closed; "
+            "from now on they are acknowledged after %.1f s (raise executor_thread_pool_size, or "
+            "the broker's consumer_timeout)",
+            waited,
+            self._longest_wait,
+        )
+
+    @override
+    def cleanup(self) -> None:
+        self.replies.close()
+        super().cleanup()
+
+
+class NativeNotificationListener(_NativeListener):
+    """Notifications; acknowledged after they were run, or given back."""
+
+    message_cls = NativeNotification
+
+    def __init__(self, driver: Any, subscription: _native.AmqpSubscription) -> None:
+        super().__init__(driver, subscription, driver.prefetch_size)
+        self.msg_id_cache = amqpdriver.rpc_amqp._MsgIdCache()
+
+    @base.batch_poll_helper  # type: ignore[untyped-decorator]
+    def poll(self, timeout: float | None = None) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = LONGEST_SLEEP if deadline is None else max(0.0, deadline - time.monotonic())
+            delivery = self._subscription.next(min(left, LONGEST_SLEEP))
+            for reason in self._subscription.take_closures():
+                LOG.warning("the broker closed the channel of a listener: %s", reason)
+            if delivery is None:
+                if self._shutdown.is_set() or (
+                    deadline is not None and time.monotonic() >= deadline
+                ):
+                    return None
+                continue
+            if self._shutdown.is_set() and delivery.requeue():
+                continue
+            incoming = self._message(delivery)
+            if incoming is not None:
+                return incoming
+
+
+class NativeReplies:
+    """The replies to what one listener has received."""
+
+    def __init__(self, listener: NativeListener, client_of: ClientOf) -> None:
+        self._listener = listener
+        self._client_of = client_of
+        self._most = pool_threads(listener.driver)
+        self._lock = threading.Lock()
+        self._client: _native.AmqpClient | None = None
+        self._outbox: _native.AmqpOutbox | None = None
+
+    def to(self, incoming: Any) -> _Sender:
+        """In the place of a connection: what oslo.messaging sends a reply to *incoming* with."""
+        return _Sender(self, incoming)
+
+    def send(self, incoming: Any, queue: str, envelope: Any) -> None:
+        """Send a reply, and leave its confirmation to the native client."""
+        driver = self._listener.driver
+        is_waited_for = not isinstance(incoming, _Answered)  # else this is the client's own thread
+        client = self._client_of(driver)
+        if client is None:  # it was refused since, and messages go by kombu for a while
+            reply = Reply(incoming, queue, envelope)
+            if not (is_waited_for and reply.attempt()):
+                late_replies.add(reply)
+            return
+        outbox = self._outbox_of(client)
+        while (
+            is_waited_for
+            and not outbox.wait_for_room(self._most, 1.0)
+            and not self._listener.is_stopped
+        ):
+            pass
+        outbox.reply(
+            queue,
+            json.dumps(envelope),
+            mandatory=bool(driver.conf.oslo_messaging_rabbit.direct_mandatory_flag),
+            missing_for=driver.missing_destination_retry_timeout,
+        )
+
+    def _outbox_of(self, client: _native.AmqpClient) -> _native.AmqpOutbox:
+        with self._lock:
+            if self._outbox is None or client is not self._client:
+                self._client, self._outbox = client, _native.AmqpOutbox(client, self._failed)
+            return self._outbox
+
+    def _failed(self, queue: str, body: bytes, kind: str, detail: Any) -> None:
+        """What becomes of a reply that the broker does not have. On the client's thread."""
+        envelope = json.loads(body)
+        content = amqpdriver.rpc_common.deserialize_msg(envelope)
+        answered = _Answered(self._listener, queue, content.get("_msg_id"))
+        if kind == "undeliverable":
+            self._listener._obsolete_reply_queues.add(queue, answered.msg_id)
+        elif kind == "unusable":
+            late_replies.add(Reply(answered, queue, envelope))
+        elif not self._listener.is_stopped:
+            answered.refuse(len(body), str(detail), content.get("failure"))
+
+    def close(self) -> None:
+        """Return when the broker has every reply, as far as it can be had within reason."""
+        outbox = self._outbox
+        if outbox is None:
+            return
+        lost, late = outbox.wait_confirmed(CLOSING)
+        if lost:
+            LOG.error("%d replies are lost: no broker takes them within %g s", lost, CLOSING)
+        if late:
+            LOG.info("%d replies still wait for queues that are missing", late)
+
+
+class _Answered(amqpdriver.AMQPIncomingMessage):
+    """A request of which only the way back is known any more."""
+
+    def __init__(self, listener: NativeListener, queue: str, msg_id: str | None) -> None:
+        super().__init__(
+            listener, {}, {}, None, msg_id, queue, None, listener._obsolete_reply_queues, None
+        )
+
+    def reply(self, reply: Any = None, failure: Any = None) -> None:
+        self._send_reply(self.listener.replies.to(self), reply, failure)
+
+    def refuse(self, size: int, refused: str, failure: Any) -> None:
+        """Tell the caller, in place of the reply that the broker will never take."""
+        LOG.error(
+            "reply to message %s, of about %d bytes, is refused by the broker: %s",
+            self.msg_id,
+            size,
+            refused,
+        )
+        if failure and "is refused by the broker" in str(failure):
+            return  # the error as well
+        try:
+            raise oslo_messaging.MessageDeliveryFailure(
+                f"the reply of about {size} bytes is refused by the broker: {refused}; send less, "
+                "or raise its max_message_size"
+            )
+        except oslo_messaging.MessageDeliveryFailure:
+            self.reply(failure=sys.exc_info())
+
+
+class _Sender:
+    """Has the one method of a connection that a reply is sent with."""
+
+    __slots__ = ("_incoming", "_replies")
+
+    def __init__(self, replies: NativeReplies, incoming: Any) -> None:
+        self._replies = replies
+        self._incoming = incoming
+
+    def direct_send(self, queue: str, envelope: Any) -> None:
+        self._replies.send(self._incoming, queue, envelope)
+
+
+def _content(delivery: _native.AmqpDelivery) -> Any:
+    """What was sent, before oslo.messaging looks at it."""
+    if delivery.is_plain_json:
+        return json.loads(delivery.body)
+    body = delivery.body
+    if isinstance(body, str):
+        body = body.encode()
+    if delivery.compression:
+        compression: Any = importlib.import_module("kombu.compression")
+        body = compression.decompress(body, delivery.compression)
+    serialization: Any = importlib.import_module("kombu.serialization")
+    return serialization.loads(body, delivery.content_type, delivery.content_encoding or "utf-8")
+
+
+# ---- what is declared ---------------------------------------------------------------------------
+
+
+class Declarations:
+    """The queues of a driver's listeners, as its options want them."""
+
+    def __init__(self, driver: Any) -> None:
+        """
+        :raises RuntimeError: options contradict each other.
+        """
+        self._driver = driver
+        self._conf = driver.conf.oslo_messaging_rabbit
+
+    def topic(self, exchange: str, topic: str, queue: str | None = None) -> _native.AmqpQueue:
+        """That of *topic*, called *queue* where that is given."""
+        conf = self._conf
+        return _native.AmqpQueue(
+            queue or topic,
+            exchange,
+            topic,
+            durable=conf.amqp_durable_queues or conf.rabbit_quorum_queue,
+            exchange_auto_delete=conf.amqp_auto_delete,
+            auto_delete=conf.amqp_auto_delete,
+            arguments=self._arguments(0, is_quorum=conf.rabbit_quorum_queue),
+            consumer_arguments=self._consumer_arguments(),
+        )
+
+    def fanout(self, topic: str) -> _native.AmqpQueue:
+        """One that each server of *topic* has for itself; with streams, shares."""
+        conf, driver = self._conf, self._driver
+        exchange = f"{topic}_fanout"
+        if conf.rabbit_stream_fanout:
+            queue = exchange
+        else:
+            unique = driver._q_manager.get() if driver._q_manager else uuid.uuid4().hex
+            queue = f"{exchange}_{unique}"
+        return _native.AmqpQueue(
+            queue,
+            exchange,
+            topic,
+            fanout=True,
+            durable=conf.rabbit_transient_quorum_queue or conf.rabbit_stream_fanout,
+            exchange_auto_delete=True,
+            arguments=self._arguments(
+                conf.rabbit_transient_queues_ttl,
+                is_quorum=conf.rabbit_transient_quorum_queue,
+                is_stream=conf.rabbit_stream_fanout,
+            ),
+            consumer_arguments=self._consumer_arguments(),
+            stream=conf.rabbit_stream_fanout,
+            own=not conf.rabbit_stream_fanout and not conf.use_queue_manager,
+        )
+
+    def _arguments(self, ttl: int, *, is_quorum: bool, is_stream: bool = False) -> dict[str, Any]:
+        conf = self._conf
+        arguments: dict[str, Any] = impl_rabbit._get_queue_arguments(
+            conf.rabbit_ha_queues,
+            ttl,
+            is_quorum,
+            impl_rabbit.QuorumMemConfig(
+                conf.rabbit_quorum_delivery_limit,
+                conf.rabbit_quorum_max_memory_length,
+                conf.rabbit_quorum_max_memory_bytes,
+            ),
+            is_stream,
+        )
+        return arguments
+
+    def _consumer_arguments(self) -> dict[str, Any] | None:
+        return {"x-cancel-on-ha-failover": True} if self._conf.enable_cancel_on_failover else None
+
+
+class UnusableError(Exception):
+    """No broker of the URL can be used natively."""
+
+
+def listener_for_requests(
+    driver: Any, subscriber: _native.AmqpSubscriber, target: Any, client_of: ClientOf
+) -> NativeListener:
+    """What ``listen`` of *driver* polls, once the queues of *target* are consumed.
+
+    :param client_of: by which its replies leave.
+    :raises MessageDeliveryFailure: the broker refuses one of them.
+    :raises UnusableError: see there.
+    """
+    declarations = Declarations(driver)
+    exchange = driver._get_exchange(target)
+    queues = [
+        declarations.topic(exchange, target.topic),
+        declarations.topic(exchange, f"{target.topic}.{target.server}"),
+        declarations.fanout(target.topic),
+    ]
+    prefetch = driver.conf.oslo_messaging_rabbit.rabbit_qos_prefetch_count
+    if prefetch <= 0:
+        prefetch = pool_threads(driver)
+    subscription = subscriber.subscribe(queues, min(prefetch, _MOST))
+    _wait_consuming(subscription, target.topic)
+    return NativeListener(driver, subscription, client_of)
+
+
+def listener_for_notifications(
+    driver: Any,
+    subscriber: _native.AmqpSubscriber,
+    targets_and_priorities: Any,
+    pool: str | None,
+    batch_size: int,
+) -> NativeNotificationListener:
+    """As :func:`listener_for_requests`, for ``listen_for_notifications``."""
+    declarations = Declarations(driver)
+    queues = [
+        declarations.topic(driver._get_exchange(target), f"{target.topic}.{priority}", pool)
+        for target, priority in targets_and_priorities
+    ]
+    prefetch = driver.conf.oslo_messaging_rabbit.rabbit_qos_prefetch_count
+    if prefetch <= 0:
+        # Stock takes all there are, one read after the other; here what arrives is read at once.
+        prefetch = pool_threads(driver) * max(1, batch_size)
+    subscription = subscriber.subscribe(queues, min(prefetch, _MOST))
+    _wait_consuming(subscription, ", ".join(target.topic for target, _ in targets_and_priorities))
+    return NativeNotificationListener(driver, subscription)
+
+
+def _wait_consuming(subscription: _native.AmqpSubscription, topic: str) -> None:
+    kind, detail = subscription.wait_standing()
+    if kind == "unusable":
+        raise UnusableError(detail)
+    if kind == "refused":
+        code, text = detail
+        error = Exception(f"{code}: {text}")
+        error.code = code  # type: ignore[attr-defined]
+        why = forbidden_queues.explanation(topic, error) or f"{code}: {text}"
+        LOG.error("Failed to declare consumer for topic '%s': %s", topic, why)
+        raise oslo_messaging.MessageDeliveryFailure(
+            f"Unable to declare the queues of topic {topic}: {why}"
+        )

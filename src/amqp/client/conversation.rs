@@ -1,0 +1,109 @@
+//! How a thread asks its broker for something, and what it does until the answer comes.
+//!
+//! Owns the limit of an answer's time. Goes on reading while it waits: what arrives in between is
+//! for the one that asks to take.
+//!
+//! Rules: AMQP 0-9-1 section 2.2.1 (synchronous methods).
+
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::EventFd;
+
+use super::Options;
+use super::assembler::Incoming;
+use super::connection::{Connection, Fault};
+use super::methods::{self, Method, PRECONDITION_FAILED, Refusal};
+
+/// How often a thread that waits for an answer looks whether its owner is closed.
+pub(super) const LOOK: Duration = Duration::from_millis(250);
+/// How long a farewell may take.
+pub(super) const FAREWELL: Duration = Duration::from_secs(1);
+/// How long an answer may take at most where there are no heartbeats.
+const UNHEARD: Duration = Duration::from_secs(60);
+
+/// One side of what is said on a connection.
+pub(super) trait Conversation {
+    fn options(&self) -> &Options;
+    /// Wakes the thread.
+    fn bell(&self) -> &EventFd;
+    /// The thread has to end.
+    fn is_closing(&self) -> bool;
+    /// Deals with what was not asked for.
+    fn take(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<(), Fault>;
+    /// Nothing more has arrived for the moment.
+    fn pause(&mut self, connection: &Connection) -> Result<(), Fault>;
+
+    /// The broker has closed a channel, and has not heard yet that this side knows.
+    fn closed(&mut self, _channel: u16, _refusal: &Refusal) {}
+
+    /// Sends *request* and waits until `is_answer` says that it is answered; goes on reading.
+    fn ask(
+        &mut self,
+        connection: &mut Connection,
+        channel: u16,
+        request: Vec<u8>,
+        is_answer: fn(&Method) -> bool,
+    ) -> Result<(), Fault> {
+        connection.link.queue(request)?;
+        let mut patience = self.options().answers_within;
+        if !connection.has_heartbeats() {
+            patience = patience.min(UNHEARD);
+        }
+        let mut deadline = Instant::now() + patience;
+        loop {
+            match connection.next()? {
+                Some(Incoming::Method(at, method)) if at == channel && is_answer(&method) => {
+                    return Ok(());
+                }
+                Some(Incoming::Method(at, Method::ChannelClose(refusal))) if at == channel => {
+                    self.closed(channel, &refusal);
+                    connection.channel_closed(channel)?;
+                    return Err(Fault::Refused(refusal));
+                }
+                Some(incoming) => self.take(connection, incoming)?,
+                None => {
+                    self.pause(connection)?;
+                    if self.is_closing() {
+                        return Err(Fault::Lost("the transport is closed".to_owned()));
+                    }
+                    let now = Instant::now();
+                    if connection.is_blocked {
+                        deadline = now + patience;
+                    }
+                    if now > deadline {
+                        return Err(Fault::Lost("the broker does not answer".to_owned()));
+                    }
+                    connection.read(Some(deadline.min(now + LOOK)), self.bell())?;
+                }
+            }
+        }
+    }
+
+    /// Says goodbye, and waits a moment for the answer.
+    fn part(&self, connection: &mut Connection) {
+        let deadline = Instant::now() + FAREWELL;
+        if connection.link.queue(methods::close(200, "")).is_err() {
+            return;
+        }
+        while Instant::now() < deadline {
+            match connection.next() {
+                Ok(Some(Incoming::Method(0, Method::CloseOk))) | Err(_) => return,
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    if connection.read(Some(deadline), self.bell()).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The broker has an exchange or a queue of this name that is durable, or is not.
+pub(super) fn is_of_other_durability(outcome: &Result<(), Fault>) -> bool {
+    matches!(
+        outcome,
+        Err(Fault::Refused(refusal)) if refusal.code == PRECONDITION_FAILED
+            && refusal.text.contains("inequivalent arg 'durable'")
+    )
+}

@@ -1,0 +1,425 @@
+//! What one listener consumes, and what has arrived for it.
+//!
+//! Owns the deliveries that no thread of the listener has taken, and the epochs of its channel: the
+//! time between two openings, in which delivery tags mean something. A tag is never sent in another
+//! epoch than its own. Declares nothing and reads nothing: that is the subscriber's thread.
+//!
+//! Rules: AMQP 0-9-1, `basic.deliver` and `basic.ack` (a tag is valid only within the channel it came
+//! from); RabbitMQ's `basic.nack`, and its streams, which deliver nothing a second time.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::methods::{self, Exchange, Properties, Refusal, Table, Value};
+use super::state::Outlet;
+
+/// Where a stream is read from by one that has read nothing of it.
+const STREAM_OFFSET: &str = "x-stream-offset";
+
+/// A queue that a listener consumes, as it is declared.
+#[derive(Debug, Clone, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own; AMQP has bits for them"
+)]
+pub struct Queue {
+    /// What it is bound to.
+    pub exchange: Exchange,
+    /// At most 255 bytes.
+    pub name: String,
+    /// Of its binding.
+    pub routing_key: String,
+    /// It outlives the broker's process.
+    pub is_durable: bool,
+    /// It goes with its last consumer.
+    pub is_auto_delete: bool,
+    /// Of `queue.declare`.
+    pub arguments: Table,
+    /// Of `basic.consume`.
+    pub consumer_arguments: Table,
+    /// Its consumers go on behind what they have read.
+    pub is_stream: bool,
+    /// Its name is no other listener's: it is deleted when the listener ends.
+    pub is_own: bool,
+}
+
+/// What has become of a subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Its queues were declared and are consumed, or will be again.
+    Consuming,
+    /// The broker refuses to declare one of them: its code and text.
+    Refused(u16, String),
+    /// No broker can be used with these options.
+    Unusable(String),
+    /// Nothing yet.
+    TimedOut,
+}
+
+/// What a listener gets when it asks for a message.
+#[derive(Debug)]
+pub enum Arrival {
+    /// One.
+    Message(Delivery),
+    /// The listener is stopped, and nothing is left; or the broker has closed its channel, and why
+    /// was not asked yet.
+    Interrupted,
+    /// Nothing yet.
+    TimedOut,
+}
+
+/// How far a listener has ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    #[default]
+    Consuming,
+    /// Nothing more is delivered; what was can still be settled.
+    Stopped,
+    Closed,
+}
+
+/// See the head of this file.
+pub(super) struct Listening {
+    pub(super) queues: Vec<Queue>,
+    /// Deliveries of each queue that may be unsettled; 0 for no limit.
+    pub(super) prefetch: u16,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    /// Its subscription was dropped.
+    is_dropped: AtomicBool,
+}
+
+#[derive(Default)]
+struct Inner {
+    opening: Option<Opening>,
+    /// How many openings there were.
+    epoch: u64,
+    inbox: VecDeque<Delivery>,
+    standing: Option<Standing>,
+    wanted: Stage,
+    reached: Stage,
+    /// The broker has cancelled a consumer.
+    is_cancelled: bool,
+    /// Not declared again before.
+    rests_until: Option<Instant>,
+    /// Where to go on in a stream, by the number of its queue.
+    offsets: HashMap<u16, i64>,
+    /// Why the broker has closed the channel, each time.
+    closures: Vec<String>,
+}
+
+/// An open channel.
+struct Opening {
+    channel: u16,
+    outlet: Box<dyn Outlet>,
+}
+
+/// What a listener needs from the thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Declare,
+    /// Its channel has lost a consumer, and is closed.
+    Abandon(u16),
+    Cancel(u16),
+    /// On this channel, if there is one.
+    Close(Option<u16>),
+}
+
+/// A message that has arrived.
+pub struct Delivery {
+    /// Of its content.
+    pub properties: Properties,
+    /// As it was sent.
+    pub body: Vec<u8>,
+    /// From a queue, which keeps it until it is acknowledged; streams deliver nothing again.
+    pub is_kept: bool,
+    listening: Arc<Listening>,
+    epoch: u64,
+    tag: u64,
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("epoch", &self.epoch)
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Delivery {
+    /// Lets the broker forget it; false when its epoch is over, and nothing was said.
+    #[must_use]
+    pub fn acknowledge(&self) -> bool {
+        let tag = self.tag;
+        self.listening
+            .settle(self.epoch, |channel| methods::ack(channel, tag))
+    }
+
+    /// Gives it back to its queue; as [`Delivery::acknowledge`].
+    #[must_use]
+    pub fn requeue(&self) -> bool {
+        let tag = self.tag;
+        self.listening
+            .settle(self.epoch, |channel| methods::requeue(channel, tag))
+    }
+
+    /// Drops it; as [`Delivery::acknowledge`].
+    #[must_use]
+    pub fn reject(&self) -> bool {
+        let tag = self.tag;
+        self.listening
+            .settle(self.epoch, |channel| methods::reject(channel, tag))
+    }
+
+    /// The body is JSON text as it stands.
+    #[must_use]
+    pub fn is_plain_json(&self) -> bool {
+        self.properties.is_plain_json()
+    }
+
+    /// Its channel is closed: the broker delivers it again.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        let inner = self.listening.inner.lock();
+        inner.opening.is_none() || inner.epoch != self.epoch
+    }
+}
+
+impl Listening {
+    pub(super) fn new(queues: Vec<Queue>, prefetch: u16) -> Self {
+        Self {
+            queues,
+            prefetch,
+            inner: Mutex::default(),
+            changed: Condvar::new(),
+            is_dropped: AtomicBool::new(false),
+        }
+    }
+
+    fn settle(&self, epoch: u64, frame: impl FnOnce(u16) -> Vec<u8>) -> bool {
+        let inner = self.inner.lock();
+        match &inner.opening {
+            // Under the lock: the broker hears nothing of the channel after it has ended here.
+            Some(opening) if inner.epoch == epoch => {
+                opening.outlet.queue(frame(opening.channel));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    // ---- for the listener ------------------------------------------------------------------------
+
+    pub(super) fn wait_standing(&self, deadline: Option<Instant>) -> Standing {
+        let mut inner = self.inner.lock();
+        loop {
+            if let Some(standing) = &inner.standing {
+                return standing.clone();
+            }
+            if self.wait(&mut inner, deadline) {
+                return Standing::TimedOut;
+            }
+        }
+    }
+
+    pub(super) fn next(&self, deadline: Option<Instant>) -> Arrival {
+        let mut inner = self.inner.lock();
+        loop {
+            if let Some(delivery) = inner.inbox.pop_front() {
+                return Arrival::Message(delivery);
+            }
+            if inner.reached > Stage::Consuming || !inner.closures.is_empty() {
+                return Arrival::Interrupted;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Arrival::TimedOut;
+            }
+            self.wait(&mut inner, deadline);
+        }
+    }
+
+    /// Whether *deadline* has passed.
+    fn wait(
+        &self,
+        inner: &mut parking_lot::MutexGuard<'_, Inner>,
+        deadline: Option<Instant>,
+    ) -> bool {
+        match deadline {
+            None => {
+                self.changed.wait(inner);
+                false
+            }
+            Some(deadline) => self.changed.wait_until(inner, deadline).timed_out(),
+        }
+    }
+
+    pub(super) fn want(&self, stage: Stage) {
+        let mut inner = self.inner.lock();
+        inner.wanted = inner.wanted.max(stage);
+        if inner.opening.is_none() && stage == Stage::Stopped {
+            // Nothing can arrive; a channel that is about to be opened is looked at once more.
+            inner.reached = inner.reached.max(stage);
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// False when *deadline* passed first.
+    pub(super) fn wait_reached(&self, stage: Stage, deadline: Instant) -> bool {
+        let mut inner = self.inner.lock();
+        while inner.reached < stage {
+            if self.wait(&mut inner, Some(deadline)) {
+                return inner.reached >= stage;
+            }
+        }
+        true
+    }
+
+    pub(super) fn leave(&self) {
+        self.is_dropped.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take_closures(&self) -> Vec<String> {
+        std::mem::take(&mut self.inner.lock().closures)
+    }
+
+    // ---- for the thread --------------------------------------------------------------------------
+
+    /// What has to be done next, and when to ask again though nothing has changed.
+    pub(super) fn step(&self, now: Instant) -> Result<Step, Option<Instant>> {
+        let inner = self.inner.lock();
+        let channel = inner.opening.as_ref().map(|opening| opening.channel);
+        if inner.wanted == Stage::Closed || self.is_dropped.load(Ordering::Acquire) {
+            return Ok(Step::Close(channel));
+        }
+        match channel {
+            Some(channel) if inner.is_cancelled => Ok(Step::Abandon(channel)),
+            Some(channel) if inner.wanted == Stage::Stopped && !inner.is_quiet() => {
+                Ok(Step::Cancel(channel))
+            }
+            None if inner.wanted == Stage::Consuming => match inner.rests_until {
+                Some(until) if now < until => Err(Some(until)),
+                _ => Ok(Step::Declare),
+            },
+            _ => Err(None),
+        }
+    }
+
+    /// It was never consumed.
+    pub(super) fn is_new(&self) -> bool {
+        self.inner.lock().standing.is_none()
+    }
+
+    /// Of `basic.consume`, for the queue of that number.
+    pub(super) fn consumer_arguments(&self, number: u16, queue: &Queue) -> Table {
+        if !queue.is_stream {
+            return queue.consumer_arguments.clone();
+        }
+        let offset = self.inner.lock().offsets.get(&number).copied();
+        let offset = offset.map_or_else(|| Value::Text("last".to_owned()), Value::Int);
+        vec![(STREAM_OFFSET.to_owned(), offset)]
+    }
+
+    /// A channel is open; its tags begin to mean something.
+    pub(super) fn open(&self, channel: u16, outlet: Box<dyn Outlet>) {
+        let mut inner = self.inner.lock();
+        inner.epoch += 1;
+        inner.opening = Some(Opening { channel, outlet });
+        inner.is_cancelled = false;
+        inner.rests_until = None;
+        if inner.reached < Stage::Closed {
+            inner.reached = Stage::Consuming;
+        }
+    }
+
+    /// All queues are consumed.
+    pub(super) fn consuming(&self) {
+        self.inner.lock().standing = Some(Standing::Consuming);
+        self.changed.notify_all();
+    }
+
+    /// The channel is closed: its tags mean nothing any more, and what no thread has taken is
+    /// delivered again. Says why where the broker has closed it.
+    pub(super) fn end_epoch(&self, reason: Option<&Refusal>) {
+        let mut inner = self.inner.lock();
+        inner.opening = None;
+        inner.is_cancelled = false;
+        inner.inbox.retain(|delivery| !delivery.is_kept);
+        if let Some(Refusal { code, text }) = reason {
+            inner.closures.push(format!("{code} {text}"));
+        }
+        if inner.wanted == Stage::Stopped {
+            inner.reached = inner.reached.max(Stage::Stopped);
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// The broker has cancelled the consumer of that number. A stream may begin once more.
+    pub(super) fn cancelled(&self, number: u16) {
+        let mut inner = self.inner.lock();
+        inner.is_cancelled = true;
+        inner.offsets.remove(&number);
+    }
+
+    /// It is not declared again before *until*.
+    pub(super) fn rest(&self, until: Instant) {
+        self.inner.lock().rests_until = Some(until);
+    }
+
+    pub(super) fn end(&self, standing: Standing) {
+        self.inner.lock().standing = Some(standing);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn reach(&self, stage: Stage) {
+        let mut inner = self.inner.lock();
+        inner.reached = inner.reached.max(stage);
+        if stage == Stage::Closed {
+            inner.inbox.clear(); // each delivery holds this
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// A message for the consumer of that number, from 1 on; false when there is none.
+    pub(super) fn deliver(
+        self: &Arc<Self>,
+        number: u16,
+        tag: u64,
+        properties: Properties,
+        body: Vec<u8>,
+    ) -> bool {
+        let Some(queue) = self.queues.get(usize::from(number).wrapping_sub(1)) else {
+            return false;
+        };
+        let mut inner = self.inner.lock();
+        if let (true, Some(offset)) = (queue.is_stream, properties.stream_offset) {
+            inner.offsets.insert(number, offset.saturating_add(1));
+        }
+        let epoch = inner.epoch;
+        inner.inbox.push_back(Delivery {
+            properties,
+            body,
+            is_kept: !queue.is_stream,
+            listening: Arc::clone(self),
+            epoch,
+            tag,
+        });
+        drop(inner);
+        self.changed.notify_all();
+        true
+    }
+}
+
+impl Inner {
+    fn is_quiet(&self) -> bool {
+        self.reached >= Stage::Stopped
+    }
+}

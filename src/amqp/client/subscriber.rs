@@ -1,0 +1,829 @@
+//! The server's half of RPC over AMQP 0-9-1, and listeners of notifications: deliveries in,
+//! acknowledgements out.
+//!
+//! Owns one connection to one of the URL's brokers for all listeners of a transport, a channel for
+//! each of them, and the thread that opens and reads them, declares what they consume, and does so
+//! again on another connection when that one is lost. Publishes nothing: a broker that is short of
+//! memory reads no more from a connection on which something was published, acknowledgements
+//! included, and the listeners would stop. Replies leave by a [`Client`].
+//!
+//! Two locks, in this order: the state of a subscriber, what a listener consumes. None is held while
+//! something waits for the broker.
+//!
+//! Rules: `Connection` and `Consumer` of `oslo_messaging/_drivers/impl_rabbit.py`: what is declared,
+//! and what is done when the broker refuses it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+use parking_lot::{Condvar, Mutex};
+
+use super::assembler::Incoming;
+use super::connection::{Connection, Fault, out_of_order};
+use super::conversation::{Conversation, is_of_other_durability};
+use super::dialer::Dialer;
+use super::listening::{Arrival, Listening, Queue, Stage, Standing, Step};
+use super::methods::{self, Method, NOT_FOUND, Refusal};
+use super::{Client, Options};
+use crate::amqp::heartbeat::{Heartbeats, LONGEST_FREEZE};
+use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
+use crate::threads::{self, Signals};
+
+const STACK_BYTES: usize = 512 * 1024;
+/// An operator closes the connection, or stops the broker: no answer to what was asked.
+const CONNECTION_FORCED: u16 = 320;
+/// Between two attempts to declare what the broker has refused after it was consumed.
+const RETRY_REFUSED: Duration = Duration::from_secs(2);
+
+/// See the head of this file.
+pub struct Subscriber {
+    shared: Arc<Shared>,
+}
+
+/// One listener's queues. Dropped, they are consumed no more.
+pub struct Subscription {
+    listening: Arc<Listening>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: Options,
+    heartbeats: Heartbeats,
+    state: Mutex<State>,
+    /// The thread has ended.
+    has_left: Condvar,
+    /// Wakes the thread.
+    bell: EventFd,
+    /// The subscriber is closed, or dropped: the thread ends.
+    is_closing: AtomicBool,
+    /// A listener may need something.
+    has_changed: AtomicBool,
+    /// When the listeners' threads were seen last.
+    touched: Mutex<Instant>,
+}
+
+#[derive(Default)]
+struct State {
+    has_thread: bool,
+    is_connected: bool,
+    listenings: Vec<Arc<Listening>>,
+}
+
+impl fmt::Debug for Subscriber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscriber").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("queues", &self.listening.queues)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Subscriber {
+    /// One that connects as *client* does, with its first listener.
+    ///
+    /// # Errors
+    /// When the kernel gives no descriptor.
+    pub fn new(client: &Client) -> io::Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                options: client.shared.options.clone(),
+                heartbeats: client.shared.heartbeats.clone(),
+                state: Mutex::default(),
+                has_left: Condvar::new(),
+                bell: EventFd::from_flags(flags)?,
+                is_closing: AtomicBool::new(false),
+                has_changed: AtomicBool::new(false),
+                touched: Mutex::new(Instant::now()),
+            }),
+        })
+    }
+
+    /// Declares and consumes *queues*, of each of which *prefetch* deliveries may be unsettled; 0 for
+    /// no limit. Does not wait for that.
+    ///
+    /// # Errors
+    /// `InvalidInput` for names that AMQP has no room for, or no queue; `NotConnected` once it is
+    /// closed; when the kernel gives no thread.
+    pub fn subscribe(&self, queues: Vec<Queue>, prefetch: u16) -> io::Result<Subscription> {
+        for queue in &queues {
+            for name in [&queue.exchange.name, &queue.name, &queue.routing_key] {
+                if !methods::fits(name) {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        format!("name {name:?}: AMQP has room for 255 bytes; shorten it"),
+                    ));
+                }
+            }
+        }
+        if queues.is_empty() {
+            let text = "a listener needs a queue";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        if self.shared.is_closing.load(Ordering::Acquire) {
+            let text = "the transport is closed";
+            return Err(io::Error::new(io::ErrorKind::NotConnected, text));
+        }
+        let listening = Arc::new(Listening::new(queues, prefetch));
+        self.shared.touch();
+        let mut state = self.shared.state.lock();
+        if !state.has_thread {
+            start(Arc::clone(&self.shared))?;
+            state.has_thread = true;
+        }
+        state.listenings.push(Arc::clone(&listening));
+        drop(state);
+        self.shared.ring();
+        Ok(Subscription {
+            listening,
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.shared.state.lock().is_connected
+    }
+
+    /// Ends all listeners and the connection; waits for that until *deadline*.
+    pub fn close(&self, deadline: Instant) {
+        self.shared.is_closing.store(true, Ordering::Release);
+        self.shared.ring();
+        let mut state = self.shared.state.lock();
+        while state.has_thread {
+            let waited = self.shared.has_left.wait_until(&mut state, deadline);
+            if waited.timed_out() {
+                break;
+            }
+        }
+    }
+}
+
+impl Drop for Subscriber {
+    /// The thread ends with its last listener; that is not waited for. Takes no lock: this may be a
+    /// forked child, in which there is no such thread, and the lock may be anyone's.
+    fn drop(&mut self) {
+        self.shared.ring();
+    }
+}
+
+impl Subscription {
+    /// Waits until the queues are consumed, or will never be, or *deadline*.
+    #[must_use]
+    pub fn wait_standing(&self, deadline: Option<Instant>) -> Standing {
+        self.listening.wait_standing(deadline)
+    }
+
+    /// Waits for a message until *deadline*. To be called at least every few minutes: a process in which no listener does is given
+    /// up, and its messages go to another one.
+    #[must_use]
+    pub fn next(&self, deadline: Option<Instant>) -> Arrival {
+        self.shared.touch();
+        let found = self.listening.next(deadline);
+        self.shared.touch();
+        found
+    }
+
+    /// Ends deliveries; waits for that until *deadline*. What was delivered can still be settled.
+    /// False when *deadline* passed first.
+    #[must_use]
+    pub fn stop(&self, deadline: Instant) -> bool {
+        self.end(Stage::Stopped, deadline)
+    }
+
+    /// Gives up what is not settled, deletes queues of its own, and closes the channel; waits for
+    /// that until *deadline*. False when *deadline* passed first.
+    #[must_use]
+    pub fn close(&self, deadline: Instant) -> bool {
+        self.end(Stage::Closed, deadline)
+    }
+
+    fn end(&self, stage: Stage, deadline: Instant) -> bool {
+        self.listening.want(stage);
+        self.shared.ring();
+        let is_reached = self.listening.wait_reached(stage, deadline);
+        if !is_reached {
+            self.listening.reach(Stage::Stopped); // nothing more is handed out
+        }
+        is_reached
+    }
+
+    /// Why the broker has closed the channel since the last time that this was asked.
+    #[must_use]
+    pub fn take_closures(&self) -> Vec<String> {
+        self.listening.take_closures()
+    }
+}
+
+impl Drop for Subscription {
+    /// As that of a [`Subscriber`]: takes no lock.
+    fn drop(&mut self) {
+        self.listening.leave();
+        self.shared.ring();
+    }
+}
+
+impl Shared {
+    /// A full counter wakes as well.
+    fn ring(&self) {
+        self.has_changed.store(true, Ordering::Release);
+        let _ = self.bell.write(1);
+    }
+
+    /// A listener's thread is alive.
+    fn touch(&self) {
+        let was_frozen = {
+            let mut touched = self.touched.lock();
+            let was_frozen = touched.elapsed() > LONGEST_FREEZE;
+            *touched = Instant::now();
+            was_frozen
+        };
+        if was_frozen {
+            self.ring();
+        }
+    }
+
+    fn freezes_at(&self) -> Instant {
+        *self.touched.lock() + LONGEST_FREEZE
+    }
+}
+
+fn start(shared: Arc<Shared>) -> io::Result<()> {
+    let name = "amqp-server".to_owned();
+    threads::start(name, STACK_BYTES, Signals::None, move || {
+        let mut thread = Thread {
+            dialer: Dialer::new(&shared.options),
+            shared,
+            channels: HashMap::new(),
+            look_at: None,
+            figures: None,
+            counted: BrokerGauges::default(),
+        };
+        while !thread.leaves() {
+            thread.run();
+        }
+    })
+}
+
+struct Thread {
+    shared: Arc<Shared>,
+    dialer: Dialer,
+    /// Whose each open channel is.
+    channels: HashMap<u16, Arc<Listening>>,
+    /// When to ask the listeners what they need though nothing has changed.
+    look_at: Option<Instant>,
+    figures: Option<&'static BrokerFigures>,
+    /// What this is counted as there.
+    counted: BrokerGauges,
+}
+
+impl Conversation for Thread {
+    fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    fn bell(&self) -> &EventFd {
+        &self.shared.bell
+    }
+
+    fn is_closing(&self) -> bool {
+        self.shared.is_closing.load(Ordering::Acquire)
+    }
+
+    fn pause(&mut self, _connection: &Connection) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn closed(&mut self, channel: u16, refusal: &Refusal) {
+        if let Some(listening) = self.channels.remove(&channel) {
+            listening.end_epoch(Some(refusal));
+        }
+    }
+
+    fn take(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<(), Fault> {
+        match incoming {
+            Incoming::Heartbeat => Ok(()),
+            Incoming::Content(channel, Method::Deliver { consumer, tag }, properties, body) => {
+                let listening = self.channels.get(&channel);
+                let is_known =
+                    listening.is_some_and(|it| it.deliver(consumer, tag, properties, body));
+                if is_known {
+                    return Ok(());
+                }
+                Err(out_of_order(&Method::Deliver { consumer, tag }))
+            }
+            Incoming::Method(0, Method::Close(refusal)) => {
+                let _ = connection.link.queue(methods::close_ok());
+                Err(Fault::Closed(refusal))
+            }
+            Incoming::Method(0, Method::Blocked(reason)) => {
+                connection.is_blocked = true;
+                tracing::info!("The broker has blocked the connection: {reason}");
+                Ok(())
+            }
+            Incoming::Method(0, Method::Unblocked) => {
+                connection.is_blocked = false;
+                Ok(())
+            }
+            Incoming::Method(channel, Method::Flow { is_active }) => {
+                let answer = methods::flow_ok(channel, is_active);
+                connection.link.queue(answer)?;
+                Ok(())
+            }
+            Incoming::Method(channel, Method::Cancel { consumer }) => {
+                let Some(listening) = self.channels.get(&channel) else {
+                    return Err(out_of_order(&Method::Cancel { consumer }));
+                };
+                listening.cancelled(consumer);
+                self.shared.has_changed.store(true, Ordering::Release);
+                let names: Vec<_> = listening.queues.iter().map(|it| &*it.name).collect();
+                let name = names.get(usize::from(consumer).wrapping_sub(1));
+                tracing::warn!(
+                    "the broker has cancelled the consumer of queue {}; it is declared again",
+                    name.unwrap_or(&"?")
+                );
+                Ok(())
+            }
+            Incoming::Method(channel, Method::ChannelClose(refusal)) => {
+                let Some(listening) = self.channels.remove(&channel) else {
+                    return Err(out_of_order(&Method::ChannelClose(refusal)));
+                };
+                // Before the broker hears that the channel is closed.
+                listening.end_epoch(Some(&refusal));
+                connection.channel_closed(channel)?;
+                self.shared.has_changed.store(true, Ordering::Release);
+                let Refusal { code, text } = refusal;
+                tracing::error!("AMQP server has closed channel {channel}: {code}: {text}");
+                Ok(())
+            }
+            Incoming::Content(_, method, ..) | Incoming::Method(_, method) => {
+                Err(out_of_order(&method))
+            }
+        }
+    }
+}
+
+impl Thread {
+    /// Whether nothing is left to be done. Decided under the lock of those who come.
+    fn leaves(&self) -> bool {
+        self.end_offline();
+        let mut state = self.shared.state.lock();
+        if self.is_closing() {
+            for listening in state.listenings.drain(..) {
+                listening.end_epoch(None);
+                listening.reach(Stage::Closed);
+            }
+        }
+        if !state.listenings.is_empty() {
+            return false;
+        }
+        state.has_thread = false;
+        drop(state);
+        self.shared.has_left.notify_all();
+        true
+    }
+
+    /// Ends listeners while there is no connection.
+    fn end_offline(&self) {
+        self.shared.state.lock().listenings.retain(|listening| {
+            let step = listening.step(Instant::now());
+            let is_closed = matches!(step, Ok(Step::Close(_)));
+            if is_closed {
+                listening.reach(Stage::Closed);
+            }
+            !is_closed
+        });
+    }
+
+    /// From one attempt to connect to the end of the connection, and the pause after it.
+    fn run(&mut self) {
+        if self.is_frozen() {
+            self.wait_for_bell(None);
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let dialled = self.dialer.connect(
+            &shared.options,
+            &shared.heartbeats,
+            &shared.bell,
+            &shared.is_closing,
+        );
+        let (mut connection, host) = match dialled {
+            Ok(connected) => connected,
+            Err((text, is_permanent)) => {
+                if is_permanent && !self.dialer.has_connected() {
+                    for listening in shared.state.lock().listenings.drain(..) {
+                        listening.end(Standing::Unusable(text.clone()));
+                    }
+                    return;
+                }
+                let pause = self.dialer.after_failure(&shared.options);
+                tracing::error!(
+                    "Connection failed: {text} (retrying in {:.1} seconds)",
+                    pause.as_secs_f64()
+                );
+                self.rest(pause);
+                return;
+            }
+        };
+        let is_again = self.dialer.begin();
+        shared.state.lock().is_connected = true;
+        if is_again {
+            tracing::info!("Reconnected to AMQP server");
+        }
+        shared.has_changed.store(true, Ordering::Release);
+        self.count(is_again);
+        let outcome = self.talk(&mut connection);
+        // Before the socket is closed: what is said of these epochs goes nowhere.
+        for listening in self.channels.drain().map(|(_, listening)| listening) {
+            listening.end_epoch(None);
+        }
+        shared.state.lock().is_connected = false;
+        self.count(false);
+        match outcome {
+            Ok(()) => self.part(&mut connection),
+            Err(fault) => {
+                if let Fault::Violation(violation) = &fault {
+                    let close = methods::close(violation.code, &violation.text);
+                    let _ = connection.link.queue(close);
+                }
+                drop(connection);
+                let pause = Dialer::after_loss(&shared.options);
+                tracing::error!(
+                    "AMQP server on {host} is unreachable: {}. Trying again in {:.1} seconds.",
+                    fault.text(),
+                    pause.as_secs_f64()
+                );
+                self.rest(pause);
+            }
+        }
+    }
+
+    fn is_frozen(&self) -> bool {
+        Instant::now() > self.shared.freezes_at()
+    }
+
+    fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !self.is_closing() {
+            self.wait_for_bell(Some(until));
+            self.end_offline();
+            if self.shared.state.lock().listenings.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn wait_for_bell(&self, until: Option<Instant>) {
+        let mut fds = [PollFd::new(self.shared.bell.as_fd(), PollFlags::POLLIN)];
+        let left = until.map(|at| TimeSpec::from(at.saturating_duration_since(Instant::now())));
+        let _ = ppoll(&mut fds, left, None);
+        let _ = self.shared.bell.read();
+    }
+
+    /// Until no listener is left.
+    fn talk(&mut self, connection: &mut Connection) -> Result<(), Fault> {
+        loop {
+            while let Some(incoming) = connection.next()? {
+                self.take(connection, incoming)?;
+            }
+            if self.is_closing() {
+                return Ok(());
+            }
+            if self.is_frozen() {
+                let seconds = LONGEST_FREEZE.as_secs();
+                let text = format!("no listener was alive for {seconds} s");
+                return Err(Fault::Lost(text));
+            }
+            if self.has_to_look() {
+                if let Some((listening, step)) = self.step() {
+                    self.follow(connection, &listening, step)?;
+                    continue;
+                }
+                if self.shared.state.lock().listenings.is_empty() {
+                    return Ok(());
+                }
+            }
+            let until = [self.look_at, Some(self.shared.freezes_at())];
+            connection.read(until.into_iter().flatten().min(), &self.shared.bell)?;
+        }
+    }
+
+    fn has_to_look(&self) -> bool {
+        self.shared.has_changed.load(Ordering::Acquire)
+            || self.look_at.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// The next thing that a listener needs.
+    fn step(&mut self) -> Option<(Arc<Listening>, Step)> {
+        self.shared.has_changed.store(false, Ordering::Release);
+        let now = Instant::now();
+        self.look_at = None;
+        for listening in &self.shared.state.lock().listenings {
+            match listening.step(now) {
+                Ok(step) => {
+                    // The others are looked at afterwards.
+                    self.shared.has_changed.store(true, Ordering::Release);
+                    return Some((Arc::clone(listening), step));
+                }
+                Err(until) => self.look_at = [self.look_at, until].into_iter().flatten().min(),
+            }
+        }
+        None
+    }
+
+    fn follow(
+        &mut self,
+        connection: &mut Connection,
+        listening: &Arc<Listening>,
+        step: Step,
+    ) -> Result<(), Fault> {
+        match step {
+            Step::Declare => self.declare(connection, listening)?,
+            Step::Abandon(channel) => self.abandon(connection, listening, channel)?,
+            Step::Cancel(channel) => self.cancel(connection, listening, channel)?,
+            Step::Close(channel) => self.close(connection, listening, channel)?,
+        }
+        self.count(false);
+        Ok(())
+    }
+
+    fn declare(
+        &mut self,
+        connection: &mut Connection,
+        listening: &Arc<Listening>,
+    ) -> Result<(), Fault> {
+        let outcome = self.try_to_declare(connection, listening);
+        match &outcome {
+            Ok(()) => listening.consuming(),
+            Err(Fault::Refused(refusal)) if listening.is_new() => self.refuse(listening, refusal),
+            // RabbitMQ refuses some queues in this way, and each further attempt.
+            Err(Fault::Closed(refusal))
+                if listening.is_new() && refusal.code != CONNECTION_FORCED =>
+            {
+                self.refuse(listening, refusal);
+            }
+            Err(Fault::Refused(Refusal { code, text })) => {
+                let name = listening.queues.first().map_or("", |queue| &queue.name);
+                tracing::error!("Failed to declare consumer for topic '{name}': {code}: {text}");
+                listening.rest(Instant::now() + RETRY_REFUSED);
+            }
+            Err(_) => {}
+        }
+        match outcome {
+            Err(Fault::Refused(_)) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Its first attempt was refused: the listener learns it, and does not come about.
+    fn refuse(&self, listening: &Arc<Listening>, refusal: &Refusal) {
+        self.forget(listening);
+        listening.end(Standing::Refused(refusal.code, refusal.text.clone()));
+    }
+
+    fn forget(&self, listening: &Arc<Listening>) {
+        let mut state = self.shared.state.lock();
+        state
+            .listenings
+            .retain(|other| !Arc::ptr_eq(other, listening));
+    }
+
+    fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
+        let channel = connection.new_channel()?;
+        let request = methods::channel_open(channel);
+        self.ask(connection, channel, request, |method| {
+            matches!(method, Method::ChannelOpenOk)
+        })?;
+        Ok(channel)
+    }
+
+    fn try_to_declare(
+        &mut self,
+        connection: &mut Connection,
+        listening: &Arc<Listening>,
+    ) -> Result<(), Fault> {
+        let mut channel = self.open_channel(connection)?;
+        for queue in &listening.queues {
+            channel = self.declare_queue(connection, channel, queue)?;
+        }
+        if listening.prefetch > 0 {
+            let request = methods::qos(channel, listening.prefetch);
+            self.ask(connection, channel, request, |method| {
+                matches!(method, Method::QosOk)
+            })?;
+        }
+        // Deliveries may come before the answer.
+        self.channels.insert(channel, Arc::clone(listening));
+        listening.open(channel, Box::new(Arc::clone(&connection.link)));
+        for (number, queue) in (1_u16..).zip(&listening.queues) {
+            let arguments = listening.consumer_arguments(number, queue);
+            let request = methods::consume(channel, &queue.name, number, &arguments);
+            self.ask(connection, channel, request, |method| {
+                matches!(method, Method::ConsumeOk)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Declares *queue* on *channel*; the channel that is open then.
+    fn declare_queue(
+        &mut self,
+        connection: &mut Connection,
+        mut channel: u16,
+        queue: &Queue,
+    ) -> Result<u16, Fault> {
+        let (outcome, is_of_queue) = self.try_queue(connection, channel, queue);
+        if is_of_other_durability(&outcome) {
+            tracing::warn!(
+                "Queue {} could not be declared probably because of conflicting configurations. \
+                 Retrying to declare the exchange ({}) as non durable",
+                queue.name,
+                queue.exchange.name
+            );
+            let mut queue = queue.clone();
+            queue.is_durable = false;
+            queue.exchange.is_durable = false;
+            queue.exchange.is_auto_delete = queue.is_auto_delete;
+            channel = self.open_channel(connection)?;
+            self.try_queue(connection, channel, &queue).0?;
+            return Ok(channel);
+        }
+        match outcome {
+            Ok(()) => return Ok(channel),
+            Err(Fault::Refused(refusal)) if refusal.code == NOT_FOUND => {}
+            Err(fault) => return Err(fault),
+        }
+        channel = self.open_channel(connection)?;
+        if is_of_queue {
+            tracing::warn!(
+                "Queue {} is stuck on unresponsive node. Trying to delete the queue and redeclare \
+                 it again",
+                queue.name
+            );
+            let request = methods::queue_delete(channel, &queue.name);
+            let is_deleted = self.ask(connection, channel, request, |method| {
+                matches!(method, Method::QueueDeleteOk)
+            });
+            match is_deleted {
+                Ok(()) => {}
+                Err(Fault::Refused(_)) => channel = self.open_channel(connection)?,
+                Err(fault) => return Err(fault),
+            }
+        }
+        self.try_queue(connection, channel, queue).0?;
+        Ok(channel)
+    }
+
+    /// Declares an exchange, a queue and their binding; whether it is the queue that was refused.
+    fn try_queue(
+        &mut self,
+        connection: &mut Connection,
+        channel: u16,
+        queue: &Queue,
+    ) -> (Result<(), Fault>, bool) {
+        if !queue.exchange.name.is_empty() {
+            let request = methods::exchange_declare(channel, &queue.exchange);
+            let outcome = self.ask(connection, channel, request, |method| {
+                matches!(method, Method::ExchangeDeclareOk)
+            });
+            if outcome.is_err() {
+                return (outcome, false);
+            }
+        }
+        let mut bits = 0;
+        if queue.is_durable {
+            bits |= methods::DURABLE;
+        }
+        if queue.is_auto_delete {
+            bits |= methods::AUTO_DELETE;
+        }
+        let request = methods::queue_declare(channel, &queue.name, bits, &queue.arguments);
+        let outcome = self.ask(connection, channel, request, |method| {
+            matches!(method, Method::QueueDeclareOk)
+        });
+        if outcome.is_err() || queue.exchange.name.is_empty() {
+            return (outcome, true);
+        }
+        let request = methods::queue_bind(
+            channel,
+            &queue.name,
+            &queue.exchange.name,
+            &queue.routing_key,
+        );
+        let outcome = self.ask(connection, channel, request, |method| {
+            matches!(method, Method::QueueBindOk)
+        });
+        (outcome, false)
+    }
+
+    /// Closes a channel that has lost a consumer; all of it is declared again.
+    fn abandon(
+        &mut self,
+        connection: &mut Connection,
+        listening: &Arc<Listening>,
+        channel: u16,
+    ) -> Result<(), Fault> {
+        self.channels.remove(&channel);
+        listening.end_epoch(None);
+        connection.close_channel(channel)
+    }
+
+    /// Nothing more is to be delivered.
+    fn cancel(
+        &mut self,
+        connection: &mut Connection,
+        listening: &Arc<Listening>,
+        channel: u16,
+    ) -> Result<(), Fault> {
+        for (number, _) in (1_u16..).zip(&listening.queues) {
+            let request = methods::cancel(channel, number);
+            let outcome = self.ask(connection, channel, request, |method| {
+                matches!(method, Method::CancelOk)
+            });
+            match outcome {
+                Err(Fault::Refused(_)) => return Ok(()), // closed: nothing is delivered any more
+                outcome => outcome?,
+            }
+        }
+        listening.reach(Stage::Stopped);
+        Ok(())
+    }
+
+    fn close(
+        &mut self,
+        connection: &mut Connection,
+        listening: &Arc<Listening>,
+        channel: Option<u16>,
+    ) -> Result<(), Fault> {
+        self.forget(listening);
+        let outcome = match channel {
+            Some(channel) => self.close_channel(connection, listening, channel),
+            None => Ok(()),
+        };
+        listening.reach(Stage::Closed);
+        outcome
+    }
+
+    fn close_channel(
+        &mut self,
+        connection: &mut Connection,
+        listening: &Arc<Listening>,
+        channel: u16,
+    ) -> Result<(), Fault> {
+        let mut outcome = Ok(());
+        for queue in listening.queues.iter().filter(|queue| queue.is_own) {
+            let request = methods::queue_delete(channel, &queue.name);
+            outcome = self.ask(connection, channel, request, |method| {
+                matches!(method, Method::QueueDeleteOk)
+            });
+            if outcome.is_err() {
+                break;
+            }
+        }
+        match outcome {
+            Ok(()) => self.abandon(connection, listening, channel),
+            Err(Fault::Refused(_)) => Ok(()), // closed by the broker
+            outcome => outcome,
+        }
+    }
+
+    /// Shows what has changed to those who look at the process.
+    fn count(&mut self, is_again: bool) {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let queues = self
+            .channels
+            .values()
+            .map(|listening| listening.queues.len());
+        let gauges = BrokerGauges {
+            connections: u32::from(self.shared.state.lock().is_connected),
+            channels: count(self.channels.len()),
+            queues: count(queues.sum()),
+            unconfirmed: 0,
+        };
+        // The process may have got its row after an earlier connection.
+        let figures = scoreboard::current().broker();
+        if let Some(before) = self.figures.replace(figures) {
+            before.change(self.counted, BrokerGauges::default());
+        }
+        figures.change(BrokerGauges::default(), gauges);
+        self.counted = gauges;
+        if is_again {
+            figures.reconnected();
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! `AmqpSubscriber` for Python: what listeners consume, what arrives, and replies that no thread waits
+//! for.
+//!
+//! Converts arguments and releases the interpreter around [`crate::amqp::client`]; decides nothing.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyString};
+
+use super::amqp_client::{AmqpClient, seconds, table, told, wait_in_turns};
+use super::signals;
+use crate::amqp::client::{
+    Arrival, Delivery, Exchange, ExchangeType, FailedReply, Message, Outbox, Queue, Standing,
+    Subscriber, Subscription,
+};
+
+/// The connection of all listeners of a transport.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct AmqpSubscriber {
+    subscriber: Subscriber,
+}
+
+/// A queue as it is declared and consumed.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct AmqpQueue {
+    queue: Queue,
+}
+
+/// What one listener consumes.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct AmqpSubscription {
+    subscription: Subscription,
+}
+
+/// A message that has arrived.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct AmqpDelivery {
+    delivery: Delivery,
+}
+
+/// The replies of one listener.
+#[pyclass(frozen, module = "osloxide._native")]
+#[derive(Debug)]
+pub(super) struct AmqpOutbox {
+    client: Py<AmqpClient>,
+    outbox: Arc<Outbox>,
+}
+
+#[pymethods]
+impl AmqpQueue {
+    #[new]
+    #[pyo3(signature = (
+        name, exchange, routing_key, *, fanout=false, durable=false, exchange_auto_delete=false,
+        auto_delete=false, arguments=None, consumer_arguments=None, stream=false, own=false,
+    ))]
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        reason = "keyword arguments of Python"
+    )]
+    fn new(
+        name: String,
+        exchange: String,
+        routing_key: String,
+        fanout: bool,
+        durable: bool,
+        exchange_auto_delete: bool,
+        auto_delete: bool,
+        arguments: Option<&Bound<'_, PyDict>>,
+        consumer_arguments: Option<&Bound<'_, PyDict>>,
+        stream: bool,
+        own: bool,
+    ) -> PyResult<Self> {
+        let kind = if fanout {
+            ExchangeType::Fanout
+        } else {
+            ExchangeType::Topic
+        };
+        Ok(Self {
+            queue: Queue {
+                exchange: Exchange {
+                    name: exchange,
+                    kind,
+                    is_durable: durable,
+                    is_auto_delete: exchange_auto_delete,
+                },
+                name,
+                routing_key,
+                is_durable: durable,
+                is_auto_delete: auto_delete,
+                arguments: table(arguments)?,
+                consumer_arguments: table(consumer_arguments)?,
+                is_stream: stream,
+                is_own: own,
+            },
+        })
+    }
+}
+
+#[pymethods]
+impl AmqpSubscriber {
+    #[new]
+    fn new(client: &AmqpClient) -> PyResult<Self> {
+        Ok(Self {
+            subscriber: Subscriber::new(&client.client)?,
+        })
+    }
+
+    fn subscribe(
+        &self,
+        queues: Vec<Bound<'_, AmqpQueue>>,
+        prefetch: u16,
+    ) -> PyResult<AmqpSubscription> {
+        let queues = queues
+            .into_iter()
+            .map(|queue| queue.get().queue.clone())
+            .collect();
+        Ok(AmqpSubscription {
+            subscription: self.subscriber.subscribe(queues, prefetch)?,
+        })
+    }
+
+    #[getter]
+    fn is_connected(&self) -> bool {
+        self.subscriber.is_connected()
+    }
+
+    fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        let deadline = Instant::now() + seconds(timeout)?;
+        py.detach(|| self.subscriber.close(deadline));
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl AmqpSubscription {
+    #[pyo3(signature = (timeout=None))]
+    fn wait_standing<'py>(
+        &self,
+        py: Python<'py>,
+        timeout: Option<f64>,
+    ) -> PyResult<(&'static str, Option<Bound<'py, PyAny>>)> {
+        let deadline = signals::deadline_in(timeout)?;
+        let standing = wait_in_turns(py, deadline, |until| {
+            let standing = self.subscription.wait_standing(until);
+            (standing != Standing::TimedOut).then_some(standing)
+        })?;
+        Ok(match standing.unwrap_or(Standing::TimedOut) {
+            Standing::Consuming => ("consuming", None),
+            Standing::Refused(code, text) => {
+                let detail = (code, text).into_pyobject(py)?;
+                ("refused", Some(detail.into_any()))
+            }
+            Standing::Unusable(text) => ("unusable", Some(PyString::new(py, &text).into_any())),
+            Standing::TimedOut => ("timeout", None),
+        })
+    }
+
+    #[pyo3(signature = (timeout=None))]
+    fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<AmqpDelivery>> {
+        let deadline = signals::deadline_in(timeout)?;
+        let arrival = wait_in_turns(py, deadline, |until| match self.subscription.next(until) {
+            Arrival::Message(delivery) => Some(Some(delivery)),
+            Arrival::Interrupted => Some(None),
+            Arrival::TimedOut => None,
+        })?;
+        Ok(arrival.flatten().map(|delivery| AmqpDelivery { delivery }))
+    }
+
+    fn stop(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
+        let deadline = Instant::now() + seconds(timeout)?;
+        Ok(py.detach(|| self.subscription.stop(deadline)))
+    }
+
+    fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
+        let deadline = Instant::now() + seconds(timeout)?;
+        Ok(py.detach(|| self.subscription.close(deadline)))
+    }
+
+    fn take_closures(&self) -> Vec<String> {
+        self.subscription.take_closures()
+    }
+}
+
+#[pymethods]
+impl AmqpDelivery {
+    /// Text where it is UTF-8.
+    #[getter]
+    fn body<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        match str::from_utf8(&self.delivery.body) {
+            Ok(text) => PyString::new(py, text).into_any(),
+            Err(_) => PyBytes::new(py, &self.delivery.body).into_any(),
+        }
+    }
+
+    #[getter]
+    fn content_type(&self) -> &str {
+        &self.delivery.properties.content_type
+    }
+
+    #[getter]
+    fn content_encoding(&self) -> &str {
+        &self.delivery.properties.content_encoding
+    }
+
+    #[getter]
+    fn compression(&self) -> Option<&str> {
+        self.delivery.properties.compression.as_deref()
+    }
+
+    #[getter]
+    fn is_plain_json(&self) -> bool {
+        self.delivery.is_plain_json()
+    }
+
+    #[getter]
+    fn delivery_count(&self) -> i64 {
+        self.delivery.properties.delivery_count.unwrap_or(0)
+    }
+
+    #[getter]
+    fn is_kept(&self) -> bool {
+        self.delivery.is_kept
+    }
+
+    #[getter]
+    fn is_over(&self) -> bool {
+        self.delivery.is_over()
+    }
+
+    fn acknowledge(&self) -> bool {
+        self.delivery.acknowledge()
+    }
+
+    fn requeue(&self) -> bool {
+        self.delivery.requeue()
+    }
+
+    fn reject(&self) -> bool {
+        self.delivery.reject()
+    }
+}
+
+fn tell(py: Python<'_>, on_failure: &Py<PyAny>, failed: FailedReply) -> PyResult<()> {
+    let (kind, detail) = told(py, failed.end)?;
+    let body = PyBytes::new(py, &failed.body);
+    on_failure.call1(py, (failed.queue, body, kind, detail))?;
+    Ok(())
+}
+
+#[pymethods]
+impl AmqpOutbox {
+    #[new]
+    fn new(client: Bound<'_, AmqpClient>, on_failure: Py<PyAny>) -> Self {
+        let tell = move |failed: FailedReply| {
+            Python::attach(|py| {
+                if let Err(error) = tell(py, &on_failure, failed) {
+                    error.write_unraisable(py, Some(on_failure.bind(py)));
+                }
+            });
+        };
+        let outbox = client.get().client.outbox(Box::new(tell));
+        Self {
+            client: client.unbind(),
+            outbox,
+        }
+    }
+
+    /// The interpreter is kept: what can be written is, and nothing is waited for.
+    #[pyo3(signature = (queue, body, *, mandatory=true, missing_for=0.0))]
+    fn reply(
+        &self,
+        queue: String,
+        body: String,
+        mandatory: bool,
+        missing_for: f64,
+    ) -> PyResult<()> {
+        let message = Message {
+            routing_key: queue,
+            body: body.into_bytes(),
+            is_mandatory: mandatory,
+            missing_for: Some(seconds(missing_for)?),
+            ..Message::default()
+        };
+        Ok(self.client.get().client.reply(message, &self.outbox)?)
+    }
+
+    fn wait_for_room(&self, py: Python<'_>, most: usize, timeout: f64) -> PyResult<bool> {
+        let deadline = Instant::now() + seconds(timeout)?;
+        Ok(py.detach(|| self.outbox.wait_for_room(most, deadline)))
+    }
+
+    fn wait_confirmed(&self, py: Python<'_>, timeout: f64) -> PyResult<(usize, usize)> {
+        let deadline = Instant::now() + seconds(timeout)?;
+        Ok(py.detach(|| self.outbox.wait_confirmed(deadline)))
+    }
+}

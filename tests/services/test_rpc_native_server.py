@@ -1,0 +1,160 @@
+"""RPC servers without kombu, on a real RabbitMQ: what kombu's do, and what faults make of it.
+
+All other tests of RPC over RabbitMQ run on such servers and clients with OSLOXIDE_SUBJECT=native.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from waiting import wait_until
+
+from services.conftest import Figure, Start
+from services.infra import Broker, retried
+from services.rpc import Senders, client_environment, runs, start_rpc_service
+from services.subject import APPS, IS_STOCK
+from services.test_rpc_native_client import OUTCOMES, client_of, outcomes, products
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(IS_STOCK, reason="stock has no such server"),
+]
+
+SERVERS = 200
+
+
+@pytest.fixture
+def own_broker() -> Iterator[Broker]:
+    """One that may be killed, and keeps no other test's queues."""
+    broker = retried(partial(Broker, None))
+    yield broker
+    broker.stop()
+
+
+def queues(broker: Broker) -> list[str]:
+    """The names of the fanout queues of the test's servers."""
+    listed = broker.control("list_queues", "name").splitlines()
+    return [line.strip() for line in listed if "_fanout_" in line]
+
+
+def test_every_kind_of_request_is_served_as_by_kombu(
+    start: Start, own_broker: Broker, trace: Path, figure: Figure
+) -> None:
+    service = start_rpc_service(start, own_broker.url, trace, is_native=True)
+    served = products(own_broker)
+    # A child's calls are not compared: by kombu it shares its parent's socket.
+    alike = [word for name in OUTCOMES if name != "child" for word in ("--only", name)]
+    with (
+        client_of(own_broker.url, *alike, is_native=False) as by_kombu,
+        client_of(own_broker.url) as client,
+    ):
+        by_kombu.end()
+        client.end()
+    owned = queues(own_broker)
+    service.stop()
+
+    assert served == ["osloxide"], "kombu connects nothing"
+    assert outcomes(client.results) == OUTCOMES
+    assert outcomes(by_kombu.results) | {"child": OUTCOMES["child"]} == OUTCOMES
+    assert runs(trace)[3] == 2, "each cast ran once"
+    assert runs(trace)[4] == 2, "each fanout ran once"
+    assert len(owned) == 1
+    assert queues(own_broker) == [], "a server that ends deletes its fanout queue"
+    figure(f"monitored call: {by_kombu.results['seconds of monitored']:.1f} s by a kombu client")
+
+
+def test_sigterm_to_one_of_two_loses_and_doubles_no_cast(
+    start: Start, own_broker: Broker, trace: Path
+) -> None:
+    services = [
+        start_rpc_service(start, own_broker.url, trace, threads=2, is_native=True) for _ in range(2)
+    ]
+    senders = Senders(own_broker.url, "cast", 4, [], is_native=True)
+    try:
+        senders.wait_more(300)
+        services[0].signal(signal.SIGTERM)
+        senders.wait_more(100)
+        report = senders.stop()
+    finally:
+        senders.kill()
+    sent = set(report["sent"])
+    wait_until(lambda: set(runs(trace)) >= sent, "what was sent has run", 90)
+    for service in services:
+        service.stop()
+
+    assert report["failures"] == {}
+    assert set(runs(trace).values()) == {1}
+
+
+def test_closed_connections_lose_and_double_no_completed_call(
+    start: Start, own_broker: Broker, trace: Path, figure: Figure
+) -> None:
+    callers = 16
+    service = start_rpc_service(start, own_broker.url, trace, is_native=True)
+    senders = Senders(own_broker.url, "call", callers, [], is_native=True)
+    try:
+        report = senders.through(own_broker.close_connections, 3, more=200)
+    finally:
+        senders.kill()
+    service.stop()
+
+    done = runs(trace)
+    doubled = [number for number, times in done.items() if times > 1]
+    figure(f"connections closed three times, {callers} callers, both ends without kombu: "
+           f"{len(report['sent'])} answered, failed {report['failures']}, {len(doubled)} doubled, "
+           f"slowest {report['slowest']:.1f} s")  # fmt: skip
+    assert report["failures"] == {}
+    assert set(report["sent"]) <= set(done)
+    # A request whose confirm is lost is sent again: one for each caller and cut.
+    assert len(doubled) <= 3 * callers
+
+
+def test_calls_go_on_after_a_crash_of_the_broker(
+    start: Start, own_broker: Broker, trace: Path, figure: Figure
+) -> None:
+    callers = 16
+    service = start_rpc_service(start, own_broker.url, trace, is_native=True)
+    senders = Senders(own_broker.url, "call", callers, [], is_native=True)
+    try:
+        senders.wait_more(100)
+        own_broker.kill_server()
+        own_broker.start_server()
+        senders.wait_more(100)
+        report = senders.stop()
+    finally:
+        senders.kill()
+    service.stop()
+
+    done = runs(trace)
+    doubled = [number for number, times in done.items() if times > 1]
+    figure(f"crash of the broker, {callers} callers, both ends without kombu: "
+           f"{len(report['sent'])} answered, failed {report['failures']}, {len(doubled)} doubled, "
+           f"slowest {report['slowest']:.1f} s")  # fmt: skip
+    assert set(report["sent"]) <= set(done)
+    # What waited in a transient queue is lost; its caller learns it, once, and goes on.
+    assert set(report["failures"]) <= {"MessagingTimeout"}
+    assert sum(report["failures"].values()) <= callers
+    assert len(doubled) <= callers
+
+
+def test_200_servers_of_a_process_share_two_connections(broker: Broker, figure: Figure) -> None:
+    done = subprocess.run(
+        [sys.executable, str(APPS / "rpc_many.py"), broker.url, str(SERVERS)],
+        capture_output=True, text=True, timeout=240, check=False,
+        env=client_environment(is_native=True),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+
+    figure(f"{SERVERS} servers: {seen['called']['descriptors']} descriptors, "
+           f"{seen['called']['sockets']} connections; {seen}")  # fmt: skip
+    assert seen["called"]["sockets"] <= 3, "of servers, their replies, and the client"
+    assert seen["last"] == list(range(10))
+    assert seen["ended"]["sockets"] == 0
