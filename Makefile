@@ -147,8 +147,9 @@ fuzz: ## coverage-guided fuzzing, a minute for each target (fuzz/README.md)
 	    done; \
 	fi
 
-python: $(VENV)/.native $(VENV)/.test ## tests through the boundary, with real processes
-	$(PY) -m pytest -q tests/python
+python: TESTS ?= tests/python
+python: $(VENV)/.native $(VENV)/.test ## tests through the boundary, with real processes; TESTS names some of them
+	$(PY) -m pytest -q $(TESTS)
 
 # The tests mostly wait, so both backends run at once.
 parity: $(VENV)/.native $(VENV)/.test ## oslo.service's own tests against osloxide

@@ -7,6 +7,10 @@ both should be the same version, built with the same flags (tools/free_threaded.
 Servers take turns, round by round: what else the machine does hits them alike. The client shares
 the two CPUs, so the free-threaded server has less than two of them for itself.
 
+On a machine with other work the requests per second say little. Two columns hold there too: CPU per
+request, and how many of the server's threads are at work at once on average, which run or would run
+if a CPU were free. One means that they take turns, by the interpreter's lock or by another one.
+
     python benches/free_threading.py --default PYTHON --free PYTHON
 """
 
@@ -61,6 +65,7 @@ def main() -> int:
     for title, workload in WORKLOADS.items():
         rates: dict[str, list[float]] = {name: [] for name, _, _ in servers}
         costs: dict[str, list[float]] = {name: [] for name, _, _ in servers}
+        threads: dict[str, list[float]] = {name: [] for name, _, _ in servers}
         with contextlib.ExitStack() as stack:
             up = []
             for name, server, interpreter in servers:
@@ -68,22 +73,30 @@ def main() -> int:
                 options = wsgi.options_for(workload)
                 command = command_of(server, app, interpreter, *options)
                 up.append(stack.enter_context(Serving(name, command, both)))
-            for name, measured in wsgi.in_turn(
-                up, workload, both, arguments.rounds, arguments.seconds
-            ):
-                rates[name].append(measured.rate)
-                costs[name].append(measured.cpu_us)
-                is_sound &= not measured.failed
+            for serving in up:
+                wsgi.measure(serving, workload, both, 1)
+            for number in range(arguments.rounds):
+                turn = number % len(up)
+                for serving in up[turn:] + up[:turn]:
+                    ready = machine.ready(serving.pids())
+                    measured = wsgi.measure(serving, workload, both, arguments.seconds)
+                    ready = machine.ready(serving.pids()) - ready
+                    rates[serving.server].append(measured.rate)
+                    costs[serving.server].append(measured.cpu_us)
+                    threads[serving.server].append(ready * measured.rate / measured.requests)
+                    is_sound &= not measured.failed
         base = rates[servers[0][0]]
         print(f"\n{title}, {arguments.rounds} rounds of {arguments.seconds} s")
-        print(f"{'server':<20} requests/s (least to most)   CPU us   to the default build")
+        head = "requests/s (least to most)   CPU us   threads   to the default build"
+        print(f"{'server':<20} {head}")
         for name, seen in rates.items():
             # Round by round: both halves of a ratio were measured beside the same neighbours.
             ratio = statistics.median(
                 ours / theirs for ours, theirs in zip(seen, base, strict=True)
             )
             span = f"{statistics.median(seen):8.0f} ({min(seen):.0f} to {max(seen):.0f})"
-            print(f"{name:<20} {span:<28} {statistics.median(costs[name]):7.0f}   {ratio:.2f}")
+            cost, at_work = statistics.median(costs[name]), statistics.median(threads[name])
+            print(f"{name:<20} {span:<28} {cost:7.0f} {at_work:9.2f}   {ratio:.2f}")
     return 0 if is_sound else 1
 
 

@@ -61,6 +61,8 @@ FREE_THREADED_SUITES = ("test_wsgi_*.py", "test_*executor*.py", "test_*launch*.p
 GREENLET = "greenlet<3.3"
 """For CPython 3.13 without its lock: later releases compile from 3.14 on."""
 SUITE_SECONDS = 1800
+ANSWER_SECONDS = 300
+"""In which an interpreter says its version; on a machine with much other work this takes long."""
 RESULTS = "<!-- results: written by tools/pythons.py --page -->"
 """Stands before and after the table in a page."""
 SUMMARY = re.compile(r"^=*\s*(\d+ (?:passed|failed|error).*?)(?: in [\d.]+s.*)?=*$", re.MULTILINE)
@@ -103,8 +105,9 @@ def describe(executable: str) -> Python | None:
     """What *executable* is, or None when it is no CPython in the supported range."""
     try:
         answer = subprocess.run(
-            [executable, "-c", DESCRIBE], capture_output=True, text=True, timeout=60, check=True
-        ).stdout.split()
+            [executable, "-c", DESCRIBE], capture_output=True, text=True, check=True,
+            timeout=ANSWER_SECONDS,
+        ).stdout.split()  # fmt: skip
         implementation, major, minor, micro, level = answer
         if implementation != "CPython" or not OLDEST <= (int(major), int(minor)) <= NEWEST:
             return None
@@ -139,7 +142,8 @@ def find(
     for executable in named:
         python = describe(executable)
         if python is None:
-            sys.exit(f"{executable} is no CPython from 3.{OLDEST[1]} to 3.{NEWEST[1]}")
+            supported = f"CPython from 3.{OLDEST[1]} to 3.{NEWEST[1]}"
+            sys.exit(f"{executable} is no {supported}, or gave no answer in {ANSWER_SECONDS} s")
         found.setdefault(python.tag, python)
     if not named and not only_debian:
         built = free_threaded.built() if everything else ()

@@ -82,6 +82,23 @@ def cpu(pids: Sequence[int]) -> Cpu:
     return Cpu(user / TICKS, system / TICKS)
 
 
+def ready(pids: Sequence[int]) -> float:
+    """Seconds that the threads of *pids* ran or were ready to run so far, all added up.
+
+    Grows by one a second for each thread that waits for nothing but a CPU, however many other
+    processes compete for it. Threads that have ended are left out. Rules: schedstat in the kernel's
+    Documentation/scheduler/sched-stats.rst.
+    """
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with contextlib.suppress(OSError):
+                    fields = Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()
+                    total += int(fields[0]) + int(fields[1])
+    return total / 1e9
+
+
 def own_children() -> float:
     """CPU seconds of the reaped children of this process, and of itself."""
     used = os.times()

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 BENCHES = Path(__file__).resolve().parents[2] / "benches"
 sys.path.insert(0, str(BENCHES))
@@ -30,6 +31,25 @@ def a_round(cpu_us: float = 10.0, *, others: float = 0.0, failed: int = 0) -> ws
         others=others,
         pss_kib=1024,
     )
+
+
+def test_a_thread_that_computes_counts_as_ready_and_one_that_waits_does_not() -> None:
+    code = "import threading; threading.Thread(target={}).start(); threading.Event().wait()"
+    spin, wait = "lambda: [0 for _ in iter(int, 1)]", "threading.Event().wait"
+    computes, waits = (
+        subprocess.Popen([sys.executable, "-c", code.format(target)]) for target in (spin, wait)
+    )
+    try:
+        # Both are ready while they start, however long that takes; then one goes on being so.
+        wait_until(
+            lambda: machine.ready([computes.pid]) > machine.ready([waits.pid]) + 0.5,
+            "half a second at work more",
+        )
+    finally:
+        for process in (computes, waits):
+            process.kill()
+            process.wait()
+    assert machine.ready([computes.pid]) == 0.0
 
 
 def test_disturbed_rounds_do_not_count_while_three_quiet_ones_remain() -> None:
@@ -73,6 +93,7 @@ def test_one_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(RuntimeError, match="one each"):
         machine.cores()
+
 
 def test_a_peer_that_cannot_be_built_is_named_with_what_it_needs_in_every_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
