@@ -37,6 +37,33 @@ fn a_crash_loop_waits_longer_and_longer_up_to_half_a_minute() {
 }
 
 #[test]
+fn ready_workers_that_are_killed_one_after_the_other_are_replaced_at_once_at_first() {
+    let mut rig = Rig::running(1, 60);
+
+    let waits: Vec<_> = (0..9)
+        .map(|_| {
+            let waited = crash(&mut rig);
+            let pid = rig.pids()[0];
+            rig.ready(pid);
+            rig.run();
+            waited
+        })
+        .collect();
+
+    // A healthy one, four that are spared, the first failure.
+    assert_eq!(waits, [0, 0, 0, 0, 0, 0, 50, 100, 200]);
+}
+
+#[test]
+fn workers_that_fail_to_get_ready_are_not_spared() {
+    let mut rig = Rig::running(1, 60);
+
+    let waits: Vec<_> = (0..4).map(|_| crash(&mut rig)).collect();
+
+    assert_eq!(waits, [0, 0, 50, 100], "the first of them had been ready");
+}
+
+#[test]
 fn a_back_off_is_reported_with_its_length() {
     let mut rig = Rig::new(1, 60);
     rig.run();

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 pub const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// A worker that was ready for this long is healthy: its earlier failures are forgotten.
 pub const STABLE: Duration = Duration::from_secs(10);
+/// Ready workers that may end so soon, one after the other, before their ends count as failures: what
+/// kills them may come from outside, and clients wait.
+pub const SPARED: u8 = 4;
 /// Back-off after the second failure in a row; there is none after the first.
 pub const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest back-off of a slot whose workers keep dying.
@@ -148,6 +151,8 @@ pub struct Worker {
     pub state: State,
     /// Deaths in a row that were too early.
     failures: u32,
+    /// Deaths in a row of ready workers that were too early and do not count as failures.
+    spared: u8,
     /// Refused forks in a row.
     refusals: u32,
     /// The configuration was mutated after its fork and before it was ready.
@@ -173,6 +178,7 @@ impl Worker {
             generation,
             state: State::Due,
             failures: 0,
+            spared: 0,
             refusals: 0,
             is_outdated: false,
             given_up: None,
@@ -425,13 +431,20 @@ impl Worker {
                 if now.saturating_duration_since(ready) >= STABLE {
                     Self {
                         failures: 0,
+                        spared: 0,
                         ..self
                     }
                     .enter(State::Due)
-                } else if now.saturating_duration_since(forked) < SHORT_LIFE {
-                    self.after_failure(now)
-                } else {
+                } else if now.saturating_duration_since(forked) >= SHORT_LIFE {
                     self.put_off(now)
+                } else if self.spared < SPARED {
+                    Self {
+                        spared: self.spared + 1,
+                        ..self
+                    }
+                    .put_off(now)
+                } else {
+                    self.after_failure(now)
                 }
             }
             State::Draining { .. } | State::Killing { .. } => self.enter(State::Gone),
