@@ -166,7 +166,7 @@ pub(super) fn relay_signals(to: RawFd, patience: f64) -> PyResult<RawFd> {
     let cannot = |error: &std::io::Error| os_error("cannot start the watch thread", error);
     let patience = patience_of(patience)?;
     let to = copy_of(to).map_err(|error| cannot(&error))?;
-    worker::relay_signals(to, patience).map_err(|error| cannot(&error))
+    worker::relay_signals(&to, patience).map_err(|error| cannot(&error))
 }
 
 /// Another bound for [`relay_signals`].

@@ -9,7 +9,7 @@
 //! Rules: oslo.service ends its workers when the parent is gone; see docs/lifecycle.md.
 #![expect(
     unsafe_code,
-    reason = "_exit(2), and a descriptor that is told by its number"
+    reason = "_exit(2), and dup3(2) onto a descriptor that a thread writes to"
 )]
 
 pub mod limits;
@@ -68,8 +68,6 @@ struct Watch {
     notices: Option<Arc<OwnedFd>>,
     /// The parent knows that this worker is ready.
     is_announced: bool,
-    /// Descriptors that signals were relayed to. Kept open: the thread may be writing to one.
-    relayed_to: Vec<OwnedFd>,
 }
 
 /// What the watch thread is told, without a lock.
@@ -89,8 +87,11 @@ struct Orders {
     /// Where the C handlers of signals write numbers, and where the thread reads them.
     arriving: OwnedFd,
     arrived: OwnedFd,
-    /// The descriptor that they are passed on to; -1 is none.
-    relay: AtomicI32,
+    /// Where they are passed on to: one number for the whole life of the thread, which may be
+    /// writing there while another file takes its place.
+    relay: OwnedFd,
+    /// Whether they are passed on.
+    is_relaying: AtomicBool,
     /// Nanoseconds that the handler of a signal that ends programs has to run, or [`NEVER`].
     patience: AtomicU64,
     /// When the process ends because such a handler has not run, or [`NEVER`].
@@ -204,11 +205,11 @@ pub fn arm_deadline(allowed: Duration, status: i32) -> io::Result<()> {
 /// Passes the number of each signal on to *to*, which does not block, and returns the descriptor that
 /// the C handlers of signals are to write to. If a signal that ends programs is not acknowledged by
 /// [`signals_heard`] within *patience*, this process ends with status 1. Starts the watch thread where
-/// there is none. The descriptor is valid until [`stop_relaying`].
+/// there is none. The descriptor is valid until [`stop_relaying`]; until then *to* is kept open.
 ///
 /// # Errors
 /// When descriptors or threads are exhausted.
-pub fn relay_signals(to: OwnedFd, patience: Duration) -> io::Result<RawFd> {
+pub fn relay_signals(to: &OwnedFd, patience: Duration) -> io::Result<RawFd> {
     let mut current = lock();
     let watch = match current.take() {
         Some(watch) if watch.is_ours() => watch,
@@ -220,9 +221,9 @@ pub fn relay_signals(to: OwnedFd, patience: Duration) -> io::Result<RawFd> {
     orders
         .patience
         .store(nanoseconds(patience), Ordering::Relaxed);
-    orders.relay.store(to.as_raw_fd(), Ordering::Release);
-    watch.relayed_to.push(to);
-    Ok(watch.orders.arriving.as_raw_fd())
+    orders.pass_on_to(to.as_fd())?;
+    orders.is_relaying.store(true, Ordering::Release);
+    Ok(orders.arriving.as_raw_fd())
 }
 
 /// How long the handler of a signal that ends programs may take from now on.
@@ -243,8 +244,12 @@ pub fn signals_heard() {
 /// Signals are not passed on any more. C handlers must write elsewhere by then.
 pub fn stop_relaying() {
     if let Some(watch) = lock().as_ref().filter(|watch| watch.is_ours()) {
-        watch.orders.relay.store(-1, Ordering::Release);
-        watch.orders.unheard.store(NEVER, Ordering::Relaxed);
+        let orders = &watch.orders;
+        orders.is_relaying.store(false, Ordering::Release);
+        // Gives the other end back. The thread may be in the middle of a write: a few bytes in an
+        // eventfd do no harm.
+        let _ = orders.pass_on_to(orders.wakeup.as_fd());
+        orders.unheard.store(NEVER, Ordering::Relaxed);
     }
 }
 
@@ -261,7 +266,7 @@ pub fn disarm_deadline() {
         return;
     };
     watch.orders.deadline.store(NEVER, Ordering::Relaxed);
-    let stays = watch.is_worker || watch.orders.relay.load(Ordering::Relaxed) != -1;
+    let stays = watch.is_worker || watch.orders.is_relaying.load(Ordering::Relaxed);
     watch.orders.is_over.store(!stays, Ordering::Relaxed);
     watch.orders.wake();
     if stays {
@@ -275,8 +280,10 @@ pub fn disarm_deadline() {
 impl Watch {
     fn start(parent: Option<Parent>, notices: Option<Arc<OwnedFd>>) -> io::Result<Self> {
         let (arrived, arriving) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let wakeup = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let orders = Arc::new(Orders {
-            wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            relay: wakeup.as_fd().try_clone_to_owned()?,
+            wakeup,
             deadline: AtomicU64::new(NEVER),
             allowed: AtomicU64::new(0),
             status: AtomicI32::new(1),
@@ -284,7 +291,7 @@ impl Watch {
             thread: AtomicI32::new(0),
             arriving,
             arrived,
-            relay: AtomicI32::new(-1),
+            is_relaying: AtomicBool::new(false),
             patience: AtomicU64::new(NEVER),
             unheard: AtomicU64::new(NEVER),
         });
@@ -300,7 +307,6 @@ impl Watch {
             is_worker,
             notices,
             is_announced: false,
-            relayed_to: Vec::new(),
         })
     }
 
@@ -326,13 +332,18 @@ impl Orders {
                 let deadline = scoreboard::now().saturating_add(patience);
                 self.unheard.fetch_min(deadline, Ordering::Relaxed);
             }
-            let relay = self.relay.load(Ordering::Acquire);
-            if relay != -1 {
-                // SAFETY: `relayed_to` keeps it open for as long as this thread lives.
-                let relay = unsafe { BorrowedFd::borrow_raw(relay) };
-                let _ = write(relay, numbers); // a full pipe wakes its reader as well
+            if self.is_relaying.load(Ordering::Acquire) {
+                let _ = write(&self.relay, numbers); // a full pipe wakes its reader as well
             }
         }
+    }
+
+    /// Has the number of `relay` stand for the file of *to*, at once: there is no moment in which it
+    /// stands for none.
+    fn pass_on_to(&self, to: BorrowedFd<'_>) -> io::Result<()> {
+        // SAFETY: both are open, and what the second stood for is this struct's own and no other's.
+        let made = unsafe { libc::dup3(to.as_raw_fd(), self.relay.as_raw_fd(), libc::O_CLOEXEC) };
+        Errno::result(made).map(drop).map_err(io::Error::from)
     }
 
     /// Waits until the kernel has forgotten the thread. Joining it would end a moment earlier, and
@@ -461,6 +472,25 @@ mod tests {
             arm_deadline(Duration::from_secs(3600), 1).unwrap();
             disarm_deadline();
             assert_eq!(threads(), 0);
+        }
+        disarm_deadline();
+    }
+
+    #[test]
+    fn what_signals_are_relayed_to_is_closed_when_that_ends() {
+        for _ in 0..50 {
+            let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+            relay_signals(&write_end, Duration::from_secs(3600)).unwrap();
+            // A second launcher of the same process takes it over.
+            let (next_read_end, next_write_end) =
+                pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+            relay_signals(&next_write_end, Duration::from_secs(3600)).unwrap();
+            drop((write_end, next_write_end));
+            let is_closed = |end: &OwnedFd| read(end, &mut [0]) == Ok(0);
+            assert!(is_closed(&read_end));
+            assert!(!is_closed(&next_read_end));
+            stop_relaying();
+            assert!(is_closed(&next_read_end));
         }
         disarm_deadline();
     }
