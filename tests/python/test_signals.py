@@ -73,6 +73,22 @@ def test_a_bare_environment_changes_nothing(
     assert stop(program) == 0, repr(program)
 
 
+def test_a_worker_that_was_started_with_sigabrt_blocked_shows_where_it_hangs(
+    running: Start,
+) -> None:
+    program = running("probe.py", "--workers", "2", "--worker-timeout", "2", prefix=ALL_BLOCKED)
+    program.expect("wait", 2)
+    hung = program.workers()[0]
+
+    program.send(signal.SIGSTOP, hung)
+
+    program.expect_log(rf"\(pid {hung}\) ended here")
+    program.expect_log(r"File .*, line \d+ in wait")
+    program.expect_log(rf"Child {hung} killed by signal {signal.SIGABRT:d}$")
+    program.expect("wait", 3)
+    assert stop(program) == 0, repr(program)
+
+
 # ---- SIGTERM
 
 
@@ -211,24 +227,29 @@ def test_a_signal_that_the_kernel_gives_to_another_thread_is_heard(
 # ---- the deadline
 
 
-@pytest.mark.parametrize("behaviour", ["hang", "spin"])
+LATE = [("stop", "hang"), ("stop", "spin"), ("wait", "drain:600")]
+"""What does not return, or holds the interpreter."""
+
+
+@pytest.mark.parametrize(("method", "behaviour"), LATE)
 def test_a_single_process_that_does_not_stop_leaves_at_the_deadline_with_1(
-    running: Start, flavour: str, behaviour: str
+    running: Start, flavour: str, method: str, behaviour: str
 ) -> None:
-    program = running("probe.py", "--backend", flavour, "--grace", "1", "--stop", behaviour)
+    program = running("probe.py", "--backend", flavour, "--grace", "1", f"--{method}", behaviour)
     program.expect("wait")
 
     assert stop(program) == 1
-    if behaviour == "hang":
-        program.expect_log(r"Process \d+ is still running 1.0 s .* Probe.stop\(\) has not returned")
+    if behaviour != "spin":
+        named = rf"Probe.{method}\(\) has not returned"
+        program.expect_log(rf"Process \d+ is still running 1.0 s .* {named}")
         program.expect_log("Graceful shutdown timeout exceeded, instantaneous exiting")
 
 
-@pytest.mark.parametrize("behaviour", ["hang", "spin"])
+@pytest.mark.parametrize(("method", "behaviour"), LATE)
 def test_workers_that_do_not_stop_are_killed_at_the_deadline_and_the_parent_exits_1(
-    running: Start, flavour: str, behaviour: str
+    running: Start, flavour: str, method: str, behaviour: str
 ) -> None:
-    args = ("--workers", "2", "--grace", "1", "--stop", behaviour)
+    args = ("--workers", "2", "--grace", "1", f"--{method}", behaviour)
     program = running("probe.py", "--backend", flavour, *args)
     program.expect("wait", 2)
 
@@ -236,8 +257,11 @@ def test_workers_that_do_not_stop_are_killed_at_the_deadline_and_the_parent_exit
     assert len(re.findall(r"Worker \d \(pid \d+\) still running .* sent SIGKILL", program.log)) == 2
 
 
-def test_a_worker_told_to_stop_by_hand_has_the_same_deadline(running: Start, flavour: str) -> None:
-    args = ("--workers", "2", "--grace", "1", "--stop", "hang")
+@pytest.mark.parametrize(("method", "behaviour"), LATE)
+def test_a_worker_told_to_stop_by_hand_has_the_same_deadline(
+    running: Start, flavour: str, method: str, behaviour: str
+) -> None:
+    args = ("--workers", "2", "--grace", "1", f"--{method}", behaviour)
     program = running("probe.py", "--backend", flavour, *args)
     program.expect("wait", 2)
     late = program.workers()[0]

@@ -14,6 +14,10 @@ import faulthandler
 import os
 import signal
 
+SIGNALS = frozenset({signal.SIGABRT})
+"""Those that a parent sends so that a worker shows where it is. A process may be started with them
+blocked, and then shows nothing."""
+
 LONGEST = 256 * 1024
 """Bytes that are read; faulthandler itself stops at 100 frames of each of 100 threads."""
 
@@ -42,8 +46,6 @@ class FaultDump:
         """In the worker: have faulthandler write there, unless the application uses it already."""
         if self._memfd != -1 and not faulthandler.is_enabled():
             faulthandler.enable(self._memfd, all_threads=True)
-            # A process may be started with it blocked, and then shows nothing.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGABRT})
 
     def read(self) -> str:
         """What was written so far; empty when nothing was."""

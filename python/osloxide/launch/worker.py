@@ -106,7 +106,7 @@ def _serve(assignment: Assignment) -> int:
     handlers = policy.Policy(stop, reload, hup_needs_daemon=assignment.hup_needs_daemon)
     signal_handler.SignalHandler().replace(assignment.inherited, handlers.handlers())
     # From here on a signal that came since the fork is ours, and so are the next ones.
-    signal.pthread_sigmask(signal.SIG_SETMASK, assignment.signal_mask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, {*assignment.signal_mask} - fault_dump.SIGNALS)
     status = runner.run()
     runner.bound_end()
     ending.run_exit_functions()
