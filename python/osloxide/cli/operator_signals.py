@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("osloxide.serve")
 
+HANDLED = frozenset(
+    {signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU}
+)
+"""The signals that :func:`install` has handlers for."""
+
 
 def install(
     workers: Callable[[], Iterable[int]],
@@ -64,17 +69,13 @@ def install(
                 else "start the service with --master, so that it has a parent of workers",
             )
 
-    handler = SignalHandler()
-    handler.add_handler("SIGUSR1", on_usr1)
-
     def on_quit(_signo: int, _frame: FrameType | None) -> None:
         # systemd sends KillSignal= to every process of the unit, workers included.
         os.kill(os.getpid(), signal.SIGTERM)
 
-    handler.add_handler("SIGQUIT", on_quit)
-    for name in ("SIGTTIN", "SIGTTOU"):
-        handler.add_handler(name, on_size)
-    handler.add_handler("SIGUSR2", on_other)
+    handlers = {signal.SIGUSR1: on_usr1, signal.SIGQUIT: on_quit, signal.SIGUSR2: on_other}
+    for signo in HANDLED:
+        SignalHandler().add_handler(signo.name, handlers.get(signo, on_size))
 
 
 def reopen_logs(log_file: str | None) -> None:

@@ -16,7 +16,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from osloxide.cli import listeners
+from osloxide.cli import listeners, operator_signals
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -26,20 +26,6 @@ if TYPE_CHECKING:
     from osloxide.wsgi import Server
 
 LOG = logging.getLogger("osloxide.serve")
-
-_HANDLED = {
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGALRM,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-}
-"""Those that a launcher and osloxide.cli.operator_signals have handlers for."""
-
 
 _was_told_to_stop = False
 
@@ -119,9 +105,17 @@ def _can_encrypt(servers: Sequence[Server]) -> bool:
     return True
 
 
+def _handled() -> frozenset[signal.Signals]:
+    """Signals that this command has handlers for, once it serves."""
+    # Not at module level: see note_stops().
+    from osloxide.signals import signal_handler
+
+    return signal_handler.OF_LAUNCHERS | operator_signals.HANDLED
+
+
 def hold_signals() -> None:
     """Have signals wait from the first bind on: their defaults would end the process."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _handled())
 
 
 @contextlib.contextmanager
@@ -139,4 +133,4 @@ def stops_heard() -> Iterator[None]:
 
 def take_signals() -> None:
     """Let them in, once there are handlers."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _handled())

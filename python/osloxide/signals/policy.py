@@ -21,7 +21,7 @@ from osloxide.signals import careful_log, signal_handler
 
 LOG = careful_log.logger(__name__)
 
-HANDLED = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM})
+HANDLED = signal_handler.OF_LAUNCHERS
 
 _LOG_SECONDS = 0.5
 """Seconds that the last log line may take before the process ends without it."""

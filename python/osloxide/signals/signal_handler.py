@@ -29,6 +29,9 @@ LOG = careful_log.logger(__name__)
 
 Handler = Callable[[int, FrameType | None], Any]
 
+OF_LAUNCHERS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM})
+"""Signals that every launcher has a handler for; osloxide.signals.policy says what they mean."""
+
 
 def signal_name(signo: int) -> str:
     """Name a signal, for log lines.
@@ -229,8 +232,7 @@ _masks: dict[int, set[int | signal.Signals]] = {}
 def _hold_signals() -> None:
     """Before a fork: CPython forgets a signal that reaches the child before its hooks have run."""
     if _of_launchers and not is_forking_worker:
-        numbers = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM}
-        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, OF_LAUNCHERS)
 
 
 def _give_mask_back() -> None:
