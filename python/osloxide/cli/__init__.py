@@ -39,8 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_standard_descriptors()
     words = _own_arguments() if arguments is None else list(arguments)
-    if words[:1] in (["serve"], ["uwsgi"]):
-        _obey_sigterm_as_process_1()
+    if words[:1] in (["run"], ["serve"], ["uwsgi"]):
+        # An application that is loaded first may put a launcher's own handlers off for long.
+        from osloxide.activation import process_1
+
+        process_1.obey_sigterm()
     if words[:1] == ["uwsgi"]:
         # Its options are not argparse's: single dashes, prefixes and order mean other things.
         from osloxide.cli import uwsgi
@@ -92,20 +95,6 @@ def _open_standard_descriptors() -> None:
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which this one is
             os.set_inheritable(opened, True)
-
-
-def _obey_sigterm_as_process_1() -> None:
-    """Until a launcher has its handlers, which an application that is loaded first may put off.
-
-    The kernel drops what process 1 has no handler for: a container could only be killed.
-    """
-    if os.getpid() != 1:
-        return
-    import signal
-
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        # As a shell tells of a program that the signal has ended.
-        signal.signal(signal.SIGTERM, lambda signo, _frame: os._exit(128 + signo))
 
 
 def _own_arguments() -> list[str]:

@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from osloxide.activation import environment, eventlet_names
+from osloxide.activation import environment, eventlet_names, process_1
 from osloxide.cli import target
 from osloxide.cli.errors import NOT_EXECUTABLE, CommandError
 from osloxide.exceptions import ActivationError
@@ -87,6 +87,8 @@ def main(options: argparse.Namespace) -> NoReturn:
     # default, such as a shell's pipelines.
     for signo in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(signo, signal.SIG_DFL)
+    if program.interpreter is not None and not options.unchecked:
+        process_1.hold_sigterm()  # its sitecustomize takes it, which was checked
     arguments = [options.command if not program.is_script else program.path, *options.arguments]
     try:
         os.execve(program.path, arguments, environ)  # noqa: S606 - what the user asked for

@@ -15,9 +15,11 @@ def _install() -> None:
     if os.environ.get("OSLOXIDE", "0") in ("", "0"):
         return
     try:
-        from osloxide.activation import eventlet_names, import_hook
+        from osloxide.activation import eventlet_names, import_hook, process_1
     except ImportError:
         return  # another environment's interpreter
+    process_1.obey_sigterm()
+    process_1.release_sigterm()
     testing = os.environ.get("OSLOXIDE_TESTING", "0") not in ("", "0")
     import_hook.install(
         deferred=True,

@@ -1,0 +1,215 @@
+"""``osloxide`` as process 1 of a container: a stop is heard at every moment of its start.
+
+The kernel drops signals of process 1 that have no handler. Real commands in a PID namespace of
+their own, whose pids from outside are not those that they see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from _children import environment
+from procfs import children, session_members
+from support.serving import OSLOXIDE
+from waiting import DEADLINE, wait_until, whole_lines
+
+UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+ENDED_BY_SIGTERM = 128 + signal.SIGTERM
+"""As a shell, and docker, tell of a program that the signal has ended."""
+
+
+class Container:
+    """A command as process 1; what it says is read from a file."""
+
+    def __init__(self, directory: Path, *command: str) -> None:
+        self.out = directory / "out"
+        with self.out.open("wb") as sink:
+            self.process = subprocess.Popen(
+                [*UNSHARE, *command],
+                cwd=directory,
+                env=environment(PYTHONUNBUFFERED="1", PYTHONPATH=str(directory)),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def expect(self, text: str) -> None:
+        def is_there() -> bool:
+            assert self.process.poll() is None, f"it has ended: {self.said()}"
+            return any(text in line for line in whole_lines(self.out))
+
+        wait_until(is_there, f"{text!r}\n{self.said()}")
+
+    def said(self) -> str:
+        return self.out.read_text(errors="replace")
+
+    def stop(self) -> int:
+        """SIGTERM to process 1; the exit status of the container, once it is empty."""
+        (init,) = children(self.process.pid)
+        os.kill(init, signal.SIGTERM)
+        try:
+            return self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"process 1 has not ended\n{self.said()}") from None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def namespaces() -> None:
+    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare(1) may not make a PID namespace here (needs CAP_SYS_ADMIN)")
+
+
+@pytest.fixture
+def contain(tmp_path: Path) -> Iterator[Callable[..., Container]]:
+    started: list[Container] = []
+
+    def start(*command: str) -> Container:
+        started.append(Container(tmp_path, *command))
+        return started[-1]
+
+    yield start
+    for container in started:
+        left = session_members(container.process.pid)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        container.process.wait()
+        assert not left, f"left behind: {left}\n{container.said()}"
+
+
+SLOW_IMPORT = """
+import time
+print("importing", flush=True)
+time.sleep(600)
+"""
+
+SERVICE = """
+import sys, threading
+from oslo_config import cfg
+from oslo_service import backend
+backend.init_backend(backend.BackendType.THREADING)
+from oslo_service import service
+
+class Service(service.Service):
+    def __init__(self):
+        super().__init__()
+        self.stopped = threading.Event()
+    def start(self):
+        print("started", flush=True)
+    def stop(self):
+        self.stopped.set()
+    def wait(self):
+        self.stopped.wait()
+
+conf = cfg.ConfigOpts()
+conf([], default_config_files=[])
+status = service.launch(conf, Service(), workers=int(sys.argv[1])).wait()
+print("drained", flush=True)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", sys.executable, "slow.py"),
+        ("serve", "slow", "-b", "127.0.0.1:0", "--preload", "-w", "2"),
+        ("serve", "slow", "-b", "127.0.0.1:0", "--preload"),
+    ],
+    ids=["run", "serve --preload", "serve --preload alone"],
+)
+def test_a_stop_while_process_1_imports_ends_it(
+    contain: Callable[..., Container], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_IMPORT)
+    container = contain(*OSLOXIDE, *command)
+    container.expect("importing")
+
+    assert container.stop() == ENDED_BY_SIGTERM, container.said()
+
+
+def test_a_stop_as_process_1_executes_the_program_is_kept_for_it(
+    contain: Callable[..., Container], tmp_path: Path
+) -> None:
+    """The interpreter of the program is held where it has no handler yet."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    python = tmp_path / "python3"
+    python.write_text(
+        "#!/bin/sh\n"
+        # The probe of `osloxide run` starts it as well, and is no process 1.
+        f'if [ $$ = 1 ]; then echo executed; read line < {gate}; fi\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "slow.py").write_text(SLOW_IMPORT)
+    container = contain(*OSLOXIDE, "run", str(python), "slow.py")
+    container.expect("executed")
+    (init,) = children(container.process.pid)
+
+    os.kill(init, signal.SIGTERM)
+    gate.write_text("on\n")
+
+    assert container.process.wait(DEADLINE) == ENDED_BY_SIGTERM, container.said()
+    assert "importing" not in container.said()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_launcher_takes_over_from_there_and_a_stop_is_graceful(
+    contain: Callable[..., Container], tmp_path: Path, workers: str
+) -> None:
+    (tmp_path / "program.py").write_text(SERVICE)
+    container = contain(*OSLOXIDE, "run", sys.executable, "program.py", workers)
+    container.expect("started")
+
+    assert container.stop() == 0, container.said()
+    assert "drained" in container.said()
+
+
+CHILDREN = """
+import multiprocessing, os, signal, subprocess, sys, time
+
+def blocked(pid):
+    text = open(f"/proc/{pid}/status").read()
+    return int(text.partition("SigBlk:")[2].split()[0], 16)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=time.sleep, args=(600,))
+    child.start()
+    command = subprocess.Popen(["sleep", "600"])
+    assert blocked("self") == blocked(child.pid) == 0
+    for each in (child, command):
+        each.terminate()
+    child.join()
+    print("ended by", child.exitcode, command.wait(), flush=True)
+"""
+
+
+def test_children_and_commands_of_process_1_obey_sigterm_as_ever(
+    contain: Callable[..., Container], tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(CHILDREN)
+    container = contain(*OSLOXIDE, "run", sys.executable, "program.py")
+
+    assert container.process.wait(DEADLINE) == 0, container.said()
+    assert "ended by -15 -15" in container.said()
+
+
+def test_another_process_than_1_keeps_the_default_of_sigterm(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import signal\nprint(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)\n"
+    )
+    command = [*OSLOXIDE, "run", sys.executable, "program.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
