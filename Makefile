@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help deployments demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz python stubs parity eventlet \
+.PHONY: help deployments demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz fuzz-coverage python stubs parity eventlet \
 	services services-setup messaging pythons pythons-page test-pythons test-free-threaded cover releasenotes deb debian wheels release bench clean
 
 help: ## this list
@@ -146,6 +146,9 @@ fuzz: ## coverage-guided fuzzing, a minute for each target (fuzz/README.md)
 	            -max_total_time=$${OSLOXIDE_FUZZ_SECONDS:-60} -max_len=2048 -print_final_stats=1 || exit 1; \
 	    done; \
 	fi
+
+fuzz-coverage: ## how much of what is fuzzed the corpus reaches (needs: rustup component add llvm-tools)
+	@$(PYTHON) tools/fuzz_coverage.py
 
 python: TESTS ?= tests/python
 python: $(VENV)/.native $(VENV)/.test ## tests through the boundary, with real processes; TESTS names some of them

@@ -12,7 +12,7 @@
 
 use crate::amqp::client::fuzzing::client;
 use crate::amqp::frames;
-use crate::server::fuzzing::{ciphers, framing, link, packet};
+use crate::server::fuzzing::{certificates, ciphers, framing, link, packet, proxy};
 
 use crate::wsgi::access_log;
 use crate::wsgi::environ::{self, HeaderSlot, Target};
@@ -24,7 +24,8 @@ use http::{HeaderName, Method, Version};
 pub type Entry = (&'static str, fn(&[u8]));
 
 /// Everything that is fuzzed.
-pub const TARGETS: [Entry; 9] = [
+pub const TARGETS: [Entry; 11] = [
+    ("certificates", certificates),
     ("ciphers", ciphers),
     ("client", client),
     ("environ", environ),
@@ -33,6 +34,7 @@ pub const TARGETS: [Entry; 9] = [
     ("link", link),
     ("log", log),
     ("packet", packet),
+    ("proxy", proxy),
     ("response", response),
 ];
 

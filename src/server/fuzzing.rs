@@ -1,5 +1,5 @@
-//! Fuzzing of what this room keeps to itself: the decoder, compared with hyper, the link, and the
-//! mapping of ciphers. See [`crate::fuzzing`].
+//! Fuzzing of what this room keeps to itself: the decoder, compared with hyper, the link, PROXY
+//! headers, certificates and the mapping of ciphers. See [`crate::fuzzing`].
 #![allow(
     clippy::panic,
     clippy::unwrap_used,
@@ -8,6 +8,7 @@
 
 use super::framing::{Decoder, Limits, Piece, Refusal};
 use super::link;
+use super::proxy_header::{self, Parsed};
 use super::tls;
 use crate::wsgi::FilePart;
 use bytes::Bytes;
@@ -25,7 +26,9 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -209,6 +212,51 @@ pub(crate) fn ciphers(input: &[u8]) {
             !is_tls13(suite) && format!("{:?}", suite.suite()).contains("AES")
         };
         assert!(!rest.iter().any(is_aes), "{excluded}");
+    }
+}
+
+/// A file with certificates and a key in PEM. It serves, or an option is named that it cannot serve
+/// for; text around what is PEM changes neither.
+pub(crate) fn certificates(input: &[u8]) {
+    let result = loaded(input);
+    match &result {
+        Ok(_) => {}
+        Err(tls::Error::Value { option, .. }) => {
+            assert!(["cert_file", "key_file"].contains(option), "{option}");
+        }
+        Err(error @ tls::Error::Read { .. }) => panic!("{error}"),
+    }
+    // A byte order mark is one in front of everything only.
+    if !input.starts_with(b"\xef\xbb\xbf") {
+        let explained = [b"of the server\n", input, b"\nand no more\n"].concat();
+        assert_eq!(loaded(&explained).is_ok(), result.is_ok());
+    }
+}
+
+fn loaded(pem: &[u8]) -> Result<tls::Config, tls::Error> {
+    let file = File::from(memfd_create("fuzzed", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.write_all_at(pem, 0).unwrap();
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    tls::Config::load(&tls::Options {
+        cert_file: path.clone(),
+        key_file: path,
+        ..tls::Options::default()
+    })
+}
+
+/// The start of a stream with a PROXY header. What is found in a part is found in the whole, what is
+/// refused in a part is refused in the whole, and a header is found when its last byte has come.
+pub(crate) fn proxy(input: &[u8]) {
+    let whole = proxy_header::parse(input);
+    if let Ok(Parsed::Header { length, .. }) = whole {
+        assert!(length <= input.len());
+    }
+    for end in 0..input.len() {
+        match (proxy_header::parse(&input[..end]), whole) {
+            (Ok(Parsed::Missing), Ok(Parsed::Header { length, .. })) => assert!(end < length),
+            (Ok(Parsed::Missing), _) => {}
+            (found, whole) => assert_eq!(found, whole, "after {end} bytes"),
+        }
     }
 }
 

@@ -1,0 +1,4 @@
+//! libFuzzer's door to the target `certificates` of src/fuzzing.rs, which has its properties.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| osloxide::fuzzing::run("certificates", input));
