@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from _children import run_python
 
 from osloxide.launch import forking
 
@@ -72,3 +73,46 @@ def test_a_handler_that_is_stuck_delays_a_fork_and_does_not_prevent_it(monkeypat
     thread.join()
 
     assert os.waitpid(pid, 0)[1] == 0
+
+
+BESIDE = """
+import os, threading, time
+from osloxide import _native
+
+is_over = False
+
+def announce():
+    while not is_over:
+        _native.worker_ready()
+        _native.bound_unheard(60.0)
+
+def fork():
+    global is_over
+    for count in range(50):
+        pid = os.fork()
+        if pid == 0:
+            _native.worker_ready()
+            _native.arm_deadline(60.0)
+            _native.disarm_deadline()
+            os._exit(0)
+        deadline = time.monotonic() + 30
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+                print("hangs after", count, flush=True)
+                break
+            time.sleep(0.0005)
+    print("forked", flush=True)
+    is_over = True
+
+threading.Thread(target=fork).start()
+announce()
+"""
+
+
+def test_a_fork_by_another_thread_while_the_main_thread_announces_hangs_no_child():
+    """The interpreter is kept for as long as the watch is locked: no fork sees it locked."""
+    child = run_python(BESIDE)
+
+    assert (child.returncode, child.stdout) == (0, "forked\n"), child.stderr

@@ -161,6 +161,39 @@ def test_what_never_ends_after_the_services_have_stopped_is_cut_off_with_their_s
     assert named in program.text()
 
 
+ENDLESS_IN_A_PARENT = {
+    "thread": ("", ENDLESS["thread"]),
+    "exit function": (ENDLESS["exit function"], ""),
+    "after wait": ("", "threading.Event().wait()"),
+}
+"""What a program does before it launches workers, and behind ``wait()``."""
+
+
+@pytest.mark.parametrize("kind", ENDLESS_IN_A_PARENT)
+def test_what_never_ends_in_a_parent_is_cut_off_with_the_status_of_its_workers(
+    running: Any, kind: str
+) -> None:
+    before, after = ENDLESS_IN_A_PARENT[kind]
+    program = running(
+        f"""
+        def prepare():
+            pass
+        {before or "pass"}
+        try:
+            main(8)
+        finally:
+            {after or "pass"}
+        """,
+        workers=2,
+    )
+    program.expect("started", 2)
+
+    assert program.stop() == 0
+
+    assert "returned 0" in program.said()
+    assert ("endless" if kind == "thread" else "has not") in program.text()
+
+
 @pytest.mark.parametrize("kind", ["thread", "executor", "exit function"])
 def test_what_never_ends_in_a_worker_is_cut_off_at_the_deadline_and_named(
     running: Any, kind: str
