@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from procfs import children, context_switches
-from waiting import DEADLINE, wait_until
+from waiting import DEADLINE, wait_until, whole_lines
 
 APPS = Path(__file__).parent / "apps"
 
@@ -49,7 +49,7 @@ class Program:
 
     @property
     def output(self) -> str:
-        return self._stdout.read_text()
+        return "".join(f"{line}\n" for line in whole_lines(self._stdout))
 
     @property
     def log(self) -> str:

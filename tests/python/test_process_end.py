@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 from _children import environment
-from procfs import session_members
-from waiting import whole_lines
+from procfs import is_alive, session_members
+from waiting import wait_until, whole_lines
 
 from osloxide.cli import site
 from osloxide.launch.runner import Runner
@@ -310,8 +310,13 @@ def test_children_of_multiprocessing_obey_sigterm_and_end_with_their_service(
     assert program.stop() == 0
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_log_that_is_not_read_cannot_hold_up_a_stop(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "is_told_by_hand"), [(1, False), (2, False), (2, True)], ids=str
+)
+def test_a_log_that_is_not_read_cannot_hold_up_a_stop(
+    tmp_path: Path, workers: int, is_told_by_hand: bool
+) -> None:
+    """Told by hand is a worker first: it leaves, and its parent cannot even say so."""
     read_end, write_end = os.pipe()
     code = PRELUDE + textwrap.dedent("""
         def prepare():
@@ -328,11 +333,12 @@ def test_a_log_that_is_not_read_cannot_hold_up_a_stop(tmp_path: Path, workers: i
             env=environment(),
             start_new_session=True,
         )
+
+    def started() -> list[int]:
+        return [int(line.split()[1]) for line in whole_lines(out) if line.startswith("started")]
+
     try:
-        deadline = time.monotonic() + LONGEST
-        while out.read_text().count("started") < workers:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: len(started()) == workers, "a start", LONGEST)
         os.set_blocking(write_end, False)
         for size in (65536, 1):
             try:
@@ -342,12 +348,14 @@ def test_a_log_that_is_not_read_cannot_hold_up_a_stop(tmp_path: Path, workers: i
                 pass
         os.set_blocking(write_end, True)
 
+        if is_told_by_hand:
+            worker = started()[0]
+            os.kill(worker, signal.SIGTERM)
+            wait_until(lambda: not is_alive(worker), "the end of a worker", LONGEST)
         os.kill(program.pid, signal.SIGTERM)
 
         assert program.wait(LONGEST) == 1
-        while session_members(program.pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: not session_members(program.pid), "the end of all", LONGEST)
     finally:
         for pid in session_members(program.pid):
             os.kill(pid, signal.SIGKILL)
