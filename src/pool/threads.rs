@@ -6,10 +6,12 @@ use crate::threads::{self, Signals};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::{Pid, gettid};
+use parking_lot::{Condvar, Mutex};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -78,45 +80,123 @@ fn idle_time() -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Wakes one sleeper at a chosen time. Unlike a wait with a timeout, whoever knows that there will
-/// be nothing to see can put the alarm off without waking the sleeper.
+/// Timers of the kernel that a process's pools may have. Each is a descriptor, and a process may have
+/// hundreds of pools.
+const MOST_TIMERS: usize = 16;
+static TIMERS: AtomicUsize = AtomicUsize::new(0);
+
+/// Wakes one sleeper at a chosen time.
 #[derive(Debug, Default)]
-pub(super) struct Alarm(OnceLock<TimerFd>);
+pub(super) struct Alarm(OnceLock<Means>);
+
+/// What an alarm is made of.
+#[derive(Debug)]
+enum Means {
+    /// Unlike a wait with a timeout, whoever knows that there will be nothing to see can put it off
+    /// without waking the sleeper.
+    Timer(TimerFd),
+    /// Where the process has many: the sleeper that was put off wakes at the time set before, and sleeps
+    /// on.
+    Clock(Clock),
+}
+
+#[derive(Debug, Default)]
+struct Clock {
+    at: Mutex<Option<Instant>>,
+    changed: Condvar,
+}
+
+impl Means {
+    fn new() -> io::Result<Self> {
+        if TIMERS.fetch_add(1, Ordering::Relaxed) >= MOST_TIMERS {
+            TIMERS.fetch_sub(1, Ordering::Relaxed);
+            return Ok(Self::Clock(Clock::default()));
+        }
+        TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)
+            .map(Self::Timer)
+            .map_err(|errno| {
+                TIMERS.fetch_sub(1, Ordering::Relaxed);
+                errno.into()
+            })
+    }
+}
+
+impl Drop for Means {
+    fn drop(&mut self) {
+        if let Self::Timer(_) = self {
+            TIMERS.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Clock {
+    fn set_in(&self, delay: Duration) {
+        let at = Instant::now() + delay;
+        let before = self.at.lock().replace(at);
+        if before.is_none_or(|before| at < before) {
+            self.changed.notify_one();
+        }
+    }
+
+    fn wait(&self) {
+        let mut at = self.at.lock();
+        loop {
+            match *at {
+                None => self.changed.wait(&mut at),
+                Some(time) if Instant::now() >= time => {
+                    *at = None;
+                    return;
+                }
+                Some(time) => {
+                    let _ = self.changed.wait_until(&mut at, time);
+                }
+            }
+        }
+    }
+}
 
 impl Alarm {
     /// To be called before anything else; once is enough.
     pub(super) fn create(&self) -> io::Result<()> {
         if self.0.get().is_none() {
-            let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)?;
             // Another thread may have been quicker.
-            let _ = self.0.set(timer);
+            let _ = self.0.set(Means::new()?);
         }
         Ok(())
     }
 
     /// Wakes the sleeper after `delay`, and not at the time set before. Zero wakes it at once.
     pub(super) fn set_in(&self, delay: Duration) {
-        if let Some(timer) = self.0.get() {
-            // A timer that is set to zero never expires.
-            let delay = TimeSpec::from(delay.max(Duration::from_nanos(1)));
-            // Fails only on values that no Duration has.
-            let _ = timer.set(Expiration::OneShot(delay), TimerSetTimeFlags::empty());
+        match self.0.get() {
+            Some(Means::Timer(timer)) => {
+                // A timer that is set to zero never expires.
+                let delay = TimeSpec::from(delay.max(Duration::from_nanos(1)));
+                // Fails only on values that no Duration has.
+                let _ = timer.set(Expiration::OneShot(delay), TimerSetTimeFlags::empty());
+            }
+            Some(Means::Clock(clock)) => clock.set_in(delay),
+            None => {}
         }
     }
 
     /// Takes back an alarm that has not been heard yet.
     pub(super) fn cancel(&self) {
-        if let Some(timer) = self.0.get() {
-            let _ = timer.unset();
+        match self.0.get() {
+            Some(Means::Timer(timer)) => {
+                let _ = timer.unset();
+            }
+            Some(Means::Clock(clock)) => *clock.at.lock() = None,
+            None => {}
         }
     }
 
     /// Sleeps until the alarm; returns at once when its time has passed already.
     pub(super) fn wait(&self) {
-        match self.0.get().map(TimerFd::wait) {
-            Some(Ok(())) => {}
+        match self.0.get() {
+            Some(Means::Clock(clock)) => clock.wait(),
+            Some(Means::Timer(timer)) if timer.wait().is_ok() => {}
             // EINTR: a signal handler ran here.
-            Some(Err(_)) | None => thread::yield_now(),
+            Some(Means::Timer(_)) | None => thread::yield_now(),
         }
     }
 }
@@ -150,6 +230,28 @@ mod tests {
 
         assert!(is_computing(own_id()));
         drop(release);
+    }
+
+    #[test]
+    fn alarms_of_many_pools_ring_too_and_cost_no_descriptor() {
+        let alarms: Vec<_> = (0..3 * MOST_TIMERS).map(|_| Alarm::default()).collect();
+        for alarm in &alarms {
+            alarm.create().unwrap();
+        }
+        let has_timer = |alarm: &&Alarm| matches!(alarm.0.get(), Some(Means::Timer(_)));
+        assert!(alarms.iter().filter(has_timer).count() <= MOST_TIMERS);
+        for alarm in &alarms {
+            alarm.set_in(Duration::from_secs(3600));
+            alarm.cancel();
+            thread::scope(|scope| {
+                let sleeper = scope.spawn(|| alarm.wait());
+                alarm.set_in(Duration::from_secs(3600));
+                alarm.set_in(Duration::from_millis(1));
+                let began = Instant::now();
+                sleeper.join().unwrap();
+                assert!(began.elapsed() < Duration::from_secs(60), "the later time");
+            });
+        }
     }
 
     #[test]

@@ -285,7 +285,7 @@ impl AmqpOutbox {
             routing_key: queue,
             body: body.into_bytes(),
             is_mandatory: mandatory,
-            missing_for: Some(seconds(missing_for)?),
+            missing_for: mandatory.then_some(seconds(missing_for)?),
             ..Message::default()
         };
         Ok(self.client.get().client.reply(message, &self.outbox)?)

@@ -156,5 +156,6 @@ def test_200_servers_of_a_process_share_two_connections(broker: Broker, figure: 
     figure(f"{SERVERS} servers: {seen['called']['descriptors']} descriptors, "
            f"{seen['called']['sockets']} connections; {seen}")  # fmt: skip
     assert seen["called"]["sockets"] <= 3, "of servers, their replies, and the client"
+    assert seen["called"]["descriptors"] <= 50
     assert seen["last"] == list(range(10))
     assert seen["ended"]["sockets"] == 0

@@ -353,6 +353,12 @@ class NativeReplies:
         content = amqpdriver.rpc_common.deserialize_msg(envelope)
         answered = _Answered(self._listener, queue, content.get("_msg_id"))
         if kind == "undeliverable":
+            LOG.error(
+                "reply to message %s dropped after %d s of attempts: there is no queue %s",
+                answered.msg_id,
+                self._listener.driver.missing_destination_retry_timeout,
+                queue,
+            )
             self._listener._obsolete_reply_queues.add(queue, answered.msg_id)
         elif kind == "unusable":
             late_replies.add(Reply(answered, queue, envelope))
