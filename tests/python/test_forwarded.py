@@ -108,12 +108,26 @@ def test_the_peers_of_unix_sockets_are_trusted_by_name(trusted: str, client: str
         ("X-Forwarded-Port", "0"),
         ("X-Forwarded-Port", "65536"),
         ("X-Forwarded-Port", "http"),
+        ("X-Forwarded-Port", "9" * 5000),
+        ("X-Forwarded-Port", "\xb2"),
     ],
 )
 def test_values_that_cannot_be_are_left_out(header: str, value: str) -> None:
     found = seen("*", {header: value})
 
     assert [found[key] for key in KEYS[1:]] == ["http", "inner", "80"]
+
+
+@pytest.mark.parametrize("address", ["fe80::1%eth0", "::1%<b>", "[fe80::1%\xb2]:80"])
+def test_a_zone_of_an_address_is_no_part_of_it(address: str) -> None:
+    assert addresses("*", address) == "10.0.0.1"
+
+
+@pytest.mark.parametrize("port", ["\xb2", "9" * 5000, "0", "65536", "-1", ""])
+def test_a_port_of_the_client_that_cannot_be_is_left_out(port: str) -> None:
+    found = seen("*", {"X-Forwarded-For": f"192.0.2.9:{port}"})
+
+    assert (found["REMOTE_ADDR"], found["REMOTE_PORT"]) == ("192.0.2.9", "")
 
 
 def test_of_a_list_the_nearest_proxy_is_believed() -> None:

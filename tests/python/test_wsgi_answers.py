@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
 
@@ -84,6 +86,29 @@ def test_a_list_too_long_to_join_still_gets_a_length() -> None:
         assert answer.one("Content-Length") == "800000"
         assert answer.body == b"".join(body)
         connection.assert_open()
+
+
+def test_a_list_of_single_bytes_costs_no_hundred_bytes_for_each() -> None:
+    count = 1_000_000
+
+    def peak() -> int:
+        """Bytes that were resident at most since it was asked for the last time."""
+        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        Path("/proc/self/clear_refs").write_text("5")
+        return int(line) * 1024
+
+    bodies = [[b"x"] * count, [b"a", *[b"b" * 20_000] * 20, *[b"c"] * count]]
+    app = routed(single=answering(bodies[0]), mixed=answering(bodies[1]))
+    with serving(app) as server, connect(server) as client:
+        client.request(target="/ok")
+        peak()
+        before = peak()
+        single, mixed = (client.request(target=path).body for path in ("/single", "/mixed"))
+        grown = peak() - before
+
+    assert single == b"x" * count
+    assert mixed == b"a" + b"b" * 400_000 + b"c" * count
+    assert grown < 30 * count
 
 
 def test_an_iterator_is_chunked_for_http_11_and_ends_the_connection_for_http_10() -> None:

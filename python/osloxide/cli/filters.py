@@ -8,12 +8,14 @@ Rules: PEP 3333 (middleware; ``wsgi.file_wrapper``), RFC 9110 (conditional reque
 
 from __future__ import annotations
 
+import math
 import mimetypes
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterable
-from email.utils import formatdate
+from datetime import UTC
+from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from osloxide.cli import contradictions
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
     import argparse
 
     Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+_COMPRESSED = {
+    "gzip": "application/gzip",
+    "bzip2": "application/x-bzip2",
+    "xz": "application/x-xz",
+}
 
 _request = threading.local()
 """Of the request that this thread handles: its input, and what the application notes about it."""
@@ -105,6 +113,50 @@ class Filters:
         return respond
 
 
+def _precondition(environ: dict[str, Any], changed: int) -> str | None:
+    """The status that the request's conditions demand instead of the file.
+
+    Files have no entity tag, so that no tag matches, and ``*`` does. A date that is none is
+    ignored. Rules: RFC 9110 section 13.2.2.
+
+    :param changed: when the file was changed, in seconds since the epoch.
+    """
+    if (tags := environ.get("HTTP_IF_MATCH")) is not None:
+        if tags.strip() != "*":
+            return "412 Precondition Failed"
+    elif changed > _seconds(environ.get("HTTP_IF_UNMODIFIED_SINCE"), math.inf):
+        return "412 Precondition Failed"
+    if (tags := environ.get("HTTP_IF_NONE_MATCH")) is not None:
+        return "304 Not Modified" if tags.strip() == "*" else None
+    is_known = changed <= _seconds(environ.get("HTTP_IF_MODIFIED_SINCE"), -math.inf)
+    return "304 Not Modified" if is_known else None
+
+
+def _seconds(date: str | None, otherwise: float) -> float:
+    """A date of HTTP in seconds since the epoch; *otherwise*, if it is none."""
+    if not date or not date.isascii():
+        return otherwise
+    try:
+        found = parsedate_to_datetime(date)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+
+
+def _described(name: str) -> list[tuple[str, str]]:
+    """The headers that say what a file is.
+
+    One that is compressed is just that: with a Content-Encoding, clients would unpack an archive
+    that their users asked for. Only pictures of ``.svgz`` are never wanted otherwise.
+    """
+    kind, encoding = mimetypes.guess_type(name)
+    if encoding is not None and name.endswith(".svgz"):
+        return [("Content-Type", "image/svg+xml"), ("Content-Encoding", encoding)]
+    if encoding is not None:
+        kind = _COMPRESSED.get(encoding)
+    return [("Content-Type", kind or "application/octet-stream")]
+
+
 class StaticMap:
     """Files below a directory, under a prefix of the path.
 
@@ -129,17 +181,14 @@ class StaticMap:
         if descriptor is None:
             return None
         status = os.fstat(descriptor)
-        kind, encoding = mimetypes.guess_type(relative)
-        modified = formatdate(status.st_mtime, usegmt=True)
-        headers = [("Last-Modified", modified)]
-        if environ.get("HTTP_IF_MODIFIED_SINCE") == modified:
+        changed = int(status.st_mtime)
+        headers = [("Last-Modified", formatdate(changed, usegmt=True))]
+        if (refusal := _precondition(environ, changed)) is not None:
             os.close(descriptor)
-            start_response("304 Not Modified", headers)
+            start_response(refusal, headers)
             return []
-        headers.append(("Content-Type", kind or "application/octet-stream"))
+        headers += _described(relative)
         headers.append(("Content-Length", str(status.st_size)))
-        if encoding is not None:
-            headers.append(("Content-Encoding", encoding))
         start_response("200 OK", headers)
         if environ["REQUEST_METHOD"] == "HEAD":
             os.close(descriptor)

@@ -118,7 +118,7 @@ def _tell(environ: dict[str, Any], hops: Sequence[_Hop], trusted: Trusted) -> No
                 environ.pop("HTTPS", None)
         if _HOST.fullmatch(hop.host):
             environ["HTTP_HOST"] = hop.host
-        if hop.port.isascii() and hop.port.isdigit() and 0 < int(hop.port) < 65536:
+        if _is_port(hop.port):
             environ["SERVER_PORT"] = hop.port
         address, port = _split(hop.client)
         if address is None:
@@ -193,10 +193,19 @@ def _split(text: str) -> tuple[Address | None, str]:
     if (found := _address(text)) is not None:
         return found, ""
     host, _, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
-    return _address(host.removeprefix("[").removesuffix("]")), port if port.isdigit() else ""
+    return _address(host.removeprefix("[").removesuffix("]")), port if _is_port(port) else ""
+
+
+def _is_port(text: str) -> bool:
+    # What is longer may have more digits than int() takes.
+    is_number = text.isascii() and text.isdigit() and len(text) <= 5
+    return is_number and 0 < int(text) < 65536
 
 
 def _address(text: str) -> Address | None:
+    if "%" in text:
+        # A zone of IPv6 means something to the host that wrote it alone, and may be any text.
+        return None
     try:
         found = ipaddress.ip_address(text)
     except ValueError:

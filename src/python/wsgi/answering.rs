@@ -17,6 +17,10 @@ use pyo3::types::{PyList, PyTuple};
 /// Bodies up to this many bytes are put together and sent at once; longer ones go piece by piece.
 const LARGEST_JOINED: usize = 256 * 1024;
 
+/// Shorter pieces of a longer body are put together all the same: each piece by itself costs about a
+/// hundred bytes of memory, and its share of a call to send it.
+const SHORT: usize = 16 * 1024;
+
 /// What became of an application's result.
 pub(super) enum Collected {
     /// Everything is there; nothing has been sent.
@@ -159,21 +163,29 @@ impl Application {
             let head = call.take_head().ok_or_else(not_started)?;
             return Ok(Collected::Whole(head, body));
         }
-        let mut pieces = Vec::with_capacity(items.len());
+        let mut pieces = Vec::new();
+        let mut joined = BytesMut::new();
         let mut total = 0;
         for item in items {
             let piece = bytes_from(&item, self.is_lenient)?;
             total += piece.len();
-            pieces.push(piece);
+            let is_short = piece.len() < SHORT || total <= LARGEST_JOINED;
+            if !joined.is_empty() && (!is_short || joined.len() + piece.len() > LARGEST_JOINED) {
+                pieces.push(joined.split().freeze());
+            }
+            if is_short {
+                joined.extend_from_slice(&piece);
+            } else {
+                pieces.push(piece);
+            }
         }
         let has_begun = call.progress().has_begun;
-        if total <= LARGEST_JOINED && !has_begun {
-            let mut joined = BytesMut::with_capacity(total);
-            for piece in &pieces {
-                joined.extend_from_slice(piece);
-            }
+        if pieces.is_empty() && !has_begun {
             let head = call.take_head().ok_or_else(not_started)?;
             return Ok(Collected::Whole(head, joined.freeze()));
+        }
+        if !joined.is_empty() {
+            pieces.push(joined.freeze());
         }
         if !call.is_started() {
             return Err(not_started());
