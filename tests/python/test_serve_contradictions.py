@@ -7,8 +7,10 @@ left.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,14 @@ from _children import environment, run_command
 from conftest import wait_until
 from support.serving import OSLOXIDE, Running, fetch, starter
 
-from osloxide.cli import contradictions, recycling, serve_options
+from osloxide.cli import (
+    address,
+    contradictions,
+    inherited,
+    listeners,
+    recycling,
+    serve_options,
+)
 from osloxide.cli.errors import CommandError
 
 SITE = """
@@ -123,6 +132,121 @@ def test_options_without_an_effect_on_any_address_are_refused(
     assert [text for text in said if text not in message] == [], message
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--certfile", "--keyfile", "--user", "--group", "--chdir", "--pid", "--log-file",
+        "--access-log", "--access-logformat", "--name", "--touch-reload", "--unset-env",
+    ],
+)  # fmt: skip
+def test_the_value_of_a_variable_that_is_not_set_is_refused(
+    capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    message = refused_at_once(capsys, f"{option}=")
+
+    assert f"{option} is empty" in message
+    assert "leave it out" in message
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("ftp://127.0.0.1:0", ["ftp is not spoken", "https://"]),
+        ("unix:@", ["unix:@ needs a name"]),
+        (f"fd://{HUGE}", [HUGE, "no descriptor"]),
+        ("http://fd://2147483648", ["2147483648", "no descriptor"]),
+    ],
+)
+def test_what_is_no_address_is_refused_with_the_reason(
+    capsys: pytest.CaptureFixture[str], address: str, said: list[str]
+) -> None:
+    message = refused_at_once(capsys, "-b", address)
+
+    assert [text for text in ["--bind", *said] if text not in message] == [], message
+
+
+def test_a_scheme_may_be_written_in_either_case() -> None:
+    parsed = address.parse_listener("HTTPS://127.0.0.1:8443")
+
+    assert parsed == address.Listener(("127.0.0.1", 8443), "https")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-b", "unix:a.sock", "-b", "unix:./a.sock"], ["unix:./a.sock is given twice", "unix:a"]),
+        (["-b", "unix:@two", "-b", "unix:@two"], ["--bind unix:@two is given twice"]),
+        (["-b", "127.0.0.1:47", "-b", "http://127.0.0.1:47"], ["127.0.0.1:47 is given twice"]),
+        (["-b", "127.0.0.1:47", "-b", ":47"], ["0.0.0.0:47 leaves nothing", "127.0.0.1:47"]),
+        (["-b", f"{'a' * 70}.invalid:0"], ["no host has such a name", "aaa.invalid:0"]),
+        (["-b", "a..invalid:0"], ["no host has such a name", "a..invalid:0"]),
+        ([*TCP, "--user", HUGE], [f"--user {HUGE}", "4294967294 at most"]),
+        ([*TCP, "--group", HUGE], [f"--group {HUGE}", "4294967294 at most"]),
+        (
+            [*TCP, "--access-logformat", "combined"],
+            ["--access-logformat combined", "--access-log;"],
+        ),
+        ([*TCP, "--access-logformat", "%(x)s"], ["--access-logformat", "unknown key"]),
+        ([*TCP, "--remove-header", "X-A: b"], ["--remove-header", "no name of a header"]),
+        ([*TCP, "--unset-env", "A=b"], ["--unset-env", "no NAME of a variable"]),
+        (
+            [*TCP, "--static-map", "/s=/tmp", "--static-map", "/s=/var"],
+            ["--static-map /s=", "2 times"],
+        ),
+        ([*TCP, *CERTIFICATE, *KEY, "--ciphers", "AES128-SHA"], ["--ciphers AES128-SHA"]),
+        ([*TCP, *CERTIFICATE, *KEY, "--ssl-version", "TLSv1"], ["--ssl-version TLSv1:"]),
+        ([*TCP, *KEY, "--certfile", "/etc/passwd"], ["--certfile /etc/passwd:"]),
+    ],
+)
+def test_the_message_names_the_option_as_the_operator_wrote_it(
+    tmp_path: Path, options: list[str], said: list[str]
+) -> None:
+    message = refused(tmp_path, *options)
+
+    assert [text for text in said if text not in message] == [], message
+
+
+@pytest.mark.parametrize("option", ["--pid", "--log-file", "--access-log"])
+def test_a_pipe_that_nothing_reads_is_not_waited_for(tmp_path: Path, option: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    message = refused(tmp_path, *TCP, option, str(tmp_path / "pipe"))
+
+    assert f"{option} {tmp_path / 'pipe'}" in message
+    assert "start its reader first" in message
+
+
+@pytest.mark.parametrize("count", ["9" * 30, "\u0663"])
+def test_a_number_of_sockets_that_is_none_is_refused(count: str) -> None:
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count}
+
+    with pytest.raises(CommandError, match="is no number of sockets"):
+        inherited.passed_by_systemd(environ)
+
+
+def test_a_socket_that_is_inherited_twice_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, listener.dup() as copy:
+        places = [(address.Listener(address.Inherited("x")), each) for each in (listener, copy)]
+
+        with pytest.raises(CommandError, match=f"fd://{copy.fileno()} is given twice"):
+            listeners._check_repetitions(places)
+
+
+def test_a_dollar_sign_in_a_value_is_no_other_options_value(tmp_path: Path) -> None:
+    (tmp_path / "mysite.py").write_text(SITE)
+    shutil.copy(CERTIFICATE[1], tmp_path / "$tls.crt")
+    with starter(tmp_path) as start:
+        running = start(
+            "serve", "mysite", "-b", "http://127.0.0.1:0", "-b", "https://127.0.0.1:0", *KEY,
+            "--certfile", str(tmp_path / "$tls.crt"),
+            "--access-logformat", "cost $5 %(status_code)d",
+        )  # fmt: skip
+
+        assert fetch(running.port()) == ["ok"]
+        wait_until(lambda: "cost $5 200" in running.log, f"the line\n{running.log}")
+        assert running.stop() == 0, running.log
+
+
 @pytest.mark.parametrize("scheme", ["http", "uwsgi"])
 def test_a_certificate_that_no_address_serves_is_refused(tmp_path: Path, scheme: str) -> None:
     message = refused(tmp_path, "-b", f"{scheme}://127.0.0.1:0", *CERTIFICATE, *KEY)
@@ -176,8 +300,7 @@ def test_a_file_that_is_of_no_use_is_named_with_its_option(
 ) -> None:
     message = refused(tmp_path, *TCP, *options)
 
-    if options[-2] not in ("--certfile", "--keyfile", "--ca-certs"):
-        assert options[-2] in message
+    assert options[-2] in message
     assert options[-1].rpartition("=")[2].removeprefix("unix:") in message
 
 

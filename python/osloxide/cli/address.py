@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 
 
@@ -27,6 +28,8 @@ class Listener:
 
 
 SCHEMES = ("http", "https", "uwsgi")
+_LAST_DESCRIPTOR = 2**31 - 1
+"""The largest number that a descriptor may have."""
 
 
 def parse_listener(text: str) -> Listener:
@@ -34,15 +37,24 @@ def parse_listener(text: str) -> Listener:
 
     :raises argparse.ArgumentTypeError: *text* is no address.
     """
-    for scheme in SCHEMES:
-        if text.startswith(f"{scheme}://"):
-            return Listener(_parse_place(text.removeprefix(f"{scheme}://")), scheme)
+    scheme, mark, place = text.partition("://")
+    if mark and scheme.lower() in SCHEMES:
+        # In either case (RFC 3986 section 3.1).
+        return Listener(_parse_place(place), scheme.lower())
+    if mark and re.fullmatch("[A-Za-z]+", scheme) and scheme not in ("fd", "unix"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {scheme} is not spoken; give {', '.join(f'{it}://' for it in SCHEMES)} or "
+            "no scheme"
+        )
     return Listener(_parse_place(text))
 
 
 def _parse_place(text: str) -> tuple[str, int] | str | Inherited:
     if text.startswith("fd://"):
-        if name := text.removeprefix("fd://"):
+        name = text.removeprefix("fd://")
+        if name.isascii() and name.isdigit() and (len(name) > 10 or int(name) > _LAST_DESCRIPTOR):
+            raise argparse.ArgumentTypeError(f"{text!r}: no descriptor has such a number")
+        if name:
             return Inherited(name)
         raise argparse.ArgumentTypeError("fd:// needs a number or a name, for example fd://3")
     return parse(text)
@@ -54,7 +66,10 @@ def parse(text: str) -> tuple[str, int] | str:
     :raises argparse.ArgumentTypeError: *text* is neither.
     """
     if text.startswith("unix:"):
-        if path := text.removeprefix("unix:"):
+        path = text.removeprefix("unix:")
+        if path == "@":
+            raise argparse.ArgumentTypeError("unix:@ needs a name, for example unix:@app")
+        if path:
             return "\0" + path[1:] if path.startswith("@") else path
         raise argparse.ArgumentTypeError("unix: needs a path, for example unix:/run/app.sock")
     host, colon, port = text.rpartition(":")

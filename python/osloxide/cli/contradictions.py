@@ -1,6 +1,6 @@
-"""Options of ``osloxide serve`` that have no effect without another one, or beside another one.
+"""Options of ``osloxide serve`` that have no effect: empty, without another one, or beside one.
 
-Owns the pairs that the options alone tell; what depends on an address, a file or a limit is checked
+Owns what the options alone tell; what depends on an address, a file or a limit is checked
 where that is read. Starts nothing. Values of a configuration file of gunicorn or uWSGI are left
 alone: such files say more than they use.
 """
@@ -32,11 +32,42 @@ _IN_THE_WAY = (
 """An option, and the one beside which it has no effect."""
 
 
+_NEVER_EMPTY = (
+    "certfile", "keyfile", "keyfile_passphrase_file", "ca_certs", "user", "group", "chdir", "venv",
+    "pid", "log_file", "log_file_owner", "log_config", "socket_owner", "access_log",
+    "access_logformat", "name", "program", "config", "reload_extra_file", "touch_reload",
+    "unset_env",
+)  # fmt: skip
+"""Options whose empty value is that of a variable which a script or a unit file did not set. Taken
+for absent, ``--user`` would leave root in charge, and ``--certfile`` passwords in clear text."""
+
+
 def check(options: argparse.Namespace) -> None:
     """Refuse options without an effect.
 
     :raises CommandError: names the option, its value and the remedy.
     """
+    for name in _NEVER_EMPTY:
+        value = getattr(options, name, None)
+        is_empty = value == "" or (isinstance(value, list) and "" in value)
+        if is_empty and name not in getattr(options, "set_by_config", ()):
+            raise CommandError(f"{_option(name)} is empty; give it a value, or leave it out")
+    if (
+        is_given(options, "access_logformat")
+        and options.access_logformat in ("combined", "common")
+        and options.access_log is None
+    ):
+        raise CommandError(
+            f"--access-logformat {options.access_logformat} needs --access-log; give both, or a % "
+            "format with the keys of wsgi_log_format"
+        )
+    prefixes = [prefix for prefix, _ in options.static_map or ()]
+    for prefix in prefixes:
+        if prefixes.count(prefix) > 1 and is_given(options, "static_map"):
+            raise CommandError(
+                f"--static-map {prefix}= is given {prefixes.count(prefix)} times, and the first "
+                "one alone has an effect; leave the others out"
+            )
     for name, needed in _NEEDED:
         if is_given(options, name) and not getattr(options, needed):
             raise CommandError(

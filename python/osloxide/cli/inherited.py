@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FIRST = 3
 """The descriptor of the first socket that systemd passes."""
 
+_MOST_DIGITS = 7
+"""Of the number of sockets: a process has a million descriptors at most, unless root says more."""
+
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
@@ -33,7 +36,7 @@ def passed_by_systemd(environ: MutableMapping[str, str]) -> list[tuple[int, str]
     if values["LISTEN_PID"] != str(os.getpid()):
         return []
     count = values["LISTEN_FDS"]
-    if not count.isascii() or not count.isdigit():
+    if not count.isascii() or not count.isdigit() or len(count) > _MOST_DIGITS:
         raise CommandError(f"LISTEN_FDS={count!r} is no number of sockets; let systemd set it")
     names = values["LISTEN_FDNAMES"].split(":") if values["LISTEN_FDNAMES"] else []
     if names and len(names) != int(count):

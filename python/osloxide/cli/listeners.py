@@ -6,20 +6,24 @@ command across its own restart. Accepts nothing.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import logging
 import os
+import re
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osloxide.cli import address, contradictions, inherited, privileges
+from osloxide.cli import address, contradictions, inherited, log_file, privileges
 from osloxide.cli.errors import CommandError
 from osloxide.cli.site import in_one_line
 from osloxide.server import options as server_options
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from oslo_config.cfg import ConfigOpts
 
@@ -125,6 +129,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
             "client in REMOTE_ADDR; leave the option out, or bind an address for HTTP"
         )
     _check_addresses(options, addresses)
+    _check_repetitions(addresses)
     for index, (listener, where) in enumerate(addresses):
         if listener.scheme == "https" and not has_tls:
             raise CommandError("--bind https:// needs --certfile; give both")
@@ -148,7 +153,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
         try:
             servers.append(SiteServer(conf, given, protocol, use_ssl, **place))
         except (OSError, ValueError, RuntimeError, wsgi.InvalidInput) as error:
-            raise CommandError(in_one_line(error)) from error
+            raise CommandError(_in_own_names(in_one_line(error))) from error
         if options.socket_owner and isinstance(where, str) and not where.startswith("\0"):
             privileges.owner(options.socket_owner, "--socket-owner").give(where)
     return servers
@@ -178,6 +183,55 @@ def _addresses(
             ", ".join(f"fd://{descriptor}" for descriptor in sorted(unused)),
         )
     return places
+
+
+def _check_repetitions(
+    addresses: Sequence[tuple[address.Listener, tuple[str, int] | str | socket.socket]],
+) -> None:
+    """Refuse an address that is given twice, before the kernel blames another process.
+
+    :raises CommandError: names it.
+    """
+    seen: dict[object, str] = {}
+    for _, where in addresses:
+        identity: object
+        if isinstance(where, socket.socket):
+            identity, shown = os.fstat(where.fileno()).st_ino, f"fd://{where.fileno()}"
+        elif isinstance(where, tuple):
+            host, port = where
+            identity, shown = where, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if port == 0:
+                continue
+        else:
+            is_abstract = where.startswith("\0")
+            identity = where if is_abstract else os.path.realpath(where)
+            shown = "unix:" + where.replace("\0", "@", 1)
+        if identity in seen:
+            same = "" if seen[identity] == shown else f", the first time as {seen[identity]}"
+            raise CommandError(f"--bind {shown} is given twice{same}; leave one of them out")
+        seen[identity] = shown
+    for (host, port), other in _clashes([it for _, it in addresses if isinstance(it, tuple)]):
+        raise CommandError(
+            f"--bind {other}:{port} leaves nothing of port {port} to --bind {host}:{port}; leave "
+            "one of them out"
+        )
+
+
+def _clashes(places: Sequence[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], str]]:
+    """IPv4 addresses beside one that stands for all of them, with that one.
+
+    ``[::]`` does, unless the host keeps IPv6 apart (``net.ipv6.bindv6only``).
+    """
+    everywhere = {"0.0.0.0": "0.0.0.0"}  # noqa: S104 - compared, not bound
+    with contextlib.suppress(OSError):
+        if Path("/proc/sys/net/ipv6/bindv6only").read_text().strip() == "0":
+            everywhere["::"] = "[::]"
+    for host, port in places:
+        with contextlib.suppress(ValueError):
+            for wide, shown in everywhere.items():
+                is_other = host != wide and ipaddress.ip_address(host).version == 4
+                if port and is_other and (wide, port) in places:
+                    yield (host, port), shown
 
 
 def _check_addresses(
@@ -266,6 +320,20 @@ def _has_tls(options: argparse.Namespace) -> bool:
             if value is not None:
                 raise CommandError(f"{option} {value} needs --certfile; give both")
         return False
+    for option, path in (
+        ("--certfile", options.certfile),
+        ("--keyfile", options.keyfile),
+        ("--ca-certs", options.ca_certs),
+        ("--keyfile-passphrase-file", options.keyfile_passphrase_file),
+    ):
+        if path is not None:
+            try:
+                with open(path, "rb") as file:
+                    file.read(1)
+            except OSError as error:
+                raise CommandError(
+                    f"{option} {path}: {error.strerror}; name a file that this user may read"
+                ) from error
     if options.cert_reqs and options.ca_certs is None:
         raise CommandError(f"--cert-reqs {options.cert_reqs} needs --ca-certs; give both")
     return True
@@ -301,8 +369,8 @@ def _access_log(options: argparse.Namespace) -> _native.AccessLog | None:
         raise CommandError(f"--access-logformat {options.access_logformat}: {error}") from error
     except OSError as error:
         raise CommandError(
-            f"--access-log {options.access_log} cannot be opened: {error.strerror}; give a file "
-            "that this user may write"
+            f"--access-log {options.access_log} cannot be opened: {error.strerror}; "
+            f"{log_file.remedy(error)}"
         ) from error
 
 
@@ -324,6 +392,31 @@ def _access_filter(options: argparse.Namespace) -> _native.AccessFilter | None:
                 f"--no-access-log-for {field}={pattern}: {in_one_line(error)}; correct the pattern"
             ) from error
     return _native.AccessFilter(silent, classes)
+
+
+_OWN_NAMES = {
+    "cert_file": "--certfile",
+    "key_file": "--keyfile",
+    "ca_file": "--ca-certs",
+    "ciphers": "--ciphers",
+    "version": "--ssl-version",
+    "wsgi_log_format": "--access-logformat",
+}
+"""Options of this command by what a server calls them."""
+
+
+def _in_own_names(message: str) -> str:
+    """A server's message about one of its options, with the name that the operator has given."""
+    return re.sub(
+        rf"^({'|'.join(_OWN_NAMES)})\b(?: =)?|(?<= in )(cert_file|ca_file)(?=[,;])",
+        lambda found: _OWN_NAMES[found[1] or found[2]],
+        message,
+    )
+
+
+def _literal(value: Any) -> Any:
+    """*value* for oslo.config, which would take ``$name`` for another option's value."""
+    return value.replace("$", "$$") if isinstance(value, str) else value
 
 
 def _configuration(options: argparse.Namespace) -> ConfigOpts:
@@ -349,7 +442,7 @@ def _configuration(options: argparse.Namespace) -> ConfigOpts:
         ("wsgi_log_format", None if options.access_log else options.access_logformat),
     ):
         if value is not None:
-            conf.set_override(name, value)
+            conf.set_override(name, _literal(value))
     for name, value in (
         ("cert_file", options.certfile),
         ("key_file", options.keyfile or options.certfile),
@@ -357,7 +450,7 @@ def _configuration(options: argparse.Namespace) -> ConfigOpts:
         ("ciphers", options.ciphers),
         ("version", options.ssl_version),
     ):
-        conf.set_override(name, value, "ssl")
+        conf.set_override(name, _literal(value), "ssl")
     if options.timeout:
         conf.set_override("worker_timeout", options.timeout, configuration.GROUP)
     return conf

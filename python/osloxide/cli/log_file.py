@@ -6,6 +6,7 @@ there, as uWSGI's ``logto`` has it. SIGUSR1 opens the file again, see osloxide.c
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -23,9 +24,8 @@ def redirect(options: argparse.Namespace) -> None:
     :raises CommandError: it cannot be opened, or given to its owner.
     """
     path: str = options.log_file
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = open_for_appending(path)
         try:
             if options.log_file_mode is not None:
                 os.fchmod(descriptor, options.log_file_mode)
@@ -39,4 +39,23 @@ def redirect(options: argparse.Namespace) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise CommandError(f"--log-file {path}: {error.strerror}") from error
+        raise CommandError(f"--log-file {path}: {error.strerror}; {remedy(error)}") from error
+
+
+def open_for_appending(path: str) -> int:
+    """Open a log file, made if need be; a pipe that nothing reads is not waited for.
+
+    :returns: its descriptor, which writes as ever: it waits for a slow reader.
+    :raises OSError: it cannot be opened; ENXIO for a pipe without a reader.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def remedy(error: OSError) -> str:
+    """What the operator can do about a file that cannot be opened for writing."""
+    if error.errno == errno.ENXIO:
+        return "it is a socket, or a pipe that nothing reads; start its reader first"
+    return "give a file that this user may write, in a directory that exists"

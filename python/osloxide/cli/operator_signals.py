@@ -17,6 +17,7 @@ import sys
 from logging.handlers import WatchedFileHandler
 from typing import TYPE_CHECKING, Any
 
+from osloxide.cli import log_file
 from osloxide.server import access_logs
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ HANDLED = frozenset(
 
 def install(
     workers: Callable[[], Iterable[int]],
-    log_file: str | None,
+    log_path: str | None,
     change_workers: Callable[[int], None] | None,
 ) -> None:
     """Install the handlers (main thread, before the fork).
 
     :param workers: pids of the workers, asked for in the parent only.
-    :param log_file: where stdout and stderr go; None = where they went from the start.
+    :param log_path: where stdout and stderr go; None = where they went from the start.
     :param change_workers: has so many more workers; None where the process serves alone.
     """
     from osloxide.signals.signal_handler import SignalHandler
@@ -47,7 +48,7 @@ def install(
     parent = os.getpid()
 
     def on_usr1(signo: int, _frame: FrameType | None) -> None:
-        reopen_logs(log_file)
+        reopen_logs(log_path)
         if os.getpid() == parent:
             for pid in tuple(workers()):
                 with contextlib.suppress(ProcessLookupError):
@@ -78,14 +79,14 @@ def install(
         SignalHandler().add_handler(signo.name, handlers.get(signo, on_size))
 
 
-def reopen_logs(log_file: str | None) -> None:
+def reopen_logs(log_path: str | None) -> None:
     """Open the log files of this process again by their names.
 
     The descriptors keep their numbers: a thread that writes just then writes to one file or to the
     other, and never to a closed one.
     """
-    if log_file is not None:
-        _replace(log_file, (sys.__stdout__, sys.__stderr__))
+    if log_path is not None:
+        _replace(log_path, (sys.__stdout__, sys.__stderr__))
     for each in _file_handlers():
         _replace(each.baseFilename, (each.stream,))
     access_logs.reopen()
@@ -106,7 +107,7 @@ def _file_handlers() -> set[logging.FileHandler]:
 
 def _replace(path: str, streams: Iterable[Any]) -> None:
     try:
-        fresh = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        fresh = log_file.open_for_appending(path)
     except OSError as error:
         LOG.error("cannot open %s again: %s; its old file is kept", path, error.strerror)
         return

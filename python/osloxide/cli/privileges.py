@@ -20,6 +20,9 @@ from osloxide.cli.errors import CommandError
 LOG = logging.getLogger("osloxide.serve")
 
 _PR_SET_DUMPABLE = 4
+_LAST_ID = 2**32 - 2
+"""The number behind it means "leave alone" (chown(2))."""
+_MOST_DIGITS = 10
 
 
 def owner(text: str, option: str) -> Identity:
@@ -29,6 +32,18 @@ def owner(text: str, option: str) -> Identity:
     """
     user, _, group = text.partition(":")
     return Identity.of(user, group, option)
+
+
+def _number(text: str, option: str) -> int | None:
+    """The number of a user or a group; None for a name.
+
+    :raises CommandError: the kernel has no such numbers.
+    """
+    if not text.isascii() or not text.isdigit():
+        return None
+    if len(text) > _MOST_DIGITS or int(text) > _LAST_ID:
+        raise CommandError(f"{option} {text} is too large a number; give {_LAST_ID} at most")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -47,20 +62,21 @@ class Identity:
         """
         uid, gid, name = None, None, None
         if user:
+            uid = _number(user, option)
             try:
-                entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+                entry = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
                 uid, gid, name = entry.pw_uid, entry.pw_gid, entry.pw_name
             except KeyError:
-                if not user.isdigit():
+                if uid is None:
                     raise CommandError(
                         f"{option} {user}: there is no such user; create it, or name another one"
                     ) from None
-                uid = int(user)
         if group:
+            named = "--group" if option == "--user" else option
+            number = _number(group, named)
             try:
-                gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+                gid = grp.getgrnam(group).gr_gid if number is None else number
             except KeyError:
-                named = "--group" if option == "--user" else option
                 raise CommandError(
                     f"{named} {group}: there is no such group; create it, or name another one"
                 ) from None

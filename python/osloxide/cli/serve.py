@@ -218,11 +218,12 @@ def _pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    file = Path(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        file.write_text(f"{os.getpid()}\n")
+        with os.fdopen(os.open(path, flags, 0o666), "w") as opened:
+            opened.write(f"{os.getpid()}\n")
     except OSError as error:
-        raise CommandError(f"--pid {path}: {error.strerror}") from error
+        raise CommandError(f"--pid {path}: {error.strerror}; {log_file.remedy(error)}") from error
     try:
         yield
     finally:

@@ -35,6 +35,8 @@ _WEB_CONCURRENCY = "WEB_CONCURRENCY"
 _MOST = 2**31 - 1
 """Most of what is counted: what the kernel's own counts hold."""
 _MOST_BYTES = 2**63 - 1
+_TOKEN = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"  # noqa: S105 - of HTTP
+"""A name of a header (RFC 9110 section 5.6.2)."""
 _SERVERS_OWN = (
     "connection", "content-length", "keep-alive", "proxy-authenticate", "proxy-authorization",
     "te", "trailer", "trailers", "transfer-encoding", "upgrade",
@@ -262,7 +264,11 @@ def _declare_processes(parser: argparse.ArgumentParser) -> None:
         help="set an environment variable; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--unset-env", action="append", metavar="NAME", help="unset an environment variable"
+        "--unset-env",
+        action="append",
+        type=_variable,
+        metavar="NAME",
+        help="unset an environment variable; may be repeated",
     )
     parser.add_argument("-p", "--pid", metavar="FILE", help="write the parent's pid there")
 
@@ -336,6 +342,7 @@ def _declare_responses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--remove-header",
         action="append",
+        type=_header_name,
         metavar="NAME",
         help="take a header out of each answer of the application; may be repeated",
     )
@@ -545,7 +552,7 @@ def _octal(text: str) -> int:
 
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
-    if not colon or not re.fullmatch(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+", name):
+    if not colon or not re.fullmatch(_TOKEN, name):
         raise argparse.ArgumentTypeError(f"{text!r} is no NAME:VALUE of a header")
     if name.lower() in _SERVERS_OWN:
         raise argparse.ArgumentTypeError(
@@ -561,6 +568,18 @@ def _header(text: str) -> tuple[str, str]:
             "5.5); encode it"
         ) from None
     return name, value.strip()
+
+
+def _header_name(text: str) -> str:
+    if not re.fullmatch(_TOKEN, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a header")
+    return text
+
+
+def _variable(text: str) -> str:
+    if "=" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME of a variable; leave the value out")
+    return text
 
 
 def _explained(convert: Callable[[str], Any]) -> Callable[[str], Any]:

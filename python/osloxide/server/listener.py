@@ -61,6 +61,12 @@ def listen_tcp(name: str, host: str, port: int, backlog: int) -> socket.socket:
             raise
     except OSError as error:
         raise _explained(error, f"{name} cannot listen on {host}:{port}", _TCP_REMEDIES) from None
+    except UnicodeError:
+        # What socket.getaddrinfo() says of a label that is empty or longer than 63 bytes.
+        raise ValueError(
+            f"{name} cannot listen on {host}:{port}: no host has such a name; check the configured "
+            "address"
+        ) from None
     return listener
 
 

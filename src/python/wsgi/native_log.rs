@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use pyo3::exceptions::PyValueError;
+use nix::errno::Errno;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use tracing::{info, warn};
 
@@ -60,7 +61,7 @@ impl NativeLog {
         Ok(Self {
             format: Format::parse(format)
                 .map_err(|error| PyValueError::new_err(format!("log format {error}")))?,
-            file: LogFile::open(&path)?,
+            file: LogFile::open(&path).map_err(|error| not_opened(&error))?,
             path,
             worker: AtomicU32::new(0),
         })
@@ -71,7 +72,9 @@ impl NativeLog {
     }
 
     fn reopen(&self, py: Python<'_>) -> PyResult<()> {
-        let written = py.detach(|| self.file.reopen())?;
+        let written = py
+            .detach(|| self.file.reopen())
+            .map_err(|error| not_opened(&error))?;
         py.detach(|| self.tell(written));
         Ok(())
     }
@@ -79,6 +82,14 @@ impl NativeLog {
     #[pyo3(name = "flush")]
     fn flush_now(&self, py: Python<'_>) {
         py.detach(|| self.flush());
+    }
+}
+
+/// With number and text, as open(2) has them in Python; PyO3 would give the text alone.
+fn not_opened(error: &std::io::Error) -> PyErr {
+    match error.raw_os_error() {
+        Some(number) => PyOSError::new_err((number, Errno::from_raw(number).desc())),
+        None => PyOSError::new_err(error.to_string()),
     }
 }
 

@@ -4,7 +4,8 @@
 //! are put off only while the server has other requests to see to, and for [`LONGEST_DELAY`] at most;
 //! then all of them are one write(2) with `O_APPEND`, so that lines of several processes do not mix.
 //! What is a pipe gets no more than `PIPE_BUF` bytes at a time, for the same reason (pipe(7)). Never
-//! formats a line. A log that fails never fails a request.
+//! formats a line. A log that fails never fails a request, and one that is not read (a pipe, a terminal,
+//! the socket of a service manager) holds a thread for [`LONGEST_WAIT`] at most: lines are lost then.
 #![expect(unsafe_code, reason = "the local time is asked of the C library")]
 
 use super::format::LocalTime;
@@ -75,7 +76,7 @@ impl LogFile {
     /// What open(2) says.
     pub fn open(path: &Path) -> io::Result<Self> {
         let (path, file) = if path == Path::new("-") {
-            (None, io::stdout().as_fd().try_clone_to_owned()?)
+            (None, standard_output()?)
         } else {
             (Some(path.to_owned()), open_file(path)?)
         };
@@ -206,6 +207,10 @@ impl LogFile {
                 writer.is_torn = false;
                 return Ok(());
             }
+            // Not every descriptor could be made not to block.
+            if writer.most != usize::MAX && !self.takes_more(writer.lost) {
+                break Errno::EAGAIN;
+            }
             if done == 0 && writer.is_torn {
                 // Ends what is left of a line that was cut.
                 match write(&self.file, b"\n") {
@@ -216,19 +221,21 @@ impl LogFile {
             match write(&self.file, &piece[done..]) {
                 Ok(0) => break Errno::EIO,
                 Ok(count) => done += count,
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
-                    if poll(&mut fds, PollTimeout::from(LONGEST_WAIT)) == Ok(0) {
-                        break Errno::EAGAIN;
-                    }
-                }
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(errno) => break errno,
             }
         };
         writer.is_torn |= done > 0 && piece[done - 1] != b'\n';
         writer.lost += memchr::memchr_iter(b'\n', &piece[done..]).count() as u64;
         Err(errno)
+    }
+
+    /// True when what is no regular file takes bytes now, or soon. Once lines were lost there, no other
+    /// one is waited for until one is taken.
+    fn takes_more(&self, lost: u64) -> bool {
+        let timeout = if lost == 0 { LONGEST_WAIT } else { 0 };
+        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut fds, PollTimeout::from(timeout)) != Ok(0)
     }
 }
 
@@ -264,8 +271,21 @@ fn now() -> u64 {
         .max(1)
 }
 
+/// Where that is a pipe, one that does not block: its other writers count on theirs to do so.
+fn standard_output() -> io::Result<OwnedFd> {
+    let shared = io::stdout().as_fd().try_clone_to_owned()?;
+    let is_pipe = fstat(&shared).is_ok_and(|status| {
+        SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO
+    });
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let fresh = is_pipe.then(|| open("/proc/self/fd/1", flags, Mode::empty()));
+    Ok(fresh.and_then(Result::ok).unwrap_or(shared))
+}
+
 fn open_file(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_CLOEXEC;
+    // A pipe that nothing reads is an error (ENXIO), where open(2) would wait for a reader.
+    let flags =
+        OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     Ok(open(path, flags, Mode::from_bits_truncate(0o666))?)
 }
 
@@ -360,6 +380,56 @@ mod tests {
         };
         assert_eq!(write(&log, b"four\n"), Written::Again(3));
         assert_eq!(write(&log, b"five\n"), Written::Yes);
+    }
+
+    #[test]
+    fn a_pipe_that_is_not_read_loses_lines_and_holds_no_thread() {
+        let (reader, other_end) = io::pipe().unwrap();
+        let log = LogFile {
+            file: OwnedFd::from(other_end),
+            ..LogFile::open(Path::new("/dev/null")).unwrap()
+        };
+        let lines = [vec![b'x'; 1023], b"\n".to_vec()].concat().repeat(1024);
+
+        let (sender, ended) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Twice as many as wait at most: the second half is not waited for.
+                let written = [log.put(&lines), log.put(&lines)];
+                sender.send(written).unwrap();
+            });
+            let written = ended.recv_timeout(Duration::from_mins(1));
+            // Ends the wait of a write(2) that waits for ever.
+            drop(reader);
+            assert_eq!(written, Ok([Written::Failed(Errno::EAGAIN), Written::Yes]));
+        });
+    }
+
+    #[test]
+    fn a_named_pipe_without_a_reader_is_an_error() {
+        let directory = directory("fifo");
+        let path = directory.join("access.log");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+
+        let (sender, opened) = std::sync::mpsc::channel();
+        let (answer, reader) = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let errno = LogFile::open(&path).map_err(|error| error.raw_os_error());
+                sender.send(errno.map(drop)).unwrap();
+            });
+            let answer = opened.recv_timeout(Duration::from_mins(1));
+            // Ends the wait of an open(2) that waits for a reader.
+            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+            (answer, open(&path, flags, Mode::empty()).unwrap())
+        });
+
+        assert_eq!(answer, Ok(Err(Some(libc::ENXIO))));
+        let log = LogFile::open(&path).unwrap();
+        log.put(b"one\n");
+        assert_eq!(log.flush(), Written::Yes);
+        let mut line = [0; 8];
+        assert_eq!(nix::unistd::read(&reader, &mut line), Ok(4));
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]
