@@ -291,24 +291,19 @@ class Server(ServiceBase):
         self._pool = _Pool(self)
         self._server: _Acceptor | None = None
 
-        if self.pool_size < 1:
-            raise InvalidInput(reason=f"pool_size is {self.pool_size}; give at least 1")
+        # Refused here and not by start(): that runs in workers, which would be forked for ever.
         if backlog < 1:
             raise InvalidInput(reason=f"backlog is {backlog}; it must be more than 0")
+        try:
+            options.check_number("pool_size", self.pool_size, 1, options.MOST)
+            options.check_number("backlog", backlog, 1, options.MOST)
+        except ValueError as error:
+            raise InvalidInput(reason=str(error)) from None
         _native.check_log_format(conf.wsgi_log_format)
-        # Refused here and not by start(): that runs in workers, which would be forked for ever.
-        for option, value, least in (
-            ("max_header_line", conf.max_header_line, 1),
-            ("client_socket_timeout", conf.client_socket_timeout, 0),
-            ("max_url_len", max_url_len or 0, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{option} is {value}; give at least {least}")
-        if conf.client_socket_timeout > LONGEST_TIMEOUT:
-            raise ValueError(
-                f"client_socket_timeout is {conf.client_socket_timeout}; give at most "
-                f"{LONGEST_TIMEOUT} (a century), or 0 to wait for ever"
-            )
+        options.check_number("max_header_line", conf.max_header_line, 1)
+        options.check_number("max_url_len", max_url_len or 0, 0)
+        timeout, most = conf.client_socket_timeout, options.LONGEST_TIMEOUT
+        options.check_number("client_socket_timeout", timeout, 0, most, "0 to wait for ever")
         configured = options.attributes(conf, is_unix=socket_family == socket.AF_UNIX)
         for attribute, configured_value in configured.items():
             setattr(self, attribute, configured_value)
@@ -374,8 +369,10 @@ class Server(ServiceBase):
         idle = self.conf.tcp_keepidle
         try:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
-        except OSError as error:
-            raise ValueError(f"tcp_keepidle is {idle}; give 1 to 32767 seconds") from error
+        except (OSError, OverflowError, TypeError) as error:
+            # Python takes what does not fit into an int of C, or is none, for a buffer.
+            shown = "empty" if idle is None else idle
+            raise ValueError(f"tcp_keepidle is {shown}; give 1 to 32767 seconds") from error
         return listener
 
     def _check_request_timeout(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -287,3 +288,43 @@ def test_the_generator_lists_them_under_a_namespace_of_their_own(tmp_path: Path)
     ((group, listed),) = options.list_opts()
     assert group == "osloxide"
     assert listed[0] is not options.OPTIONS[0], "must be a copy"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("wsgi_default_pool_size =", "pool_size is empty; give at least 1"),
+        (f"wsgi_default_pool_size = {10**30}", f"pool_size is {10**30}; give at most 2147483647"),
+        ("max_header_line =", "max_header_line is empty; give at least 1"),
+        (f"max_header_line = {10**30}", f"max_header_line is {10**30}; give at most"),
+        ("client_socket_timeout =", "client_socket_timeout is empty; give at least 0"),
+        (f"client_socket_timeout = {10**30}", "or 0 to wait for ever"),
+        ("tcp_keepidle =", "tcp_keepidle is empty; give 1 to 32767 seconds"),
+        (f"tcp_keepidle = {10**30}", f"tcp_keepidle is {10**30}; give 1 to 32767 seconds"),
+    ],
+)
+def test_a_number_of_oslos_own_options_that_is_none_is_named(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    conf = configured(tmp_path / "service.conf", f"[DEFAULT]\n{line}\n")
+
+    with pytest.raises((ValueError, wsgi.InvalidInput), match=re.escape(said)):
+        wsgi.Server(conf, "api", application, host="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"pool_size": 1.5}, "pool_size is 1.5; give a whole number"),
+        ({"pool_size": "4"}, "pool_size is '4'; give a whole number"),
+        ({"backlog": 2**31}, "backlog is 2147483648; give at most 2147483647"),
+        ({"max_url_len": 2**63}, f"max_url_len is {2**63}; give at most {2**63 - 1}"),
+    ],
+)
+def test_an_argument_that_is_no_number_of_its_kind_is_named(
+    tmp_path: Path, arguments: dict[str, Any], said: str
+) -> None:
+    conf = configured(tmp_path / "service.conf", "")
+
+    with pytest.raises((ValueError, wsgi.InvalidInput), match=re.escape(said)):
+        wsgi.Server(conf, "api", application, host="127.0.0.1", **arguments)

@@ -22,7 +22,30 @@ GROUP = "osloxide"
 
 #: Most seconds of a timeout: beyond a century a clock has no instant.
 LONGEST_TIMEOUT = 3_155_760_000
+#: Most of what the kernel, or this process, counts in an int of C.
+MOST = 2**31 - 1
 _LARGEST = 2**63 - 1
+
+
+def check_number(
+    option: str, value: Any, least: int, most: int = _LARGEST, otherwise: str = ""
+) -> None:
+    """Refuse what is no whole number from *least* to *most*.
+
+    :param option: what the operator, or the caller, calls it. One that stands in a configuration
+        file without a value is ``None``.
+    :param otherwise: what else could be meant by a number that is too large.
+    :raises ValueError: names the option, the value and the remedy.
+    """
+    if value is None:
+        raise ValueError(f"{option} is empty; give at least {least}, or leave it out")
+    if not isinstance(value, int):
+        raise ValueError(f"{option} is {value!r}; give a whole number of at least {least}")
+    if value < least:
+        raise ValueError(f"{option} is {value}; give at least {least}")
+    if value > most:
+        remedy = f", or {otherwise}" if otherwise else ""
+        raise ValueError(f"{option} is {value}; give at most {most}{remedy}")
 
 
 class _Checked(types.ConfigType):
