@@ -86,6 +86,16 @@ pub enum Error {
     ReadOnly,
 }
 
+/// What a memfd of another process is that has the name of a scoreboard.
+#[derive(Debug)]
+enum Memory {
+    Ready(Scoreboard),
+    /// Its process is making it just now: sealed comes after sized, and the mark comes last.
+    Unfinished,
+    /// Of another layout.
+    Foreign,
+}
+
 #[derive(Debug)]
 #[repr(C)]
 struct Header {
@@ -210,14 +220,15 @@ impl Scoreboard {
                 continue; // closed since
             };
             match Self::checked(memfd)? {
-                Some(board) => {
+                Memory::Ready(board) => {
                     let rank =
                         |board: &Self| (board.pid().cast_signed() == pid, board.started_at());
                     if found.as_ref().is_none_or(|best| rank(&board) > rank(best)) {
                         found = Some(board);
                     }
                 }
-                None => is_foreign = true,
+                Memory::Unfinished => {}
+                Memory::Foreign => is_foreign = true,
             }
         }
         match found {
@@ -407,20 +418,27 @@ impl Scoreboard {
     }
 
     /// Maps a memfd of another process if it is a scoreboard of this layout.
-    fn checked(memfd: OwnedFd) -> Result<Option<Self>, Error> {
+    fn checked(memfd: OwnedFd) -> Result<Memory, Error> {
         let bytes = fstat(&memfd).map_err(os("stat"))?.st_size;
         let seals = fcntl(&memfd, FcntlArg::F_GET_SEALS).map_err(os("read the seals of"))?;
-        let is_fixed = SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK);
-        if usize::try_from(bytes) != Ok(TOTAL_BYTES) || !is_fixed {
-            return Ok(None);
+        if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
+            return Ok(Memory::Unfinished);
+        }
+        if usize::try_from(bytes) != Ok(TOTAL_BYTES) {
+            return Ok(Memory::Foreign);
         }
         let board = Self::map(memfd, false)?;
         let header = board.header();
-        let is_ours = header.magic.load(Ordering::Acquire) == MAGIC
+        let magic = header.magic.load(Ordering::Acquire);
+        let is_ours = magic == MAGIC
             && header.version.load(Ordering::Relaxed) == VERSION
             && header.capacity.load(Ordering::Relaxed) as usize == CAPACITY
             && header.row_bytes.load(Ordering::Relaxed) as usize == size_of::<Row>();
-        Ok(is_ours.then_some(board))
+        Ok(match magic {
+            0 => Memory::Unfinished,
+            _ if is_ours => Memory::Ready(board),
+            _ => Memory::Foreign,
+        })
     }
 
     fn header(&self) -> &Header {
@@ -648,6 +666,24 @@ mod tests {
         let error = Scoreboard::attach(i32::MAX).unwrap_err();
 
         assert!(matches!(error, Error::NotFound(i32::MAX)));
+    }
+
+    #[test]
+    fn a_scoreboard_that_is_being_made_is_none_yet_and_not_a_foreign_one() {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let memfd = memfd_create(MEMFD_NAME, flags).unwrap();
+        let seen = || Scoreboard::checked(memfd.try_clone().unwrap()).unwrap();
+
+        assert!(matches!(seen(), Memory::Unfinished), "made");
+        ftruncate(&memfd, i64::try_from(TOTAL_BYTES).unwrap()).unwrap();
+        assert!(matches!(seen(), Memory::Unfinished), "sized");
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+        fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        assert!(matches!(seen(), Memory::Unfinished), "sealed");
+
+        let board = Scoreboard::map(memfd.try_clone().unwrap(), true).unwrap();
+        board.header().magic.store(MAGIC, Ordering::Release);
+        assert!(matches!(seen(), Memory::Foreign), "of no version");
     }
 
     #[test]
