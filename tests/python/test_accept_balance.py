@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from osloxide import _native
 
 WORKERS = 4
 CONNECTIONS = 400
-# Perfect would be a quarter. Chance, and a machine that is busy with something else, take their
-# share; a listener that one worker holds on to would leave others with nothing at all.
-LEAST = CONNECTIONS // WORKERS // 5
+# Perfect would be a quarter. Chance takes its part; a listener that one worker holds on to leaves
+# others with nothing at all.
+LEAST_SHARE = 1 / WORKERS / 5
 
 SITE = """
 import os
@@ -78,26 +79,39 @@ def fetch(port: int) -> int:
         connection.close()
 
 
+def is_fair(counts: Counter[int]) -> bool:
+    """Whether each worker has had its share of all connections so far.
+
+    One that the kernel does not run for some tenths of a second has no part in those that others
+    take from the queue by then. So tests go on until the shares are right: where a worker holds on
+    to the listener they never are.
+    """
+    return len(counts) == WORKERS and min(counts.values()) >= counts.total() * LEAST_SHARE
+
+
 def test_connections_that_stay_are_spread_over_all_workers(
     site: Site, record_property: Callable[[str, object], None]
 ) -> None:
-    clients = [socket.create_connection(("127.0.0.1", site.port()), 30) for _ in range(CONNECTIONS)]
-    try:
-        counts: list[int] = []
+    counts: Counter[int] = Counter()
 
-        def all_accepted() -> bool:
-            counts[:] = sorted(int(str(row["connections"])) for row in site.rows())
-            return sum(counts) == CONNECTIONS
+    def held() -> dict[int, int]:
+        return {int(str(row["pid"])): int(str(row["connections"])) for row in site.rows()}
 
-        wait_until(all_accepted, "400 connections")
-    finally:
-        for client in clients:
-            client.close()
+    def opened_once_more() -> bool:
+        address = ("127.0.0.1", site.port())
+        clients = [socket.create_connection(address, 30) for _ in range(CONNECTIONS)]
+        try:
+            wait_until(lambda: sum(held().values()) == CONNECTIONS, "400 connections")
+            counts.update(held())
+        finally:
+            for client in clients:
+                client.close()
+        wait_until(lambda: not any(held().values()), "the end of all connections")
+        return is_fair(counts)
 
-    print(f"{CONNECTIONS} keep-alive connections over {WORKERS} workers: {counts}")
-    record_property("spread", counts)
-    assert len(counts) == WORKERS
-    assert counts[0] >= LEAST, counts
+    wait_until(opened_once_more, f"a fair share for each worker: {counts}", pause=0)
+    print(f"{counts.total()} keep-alive connections over {WORKERS} workers: {counts}")
+    record_property("spread", sorted(counts.values()))
 
 
 def test_connections_of_one_request_are_spread_over_all_workers(site: Site) -> None:
@@ -107,17 +121,18 @@ def test_connections_of_one_request_are_spread_over_all_workers(site: Site) -> N
     def client() -> None:
         answered.extend(fetch(port) for _ in range(CONNECTIONS // 8))
 
-    threads = [threading.Thread(target=client) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    def asked_once_more() -> bool:
+        before = len(answered)
+        threads = [threading.Thread(target=client) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(answered) == before + CONNECTIONS, "a connection was lost"
+        return is_fair(Counter(answered))
 
-    counts = sorted(answered.count(pid) for pid in set(answered))
-    print(f"{CONNECTIONS} connections of one request each, 8 at a time: {counts}")
-    assert sum(counts) == CONNECTIONS
-    assert len(counts) == WORKERS
-    assert counts[0] >= LEAST // 4, counts
+    wait_until(asked_once_more, "a fair share for each worker", pause=0)
+    print(f"{len(answered)} connections of one request each, 8 at a time: {Counter(answered)}")
 
 
 def test_no_connection_is_lost_when_a_worker_leaves(site: Site) -> None:
