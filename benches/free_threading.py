@@ -7,11 +7,13 @@ both should be the same version, built with the same flags (tools/free_threaded.
 Servers take turns, round by round: what else the machine does hits them alike. The client shares
 the two CPUs, so the free-threaded server has less than two of them for itself.
 
-On a machine with other work the requests per second say little. Two columns hold there too: CPU per
+On a machine with other work the requests per second say little, unless the bench goes first
+(chrt(1), with a pause for the others before each round). Two columns hold there too: CPU per
 request, and how many of the server's threads are at work at once on average, which run or would run
 if a CPU were free. One means that they take turns, by the interpreter's lock or by another one.
 
     python benches/free_threading.py --default PYTHON --free PYTHON
+    chrt -r 1 python benches/free_threading.py --default PYTHON --free PYTHON --seconds 1 --pause 2
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import contextlib
 import statistics
 import subprocess
 import sys
+import time
 
 from measure import machine, wsgi
 from measure.peers import Serving, command_of
@@ -51,6 +54,7 @@ def main() -> int:
     parser.add_argument("--free", required=True, metavar="PYTHON", help="without")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=3, help="of each round")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each round")
     arguments = parser.parse_args()
     if not has_lock(arguments.default) or has_lock(arguments.free):
         sys.exit("--default must have its lock on, and --free must not, with osloxide imported")
@@ -78,6 +82,7 @@ def main() -> int:
             for number in range(arguments.rounds):
                 turn = number % len(up)
                 for serving in up[turn:] + up[:turn]:
+                    time.sleep(arguments.pause)
                     ready = machine.ready(serving.pids())
                     measured = wsgi.measure(serving, workload, both, arguments.seconds)
                     ready = machine.ready(serving.pids()) - ready

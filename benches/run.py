@@ -186,9 +186,7 @@ def main(arguments: list[str]) -> int:
     if absent:
         print(f"left out, not installed in {peers.PEERS}: {', '.join(absent)}", file=sys.stderr)
     facts = machine.description()
-    record.line(
-        part="machine", command=["benches/run.py", *arguments], left_out=absent, **facts
-    )
+    record.line(part="machine", command=["benches/run.py", *arguments], left_out=absent, **facts)
     text = ""
     found: Found = {}
     if "wsgi" in args.parts:
