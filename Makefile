@@ -22,7 +22,7 @@ unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help deployments demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz fuzz-coverage python stubs parity eventlet \
-	services services-setup messaging pythons pythons-page test-pythons test-free-threaded cover releasenotes deb debian wheels release bench clean
+	services services-setup messaging pythons pythons-page test-pythons test-free-threaded cover releasenotes deb debian wheels release release-page bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -227,6 +227,9 @@ release: wheels ## dist/: wheels, proven in empty environments, and the source d
 	@$(PY) tools/wheels.py --sdist --vendor
 	@$(PY) tools/pythons.py
 	@echo "nothing was published; RELEASING.md says what comes next"
+
+release-page: $(VENV)/.release ## names and sizes of what dist/ has, entered in docs/packaging.md
+	@$(PY) tools/wheels.py --page docs/packaging.md
 
 bench: $(VENV)/.native $(VENV)/.test ## measure (see benches/README.md)
 	$(PY) benches/run.py

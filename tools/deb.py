@@ -69,7 +69,7 @@ def packages(release: str, unoptimised: bool) -> list[Path]:
 
 def build(release: str, work: Path, out: Path, unoptimised: bool) -> None:
     """Unpack the sources in *work*, build there, and copy the packages to *out*."""
-    wheels.source_distribution(work, vendored=True)
+    wheels.source_distribution(work, vendored=True, effort=1)
     (vendored,) = work.glob("*+vendored.tar.gz")
     version = vendored.name.removeprefix("osloxide-").removesuffix("+vendored.tar.gz")
     vendored.rename(work / f"osloxide_{version}.orig.tar.gz")

@@ -8,6 +8,7 @@ PEP 427 and 376 for RECORD, PEP 639 for licences. docs/packaging.md has the deci
 
     tools/wheels.py --out dist python3.11 python3.12     wheels, rebuilt only after a change
     tools/wheels.py --out dist --sdist [--vendor]        the source distribution
+    tools/wheels.py --out dist --page FILE               enter what dist has in the table of a page
 """
 
 import argparse
@@ -38,6 +39,8 @@ PREFERRED = ("Apache-2.0", "MIT", "ISC", "BSD-3-Clause")
 """Where a crate offers a choice, the first of these that it offers."""
 UNRELEASED = "cp313t"
 """Built for tests alone."""
+RESULTS = "<!-- files: written by tools/wheels.py --page -->"
+"""Stands before and after the table in a page."""
 LICENCE_FILE = re.compile(r"(licen[cs]e|copying|copyright|notice|unlicense)", re.IGNORECASE)
 
 
@@ -110,7 +113,20 @@ def third_party() -> tuple[str, str]:
         ]
         if not files:
             texts.append("This crate carries no file with the text.\n")
+    texts.append(standard_library())
     return " AND ".join(sorted(terms)), "".join(texts)
+
+
+def standard_library() -> str:
+    """The licences of Rust's own library, which every module has parts of."""
+    version = output_of("rustc", "--version").strip()
+    folder = Path(output_of("rustc", "--print=sysroot").strip()) / "share" / "doc" / "rust"
+    texts = [f"\n{'=' * 80}\nThe standard library of {version}: MIT OR Apache-2.0\n"]
+    files = [folder / "licenses" / name for name in ("MIT.txt", "Apache-2.0.txt")]
+    texts += [
+        f"{'-' * 80}\n{path.name}\n\n{path.read_text()}\n" for path in files if path.is_file()
+    ]
+    return "".join(texts)
 
 
 # ---- wheels --------------------------------------------------------------------------------------
@@ -277,10 +293,12 @@ def wheel_for(interpreter: str, out: Path, unoptimised: bool = False) -> Path:
 # ---- the source distribution ---------------------------------------------------------------------
 
 
-def source_distribution(out: Path, vendored: bool) -> Path:
+def source_distribution(out: Path, vendored: bool, effort: int = 9) -> Path:
     """The sdist; with *vendored* a second one beside it that has the sources of every crate.
 
     The second builds without a network: its ``.cargo/config.toml`` sends cargo to ``vendor/``.
+
+    :param effort: gzip's, 1 to 9; the second file has 40 MB, and some callers unpack it at once.
     """
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("*.tar.gz"):
@@ -302,9 +320,47 @@ def source_distribution(out: Path, vendored: bool) -> Path:
             sys.exit(f"cargo vendor printed no configuration\n{vendor.stderr}")
         (tree / ".cargo").mkdir(exist_ok=True)
         (tree / ".cargo" / "config.toml").write_text(f"{config}\n[net]\noffline = true\n")
-        with tarfile.open(target, "w:gz") as archive:
+        with tarfile.open(target, "w:gz", compresslevel=effort) as archive:
             archive.add(tree, tree.name)
     return target
+
+
+# ---- what was made -------------------------------------------------------------------------------
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def row(file: Path) -> str:
+    """The row of one wheel or source distribution."""
+    module = debug = ""
+    if file.suffix == ".whl":
+        with zipfile.ZipFile(file) as archive:
+            (size,) = (
+                entry.file_size
+                for entry in archive.infolist()
+                if re.match(r"osloxide/_native.*\.so$", entry.filename)
+            )
+        module = megabytes(size)
+        debug = megabytes((file.parent / "debug" / f"{file.stem}.debug").stat().st_size)
+    return f"| `{file.name}` | {megabytes(file.stat().st_size)} | {module} | {debug} |"
+
+
+def write_page(page: Path, out: Path) -> None:
+    """Enter the files of a release in *out* between the two marks of *page*.
+
+    Ends the program when *out* has none, or *page* has no two marks.
+    """
+    parts = page.read_text().split(RESULTS)
+    if len(parts) != 3:
+        sys.exit(f"{page} must have the line {RESULTS} twice")
+    files = [*sorted(out.glob("*.whl")), *sorted(out.glob("*.tar.gz"))]
+    if not files:
+        sys.exit(f"{out} has neither a wheel nor a source distribution; make wheels first")
+    head = ["| file | size | module in it | debug information beside it |", "|---|---|---|---|"]
+    text = "\n".join([*head, *map(row, files)])
+    page.write_text(f"{parts[0]}{RESULTS}\n\n{text}\n\n{RESULTS}{parts[2]}")
 
 
 def main() -> int:
@@ -312,6 +368,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     parser.add_argument("--sdist", action="store_true", help="the source distribution")
     parser.add_argument("--vendor", action="store_true", help="with the sources of all crates")
+    parser.add_argument("--page", type=Path, help="a page whose table gets names and sizes")
     parser.add_argument("interpreters", nargs="*", help="CPythons to build a wheel for")
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
@@ -320,6 +377,8 @@ def main() -> int:
         made.append(source_distribution(out, arguments.vendor))
     for path in made:
         print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.name}")
+    if arguments.page:
+        write_page(arguments.page, out)
     return 0
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,16 @@ def rows(table: str) -> list[tuple[str, str, str]]:
     return [(python, suite, counts) for python, suite, _, counts in cells]
 
 
-def test_rows_of_a_free_threaded_build_stand_beside_those_of_the_default_one() -> None:
-    outcome = pythons.Outcome("3.13.15t", "suites", True, "9 passed", 1.0)
+@pytest.mark.parametrize("version", ["3.13.15t", "3.13.15 musl"])
+def test_rows_of_another_kind_of_build_stand_beside_those_of_the_default_one(version: str) -> None:
+    outcome = pythons.Outcome(version, "suites", True, "9 passed", 1.0)
 
     table = pythons.table([outcome], BEFORE)
 
     assert rows(table) == [
         ("3.12.1", "suites", "444 passed"),
         ("3.13.0", "suites", "444 passed"),
-        ("3.13.15t", "suites", "9 passed"),
+        (version, "suites", "9 passed"),
     ]
 
 
@@ -113,3 +115,23 @@ def test_a_free_threaded_environment_is_held_to_a_greenlet_that_compiles_there(
     (greenlet,) = {line for line in lines if re.match(r"greenlet\b", line)}
     assert greenlet.startswith(f"greenlet{held_to}")
     assert any(line.startswith("oslo-service==") for line in lines)
+
+
+def test_the_page_names_each_file_of_a_release_with_its_sizes(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{wheels.RESULTS}\nold\n{wheels.RESULTS}\nafter\n")
+    stem = "osloxide-1.0-cp313-cp313-manylinux_2_17_x86_64"
+    with zipfile.ZipFile(tmp_path / f"{stem}.whl", "w") as archive:
+        archive.writestr("osloxide/_native.cpython-313-x86_64-linux-gnu.so", b"x" * 1_500_000)
+    (tmp_path / "debug").mkdir()
+    (tmp_path / "debug" / f"{stem}.debug").write_bytes(b"x" * 2_000_000)
+    (tmp_path / "osloxide-1.0.tar.gz").write_bytes(b"x" * 1_000_000)
+
+    wheels.write_page(page, tmp_path)
+
+    text = page.read_text()
+    assert f"| `{stem}.whl` | 1.50 MB | 1.50 MB | 2.00 MB |\n" in text
+    assert "| `osloxide-1.0.tar.gz` | 1.00 MB |  |  |\n" in text
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
