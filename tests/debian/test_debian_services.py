@@ -23,7 +23,7 @@ from tree import DROP_INS, DebianEnvironment, Notifications
 from waiting import wait_until
 
 pytestmark = [
-    pytest.mark.timeout(3600),  # the first run makes the tree and builds the package
+    pytest.mark.timeout(3600),  # the first run may make the tree and build the package
     # Polls that find an API not yet there leave their sockets to the collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a tree of Debian needs root (chroot, mounts)"),
