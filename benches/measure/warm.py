@@ -29,7 +29,7 @@ from measure.peers import until
 COLUMNS = ("death to answer ms", "slowest ms", "failed", "processes", "PSS MiB")
 REQUESTS, WORKERS, CLIENTS, DEATHS = 10_000, 4, 4, 5
 #: Seconds between two deaths: after a life of 10 s the supervisor has forgiven the last one
-#: (docs/lifecycle.md). Deaths that follow sooner are a crash loop, and measure the back-off.
+#: (docs/lifecycle.md). Many that follow sooner are a crash loop, and measure the back-off.
 BETWEEN_DEATHS = 11.0
 PATH = "/v3"
 COMMANDS = {
