@@ -57,7 +57,8 @@ def uses(text: str) -> tuple[set[str], dict[str, set[str]]]:
             names |= {a.name for a in node.names if a.name.partition(".")[0] in ROOTS}
     calls: dict[str, set[str]] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and (name := dotted(node, known)):
+        loads = isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Store)
+        if isinstance(node, ast.Attribute) and loads and (name := dotted(node, known)):
             names.add(name)
         elif isinstance(node, ast.Call) and (name := dotted(node.func, known)):
             calls.setdefault(name, set()).update(k.arg for k in node.keywords if k.arg)

@@ -26,6 +26,9 @@ VARIABLE = "OSLOXIDE_EVENTLET"
 ROOTS = {"eventlet": "osloxide.green", "greenlet": "osloxide.green.greenlet"}
 """The names, each with what serves it."""
 
+_EXPOSED = "osloxide.green._core.exposed"
+"""Gives a module the names that eventlet's module imports; found by name, as amendments are."""
+
 is_native = False
 """Whether osloxide serves them in this process."""
 
@@ -76,7 +79,8 @@ def adopt(module: Any) -> None:
     """Finish a module of osloxide.green, whose body has just run.
 
     Its classes say that they are eventlet's or greenlet's: programs compare these names, and pickle
-    by them. Its ``monkey_patch()`` tells who chooses the type of oslo.service's backend.
+    by them. It gets the names that eventlet's module has by importing them. Its ``monkey_patch()``
+    tells who chooses the type of oslo.service's backend.
     """
     real = module.__name__
     if real == default_backend.PATCHER:
@@ -86,6 +90,10 @@ def adopt(module: Any) -> None:
     else:
         name, public = "eventlet" + real.removeprefix("osloxide.green"), None
         sys.modules.setdefault(name, module)
+    if not real.startswith("osloxide.green._core"):
+        from importlib import import_module
+
+        import_module(_EXPOSED).complete(module)
     for value in list(vars(module).values()):
         ours = isinstance(value, type) and value.__module__ == real
         if ours and (public is None or value.__name__ in public):

@@ -7,8 +7,6 @@ eventlet or greenlet.
 
 from __future__ import annotations
 
-from typing import Any
-
 from osloxide.green import (
     convenience,
     event,
@@ -21,7 +19,7 @@ from osloxide.green import (
     timeout,
 )
 from osloxide.green._core.turns import getcurrent
-from osloxide.green._version import __version__
+from osloxide.green._version import __version__ as __version__
 
 connect = convenience.connect
 listen = convenience.listen
@@ -63,16 +61,6 @@ call_after_global = support.wrap_deprecated("call_after_global", "greenthread.ca
 
 class EventletDeprecationWarning(Warning):
     """eventlet's warning about itself; not given here."""
-
-
-def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(f"module 'eventlet' has no attribute {name!r}")
-    raise AttributeError(
-        f"module 'eventlet' has no attribute {name!r} here: osloxide serves eventlet "
-        f"{__version__} from native threads and does not have it; run on the real eventlet with "
-        "OSLOXIDE_EVENTLET=real if it does"
-    )
 
 
 __all__ = [

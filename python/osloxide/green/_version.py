@@ -14,4 +14,7 @@ try:
 except _metadata.PackageNotFoundError:
     __version__ = version = INTERFACE
 
-__all__ = ["INTERFACE", "__version__", "version"]
+version_tuple = tuple(int(part) for part in version.split(".") if part.isdigit())
+"""Its numbers."""
+
+__all__ = ["INTERFACE", "__version__", "version", "version_tuple"]

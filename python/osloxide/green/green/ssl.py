@@ -123,7 +123,7 @@ class GreenSSLSocket(_std.SSLSocket, _base.GreenSocket):
             False,
             self.server_hostname,
             owner=self,
-            session=self._session,  # type: ignore[attr-defined]
+            session=self._session,
         )
         try:
             if connect_ex:

@@ -126,6 +126,12 @@ class GreenSocket(_original_socket):
         """The socket underneath: this one."""
         return self if self._wrapped is None else self._wrapped
 
+    def __getattr__(self, name: str) -> Any:
+        """What the object underneath has beyond a socket, such as a TLS library's connection."""
+        if self._wrapped is None or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._wrapped, name)
+
     @property
     def _sock(self) -> GreenSocket:
         return self
@@ -208,7 +214,7 @@ class GreenSocket(_original_socket):
         waited = False
         while True:
             try:
-                number, address = self._accept()  # type: ignore[attr-defined]
+                number, address = self._accept()
             except BlockingIOError:
                 if self.act_non_blocking:
                     raise

@@ -1,10 +1,6 @@
-"""``eventlet.green.OpenSSL``: the module that is installed."""
+"""``eventlet.green.OpenSSL``: pyOpenSSL, whose connections wait at the hub."""
 
-import OpenSSL as _std
+from osloxide.green.green.OpenSSL import SSL, crypto
+from osloxide.green.green.OpenSSL.version import __version__
 
-from osloxide.green.patcher import slurp_properties as _slurp
-
-_slurp(_std, globals(), srckeys=dir(_std))
-
-__osloxide_differs__ = False
-__patched__: list[str] = []
+__all__ = ["SSL", "__version__", "crypto"]

@@ -6,5 +6,7 @@ from osloxide.green.patcher import slurp_properties as _slurp
 
 _slurp(_std, globals(), srckeys=dir(_std))
 
+__version__ = _std.__version__
+
 __osloxide_differs__ = False
 __patched__: list[str] = []

@@ -1,0 +1,102 @@
+"""``eventlet.green.OpenSSL``: connections of pyOpenSSL over green sockets."""
+
+from __future__ import annotations
+
+import pytest
+from _children import run_python
+
+PRELUDE = """
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import datetime
+import eventlet
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from eventlet.green import socket
+from eventlet.green.OpenSSL import SSL
+
+key = ec.generate_private_key(ec.SECP256R1())
+name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+now = datetime.datetime.now(datetime.timezone.utc)
+certificate = (
+    x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    .serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(1))
+    .sign(key, hashes.SHA256())
+)
+context = SSL.Context(SSL.TLS_METHOD)
+context.use_privatekey(key)
+context.use_certificate(certificate)
+here, there = socket.socketpair()
+server, client = SSL.Connection(context, here), SSL.Connection(SSL.Context(SSL.TLS_METHOD), there)
+server.set_accept_state()
+client.set_connect_state()
+"""
+
+
+def test_two_greenthreads_talk_by_connections_of_openssl() -> None:
+    pytest.importorskip("OpenSSL")
+    result = run_python(
+        PRELUDE
+        + """
+def serve():
+    data = b""
+    while len(data) < 3_000_000:
+        data += server.recv(65536)
+    server.sendall(data[::-1])
+    server.shutdown()
+
+serving = eventlet.spawn(serve)
+client.do_handshake()
+client.sendall(bytes(range(100)) * 30_000)
+back = b""
+while len(back) < 3_000_000:
+    back += client.recv(65536)
+serving.wait()
+print(back == (bytes(range(100)) * 30_000)[::-1], isinstance(client, SSL.GreenConnection))
+"""
+    )
+    assert result.stdout == "True True\n", result.stderr
+
+
+def test_a_listening_connection_accepts_and_the_client_connects() -> None:
+    pytest.importorskip("OpenSSL")
+    result = run_python(
+        PRELUDE
+        + """
+listener = SSL.Connection(context, socket.socket())
+listener.bind(("127.0.0.1", 0))
+listener.listen(5)
+
+def serve():
+    connection, _ = listener.accept()
+    connection.sendall(connection.recv(100).upper())
+
+serving = eventlet.spawn(serve)
+client = SSL.Connection(SSL.Context(SSL.TLS_METHOD), socket.socket())
+client.connect(listener.getsockname())
+client.sendall(b"hello")
+print(client.recv(100))
+"""
+    )
+    assert result.stdout == "b'HELLO'\n", result.stderr
+
+
+def test_a_timeout_ends_the_wait_for_a_peer_that_is_silent() -> None:
+    pytest.importorskip("OpenSSL")
+    result = run_python(
+        PRELUDE
+        + """
+try:
+    with eventlet.Timeout(0.05):
+        client.do_handshake()
+except eventlet.Timeout:
+    print("timeout of eventlet")
+client.settimeout(0.05)
+try:
+    client.recv(1)
+except socket.timeout:
+    print("timeout of the socket")
+"""
+    )
+    assert result.stdout == "timeout of eventlet\ntimeout of the socket\n", result.stderr
