@@ -507,6 +507,31 @@ def test_an_index_that_is_wrong_or_missing_hides_no_launcher(
     assert (following.stop(), site.stop()) == (0, 0), site.log
 
 
+def test_the_last_launcher_takes_the_directory_of_the_index_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher_index, "_ROOT", str(tmp_path))
+    monkeypatch.setattr(launcher_index, "_own", {})
+    monkeypatch.setattr(launcher_index.atexit, "register", lambda function: function)
+
+    launcher_index.enter("site", 7)
+    (directory,) = tmp_path.iterdir()
+    assert [path.name for path in directory.iterdir()] == [f"{os.getpid()}.7.site"]
+    other = directory / f"{os.getppid()}.7.site"
+    other.touch()
+    launcher_index._leave()
+    assert list(directory.iterdir()) == [other]
+
+    launcher_index.enter("site", 7)
+    other.unlink()
+    launcher_index._leave()
+    assert list(tmp_path.iterdir()) == []
+
+    directory.symlink_to(tmp_path)  # another user's trick
+    launcher_index.enter("site", 7)
+    assert list(tmp_path.iterdir()) == [directory]
+
+
 def launcher_entries(pid: int) -> list[Path]:
     return list(Path("/dev/shm").glob(f"osloxide-{os.geteuid()}-*/{pid}.*"))
 

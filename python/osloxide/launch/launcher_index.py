@@ -30,17 +30,31 @@ def enter(name: str, descriptor: int) -> None:
 
     :param descriptor: of the scoreboard.
     """
+    name_there = entry(os.getpid(), descriptor, name)
     try:
-        directory = _directory()
-        _tidy(directory)
-        path = directory + b"/" + entry(os.getpid(), descriptor, name)
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        try:
+            path = _write(name_there)
+        except FileNotFoundError:
+            # Another launcher left and took the blank directory away.
+            path = _write(name_there)
     except OSError as error:
         LOG.debug("probes look for this process among all others: %s", error)
         return
     if not _own:
         atexit.register(_leave)
     _own[path] = os.getpid()
+
+
+def _write(name: bytes) -> bytes:
+    """Write an entry; returns its path.
+
+    :raises OSError: it cannot be written.
+    """
+    directory = _directory()
+    _tidy(directory)
+    path = directory + b"/" + name
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    return path
 
 
 def entry(pid: int, descriptor: int, name: str) -> bytes:
@@ -83,3 +97,5 @@ def _leave() -> None:
         if pid == os.getpid():
             with contextlib.suppress(OSError):
                 os.unlink(path)
+                # Each PID namespace has its own; it stays where others are entered.
+                os.rmdir(os.path.dirname(path))
