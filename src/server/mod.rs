@@ -8,6 +8,7 @@ mod deadlines;
 mod encoding;
 mod exchange;
 mod framing;
+mod free_memory;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod link;

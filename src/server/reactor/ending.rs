@@ -128,6 +128,9 @@ impl Reactor {
                 scoreboard::current().connection_closed();
                 Self::note_closed();
             }
+            if slots.has_emptied() {
+                self.has_emptied.store(true, Ordering::Relaxed);
+            }
             slots.len() == 0
         };
         if is_last && self.is_draining.load(Ordering::Acquire) {

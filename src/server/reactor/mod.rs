@@ -21,6 +21,7 @@ use super::connection::{Connection, Phase, Token};
 use super::deadlines::Deadlines;
 use super::exchange::{ConnectionExchange, Keeper, Outcome, Terms};
 use super::framing::Limits;
+use super::free_memory;
 use super::received_request::ReceivedRequest;
 use super::sending::{self, After, Note, Sending, UnsentMemory};
 use super::slow_clients::SlowClients;
@@ -102,6 +103,8 @@ pub(super) struct Reactor {
     /// The listener is left alone until there are fewer of them.
     is_held: AtomicBool,
     overload: Overload,
+    /// Most of many connections have left, and their memory was not given back yet.
+    has_emptied: AtomicBool,
     /// Requests that were refused and that the handler has not heard of.
     reports: AtomicUsize,
     /// The listener was left to other workers for a moment, because this one is full.
@@ -163,6 +166,7 @@ impl Reactor {
             most_queued: AtomicUsize::new(pool_size.saturating_mul(QUEUED_PER_THREAD)),
             is_held: AtomicBool::new(false),
             overload: Overload::new(settings.max_waiting, pool_size),
+            has_emptied: AtomicBool::new(false),
             reports: AtomicUsize::new(0),
             was_left: AtomicBool::new(false),
             deferred: Mutex::default(),
@@ -247,6 +251,15 @@ impl Reactor {
                 self.handler.catch_up(false);
                 return count;
             }
+        }
+        if self.has_emptied.load(Ordering::Relaxed) {
+            // In a quiet moment: nothing waits for the leader then.
+            let count = self.fetch(events, Some(Instant::now()));
+            if count > 0 {
+                return count;
+            }
+            self.has_emptied.store(false, Ordering::Relaxed);
+            free_memory::give_back();
         }
         // A thread that puts something off after this sees that nobody else will do it.
         self.is_waiting.store(true, Ordering::SeqCst);

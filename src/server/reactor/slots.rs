@@ -10,9 +10,14 @@ use slab::Slab;
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    slots: Slab<Slot>,
+    slab: Slab<Slot>,
     generation: u32,
+    /// Most connections at once since most of them have left.
+    peak: usize,
 }
+
+/// Fewer connections than these leave nothing behind that is worth a look.
+const MANY: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -38,19 +43,29 @@ impl Slots {
     pub(super) fn add(&mut self) -> Token {
         // The highest generation is left out: it would collide with the reactor's fixed tokens.
         self.generation = (self.generation + 1) % u32::MAX;
-        let index = self.slots.insert(Slot {
+        let index = self.slab.insert(Slot {
             generation: self.generation,
             missed: EpollFlags::empty(),
             is_reported: false,
             connection: None,
         });
+        self.peak = self.peak.max(self.slab.len());
         Token((u64::from(self.generation) << 32) | index as u64)
+    }
+
+    /// True once after all but an eighth of many connections have left.
+    pub(super) fn has_emptied(&mut self) -> bool {
+        let has_emptied = self.peak >= MANY && self.slab.len() <= self.peak / 8;
+        if has_emptied {
+            self.peak = self.slab.len();
+        }
+        has_emptied
     }
 
     /// The slot of a connection that is still open.
     pub(super) fn find(&mut self, token: Token) -> Option<&mut Slot> {
         let (index, generation) = split(token);
-        self.slots
+        self.slab
             .get_mut(index)
             .filter(|slot| slot.generation == generation)
     }
@@ -69,18 +84,18 @@ impl Slots {
     pub(super) fn remove(&mut self, token: Token) -> bool {
         let is_there = self.find(token).is_some();
         if is_there {
-            self.slots.remove(split(token).0);
+            self.slab.remove(split(token).0);
         }
         is_there
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slots.len()
+        self.slab.len()
     }
 
     /// The connections that no thread has.
     pub(super) fn parked(&mut self) -> impl Iterator<Item = &mut Connection> {
-        self.slots
+        self.slab
             .iter_mut()
             .filter_map(|(_, slot)| slot.connection.as_deref_mut())
     }
@@ -112,6 +127,26 @@ mod tests {
         assert!(slots.find(second).is_some());
         slots.remove(first);
         assert_eq!(slots.len(), 1);
+    }
+
+    #[test]
+    fn slots_have_emptied_once_after_many_have_left() {
+        let mut slots = Slots::default();
+        let few: Vec<_> = (0..MANY - 1).map(|_| slots.add()).collect();
+        for token in few {
+            slots.remove(token);
+            assert!(!slots.has_emptied());
+        }
+
+        for _ in 0..2 {
+            let many: Vec<_> = (0..MANY).map(|_| slots.add()).collect();
+            let emptied = many.into_iter().filter(|token| {
+                slots.remove(*token);
+                slots.has_emptied()
+            });
+            assert_eq!(emptied.count(), 1);
+            assert_eq!(slots.len(), 0);
+        }
     }
 
     #[test]
