@@ -5,7 +5,7 @@
 //! then all of them are one write(2) with `O_APPEND`, so that lines of several processes do not mix.
 //! What is a pipe gets no more than `PIPE_BUF` bytes at a time, for the same reason (pipe(7)). Never
 //! formats a line. A log that fails never fails a request, and one that is not read (a pipe, a terminal,
-//! the socket of a service manager) holds a thread for [`LONGEST_WAIT`] at most: lines are lost then.
+//! the socket of a service manager) holds a thread for a second at most: lines are lost then.
 #![expect(unsafe_code, reason = "the local time is asked of the C library")]
 
 use super::format::LocalTime;

@@ -2,7 +2,7 @@
 //!
 //! Owns the subset of Python's % formats that `wsgi_log_format` needs, the keys that it may name, and
 //! the two formats that have a name of their own. Never writes a line anywhere. A value
-//! whose key has braces is [`super::values`]' part. Rules: Python's "printf-style String
+//! whose key has braces is `super::values`' part. Rules: Python's "printf-style String
 //! Formatting"; the combined log format of Apache and nginx; gunicorn's `{NAME}i` and `{NAME}e`;
 //! Apache's `{FORMAT}t`.
 
