@@ -33,6 +33,15 @@ OVER_TLS = " over TLS"
 """Ends the name of an executor whose server and client speak TLS to the broker."""
 CLIENTS = ("native-client", "osloxide", "threading")
 """Who calls one and the same server: osloxide without kombu, osloxide, and stock."""
+ENDS = (
+    ("native-client", "native-client"),
+    ("threading", "native-client"),
+    ("native-client", "osloxide"),
+    ("osloxide", "osloxide"),
+    ("threading", "threading"),
+    ("eventlet", "eventlet"),
+)
+"""Clients and servers that are beside each other: both without kombu, one of them, neither."""
 CALLERS = (1, 16, 64)
 IDLE_SECONDS = 5
 #: Longer than osloxide's threads (15 s) and connections (60 s, looked after every 30 s) stay idle.
@@ -174,33 +183,51 @@ def _rounds(pairs: Pairs, rounds: int, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
+def _ends(url: str, broker: Broker, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Pairs of clients and servers beside each other: who uses how much."""
+    with contextlib.ExitStack() as stack:
+        pairs: Pairs = {}
+        for client, server in ENDS:
+            topic = f"bench-{client}-{server}"
+            served = stack.enter_context(Peer("server", server, url, topic))
+            calling = stack.enter_context(Peer("client", client, url, topic))
+            pairs[f"{client} → {server}"] = (calling, served)
+        return _sides(pairs, broker, rounds, seconds)
+
+
 def _clients(url: str, broker: Broker, rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Clients beside each other, on one server: who uses how much."""
-    found: dict[tuple[int, str], list[dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Peer("server", "osloxide", url, "bench-clients"))
-        clients = {
-            name: stack.enter_context(Peer("client", name, url, "bench-clients"))
+        pairs = {
+            name: (stack.enter_context(Peer("client", name, url, "bench-clients")), server)
             for name in CLIENTS
         }
-        for client in clients.values():
-            _measure(client, server, 16, 1)  # connections, caches
-        for number in range(rounds):
-            for callers in CALLERS:
-                for name in CLIENTS[number % 3 :] + CLIENTS[: number % 3]:
-                    sides = {
-                        "client": [clients[name].process.pid],
-                        "server": [server.process.pid],
-                        "broker": broker.pids(),
-                    }
-                    before = {side: machine.cpu(pids) for side, pids in sides.items()}
-                    measured = _measure(clients[name], server, callers, seconds)
-                    calls = measured["calls/s"] * seconds
-                    row = {key: measured[key] for key in ("calls/s", "p50 ms", "p99 ms")}
-                    for side, pids in sides.items():
-                        used = machine.cpu(pids) - before[side]
-                        row[f"{side} CPU µs/call"] = used.total / calls * 1e6
-                    found.setdefault((callers, name), []).append(row)
+        return _sides(pairs, broker, rounds, seconds)
+
+
+def _sides(pairs: Pairs, broker: Broker, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    found: dict[tuple[int, str], list[dict[str, float]]] = {}
+    for client, server in pairs.values():
+        _measure(client, server, 16, 1)  # connections, caches
+    for number in range(rounds):
+        for callers in CALLERS:
+            order = list(pairs)
+            for name in order[number % len(order) :] + order[: number % len(order)]:
+                client, server = pairs[name]
+                sides = {
+                    "client": [client.process.pid],
+                    "server": [server.process.pid],
+                    "broker": broker.pids(),
+                }
+                before = {side: machine.cpu(pids) for side, pids in sides.items()}
+                measured = _measure(client, server, callers, seconds)
+                calls = measured["calls/s"] * seconds
+                row = {key: measured[key] for key in ("calls/s", "p50 ms", "p99 ms")}
+                for side, pids in sides.items():
+                    used = machine.cpu(pids) - before[side]
+                    row[f"{side} CPU µs/call"] = used.total / calls * 1e6
+                found.setdefault((callers, name), []).append(row)
     rows: list[dict[str, Any]] = []
     for (callers, name), measured_rows in sorted(found.items(), key=lambda it: it[0][0]):
         keys = measured_rows[0]
@@ -274,6 +301,11 @@ def run(rounds: int, seconds: float, against: str | None = None) -> Tables:
             "RPC clients over RabbitMQ",
             note + "The server is osloxide's for all.",
             _clients(broker.url, broker, rounds, seconds),
+        )
+        yield (
+            "RPC with and without kombu at either end",
+            note + "`client → server`; `native-client` is osloxide without kombu, whichever end.",
+            _ends(broker.url, broker, rounds, seconds),
         )
         yield (
             "What a burst leaves behind",

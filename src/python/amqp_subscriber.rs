@@ -164,6 +164,10 @@ impl AmqpSubscription {
 
     #[pyo3(signature = (timeout=None))]
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<AmqpDelivery>> {
+        // With the interpreter held, which a busy listener would have to wait for each time.
+        if let Arrival::Message(delivery) = self.subscription.next(Some(Instant::now())) {
+            return Ok(Some(AmqpDelivery { delivery }));
+        }
         let deadline = signals::deadline_in(timeout)?;
         let arrival = wait_in_turns(py, deadline, |until| match self.subscription.next(until) {
             Arrival::Message(delivery) => Some(Some(delivery)),

@@ -36,6 +36,7 @@ QUORUM = {
     "rabbit_quorum_max_memory_length": "100",
     "rabbit_quorum_max_memory_bytes": "100000",
 }
+ROLES = ("client", "server", "listener")
 SETTINGS: dict[str, dict[str, str]] = {
     "transient": {},
     "durable": {"amqp_durable_queues": "true", "enable_cancel_on_failover": "true"},
@@ -71,7 +72,7 @@ def said(directory: Path, **variables: str) -> dict[str, dict[str, Any]]:
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return {
-            setting: {role: broker.kinds(f"{setting}.{role}") for role in ("client", "server")}
+            setting: {role: broker.kinds(f"{setting}.{role}") for role in ROLES}
             for setting in SETTINGS
         }
     finally:
@@ -147,14 +148,15 @@ def test_the_native_client_declares_and_sends_what_kombu_does(
     assert all("message_id" in kind["properties"] for kind in published), "not kombu's"
 
 
+@pytest.mark.parametrize("role", ["server", "listener"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_server_declares_what_it_does_on_stock(
-    setting: str, ours: dict[str, dict[str, Any]]
+def test_servers_and_listeners_declare_what_they_do_on_stock(
+    setting: str, role: str, ours: dict[str, dict[str, Any]]
 ) -> None:
-    golden = json.loads(GOLDEN.read_text())[setting]["server"]
+    golden = json.loads(GOLDEN.read_text())[setting][role]
 
     # How many it fetches, and how its reply is known when it comes back, are its own (docs/rpc.md).
-    found = alike(ours[setting]["server"], "basic.qos", "confirm.select")
+    found = alike(ours[setting][role], "basic.qos", "confirm.select")
 
     expected = alike(golden, "basic.qos", "confirm.select")
     assert found == expected, differences(expected, found)

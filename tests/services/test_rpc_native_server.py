@@ -144,6 +144,36 @@ def test_calls_go_on_after_a_crash_of_the_broker(
     assert len(doubled) <= callers
 
 
+def test_notifications_come_in_batches_and_again_when_they_are_given_back(
+    own_broker: Broker,
+) -> None:
+    count = 40
+    listener = subprocess.Popen(
+        [sys.executable, str(APPS / "rpc_notified.py"), own_broker.url, str(count)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=client_environment(is_native=True),
+    )  # fmt: skip
+    try:
+        assert listener.stdout is not None
+        assert listener.stdout.readline() == "SENT\n"
+        own_broker.close_connections()
+        text, errors = listener.communicate("go on\n", timeout=150)
+    finally:
+        listener.kill()
+        listener.communicate()
+    assert listener.returncode == 0, errors
+    seen = json.loads(text.splitlines()[-1])
+
+    assert seen["kind"] == "NativeNotificationListener"
+    numbers = {str(number) for number in range(2 * count)}
+    assert set(seen["taken"]) == numbers
+    assert set(seen["returned"]) == numbers
+    assert {int(size) for size in seen["sizes"]} <= set(range(1, 6))
+    listed = own_broker.control("list_queues", "name", "messages").splitlines()
+    left = [line.split()[1] for line in listed if line.startswith("osloxide-notified.info")]
+    assert left == ["0"], "what was taken is acknowledged"
+
+
 def test_200_servers_of_a_process_share_two_connections(broker: Broker, figure: Figure) -> None:
     done = subprocess.run(
         [sys.executable, str(APPS / "rpc_many.py"), broker.url, str(SERVERS)],

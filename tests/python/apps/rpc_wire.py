@@ -1,8 +1,8 @@
-"""Everything that a client and a server of oslo.messaging say to a broker, once for each setting.
+"""All that a client, a server and a listener of oslo.messaging say to a broker, for each setting.
 
 ``rpc_wire.py PORT DIRECTORY`` reads ``DIRECTORY/SETTING.conf``; runs on osloxide where
 ``RPC_WIRE_IS_OURS`` is set, else on plain oslo.messaging. Clients open the virtual host
-``SETTING.client``, servers ``SETTING.server``.
+``SETTING.client``, servers ``SETTING.server``, listeners of notifications ``SETTING.listener``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,25 @@ class Endpoint:
         return what
 
 
+class Notified:
+    """An endpoint of a listener."""
+
+    def info(self, *event: Any) -> None:
+        """Nothing is sent here."""
+
+
+def wait_consumed(listener: Any) -> None:
+    """Kombu's listeners consume on a thread of their own. What is compared is said without it."""
+    lent = getattr(listener._poll_style_listener, "conn", None)
+    end = time.monotonic() + 60
+    while lent is not None and lent.connection._new_tags:
+        assert time.monotonic() < end, "its queues are not consumed"
+        time.sleep(0.01)
+    if os.environ.get("OSLOXIDE_NATIVE_RPC_CLIENT") == "1":
+        kind = type(listener._poll_style_listener).__name__
+        assert kind.startswith("Native"), kind
+
+
 def once(port: str, file: Path) -> None:
     """One of everything with the options of *file*."""
     conf = cfg.CONF  # some options of oslo.messaging are known nowhere else
@@ -47,6 +67,7 @@ def once(port: str, file: Path) -> None:
     target = oslo_messaging.Target(topic=TOPIC, server="host")
     server = oslo_messaging.get_rpc_server(served, target, [Endpoint()], executor="threading")
     server.start()
+    wait_consumed(server.listener)
     transport = oslo_messaging.get_rpc_transport(conf, url=url("client"))
     client = oslo_messaging.get_rpc_client(
         transport, oslo_messaging.Target(topic=TOPIC), timeout=60
@@ -64,6 +85,17 @@ def once(port: str, file: Path) -> None:
             notifying, "publisher", driver=driver, topics=[f"wire-{driver}"]
         )
         notifier.info({"user": "u"}, "event", {"a": 1})
+    listening = oslo_messaging.get_notification_transport(conf, url=url("listener"))
+    for pool in (None, "wire-pool"):
+        listener = oslo_messaging.get_notification_listener(
+            listening,
+            [oslo_messaging.Target(topic="wire-listened", exchange="wire-exchange")],
+            [Notified()],
+            executor="threading",
+            pool=pool,
+        )
+        listener.start()
+        wait_consumed(listener.listener)
 
 
 def main() -> None:
