@@ -92,7 +92,12 @@ fn ten_thousand_idle_connections_cost_little_and_leave_at_once() {
         running.server.stats().threads
     );
     assert_eq!(running.server.stats().connections, count);
-    assert!(threads() <= threads_before.max(4) + 1);
+    // A busy machine has the pool start some for the requests; they leave when they are idle.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while threads() > threads_before.max(4) + 1 {
+        assert!(Instant::now() < deadline, "{} threads", threads());
+        std::thread::yield_now();
+    }
     assert!(each < MOST_BYTES, "{each} bytes for each connection");
     for stream in streams.iter_mut().step_by(997) {
         stream
