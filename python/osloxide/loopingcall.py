@@ -245,9 +245,10 @@ class LoopingCallBase:
             done.send_exception(type(failure), failure, failure.__traceback__)
 
     def _call(self, stop_on_exception: bool) -> Any:
-        assert self.f is not None
+        # None is no error before the first call, which then fails as it does with oslo.service.
+        function: Any = self.f
         try:
-            return self.f(*self.args, **self.kw)
+            return function(*self.args, **self.kw)
         except LoopingCallDone:
             raise
         except Exception as exc:

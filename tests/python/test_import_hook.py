@@ -218,6 +218,29 @@ def test_classes_can_be_pickled_into_a_process_without_the_hook() -> None:
     """)
 
 
+@pytest.mark.parametrize("shared_first", [True, False])
+def test_what_both_backends_share_upstream_is_one_class_under_each_name(shared_first: bool) -> None:
+    imports = [
+        "from oslo_service.backend._common import loopingcall as calls, service as services",
+        "from oslo_service import loopingcall, service",
+    ]
+    passes(f"""
+        import importlib
+        import osloxide
+        osloxide.install()
+        {"; ".join(imports if shared_first else imports[::-1])}
+        for name in ("LoopingCallDone", "LoopingCallTimeOut"):
+            assert getattr(calls, name) is getattr(loopingcall, name), name
+        for name in ("SignalExit", "Singleton"):
+            assert getattr(services, name) is getattr(service, name), name
+
+        def once():
+            raise calls.LoopingCallDone("over")
+
+        assert loopingcall.FixedIntervalLoopingCall(once).start(interval=60).wait() == "over"
+    """)
+
+
 def test_spawned_process_gets_the_hook_from_the_environment(tmp_path: Path) -> None:
     script = tmp_path / "spawner.py"
     script.write_text("""

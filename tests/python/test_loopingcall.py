@@ -242,6 +242,16 @@ def test_exit_in_the_function_reaches_the_one_who_waits(loopingcall: ModuleType)
         loopingcall.FixedIntervalLoopingCall(leave).start(interval=60).wait(TIMEOUT)
 
 
+@pytest.mark.parametrize("function", [None, 5])
+def test_what_cannot_be_called_ends_the_loop_with_the_error_of_the_call(
+    loopingcall: ModuleType, function: object
+) -> None:
+    started = loopingcall.FixedIntervalLoopingCall(function).start(interval=60)
+
+    with pytest.raises(TypeError, match="is not callable"):
+        started.wait(TIMEOUT)
+
+
 def test_exceptions_are_survived_when_asked_for(loopingcall: ModuleType) -> None:
     runs: list[int] = []
 

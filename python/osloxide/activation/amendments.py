@@ -53,6 +53,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "oslo_messaging.rpc.server": (f"{_MESSAGING}:amend_rpc_server",),
     "oslo_messaging.server": (f"{_MESSAGING}:amend_server",),
     "oslo_service.backend": ("osloxide.activation.default_backend:amend",),
+    "oslo_service.backend._common.loopingcall": ("osloxide.backends.shared_names:of_loopingcall",),
+    "oslo_service.backend._common.service": ("osloxide.backends.shared_names:of_service",),
 }
 """Module -> amendments, each ``"package.module:function"``, made in this order after its body ran.
 """
