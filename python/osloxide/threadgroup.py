@@ -65,8 +65,10 @@ class GroupThread(threading.Thread):
         except Exception as exc:
             self.failure = exc
             LOG.exception("Thread %s failed", self.name)
-        except BaseException as exc:  # noqa: BLE001  # SystemExit: the group's wait() raises it
+        except BaseException as exc:  # noqa: BLE001  # SystemExit: the group's wait() may raise it
             self.failure = exc
+            if not self._group.EXITS:
+                LOG.warning("Thread %s ended with %r; the process goes on", self.name, exc)
         finally:
             self._group.thread_done(self)
             with self._links_lock:
@@ -182,6 +184,8 @@ class ThreadGroup:
     BLOCKS_WHEN_FULL: ClassVar[bool] = False
     """Whether add_thread() waits for room; otherwise it raises RuntimeError."""
     THREAD: ClassVar[type[Thread]] = Thread
+    EXITS: ClassVar[bool] = True
+    """Whether wait() raises the SystemExit of a thread; otherwise that ends the thread alone."""
     LISTS_HANDLES: ClassVar[bool] = False
     """Whether ``threads`` lists :class:`Thread` handles; otherwise native threads."""
     FIXED_TIMER: ClassVar[type[loopingcall.FixedIntervalLoopingCall]] = (
@@ -246,7 +250,7 @@ class ThreadGroup:
         raw = _native(thread)
         failure = getattr(raw, "failure", None)
         with self._lock:
-            if isinstance(failure, SystemExit) and self._exit is None:
+            if self.EXITS and isinstance(failure, SystemExit) and self._exit is None:
                 self._exit = failure
             self.threads[:] = [entry for entry in self.threads if _native(entry) is not raw]
             self._room.notify_all()
@@ -400,7 +404,8 @@ class ThreadGroup:
 
         A timer that is not stopped keeps this waiting.
 
-        :raises SystemExit: a thread of the group ended with it; other exceptions are logged.
+        :raises SystemExit: a thread of the group ended with it (eventlet backend, and the threads
+            of a Launcher); other exceptions are logged.
         """
         with self._lock:
             timers = list(self.timers)

@@ -3,10 +3,9 @@
 Owns two amendments, of ``oslo_service.backend._common.loopingcall`` and ``.service``. Upstream an
 exception that is imported from there is the one that the public module names; without the
 amendments a function that raises that ``LoopingCallDone`` would fail instead of ending its loop.
-The releases before 4.5 have no such modules. Replaces no base class: osloxide's classes do not
-derive from them.
+4.2 has no such modules. Replaces no base class: osloxide's classes do not derive from them.
 
-Rules: oslo_service.backend._common (oslo.service 4.5 to 4.8).
+Rules: oslo_service.backend._common (oslo.service 4.4 to 4.8).
 """
 
 from __future__ import annotations

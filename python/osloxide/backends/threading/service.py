@@ -51,7 +51,7 @@ class Service(services.Service):
 class Services(services.Services):
     """A group of services, each started on a thread of its own."""
 
-    THREAD_GROUP = threadgroup.ThreadGroup
+    THREAD_GROUP = threadgroup.StartGroup
 
 
 class Launcher(service_launcher.Launcher):
