@@ -10,9 +10,11 @@ back and when.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import heapq
 import itertools
+import logging
 import os
 import select
 import threading
@@ -25,6 +27,8 @@ from osloxide.green._core import turns as _turns
 from osloxide.green._core.turns import greenlet, lock, turns
 from osloxide.threads import own
 from osloxide.threads.pool_thread import register_thread
+
+LOG = logging.getLogger(__name__)
 
 _LINGER = 1.0
 """Seconds that the thread stays without anything to watch."""
@@ -65,6 +69,7 @@ class Clock:
         """Entries of the heap that are not wanted any more."""
         self.readers: dict[int, Any] = {}
         self.writers: dict[int, Any] = {}
+        self._failures: collections.deque[Exception] = collections.deque()
         self._epoll: Any = None
         self._bell = -1
         self._masks: dict[int, int] = {}
@@ -88,7 +93,10 @@ class Clock:
         while self.heap and self.heap[0][0] <= now:
             entry = heapq.heappop(self.heap)[2]
             if not entry.called:
-                entry.expire()
+                try:
+                    entry.expire()
+                except Exception as failure:  # noqa: BLE001 - that of one entry
+                    self._note(failure)
             elif self.dropped:
                 self.dropped -= 1
 
@@ -170,10 +178,27 @@ class Clock:
             if mask & bits or broken:
                 listener = bucket.pop(fd, None)
                 if listener is not None:
-                    listener.on_ready(fd)
+                    try:
+                        listener.on_ready(fd)
+                    except Exception as failure:  # noqa: BLE001 - that of one listener
+                        self._note(failure)
         # Nothing more is heard of it until it is waited for again.
         with contextlib.suppress(OSError, ValueError):
             self.watch(fd)
+
+    def _note(self, failure: Exception) -> None:
+        """Something that the clock has called has failed; the thread logs it. With the lock.
+
+        Logging takes locks of its own, whose holders may wait for the one that is held here.
+        """
+        self._failures.append(failure)
+        self._run_before(0.0)
+
+    def _log_failures(self) -> None:
+        """Log what has failed. Without the lock."""
+        while self._failures:
+            failure = self._failures.popleft()
+            LOG.error("What a timer or a descriptor called has failed", exc_info=failure)
 
     def collect(self) -> None:
         """Let timers and descriptors that are due take their places in the queue. With the lock."""
@@ -301,10 +326,12 @@ class Clock:
                     idle_since = None
                 wait = min(max(wait, 0.0), 3600.0)
                 self._wakes_at = now + wait
+            self._log_failures()
             events = self.poll(wait)
             with lock:
                 self._wakes_at = 0.0
                 self.dispatch(events)
+            self._log_failures()
 
     def _look(self, now: float) -> None:
         """Take the baton from a holder that sleeps elsewhere, or has had it for long."""

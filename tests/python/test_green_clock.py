@@ -1,0 +1,46 @@
+"""The thread that watches timers and descriptors outlives what it calls."""
+
+from __future__ import annotations
+
+import pytest
+from _children import run_python
+
+PRELUDE = """
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import logging, os
+logging.basicConfig(format="%(message)s")
+import eventlet
+from eventlet.hubs import get_hub, hub, timer, trampoline
+"""
+
+BROKEN_LISTENER = """
+class Broken(hub.FdListener):
+    def on_ready(self, fileno):
+        raise ValueError("this one is broken")
+reader, writer = os.pipe()
+get_hub()._register(Broken("read", reader, print, print, None))
+os.write(writer, b"x")
+"""
+
+BROKEN_TIMER = """
+class Broken(timer.Timer):
+    def expire(self):
+        raise ValueError("this one is broken")
+get_hub().add_timer(Broken(0.001, print))
+"""
+
+WAIT = """
+other, end = os.pipe()
+eventlet.spawn_after(0.05, os.write, end, b"y")
+trampoline(other, read=True, timeout=30)
+print("waits end")
+"""
+
+
+@pytest.mark.parametrize("broken", [BROKEN_LISTENER, BROKEN_TIMER], ids=["listener", "timer"])
+def test_a_call_that_fails_is_logged_and_later_waits_end(broken: str) -> None:
+    result = run_python(PRELUDE + broken + WAIT)
+    assert result.stdout == "waits end\n", result.stderr
+    assert "What a timer or a descriptor called has failed" in result.stderr
+    assert "ValueError: this one is broken" in result.stderr
