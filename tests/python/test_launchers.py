@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Program, wait_until
 
-from osloxide import _native
+from osloxide import _native, service
 
 Start = Callable[..., Program]
 
@@ -370,3 +371,33 @@ def test_sigint_ends_the_workers_of_every_launcher(running: Start) -> None:
 
     assert program.ended() == 1
     assert program.events("stop") == [], "nobody had the time to stop by itself"
+
+
+def test_a_restart_resets_all_services_before_one_of_them_starts() -> None:
+    seen: list[str] = []
+    started = threading.Semaphore(0)
+
+    class Told(service.Service):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def start(self) -> None:
+            seen.append(f"start {self.name}")
+            started.release()
+
+        def reset(self) -> None:
+            seen.append(f"reset {self.name}")
+
+    services = service.Services(restart_method="reload")
+    for name in "abc":
+        services.add(Told(name))
+    assert all(started.acquire(timeout=60) for _ in range(3))
+    seen.clear()
+
+    services.restart()
+
+    assert all(started.acquire(timeout=60) for _ in range(3))
+    services.stop()
+    assert seen[:3] == ["reset a", "reset b", "reset c"]
+    assert sorted(seen[3:]) == ["start a", "start b", "start c"]

@@ -157,13 +157,19 @@ class Services:
         self.tg.wait()
 
     def restart(self) -> None:
-        """Reset all services; with ``"reload"`` stop them before and start them afterwards."""
-        if self.restart_method == "reload":
+        """Reset all services; with ``"reload"`` stop them before and start them afterwards.
+
+        None starts before all are reset, as on green threads, where the reset of all comes before
+        the first switch.
+        """
+        starts_again = self.restart_method == "reload"
+        if starts_again:
             self.stop()
             self.done = threading.Event()
         for service in self.services:
             event_loop.complete(service.reset())
-            if self.restart_method == "reload":
+        if starts_again:
+            for service in self.services:
                 self._run(service)
 
     def _run(self, service: Any) -> None:
