@@ -92,7 +92,7 @@ pub(super) struct Alarm(OnceLock<Means>);
 /// What an alarm is made of.
 #[derive(Debug)]
 enum Means {
-    /// Unlike a wait with a timeout, whoever knows that there will be nothing to see can put it off
+    /// Unlike a wait with a timeout, a thread that knows of nothing to see can put it off
     /// without waking the sleeper.
     Timer(TimerFd),
     /// Where the process has many: the sleeper that was put off wakes at the time set before, and sleeps

@@ -109,7 +109,10 @@ def test_connections_that_stay_are_spread_over_all_workers(
         wait_until(lambda: not any(held().values()), "the end of all connections")
         return is_fair(counts)
 
-    wait_until(opened_once_more, f"a fair share for each worker: {counts}", pause=0)
+    try:
+        wait_until(opened_once_more, "a fair share for each worker", pause=0)
+    finally:
+        print(f"held: {counts}")
     print(f"{counts.total()} keep-alive connections over {WORKERS} workers: {counts}")
     record_property("spread", sorted(counts.values()))
 
@@ -131,7 +134,10 @@ def test_connections_of_one_request_are_spread_over_all_workers(site: Site) -> N
         assert len(answered) == before + CONNECTIONS, "a connection was lost"
         return is_fair(Counter(answered))
 
-    wait_until(asked_once_more, "a fair share for each worker", pause=0)
+    try:
+        wait_until(asked_once_more, "a fair share for each worker", pause=0)
+    finally:
+        print(f"answered: {Counter(answered)}")
     print(f"{len(answered)} connections of one request each, 8 at a time: {Counter(answered)}")
 
 

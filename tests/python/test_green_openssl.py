@@ -59,6 +59,28 @@ print(back == (bytes(range(100)) * 30_000)[::-1], isinstance(client, SSL.GreenCo
     assert result.stdout == "True True\n", result.stderr
 
 
+def test_what_is_received_by_every_call_was_decrypted() -> None:
+    pytest.importorskip("OpenSSL")
+    result = run_python(
+        PRELUDE
+        + """
+serving = eventlet.spawn(lambda: (server.recv(1), server.sendall(b"hello")))
+client.do_handshake()
+client.sendall(b".")
+room = bytearray(100)
+count = client.recv_into(room, 2)
+print(count, bytes(room[:count]), client.recv(3, socket.MSG_PEEK), client.recv(3))
+for call in (client.recvfrom, client.sendmsg):
+    try:
+        call(b"")
+    except NotImplementedError:
+        print("refused")
+serving.wait()
+"""
+    )
+    assert result.stdout == "2 b'he' b'llo' b'llo'\nrefused\nrefused\n", result.stderr
+
+
 def test_a_listening_connection_accepts_and_the_client_connects() -> None:
     pytest.importorskip("OpenSSL")
     result = run_python(

@@ -169,14 +169,16 @@ def test_the_letters_of_a_log_format_become_keys(tmp_path: Path) -> None:
     path = tmp_path / "site.py"
     path.write_text(
         "accesslog = '-'\n"
-        "access_log_format = '%(h)s %(p)s %(m)s %(U)s %(q)s %(H)s %(T)s %(M)s %(D)s %({x-id}i)s'\n"
+        "access_log_format = '%(h)s %(p)s %(m)s %(U)s %(q)s %(H)s %(T)s %(M)s %(D)s %({x-id}i)s"
+        " %({http_x_id}e)s'\n"
     )
 
     options = parsed("-c", str(path), "told")
 
     assert options.access_logformat == (
         "%(client_ip)s <%(process_id)s> %(method)s %({PATH_INFO}e)s %({QUERY_STRING}e)s "
-        "%(protocol)s %(wall_seconds)d %(wall_milliseconds)s %(wall_microseconds)s %({x-id}i)s"
+        "%(protocol)s %(wall_seconds)d %(wall_milliseconds)s %(wall_microseconds)s %({x-id}i)s "
+        "%({HTTP_X_ID}e)s"
     )
     _native.AccessLog(str(tmp_path / "log"), options.access_logformat)
 

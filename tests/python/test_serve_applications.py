@@ -499,12 +499,57 @@ def test_an_index_that_is_wrong_or_missing_hides_no_launcher(
     assert fetch(killed.port())
     wait_until(lambda: launcher_entries(killed.pid) != [], "its entry")
     killed.process.kill()
-    killed.process.wait(60)
+    # Not reaped yet: a launcher of another test removes entries of processes that are gone.
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
     assert launcher_entries(killed.pid) != []
+    killed.process.wait(60)
     following = start("serve", "told", "-b", "127.0.0.1:0", "--name", f"next-{name}")
     wait_until(lambda: launcher_entries(killed.pid) == [], "the next launcher removes it")
     assert fetch(following.port())
     assert (following.stop(), site.stop()) == (0, 0), site.log
+
+
+def test_what_other_users_put_beside_the_index_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    monkeypatch.setattr(ready, "_INDEXES", os.fsencode(tmp_path))
+    made = Scoreboard("forged")
+    entry = launcher_index.entry(os.getpid(), made.fileno(), "forged")
+    os.mkdir(os.fsencode(tmp_path) + b"/osloxide-\xff-" + namespace.encode())
+    open_to_all = tmp_path / f"osloxide-0-{namespace}"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    (open_to_all / os.fsdecode(entry)).touch()
+    link = tmp_path / f"osloxide-1-{namespace}"
+    link.symlink_to(open_to_all)
+
+    assert ready._indexed(b"forged") == {}
+    open_to_all.chmod(0o700)
+    assert list(ready._indexed(b"forged")) == [os.getpid()]
+    assert ready.main([f"absent-{os.getpid()}"]) == 1
+    assert "no launcher" in capfd.readouterr().err
+
+
+def test_entries_follow_a_process_that_becomes_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_root, of_user = tmp_path / "root", tmp_path / "user"
+    of_root.mkdir()
+    of_user.mkdir()
+    monkeypatch.setattr(launcher_index, "_own", {})
+    monkeypatch.setattr(launcher_index.atexit, "register", lambda function: function)
+    monkeypatch.setattr(launcher_index, "_ROOT", str(of_root))
+    launcher_index.enter("site", 7)
+
+    with launcher_index.another_user():
+        assert list(of_root.iterdir()) == []
+        monkeypatch.setattr(launcher_index, "_ROOT", str(of_user))
+
+    (directory,) = of_user.iterdir()
+    assert [path.name for path in directory.iterdir()] == [f"{os.getpid()}.7.site"]
+    launcher_index._leave()
+    assert list(of_user.iterdir()) == []
 
 
 def test_the_last_launcher_takes_the_directory_of_the_index_away(
@@ -517,7 +562,7 @@ def test_the_last_launcher_takes_the_directory_of_the_index_away(
     launcher_index.enter("site", 7)
     (directory,) = tmp_path.iterdir()
     assert [path.name for path in directory.iterdir()] == [f"{os.getpid()}.7.site"]
-    other = directory / f"{os.getppid()}.7.site"
+    other = directory / "1.7.site"
     other.touch()
     launcher_index._leave()
     assert list(directory.iterdir()) == [other]

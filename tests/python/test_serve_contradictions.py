@@ -171,6 +171,10 @@ def test_a_scheme_may_be_written_in_either_case() -> None:
     assert parsed == address.Listener(("127.0.0.1", 8443), "https")
 
 
+def test_tcp_is_a_scheme_as_gunicorn_has_it() -> None:
+    assert address.parse_listener("tcp://127.0.0.1:80") == address.parse_listener("127.0.0.1:80")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -187,12 +191,9 @@ def test_a_scheme_may_be_written_in_either_case() -> None:
             ["--access-logformat combined", "--access-log;"],
         ),
         ([*TCP, "--access-logformat", "%(x)s"], ["--access-logformat", "unknown key"]),
+        ([*TCP, "--certfile", "/tmp"], ["--certfile /tmp", "directory"]),
         ([*TCP, "--remove-header", "X-A: b"], ["--remove-header", "no name of a header"]),
         ([*TCP, "--unset-env", "A=b"], ["--unset-env", "no NAME of a variable"]),
-        (
-            [*TCP, "--static-map", "/s=/tmp", "--static-map", "/s=/var"],
-            ["--static-map /s=", "2 times"],
-        ),
         ([*TCP, *CERTIFICATE, *KEY, "--ciphers", "AES128-SHA"], ["--ciphers AES128-SHA"]),
         ([*TCP, *CERTIFICATE, *KEY, "--ssl-version", "TLSv1"], ["--ssl-version TLSv1:"]),
         ([*TCP, *KEY, "--certfile", "/etc/passwd"], ["--certfile /etc/passwd:"]),

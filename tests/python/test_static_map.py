@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from osloxide.cli.filters import StaticMap
+from osloxide.cli import contradictions, serve_options
+from osloxide.cli.filters import Filters, StaticMap
 
 #: Sun, 06 Nov 1994 08:49:37 GMT
 CHANGED = 784111777
@@ -91,3 +93,31 @@ def test_a_compressed_picture_is_a_picture(tmp_path: Path) -> None:
 
     assert headers["Content-Type"] == "image/svg+xml"
     assert headers["Content-Encoding"] == "gzip"
+
+
+def test_of_several_maps_with_a_prefix_the_first_that_has_the_file_answers(tmp_path: Path) -> None:
+    over, under = tmp_path / "over", tmp_path / "under"
+    for directory in (over, under):
+        directory.mkdir()
+        (directory / "both.txt").write_text(directory.name)
+    (under / "one.txt").write_text("one")
+    parser = argparse.ArgumentParser()
+    serve_options.declare(parser)
+    options = parser.parse_args(
+        ["site:app", "--static-map", f"/s={over}", "--static-map", f"/s={under}"]
+    )
+    contradictions.check(options)
+    served = Filters(options, keeps_input=False).wrap(lambda *_: [b"application"])
+
+    def body(name: str) -> bytes:
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": f"/s/{name}",
+            "wsgi.input": None,
+            "wsgi.file_wrapper": lambda file: [file.read(), file.close()],
+        }
+        return bytes(next(iter(served(environ, lambda *_: None))))
+
+    assert [body(name) for name in ("both.txt", "one.txt", "none.txt")] == [
+        b"over", b"one", b"application",
+    ]  # fmt: skip

@@ -33,7 +33,7 @@ _LAST_DESCRIPTOR = 2**31 - 1
 
 
 def parse_listener(text: str) -> Listener:
-    """Like :func:`parse`; also ``fd://NUMBER`` or ``fd://NAME``, any of them behind a scheme.
+    """Like :func:`parse`; also ``fd://NUMBER`` or ``fd://NAME``, any of them behind a scheme or ``tcp://``.
 
     :raises argparse.ArgumentTypeError: *text* is no address.
     """
@@ -41,6 +41,8 @@ def parse_listener(text: str) -> Listener:
     if mark and scheme.lower() in SCHEMES:
         # In either case (RFC 3986 section 3.1).
         return Listener(_parse_place(place), scheme.lower())
+    if mark and scheme.lower() == "tcp":
+        return Listener(_parse_place(place))  # as gunicorn has it
     if mark and re.fullmatch("[A-Za-z]+", scheme) and scheme not in ("fd", "unix"):
         raise argparse.ArgumentTypeError(
             f"{text!r}: {scheme} is not spoken; give {', '.join(f'{it}://' for it in SCHEMES)} or "

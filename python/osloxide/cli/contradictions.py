@@ -1,4 +1,4 @@
-"""Options of ``osloxide serve`` that have no effect: empty, without another one, or beside one.
+"""Options of ``osloxide serve`` that are empty, or without effect for lack of one or beside one.
 
 Owns what the options alone tell; what depends on an address, a file or a limit is checked
 where that is read. Starts nothing. Values of a configuration file of gunicorn or uWSGI are left
@@ -61,13 +61,6 @@ def check(options: argparse.Namespace) -> None:
             f"--access-logformat {options.access_logformat} needs --access-log; give both, or a % "
             "format with the keys of wsgi_log_format"
         )
-    prefixes = [prefix for prefix, _ in options.static_map or ()]
-    for prefix in prefixes:
-        if prefixes.count(prefix) > 1 and is_given(options, "static_map"):
-            raise CommandError(
-                f"--static-map {prefix}= is given {prefixes.count(prefix)} times, and the first "
-                "one alone has an effect; leave the others out"
-            )
     for name, needed in _NEEDED:
         if is_given(options, name) and not getattr(options, needed):
             raise CommandError(

@@ -161,7 +161,7 @@ class StaticMap:
     """Files below a directory, under a prefix of the path.
 
     :param prefix: begins with a slash; ``/static`` holds for ``/static/a``, not for ``/statics``.
-    :param directory: nothing outside of it is ever sent, whatever links lie in it.
+    :param directory: nothing outside of it is ever sent, whichever links lie in it.
     """
 
     def __init__(self, prefix: str, directory: str) -> None:

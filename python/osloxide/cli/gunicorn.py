@@ -268,8 +268,12 @@ def log_format(text: str) -> str:
             return _ATOMS[found[1]]
         if re.fullmatch(r"\{[^{}]+\}i", found[1]) or re.fullmatch(r"\w\w+", found[1]):
             return found[0]
+        if re.fullmatch(r"\{[A-Za-z][A-Za-z0-9_]*\}e", found[1]):
+            # gunicorn writes the keys of environ in lower case there.
+            return f"%({{{found[1][1:-2].upper()}}}e)s"
         raise CommandError(
-            f"%({found[1]})s is not logged; name one of {', '.join(_ATOMS)}, or {{HEADER}}i"
+            f"%({found[1]})s is not logged; name one of {', '.join(_ATOMS)}, {{HEADER}}i, or "
+            "{VARIABLE}e for a CGI variable"
         )
 
     return re.sub(r"%\(([^)]+)\)s", named, text)

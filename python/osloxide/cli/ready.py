@@ -14,7 +14,8 @@ all processes where no entry of it holds. The first fields of its header and of 
 import posix
 import sys
 
-_INDEXES = "/dev/shm"  # noqa: S108 - what lies there is a hint that is checked
+# Bytes, since any user names files there; what lies there is a hint that is checked.
+_INDEXES = b"/dev/shm"
 _MEMFD = "/memfd:osloxide-scoreboard"
 _MAGIC = b"osloxide"
 _HEADER_BYTES = 4096
@@ -107,19 +108,20 @@ def _indexed(name: bytes) -> dict[int, list[tuple[int, str]]]:
     began: dict[int, int] = {}
     try:
         namespace = posix.readlink("/proc/self/ns/pid").strip("pid:[]")
+        end = b"-" + namespace.encode()
         directories = [
-            f"{_INDEXES}/{entry}"
+            _INDEXES + b"/" + entry
             for entry in posix.listdir(_INDEXES)
-            if entry.startswith("osloxide-") and entry.endswith(f"-{namespace}")
+            if entry.startswith(b"osloxide-") and entry.endswith(end)
         ]
     except OSError:
         return {}
     wanted = name.replace(b"/", b"%").replace(b"\0", b"%")
     for directory in directories:
         try:
-            entries = posix.listdir(directory.encode())
+            entries = posix.listdir(directory) if _is_trusted(directory) else []
         except OSError:
-            continue  # another user's
+            continue  # its last launcher has left
         for entry in entries:
             pid, _, rest = entry.partition(b".")
             descriptor, _, called = rest.partition(b".")
@@ -133,6 +135,13 @@ def _indexed(name: bytes) -> dict[int, list[tuple[int, str]]]:
                 if board[1] > made_at:
                     began[board[0]], found[board[0]] = board[1], board[2]
     return found
+
+
+def _is_trusted(directory: bytes) -> bool:
+    """Whether only root or this user can have put entries there."""
+    status = posix.lstat(directory)
+    is_directory = status.st_mode & 0o170000 == 0o040000
+    return is_directory and not status.st_mode & 0o022 and status.st_uid in (0, posix.geteuid())
 
 
 def _is_memory(path: str) -> bool:
@@ -186,7 +195,8 @@ def _memories(pid: str) -> list[str]:
 def _read(path: str, name: bytes | None) -> tuple[int, int, list[tuple[int, str]]] | None:
     """Maker, time of making, and rows of a scoreboard; None when it has another name."""
     try:
-        memory = posix.open(path, posix.O_RDONLY)
+        # The descriptor may be another one by now, even a pipe without a writer.
+        memory = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -202,6 +212,8 @@ def _read(path: str, name: bytes | None) -> tuple[int, int, list[tuple[int, str]
         rows = []
         for index in range(used):
             row = posix.pread(memory, 8, _HEADER_BYTES + index * row_bytes)
+            if len(row) < 8:
+                return None  # it is shorter than it says
             state = _STATES[_number(row, 0, 4)]
             if state not in _NOT_SHOWN:
                 rows.append((_number(row, 4, 4), state))

@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> int:
     told = None if options.stats is None else stats.Stats(options.stats, options.stats_http)
 
     from osloxide import service
-    from osloxide.launch import process_title, scoreboard, worker
+    from osloxide.launch import launcher_index, process_title, scoreboard, worker
 
     scoreboard.call_program(options.name)
     process_title.prefix = options.title_prefix or ""
@@ -153,7 +153,8 @@ def main(options: argparse.Namespace) -> int:
     with _pid_file(options.pid):
         if options.log_file is not None:
             log_file.redirect(options)
-        identity.assume()
+        with launcher_index.another_user():
+            identity.assume()
         status = launcher.wait()
     return BOOT_FAILED if boot.has_given_up() else int(status or 0)
 

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import stat
+from collections.abc import Iterator
 
 LOG = logging.getLogger(__name__)
 
@@ -26,11 +27,30 @@ _own: dict[bytes, int] = {}
 
 
 def enter(name: str, descriptor: int) -> None:
-    """Enter this process under *name*; its end removes the entry.
+    """Enter this process under *name*.
+
+    The end of the interpreter removes the entry; a process that a signal or ``os._exit()`` ended
+    leaves it to the next launcher of its user and PID namespace.
 
     :param descriptor: of the scoreboard.
     """
-    name_there = entry(os.getpid(), descriptor, name)
+    _enter(entry(os.getpid(), descriptor, name))
+
+
+@contextlib.contextmanager
+def another_user() -> Iterator[None]:
+    """Around a change of this process's user: its entries move to the directory of the new one."""
+    names = [os.path.basename(path) for path, pid in _own.items() if pid == os.getpid()]
+    _leave()
+    _own.clear()
+    try:
+        yield
+    finally:
+        for name in names:
+            _enter(name)
+
+
+def _enter(name_there: bytes) -> None:
     try:
         try:
             path = _write(name_there)
@@ -40,8 +60,8 @@ def enter(name: str, descriptor: int) -> None:
     except OSError as error:
         LOG.debug("probes look for this process among all others: %s", error)
         return
-    if not _own:
-        atexit.register(_leave)
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     _own[path] = os.getpid()
 
 
@@ -92,6 +112,7 @@ def _tidy(directory: bytes) -> None:
 
 
 def _leave() -> None:
+    """Remove the entries of this process, and the directory with the last one."""
     for path, pid in _own.items():
         # A worker has the functions of its parent.
         if pid == os.getpid():

@@ -22,10 +22,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long lines wait for a pipe whose reader is slow, in milliseconds.
-const LONGEST_WAIT: u16 = 1000;
+/// How long the lines of one batch wait for a pipe whose reader is slow.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long a line may be put off while other requests are seen to.
 pub const LONGEST_DELAY: Duration = Duration::from_millis(5);
 /// So many bytes are written at once, however busy the server is.
@@ -182,10 +182,11 @@ impl LogFile {
         let before = writer.lost;
         let mut rest = lines;
         let mut failure = None;
+        let until = (writer.most != usize::MAX).then(|| Instant::now() + LONGEST_WAIT);
         while !rest.is_empty() {
             let (piece, others) = split(rest, writer.most);
             rest = others;
-            if let Err(errno) = self.write_piece(writer, piece) {
+            if let Err(errno) = self.write_piece(writer, piece, until) {
                 failure = Some(errno);
             }
         }
@@ -199,8 +200,14 @@ impl LogFile {
         }
     }
 
-    /// Writes whole lines; those that the kernel does not take are counted as lost.
-    fn write_piece(&self, writer: &mut Writer, piece: &[u8]) -> nix::Result<()> {
+    /// Writes whole lines; those that the kernel does not take are counted as lost. What is no regular
+    /// file is waited for `until` then.
+    fn write_piece(
+        &self,
+        writer: &mut Writer,
+        piece: &[u8],
+        until: Option<Instant>,
+    ) -> nix::Result<()> {
         let mut done = 0;
         let errno = loop {
             if done == piece.len() {
@@ -208,20 +215,26 @@ impl LogFile {
                 return Ok(());
             }
             // Not every descriptor could be made not to block.
-            if writer.most != usize::MAX && !self.takes_more(writer.lost) {
+            if let Some(until) = until
+                && !self.takes_more(writer.lost, until)
+            {
                 break Errno::EAGAIN;
             }
             if done == 0 && writer.is_torn {
                 // Ends what is left of a line that was cut.
                 match write(&self.file, b"\n") {
-                    Ok(_) => writer.is_torn = false,
+                    Ok(_) => {
+                        writer.is_torn = false;
+                        continue;
+                    }
                     Err(errno) => break errno,
                 }
             }
             match write(&self.file, &piece[done..]) {
                 Ok(0) => break Errno::EIO,
                 Ok(count) => done += count,
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if until.is_some() => {}
                 Err(errno) => break errno,
             }
         };
@@ -232,10 +245,20 @@ impl LogFile {
 
     /// True when what is no regular file takes bytes now, or soon. Once lines were lost there, no other
     /// one is waited for until one is taken.
-    fn takes_more(&self, lost: u64) -> bool {
-        let timeout = if lost == 0 { LONGEST_WAIT } else { 0 };
+    fn takes_more(&self, lost: u64, until: Instant) -> bool {
         let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
-        poll(&mut fds, PollTimeout::from(timeout)) != Ok(0)
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = if lost == 0 { left } else { Duration::ZERO };
+            // At most a second.
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut fds, timeout) {
+                Err(Errno::EINTR) => {}
+                Ok(count) => return count > 0,
+                // write(2) tells what is wrong.
+                Err(_) => return true,
+            }
+        }
     }
 }
 
@@ -455,9 +478,9 @@ mod tests {
         log.put(b"one\n");
         assert!(log.has_waiting());
         assert_eq!(length(), 0);
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         while !log.is_overdue() {
-            assert!(std::time::Instant::now() < deadline);
+            assert!(Instant::now() < deadline);
             std::thread::yield_now();
         }
         log.flush();

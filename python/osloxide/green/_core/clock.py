@@ -283,7 +283,7 @@ class Clock:
                 self._run_before(0.0)
 
     def contended(self) -> None:
-        """Somebody waits for the baton. With the lock."""
+        """A greenthread waits for the baton. With the lock."""
         now = time.monotonic()
         if self._thread is None or self._wakes_at > now + 2 * _LOOK:
             self._run_before(now + _LOOK)
@@ -317,7 +317,7 @@ class Clock:
                         wait = 3600.0
                     elif idle_since is None:
                         idle_since, wait = now, _LINGER
-                    elif now - idle_since >= _LINGER:
+                    elif now - idle_since >= _LINGER and not self._failures:
                         self._thread = None
                         return
                     else:

@@ -120,7 +120,10 @@ def _finder(module: ModuleType, name: str) -> Callable[[str], Any]:
             # Importing eventlet loads most of its modules.
             try:
                 value = import_module(f"{module.__name__}.{attribute}")
-            except ImportError:
+            except ImportError as error:
+                if error.name != f"{module.__name__}.{attribute}":
+                    # It is there, and what it stands on is not.
+                    raise AttributeError(f"{served}.{attribute}: {error}") from error
                 raise _absent(served, attribute) from None
         else:
             raise _absent(served, attribute)

@@ -234,7 +234,7 @@ class GreenSocket(_original_socket):
             return sock, address
 
     _wraps_accepted = False
-    """Whether somebody makes something else of accepted connections (TLS)."""
+    """Whether accepted connections become something else (TLS)."""
 
     @override
     def connect(self, address: Any) -> None:

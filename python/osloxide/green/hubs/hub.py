@@ -160,7 +160,7 @@ class BaseHub:
         """Call *cb* with *fileno* when it is ready.
 
         :param tb: called with an exception when it is closed.
-        :raises RuntimeError: somebody waits for the same already.
+        :raises RuntimeError: another greenthread waits for the same already.
         """
         return self._register(self.lclass(evtype, fileno, cb, tb, mark_as_closed))
 

@@ -76,17 +76,39 @@ class GreenConnection(_base.GreenSocket):
 
     def read(self, size: int) -> bytes:
         """Read at most *size* bytes; none when the peer has closed without a word."""
+        return self._received(b"", self.fd.read, size)  # type: ignore[no-any-return]
+
+    def _received(self, nothing: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of *function*, or *nothing* when the peer has closed without a word."""
         try:
-            return self._until_done(self.fd.read, size)  # type: ignore[no-any-return]
+            return self._until_done(function, *arguments)
         except _std.SysCallError as error:
             if error.args[:1] == (-1,):
-                return b""
+                return nothing
             raise
 
     @override
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """Read at most *bufsize* bytes."""
-        return self.read(bufsize)
+        """Read at most *bufsize* bytes; ``MSG_PEEK`` leaves them there."""
+        return self._received(  # type: ignore[no-any-return]
+            b"", self.fd.recv, bufsize, flags or None
+        )
+
+    @override
+    def recv_into(self, buffer: Any, nbytes: int | None = 0, flags: int = 0) -> int:
+        """Read into *buffer*, at most *nbytes* bytes, or as many as it holds where that is 0."""
+        return self._received(  # type: ignore[no-any-return]
+            0, self.fd.recv_into, buffer, nbytes or None, flags or None
+        )
+
+    def _no_datagrams(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Refused: bytes that go past OpenSSL would break its session.
+
+        :raises NotImplementedError: always.
+        """
+        raise NotImplementedError("Datagrams and ancillary data not supported on SSL sockets")
+
+    recvfrom = recvfrom_into = recvmsg = recvmsg_into = sendto = sendmsg = _no_datagrams
 
     def write(self, data: Any) -> int:
         """Write as much of *data* as goes at once; the number of bytes."""
