@@ -649,15 +649,21 @@ class AmqpSubscription:
     def wait_standing(self, timeout: float | None = None) -> tuple[str, Any]:
         """Wait, interpreter released, until the queues are consumed: ``consuming``; ``refused`` with
         the broker's code and text; ``unusable`` (the brokers, with these options) and why;
-        ``timeout`` after *timeout* seconds."""
+        ``closed`` before that, as the transport is; ``timeout`` after *timeout* seconds."""
     def next(self, timeout: float | None = None) -> AmqpDelivery | None:
         """The next message, waited for *timeout* seconds, interpreter released; None as well once it
-        is stopped, and while :meth:`take_closures` was not asked since a closure. To be called every few minutes: a process in which no listener does is given up."""
+        is stopped, and while :meth:`take_closures` was not asked since a closure. Until it is stopped,
+        to be called every few minutes: a process in which no listener does that, or settles a
+        delivery, is given up."""
     def stop(self, timeout: float) -> bool:
-        """End deliveries; what was delivered can still be settled. False after *timeout* seconds."""
+        """End deliveries; what was delivered can still be settled. False after *timeout* seconds:
+        then nothing more is handed out, and the consumers are cancelled when the broker allows."""
     def close(self, timeout: float) -> bool:
         """Give up what is not settled, delete queues of its own, and close the channel. False after
         *timeout* seconds."""
+    @property
+    def is_over(self) -> bool:
+        """Nothing will be handed out any more, and :meth:`next` returns at once."""
     def take_closures(self) -> list[str]:
         """Why the broker has closed the channel since this was asked last, each time."""
 

@@ -158,6 +158,7 @@ impl AmqpSubscription {
                 ("refused", Some(detail.into_any()))
             }
             Standing::Unusable(text) => ("unusable", Some(PyString::new(py, &text).into_any())),
+            Standing::Closed => ("closed", None),
             Standing::TimedOut => ("timeout", None),
         })
     }
@@ -185,6 +186,11 @@ impl AmqpSubscription {
     fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
         let deadline = Instant::now() + seconds(timeout)?;
         Ok(py.detach(|| self.subscription.close(deadline)))
+    }
+
+    #[getter]
+    fn is_over(&self) -> bool {
+        self.subscription.is_over()
     }
 
     fn take_closures(&self) -> Vec<String> {

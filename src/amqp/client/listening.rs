@@ -57,6 +57,8 @@ pub enum Standing {
     Refused(u16, String),
     /// No broker can be used with these options.
     Unusable(String),
+    /// It was closed before they were, or its subscriber was.
+    Closed,
     /// Nothing yet.
     TimedOut,
 }
@@ -66,8 +68,8 @@ pub enum Standing {
 pub enum Arrival {
     /// One.
     Message(Delivery),
-    /// The listener is stopped, and nothing is left; or the broker has closed its channel, and why
-    /// was not asked yet.
+    /// The listener is stopped, and nothing is left, or nothing is handed out any more; or the broker
+    /// has closed its channel, and why was not asked yet.
     Interrupted,
     /// Nothing yet.
     TimedOut,
@@ -92,7 +94,12 @@ pub(super) struct Listening {
     changed: Condvar,
     /// Its subscription was dropped.
     is_dropped: AtomicBool,
+    /// When a thread of a listener of this subscriber was seen last.
+    seen: LastSeen,
 }
+
+/// See [`Listening`]. Locked last.
+pub(super) type LastSeen = Arc<Mutex<Instant>>;
 
 #[derive(Default)]
 struct Inner {
@@ -103,6 +110,9 @@ struct Inner {
     standing: Option<Standing>,
     wanted: Stage,
     reached: Stage,
+    /// The listener does not wait for its end any longer: nothing is handed out, though the broker
+    /// may still deliver.
+    is_muted: bool,
     /// The broker has cancelled a consumer.
     is_cancelled: bool,
     /// Not declared again before.
@@ -192,13 +202,14 @@ impl Delivery {
 }
 
 impl Listening {
-    pub(super) fn new(queues: Vec<Queue>, prefetch: u16) -> Self {
+    pub(super) fn new(queues: Vec<Queue>, prefetch: u16, seen: LastSeen) -> Self {
         Self {
             queues,
             prefetch,
             inner: Mutex::default(),
             changed: Condvar::new(),
             is_dropped: AtomicBool::new(false),
+            seen,
         }
     }
 
@@ -208,6 +219,7 @@ impl Listening {
             // Under the lock: the broker hears nothing of the channel after it has ended here.
             Some(opening) if inner.epoch == epoch => {
                 opening.outlet.queue(frame(opening.channel));
+                *self.seen.lock() = Instant::now();
                 true
             }
             _ => false,
@@ -223,7 +235,7 @@ impl Listening {
                 return standing.clone();
             }
             if self.wait(&mut inner, deadline) {
-                return Standing::TimedOut;
+                return inner.standing.clone().unwrap_or(Standing::TimedOut);
             }
         }
     }
@@ -231,6 +243,9 @@ impl Listening {
     pub(super) fn next(&self, deadline: Option<Instant>) -> Arrival {
         let mut inner = self.inner.lock();
         loop {
+            if inner.is_muted {
+                return Arrival::Interrupted;
+            }
             if let Some(delivery) = inner.inbox.pop_front() {
                 return Arrival::Message(delivery);
             }
@@ -281,6 +296,19 @@ impl Listening {
         true
     }
 
+    /// Hands out nothing more. What has arrived is given back once the broker delivers nothing more:
+    /// before, it would come again at once.
+    pub(super) fn mute(&self) {
+        self.inner.lock().is_muted = true;
+        self.changed.notify_all();
+    }
+
+    /// Nothing will ever be handed out again.
+    pub(super) fn is_over(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.is_muted || inner.reached == Stage::Closed
+    }
+
     pub(super) fn leave(&self) {
         self.is_dropped.store(true, Ordering::Release);
     }
@@ -299,7 +327,10 @@ impl Listening {
             return Ok(Step::Close(channel));
         }
         match channel {
-            Some(channel) if inner.is_cancelled => Ok(Step::Abandon(channel)),
+            // After a stop the channel stays: by it what was delivered is settled.
+            Some(channel) if inner.is_cancelled && inner.wanted == Stage::Consuming => {
+                Ok(Step::Abandon(channel))
+            }
             Some(channel) if inner.wanted == Stage::Stopped && !inner.is_quiet() => {
                 Ok(Step::Cancel(channel))
             }
@@ -309,6 +340,11 @@ impl Listening {
             },
             _ => Err(None),
         }
+    }
+
+    /// It is to be consumed, so that a thread has to take what arrives.
+    pub(super) fn wants_messages(&self) -> bool {
+        self.inner.lock().wanted == Stage::Consuming && !self.is_dropped.load(Ordering::Acquire)
     }
 
     /// It was never consumed.
@@ -373,16 +409,21 @@ impl Listening {
         self.inner.lock().rests_until = Some(until);
     }
 
+    /// It does not come about.
     pub(super) fn end(&self, standing: Standing) {
         self.inner.lock().standing = Some(standing);
-        self.changed.notify_all();
+        self.reach(Stage::Closed);
     }
 
     pub(super) fn reach(&self, stage: Stage) {
         let mut inner = self.inner.lock();
         inner.reached = inner.reached.max(stage);
+        if inner.is_muted && stage == Stage::Stopped {
+            inner.give_back();
+        }
         if stage == Stage::Closed {
             inner.inbox.clear(); // each delivery holds this
+            inner.standing.get_or_insert(Standing::Closed);
         }
         drop(inner);
         self.changed.notify_all();
@@ -419,6 +460,15 @@ impl Listening {
 }
 
 impl Inner {
+    /// Lets other consumers have what no thread has taken.
+    fn give_back(&mut self) {
+        let Some(opening) = &self.opening else { return };
+        for delivery in self.inbox.drain(..).filter(|delivery| delivery.is_kept) {
+            let frame = methods::requeue(opening.channel, delivery.tag);
+            opening.outlet.queue(frame);
+        }
+    }
+
     fn is_quiet(&self) -> bool {
         self.reached >= Stage::Stopped
     }

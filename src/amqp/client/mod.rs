@@ -333,6 +333,11 @@ impl Client {
             ));
         }
         let mut state = self.shared.state.lock();
+        if !state.has_thread && state.is_open() {
+            // Before the request is anywhere: without a thread there is none. It waits for the lock.
+            thread::start(Arc::clone(&self.shared))?;
+            state.has_thread = true;
+        }
         if let Some(outbox) = &outbox {
             outbox.enter();
         }
@@ -344,10 +349,6 @@ impl Client {
             changed: Condvar::new(),
         });
         if state.accept(&request) {
-            if !state.has_thread {
-                thread::start(Arc::clone(&self.shared))?;
-                state.has_thread = true;
-            }
             self.shared.ring();
         }
         drop(state);

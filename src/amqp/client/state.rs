@@ -181,6 +181,11 @@ impl State {
         }
     }
 
+    /// New requests are taken: it is neither closed nor unusable.
+    pub(super) fn is_open(&self) -> bool {
+        !self.is_closing && self.unusable.is_none()
+    }
+
     /// A new request; true when the thread has to do something for it.
     pub(super) fn accept(&mut self, request: &Arc<Request>) -> bool {
         if self.is_closing {

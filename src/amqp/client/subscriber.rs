@@ -1,5 +1,4 @@
-//! The server's half of RPC over AMQP 0-9-1, and listeners of notifications: deliveries in,
-//! acknowledgements out.
+//! Listeners of requests and of notifications over AMQP 0-9-1: deliveries in, acknowledgements out.
 //!
 //! Owns one connection to one of the URL's brokers for all listeners of a transport, a channel for
 //! each of them, and the thread that opens and reads them, declares what they consume, and does so
@@ -7,8 +6,8 @@
 //! memory reads no more from a connection on which something was published, acknowledgements
 //! included, and the listeners would stop. Replies leave by a [`Client`].
 //!
-//! Two locks, in this order: the state of a subscriber, what a listener consumes. None is held while
-//! something waits for the broker.
+//! Three locks, in this order: the state of a subscriber, what a listener consumes, when a listener's
+//! thread was seen last. None is held while something waits for the broker.
 //!
 //! Rules: `Connection` and `Consumer` of `oslo_messaging/_drivers/impl_rabbit.py`: what is declared,
 //! and what is done when the broker refuses it.
@@ -30,7 +29,7 @@ use super::assembler::Incoming;
 use super::connection::{Connection, Fault, out_of_order};
 use super::conversation::{Conversation, is_of_other_durability};
 use super::dialer::Dialer;
-use super::listening::{Arrival, Listening, Queue, Stage, Standing, Step};
+use super::listening::{Arrival, LastSeen, Listening, Queue, Stage, Standing, Step};
 use super::methods::{self, Method, NOT_FOUND, Refusal};
 use super::{Client, Options};
 use crate::amqp::heartbeat::{Heartbeats, LONGEST_FREEZE};
@@ -67,7 +66,7 @@ struct Shared {
     /// A listener may need something.
     has_changed: AtomicBool,
     /// When the listeners' threads were seen last.
-    touched: Mutex<Instant>,
+    seen: LastSeen,
 }
 
 #[derive(Default)]
@@ -92,7 +91,7 @@ impl fmt::Debug for Subscription {
 }
 
 impl Subscriber {
-    /// One that connects as *client* does, with its first listener.
+    /// One that will connect as *client* does, when its first listener comes.
     ///
     /// # Errors
     /// When the kernel gives no descriptor.
@@ -107,7 +106,7 @@ impl Subscriber {
                 bell: EventFd::from_flags(flags)?,
                 is_closing: AtomicBool::new(false),
                 has_changed: AtomicBool::new(false),
-                touched: Mutex::new(Instant::now()),
+                seen: Arc::new(Mutex::new(Instant::now())),
             }),
         })
     }
@@ -133,13 +132,15 @@ impl Subscriber {
             let text = "a listener needs a queue";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
+        let seen = Arc::clone(&self.shared.seen);
+        let listening = Arc::new(Listening::new(queues, prefetch, seen));
+        self.shared.touch();
+        let mut state = self.shared.state.lock();
+        // Under the lock under which the thread ends the last listeners.
         if self.shared.is_closing.load(Ordering::Acquire) {
             let text = "the transport is closed";
             return Err(io::Error::new(io::ErrorKind::NotConnected, text));
         }
-        let listening = Arc::new(Listening::new(queues, prefetch));
-        self.shared.touch();
-        let mut state = self.shared.state.lock();
         if !state.has_thread {
             start(Arc::clone(&self.shared))?;
             state.has_thread = true;
@@ -173,6 +174,15 @@ impl Subscriber {
     }
 }
 
+#[cfg(test)]
+impl Subscriber {
+    /// As if no thread of a listener had been seen for so long that they are given up.
+    pub(super) fn freeze(&self) {
+        *self.shared.seen.lock() -= 2 * LONGEST_FREEZE;
+        self.shared.ring();
+    }
+}
+
 impl Drop for Subscriber {
     /// The thread ends with its last listener; that is not waited for. Takes no lock: this may be a
     /// forked child, in which there is no such thread, and the lock may be anyone's.
@@ -188,8 +198,9 @@ impl Subscription {
         self.listening.wait_standing(deadline)
     }
 
-    /// Waits for a message until *deadline*. To be called at least every few minutes: a process in which no listener does is given
-    /// up, and its messages go to another one.
+    /// Waits for a message until *deadline*. Until it is stopped, to be called at least every few
+    /// minutes: a process in which no listener does that, or settles a delivery, is given up, and
+    /// its messages go to another one.
     #[must_use]
     pub fn next(&self, deadline: Option<Instant>) -> Arrival {
         self.shared.touch();
@@ -199,7 +210,8 @@ impl Subscription {
     }
 
     /// Ends deliveries; waits for that until *deadline*. What was delivered can still be settled.
-    /// False when *deadline* passed first.
+    /// False when *deadline* passed first: then nothing more is handed out, and the consumers are
+    /// cancelled as soon as the broker has answered what it was asked before.
     #[must_use]
     pub fn stop(&self, deadline: Instant) -> bool {
         self.end(Stage::Stopped, deadline)
@@ -215,11 +227,23 @@ impl Subscription {
     fn end(&self, stage: Stage, deadline: Instant) -> bool {
         self.listening.want(stage);
         self.shared.ring();
+        // Looked at after the wish is known: a thread that connects later finds it. Without a
+        // connection there is nothing to be closed, and an attempt to connect may take long.
+        if !self.shared.state.lock().is_connected {
+            self.listening.reach(stage);
+        }
         let is_reached = self.listening.wait_reached(stage, deadline);
         if !is_reached {
-            self.listening.reach(Stage::Stopped); // nothing more is handed out
+            self.listening.mute();
         }
         is_reached
+    }
+
+    /// Nothing will ever be handed out again: it is closed, or its subscriber, or its end took too
+    /// long.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.listening.is_over()
     }
 
     /// Why the broker has closed the channel since the last time that this was asked.
@@ -247,9 +271,9 @@ impl Shared {
     /// A listener's thread is alive.
     fn touch(&self) {
         let was_frozen = {
-            let mut touched = self.touched.lock();
-            let was_frozen = touched.elapsed() > LONGEST_FREEZE;
-            *touched = Instant::now();
+            let mut seen = self.seen.lock();
+            let was_frozen = seen.elapsed() > LONGEST_FREEZE;
+            *seen = Instant::now();
             was_frozen
         };
         if was_frozen {
@@ -257,13 +281,17 @@ impl Shared {
         }
     }
 
-    fn freezes_at(&self) -> Instant {
-        *self.touched.lock() + LONGEST_FREEZE
+    /// When the listeners are given up; none while each of them only settles what it has.
+    fn freezes_at(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let has_consumers = state.listenings.iter().any(|it| it.wants_messages());
+        drop(state);
+        has_consumers.then(|| *self.seen.lock() + LONGEST_FREEZE)
     }
 }
 
 fn start(shared: Arc<Shared>) -> io::Result<()> {
-    let name = "amqp-server".to_owned();
+    let name = "amqp-listeners".to_owned();
     threads::start(name, STACK_BYTES, Signals::None, move || {
         let mut thread = Thread {
             dialer: Dialer::new(&shared.options),
@@ -455,7 +483,9 @@ impl Thread {
         shared.state.lock().is_connected = false;
         self.count(false);
         match outcome {
-            Ok(()) => self.part(&mut connection),
+            Ok(()) => self.leave(&mut connection),
+            // The end of what was being asked.
+            Err(_) if self.is_closing() => self.leave(&mut connection),
             Err(fault) => {
                 if let Fault::Violation(violation) = &fault {
                     let close = methods::close(violation.code, &violation.text);
@@ -473,8 +503,15 @@ impl Thread {
         }
     }
 
+    /// Ends a connection that is not needed; one for a listener that comes now is a first one.
+    fn leave(&mut self, connection: &mut Connection) {
+        self.part(connection);
+        self.dialer = Dialer::new(&self.shared.options);
+    }
+
     fn is_frozen(&self) -> bool {
-        Instant::now() > self.shared.freezes_at()
+        let freezes_at = self.shared.freezes_at();
+        freezes_at.is_some_and(|at| Instant::now() > at)
     }
 
     fn rest(&self, pause: Duration) {
@@ -518,7 +555,7 @@ impl Thread {
                     return Ok(());
                 }
             }
-            let until = [self.look_at, Some(self.shared.freezes_at())];
+            let until = [self.look_at, self.shared.freezes_at()];
             connection.read(until.into_iter().flatten().min(), &self.shared.bell)?;
         }
     }

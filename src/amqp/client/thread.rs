@@ -1,7 +1,8 @@
 //! The thread of a client: it connects, declares, reads, and connects again.
 //!
-//! Owns what is declared on a new connection, and when there has to be one. Everything that it asks the broker it waits for while it goes on reading. It
-//! holds no lock while it waits or logs: a caller may hold the interpreter, which the log needs.
+//! Owns what is declared on a new connection, and when there has to be one. Everything that it asks
+//! the broker it waits for while it goes on reading. It holds no lock while it waits or logs: a
+//! caller may hold the interpreter, which the log needs.
 //!
 //! Rules: `Connection` and `Consumer` of `oslo_messaging/_drivers/impl_rabbit.py`: what is declared,
 //! and what is done when the broker refuses it.
@@ -124,6 +125,11 @@ impl Thread {
                 Ok((mut connection, host)) => {
                     let fault = match self.talk(&mut connection) {
                         Ok(()) => {
+                            self.part(&mut connection);
+                            return;
+                        }
+                        // The end of what was being asked.
+                        Err(_) if self.is_closing() => {
                             self.part(&mut connection);
                             return;
                         }

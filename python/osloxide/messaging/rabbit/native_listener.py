@@ -119,10 +119,18 @@ class _NativeListener(base.PollStyleListener):
 
     msg_id_cache: Any
 
+    def _is_done(self, deadline: float | None) -> bool:
+        """Whether a poll that has found nothing returns; waits where nothing can come any more."""
+        left = LONGEST_SLEEP if deadline is None else deadline - time.monotonic()
+        if self._subscription.is_over and left > 0:
+            # Closed beneath a listener that was not stopped: it ends as it would without messages.
+            self._shutdown.wait(min(left, LONGEST_SLEEP))
+        return self._shutdown.is_set() or (deadline is not None and time.monotonic() >= deadline)
+
     def stop(self) -> None:
         """Let the broker deliver nothing more. What was delivered can still be settled."""
         if not self._subscription.stop(FAREWELL):
-            LOG.info("consumers end with their connection")
+            LOG.info("consumers are cancelled later: the broker does not answer")
         self._shutdown.set()
 
     def cleanup(self) -> None:
@@ -169,7 +177,7 @@ class NativeListener(_NativeListener):
             delivery = self._subscription.next(min(left, self._longest_sleep()))
             self._look_after_waiting()
             if delivery is None:
-                if self.is_stopped or (deadline is not None and time.monotonic() >= deadline):
+                if self._is_done(deadline):
                     return []
                 continue
             incoming = self._message(delivery)
@@ -290,9 +298,7 @@ class NativeNotificationListener(_NativeListener):
             for reason in self._subscription.take_closures():
                 LOG.warning("the broker closed the channel of a listener: %s", reason)
             if delivery is None:
-                if self._shutdown.is_set() or (
-                    deadline is not None and time.monotonic() >= deadline
-                ):
+                if self._is_done(deadline):
                     return None
                 continue
             if self._shutdown.is_set() and delivery.requeue():
@@ -310,6 +316,7 @@ class NativeReplies:
         self._client_of = client_of
         self._most = pool_threads(listener.driver)
         self._lock = threading.Lock()
+        self._is_closed = False
         self._client: _native.AmqpClient | None = None
         self._outbox: _native.AmqpOutbox | None = None
 
@@ -343,6 +350,8 @@ class NativeReplies:
 
     def _outbox_of(self, client: _native.AmqpClient) -> _native.AmqpOutbox:
         with self._lock:
+            if self._is_closed:
+                return _native.AmqpOutbox(client, self._failed)
             if self._outbox is None or client is not self._client:
                 self._client, self._outbox = client, _native.AmqpOutbox(client, self._failed)
             return self._outbox
@@ -367,7 +376,9 @@ class NativeReplies:
 
     def close(self) -> None:
         """Return when the broker has every reply, as far as it can be had within reason."""
-        outbox = self._outbox
+        with self._lock:
+            # An outbox holds this object, and the garbage collector does not see how.
+            self._is_closed, outbox, self._outbox = True, self._outbox, None
         if outbox is None:
             return
         lost, late = outbox.wait_confirmed(CLOSING)
@@ -558,6 +569,10 @@ def listener_for_notifications(
 
 def _wait_consuming(subscription: _native.AmqpSubscription, topic: str) -> None:
     kind, detail = subscription.wait_standing()
+    if kind == "closed":
+        raise oslo_messaging.MessageDeliveryFailure(
+            f"Unable to declare the queues of topic {topic}: the transport was closed"
+        )
     if kind == "unusable":
         raise UnusableError(detail)
     if kind == "refused":
