@@ -488,10 +488,10 @@ def test_an_index_that_is_wrong_or_missing_hides_no_launcher(
     (entry,) = launcher_entries(site.pid)
 
     # What a killed launcher leaves, with the number of a process that is none; then nothing at all.
-    entry.rename(entry.with_name(os.fsdecode(launcher_index.entry(os.getpid(), 0, name))))
+    forged = entry.with_name(os.fsdecode(launcher_index.entry(os.getpid(), 0, name)))
+    entry.rename(forged)
     assert ready._indexed(name.encode()) == {}
     assert ready.main([name]) == 0
-    (forged,) = launcher_entries(os.getpid())
     forged.unlink()
     assert ready.main([name]) == 0
 

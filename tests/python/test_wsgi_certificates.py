@@ -539,11 +539,11 @@ def test_debug_that_a_reload_turns_on_is_heard(
         (["--keyfile-passphrase-file", "x"], "--keyfile-passphrase-file x needs --certfile"),
         (["--certfile", "{crt}", "--keyfile", "{key}", "--cert-reqs", "optional"],
          "--cert-reqs optional needs --ca-certs; give both"),
-        (["--certfile", "{crt}"], "key_file = {crt}: holds nothing of the kind"),
+        (["--certfile", "{crt}"], "--keyfile {crt}: holds nothing of the kind"),
         (["--certfile", "{crt}", "--keyfile", "{encrypted}"],
-         "key_file = {encrypted}: is encrypted, and no passphrase is given; name a file"),
+         "--keyfile {encrypted}: is encrypted, and no passphrase is given; name a file"),
         (["--certfile", "{crt}", "--keyfile", "{key}", "--ca-certs", "{key}"],
-         "ca_file = {key}: holds nothing of the kind"),
+         "--ca-certs {key}: holds nothing of the kind"),
     ],
 )  # fmt: skip
 def test_serve_names_what_cannot_work(tmp_path: Path, arguments: list[str], error: str) -> None:
