@@ -13,6 +13,7 @@ import shlex
 import signal
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,7 @@ class Release:
     call: Call
     port: int
     programs: list[dict[str, Any]]
+    drains: bool
     services: list[RunningService] = field(default_factory=list)
 
     def answers(self) -> bool:
@@ -89,6 +91,13 @@ def said(service: RunningService, text: str) -> bool:
     return text in service.text()
 
 
+def serves(service: RunningService, broker: Broker, queue: str) -> bool:
+    """Whether *service*, which has to run, takes calls from *queue*, as no other service does."""
+    service.assert_running()
+    listed = broker.control("list_queues", "name", "consumers").splitlines()
+    return any(line.split()[:1] == [queue] and line.split()[1:] != ["0"] for line in listed)
+
+
 @pytest.fixture(scope="module", params=CHOSEN)
 def release(
     request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory
@@ -96,6 +105,7 @@ def release(
     values = dict(TABLE[request.param])
     programs = values.pop("programs")
     values.pop("long", None)
+    drains = values.pop("drains", False)
     api = Api(request.param, **values)
     directory = tmp_path_factory.mktemp(api.name)
     port = free_port()
@@ -110,7 +120,7 @@ def release(
     if HANDOVER in os.environ:
         variables[HANDOVER] = os.environ[HANDOVER]
     starter = Starter()
-    running = Release(api, call_to(f"http://127.0.0.1:{port}"), port, programs)
+    running = Release(api, call_to(f"http://127.0.0.1:{port}"), port, programs, drains)
     try:
         for program in programs:
             words = shlex.split(filled(program["program"], {"directory": str(directory)}))
@@ -118,6 +128,11 @@ def release(
                 api.installed().command(*words), directory / f"{words[0]}.log", variables
             )
             running.services.append(service)
+            if "queue" in program:
+                wait_until(
+                    lambda s=service, q=program["queue"]: serves(s, broker, q),  # type: ignore[misc]
+                    f"the queue {program['queue']}", _PATIENCE, pause=0.5,
+                )  # fmt: skip
         for service, program in zip(running.services, programs, strict=True):
             if "ready" in program:
                 wait_until(
@@ -216,10 +231,32 @@ def holdings(family: list[int]) -> dict[str, int]:
     }
 
 
-def test_a_stop_leaves_nothing(release: Release) -> None:
+def test_a_stop_answers_what_was_sent_and_leaves_nothing(
+    release: Release, load: Callable[..., Load], figure: Figure
+) -> None:
+    driver = None
+    if release.drains and IS_LONG:
+        # Each request has a connection of its own, so that some wait in the kernel's queue.
+        path = release.api.load["send"].partition(" ")[2]
+        headers = release.api.load.get("headers", {})
+        driver = load(
+            release.port, connections=CONNECTIONS, path=path, headers=headers, timeout=60,
+            keep_alive=False,
+        )  # fmt: skip
+        driver.wait_answered(3 * CONNECTIONS, within=_PATIENCE)
+    signalled = time.monotonic()
     for service in release.services:
         service.signal(signal.SIGTERM)
     for service in release.services:
         assert service.wait_exit(_PATIENCE) == 0, service.text()[-3000:]
         service.wait_gone()
+    if driver is not None:
+        report = driver.stop(within=120)
+        lost = [it for it in report.failures if it.sent < signalled]
+        figure(
+            f"{release.api.name}, stop under load: {len(report.answers)} answered, {len(lost)} "
+            f"failed that were sent before the signal {dict(Counter(it.kind for it in lost))}"
+        )
+        assert not lost, lost
+    for service in release.services:
         assert "Traceback" not in service.text(), service.text()[-5000:]

@@ -25,8 +25,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 from osloxide._typing import override
-from osloxide.green import greenio, greenpool, support
+from osloxide.green import greenio, greenpool, greenthread, support
 from osloxide.green._core import head
+from osloxide.green._core.arrivals import Connection, has_bytes, is_plain, queued
 from osloxide.green._core.body import ChunkReadError, Input, capitalized
 from osloxide.green.corolocal import local
 from osloxide.green.timeout import Timeout
@@ -60,6 +61,9 @@ ACCEPT_ERRNO = {
 
 is_accepting = True
 """Set to False, servers stop after the next connection."""
+
+FIRST_REQUEST_SECONDS = 2.0
+"""What a connection gets for its first request when its server ends; as the native server gives."""
 
 STATE_IDLE = "idle"
 STATE_REQUEST = "request"
@@ -248,8 +252,11 @@ class _Answer:
         if "date" not in names:
             parts.append(f"Date: {format_date_time(time.time())}\r\n".encode())
         wanted = protocol.headers.get("Connection", "").lower()
+        if isinstance(protocol.conn_state, Connection):
+            protocol.conn_state.is_answered = True
         keeps = (
             not protocol.close_connection
+            and not protocol.server.is_ending
             and bool(protocol.server.keepalive)
             and (
                 wanted == "keep-alive"
@@ -654,6 +661,9 @@ class HttpProtocol(BaseHTTPRequestHandler):
 class Server(HTTPServer):
     """What the connections of a server share; see :func:`server` for the arguments."""
 
+    is_ending = False
+    """Whether it accepts no more: each connection ends with its next answer."""
+
     def __init__(
         self,
         socket: Any,
@@ -771,7 +781,11 @@ def server(
 ) -> None:
     """Serve *site*, a WSGI application, on *sock*, which listens; until killed.
 
-    Then idle connections are closed, requests in flight are answered, and *sock* is closed.
+    Then requests in flight are answered, and connections that are idle between two are closed.
+    Beyond eventlet, which resets these, requests that the kernel holds are answered: on idle
+    connections, on those that wait for room in the pool, and on those in the queue of *sock*. One
+    on which no request has come at all gets :data:`FIRST_REQUEST_SECONDS` for it. With TLS, idle
+    connections are closed at once. At last *sock* is closed.
 
     :param log: a logger, or a file; standard error when None.
     :param environ: keys of every request's environment.
@@ -825,10 +839,12 @@ def server(
             "eventlet.wsgi.Server pool must provide methods: `spawn`, `waitall`.\n"
             "If unsure, use eventlet.GreenPool."
         )
-    connections: dict[Any, list[Any]] = {}
+    connections: dict[int, Connection] = {}
+    begun: set[int] = set()
 
-    def clean(_: object, conn: list[Any]) -> None:
+    def clean(_: object, conn: Connection) -> None:
         connections.pop(id(conn), None)
+        begun.discard(id(conn))
         conn[2] = STATE_CLOSE
         greenio.shutdown_safe(conn[1])
         conn[1].close()
@@ -840,9 +856,11 @@ def server(
                 client, address = sock.accept()
                 client.settimeout(serv.socket_timeout)
                 serv.log.debug("(%s) accepted %r", serv.pid, address)
-                connection = [address, client, STATE_IDLE]
+                connection = Connection((address, client, STATE_IDLE))
                 connections[id(connection)] = connection
-                pool.spawn(serv.process_request, connection).link(clean, connection)
+                greenlet = pool.spawn(serv.process_request, connection)
+                begun.add(id(connection))
+                greenlet.link(clean, connection)
             except ACCEPT_EXCEPTIONS as error:
                 if support.get_errno(error) not in ACCEPT_ERRNO:
                     raise
@@ -851,11 +869,41 @@ def server(
                 serv.log.info("wsgi exiting")
                 break
     finally:
+        serv.is_ending = True
+        for connection in queued(sock, STATE_IDLE):
+            connection[1].settimeout(serv.socket_timeout)
+            serv.log.debug("(%s) accepted %r", serv.pid, connection[0])
+            connections[id(connection)] = connection
+        awaited = []
         for connection in list(connections.values()):
             before, connection[2] = connection[2], STATE_CLOSE
-            if before == STATE_IDLE:
+            if before != STATE_IDLE:
+                continue
+            is_first = not connection.is_answered
+            if is_plain(connection[1]) and (is_first or has_bytes(connection[1])):
+                awaited.append(connection)
+            else:
                 greenio.shutdown_safe(connection[1])
-        pool.waitall()
+
+        def shut_silent() -> None:
+            for connection in awaited:
+                if connection[2] == STATE_CLOSE and id(connection) in connections:
+                    greenio.shutdown_safe(connection[1])
+
+        # The pool may have been resized to nothing, so that these do not go through it.
+        rest = [it for it in connections.values() if id(it) not in begun]
+        late = [greenthread.spawn(serv.process_request, connection) for connection in rest]
+        for thread, connection in zip(late, rest, strict=True):
+            thread.link(clean, connection)
+        timer = greenthread.spawn_after(FIRST_REQUEST_SECONDS, shut_silent) if awaited else None
+        try:
+            pool.waitall()
+            for thread in late:
+                with contextlib.suppress(Exception):  # it was logged where it was raised
+                    thread.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
         serv.log.info("(%s) wsgi exited, is_accepting=%s", serv.pid, is_accepting)
         try:
             sock.close()
