@@ -13,6 +13,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{Event, Message};
 
+/// How many late replies there may be for each that may be unconfirmed: clients that are gone leave
+/// many, and each is kept and sent now and then.
+const MOST_LATE: usize = 16;
+
 /// A reply that is not on its way any more: its queue, its body, and why.
 #[derive(Debug)]
 pub struct FailedReply {
@@ -62,10 +66,13 @@ impl Outbox {
         }
     }
 
-    /// Waits until less than *most* replies are unconfirmed, or *deadline*; those whose queues are
-    /// missing do not count. False when there is no room.
+    /// Waits until less than *most* replies are unconfirmed, and less than 16 times as many wait for
+    /// queues that are missing, or *deadline*. False when there is no room.
     pub fn wait_for_room(&self, most: usize, deadline: Instant) -> bool {
-        self.wait(deadline, |counts| counts.unconfirmed < most.max(1))
+        let most = most.max(1);
+        self.wait(deadline, |counts| {
+            counts.unconfirmed < most && counts.late < most.saturating_mul(MOST_LATE)
+        })
     }
 
     /// Waits until all replies are confirmed, or *deadline*; how many are not, and how many wait for

@@ -20,8 +20,11 @@ use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 const MOST_UNSENT: u64 = 32 * 1024 * 1024;
 /// Between two attempts to send to a queue that is missing.
 const RETRY_MISSING: Duration = Duration::from_millis(100);
-/// Between two attempts to reply to a queue that is missing (oslo.messaging's own pause).
+/// Between the first two attempts to reply to a queue that is missing (oslo.messaging's own pause).
+/// Each further one is as long as the queue has been missing by then.
 const RETRY_REPLY: Duration = Duration::from_millis(250);
+/// The longest of those pauses: a client that comes back waits for its reply.
+const LONGEST_RETRY_REPLY: Duration = Duration::from_secs(5);
 /// After a broker could not take a message.
 const RETRY_REFUSED: Duration = Duration::from_secs(1);
 /// How often a message is sent again after its exchange or its default queue was deleted beneath it.
@@ -86,6 +89,8 @@ struct Route {
     channel: u16,
     last_tag: u64,
     unconfirmed: BTreeMap<u64, Arc<Request>>,
+    /// Where each of them is, by its number.
+    tags: HashMap<u64, u64>,
     /// Default queues that are bound to the exchange.
     queues: HashSet<String>,
 }
@@ -245,6 +250,7 @@ impl State {
         route
             .unconfirmed
             .insert(route.last_tag, Arc::clone(request));
+        route.tags.insert(request.number, route.last_tag);
         link.outlet.queue(frames);
         let mut progress = request.progress.lock();
         progress.publications += 1;
@@ -317,6 +323,7 @@ impl State {
             channel,
             last_tag: 0,
             unconfirmed: BTreeMap::new(),
+            tags: HashMap::new(),
             queues: HashSet::new(),
         };
         self.routes.insert(exchange, route);
@@ -365,6 +372,9 @@ impl State {
         } else {
             route.unconfirmed.remove(&tag).into_iter().collect()
         };
+        for request in &settled {
+            route.tags.remove(&request.number);
+        }
         for request in settled {
             if is_taken {
                 self.taken(request, now);
@@ -385,9 +395,12 @@ impl State {
                     outbox.put_off();
                 }
                 let since = *progress.missing_since.get_or_insert(now);
-                if now < since + limit {
+                let end = since + limit;
+                if now < end {
                     drop(progress);
-                    self.later.push((now + RETRY_REPLY, request));
+                    let missing_for = now.saturating_duration_since(since);
+                    let pause = missing_for.clamp(RETRY_REPLY, LONGEST_RETRY_REPLY);
+                    self.later.push(((now + pause).min(end), request));
                     return;
                 }
             }
@@ -433,15 +446,15 @@ impl State {
         let Some(route) = self.route_on(channel) else {
             return false;
         };
-        let number = number.parse::<u64>().ok();
-        let found = route
-            .unconfirmed
-            .values()
-            .find(|request| Some(request.number) == number);
-        if let Some(request) = found {
-            request.progress.lock().returned = Some((code, text.to_owned()));
-        }
-        found.is_some()
+        let tag = number
+            .parse()
+            .ok()
+            .and_then(|number: u64| route.tags.get(&number));
+        let Some(request) = tag.and_then(|tag| route.unconfirmed.get(tag)) else {
+            return false;
+        };
+        request.progress.lock().returned = Some((code, text.to_owned()));
+        true
     }
 
     /// A reply of the call `msg_id`; false when that waits for none.
@@ -557,10 +570,10 @@ impl State {
         let waiting = self.waiting.drain(..);
         let later = self.later.drain(..).map(|(_, request)| request);
         let calls = self.calls.drain().map(|(_, request)| request);
-        let unconfirmed = self
-            .routes
-            .values_mut()
-            .flat_map(|route| std::mem::take(&mut route.unconfirmed).into_values());
+        let unconfirmed = self.routes.values_mut().flat_map(|route| {
+            route.tags.clear();
+            std::mem::take(&mut route.unconfirmed).into_values()
+        });
         for request in waiting.chain(later).chain(calls).chain(unconfirmed) {
             request.end(event.clone());
         }

@@ -1182,3 +1182,71 @@ fn read(stream: &[u8], size: usize) -> Result<Vec<Incoming>, Violation> {
     }
     Ok(found)
 }
+
+/// A connection that leads nowhere.
+struct Nowhere;
+
+impl state::Outlet for Nowhere {
+    fn queue(&self, _frames: Vec<u8>) {}
+    fn unsent(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn replies_to_missing_queues_are_sent_ever_less_often_and_limit_how_many_there_are() {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let failures = Arc::<Failures>::default();
+    let outbox = Arc::new(Outbox::new(Arc::clone(&failures), Box::new(|_| {})));
+    let mut state = State::default();
+    let start = Instant::now();
+    state.connect(Box::new(Nowhere), 4096, false, start);
+    state.add_route(String::new(), 1);
+    let reply = |number| {
+        outbox.enter();
+        Arc::new(Request {
+            message: Message {
+                routing_key: "reply_gone".to_owned(),
+                is_mandatory: true,
+                missing_for: Some(LIMIT),
+                ..Message::default()
+            },
+            outbox: Some(Arc::clone(&outbox)),
+            number,
+            progress: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    };
+    let first = reply(1);
+    assert!(!state.accept(&first), "it is sent at once");
+    let mut sent_at = Vec::new();
+    let mut now = start;
+    for tag in 1_u64.. {
+        sent_at.push(now - start);
+        assert!(!state.returned(1, "2", 312, "NO_ROUTE"), "not sent");
+        assert!(state.returned(1, "1", 312, "NO_ROUTE"));
+        assert!(state.settle(1, tag, false, true, now));
+        assert!(!state.returned(1, "1", 312, "NO_ROUTE"), "settled");
+        match state.next_flush(now) {
+            Some(at) => now = at,
+            None => break,
+        }
+        assert_eq!(state.flush(now), None);
+    }
+    let milliseconds: Vec<_> = sent_at.iter().map(Duration::as_millis).collect();
+    assert_eq!(milliseconds[..6], [0, 250, 500, 1_000, 2_000, 4_000]);
+    assert_eq!(sent_at.last(), Some(&LIMIT));
+    assert!(sent_at.len() < 20, "{milliseconds:?}");
+    assert_eq!(failures.lock().len(), 1);
+
+    for number in 2..34 {
+        assert!(outbox.wait_for_room(2, start), "before {number}");
+        state.accept(&reply(number));
+        assert!(state.returned(1, &number.to_string(), 312, "NO_ROUTE"));
+        let tag = sent_at.len() as u64 + number - 1;
+        assert!(state.settle(1, tag, false, true, now));
+    }
+    assert!(!outbox.wait_for_room(2, start), "enough of them wait");
+    state.close();
+    assert!(outbox.wait_for_room(2, start));
+}
