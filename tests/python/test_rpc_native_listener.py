@@ -1,0 +1,110 @@
+"""Listeners without kombu whose transport is closed beneath them; no broker is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("oslo_messaging") is None,
+    reason="oslo.messaging is an optional companion; `make setup` installs it",
+)
+
+SETUP = """
+import gc, json, socket, threading, warnings, weakref
+from types import SimpleNamespace
+warnings.simplefilter("ignore")
+import oslo_messaging
+from osloxide import _native
+from osloxide.messaging.rabbit import native_listener
+
+broker = socket.socket()
+broker.bind(("127.0.0.1", 0))  # its port is taken, and refuses connections
+client = _native.AmqpClient(
+    [("127.0.0.1", broker.getsockname()[1], "guest", "guest")],
+    "/", "PLAIN", 60, "test", "reply_1", (0.01, 0.0, 0.01, 0.0, 0.0), lambda *_: None,
+)
+subscriber = _native.AmqpSubscriber(client)
+driver = SimpleNamespace(prefetch_size=1, conf=SimpleNamespace())
+
+def subscribe():
+    return subscriber.subscribe([_native.AmqpQueue("topic", "exchange", "topic")], 1)
+"""
+
+
+def run(script: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", SETUP + script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_listener_that_starts_hears_that_its_transport_is_closed() -> None:
+    assert run("""
+subscription = subscribe()
+threading.Thread(target=subscriber.close, args=(30,)).start()
+try:
+    native_listener._wait_consuming(subscription, "topic")
+except oslo_messaging.MessageDeliveryFailure as error:
+    print(json.dumps(str(error)))
+""") == ("Unable to declare the queues of topic topic: the transport was closed")
+
+
+def test_polls_of_a_listener_whose_transport_is_closed_sleep() -> None:
+    found = run("""
+class Subscription:
+    asked = 0
+
+    def __init__(self, real):
+        self.real = real
+
+    def next(self, timeout):
+        self.asked += 1
+        return self.real.next(timeout)
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+requests, notifications = Subscription(subscribe()), Subscription(subscribe())
+listeners = [
+    native_listener.NativeListener(driver, requests, lambda _: None),
+    native_listener.NativeNotificationListener(driver, notifications),
+]
+subscriber.close(30)
+found = []
+for listener in listeners:
+    found.append(bool(listener.poll(timeout=0.3)))
+    found.append(listener._subscription.asked)
+    thread = threading.Thread(target=listener.poll)
+    thread.start()
+    listener.stop()
+    thread.join()
+print(json.dumps(found))
+""")
+    assert found[0] is found[2] is False
+    assert found[1] <= 3
+    assert found[3] <= 3
+
+
+def test_the_outbox_of_a_closed_listener_does_not_keep_it() -> None:
+    assert run("""
+listener = SimpleNamespace(driver=driver, is_stopped=False)
+replies = native_listener.NativeReplies(listener, lambda _: client)
+replies._outbox_of(client)
+replies.close()
+replies._outbox_of(client)
+seen = weakref.ref(replies)
+del replies
+gc.collect()
+print(json.dumps(seen() is None))
+""")
