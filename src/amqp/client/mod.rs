@@ -15,6 +15,7 @@
 mod assembler;
 mod connection;
 mod conversation;
+mod declaring;
 mod dialer;
 #[cfg(test)]
 mod faults;

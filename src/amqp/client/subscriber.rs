@@ -1,16 +1,16 @@
 //! Listeners of requests and of notifications over AMQP 0-9-1: deliveries in, acknowledgements out.
 //!
 //! Owns one connection to one of the URL's brokers for all listeners of a transport, a channel for
-//! each of them, and the thread that opens and reads them, declares what they consume, and does so
-//! again on another connection when that one is lost. Publishes nothing: a broker that is short of
+//! each of them, and the thread that opens and reads them, has declared what they consume
+//! (`declaring.rs`), and does so again on another connection when that one is lost. Publishes nothing: a broker that is short of
 //! memory reads no more from a connection on which something was published, acknowledgements
 //! included, and the listeners would stop. Replies leave by a [`Client`].
 //!
 //! Three locks, in this order: the state of a subscriber, what a listener consumes, when a listener's
 //! thread was seen last. None is held while something waits for the broker.
 //!
-//! Rules: `Connection` and `Consumer` of `oslo_messaging/_drivers/impl_rabbit.py`: what is declared,
-//! and what is done when the broker refuses it.
+//! Rules: `Connection` and `Consumer` of `oslo_messaging/_drivers/impl_rabbit.py`: what is done when the
+//! broker refuses a declaration, and when a connection is lost.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,10 +27,11 @@ use parking_lot::{Condvar, Mutex};
 
 use super::assembler::Incoming;
 use super::connection::{Connection, Fault, out_of_order};
-use super::conversation::{Conversation, is_of_other_durability};
+use super::conversation::Conversation;
+use super::declaring;
 use super::dialer::Dialer;
 use super::listening::{Arrival, LastSeen, Listening, Queue, Stage, Standing, Step};
-use super::methods::{self, Method, NOT_FOUND, Refusal};
+use super::methods::{self, Method, Refusal};
 use super::{Client, Options};
 use crate::amqp::heartbeat::{Heartbeats, LONGEST_FREEZE};
 use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
@@ -640,23 +641,14 @@ impl Thread {
             .retain(|other| !Arc::ptr_eq(other, listening));
     }
 
-    fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
-        let channel = connection.new_channel()?;
-        let request = methods::channel_open(channel);
-        self.ask(connection, channel, request, |method| {
-            matches!(method, Method::ChannelOpenOk)
-        })?;
-        Ok(channel)
-    }
-
     fn try_to_declare(
         &mut self,
         connection: &mut Connection,
         listening: &Arc<Listening>,
     ) -> Result<(), Fault> {
-        let mut channel = self.open_channel(connection)?;
+        let mut channel = declaring::open_channel(self, connection)?;
         for queue in &listening.queues {
-            channel = self.declare_queue(connection, channel, queue)?;
+            channel = declaring::declare_queue(self, connection, channel, queue)?;
         }
         if listening.prefetch > 0 {
             let request = methods::qos(channel, listening.prefetch);
@@ -675,97 +667,6 @@ impl Thread {
             })?;
         }
         Ok(())
-    }
-
-    /// Declares *queue* on *channel*; the channel that is open then.
-    fn declare_queue(
-        &mut self,
-        connection: &mut Connection,
-        mut channel: u16,
-        queue: &Queue,
-    ) -> Result<u16, Fault> {
-        let (outcome, is_of_queue) = self.try_queue(connection, channel, queue);
-        if is_of_other_durability(&outcome) {
-            tracing::warn!(
-                "Queue {} could not be declared probably because of conflicting configurations. \
-                 Retrying to declare the exchange ({}) as non durable",
-                queue.name,
-                queue.exchange.name
-            );
-            let mut queue = queue.clone();
-            queue.is_durable = false;
-            queue.exchange.is_durable = false;
-            queue.exchange.is_auto_delete = queue.is_auto_delete;
-            channel = self.open_channel(connection)?;
-            self.try_queue(connection, channel, &queue).0?;
-            return Ok(channel);
-        }
-        match outcome {
-            Ok(()) => return Ok(channel),
-            Err(Fault::Refused(refusal)) if refusal.code == NOT_FOUND => {}
-            Err(fault) => return Err(fault),
-        }
-        channel = self.open_channel(connection)?;
-        if is_of_queue {
-            tracing::warn!(
-                "Queue {} is stuck on unresponsive node. Trying to delete the queue and redeclare \
-                 it again",
-                queue.name
-            );
-            let request = methods::queue_delete(channel, &queue.name);
-            let is_deleted = self.ask(connection, channel, request, |method| {
-                matches!(method, Method::QueueDeleteOk)
-            });
-            match is_deleted {
-                Ok(()) => {}
-                Err(Fault::Refused(_)) => channel = self.open_channel(connection)?,
-                Err(fault) => return Err(fault),
-            }
-        }
-        self.try_queue(connection, channel, queue).0?;
-        Ok(channel)
-    }
-
-    /// Declares an exchange, a queue and their binding; whether it is the queue that was refused.
-    fn try_queue(
-        &mut self,
-        connection: &mut Connection,
-        channel: u16,
-        queue: &Queue,
-    ) -> (Result<(), Fault>, bool) {
-        if !queue.exchange.name.is_empty() {
-            let request = methods::exchange_declare(channel, &queue.exchange);
-            let outcome = self.ask(connection, channel, request, |method| {
-                matches!(method, Method::ExchangeDeclareOk)
-            });
-            if outcome.is_err() {
-                return (outcome, false);
-            }
-        }
-        let mut bits = 0;
-        if queue.is_durable {
-            bits |= methods::DURABLE;
-        }
-        if queue.is_auto_delete {
-            bits |= methods::AUTO_DELETE;
-        }
-        let request = methods::queue_declare(channel, &queue.name, bits, &queue.arguments);
-        let outcome = self.ask(connection, channel, request, |method| {
-            matches!(method, Method::QueueDeclareOk)
-        });
-        if outcome.is_err() || queue.exchange.name.is_empty() {
-            return (outcome, true);
-        }
-        let request = methods::queue_bind(
-            channel,
-            &queue.name,
-            &queue.exchange.name,
-            &queue.routing_key,
-        );
-        let outcome = self.ask(connection, channel, request, |method| {
-            matches!(method, Method::QueueBindOk)
-        });
-        (outcome, false)
     }
 
     /// Closes a channel that has lost a consumer; all of it is declared again.
