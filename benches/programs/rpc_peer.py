@@ -20,7 +20,7 @@ if FLAVOUR == "eventlet":
 
     eventlet.monkey_patch()
 elif FLAVOUR in ("osloxide", "native-client"):
-    os.environ["OSLOXIDE_NATIVE_RPC_CLIENT"] = str(int(FLAVOUR == "native-client"))
+    os.environ["OSLOXIDE_NATIVE_RPC"] = str(int(FLAVOUR == "native-client"))
     from osloxide.activation import import_hook
 
     import_hook.install()

@@ -71,7 +71,7 @@ def run(case: str, subject: str, broker: Broker) -> Results:
     }
     if subject == NATIVE_CLIENT:
         subject = "osloxide"
-        environment["OSLOXIDE_NATIVE_RPC_CLIENT"] = "1"
+        environment["OSLOXIDE_NATIVE_RPC"] = "1"
     return run_child(subject, PACKAGE, [case], environment)
 
 

@@ -126,7 +126,7 @@ def test_every_amended_library_has_the_names_that_osloxide_relies_on() -> None:
         import os
 
         # Its amendment is checked where it is wanted.
-        os.environ["OSLOXIDE_NATIVE_RPC_CLIENT"] = "1"
+        os.environ["OSLOXIDE_NATIVE_RPC"] = "1"
         import osloxide
 
         osloxide.install()

@@ -105,14 +105,14 @@ def test_run_refuses_a_switch_that_it_does_not_know(script) -> None:
     assert "'real'" in result.stderr
 
 
-def test_run_turns_the_native_rpc_client_on_only_where_it_is_asked_to(script) -> None:
-    program = script('import os; print(os.environ.get("OSLOXIDE_NATIVE_RPC_CLIENT"))')
+def test_run_turns_native_rpc_on_only_where_it_is_asked_to(script) -> None:
+    program = script('import os; print(os.environ.get("OSLOXIDE_NATIVE_RPC"))')
     assert osloxide("run", program).stdout == "None\n"
-    assert osloxide("run", "--native-rpc-client", program).stdout == "1\n"
-    refused = osloxide("run", program, OSLOXIDE_NATIVE_RPC_CLIENT="yes")
+    assert osloxide("run", "--native-rpc", program).stdout == "1\n"
+    refused = osloxide("run", program, OSLOXIDE_NATIVE_RPC="yes")
     assert refused.returncode == 1
     assert refused.stdout == ""
-    assert "OSLOXIDE_NATIVE_RPC_CLIENT is 'yes'; set it to 1" in refused.stderr
+    assert "OSLOXIDE_NATIVE_RPC is 'yes'; set it to 1" in refused.stderr
 
 
 def test_check_says_what_is_used_of_eventlet_and_not_served(script, tmp_path: Path) -> None:

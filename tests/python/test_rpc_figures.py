@@ -47,7 +47,7 @@ def test_messages_and_connections_are_counted_and_a_lost_one_is_told(
     (tmp_path / "seen_site.py").write_text(SITE)
     variables = {
         "WIRE_URL": f"rabbit://u:p@127.0.0.1:{broker.port}/seen.client",
-        "OSLOXIDE_NATIVE_RPC_CLIENT": "1",
+        "OSLOXIDE_NATIVE_RPC": "1",
     }
     with starter(tmp_path) as start:
         site = start(

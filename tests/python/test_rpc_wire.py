@@ -107,7 +107,7 @@ def test_the_golden_file_is_what_oslo_messaging_says(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    variables = {"RPC_WIRE_IS_OURS": "1", "OSLOXIDE_NATIVE_RPC_CLIENT": "1"}
+    variables = {"RPC_WIRE_IS_OURS": "1", "OSLOXIDE_NATIVE_RPC": "1"}
     return said(tmp_path_factory.mktemp("wire"), **variables)
 
 

@@ -104,7 +104,7 @@ Send = Callable[..., Senders]
 
 def client_environment(*, is_native: bool) -> dict[str, str]:
     """That of a process whose RPC does without kombu, or does not."""
-    return clean_environment() | {"OSLOXIDE_NATIVE_RPC_CLIENT": str(int(is_native))}
+    return clean_environment() | {"OSLOXIDE_NATIVE_RPC": str(int(is_native))}
 
 
 def options(settings: Mapping[str, int | str]) -> list[str]:

@@ -42,7 +42,7 @@ def clean_environment() -> dict[str, str]:
         if not name.startswith(("OS_", "OSLO", "PYTHON", "PYTEST", "COV_"))
     }
     if IS_NATIVE:
-        variables["OSLOXIDE_NATIVE_RPC_CLIENT"] = "1"
+        variables["OSLOXIDE_NATIVE_RPC"] = "1"
     return variables
 
 

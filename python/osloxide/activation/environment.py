@@ -24,7 +24,7 @@ TESTING = "OSLOXIDE_TESTING"
 """``1`` while a test suite runs: tolerates eventlet beside osloxide, and makes the WSGI server
 accept what oslo.service's own tests send."""
 
-NATIVE_RPC_CLIENT = "OSLOXIDE_NATIVE_RPC_CLIENT"
+NATIVE_RPC = "OSLOXIDE_NATIVE_RPC"
 """``1`` lets RPC and notifications over RabbitMQ do without kombu; ``0``, or unset, by it."""
 
 EVENTLET_SWITCHES = tuple(
@@ -58,15 +58,15 @@ def is_testing() -> bool:
     return os.environ.get(TESTING, "0") not in ("", "0")
 
 
-def wants_native_rpc_client(environ: Mapping[str, str]) -> bool:
+def wants_native_rpc(environ: Mapping[str, str]) -> bool:
     """Whether RPC and notifications over RabbitMQ do without kombu.
 
     :raises ActivationError: the variable has another value than the two that it knows.
     """
-    value = environ.get(NATIVE_RPC_CLIENT) or "0"
+    value = environ.get(NATIVE_RPC) or "0"
     if value not in ("0", "1"):
         raise ActivationError(
-            f"{NATIVE_RPC_CLIENT} is {value!r}; set it to 1 (RPC over RabbitMQ goes natively) or "
+            f"{NATIVE_RPC} is {value!r}; set it to 1 (RPC over RabbitMQ goes natively) or "
             "to 0 (by kombu), or unset it"
         )
     return value == "1"

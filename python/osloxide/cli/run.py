@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``osloxide run``."""
     parser.usage = (
-        "osloxide run [-h] [--eventlet {native,real}] [--native-rpc-client] [--unchecked] "
+        "osloxide run [-h] [--eventlet {native,real}] [--native-rpc] [--unchecked] "
         "COMMAND [ARGUMENT ...]"
     )
     parser.add_argument(
@@ -36,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "library; the same as the variable OSLOXIDE_EVENTLET",
     )
     parser.add_argument(
-        "--native-rpc-client",
+        "--native-rpc",
         action="store_true",
         help="RPC and notifications over RabbitMQ natively instead of by kombu, servers included; "
-        "the same as the "
-        f"variable {environment.NATIVE_RPC_CLIENT}=1",
+        "the same as "
+        f"the variable {environment.NATIVE_RPC}=1",
     )
     parser.add_argument(
         "--unchecked",
@@ -61,11 +61,11 @@ def main(options: argparse.Namespace) -> NoReturn:
     environ = environment.activated(os.environ)
     if options.eventlet is not None:
         environ[eventlet_names.VARIABLE] = options.eventlet
-    if options.native_rpc_client:
-        environ[environment.NATIVE_RPC_CLIENT] = "1"
+    if options.native_rpc:
+        environ[environment.NATIVE_RPC] = "1"
     try:
         serves_eventlet = eventlet_names.wants_native(environ)
-        environment.wants_native_rpc_client(environ)
+        environment.wants_native_rpc(environ)
     except ActivationError as error:
         raise CommandError(str(error)) from error
     program = target.resolve(options.command, options.arguments, environ)

@@ -164,7 +164,7 @@ def pace_rpc(amqpdriver: ModuleType) -> None:
     "rpc_common.deserialize_remote_exception",
     "rpc_common.serialize_msg",
     "oslo_messaging.MessagingTimeout",
-    wanted=lambda: environment.wants_native_rpc_client(os.environ),
+    wanted=lambda: environment.wants_native_rpc(os.environ),
 )
 def send_natively(amqpdriver: ModuleType) -> None:
     """Send messages without kombu, where the operator wants it (``amqpdriver``)."""

@@ -49,7 +49,7 @@ def wait_consumed(listener: Any) -> None:
     while lent is not None and lent.connection._new_tags:
         assert time.monotonic() < end, "its queues are not consumed"
         time.sleep(0.01)
-    if os.environ.get("OSLOXIDE_NATIVE_RPC_CLIENT") == "1":
+    if os.environ.get("OSLOXIDE_NATIVE_RPC") == "1":
         kind = type(listener._poll_style_listener).__name__
         assert kind.startswith("Native"), kind
 
