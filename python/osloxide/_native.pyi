@@ -375,8 +375,6 @@ class AccessLog:
         """Opens *path* for appending, ``-`` is standard output. *format* is ``combined``, ``common``
         or a % format with the keys of ``wsgi_log_format`` and those that docs/server.md lists besides.
         Raises ValueError for the format, OSError for the file."""
-    def number_worker(self, number: int) -> None:
-        """Which worker this process is, from 1; what the key ``worker`` says, 0 before."""
     def flush(self) -> None:
         """Write the lines that were put off."""
     def reopen(self) -> None:
@@ -638,8 +636,6 @@ class AmqpSubscriber:
 
         :raises OSError: no queue, a name that AMQP has no room for, closed, or no thread to be had.
         """
-    @property
-    def is_connected(self) -> bool: ...
     def close(self, timeout: float) -> None:
         """End all listeners and the connection; *timeout* in seconds."""
 
@@ -689,9 +685,6 @@ class AmqpDelivery:
     @property
     def is_kept(self) -> bool:
         """From a queue, which keeps it until it is settled; a stream delivers nothing again."""
-    @property
-    def is_over(self) -> bool:
-        """Its channel is closed: the broker delivers it again."""
     def acknowledge(self) -> bool:
         """Let the broker forget it. False when its channel is closed, and nothing was said."""
     def requeue(self) -> bool:

@@ -13,7 +13,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict};
 use super::signals;
 use crate::amqp::client::{
     Client, Event, Exchange, ExchangeType, Host, Mechanism, Message, Options, Pauses,
-    PendingRequest, Properties, ReplyQueue, Table, TlsFiles, Value,
+    PendingRequest, Properties, Queue, Table, TlsFiles, Value,
 };
 
 /// How long the main thread waits before it lets Python signal handlers run.
@@ -93,11 +93,12 @@ impl AmqpClient {
                 checks_name,
                 identity,
             }),
-            replies: ReplyQueue {
+            replies: Queue {
                 name: reply_queue,
                 is_durable: durable_replies,
                 arguments: table(queue_arguments)?,
                 consumer_arguments: table(consumer_arguments)?,
+                ..Queue::default()
             },
             pauses: Pauses {
                 first: seconds(first)?,

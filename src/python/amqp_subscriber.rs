@@ -126,11 +126,6 @@ impl AmqpSubscriber {
         })
     }
 
-    #[getter]
-    fn is_connected(&self) -> bool {
-        self.subscriber.is_connected()
-    }
-
     fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
         let deadline = Instant::now() + seconds(timeout)?;
         py.detach(|| self.subscriber.close(deadline));
@@ -237,11 +232,6 @@ impl AmqpDelivery {
     #[getter]
     fn is_kept(&self) -> bool {
         self.delivery.is_kept
-    }
-
-    #[getter]
-    fn is_over(&self) -> bool {
-        self.delivery.is_over()
     }
 
     fn acknowledge(&self) -> bool {

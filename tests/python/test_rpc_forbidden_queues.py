@@ -7,16 +7,14 @@ RabbitMQ does: it closes the connection with 541.
 from __future__ import annotations
 
 import importlib.util
-import json
 import socket
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from _children import told_by_python
 
 from osloxide.messaging.rabbit.forbidden_queues import explanation
 
@@ -122,15 +120,7 @@ target = oslo_messaging.Target(topic="t", server="s")
 
 
 def run(script: str, broker: Refusing) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-c", SETUP + script, str(broker.port)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return told_by_python(SETUP + script, str(broker.port))
 
 
 def test_a_server_that_may_not_have_its_queue_says_what_to_set(refusing: Refusing) -> None:

@@ -6,12 +6,10 @@ Over ``kombu+memory://``, kombu's broker in the process: what is asked here is w
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from _children import told_by_python
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("oslo_messaging") is None,
@@ -45,15 +43,7 @@ def unacknowledged(listener):
 
 
 def run(script: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-c", SETUP + script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return told_by_python(SETUP + script)
 
 
 def test_a_listener_needs_no_server() -> None:

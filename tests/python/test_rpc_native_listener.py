@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from _children import told_by_python
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("oslo_messaging") is None,
@@ -38,15 +36,7 @@ def subscribe():
 
 
 def run(script: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-c", SETUP + script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return told_by_python(SETUP + script)
 
 
 def test_a_listener_that_starts_hears_that_its_transport_is_closed() -> None:

@@ -145,3 +145,18 @@ def start_rpc_service(
 def runs(trace: Path) -> Counter[int]:
     """How often each request has run to its end."""
     return Counter(int(line) for line in whole_lines(trace))
+
+
+def became_of_calls(report: dict[str, Any], trace: Path) -> tuple[str, list[int]]:
+    """What became of the calls of *report*, in words, and those that ran twice or more.
+
+    Each that was answered has run.
+    """
+    done = runs(trace)
+    assert set(report["sent"]) <= set(done)
+    doubled = [number for number, times in done.items() if times > 1]
+    words = (
+        f"{len(report['sent'])} answered, failed {report['failures']}, {len(doubled)} doubled, "
+        f"slowest {report['slowest']:.1f} s"
+    )
+    return words, doubled

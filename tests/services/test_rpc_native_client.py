@@ -21,7 +21,14 @@ from waiting import wait_until
 
 from services.conftest import Figure, Start, running
 from services.infra import CERTIFICATES, RELEASES, Broker, MissingTreeError, retried
-from services.rpc import Senders, client_environment, options, runs, start_rpc_service
+from services.rpc import (
+    Senders,
+    became_of_calls,
+    client_environment,
+    options,
+    runs,
+    start_rpc_service,
+)
 from services.subject import APPS, IS_LONG, IS_STOCK
 from services.test_rpc_tls import IDENTITY, TRUST, StrictBroker
 
@@ -276,12 +283,9 @@ def test_closed_connections_lose_and_double_no_completed_call(
         senders.kill()
     service.stop()
 
-    done = runs(trace)
-    doubled = [number for number, times in done.items() if times > 1]
-    figure(f"connections closed three times, 16 callers: {len(report['sent'])} answered, failed "
-           f"{report['failures']}, {len(doubled)} doubled")  # fmt: skip
+    words, doubled = became_of_calls(report, trace)
+    figure(f"connections closed three times, 16 callers: {words}")
     assert report["failures"] == {}
-    assert set(report["sent"]) <= set(done)
     # A request whose confirm is lost with its connection is sent again, as by kombu; one for each
     # caller and cut.
     assert len(doubled) <= 3 * 16
@@ -304,13 +308,8 @@ def test_calls_go_on_after_a_crash_of_the_broker(
     for service in services:
         service.stop()
 
-    done = runs(trace)
-    doubled = [number for number, times in done.items() if times > 1]
-    figure(
-        f"crash of the broker, {callers} callers: {len(report['sent'])} answered, failed "
-        f"{report['failures']}, slowest {report['slowest']:.1f} s, {len(doubled)} doubled"
-    )
-    assert set(report["sent"]) <= set(done)
+    words, doubled = became_of_calls(report, trace)
+    figure(f"crash of the broker, {callers} callers: {words}")
     # What waited in a transient queue is lost; its caller learns it, once, and goes on.
     assert set(report["failures"]) <= {"MessagingTimeout"}
     assert sum(report["failures"].values()) <= callers

@@ -10,15 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 from waiting import wait_until
 
-from services.conftest import Figure, Start
-from services.infra import Broker, retried
-from services.rpc import Senders, client_environment, runs, start_rpc_service
+from services.conftest import Figure, Start, running
+from services.infra import Broker
+from services.rpc import Senders, became_of_calls, client_environment, runs, start_rpc_service
 from services.subject import APPS, IS_STOCK
 from services.test_rpc_native_client import OUTCOMES, client_of, outcomes, products
 
@@ -33,9 +32,7 @@ SERVERS = 200
 @pytest.fixture
 def own_broker() -> Iterator[Broker]:
     """One that may be killed, and keeps no other test's queues."""
-    broker = retried(partial(Broker, None))
-    yield broker
-    broker.stop()
+    yield from running(Broker)
 
 
 def queues(broker: Broker) -> list[str]:
@@ -71,12 +68,12 @@ def test_every_kind_of_request_is_served_as_by_kombu(
 
 
 def test_sigterm_to_one_of_two_loses_and_doubles_no_cast(
-    start: Start, own_broker: Broker, trace: Path
+    start: Start, broker: Broker, trace: Path
 ) -> None:
     services = [
-        start_rpc_service(start, own_broker.url, trace, threads=2, is_native=True) for _ in range(2)
+        start_rpc_service(start, broker.url, trace, threads=2, is_native=True) for _ in range(2)
     ]
-    senders = Senders(own_broker.url, "cast", 4, [], is_native=True)
+    senders = Senders(broker.url, "cast", 4, [], is_native=True)
     try:
         senders.wait_more(300)
         services[0].signal(signal.SIGTERM)
@@ -105,13 +102,9 @@ def test_closed_connections_lose_and_double_no_completed_call(
         senders.kill()
     service.stop()
 
-    done = runs(trace)
-    doubled = [number for number, times in done.items() if times > 1]
-    figure(f"connections closed three times, {callers} callers, both ends without kombu: "
-           f"{len(report['sent'])} answered, failed {report['failures']}, {len(doubled)} doubled, "
-           f"slowest {report['slowest']:.1f} s")  # fmt: skip
+    words, doubled = became_of_calls(report, trace)
+    figure(f"connections closed three times, {callers} callers, both ends without kombu: {words}")
     assert report["failures"] == {}
-    assert set(report["sent"]) <= set(done)
     # A request whose confirm is lost is sent again: one for each caller and cut.
     assert len(doubled) <= 3 * callers
 
@@ -132,12 +125,8 @@ def test_calls_go_on_after_a_crash_of_the_broker(
         senders.kill()
     service.stop()
 
-    done = runs(trace)
-    doubled = [number for number, times in done.items() if times > 1]
-    figure(f"crash of the broker, {callers} callers, both ends without kombu: "
-           f"{len(report['sent'])} answered, failed {report['failures']}, {len(doubled)} doubled, "
-           f"slowest {report['slowest']:.1f} s")  # fmt: skip
-    assert set(report["sent"]) <= set(done)
+    words, doubled = became_of_calls(report, trace)
+    figure(f"crash of the broker, {callers} callers, both ends without kombu: {words}")
     # What waited in a transient queue is lost; its caller learns it, once, and goes on.
     assert set(report["failures"]) <= {"MessagingTimeout"}
     assert sum(report["failures"].values()) <= callers

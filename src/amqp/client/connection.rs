@@ -366,6 +366,37 @@ impl Connection {
         Ok(self.last_channel)
     }
 
+    /// Does what *method* wants of the connection, or of the flow of a channel; any other is given back.
+    pub(super) fn obey(&mut self, channel: u16, method: Method) -> Result<Option<Method>, Fault> {
+        match (channel, method) {
+            (0, Method::Close(refusal)) => {
+                let _ = self.link.queue(methods::close_ok());
+                return Err(Fault::Closed(refusal));
+            }
+            (0, Method::Blocked(reason)) => {
+                self.is_blocked = true;
+                tracing::error!("The broker has blocked the connection: {reason}");
+            }
+            (0, Method::Unblocked) => {
+                self.is_blocked = false;
+                tracing::info!("The broker has unblocked the connection");
+            }
+            (channel, Method::Flow { is_active }) => {
+                self.link.queue(methods::flow_ok(channel, is_active))?;
+            }
+            (_, method) => return Ok(Some(method)),
+        }
+        Ok(None)
+    }
+
+    /// Drops the connection after *fault*; a broker that has violated the protocol hears why.
+    pub(super) fn break_off(self, fault: &Fault) {
+        if let Fault::Violation(violation) = fault {
+            let close = methods::close(violation.code, &violation.text);
+            let _ = self.link.queue(close);
+        }
+    }
+
     /// The broker has closed a channel.
     pub(super) fn channel_closed(&mut self, channel: u16) -> Result<(), Fault> {
         self.link.queue(methods::channel_close_ok(channel))?;

@@ -5,9 +5,12 @@
 //!
 //! Rules: AMQP 0-9-1 section 2.2.1 (synchronous methods).
 
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::EventFd;
+use nix::sys::time::TimeSpec;
 
 use super::Options;
 use super::assembler::Incoming;
@@ -36,13 +39,13 @@ pub(super) trait Conversation {
     /// The broker has closed a channel, and has not heard yet that this side knows.
     fn closed(&mut self, _channel: u16, _refusal: &Refusal) {}
 
-    /// Sends *request* and waits until `is_answer` says that it is answered; goes on reading.
+    /// Sends *request* and waits for *answer*; goes on reading.
     fn ask(
         &mut self,
         connection: &mut Connection,
         channel: u16,
         request: Vec<u8>,
-        is_answer: fn(&Method) -> bool,
+        answer: &Method,
     ) -> Result<(), Fault> {
         connection.link.queue(request)?;
         let mut patience = self.options().answers_within;
@@ -52,7 +55,7 @@ pub(super) trait Conversation {
         let mut deadline = Instant::now() + patience;
         loop {
             match connection.next()? {
-                Some(Incoming::Method(at, method)) if at == channel && is_answer(&method) => {
+                Some(Incoming::Method(at, method)) if at == channel && method == *answer => {
                     return Ok(());
                 }
                 Some(Incoming::Method(at, Method::ChannelClose(refusal))) if at == channel => {
@@ -77,6 +80,27 @@ pub(super) trait Conversation {
                 }
             }
         }
+    }
+
+    /// Opens a channel.
+    fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
+        self.open_free_channel(connection)
+    }
+
+    /// Opens a channel, of which one has to be free.
+    fn open_free_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
+        let channel = connection.new_channel()?;
+        let request = methods::channel_open(channel);
+        self.ask(connection, channel, request, &Method::ChannelOpenOk)?;
+        Ok(channel)
+    }
+
+    /// Sleeps until the bell, or *until*.
+    fn wait_for_bell(&self, until: Option<Instant>) {
+        let mut fds = [PollFd::new(self.bell().as_fd(), PollFlags::POLLIN)];
+        let left = until.map(|at| TimeSpec::from(at.saturating_duration_since(Instant::now())));
+        let _ = ppoll(&mut fds, left, None);
+        let _ = self.bell().read();
     }
 
     /// Says goodbye, and waits a moment for the answer.

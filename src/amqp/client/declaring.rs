@@ -1,8 +1,8 @@
-//! What a queue of a listener needs at the broker: its exchange, the queue, their binding.
+//! What a queue that is consumed needs at the broker: its exchange, the queue, their binding.
 //!
 //! Owns in which order they are declared, and the second attempts: without durability where the
 //! broker has one of the name that is not durable, and after a deletion where a node of the queue is
-//! gone. Consumes nothing, and knows no listener.
+//! gone. Consumes nothing, and knows no consumer.
 //!
 //! Rules: `Consumer.declare` of `oslo_messaging/_drivers/impl_rabbit.py`.
 
@@ -10,19 +10,6 @@ use super::connection::{Connection, Fault};
 use super::conversation::{Conversation, is_of_other_durability};
 use super::listening::Queue;
 use super::methods::{self, Method, NOT_FOUND};
-
-/// Opens the next channel of *connection*.
-pub(super) fn open_channel(
-    conversation: &mut impl Conversation,
-    connection: &mut Connection,
-) -> Result<u16, Fault> {
-    let channel = connection.new_channel()?;
-    let request = methods::channel_open(channel);
-    conversation.ask(connection, channel, request, |method| {
-        matches!(method, Method::ChannelOpenOk)
-    })?;
-    Ok(channel)
-}
 
 /// Declares *queue* on *channel*; the channel that is open then.
 pub(super) fn declare_queue(
@@ -43,7 +30,7 @@ pub(super) fn declare_queue(
         queue.is_durable = false;
         queue.exchange.is_durable = false;
         queue.exchange.is_auto_delete = queue.is_auto_delete;
-        channel = open_channel(conversation, connection)?;
+        channel = conversation.open_channel(connection)?;
         try_queue(conversation, connection, channel, &queue).0?;
         return Ok(channel);
     }
@@ -52,7 +39,7 @@ pub(super) fn declare_queue(
         Err(Fault::Refused(refusal)) if refusal.code == NOT_FOUND => {}
         Err(fault) => return Err(fault),
     }
-    channel = open_channel(conversation, connection)?;
+    channel = conversation.open_channel(connection)?;
     if is_of_queue {
         tracing::warn!(
             "Queue {} is stuck on unresponsive node. Trying to delete the queue and redeclare \
@@ -60,12 +47,10 @@ pub(super) fn declare_queue(
             queue.name
         );
         let request = methods::queue_delete(channel, &queue.name);
-        let is_deleted = conversation.ask(connection, channel, request, |method| {
-            matches!(method, Method::QueueDeleteOk)
-        });
+        let is_deleted = conversation.ask(connection, channel, request, &Method::QueueDeleteOk);
         match is_deleted {
             Ok(()) => {}
-            Err(Fault::Refused(_)) => channel = open_channel(conversation, connection)?,
+            Err(Fault::Refused(_)) => channel = conversation.open_channel(connection)?,
             Err(fault) => return Err(fault),
         }
     }
@@ -82,9 +67,7 @@ fn try_queue(
 ) -> (Result<(), Fault>, bool) {
     if !queue.exchange.name.is_empty() {
         let request = methods::exchange_declare(channel, &queue.exchange);
-        let outcome = conversation.ask(connection, channel, request, |method| {
-            matches!(method, Method::ExchangeDeclareOk)
-        });
+        let outcome = conversation.ask(connection, channel, request, &Method::ExchangeDeclareOk);
         if outcome.is_err() {
             return (outcome, false);
         }
@@ -97,9 +80,7 @@ fn try_queue(
         bits |= methods::AUTO_DELETE;
     }
     let request = methods::queue_declare(channel, &queue.name, bits, &queue.arguments);
-    let outcome = conversation.ask(connection, channel, request, |method| {
-        matches!(method, Method::QueueDeclareOk)
-    });
+    let outcome = conversation.ask(connection, channel, request, &Method::QueueDeclareOk);
     if outcome.is_err() || queue.exchange.name.is_empty() {
         return (outcome, true);
     }
@@ -109,8 +90,6 @@ fn try_queue(
         &queue.exchange.name,
         &queue.routing_key,
     );
-    let outcome = conversation.ask(connection, channel, request, |method| {
-        matches!(method, Method::QueueBindOk)
-    });
+    let outcome = conversation.ask(connection, channel, request, &Method::QueueBindOk);
     (outcome, false)
 }

@@ -85,16 +85,26 @@ impl Dialer {
         std::mem::replace(&mut self.has_connected, true)
     }
 
-    /// The pause after a connection is lost.
-    pub(super) fn after_loss(options: &Options) -> Duration {
-        delay(options, Duration::ZERO)
+    /// Tells that the connection to *host* is lost; the pause before the next attempt.
+    pub(super) fn after_loss(options: &Options, host: &str, reason: &str) -> Duration {
+        let pause = delay(options, Duration::ZERO);
+        tracing::error!(
+            "AMQP server on {host} is unreachable: {reason}. Trying again in {:.1} seconds.",
+            pause.as_secs_f64()
+        );
+        pause
     }
 
-    /// The pause after a round over all hosts; the next one is longer.
-    pub(super) fn after_failure(&mut self, options: &Options) -> Duration {
+    /// Tells that no host could be connected with; the pause before the next round, which is longer
+    /// each time.
+    pub(super) fn after_failure(&mut self, options: &Options, reason: &str) -> Duration {
         let pauses = options.pauses;
         let pause = delay(options, self.pause);
         self.pause = (self.pause + pauses.step).min(pauses.longest.max(pauses.first));
+        tracing::error!(
+            "Connection failed: {reason} (retrying in {:.1} seconds)",
+            pause.as_secs_f64()
+        );
         pause
     }
 }

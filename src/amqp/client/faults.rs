@@ -175,17 +175,28 @@ pub(super) fn misbehave(
     }
 }
 
-/// Accepts connections, the first of which goes wrong, until it is ended.
-struct Broker {
-    port: u16,
+/// Accepts one connection after the other, until it is ended.
+pub(super) struct Broker {
+    pub(super) port: u16,
+    pub(super) connections: Arc<AtomicUsize>,
     is_ending: Arc<AtomicBool>,
-    connections: Arc<AtomicUsize>,
-    /// Returns how many methods the first conversation had.
+    /// Returns how many methods the longest conversation had.
     thread: JoinHandle<usize>,
 }
 
 impl Broker {
+    /// One whose first connection goes wrong.
     fn new(at: usize, fault: Fault, heartbeat: u16) -> Self {
+        Self::start(move |number, peer| {
+            let at = if number == 0 { at } else { 0 };
+            converse(peer, at, fault, heartbeat)
+        })
+    }
+
+    /// *converse* gets the number of a connection, from 0 on, and returns how many methods it had.
+    pub(super) fn start(
+        mut converse: impl FnMut(usize, &mut Peer) -> usize + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let is_ending = Arc::new(AtomicBool::new(false));
@@ -204,22 +215,20 @@ impl Broker {
                     stream,
                     consumer: 0,
                 };
-                let at = if number == 0 { at } else { 0 };
-                let count = converse(&mut peer, at, fault, heartbeat);
-                methods = methods.max(count);
+                methods = methods.max(converse(number, &mut peer));
             }
             methods
         };
         let thread = thread::Builder::new().spawn(accept).unwrap();
         Self {
             port,
-            is_ending,
             connections,
+            is_ending,
             thread,
         }
     }
 
-    fn end(self) -> usize {
+    pub(super) fn end(self) -> usize {
         self.is_ending.store(true, Ordering::SeqCst);
         drop(TcpStream::connect(("127.0.0.1", self.port)));
         self.thread.join().unwrap()

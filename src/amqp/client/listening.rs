@@ -192,10 +192,12 @@ impl Delivery {
     pub fn is_plain_json(&self) -> bool {
         self.properties.is_plain_json()
     }
+}
 
+#[cfg(test)]
+impl Delivery {
     /// Its channel is closed: the broker delivers it again.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         let inner = self.listening.inner.lock();
         inner.opening.is_none() || inner.epoch != self.epoch
     }

@@ -79,19 +79,6 @@ pub struct TlsFiles {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// The queue to which servers send replies.
-#[derive(Debug, Clone, Default)]
-pub struct ReplyQueue {
-    /// Of this process alone.
-    pub name: String,
-    /// As its arguments may demand.
-    pub is_durable: bool,
-    /// Of `queue.declare`.
-    pub arguments: Table,
-    /// Of `basic.consume`.
-    pub consumer_arguments: Table,
-}
-
 /// Pauses between attempts to connect.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pauses {
@@ -122,8 +109,9 @@ pub struct Options {
     pub connection_name: String,
     /// None for plain TCP.
     pub tls: Option<TlsFiles>,
-    /// Declared by the first call.
-    pub replies: ReplyQueue,
+    /// To which servers send replies: of this process alone, and bound to no exchange. Declared by the
+    /// first call.
+    pub replies: Queue,
     /// See there.
     pub pauses: Pauses,
     /// Hosts are tried in an order of chance, not in turn.

@@ -2,9 +2,9 @@
 //!
 //! Owns one connection to one of the URL's brokers for all listeners of a transport, a channel for
 //! each of them, and the thread that opens and reads them, has declared what they consume
-//! (`declaring.rs`), and does so again on another connection when that one is lost. Publishes nothing: a broker that is short of
-//! memory reads no more from a connection on which something was published, acknowledgements
-//! included, and the listeners would stop. Replies leave by a [`Client`].
+//! (`declaring.rs`), and does so again on another connection when that one is lost. Publishes nothing:
+//! a broker that is short of memory reads no more from a connection on which something was published,
+//! acknowledgements included, and the listeners would stop. Replies leave by a [`Client`].
 //!
 //! Three locks, in this order: the state of a subscriber, what a listener consumes, when a listener's
 //! thread was seen last. None is held while something waits for the broker.
@@ -15,14 +15,11 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::time::TimeSpec;
 use parking_lot::{Condvar, Mutex};
 
 use super::assembler::Incoming;
@@ -155,12 +152,6 @@ impl Subscriber {
         })
     }
 
-    /// Whether there is a connection.
-    #[must_use]
-    pub fn is_connected(&self) -> bool {
-        self.shared.state.lock().is_connected
-    }
-
     /// Ends all listeners and the connection; waits for that until *deadline*.
     pub fn close(&self, deadline: Instant) {
         self.shared.is_closing.store(true, Ordering::Release);
@@ -177,6 +168,10 @@ impl Subscriber {
 
 #[cfg(test)]
 impl Subscriber {
+    pub(super) fn is_connected(&self) -> bool {
+        self.shared.state.lock().is_connected
+    }
+
     /// As if no thread of a listener had been seen for so long that they are given up.
     pub(super) fn freeze(&self) {
         *self.shared.seen.lock() -= 2 * LONGEST_FREEZE;
@@ -355,25 +350,22 @@ impl Conversation for Thread {
                 }
                 Err(out_of_order(&Method::Deliver { consumer, tag }))
             }
-            Incoming::Method(0, Method::Close(refusal)) => {
-                let _ = connection.link.queue(methods::close_ok());
-                Err(Fault::Closed(refusal))
-            }
-            Incoming::Method(0, Method::Blocked(reason)) => {
-                connection.is_blocked = true;
-                tracing::info!("The broker has blocked the connection: {reason}");
-                Ok(())
-            }
-            Incoming::Method(0, Method::Unblocked) => {
-                connection.is_blocked = false;
-                Ok(())
-            }
-            Incoming::Method(channel, Method::Flow { is_active }) => {
-                let answer = methods::flow_ok(channel, is_active);
-                connection.link.queue(answer)?;
-                Ok(())
-            }
-            Incoming::Method(channel, Method::Cancel { consumer }) => {
+            Incoming::Content(_, method, ..) => Err(out_of_order(&method)),
+            Incoming::Method(channel, method) => self.take_method(connection, channel, method),
+        }
+    }
+}
+
+impl Thread {
+    fn take_method(
+        &mut self,
+        connection: &mut Connection,
+        channel: u16,
+        method: Method,
+    ) -> Result<(), Fault> {
+        match connection.obey(channel, method)? {
+            None => Ok(()),
+            Some(Method::Cancel { consumer }) => {
                 let Some(listening) = self.channels.get(&channel) else {
                     return Err(out_of_order(&Method::Cancel { consumer }));
                 };
@@ -387,7 +379,7 @@ impl Conversation for Thread {
                 );
                 Ok(())
             }
-            Incoming::Method(channel, Method::ChannelClose(refusal)) => {
+            Some(Method::ChannelClose(refusal)) => {
                 let Some(listening) = self.channels.remove(&channel) else {
                     return Err(out_of_order(&Method::ChannelClose(refusal)));
                 };
@@ -399,14 +391,10 @@ impl Conversation for Thread {
                 tracing::error!("AMQP server has closed channel {channel}: {code}: {text}");
                 Ok(())
             }
-            Incoming::Content(_, method, ..) | Incoming::Method(_, method) => {
-                Err(out_of_order(&method))
-            }
+            Some(method) => Err(out_of_order(&method)),
         }
     }
-}
 
-impl Thread {
     /// Whether nothing is left to be done. Decided under the lock of those who come.
     fn leaves(&self) -> bool {
         self.end_offline();
@@ -460,11 +448,7 @@ impl Thread {
                     }
                     return;
                 }
-                let pause = self.dialer.after_failure(&shared.options);
-                tracing::error!(
-                    "Connection failed: {text} (retrying in {:.1} seconds)",
-                    pause.as_secs_f64()
-                );
+                let pause = self.dialer.after_failure(&shared.options, &text);
                 self.rest(pause);
                 return;
             }
@@ -488,17 +472,8 @@ impl Thread {
             // The end of what was being asked.
             Err(_) if self.is_closing() => self.leave(&mut connection),
             Err(fault) => {
-                if let Fault::Violation(violation) = &fault {
-                    let close = methods::close(violation.code, &violation.text);
-                    let _ = connection.link.queue(close);
-                }
-                drop(connection);
-                let pause = Dialer::after_loss(&shared.options);
-                tracing::error!(
-                    "AMQP server on {host} is unreachable: {}. Trying again in {:.1} seconds.",
-                    fault.text(),
-                    pause.as_secs_f64()
-                );
+                connection.break_off(&fault);
+                let pause = Dialer::after_loss(&shared.options, &host, &fault.text());
                 self.rest(pause);
             }
         }
@@ -524,13 +499,6 @@ impl Thread {
                 return;
             }
         }
-    }
-
-    fn wait_for_bell(&self, until: Option<Instant>) {
-        let mut fds = [PollFd::new(self.shared.bell.as_fd(), PollFlags::POLLIN)];
-        let left = until.map(|at| TimeSpec::from(at.saturating_duration_since(Instant::now())));
-        let _ = ppoll(&mut fds, left, None);
-        let _ = self.shared.bell.read();
     }
 
     /// Until no listener is left.
@@ -646,15 +614,13 @@ impl Thread {
         connection: &mut Connection,
         listening: &Arc<Listening>,
     ) -> Result<(), Fault> {
-        let mut channel = declaring::open_channel(self, connection)?;
+        let mut channel = self.open_channel(connection)?;
         for queue in &listening.queues {
             channel = declaring::declare_queue(self, connection, channel, queue)?;
         }
         if listening.prefetch > 0 {
             let request = methods::qos(channel, listening.prefetch);
-            self.ask(connection, channel, request, |method| {
-                matches!(method, Method::QosOk)
-            })?;
+            self.ask(connection, channel, request, &Method::QosOk)?;
         }
         // Deliveries may come before the answer.
         self.channels.insert(channel, Arc::clone(listening));
@@ -662,9 +628,7 @@ impl Thread {
         for (number, queue) in (1_u16..).zip(&listening.queues) {
             let arguments = listening.consumer_arguments(number, queue);
             let request = methods::consume(channel, &queue.name, number, &arguments);
-            self.ask(connection, channel, request, |method| {
-                matches!(method, Method::ConsumeOk)
-            })?;
+            self.ask(connection, channel, request, &Method::ConsumeOk)?;
         }
         Ok(())
     }
@@ -690,9 +654,7 @@ impl Thread {
     ) -> Result<(), Fault> {
         for (number, _) in (1_u16..).zip(&listening.queues) {
             let request = methods::cancel(channel, number);
-            let outcome = self.ask(connection, channel, request, |method| {
-                matches!(method, Method::CancelOk)
-            });
+            let outcome = self.ask(connection, channel, request, &Method::CancelOk);
             match outcome {
                 Err(Fault::Refused(_)) => return Ok(()), // closed: nothing is delivered any more
                 outcome => outcome?,
@@ -726,9 +688,7 @@ impl Thread {
         let mut outcome = Ok(());
         for queue in listening.queues.iter().filter(|queue| queue.is_own) {
             let request = methods::queue_delete(channel, &queue.name);
-            outcome = self.ask(connection, channel, request, |method| {
-                matches!(method, Method::QueueDeleteOk)
-            });
+            outcome = self.ask(connection, channel, request, &Method::QueueDeleteOk);
             if outcome.is_err() {
                 break;
             }

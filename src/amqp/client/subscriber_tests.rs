@@ -6,15 +6,14 @@
 //! the handshake, declarations, deliveries, and the end of a listener.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::AsRawFd as _;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 
-use super::faults::{AT_ONCE, Fault, HANDSHAKE, MOST_CONNECTIONS, misbehave};
+use super::faults::{AT_ONCE, Broker, Fault, HANDSHAKE, MOST_CONNECTIONS, misbehave};
 use super::methods::Value;
 use super::tests::{PATIENCE, Peer, client, delivery, moved, refusal};
 use super::*;
@@ -118,52 +117,22 @@ fn converse(peer: &mut Peer, kept: &SharedKept, wrong: Wrong) -> usize {
     count
 }
 
-/// Accepts connections, the first of which goes wrong, until it is ended.
-struct Broker {
-    port: u16,
+/// A broker that keeps messages, and whose first connection goes wrong.
+struct Keeper {
+    broker: Broker,
     kept: SharedKept,
-    is_ending: Arc<AtomicBool>,
-    connections: Arc<AtomicUsize>,
-    /// Returns how many methods the longest conversation had.
-    thread: JoinHandle<usize>,
 }
 
-impl Broker {
+impl Keeper {
     fn new(wrong: Wrong) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
         let kept = SharedKept::default();
         kept.lock().messages = MESSAGES.map(str::to_owned).into();
-        let is_ending = Arc::new(AtomicBool::new(false));
-        let connections = Arc::new(AtomicUsize::new(0));
-        let (theirs, ending) = (Arc::clone(&kept), Arc::clone(&is_ending));
-        let counter = Arc::clone(&connections);
-        let accept = move || {
-            let mut methods = 0;
-            for number in 0.. {
-                let (stream, _) = listener.accept().unwrap();
-                if ending.load(Ordering::SeqCst) {
-                    break;
-                }
-                counter.fetch_add(1, Ordering::SeqCst);
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                let mut peer = Peer {
-                    stream,
-                    consumer: 0,
-                };
-                let at = if number == 0 { wrong.at } else { 0 };
-                methods = methods.max(converse(&mut peer, &theirs, Wrong { at, ..wrong }));
-            }
-            methods
-        };
-        let thread = thread::Builder::new().spawn(accept).unwrap();
-        Self {
-            port,
-            kept,
-            is_ending,
-            connections,
-            thread,
-        }
+        let theirs = Arc::clone(&kept);
+        let broker = Broker::start(move |number, peer| {
+            let at = if number == 0 { wrong.at } else { 0 };
+            converse(peer, &theirs, Wrong { at, ..wrong })
+        });
+        Self { broker, kept }
     }
 
     fn right() -> Self {
@@ -175,13 +144,15 @@ impl Broker {
     }
 
     fn subscriber(&self, heartbeat: u16) -> Subscriber {
-        Subscriber::new(&client(&[self.port], heartbeat)).unwrap()
+        Subscriber::new(&client(&[self.broker.port], heartbeat)).unwrap()
+    }
+
+    fn connections(&self) -> usize {
+        self.broker.connections.load(Ordering::SeqCst)
     }
 
     fn end(self) -> usize {
-        self.is_ending.store(true, Ordering::SeqCst);
-        drop(TcpStream::connect(("127.0.0.1", self.port)));
-        self.thread.join().unwrap()
+        self.broker.end()
     }
 }
 
@@ -225,7 +196,7 @@ fn text(delivery: &Delivery) -> String {
 /// there were.
 fn survive(wrong: Wrong) -> usize {
     let Wrong { at, fault, .. } = wrong;
-    let broker = Broker::new(wrong);
+    let broker = Keeper::new(wrong);
     let subscriber = broker.subscriber(wrong.heartbeat);
     let mut subscription = subscriber.subscribe(queues(), 8).unwrap();
     let mut standing = subscription.wait_standing(Some(soon()));
@@ -259,7 +230,7 @@ fn survive(wrong: Wrong) -> usize {
     assert!(subscription.stop(soon()), "{fault:?} at {at}");
     assert!(subscription.close(soon()), "{fault:?} at {at}");
     subscriber.close(soon());
-    let connections = broker.connections.load(Ordering::SeqCst);
+    let connections = broker.connections();
     // A slow machine may seem silent as well.
     let is_bounded = fault != Fault::IsSilent;
     assert!(
@@ -302,7 +273,7 @@ fn a_broker_that_falls_silent_at_any_method_is_left() {
 
 #[test]
 fn what_is_given_back_after_a_stop_does_not_come_again() {
-    let broker = Broker::right();
+    let broker = Keeper::right();
     let subscriber = broker.subscriber(60);
     let subscription = subscriber.subscribe(queues(), 8).unwrap();
     let first = next(&subscription);
@@ -340,7 +311,7 @@ fn what_is_given_back_after_a_stop_does_not_come_again() {
 
 #[test]
 fn listeners_of_a_subscriber_share_a_connection_and_the_last_one_ends_it() {
-    let broker = Broker::right();
+    let broker = Keeper::right();
     let subscriber = broker.subscriber(60);
     let subscriptions: Vec<_> = (0..5)
         .map(|_| subscriber.subscribe(queues(), 8).unwrap())
@@ -352,7 +323,7 @@ fn listeners_of_a_subscriber_share_a_connection_and_the_last_one_ends_it() {
         );
     }
     // A slow machine may need more than one.
-    let before = broker.connections.load(Ordering::SeqCst);
+    let before = broker.connections();
     assert!(before < MOST_CONNECTIONS, "{before} for five listeners");
     drop(subscriptions);
     let end = soon();
@@ -365,7 +336,7 @@ fn listeners_of_a_subscriber_share_a_connection_and_the_last_one_ends_it() {
     }
     let again = subscriber.subscribe(queues(), 8).unwrap();
     assert_eq!(again.wait_standing(Some(soon())), Standing::Consuming);
-    assert!(broker.connections.load(Ordering::SeqCst) > before);
+    assert!(broker.connections() > before);
     drop(again);
     subscriber.close(soon());
     broker.end();
@@ -627,7 +598,7 @@ fn a_close_in_the_midst_of_a_question_says_goodbye() {
 
 #[test]
 fn a_drain_after_a_stop_is_not_taken_for_a_freeze() {
-    let broker = Broker::right();
+    let broker = Keeper::right();
     let subscriber = broker.subscriber(60);
     let [draining, other] = [(); 2].map(|()| subscriber.subscribe(queues(), 8).unwrap());
     let first = next(&draining);
@@ -647,7 +618,7 @@ fn a_drain_after_a_stop_is_not_taken_for_a_freeze() {
 
 #[test]
 fn listeners_of_a_frozen_process_are_given_up_until_one_comes_back() {
-    let broker = Broker::right();
+    let broker = Keeper::right();
     let subscriber = broker.subscriber(60);
     let subscription = subscriber.subscribe(queues(), 8).unwrap();
     let first = next(&subscription);

@@ -323,9 +323,9 @@ pub(super) fn client(ports: &[u16], heartbeat: u16) -> Client {
         heartbeat,
         connection_name: "test".to_owned(),
         tls: None,
-        replies: ReplyQueue {
+        replies: Queue {
             name: "reply_1".to_owned(),
-            ..ReplyQueue::default()
+            ..Queue::default()
         },
         pauses: Pauses {
             first: Duration::from_millis(1),

@@ -8,18 +8,16 @@
 //! and what is done when the broker refuses it.
 
 use std::io;
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::EventFd;
-use nix::sys::time::TimeSpec;
 
 use super::assembler::Incoming;
 use super::connection::{Connection, Fault, out_of_order};
 use super::conversation::{Conversation, LOOK, is_of_other_durability};
+use super::declaring;
 use super::dialer::Dialer;
 use super::methods::{
     self, COMMAND_INVALID, Exchange, Method, NOT_FOUND, Properties, Refusal, Table, Violation,
@@ -83,6 +81,10 @@ impl Conversation for Thread {
         self.acknowledge(connection)
     }
 
+    fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
+        self.open_channel_beside(connection, None)
+    }
+
     fn take(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<(), Fault> {
         match incoming {
             Incoming::Heartbeat => Ok(()),
@@ -135,27 +137,16 @@ impl Thread {
                         }
                         Err(fault) => fault,
                     };
-                    if let Fault::Violation(violation) = &fault {
-                        let _ = connection
-                            .link
-                            .queue(methods::close(violation.code, &violation.text));
-                    }
                     self.replies = None;
                     self.unacknowledged = None;
-                    drop(connection);
+                    connection.break_off(&fault);
                     if !self.has_declared && matches!(fault, Fault::Unusable(_)) {
                         shared.state.lock().refuse_all(&fault.text());
                         return;
                     }
                     let text = fault.text();
                     shared.state.lock().disconnect(&text);
-                    let delay = Dialer::after_loss(&shared.options);
-                    tracing::error!(
-                        "AMQP server on {host} is unreachable: {text}. Trying again in {:.1} \
-                         seconds.",
-                        delay.as_secs_f64()
-                    );
-                    self.rest(delay);
+                    self.rest(Dialer::after_loss(&shared.options, &host, &text));
                 }
                 Err((text, is_permanent)) => {
                     if is_permanent && !self.dialer.has_connected() {
@@ -163,12 +154,8 @@ impl Thread {
                         return;
                     }
                     shared.state.lock().count_attempt(&text);
-                    let delay = self.dialer.after_failure(&shared.options);
-                    tracing::error!(
-                        "Connection failed: {text} (retrying in {:.1} seconds)",
-                        delay.as_secs_f64()
-                    );
-                    self.rest(delay);
+                    let pause = self.dialer.after_failure(&shared.options, &text);
+                    self.rest(pause);
                 }
             }
             outbox::tell(&shared.failures);
@@ -190,13 +177,6 @@ impl Thread {
         while Instant::now() < until && !self.is_closing() {
             self.wait_for_bell(Some(until));
         }
-    }
-
-    fn wait_for_bell(&self, until: Option<Instant>) {
-        let mut fds = [PollFd::new(self.shared.bell.as_fd(), PollFlags::POLLIN)];
-        let left = until.map(|at| TimeSpec::from(at.saturating_duration_since(Instant::now())));
-        let _ = ppoll(&mut fds, left, None);
-        let _ = self.shared.bell.read();
     }
 
     /// Until the client is closed.
@@ -255,27 +235,10 @@ impl Thread {
         channel: u16,
         method: Method,
     ) -> Result<(), Fault> {
+        let Some(method) = connection.obey(channel, method)? else {
+            return Ok(());
+        };
         match (channel, method) {
-            (0, Method::Close(refusal)) => {
-                let _ = connection.link.queue(methods::close_ok());
-                Err(Fault::Closed(refusal))
-            }
-            (0, Method::Blocked(reason)) => {
-                connection.is_blocked = true;
-                tracing::error!("The broker has blocked the connection: {reason}");
-                Ok(())
-            }
-            (0, Method::Unblocked) => {
-                connection.is_blocked = false;
-                tracing::info!("The broker has unblocked the connection");
-                Ok(())
-            }
-            (channel, Method::Flow { is_active }) => {
-                connection
-                    .link
-                    .queue(methods::flow_ok(channel, is_active))?;
-                Ok(())
-            }
             (channel, Method::Ack { tag, is_multiple }) => {
                 self.settle(channel, tag, is_multiple, true)
             }
@@ -349,11 +312,7 @@ impl Thread {
         Ok(())
     }
 
-    fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
-        self.open_channel_beside(connection, None)
-    }
-
-    /// ... without that of the exchange *needed* being closed for it.
+    /// Closes channels of exchanges until one is free; not that of the exchange *needed*.
     fn open_channel_beside(
         &mut self,
         connection: &mut Connection,
@@ -362,12 +321,7 @@ impl Thread {
         while !connection.has_free_channel() {
             self.make_room(connection, needed)?;
         }
-        let channel = connection.new_channel()?;
-        let request = methods::channel_open(channel);
-        self.ask(connection, channel, request, |method| {
-            matches!(method, Method::ChannelOpenOk)
-        })?;
-        Ok(channel)
+        self.open_free_channel(connection)
     }
 
     /// One step towards a free channel: that of an exchange is closed on which nothing is unconfirmed,
@@ -381,9 +335,7 @@ impl Thread {
             let idle = self.shared.state.lock().remove_idle_route(needed);
             if let Some(channel) = idle {
                 let request = methods::channel_close(channel);
-                let outcome = self.ask(connection, channel, request, |method| {
-                    matches!(method, Method::ChannelCloseOk)
-                });
+                let outcome = self.ask(connection, channel, request, &Method::ChannelCloseOk);
                 return match outcome {
                     Ok(()) => {
                         connection.free_channel(channel);
@@ -410,26 +362,24 @@ impl Thread {
         connection: &mut Connection,
         mut exchange: Exchange,
     ) -> Result<(), Fault> {
-        let is_ok = |method: &Method| matches!(method, Method::ExchangeDeclareOk);
+        let is_ok = Method::ExchangeDeclareOk;
         let mut channel = self.open_channel(connection)?;
         let mut outcome = Ok(());
         // The default exchange, to which replies go, is the broker's own.
         if !exchange.name.is_empty() {
             let request = methods::exchange_declare(channel, &exchange);
-            outcome = self.ask(connection, channel, request, is_ok);
+            outcome = self.ask(connection, channel, request, &is_ok);
         }
         if exchange.is_durable && is_of_other_durability(&outcome) {
             tracing::warn!("Force creating a non durable exchange.");
             channel = self.open_channel(connection)?;
             exchange.is_durable = false;
             let request = methods::exchange_declare(channel, &exchange);
-            outcome = self.ask(connection, channel, request, is_ok);
+            outcome = self.ask(connection, channel, request, &is_ok);
         }
         if outcome.is_ok() {
             let request = methods::confirm_select(channel);
-            outcome = self.ask(connection, channel, request, |method| {
-                matches!(method, Method::SelectOk)
-            });
+            outcome = self.ask(connection, channel, request, &Method::SelectOk);
         }
         match outcome {
             Ok(()) => self.shared.state.lock().add_route(exchange.name, channel),
@@ -457,14 +407,10 @@ impl Thread {
         }
         let channel = self.open_channel_beside(connection, Some(&exchange.name))?;
         let request = methods::queue_declare(channel, &name, bits, arguments);
-        let mut outcome = self.ask(connection, channel, request, |method| {
-            matches!(method, Method::QueueDeclareOk)
-        });
+        let mut outcome = self.ask(connection, channel, request, &Method::QueueDeclareOk);
         if outcome.is_ok() {
             let request = methods::queue_bind(channel, &name, &exchange.name, &name);
-            outcome = self.ask(connection, channel, request, |method| {
-                matches!(method, Method::QueueBindOk)
-            });
+            outcome = self.ask(connection, channel, request, &Method::QueueBindOk);
         }
         match outcome {
             Ok(()) => {
@@ -511,51 +457,12 @@ impl Thread {
     fn try_to_consume(&mut self, connection: &mut Connection) -> Result<(), Fault> {
         let queue = self.shared.options.replies.clone();
         let existed = !self.has_declared || self.has_queue(connection, &queue.name)?;
-        let is_ok = |method: &Method| matches!(method, Method::QueueDeclareOk);
-        let declare = |channel, is_durable| {
-            let bits = if is_durable { methods::DURABLE } else { 0 };
-            methods::queue_declare(channel, &queue.name, bits, &queue.arguments)
-        };
-        let mut channel = self.open_channel(connection)?;
-        let mut outcome = self.ask(
-            connection,
-            channel,
-            declare(channel, queue.is_durable),
-            is_ok,
-        );
-        if queue.is_durable && is_of_other_durability(&outcome) {
-            channel = self.open_channel(connection)?;
-            outcome = self.ask(connection, channel, declare(channel, false), is_ok);
-        } else if matches!(&outcome, Err(Fault::Refused(refusal)) if refusal.code == NOT_FOUND) {
-            tracing::warn!(
-                "Queue {} is stuck on unresponsive node. Trying to delete the queue and redeclare \
-                 it again",
-                queue.name
-            );
-            channel = self.open_channel(connection)?;
-            let delete = methods::queue_delete(channel, &queue.name);
-            let is_deleted = self.ask(connection, channel, delete, |method| {
-                matches!(method, Method::QueueDeleteOk)
-            });
-            match is_deleted {
-                Ok(()) => {}
-                Err(Fault::Refused(_)) => channel = self.open_channel(connection)?,
-                Err(fault) => return Err(fault),
-            }
-            outcome = self.ask(
-                connection,
-                channel,
-                declare(channel, queue.is_durable),
-                is_ok,
-            );
-        }
-        outcome?;
+        let channel = self.open_channel(connection)?;
+        let channel = declaring::declare_queue(self, connection, channel, &queue)?;
         // Replies may come before the answer.
         self.replies = Some(channel);
         let request = methods::consume(channel, &queue.name, 1, &queue.consumer_arguments);
-        let outcome = self.ask(connection, channel, request, |method| {
-            matches!(method, Method::ConsumeOk)
-        });
+        let outcome = self.ask(connection, channel, request, &Method::ConsumeOk);
         if outcome.is_err() {
             self.replies = None;
         }
@@ -582,9 +489,7 @@ impl Thread {
     fn has_queue(&mut self, connection: &mut Connection, name: &str) -> Result<bool, Fault> {
         let channel = self.open_channel(connection)?;
         let request = methods::queue_declare(channel, name, methods::PASSIVE, &Vec::new());
-        let outcome = self.ask(connection, channel, request, |method| {
-            matches!(method, Method::QueueDeclareOk)
-        });
+        let outcome = self.ask(connection, channel, request, &Method::QueueDeclareOk);
         match outcome {
             Ok(()) => {
                 connection.close_channel(channel)?;

@@ -30,6 +30,7 @@ from osloxide.messaging.executor import DEFAULT_WORKERS
 from osloxide.messaging.rabbit import epochs, heartbeats
 from osloxide.messaging.rabbit.replies import LateReplies, Replies
 from osloxide.messaging.rabbit.reply_waiter import POLL_EVERY
+from osloxide.messaging.rabbit.waiting import Waiting, warn_near_limit
 from osloxide.messaging.rabbit.wakeup import Wakeup
 
 LOG = logging.getLogger(__name__)
@@ -39,11 +40,6 @@ late_replies = LateReplies()
 #: Longest sleep of a listener, in seconds: how often it looks after a connection that is silent.
 LONGEST_SLEEP = 15.0
 
-#: Seconds that a request waits for a thread before it is acknowledged into the process: a sixth of
-#: RabbitMQ's default ``consumer_timeout``, after which the broker closes the channel. Less where a
-#: broker has closed one sooner.
-LONGEST_WAIT = 300.0
-
 #: Seconds without a request after which a listener sleeps for long, and on the connection for
 #: replies as well. Before that, their confirmations are read with the next request: no thread waits
 #: for them, and to be woken by each would cost more than to read it.
@@ -52,9 +48,6 @@ LULL = 0.05
 
 #: Class and method of ``basic.nack``, RabbitMQ's extension of AMQP 0-9-1.
 _BASIC_NACK = (60, 120)
-
-#: Returns to a quorum queue after which RabbitMQ 4 drops a message, where no other limit is set.
-_DELIVERY_LIMIT = 20
 
 
 class Seen:
@@ -200,6 +193,36 @@ class PacedMessage(amqpdriver.AMQPIncomingMessage):
             self._send_reply(self.listener.replies.to(self), reply, failure)
 
 
+def received(listener: Any, origin: Any, message: dict[str, Any], operations: Any) -> Any:
+    """What oslo.messaging's driver makes of a message; None where it ran here already.
+
+    :param listener: has ``message_cls`` and ``msg_id_cache``.
+    :param origin: what the broker wants to hear about it.
+    :param operations: by which oslo.messaging reaches the thread that polls, where it has to.
+    """
+    context = amqpdriver.rpc_amqp.unpack_context(message)
+    try:
+        unique_id = listener.msg_id_cache.check_duplicate_message(message)
+    except amqpdriver.rpc_common.DuplicateMessageError:
+        # Its acknowledgement was lost with the channel.
+        LOG.warning("message %s was redelivered after it ran; dropped", context.msg_id)
+        origin.acknowledge()
+        return None
+    incoming = listener.message_cls(
+        listener,
+        context.to_dict(),
+        message,
+        unique_id,
+        context.msg_id,
+        context.reply_q,
+        context.client_timeout,
+        listener._obsolete_reply_queues,
+        operations,
+    )
+    incoming.origin = origin
+    return incoming
+
+
 class PacedListener(amqpdriver.AMQPListener):
     """Polls a connection for as many requests as there are threads."""
 
@@ -221,10 +244,7 @@ class PacedListener(amqpdriver.AMQPListener):
         self.replies = Replies(driver, pool_threads(driver), late_replies, self._on_sent)
         self._is_quiet = False
         self._looked_after = time.monotonic()
-        self._lock = threading.Lock()
-        # Those that no thread has picked up, in the order of their arrival.
-        self._waiting: dict[PacedMessage, None] = {}
-        self._longest_wait = LONGEST_WAIT
+        self._waiting = Waiting()
         self._is_cancelled = False
         self._epoch: epochs.Epoch | None = None
         if self._lent.rabbit_qos_prefetch_count <= 0:
@@ -233,50 +253,21 @@ class PacedListener(amqpdriver.AMQPListener):
                 self._lent._set_qos(self._lent.channel)
 
     def __call__(self, message: Any) -> None:
-        self._warn_near_limit(message._raw_message.headers or {})
+        headers = message._raw_message.headers or {}
+        limit = self._lent.rabbit_quorum_queue_config.delivery_limit
+        warn_near_limit(headers.get("x-delivery-count", 0), limit)
         self._take(_Decoded(message), message)
 
-    def _warn_near_limit(self, headers: dict[str, Any]) -> None:
-        limit = self._lent.rabbit_quorum_queue_config.delivery_limit or _DELIVERY_LIMIT
-        count = headers.get("x-delivery-count", 0)
-        if count >= limit / 2:
-            LOG.warning(
-                "a request was returned to its queue %d times, and is dropped at %d if the queue "
-                "has that limit: look for servers that lose their connections",
-                count,
-                limit,
-            )
-
     def _take(self, origin: _Delivered | _Decoded, message: Any) -> None:
-        context = amqpdriver.rpc_amqp.unpack_context(message)
-        try:
-            unique_id = self.msg_id_cache.check_duplicate_message(message)
-        except amqpdriver.rpc_common.DuplicateMessageError:
-            # It ran here, and its acknowledgement was lost with the channel.
-            LOG.warning("message %s was redelivered after it ran; dropped", context.msg_id)
-            origin.acknowledge()
-            return
-        incoming = self.message_cls(
-            self,
-            context.to_dict(),
-            message,
-            unique_id,
-            context.msg_id,
-            context.reply_q,
-            context.client_timeout,
-            self._obsolete_reply_queues,
-            self._message_operations_handler,
-        )
-        incoming.origin = origin
-        incoming.arrived = time.monotonic()
-        self._waiting[incoming] = None
-        self.incoming.append(incoming)
+        incoming = received(self, origin, message, self._message_operations_handler)
+        if incoming is not None:
+            self._waiting.add(incoming)
+            self.incoming.append(incoming)
 
     def pick_up(self, incoming: PacedMessage) -> bool:
         """See :meth:`PacedMessage.pick_up`. On the thread that would run it."""
         origin = incoming.origin
-        with self._lock:
-            self._waiting.pop(incoming, None)
+        self._waiting.remove(incoming)
         if incoming.is_acknowledged or not origin.is_kept:
             # Nothing delivers it again: it runs here or nowhere, also when the listener stops.
             may_run = self.msg_id_cache.claim(incoming.unique_id)
@@ -314,51 +305,12 @@ class PacedListener(amqpdriver.AMQPListener):
         with contextlib.suppress(Exception):
             origin.acknowledge()
 
-    def _acknowledge_old(self) -> None:
-        """Acknowledge what has waited for long, before the broker closes the channel over it.
-
-        On the thread that polls. Such a request is the process's from now on, as all are in stock
-        oslo.messaging: a stop waits for it, and a kill loses it.
-        """
-        limit = time.monotonic() - self._longest_wait
-        while True:
-            with self._lock:
-                incoming = next(iter(self._waiting), None)
-                if incoming is None or incoming.arrived > limit:
-                    return
-                del self._waiting[incoming]
-                with contextlib.suppress(Exception):
-                    incoming.is_acknowledged = incoming.origin.acknowledge()
-            if incoming.is_acknowledged:
-                LOG.warning(
-                    "message %s has waited %.0f s for a thread; acknowledged before it runs",
-                    incoming.msg_id,
-                    time.monotonic() - incoming.arrived,
-                )
-
     def _notice_closed(self) -> None:
-        """Wait less where the broker has closed the channel because a request waited too long."""
         channel = self._lent.channel
         epoch = None if channel is None else epochs.of(channel)
         before, self._epoch = self._epoch, epoch
-        if before is None or before is epoch or not before.reason:
-            return
-        LOG.warning("the broker closed the channel of a listener: %s", before.reason)
-        if "timed out" not in before.reason:
-            return
-        with self._lock:
-            oldest = next(iter(self._waiting), None)
-        if oldest is None:
-            return
-        waited = time.monotonic() - oldest.arrived
-        self._longest_wait = max(0.5, min(self._longest_wait, waited / 3))
-        LOG.warning(
-            "a request had waited %.0f s for a thread when the channel was closed; "
-            "from now on they are acknowledged after %.1f s (raise executor_thread_pool_size, or "
-            "the broker's consumer_timeout)",
-            waited,
-            self._longest_wait,
-        )
+        if before is not None and before is not epoch and before.reason:
+            self._waiting.notice_closed(before.reason)
 
     def _do(self, operation: Callable[[], object]) -> None:
         """Run *operation* on the polling thread: kombu's connections are not thread safe."""
@@ -389,7 +341,7 @@ class PacedListener(amqpdriver.AMQPListener):
                     self._message_operations_handler.process()
                     return [incoming]
                 continue
-            self._acknowledge_old()
+            self._waiting.acknowledge_old()
             left = LONGEST_SLEEP if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return []
@@ -424,9 +376,7 @@ class PacedListener(amqpdriver.AMQPListener):
         heartbeat = self._lent.heartbeat_timeout_threshold
         if heartbeat > 0:
             longest = min(longest, heartbeat / max(1, self._lent.heartbeat_rate) / 2)
-        if self._waiting:
-            longest = min(longest, self._longest_wait / 3)
-        return float(longest)
+        return float(self._waiting.longest_sleep(longest))
 
     def _consume(self, seconds: float) -> None:
         """Sleep until there is something to do, and do it."""

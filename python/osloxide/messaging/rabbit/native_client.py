@@ -126,43 +126,42 @@ def amend_driver(amqpdriver: ModuleType) -> None:
 
     @functools.wraps(listen)
     def listen_natively(self: Any, target: Any, batch_size: int, batch_timeout: Any) -> Any:
-        def make(subscriber: _native.AmqpSubscriber) -> Any:
-            from osloxide.messaging.rabbit import native_listener
-
-            return native_listener.listener_for_requests(self, subscriber, target, _client_of)
-
-        adapter = _listener(amqpdriver, self, make, batch_size, batch_timeout)
-        return adapter or listen(self, target, batch_size, batch_timeout)
+        listener = _listener(
+            self,
+            lambda module, subscriber: module.listener_for_requests(
+                self, subscriber, target, _client_of
+            ),
+        )
+        if listener is None:
+            return listen(self, target, batch_size, batch_timeout)
+        return amqpdriver.base.PollStyleListenerAdapter(listener, batch_size, batch_timeout)
 
     @functools.wraps(listen_for_notifications)
     def listen_for_notifications_natively(
         self: Any, targets_and_priorities: Any, pool: Any, batch_size: int, batch_timeout: Any
     ) -> Any:
-        def make(subscriber: _native.AmqpSubscriber) -> Any:
-            from osloxide.messaging.rabbit import native_listener
-
-            return native_listener.listener_for_notifications(
+        listener = _listener(
+            self,
+            lambda module, subscriber: module.listener_for_notifications(
                 self, subscriber, targets_and_priorities, pool, batch_size
-            )
-
-        adapter = _listener(amqpdriver, self, make, batch_size, batch_timeout)
-        return adapter or listen_for_notifications(
-            self, targets_and_priorities, pool, batch_size, batch_timeout
+            ),
         )
+        if listener is None:
+            return listen_for_notifications(
+                self, targets_and_priorities, pool, batch_size, batch_timeout
+            )
+        return amqpdriver.base.PollStyleListenerAdapter(listener, batch_size, batch_timeout)
 
     cls._send, cls.cleanup = send_natively, clean_up_both
     cls.listen = listen_natively
     cls.listen_for_notifications = listen_for_notifications_natively
 
 
-def _listener(
-    amqpdriver: ModuleType,
-    driver: Any,
-    make: Callable[[_native.AmqpSubscriber], Any],
-    batch_size: int,
-    batch_timeout: Any,
-) -> Any:
-    """A listener without kombu; None where it has to be kombu's."""
+def _listener(driver: Any, make: Callable[[ModuleType, _native.AmqpSubscriber], Any]) -> Any:
+    """A listener without kombu; None where it has to be kombu's.
+
+    :param make: makes it with :mod:`osloxide.messaging.rabbit.native_listener`.
+    """
     slot = _slot(driver)
     client = _client(driver, slot)
     if client is None:
@@ -170,14 +169,14 @@ def _listener(
     with slot.lock:
         if slot.subscriber is None:
             slot.subscriber = _native.AmqpSubscriber(client)
-    from osloxide.messaging.rabbit.native_listener import UnusableError
+    # It imports oslo.messaging, which has to be there.
+    from osloxide.messaging.rabbit import native_listener
 
     try:
-        listener = make(slot.subscriber)
-    except UnusableError as reason:
+        return make(native_listener, slot.subscriber)
+    except native_listener.UnusableError as reason:
         LOG.warning("a listener is kombu's: the native one is refused: %s", reason)
         return None
-    return amqpdriver.base.PollStyleListenerAdapter(listener, batch_size, batch_timeout)
 
 
 def _client_of(driver: Any) -> _native.AmqpClient | None:
@@ -408,7 +407,7 @@ def _new_client(driver: Any) -> tuple[_native.AmqpClient, str]:
         conf.rabbit_qos_prefetch_count <= 0 or not conf.rabbit_transient_quorum_queue
     ):
         raise UnsupportedError("rabbit_stream_fanout without what it needs")
-    arguments = _queue_arguments(
+    arguments = queue_arguments(
         impl_rabbit,
         conf,
         conf.rabbit_transient_queues_ttl,
@@ -433,9 +432,7 @@ def _new_client(driver: Any) -> tuple[_native.AmqpClient, str]:
         tls=_tls(impl_rabbit, conf),
         durable_replies=conf.rabbit_transient_quorum_queue,
         queue_arguments=arguments,
-        consumer_arguments=(
-            {"x-cancel-on-ha-failover": True} if conf.enable_cancel_on_failover else None
-        ),
+        consumer_arguments=consumer_arguments(conf),
         shuffle=conf.kombu_failover_strategy == "shuffle",
         durable_requests=conf.amqp_durable_queues or conf.rabbit_quorum_queue,
     )
@@ -452,7 +449,7 @@ def _default_queue(amqpdriver: ModuleType, driver: Any, slot: _Slot) -> dict[str
     if slot.default_queue is None:
         conf = driver.conf.oslo_messaging_rabbit
         try:
-            slot.default_queue = _queue_arguments(
+            slot.default_queue = queue_arguments(
                 impl_rabbit, conf, 0, is_quorum=conf.rabbit_quorum_queue
             )
         except RuntimeError as error:
@@ -460,8 +457,8 @@ def _default_queue(amqpdriver: ModuleType, driver: Any, slot: _Slot) -> dict[str
     return slot.default_queue
 
 
-def _queue_arguments(
-    impl_rabbit: ModuleType, conf: Any, ttl: int, *, is_quorum: bool
+def queue_arguments(
+    impl_rabbit: ModuleType, conf: Any, ttl: int, *, is_quorum: bool, is_stream: bool = False
 ) -> dict[str, Any]:
     """Those of ``queue.declare``, as impl_rabbit makes them.
 
@@ -476,9 +473,14 @@ def _queue_arguments(
             conf.rabbit_quorum_max_memory_length,
             conf.rabbit_quorum_max_memory_bytes,
         ),
-        False,
+        is_stream,
     )
     return arguments
+
+
+def consumer_arguments(conf: Any) -> dict[str, Any] | None:
+    """Those of ``basic.consume``."""
+    return {"x-cancel-on-ha-failover": True} if conf.enable_cancel_on_failover else None
 
 
 def _hosts(url: Any) -> list[tuple[str, int, str, str]]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import sys
 import threading
 import time
 import uuid
@@ -32,13 +31,16 @@ from osloxide import _native
 from osloxide._typing import override
 from osloxide.messaging.rabbit import forbidden_queues
 from osloxide.messaging.rabbit.listener import (
-    LONGEST_WAIT,
     PacedMessage,
     Seen,
     late_replies,
     pool_threads,
+    received,
 )
-from osloxide.messaging.rabbit.reply import Reply
+from osloxide.messaging.rabbit.native_client import consumer_arguments, queue_arguments
+from osloxide.messaging.rabbit.replies import Sender
+from osloxide.messaging.rabbit.reply import REFUSED, Reply, refuse
+from osloxide.messaging.rabbit.waiting import Waiting, warn_near_limit
 
 LOG = logging.getLogger(__name__)
 
@@ -98,24 +100,11 @@ class _NativeListener(base.PollStyleListener):
         """What oslo.messaging makes of *delivery*; None of one that is dropped."""
         try:
             message = amqpdriver.rpc_common.deserialize_msg(_content(delivery))
-            context = amqpdriver.rpc_amqp.unpack_context(message)
+            return received(self, delivery, message, None)
         except Exception:
             LOG.exception("Failed to process message ... skipping it.")
             delivery.reject()
             return None
-        try:
-            unique_id = self.msg_id_cache.check_duplicate_message(message)
-        except amqpdriver.rpc_common.DuplicateMessageError:
-            # It ran here, and its acknowledgement was lost with the channel.
-            LOG.warning("message %s was redelivered after it ran; dropped", context.msg_id)
-            delivery.acknowledge()
-            return None
-        incoming = self.message_cls(
-            self, context.to_dict(), message, unique_id, context.msg_id, context.reply_q,
-            context.client_timeout, self._obsolete_reply_queues, None,
-        )  # fmt: skip
-        incoming.origin = delivery
-        return incoming
 
     msg_id_cache: Any
 
@@ -155,10 +144,7 @@ class NativeListener(_NativeListener):
         super().__init__(driver, subscription, -1)
         self.msg_id_cache = Seen()
         self.replies = NativeReplies(self, client_of)
-        self._lock = threading.Lock()
-        # Those that no thread has picked up, in the order of their arrival.
-        self._waiting: dict[NativeMessage, None] = {}
-        self._longest_wait = LONGEST_WAIT
+        self._waiting = Waiting()
 
     @property
     def is_stopped(self) -> bool:
@@ -174,8 +160,11 @@ class NativeListener(_NativeListener):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = LONGEST_SLEEP if deadline is None else max(0.0, deadline - time.monotonic())
-            delivery = self._subscription.next(min(left, self._longest_sleep()))
-            self._look_after_waiting()
+            sleep = self._waiting.longest_sleep(LONGEST_SLEEP)
+            delivery = self._subscription.next(min(left, sleep))
+            for reason in self._subscription.take_closures():
+                self._waiting.notice_closed(reason)
+            self._waiting.acknowledge_old()
             if delivery is None:
                 if self._is_done(deadline):
                     return []
@@ -183,31 +172,16 @@ class NativeListener(_NativeListener):
             incoming = self._message(delivery)
             if incoming is None:
                 continue
-            incoming.arrived = time.monotonic()
-            with self._lock:
-                self._waiting[incoming] = None
-            self._warn_near_limit(delivery.delivery_count)
+            self._waiting.add(incoming)
+            limit = self.driver.conf.oslo_messaging_rabbit.rabbit_quorum_delivery_limit
+            warn_near_limit(delivery.delivery_count, limit)
             if self.is_served or incoming.pick_up():
                 return [incoming]
-
-    def _longest_sleep(self) -> float:
-        return min(LONGEST_SLEEP, self._longest_wait / 3) if self._waiting else LONGEST_SLEEP
-
-    def _warn_near_limit(self, count: int) -> None:
-        limit = self.driver.conf.oslo_messaging_rabbit.rabbit_quorum_delivery_limit or 20
-        if count >= limit / 2:
-            LOG.warning(
-                "a request was returned to its queue %d times, and is dropped at %d if the queue "
-                "has that limit: look for servers that lose their connections",
-                count,
-                limit,
-            )
 
     def pick_up(self, incoming: NativeMessage) -> bool:
         """See :meth:`PacedMessage.pick_up`. On the thread that would run it."""
         delivery = incoming.origin
-        with self._lock:
-            self._waiting.pop(incoming, None)
+        self._waiting.remove(incoming)
         if incoming.is_acknowledged or not delivery.is_kept:
             # Nothing delivers it again: it runs here or nowhere, also when the listener stops.
             may_run: bool = self.msg_id_cache.claim(incoming.unique_id)
@@ -229,50 +203,6 @@ class NativeListener(_NativeListener):
         self.msg_id_cache.discard(incoming.unique_id)
         LOG.info("message %s: its channel is closed; left to redelivery", incoming.msg_id)
         return False
-
-    def _look_after_waiting(self) -> None:
-        """Acknowledge what has waited for long, before the broker closes the channel over it.
-
-        Such a request is the process's from now on, as all are in stock oslo.messaging: a stop
-        waits for it, and a kill loses it.
-        """
-        for reason in self._subscription.take_closures():
-            self._notice_closed(reason)
-        if not self._waiting:
-            return
-        limit = time.monotonic() - self._longest_wait
-        while True:
-            with self._lock:
-                incoming = next(iter(self._waiting), None)
-                if incoming is None or incoming.arrived > limit:
-                    return
-                del self._waiting[incoming]
-                incoming.is_acknowledged = incoming.origin.acknowledge()
-            if incoming.is_acknowledged:
-                LOG.warning(
-                    "message %s has waited %.0f s for a thread; acknowledged before it runs",
-                    incoming.msg_id,
-                    time.monotonic() - incoming.arrived,
-                )
-
-    def _notice_closed(self, reason: str) -> None:
-        """Wait less where the broker has closed the channel because a request waited too long."""
-        LOG.warning("the broker closed the channel of a listener: %s", reason)
-        if "timed out" not in reason:
-            return
-        with self._lock:
-            oldest = next(iter(self._waiting), None)
-        if oldest is None:
-            return
-        waited = time.monotonic() - oldest.arrived
-        self._longest_wait = max(0.5, min(self._longest_wait, waited / 3))
-        LOG.warning(
-            "a request had waited %.0f s for a thread when the channel was closed; "
-            "from now on they are acknowledged after %.1f s (raise executor_thread_pool_size, or "
-            "the broker's consumer_timeout)",
-            waited,
-            self._longest_wait,
-        )
 
     @override
     def cleanup(self) -> None:
@@ -320,17 +250,17 @@ class NativeReplies:
         self._client: _native.AmqpClient | None = None
         self._outbox: _native.AmqpOutbox | None = None
 
-    def to(self, incoming: Any) -> _Sender:
+    def to(self, incoming: Any) -> Sender:
         """In the place of a connection: what oslo.messaging sends a reply to *incoming* with."""
-        return _Sender(self, incoming)
+        return Sender(self, incoming)
 
-    def send(self, incoming: Any, queue: str, envelope: Any) -> None:
-        """Send a reply, and leave its confirmation to the native client."""
+    def send(self, reply: Reply) -> None:
+        """Send *reply*, and leave its confirmation to the native client."""
         driver = self._listener.driver
-        is_waited_for = not isinstance(incoming, _Answered)  # else this is the client's own thread
+        # Otherwise this is the client's own thread.
+        is_waited_for = not isinstance(reply.incoming, _Answered)
         client = self._client_of(driver)
         if client is None:  # it was refused since, and messages go by kombu for a while
-            reply = Reply(incoming, queue, envelope)
             if not (is_waited_for and reply.attempt()):
                 late_replies.add(reply)
             return
@@ -342,8 +272,8 @@ class NativeReplies:
         ):
             pass
         outbox.reply(
-            queue,
-            json.dumps(envelope),
+            reply.queue,
+            json.dumps(reply.envelope),
             mandatory=bool(driver.conf.oslo_messaging_rabbit.direct_mandatory_flag),
             missing_for=driver.missing_destination_retry_timeout,
         )
@@ -372,7 +302,8 @@ class NativeReplies:
         elif kind == "unusable":
             late_replies.add(Reply(answered, queue, envelope))
         elif not self._listener.is_stopped:
-            answered.refuse(len(body), str(detail), content.get("failure"))
+            is_error = REFUSED in str(content.get("failure"))
+            refuse(answered, len(body), str(detail), is_error=is_error)
 
     def close(self) -> None:
         """Return when the broker has every reply, as far as it can be had within reason."""
@@ -398,37 +329,6 @@ class _Answered(amqpdriver.AMQPIncomingMessage):
 
     def reply(self, reply: Any = None, failure: Any = None) -> None:
         self._send_reply(self.listener.replies.to(self), reply, failure)
-
-    def refuse(self, size: int, refused: str, failure: Any) -> None:
-        """Tell the caller, in place of the reply that the broker will never take."""
-        LOG.error(
-            "reply to message %s, of about %d bytes, is refused by the broker: %s",
-            self.msg_id,
-            size,
-            refused,
-        )
-        if failure and "is refused by the broker" in str(failure):
-            return  # the error as well
-        try:
-            raise oslo_messaging.MessageDeliveryFailure(
-                f"the reply of about {size} bytes is refused by the broker: {refused}; send less, "
-                "or raise its max_message_size"
-            )
-        except oslo_messaging.MessageDeliveryFailure:
-            self.reply(failure=sys.exc_info())
-
-
-class _Sender:
-    """Has the one method of a connection that a reply is sent with."""
-
-    __slots__ = ("_incoming", "_replies")
-
-    def __init__(self, replies: NativeReplies, incoming: Any) -> None:
-        self._replies = replies
-        self._incoming = incoming
-
-    def direct_send(self, queue: str, envelope: Any) -> None:
-        self._replies.send(self._incoming, queue, envelope)
 
 
 def _content(delivery: _native.AmqpDelivery) -> Any:
@@ -468,8 +368,8 @@ class Declarations:
             durable=conf.amqp_durable_queues or conf.rabbit_quorum_queue,
             exchange_auto_delete=conf.amqp_auto_delete,
             auto_delete=conf.amqp_auto_delete,
-            arguments=self._arguments(0, is_quorum=conf.rabbit_quorum_queue),
-            consumer_arguments=self._consumer_arguments(),
+            arguments=queue_arguments(impl_rabbit, conf, 0, is_quorum=conf.rabbit_quorum_queue),
+            consumer_arguments=consumer_arguments(conf),
         )
 
     def fanout(self, topic: str) -> _native.AmqpQueue:
@@ -488,33 +388,17 @@ class Declarations:
             fanout=True,
             durable=conf.rabbit_transient_quorum_queue or conf.rabbit_stream_fanout,
             exchange_auto_delete=True,
-            arguments=self._arguments(
+            arguments=queue_arguments(
+                impl_rabbit,
+                conf,
                 conf.rabbit_transient_queues_ttl,
                 is_quorum=conf.rabbit_transient_quorum_queue,
                 is_stream=conf.rabbit_stream_fanout,
             ),
-            consumer_arguments=self._consumer_arguments(),
+            consumer_arguments=consumer_arguments(conf),
             stream=conf.rabbit_stream_fanout,
             own=not conf.rabbit_stream_fanout and not conf.use_queue_manager,
         )
-
-    def _arguments(self, ttl: int, *, is_quorum: bool, is_stream: bool = False) -> dict[str, Any]:
-        conf = self._conf
-        arguments: dict[str, Any] = impl_rabbit._get_queue_arguments(
-            conf.rabbit_ha_queues,
-            ttl,
-            is_quorum,
-            impl_rabbit.QuorumMemConfig(
-                conf.rabbit_quorum_delivery_limit,
-                conf.rabbit_quorum_max_memory_length,
-                conf.rabbit_quorum_max_memory_bytes,
-            ),
-            is_stream,
-        )
-        return arguments
-
-    def _consumer_arguments(self) -> dict[str, Any] | None:
-        return {"x-cancel-on-ha-failover": True} if self._conf.enable_cancel_on_failover else None
 
 
 class UnusableError(Exception):

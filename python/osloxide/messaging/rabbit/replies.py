@@ -20,7 +20,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from oslo_messaging._drivers import common
 
@@ -216,9 +216,9 @@ class Replies:
         # The last of this listener's, and where it was sent.
         self._last: tuple[ReplyConnection, int] | None = None
 
-    def to(self, incoming: Any) -> _Sender:
+    def to(self, incoming: Any) -> Sender:
         """In the place of a connection: what oslo.messaging sends a reply to *incoming* with."""
-        return _Sender(self, incoming)
+        return Sender(self, incoming)
 
     def send(self, reply: Reply) -> None:
         """Send *reply* now or, when that is not possible, later."""
@@ -291,15 +291,20 @@ class Replies:
             LOG.error("%d replies are lost: no broker takes them within %g s", lost, CLOSING)
 
 
-class _Sender:
+class _Sends(Protocol):
+    """The replies of one listener."""
+
+    def send(self, reply: Reply) -> None: ...
+
+
+class Sender:
     """Has the one method of a connection that a reply is sent with."""
 
     __slots__ = ("_incoming", "_replies")
 
-    def __init__(self, replies: Replies, incoming: Any) -> None:
+    def __init__(self, replies: _Sends, incoming: Any) -> None:
         self._replies = replies
         self._incoming = incoming
 
     def direct_send(self, queue: str, envelope: Any) -> None:
-        replies = self._replies
-        replies.send(Reply(self._incoming, queue, envelope))
+        self._replies.send(Reply(self._incoming, queue, envelope))

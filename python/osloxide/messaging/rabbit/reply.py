@@ -21,6 +21,9 @@ from osloxide.messaging.rabbit import errors
 
 LOG = logging.getLogger(__name__)
 
+REFUSED = "is refused by the broker"
+"""By which the error in the place of a reply is known, when it is refused as well."""
+
 
 class Reply:
     """One reply on its way."""
@@ -28,8 +31,8 @@ class Reply:
     __slots__ = (
         "_deadline",
         "_hindrance",
-        "_incoming",
         "envelope",
+        "incoming",
         "queue",
         "was_attempted",
     )
@@ -40,7 +43,7 @@ class Reply:
         :param queue: the client's.
         :param envelope: what is sent, as oslo.messaging made it.
         """
-        self._incoming = incoming
+        self.incoming = incoming
         self.queue = queue
         self.envelope = envelope
         self._deadline: float | None = None
@@ -56,7 +59,7 @@ class Reply:
         :returns: False when there is no such queue, or the connection was lost while it was made:
             then oslo.messaging does not try again.
         """
-        driver = self._incoming.listener.driver
+        driver = self.incoming.listener.driver
         try:
             with driver._get_connection(common.PURPOSE_SEND) as connection:
                 connection.direct_send(self.queue, self.envelope)
@@ -76,29 +79,15 @@ class Reply:
         return True
 
     def _give_up(self, refused: str) -> None:
-        """Tell the caller, in place of the reply that the broker will never take."""
-        incoming = self._incoming
-        size = len(str(self.envelope))
-        LOG.error(
-            "reply to message %s, of about %d bytes, is refused by the broker: %s",
-            incoming.msg_id,
-            size,
-            refused,
-        )
-        if getattr(incoming, "is_refused", False):
-            return  # the error as well
+        """Replace it by an error, unless it is that error."""
+        incoming = self.incoming
+        is_error = getattr(incoming, "is_refused", False)
         incoming.is_refused = True
-        try:
-            raise oslo_messaging.MessageDeliveryFailure(
-                f"the reply of about {size} bytes is refused by the broker: {refused}; send less, "
-                "or raise its max_message_size"
-            )
-        except oslo_messaging.MessageDeliveryFailure:
-            incoming.reply(failure=sys.exc_info())
+        refuse(incoming, len(str(self.envelope)), refused, is_error=is_error)
 
     def is_settled(self) -> bool:
         """Attempt it once more; abandoned when that has been of no use for too long."""
-        incoming = self._incoming
+        incoming = self.incoming
         is_wanted = incoming._obsolete_reply_queues.reply_q_valid(self.queue, incoming.msg_id)
         if not is_wanted or self.attempt():
             return True
@@ -118,3 +107,28 @@ class Reply:
             self._hindrance or f"there is no queue {self.queue}",
         )
         return True
+
+
+def refuse(incoming: Any, size: int, refused: str, *, is_error: bool) -> None:
+    """Tell the caller, in place of a reply that the broker will never take.
+
+    :param incoming: the request, an ``AMQPIncomingMessage``.
+    :param size: of the reply, in bytes.
+    :param refused: what the broker says.
+    :param is_error: the reply was this error; its caller is not told.
+    """
+    LOG.error(
+        "reply to message %s, of about %d bytes, is refused by the broker: %s",
+        incoming.msg_id,
+        size,
+        refused,
+    )
+    if is_error:
+        return
+    try:
+        raise oslo_messaging.MessageDeliveryFailure(
+            f"the reply of about {size} bytes {REFUSED}: {refused}; send less, "
+            "or raise its max_message_size"
+        )
+    except oslo_messaging.MessageDeliveryFailure:
+        incoming.reply(failure=sys.exc_info())
