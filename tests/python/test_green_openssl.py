@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import pytest
 from _children import run_python
+from support.tls import CERTIFICATES
 
-PRELUDE = """
+PRELUDE = f"""
 from osloxide.activation import import_hook
 import_hook.install(deferred=True, serve_eventlet=True)
-import datetime
 import eventlet
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from eventlet.green import socket
 from eventlet.green.OpenSSL import SSL
 
-key = ec.generate_private_key(ec.SECP256R1())
-name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-now = datetime.datetime.now(datetime.timezone.utc)
-certificate = (
-    x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    .serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(1))
-    .sign(key, hashes.SHA256())
-)
 context = SSL.Context(SSL.TLS_METHOD)
-context.use_privatekey(key)
-context.use_certificate(certificate)
+context.use_privatekey_file({str(CERTIFICATES / "server.key")!r})
+context.use_certificate_file({str(CERTIFICATES / "server.crt")!r})
 here, there = socket.socketpair()
 server, client = SSL.Connection(context, here), SSL.Connection(SSL.Context(SSL.TLS_METHOD), there)
 server.set_accept_state()

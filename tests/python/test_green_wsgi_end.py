@@ -26,7 +26,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loaded machine is late with a client's request."""
-    monkeypatch.setattr(wsgi, "FIRST_REQUEST_SECONDS", WITHIN)
+    monkeypatch.setattr(wsgi, "FIRST_REQUEST_SECONDS", 10 * WITHIN)  # no end of a wait here
 
 
 class Serving:
@@ -39,7 +39,11 @@ class Serving:
         self.listener = green.listen(("127.0.0.1", 0))
         self.address = self.listener.getsockname()
         self.thread = green.spawn(
-            wsgi.server, self.listener, self.site, log=self.log, custom_pool=self.pool
+            wsgi.server,
+            self.listener,
+            lambda *request: self.site(*request),
+            log=self.log,
+            custom_pool=self.pool,
         )
 
     def site(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -145,3 +149,23 @@ def test_a_connection_that_is_idle_after_an_answer_is_closed_at_once() -> None:
         server.stop()
         server.wait()
         assert answer(client) == b""
+
+
+def test_a_connection_that_its_application_releases_is_closed_at_once() -> None:
+    ended = event.Event()
+
+    def site(environ: dict[str, Any], _: Any) -> list[bytes]:
+        environ["eventlet.set_idle"]()
+        taken = environ["eventlet.input"].get_socket()
+        server.entered.send()
+        with green.Timeout(WITHIN):
+            ended.send(taken.recv(1))
+        return wsgi.ALREADY_HANDLED
+
+    with serving() as server, contextlib.closing(green.connect(server.address)) as client:
+        server.site = site  # type: ignore[method-assign]
+        client.sendall(REQUEST)
+        server.entered.wait()
+        server.stop()
+        server.wait()
+        assert ended.wait() == b""

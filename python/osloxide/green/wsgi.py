@@ -640,6 +640,8 @@ class HttpProtocol(BaseHTTPRequestHandler):
     def _set_idle(self) -> None:
         """A websocket waits for its client: at the end of the server it may be closed."""
         self.conn_state[2] = STATE_IDLE
+        if isinstance(self.conn_state, Connection):
+            self.conn_state.is_released = True
 
     @override
     def finish(self) -> None:
@@ -782,10 +784,10 @@ def server(
     """Serve *site*, a WSGI application, on *sock*, which listens; until killed.
 
     Then requests in flight are answered, and connections that are idle between two are closed.
-    Beyond eventlet, which resets these, requests that the kernel holds are answered: on idle
-    connections, on those that wait for room in the pool, and on those in the queue of *sock*. One
-    on which no request has come at all gets :data:`FIRST_REQUEST_SECONDS` for it. With TLS, idle
-    connections are closed at once. At last *sock* is closed.
+    Requests that the kernel holds are answered: on idle connections, on those that wait for room in
+    the pool, and on those in the queue of *sock*. One on which no request has come at all gets
+    :data:`FIRST_REQUEST_SECONDS` for it. With TLS, idle connections are closed at once. At last
+    *sock* is closed.
 
     :param log: a logger, or a file; standard error when None.
     :param environ: keys of every request's environment.
@@ -840,11 +842,9 @@ def server(
             "If unsure, use eventlet.GreenPool."
         )
     connections: dict[int, Connection] = {}
-    begun: set[int] = set()
 
     def clean(_: object, conn: Connection) -> None:
         connections.pop(id(conn), None)
-        begun.discard(id(conn))
         conn[2] = STATE_CLOSE
         greenio.shutdown_safe(conn[1])
         conn[1].close()
@@ -859,7 +859,7 @@ def server(
                 connection = Connection((address, client, STATE_IDLE))
                 connections[id(connection)] = connection
                 greenlet = pool.spawn(serv.process_request, connection)
-                begun.add(id(connection))
+                connection.is_begun = True
                 greenlet.link(clean, connection)
             except ACCEPT_EXCEPTIONS as error:
                 if support.get_errno(error) not in ACCEPT_ERRNO:
@@ -879,8 +879,9 @@ def server(
             before, connection[2] = connection[2], STATE_CLOSE
             if before != STATE_IDLE:
                 continue
-            is_first = not connection.is_answered
-            if is_plain(connection[1]) and (is_first or has_bytes(connection[1])):
+            if connection.is_released or not is_plain(connection[1]):
+                greenio.shutdown_safe(connection[1])
+            elif not connection.is_answered or has_bytes(connection[1]):
                 awaited.append(connection)
             else:
                 greenio.shutdown_safe(connection[1])
@@ -891,16 +892,14 @@ def server(
                     greenio.shutdown_safe(connection[1])
 
         # The pool may have been resized to nothing, so that these do not go through it.
-        rest = [it for it in connections.values() if id(it) not in begun]
-        late = [greenthread.spawn(serv.process_request, connection) for connection in rest]
-        for thread, connection in zip(late, rest, strict=True):
-            thread.link(clean, connection)
+        rest = [it for it in connections.values() if not it.is_begun]
+        late = greenpool.GreenPool(len(rest))
+        for connection in rest:
+            late.spawn(serv.process_request, connection).link(clean, connection)
         timer = greenthread.spawn_after(FIRST_REQUEST_SECONDS, shut_silent) if awaited else None
         try:
             pool.waitall()
-            for thread in late:
-                with contextlib.suppress(Exception):  # it was logged where it was raised
-                    thread.wait()
+            late.waitall()
         finally:
             if timer is not None:
                 timer.cancel()

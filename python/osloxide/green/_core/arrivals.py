@@ -7,7 +7,6 @@ the end of a connection: ``wsgi`` does. Rules: recv(2) for MSG_PEEK; listen(2) f
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 from typing import Any
@@ -20,9 +19,14 @@ QUEUE_SECONDS = 0.1
 
 
 class Connection(list[Any]):
-    """``[address, socket, state]``, and whether a request was answered on it."""
+    """``[address, socket, state]``."""
 
+    #: A greenthread has it.
+    is_begun = False
+    #: A request was answered on it.
     is_answered = False
+    #: Its application has said that it may be closed in the midst of a request.
+    is_released = False
 
 
 def is_plain(sock: Any) -> bool:
@@ -32,12 +36,9 @@ def is_plain(sock: Any) -> bool:
 
 def has_bytes(sock: Any) -> bool:
     """Whether the client has sent what was not read yet."""
-    try:
-        native = socket.socket(fileno=os.dup(sock.fileno()))
-    except OSError:
-        return False
-    with native, contextlib.suppress(OSError):
-        return bool(native.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    with contextlib.suppress(OSError):
+        # Not through the hub: nothing is waited for.
+        return bool(socket.socket.recv(sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     return False
 
 
@@ -49,18 +50,12 @@ def queued(sock: Any, state: str) -> list[Connection]:
     taken: list[Connection] = []
     if not is_plain(sock):
         return taken
-    try:
-        # Not through the hub: the socket's next server may wait for it there already.
-        native = socket.socket(fileno=os.dup(sock.fileno()))
-    except OSError:
-        return taken
     end = time.monotonic() + QUEUE_SECONDS
-    with native, contextlib.suppress(OSError):
-        native.setblocking(False)
+    with contextlib.suppress(OSError):
         while time.monotonic() < end:
-            client, address = native.accept()
-            number = client.detach()
+            # Not through the hub: the socket's next server may wait for it there already.
+            number, address = sock._accept()
             notify_opened(number)
-            green = GreenSocket(native.family, native.type, native.proto, fileno=number)
+            green = GreenSocket(sock.family, sock.type, sock.proto, fileno=number)
             taken.append(Connection((address, green, state)))
     return taken

@@ -331,7 +331,6 @@ class Clock:
             with lock:
                 self._wakes_at = 0.0
                 self.dispatch(events)
-            self._log_failures()
 
     def _look(self, now: float) -> None:
         """Take the baton from a holder that sleeps elsewhere, or has had it for long."""

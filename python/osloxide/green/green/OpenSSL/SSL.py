@@ -14,7 +14,6 @@ import OpenSSL.SSL as _std
 
 from osloxide._typing import override
 from osloxide.green.greenio import base as _base
-from osloxide.green.hubs import trampoline as _trampoline
 from osloxide.green.patcher import slurp_properties as _slurp
 
 _slurp(_std, globals(), srckeys=dir(_std))
@@ -43,13 +42,8 @@ class GreenConnection(_base.GreenSocket):
             except (_std.WantReadError, _std.WantWriteError) as wanted:
                 if self.act_non_blocking:
                     raise
-                _trampoline(
-                    self.fd.fileno(),
-                    read=isinstance(wanted, _std.WantReadError),
-                    write=isinstance(wanted, _std.WantWriteError),
-                    timeout=self.gettimeout(),
-                    timeout_exc=_base.socket_timeout,
-                )
+                reads = isinstance(wanted, _std.WantReadError)
+                self._wait(read=reads, timeout=self.gettimeout())
 
     @override
     def connect(self, address: Any) -> None:
