@@ -7,7 +7,7 @@ gone. Never edits upstream's tests: they are taken from the installed oslo.messa
     python tests/messaging/run.py [--subject osloxide|native-client|stock] [--all]
                                   [--only SUBSTRING]
 
-``native-client`` is osloxide with calls and casts that do without kombu.
+``native-client`` is osloxide without kombu at both ends.
 Runs the quick test cases; with ``--all``, or OSLOXIDE_LONG=1, every one (about six minutes).
 The unit tests are unit.py's.
 """
@@ -50,6 +50,8 @@ REST = (
 )
 PACKAGE = "oslo_messaging.tests.functional"
 NATIVE_CLIENT = "native-client"
+UNSTEADY = "unsteady"
+"""The outcome of a test that passes or fails as threads happen to run: it is not compared."""
 DEADLINE = 600.0
 """Seconds for one process."""
 
@@ -158,7 +160,7 @@ def differences(results: Results, exceptions: Mapping[str, str], total: int | No
     wrong = 0
     for test, (outcome, detail) in results.items():
         expected = exceptions.get(test, "passed")
-        if outcome != expected:
+        if outcome != expected and not (expected == UNSTEADY and outcome in ("passed", "failed")):
             wrong += 1
             print(f"{test}: {outcome}, expected {expected}\n{detail}")
     if total is None:
