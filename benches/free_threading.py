@@ -23,7 +23,6 @@ import contextlib
 import statistics
 import subprocess
 import sys
-import time
 
 from measure import machine, wsgi
 from measure.peers import Serving, command_of
@@ -77,19 +76,13 @@ def main() -> int:
                 options = wsgi.options_for(workload)
                 command = command_of(server, app, interpreter, *options)
                 up.append(stack.enter_context(Serving(name, command, both)))
-            for serving in up:
-                wsgi.measure(serving, workload, both, 1)
-            for number in range(arguments.rounds):
-                turn = number % len(up)
-                for serving in up[turn:] + up[:turn]:
-                    time.sleep(arguments.pause)
-                    ready = machine.ready(serving.pids())
-                    measured = wsgi.measure(serving, workload, both, arguments.seconds)
-                    ready = machine.ready(serving.pids()) - ready
-                    rates[serving.server].append(measured.rate)
-                    costs[serving.server].append(measured.cpu_us)
-                    threads[serving.server].append(ready * measured.rate / measured.requests)
-                    is_sound &= not measured.failed
+            for name, measured in wsgi.in_turn(
+                up, workload, both, arguments.rounds, arguments.seconds, arguments.pause
+            ):
+                rates[name].append(measured.rate)
+                costs[name].append(measured.cpu_us)
+                threads[name].append(measured.at_work)
+                is_sound &= not measured.failed
         base = rates[servers[0][0]]
         print(f"\n{title}, {arguments.rounds} rounds of {arguments.seconds} s")
         head = "requests/s (least to most)   CPU us   threads   to the default build"

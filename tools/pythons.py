@@ -360,10 +360,7 @@ def table(outcomes: Sequence[Outcome], before: str) -> str:
 
 def write_page(page: Path, outcomes: Sequence[Outcome]) -> None:
     """Enter *outcomes* in the table between the two marks of *page*."""
-    parts = page.read_text().split(RESULTS)
-    if len(parts) != 3:
-        sys.exit(f"{page} must have the line {RESULTS} twice")
-    page.write_text(f"{RESULTS}\n\n{table(outcomes, parts[1])}\n\n{RESULTS}".join(parts[::2]))
+    wheels.enter(page, RESULTS, lambda before: table(outcomes, before))
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -347,20 +348,29 @@ def row(file: Path) -> str:
     return f"| `{file.name}` | {megabytes(file.stat().st_size)} | {module} | {debug} |"
 
 
+def enter(page: Path, marks: str, text: Callable[[str], str]) -> None:
+    """Replace what stands between the two lines *marks* of *page*.
+
+    :param text: what stands there from now on, made of what stood there.
+
+    Ends the program when *page* has no two such lines.
+    """
+    parts = page.read_text().split(marks)
+    if len(parts) != 3:
+        sys.exit(f"{page} must have the line {marks} twice")
+    page.write_text(f"{marks}\n\n{text(parts[1])}\n\n{marks}".join(parts[::2]))
+
+
 def write_page(page: Path, out: Path) -> None:
     """Enter the files of a release in *out* between the two marks of *page*.
 
     Ends the program when *out* has none, or *page* has no two marks.
     """
-    parts = page.read_text().split(RESULTS)
-    if len(parts) != 3:
-        sys.exit(f"{page} must have the line {RESULTS} twice")
     files = [*sorted(out.glob("*.whl")), *sorted(out.glob("*.tar.gz"))]
     if not files:
         sys.exit(f"{out} has neither a wheel nor a source distribution; make wheels first")
     head = ["| file | size | module in it | debug information beside it |", "|---|---|---|---|"]
-    text = "\n".join([*head, *map(row, files)])
-    page.write_text(f"{parts[0]}{RESULTS}\n\n{text}\n\n{RESULTS}{parts[2]}")
+    enter(page, RESULTS, lambda _: "\n".join([*head, *map(row, files)]))
 
 
 def main() -> int:

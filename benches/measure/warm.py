@@ -193,6 +193,6 @@ def run(python: str) -> tuple[str, str, list[dict[str, Any]]]:
         f"Keystone on SQLite, `GET {PATH}`. Death to answer: from `kill -9` of the only worker to "
         f"the next answer, median and slowest of {DEATHS}, {BETWEEN_DEATHS:.0f} s apart. PSS: of "
         f"the parent and {WORKERS} workers after {REQUESTS:,} requests on {CLIENTS} connections; "
-        "`--warm` has a template as well. Keystone does not run under stock oslo.service any more."
+        "`--warm` has a template as well. There is no row of stock oslo.service: it was not tried."
     )
     return "Death of a worker, and memory", says, rows

@@ -124,6 +124,8 @@ class Round:
     user_us: float
     p50_us: float
     p99_us: float
+    #: How many threads of the server ran, or would have if a CPU had been free, on average.
+    at_work: float
     failed: int
     others: float
     pss_kib: int
@@ -149,8 +151,10 @@ def measure(serving: Serving, workload: Workload, cores: Sequence[int], seconds:
     busy, own, began = machine.busy(), machine.own_children(), time.monotonic()
     pids = serving.pids()
     before, before_partners = machine.cpu(pids), machine.cpu(serving.partners)
+    ready = machine.ready(pids)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     # Workers forked during the round would be missed by *pids*; none of these servers forks then.
+    ready = machine.ready(pids) - ready
     used = machine.cpu(pids) - before
     used_partners = machine.cpu(serving.partners) - before_partners
     passed = time.monotonic() - began
@@ -160,14 +164,15 @@ def measure(serving: Serving, workload: Workload, cores: Sequence[int], seconds:
     if line is None:
         raise RuntimeError(f"wrk failed on {serving.server}: {done.stdout}{done.stderr}")
     seen: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    count = max(int(seen["requests"]), 1)
+    count, duration = max(int(seen["requests"]), 1), seen["duration_us"] / 1e6
     return Round(
         requests=int(seen["requests"]),
-        rate=count / (seen["duration_us"] / 1e6),
+        rate=count / duration,
         cpu_us=used.total / count * 1e6,
         user_us=used.user / count * 1e6,
         p50_us=float(seen["p50"]),
         p99_us=float(seen["p99"]),
+        at_work=ready / duration,
         failed=sum(seen["failed"].values()) + (0 if seen["requests"] else 1),
         others=max(0.0, others / passed),
         pss_kib=machine.pss(serving.pids()),
@@ -234,12 +239,21 @@ def side_by_side(
 
 
 def in_turn(
-    up: list[Serving], workload: Workload, cores: Sequence[int], rounds: int, seconds: int
+    up: list[Serving],
+    workload: Workload,
+    cores: Sequence[int],
+    rounds: int,
+    seconds: int,
+    pause: float = 0.0,
 ) -> Iterator[tuple[str, Round]]:
-    """Measure servers that are up, after one round that warms them."""
+    """Measure servers that are up, after one round that warms them.
+
+    :param pause: seconds before each round.
+    """
     for serving in up:
         measure(serving, workload, cores, 1)
     for number in range(rounds):
         turn = number % max(len(up), 1)
         for serving in up[turn:] + up[:turn]:
+            time.sleep(pause)
             yield serving.server, measure(serving, workload, cores, seconds)

@@ -54,9 +54,6 @@ LOG = logging.getLogger("oslo_service.wsgi")
 
 WSGIApplication = Callable[..., Iterable[bytes]]
 
-#: Most seconds of a timeout: beyond a century a clock has no instant.
-LONGEST_TIMEOUT = options.LONGEST_TIMEOUT
-
 #: Variable that names a file with the passphrase of the TLS key, for services: oslo.service's group
 #: ssl has no option for it.
 KEY_FILE_VARIABLE = "OSLOXIDE_KEY_PASSPHRASE_FILE"

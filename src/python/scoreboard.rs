@@ -6,7 +6,7 @@ use crate::scoreboard::{
 };
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 /// Counters shared by all processes of a launcher; see `_native.pyi`.
@@ -48,7 +48,7 @@ impl Scoreboard {
     }
 
     fn fileno(&self) -> i32 {
-        self.0.memory().as_raw_fd()
+        self.0.as_fd().as_raw_fd()
     }
 
     fn name_group(&self, group: usize, name: &str) {

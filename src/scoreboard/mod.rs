@@ -238,12 +238,6 @@ impl Scoreboard {
         }
     }
 
-    /// The descriptor of the memory.
-    #[must_use]
-    pub fn memory(&self) -> BorrowedFd<'_> {
-        self.memfd.as_fd()
-    }
-
     /// Reserves a row for a worker that is about to be forked and returns its index. The row of the
     /// slot's previous worker is used again once that one is gone.
     ///

@@ -363,6 +363,12 @@ impl Row {
         State::from_raw(self.state.load(Ordering::Relaxed))
     }
 
+    /// The place of this row's worker among its siblings, from 0; 0 in a process that is no worker.
+    #[must_use]
+    pub fn slot(&self) -> u32 {
+        self.slot.load(Ordering::Relaxed)
+    }
+
     /// True when the last worker of *slot* had this row and is gone.
     pub(super) fn is_left_by(&self, slot: u32) -> bool {
         matches!(self.state(), State::Gone | State::Waiting | State::Replaced)

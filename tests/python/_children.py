@@ -6,13 +6,14 @@ session, so that a test can prove that nothing of it is left.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from procfs import session_members
 
@@ -77,3 +78,10 @@ def run_python(code: str, *arguments: str, **changes: str) -> subprocess.Complet
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
         environ=environment(**changes),
     )
+
+
+def told_by_python(code: str, *arguments: str) -> Any:
+    """What *code* prints last, as JSON; it runs in a fresh interpreter, and must not fail."""
+    done = run_python(code, *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -157,3 +157,14 @@ def flavour(request: pytest.FixtureRequest) -> str:
     """Each of the two backend types."""
     name: str = request.param
     return name
+
+
+UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.fixture(scope="session")
+def namespace() -> tuple[str, ...]:
+    """A command that makes the program process 1."""
+    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare(1) may not make a PID namespace here (needs CAP_SYS_ADMIN)")
+    return UNSHARE

@@ -27,6 +27,7 @@ def a_round(cpu_us: float = 10.0, *, others: float = 0.0, failed: int = 0) -> ws
         user_us=cpu_us / 2,
         p50_us=1.0,
         p99_us=2.0,
+        at_work=1.0,
         failed=failed,
         others=others,
         pss_kib=1024,

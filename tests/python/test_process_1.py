@@ -6,83 +6,46 @@ their own, whose pids from outside are not those that they see.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from _children import environment
-from procfs import children, session_members
-from support.serving import OSLOXIDE
+from _children import run_command
+from conftest import UNSHARE
+from procfs import children
+from support.serving import OSLOXIDE, Running, starter
 from waiting import DEADLINE, wait_until, whole_lines
 
-UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 """As a shell, and docker, tell of a program that the signal has ended."""
 
 
-class Container:
-    """A command as process 1; what it says is read from a file."""
+class Container(Running):
+    """A command as process 1."""
 
-    def __init__(self, directory: Path, *command: str) -> None:
-        self.out = directory / "out"
-        with self.out.open("wb") as sink:
-            self.process = subprocess.Popen(
-                [*UNSHARE, *command],
-                cwd=directory,
-                env=environment(PYTHONUNBUFFERED="1", PYTHONPATH=str(directory)),
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    prefix = UNSHARE
 
     def expect(self, text: str) -> None:
         def is_there() -> bool:
-            assert self.process.poll() is None, f"it has ended: {self.said()}"
-            return any(text in line for line in whole_lines(self.out))
+            assert self.process.poll() is None, f"it has ended: {self.log}"
+            return any(text in line for line in whole_lines(self._log))
 
-        wait_until(is_there, f"{text!r}\n{self.said()}")
-
-    def said(self) -> str:
-        return self.out.read_text(errors="replace")
+        wait_until(is_there, f"{text!r}\n{self.log}")
 
     def stop(self) -> int:
         """SIGTERM to process 1; the exit status of the container, once it is empty."""
-        (init,) = children(self.process.pid)
+        (init,) = children(self.pid)
         os.kill(init, signal.SIGTERM)
-        try:
-            return self.process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"process 1 has not ended\n{self.said()}") from None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def namespaces() -> None:
-    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("unshare(1) may not make a PID namespace here (needs CAP_SYS_ADMIN)")
+        return self.process.wait(DEADLINE)
 
 
 @pytest.fixture
-def contain(tmp_path: Path) -> Iterator[Callable[..., Container]]:
-    started: list[Container] = []
-
-    def start(*command: str) -> Container:
-        started.append(Container(tmp_path, *command))
-        return started[-1]
-
-    yield start
-    for container in started:
-        left = session_members(container.process.pid)
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        container.process.wait()
-        assert not left, f"left behind: {left}\n{container.said()}"
+def contain(tmp_path: Path, namespace: tuple[str, ...]) -> Iterator[Callable[..., Container]]:
+    with starter(tmp_path, Container) as start:
+        yield start
 
 
 SLOW_IMPORT = """
@@ -133,10 +96,10 @@ def test_a_stop_while_process_1_imports_ends_it(
     contain: Callable[..., Container], tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "slow.py").write_text(SLOW_IMPORT)
-    container = contain(*OSLOXIDE, *command)
+    container = contain(*command)
     container.expect("importing")
 
-    assert container.stop() == ENDED_BY_SIGTERM, container.said()
+    assert container.stop() == ENDED_BY_SIGTERM, container.log
 
 
 def test_a_stop_as_process_1_executes_the_program_is_kept_for_it(
@@ -153,15 +116,15 @@ def test_a_stop_as_process_1_executes_the_program_is_kept_for_it(
     )
     python.chmod(0o755)
     (tmp_path / "slow.py").write_text(SLOW_IMPORT)
-    container = contain(*OSLOXIDE, "run", str(python), "slow.py")
+    container = contain("run", str(python), "slow.py")
     container.expect("executed")
-    (init,) = children(container.process.pid)
+    (init,) = children(container.pid)
 
     os.kill(init, signal.SIGTERM)
     gate.write_text("on\n")
 
-    assert container.process.wait(DEADLINE) == ENDED_BY_SIGTERM, container.said()
-    assert "importing" not in container.said()
+    assert container.process.wait(DEADLINE) == ENDED_BY_SIGTERM, container.log
+    assert "importing" not in container.log
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -169,11 +132,11 @@ def test_a_launcher_takes_over_from_there_and_a_stop_is_graceful(
     contain: Callable[..., Container], tmp_path: Path, workers: str
 ) -> None:
     (tmp_path / "program.py").write_text(SERVICE)
-    container = contain(*OSLOXIDE, "run", sys.executable, "program.py", workers)
+    container = contain("run", sys.executable, "program.py", workers)
     container.expect("started")
 
-    assert container.stop() == 0, container.said()
-    assert "drained" in container.said()
+    assert container.stop() == 0, container.log
+    assert "drained" in container.log
 
 
 CHILDREN = """
@@ -200,19 +163,16 @@ def test_children_and_commands_of_process_1_obey_sigterm_as_ever(
     contain: Callable[..., Container], tmp_path: Path
 ) -> None:
     (tmp_path / "program.py").write_text(CHILDREN)
-    container = contain(*OSLOXIDE, "run", sys.executable, "program.py")
+    container = contain("run", sys.executable, "program.py")
 
-    assert container.process.wait(DEADLINE) == 0, container.said()
-    assert "ended by -15 -15" in container.said()
+    assert container.process.wait(DEADLINE) == 0, container.log
+    assert "ended by -15 -15" in container.log
 
 
 def test_another_process_than_1_keeps_the_default_of_sigterm(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
         "import signal\nprint(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)\n"
     )
-    command = [*OSLOXIDE, "run", sys.executable, "program.py"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
-    )
+    done = run_command([*OSLOXIDE, "run", sys.executable, "program.py"], cwd=tmp_path)
 
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

@@ -9,7 +9,6 @@ import contextlib
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -132,17 +131,6 @@ def test_nothing_of_the_supervisor_leaks_into_what_a_worker_starts(
         assert all(target.startswith("/proc/") for target in beyond), f"ls has {beyond}"
     assert len(program.events("inherited-fds")) == 3
     assert stop(program) == 0
-
-
-UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-
-
-@pytest.fixture(scope="module")
-def namespace() -> tuple[str, ...]:
-    """A command that makes the program process 1."""
-    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("unshare(1) may not make a PID namespace here (needs CAP_SYS_ADMIN)")
-    return UNSHARE
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["workers", "alone"])

@@ -433,7 +433,7 @@ def test_a_line_has_what_uwsgis_keys_say(start: Callable[..., Running], tmp_path
     assert rest[:8] == ["POST", "/a?b=c", "a.example", "seven", "b=c", "4", "200", "-"]
     milliseconds, arrival, now = map(int, rest[8:])
     assert milliseconds >= 0
-    # An hour: the clock of the machine may be set meanwhile.
+    # An hour: the machine's clock may be set between the two.
     assert abs(arrival / 1000 - before) < 3600
     assert abs(now - before) < 3600
 

@@ -73,6 +73,17 @@ class Release:
             return False
         return True
 
+    def under(self, load: Callable[..., Load], **options: Any) -> Load:
+        """*load* of its API, begun."""
+        return load(
+            self.port,
+            connections=CONNECTIONS,
+            path=self.api.load["send"].partition(" ")[2],
+            headers=self.api.load.get("headers", {}),
+            timeout=60,
+            **options,
+        )
+
     def family(self) -> list[int]:
         """All its processes."""
         return [pid for service in self.services for pid in service.family()]
@@ -197,9 +208,7 @@ def test_a_soak_loses_no_request_and_keeps_nothing(
         f"{switches.total / IDLE_SECONDS:.0f} switches/s"
     )
 
-    path = release.api.load["send"].partition(" ")[2]
-    headers = release.api.load.get("headers", {})
-    driver = load(release.port, connections=CONNECTIONS, path=path, headers=headers, timeout=60)
+    driver = release.under(load)
     driver.wait_answered(400, within=_PATIENCE)  # caches and pools are full
     cpu = cpu_seconds(family)
     began, kept = time.monotonic(), holdings(family)
@@ -237,12 +246,7 @@ def test_a_stop_answers_what_was_sent_and_leaves_nothing(
     driver = None
     if release.drains and IS_LONG:
         # Each request has a connection of its own, so that some wait in the kernel's queue.
-        path = release.api.load["send"].partition(" ")[2]
-        headers = release.api.load.get("headers", {})
-        driver = load(
-            release.port, connections=CONNECTIONS, path=path, headers=headers, timeout=60,
-            keep_alive=False,
-        )  # fmt: skip
+        driver = release.under(load, keep_alive=False)
         driver.wait_answered(3 * CONNECTIONS, within=_PATIENCE)
     signalled = time.monotonic()
     for service in release.services:

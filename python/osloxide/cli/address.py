@@ -6,6 +6,8 @@ import argparse
 import re
 from dataclasses import dataclass
 
+from osloxide.server.numbers import whole_number
+
 
 @dataclass(frozen=True)
 class Inherited:
@@ -54,7 +56,8 @@ def parse_listener(text: str) -> Listener:
 def _parse_place(text: str) -> tuple[str, int] | str | Inherited:
     if text.startswith("fd://"):
         name = text.removeprefix("fd://")
-        if name.isascii() and name.isdigit() and (len(name) > 10 or int(name) > _LAST_DESCRIPTOR):
+        is_number = name.isascii() and name.isdigit()
+        if is_number and whole_number(name, _LAST_DESCRIPTOR) is None:
             raise argparse.ArgumentTypeError(f"{text!r}: no descriptor has such a number")
         if name:
             return Inherited(name)
@@ -74,11 +77,12 @@ def parse(text: str) -> tuple[str, int] | str:
         if path:
             return "\0" + path[1:] if path.startswith("@") else path
         raise argparse.ArgumentTypeError("unix: needs a path, for example unix:/run/app.sock")
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    host, colon, digits = text.rpartition(":")
+    port = whole_number(digits, 65535)
+    if not colon or port is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no address; give HOST:PORT with a port from 0 to 65535, or unix:PATH"
         )
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise argparse.ArgumentTypeError(f"{text!r}: write an IPv6 address in brackets, [::1]:8000")
-    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - what ":8000" means everywhere
+    return host.strip("[]") or "0.0.0.0", port  # noqa: S104 - what ":8000" means everywhere

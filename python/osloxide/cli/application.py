@@ -11,10 +11,12 @@ Rules: PEP 3333; uWSGI's ``wsgi-file`` (the module is not called ``__main__``); 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import os
 import re
+import stat
 import sys
 import types
 from dataclasses import dataclass, field
@@ -155,7 +157,8 @@ class ScriptApplication(Application):
     @override
     def check(self) -> None:
         """Look for the file."""
-        _require_readable(self.path, f"a Python script that has a variable {self.attribute!r}")
+        wanted = f"a Python script that has a variable {self.attribute!r}"
+        require_readable("cannot read", self.path, wanted)
 
     @override
     def _load(self) -> Any:
@@ -195,7 +198,7 @@ class PasteApplication(Application):
     @override
     def check(self) -> None:
         """Look for the file."""
-        _require_readable(self.path, "a paste configuration")
+        require_readable("cannot read", self.path, "a paste configuration")
 
     @override
     def _load(self) -> Any:
@@ -208,17 +211,26 @@ class PasteApplication(Application):
         return deploy.loadapp(f"{_PASTE}{Path(self.path).absolute()}", name=self.section)
 
 
-def _require_readable(path: str, wanted: str) -> None:
-    """Find out before the fork that *path* can be read.
+def require_readable(what: str, path: str, wanted: str) -> None:
+    """Find out before the fork that *path* can be read. Takes nothing out of a pipe.
 
+    :param what: stands before the path in the message, an option for one.
     :param wanted: what to name instead, for the message.
     :raises CommandError: it cannot.
     """
     try:
-        with open(path, "rb") as file:
-            file.read(1)
+        # Neither waits for the writer of a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if stat.S_ISREG(status.st_mode):
+                os.read(descriptor, 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror}; name {wanted}") from error
+        raise CommandError(f"{what} {path}: {error.strerror}; name {wanted}") from error
 
 
 def _check_attribute(text: str, attribute: str) -> None:

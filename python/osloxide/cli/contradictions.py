@@ -50,7 +50,7 @@ def check(options: argparse.Namespace) -> None:
     for name in _NEVER_EMPTY:
         value = getattr(options, name, None)
         is_empty = value == "" or (isinstance(value, list) and "" in value)
-        if is_empty and name not in getattr(options, "set_by_config", ()):
+        if is_empty and is_given(options, name):
             raise CommandError(f"{_option(name)} is empty; give it a value, or leave it out")
     if (
         is_given(options, "access_logformat")

@@ -13,6 +13,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from osloxide.cli.errors import CommandError
+from osloxide.server.numbers import whole_number
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 FIRST = 3
 """The descriptor of the first socket that systemd passes."""
 
-_MOST_DIGITS = 7
-"""Of the number of sockets: a process has a million descriptors at most, unless root says more."""
+_MOST = 10**7 - 1
+"""Sockets: a process has a million descriptors at most, unless root says more."""
 
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
@@ -35,16 +36,17 @@ def passed_by_systemd(environ: MutableMapping[str, str]) -> list[tuple[int, str]
     values = {name: environ.pop(name, "") for name in _VARIABLES}
     if values["LISTEN_PID"] != str(os.getpid()):
         return []
-    count = values["LISTEN_FDS"]
-    if not count.isascii() or not count.isdigit() or len(count) > _MOST_DIGITS:
-        raise CommandError(f"LISTEN_FDS={count!r} is no number of sockets; let systemd set it")
+    given = values["LISTEN_FDS"]
+    count = whole_number(given, _MOST)
+    if count is None:
+        raise CommandError(f"LISTEN_FDS={given!r} is no number of sockets; let systemd set it")
     names = values["LISTEN_FDNAMES"].split(":") if values["LISTEN_FDNAMES"] else []
-    if names and len(names) != int(count):
+    if names and len(names) != count:
         raise CommandError(
             f"LISTEN_FDNAMES names {len(names)} sockets, LISTEN_FDS says {count}; let systemd "
             "set both"
         )
-    names += [""] * (int(count) - len(names))
+    names += [""] * (count - len(names))
     return [(FIRST + index, name) for index, name in enumerate(names)]
 
 

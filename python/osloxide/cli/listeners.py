@@ -7,18 +7,17 @@ command across its own restart. Accepts nothing.
 from __future__ import annotations
 
 import contextlib
-import errno
 import ipaddress
 import json
 import logging
 import os
 import re
 import socket
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osloxide.cli import address, contradictions, inherited, log_file, privileges
+from osloxide.cli.application import require_readable
 from osloxide.cli.errors import CommandError
 from osloxide.cli.site import in_one_line
 from osloxide.server import options as server_options
@@ -329,32 +328,10 @@ def _has_tls(options: argparse.Namespace) -> bool:
         ("--keyfile-passphrase-file", options.keyfile_passphrase_file),
     ):
         if path is not None:
-            _check_readable(option, path)
+            require_readable(option, path, "a file that this user may read")
     if options.cert_reqs and options.ca_certs is None:
         raise CommandError(f"--cert-reqs {options.cert_reqs} needs --ca-certs; give both")
     return True
-
-
-def _check_readable(option: str, path: str) -> None:
-    """Whether *path* is a file from which this user may read. Takes nothing out of a pipe.
-
-    :raises CommandError: it is not.
-    """
-    try:
-        # Neither waits for the writer of a pipe.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(descriptor)
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if stat.S_ISREG(status.st_mode):
-                os.read(descriptor, 1)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise CommandError(
-            f"{option} {path}: {error.strerror}; name a file that this user may read"
-        ) from error
 
 
 def check_logs(options: argparse.Namespace) -> None:

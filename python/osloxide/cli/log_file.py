@@ -25,7 +25,7 @@ def redirect(options: argparse.Namespace) -> None:
     """
     path: str = options.log_file
     try:
-        descriptor = open_for_appending(path)
+        descriptor = open_for_writing(path, os.O_APPEND)
         try:
             if options.log_file_mode is not None:
                 os.fchmod(descriptor, options.log_file_mode)
@@ -42,13 +42,14 @@ def redirect(options: argparse.Namespace) -> None:
         raise CommandError(f"--log-file {path}: {error.strerror}; {remedy(error)}") from error
 
 
-def open_for_appending(path: str) -> int:
-    """Open a log file, made if need be; a pipe that nothing reads is not waited for.
+def open_for_writing(path: str, how: int) -> int:
+    """Open a file, made if need be; a pipe that nothing reads is not waited for.
 
+    :param how: O_APPEND, or O_TRUNC.
     :returns: its descriptor, which writes as ever: it waits for a slow reader.
     :raises OSError: it cannot be opened; ENXIO for a pipe without a reader.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_CREAT | how | os.O_CLOEXEC | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o666)
     os.set_blocking(descriptor, True)
     return descriptor

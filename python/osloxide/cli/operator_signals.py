@@ -107,7 +107,7 @@ def _file_handlers() -> set[logging.FileHandler]:
 
 def _replace(path: str, streams: Iterable[Any]) -> None:
     try:
-        fresh = log_file.open_for_appending(path)
+        fresh = log_file.open_for_writing(path, os.O_APPEND)
     except OSError as error:
         LOG.error("cannot open %s again: %s; its old file is kept", path, error.strerror)
         return

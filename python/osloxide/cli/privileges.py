@@ -16,13 +16,13 @@ import pwd
 from dataclasses import dataclass
 
 from osloxide.cli.errors import CommandError
+from osloxide.server.numbers import whole_number
 
 LOG = logging.getLogger("osloxide.serve")
 
 _PR_SET_DUMPABLE = 4
 _LAST_ID = 2**32 - 2
 """The number behind it means "leave alone" (chown(2))."""
-_MOST_DIGITS = 10
 
 
 def owner(text: str, option: str) -> Identity:
@@ -41,9 +41,9 @@ def _number(text: str, option: str) -> int | None:
     """
     if not text.isascii() or not text.isdigit():
         return None
-    if len(text) > _MOST_DIGITS or int(text) > _LAST_ID:
+    if (number := whole_number(text, _LAST_ID)) is None:
         raise CommandError(f"{option} {text} is too large a number; give {_LAST_ID} at most")
-    return int(text)
+    return number
 
 
 @dataclass(frozen=True)

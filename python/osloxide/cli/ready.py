@@ -104,8 +104,7 @@ def _boards(wanted: str) -> dict[int, list[tuple[int, str]]]:
 
 def _indexed(name: bytes) -> dict[int, list[tuple[int, str]]]:
     """Those that are entered in an index (osloxide.launch.launcher_index) and are what it says."""
-    found: dict[int, list[tuple[int, str]]] = {}
-    began: dict[int, int] = {}
+    boards = []
     try:
         namespace = posix.readlink("/proc/self/ns/pid").strip("pid:[]")
         end = b"-" + namespace.encode()
@@ -129,12 +128,10 @@ def _indexed(name: bytes) -> dict[int, list[tuple[int, str]]]:
                 continue
             path = f"/proc/{int(pid)}/fd/{int(descriptor)}"
             board = _read(path, name) if _is_memory(path) else None
-            # Of several that a process has made, the last one.
             if board is not None and board[0] == int(pid):
-                made_at = began.get(board[0], -1)
-                if board[1] > made_at:
-                    began[board[0]], found[board[0]] = board[1], board[2]
-    return found
+                boards.append(board)
+    # Of several that a process has made, the last one.
+    return {maker: rows for maker, _, rows in sorted(boards, key=lambda board: board[1])}
 
 
 def _is_trusted(directory: bytes) -> bool:

@@ -36,7 +36,7 @@ from osloxide.cli.errors import CommandError
 from osloxide.cli.preparation import Preparation
 from osloxide.cli.site import BOOT_FAILED, Boot, report, site_service
 from osloxide.cli.uwsgi import module as uwsgi_module
-from osloxide.server import access_logs, forwarded
+from osloxide.server import forwarded
 
 if TYPE_CHECKING:
     import argparse
@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> int:
     told = None if options.stats is None else stats.Stats(options.stats, options.stats_http)
 
     from osloxide import service
-    from osloxide.launch import launcher_index, process_title, scoreboard, worker
+    from osloxide.launch import launcher_index, process_title, scoreboard
 
     scoreboard.call_program(options.name)
     process_title.prefix = options.title_prefix or ""
@@ -106,7 +106,6 @@ def main(options: argparse.Namespace) -> int:
         return application
 
     def on_start() -> None:
-        access_logs.number_worker((worker.slot or 0) + 1)
         if has_parent:
             recycling.limit(options, servers[0].pool_size)
         if told is not None:
@@ -219,9 +218,8 @@ def _pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        with os.fdopen(os.open(path, flags, 0o666), "w") as opened:
+        with os.fdopen(log_file.open_for_writing(path, os.O_TRUNC), "w") as opened:
             opened.write(f"{os.getpid()}\n")
     except OSError as error:
         raise CommandError(f"--pid {path}: {error.strerror}; {log_file.remedy(error)}") from error

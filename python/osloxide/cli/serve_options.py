@@ -17,7 +17,7 @@ from osloxide.cli import address, cpus, gunicorn, mount, recycling
 from osloxide.cli.errors import CommandError
 from osloxide.cli.option_values import value_of
 from osloxide.server import forwarded
-from osloxide.server.options import LONGEST_TIMEOUT
+from osloxide.server.options import LONGEST_TIMEOUT, MOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,8 +32,6 @@ _KUBERNETES = re.compile(
 """What Kubernetes calls the variables of a Service, behind the Service's own name."""
 _WEB_CONCURRENCY = "WEB_CONCURRENCY"
 """Number of workers, as gunicorn, uvicorn and the platforms that start them call it."""
-_MOST = 2**31 - 1
-"""Most of what is counted: what the kernel's own counts hold."""
 _MOST_BYTES = 2**63 - 1
 _TOKEN = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"  # noqa: S105 - of HTTP
 """A name of a header (RFC 9110 section 5.6.2)."""
@@ -501,7 +499,7 @@ def is_of_kubernetes(name: str) -> bool:
     return _KUBERNETES.fullmatch(name.upper().replace("-", "_")) is not None
 
 
-def _count(least: int, most: int = _MOST) -> Callable[[str], int]:
+def _count(least: int, most: int = MOST) -> Callable[[str], int]:
     def parse(text: str) -> int:
         # What is longer has more digits than int() takes.
         is_number = text.isascii() and text.isdigit() and len(text) < 1000

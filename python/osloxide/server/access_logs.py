@@ -28,16 +28,6 @@ def open_log(path: str, log_format: str = "combined") -> _native.AccessLog:
     return log
 
 
-def number_worker(number: int) -> None:
-    """Tell all of them which worker this process is.
-
-    :param number: from 1.
-    """
-    for logs in _opened.values():
-        for log in logs:
-            log.number_worker(number)
-
-
 def reopen() -> None:
     """Open all of them again by their names, as after a rotation; what cannot be opened is kept."""
     for path, logs in _opened.items():

@@ -16,6 +16,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from osloxide.server.numbers import whole_number
+
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -197,9 +199,7 @@ def _split(text: str) -> tuple[Address | None, str]:
 
 
 def _is_port(text: str) -> bool:
-    # What is longer may have more digits than int() takes.
-    is_number = text.isascii() and text.isdigit() and len(text) <= 5
-    return is_number and 0 < int(text) < 65536
+    return bool(whole_number(text, 65535))
 
 
 def _address(text: str) -> Address | None:

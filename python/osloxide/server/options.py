@@ -17,6 +17,7 @@ from oslo_config import cfg, types
 
 from osloxide._typing import override
 from osloxide.server import forwarded
+from osloxide.server.numbers import whole_number
 
 GROUP = "osloxide"
 
@@ -80,13 +81,13 @@ class _Checked(types.ConfigType):
 
 def _count(least: int, most: int = _LARGEST) -> _Checked:
     def convert(text: str) -> int:
-        is_number = text.isascii() and text.isdigit() and len(text) <= len(str(_LARGEST))
-        if not is_number or not least <= int(text) <= most:
+        found = whole_number(text, most)
+        if found is None or found < least:
             raise ValueError(
                 f"{text!r} is no whole number from {least} to {most}; give one, or leave the "
                 "option out"
             )
-        return int(text)
+        return found
 
     return _Checked("integer", convert)
 

@@ -6,14 +6,14 @@
 
 use std::cell::RefCell;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use tracing::{info, warn};
 
+use crate::scoreboard;
 use crate::wsgi::access_log::file::{LogFile, Written, local_time, since_epoch};
 use crate::wsgi::access_log::filter::Filter;
 use crate::wsgi::access_log::format::{Event, Format, Subject};
@@ -26,8 +26,6 @@ pub(crate) struct NativeLog {
     path: PathBuf,
     file: LogFile,
     format: Format,
-    /// Number of this process among its siblings, from 1; 0 until it is told.
-    worker: AtomicU32,
 }
 
 /// See the module's text.
@@ -63,12 +61,7 @@ impl NativeLog {
                 .map_err(|error| PyValueError::new_err(format!("log format {error}")))?,
             file: LogFile::open(&path).map_err(|error| not_opened(&error))?,
             path,
-            worker: AtomicU32::new(0),
         })
-    }
-
-    fn number_worker(&self, number: u32) {
-        self.worker.store(number, Ordering::Relaxed);
     }
 
     fn reopen(&self, py: Python<'_>) -> PyResult<()> {
@@ -82,6 +75,18 @@ impl NativeLog {
     #[pyo3(name = "flush")]
     fn flush_now(&self, py: Python<'_>) {
         py.detach(|| self.flush());
+    }
+}
+
+fn event(status: u16, delivery: Delivery, wall: Duration) -> Event {
+    let since_epoch = since_epoch();
+    Event {
+        status,
+        delivery,
+        wall,
+        now: local_time(since_epoch),
+        since_epoch,
+        worker: scoreboard::current().slot() + 1,
     }
 }
 
@@ -102,14 +107,7 @@ impl NativeLog {
         delivery: Delivery,
         arrived: Instant,
     ) {
-        let event = Event {
-            status,
-            delivery,
-            wall: arrived.elapsed(),
-            now: local_time(),
-            since_epoch: since_epoch(),
-            worker: self.worker.load(Ordering::Relaxed),
-        };
+        let event = event(status, delivery, arrived.elapsed());
         self.put_line(subject, &event);
     }
 
@@ -120,18 +118,12 @@ impl NativeLog {
 
     /// Adds the line of a request that the server refused.
     pub(super) fn put_refused(&self, refused: &Refused) {
-        let event = Event {
-            status: refused.status.as_u16(),
-            delivery: Delivery {
-                sent: refused.sent,
-                is_whole: true,
-                is_file_short: false,
-            },
-            wall: refused.wall,
-            now: local_time(),
-            since_epoch: since_epoch(),
-            worker: self.worker.load(Ordering::Relaxed),
+        let delivery = Delivery {
+            sent: refused.sent,
+            is_whole: true,
+            is_file_short: false,
         };
+        let event = event(refused.status.as_u16(), delivery, refused.wall);
         self.put_line(&Subject::of_refused(refused), &event);
     }
 

@@ -207,21 +207,26 @@ impl Reactor {
             return;
         }
         let queued = self.queued.load(Ordering::Relaxed) + jobs.len();
-        if queued >= self.most_queued.load(Ordering::Relaxed) {
+        if queued >= self.most_queued() {
             self.is_held.store(true, Ordering::Relaxed);
             self.ignore_listener();
         } else if !self.has_relatives() {
             self.accept(ACCEPTS_ALONE, jobs);
-        } else if self.accept(self.accepts_beside_others(), jobs) > 0 {
+        } else if self.accept(self.most_beside_others(), jobs) > 0 {
             self.go_last();
         }
     }
 
     /// Connections accepted in one turn beside other processes: no more than there are threads. What
     /// waits behind the only one could be answered sooner by a sibling.
-    fn accepts_beside_others(&self) -> usize {
-        let pool_size = self.most_queued.load(Ordering::Relaxed) / QUEUED_PER_THREAD;
-        ACCEPTS_PER_TURN.min(pool_size.max(1))
+    fn most_beside_others(&self) -> usize {
+        ACCEPTS_PER_TURN.min(self.pool_size.load(Ordering::Relaxed))
+    }
+
+    /// Above so many jobs that were found and not begun no connection is accepted.
+    fn most_queued(&self) -> usize {
+        let pool_size = self.pool_size.load(Ordering::Relaxed);
+        pool_size.saturating_mul(QUEUED_PER_THREAD)
     }
 
     /// True where other processes may watch the same listener.
@@ -242,7 +247,7 @@ impl Reactor {
         let most = if is_full {
             overload::ACCEPTS_PER_TURN
         } else if self.has_relatives() {
-            self.accepts_beside_others()
+            self.most_beside_others()
         } else {
             ACCEPTS_PER_TURN
         };
@@ -254,7 +259,7 @@ impl Reactor {
     /// Goes on accepting if that was held and need not be any more.
     pub(super) fn accept_again(&self) {
         if self.is_held.load(Ordering::Relaxed)
-            && self.queued.load(Ordering::Relaxed) < self.most_queued.load(Ordering::Relaxed)
+            && self.queued.load(Ordering::Relaxed) < self.most_queued()
         {
             self.is_held.store(false, Ordering::Relaxed);
             self.watch_listener();

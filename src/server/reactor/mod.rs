@@ -98,8 +98,8 @@ pub(super) struct Reactor {
     most_connections: usize,
     /// Jobs that were found and not begun.
     queued: AtomicUsize,
-    /// Above this many of them no connection is accepted.
-    most_queued: AtomicUsize,
+    /// Threads of the pool, at least 1.
+    pool_size: AtomicUsize,
     /// The listener is left alone until there are fewer of them.
     is_held: AtomicBool,
     overload: Overload,
@@ -163,7 +163,7 @@ impl Reactor {
             slow_clients: SlowClients::new(pool_size, settings.slow_client_share),
             most_connections: most_connections(&settings),
             queued: AtomicUsize::new(0),
-            most_queued: AtomicUsize::new(pool_size.saturating_mul(QUEUED_PER_THREAD)),
+            pool_size: AtomicUsize::new(pool_size.max(1)),
             is_held: AtomicBool::new(false),
             overload: Overload::new(settings.max_waiting, pool_size),
             has_emptied: AtomicBool::new(false),
@@ -210,8 +210,7 @@ impl Reactor {
     /// The pool has another size now.
     pub(super) fn resize(&self, pool_size: usize) {
         self.slow_clients.resize(pool_size);
-        let most = pool_size.max(1).saturating_mul(QUEUED_PER_THREAD);
-        self.most_queued.store(most, Ordering::Relaxed);
+        self.pool_size.store(pool_size.max(1), Ordering::Relaxed);
         self.overload.resize(pool_size);
         // Connections may be accepted that had to wait for the backlog.
         self.wake_leader();

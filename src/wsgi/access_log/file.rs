@@ -275,14 +275,16 @@ fn split(lines: &[u8], most: usize) -> (&[u8], &[u8]) {
 
 /// Most bytes of one write(2) that do not mix with those of other processes.
 fn most_at_once(file: &OwnedFd) -> usize {
-    let is_regular = fstat(file).is_ok_and(|status| {
-        SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
-    });
-    if is_regular {
+    if is_of_kind(file, SFlag::S_IFREG) {
         usize::MAX
     } else {
         libc::PIPE_BUF
     }
+}
+
+fn is_of_kind(file: &OwnedFd, kind: SFlag) -> bool {
+    fstat(file)
+        .is_ok_and(|status| SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == kind)
 }
 
 /// Milliseconds, at least 1; of the kernel's tick, which is a fifth of the price of the precise clock.
@@ -297,11 +299,9 @@ fn now() -> u64 {
 /// Where that is a pipe, one that does not block: its other writers count on theirs to do so.
 fn standard_output() -> io::Result<OwnedFd> {
     let shared = io::stdout().as_fd().try_clone_to_owned()?;
-    let is_pipe = fstat(&shared).is_ok_and(|status| {
-        SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO
-    });
     let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    let fresh = is_pipe.then(|| open("/proc/self/fd/1", flags, Mode::empty()));
+    let fresh =
+        is_of_kind(&shared, SFlag::S_IFIFO).then(|| open("/proc/self/fd/1", flags, Mode::empty()));
     Ok(fresh.and_then(Result::ok).unwrap_or(shared))
 }
 
@@ -319,15 +319,15 @@ pub fn since_epoch() -> Duration {
     clock_gettime(ClockId::CLOCK_REALTIME).map_or(Duration::ZERO, Duration::from)
 }
 
-/// The local time; the C library is asked once a second on each thread.
+/// The local time so long after the epoch; the C library is asked once a second on each thread.
 #[must_use]
-pub fn local_time() -> LocalTime {
+pub fn local_time(since_epoch: Duration) -> LocalTime {
     thread_local! {
         static KNOWN: Cell<(libc::time_t, LocalTime)> = const {
             Cell::new((-1, LocalTime { year: 1970, month: 1, day: 1, hour: 0, minute: 0, second: 0, offset_minutes: 0 }))
         };
     }
-    let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(0, |time| time.tv_sec());
+    let now = libc::time_t::try_from(since_epoch.as_secs()).unwrap_or(0);
     let (second, known) = KNOWN.get();
     if second == now {
         return known;

@@ -240,20 +240,14 @@ impl<'a> Subject<'a> {
     /// The same, for a line of `format` that is written when the request is gone.
     #[must_use]
     pub fn into_owned(self, format: &Format) -> Subject<'static> {
-        let (kept, request_length) = match self.line {
-            Line::Of(request) => (
-                format
-                    .named
-                    .iter()
-                    .map(|named| named.of(request).into_owned())
-                    .collect(),
-                request_length(request),
-            ),
-            Line::Plain(_) => (self.kept, self.request_length),
-        };
-        let line = match self.line {
-            Line::Of(request) => plain_request_line(request),
-            Line::Plain(line) => line.into_owned(),
+        let (line, kept, request_length) = match self.line {
+            Line::Of(request) => {
+                let named = format.named.iter();
+                let kept = named.map(|named| named.of(request).into_owned());
+                let line = plain_request_line(request);
+                (line, kept.collect(), request_length(request))
+            }
+            Line::Plain(line) => (line.into_owned(), self.kept, self.request_length),
         };
         Subject {
             kept,
@@ -324,7 +318,7 @@ pub struct Event {
     pub now: LocalTime,
     /// The same, since the epoch.
     pub since_epoch: Duration,
-    /// Number of the worker, from 1; 0 in a process that is none.
+    /// Number of the worker, from 1; 1 in a process that is none.
     pub worker: u32,
 }
 

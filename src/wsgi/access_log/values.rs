@@ -5,34 +5,13 @@
 //! head and what a proxy sent (RFC 3875 section 4.1); Apache's `{FORMAT}t`, the time at which the
 //! request arrived, with directives of strftime(3) in the C locale.
 
-use super::{month_name, version_text};
+use super::version_text;
+use crate::wsgi::environ::Target;
 use crate::wsgi::request::RequestHead;
 use std::borrow::Cow;
 use std::fmt::Write;
+use time::{OffsetDateTime, UtcOffset};
 
-const WEEKDAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
 /// Directives of strftime(3) that a time may have.
 const DIRECTIVES: &[u8] = b"aAbBCdDeFhHIjkmMnpRsStTyYz";
 
@@ -63,14 +42,14 @@ fn variable<'a>(request: &'a RequestHead, name: &str) -> Cow<'a, [u8]> {
     if let Some((_, value)) = sent {
         return Cow::Borrowed(value);
     }
-    let target = request.target();
-    let end = memchr::memchr(b'?', target).unwrap_or(target.len());
+    // Of a target that is refused there is no environ either.
+    let target = || Target::of(request).ok();
     let field = match name {
         "REQUEST_METHOD" => return Cow::Borrowed(request.method().as_str().as_bytes()),
-        "REQUEST_URI" | "RAW_URI" => return Cow::Borrowed(target),
+        "REQUEST_URI" | "RAW_URI" => return Cow::Borrowed(request.target()),
         "SERVER_PROTOCOL" => return Cow::Borrowed(version_text(request).as_bytes()),
-        "QUERY_STRING" => return Cow::Borrowed(target.get(end + 1..).unwrap_or_default()),
-        "PATH_INFO" => return percent_encoding::percent_decode(&target[..end]).into(),
+        "QUERY_STRING" => return Cow::Borrowed(target().map_or(b"", |target| target.query)),
+        "PATH_INFO" => return target().map_or(Cow::Borrowed(b""), |target| target.path_info()),
         "CONTENT_TYPE" | "CONTENT_LENGTH" => name,
         _ => match name.strip_prefix("HTTP_") {
             Some(field) => field,
@@ -128,89 +107,47 @@ impl TimeFormat {
 }
 
 /// A date and time of day.
-#[derive(Debug, PartialEq, Eq)]
-struct Moment {
-    seconds: u64,
-    offset_minutes: i32,
-    year: i64,
-    month: usize,
-    day: i64,
-    hour: i64,
-    minute: i64,
-    second: i64,
-    /// From Sunday on, 0 to 6.
-    weekday: usize,
-    /// From 1.
-    day_of_year: i64,
-}
-
-const DAY_SECONDS: i64 = 24 * 60 * 60;
-const ERA_DAYS: i64 = 146_097;
-/// From the first of March of the year 0 to the epoch.
-const EPOCH_DAYS: i64 = 719_468;
+#[derive(Debug)]
+struct Moment(OffsetDateTime);
 
 impl Moment {
+    /// The epoch for what no calendar has; UTC for an offset that no clock has.
     fn of(seconds: u64, offset_minutes: i32) -> Self {
-        let local = i64::try_from(seconds).unwrap_or(i64::MAX / 2) + i64::from(offset_minutes) * 60;
-        let (days, of_day) = (local.div_euclid(DAY_SECONDS), local.rem_euclid(DAY_SECONDS));
-        // Years begin in March here, so that a leap day is the last day of its year.
-        let era = (days + EPOCH_DAYS).div_euclid(ERA_DAYS);
-        let of_era = (days + EPOCH_DAYS).rem_euclid(ERA_DAYS);
-        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let month_from_march = (5 * of_year + 2) / 153;
-        let is_next_year = month_from_march >= 10;
-        let year = era * 400 + year_of_era + i64::from(is_next_year);
-        let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-        let number = |value: i64| usize::try_from(value).unwrap_or(0);
-        Self {
-            seconds,
-            offset_minutes,
-            year,
-            month: number(if is_next_year {
-                month_from_march - 9
-            } else {
-                month_from_march + 3
-            }),
-            day: of_year - (153 * month_from_march + 2) / 5 + 1,
-            hour: of_day / 3_600,
-            minute: of_day / 60 % 60,
-            second: of_day % 60,
-            weekday: number((days + 4).rem_euclid(7)),
-            day_of_year: if is_next_year {
-                of_year - 305
-            } else {
-                of_year + 60 + i64::from(is_leap)
-            },
-        }
+        let offset = UtcOffset::from_whole_seconds(offset_minutes.saturating_mul(60));
+        let moment = i64::try_from(seconds)
+            .ok()
+            .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+            .and_then(|moment| moment.checked_to_offset(offset.unwrap_or(UtcOffset::UTC)));
+        Self(moment.unwrap_or(OffsetDateTime::UNIX_EPOCH))
     }
 
     fn write(&self, line: &mut String, letter: u8) {
-        let hour_of_half = (self.hour + 11) % 12 + 1;
+        let at = self.0;
+        let hour_of_half = (at.hour() + 11) % 12 + 1;
         // Writing to a String cannot fail.
         let _ = match letter {
-            b'a' => write!(line, "{:.3}", WEEKDAYS[self.weekday]),
-            b'A' => write!(line, "{}", WEEKDAYS[self.weekday]),
-            b'b' | b'h' => write!(line, "{}", month_name(self.month)),
-            b'B' => write!(line, "{}", MONTHS[self.month.clamp(1, 12) - 1]),
-            b'C' => write!(line, "{:02}", self.year.div_euclid(100)),
-            b'd' => write!(line, "{:02}", self.day),
-            b'e' => write!(line, "{:2}", self.day),
-            b'H' => write!(line, "{:02}", self.hour),
-            b'k' => write!(line, "{:2}", self.hour),
+            b'a' => write!(line, "{:.3}", at.weekday()),
+            b'A' => write!(line, "{}", at.weekday()),
+            b'b' | b'h' => write!(line, "{:.3}", at.month()),
+            b'B' => write!(line, "{}", at.month()),
+            b'C' => write!(line, "{:02}", at.year().div_euclid(100)),
+            b'd' => write!(line, "{:02}", at.day()),
+            b'e' => write!(line, "{:2}", at.day()),
+            b'H' => write!(line, "{:02}", at.hour()),
+            b'k' => write!(line, "{:2}", at.hour()),
             b'I' => write!(line, "{hour_of_half:02}"),
-            b'j' => write!(line, "{:03}", self.day_of_year),
-            b'm' => write!(line, "{:02}", self.month),
-            b'M' => write!(line, "{:02}", self.minute),
+            b'j' => write!(line, "{:03}", at.ordinal()),
+            b'm' => write!(line, "{:02}", u8::from(at.month())),
+            b'M' => write!(line, "{:02}", at.minute()),
             b'n' | b't' => write!(line, " "),
-            b'p' => write!(line, "{}", if self.hour < 12 { "AM" } else { "PM" }),
-            b's' => write!(line, "{}", self.seconds),
-            b'S' => write!(line, "{:02}", self.second),
-            b'y' => write!(line, "{:02}", self.year.rem_euclid(100)),
-            b'Y' => write!(line, "{}", self.year),
+            b'p' => write!(line, "{}", if at.hour() < 12 { "AM" } else { "PM" }),
+            b's' => write!(line, "{}", at.unix_timestamp()),
+            b'S' => write!(line, "{:02}", at.second()),
+            b'y' => write!(line, "{:02}", at.year().rem_euclid(100)),
+            b'Y' => write!(line, "{}", at.year()),
             b'z' => {
-                let offset = self.offset_minutes.unsigned_abs();
-                let sign = if self.offset_minutes < 0 { '-' } else { '+' };
+                let offset = at.offset().whole_minutes();
+                let (sign, offset) = (if offset < 0 { '-' } else { '+' }, offset.unsigned_abs());
                 write!(line, "{sign}{:02}{:02}", offset / 60, offset % 60)
             }
             b'D' => return self.write_all(line, b"m/d/y"),
@@ -306,6 +243,9 @@ mod tests {
         assert_eq!(value("CONTENT_LENGTH"), b"3");
         assert_eq!(value("REMOTE_USER"), b"");
         assert_eq!(variable(&head(b"/a"), "QUERY_STRING").as_ref(), b"");
+        let request = head(b"http://b/a%20b?c=d");
+        assert_eq!(variable(&request, "PATH_INFO").as_ref(), b"/a b");
+        assert_eq!(variable(&request, "QUERY_STRING").as_ref(), b"c=d");
         let sent = vec![(Box::from(&b"PATH_INFO"[..]), Box::from(&b"/mine"[..]))];
         let request = head(b"/a").with_variables(sent);
         assert_eq!(variable(&request, "PATH_INFO").as_ref(), b"/mine");

@@ -42,12 +42,15 @@ args = (sys.stderr,)
 class Running:
     """A command that serves; its log is read from a file."""
 
+    prefix: tuple[str, ...] = ()
+    """A command that runs it, such as unshare(1); ``pid`` is its own then."""
+
     def __init__(self, log: Path, *arguments: str, cwd: Path, **changes: str) -> None:
         self._log = log
         self.cwd = cwd
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [*OSLOXIDE, *arguments],
+                [*self.prefix, *OSLOXIDE, *arguments],
                 cwd=cwd,
                 env=environment(PYTHONUNBUFFERED="1", **changes),
                 stdin=subprocess.DEVNULL,

@@ -27,6 +27,7 @@ from osloxide.cli.uwsgi import formats, options
 from osloxide.cli.uwsgi.options import Kind
 from osloxide.cli.uwsgi.reader import COMMAND_LINE, VERSION, Reader
 from osloxide.cli.uwsgi.translation import Row, Translation, unknown
+from osloxide.server.numbers import whole_number
 
 _USAGE = """\
 usage: osloxide uwsgi [OPTION ...] [FILE[:SECTION] ...]
@@ -39,6 +40,7 @@ command that is equal. Options: docs/uwsgi.md.
 """
 
 _SIGNALS = {"reload": signal.SIGHUP, "stop": signal.SIGTERM}
+_LAST_PID = 2**31 - 1
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -202,9 +204,9 @@ def _send(name: str, path: str) -> int:
         text = Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
         raise CommandError(f"--{name} {path}: {error.strerror}; is the service running?") from error
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    pid = whole_number(text, _LAST_PID)
+    if not pid:
         raise CommandError(f"--{name} {path}: holds {text[:40]!r}, which is no process id")
-    pid = int(text)
     if not _is_launcher(pid):
         raise CommandError(
             f"--{name} {path}: process {pid} is no service of osloxide; the file is an old one"

@@ -15,9 +15,10 @@ from osloxide.cli.errors import CommandError
 from osloxide.cli.uwsgi import log_format, options
 from osloxide.cli.uwsgi.options import Kind, Verdict
 from osloxide.cli.uwsgi.reader import Reader, Setting
+from osloxide.server.numbers import whole_number
 
-_MOST_DIGITS = 18
-"""More than these fit into no integer of uWSGI's."""
+_MOST = 10**18 - 1
+"""More fits into no integer of uWSGI's."""
 _FALSE = ("false", "off", "no", "0")
 _CALLED = "uwsgi"
 """What an application that uWSGI started finds in ``sys.argv[0]``."""
@@ -474,10 +475,10 @@ class Translation:
 def _number(setting: Setting, least: int) -> str:
     # uWSGI takes the number and leaves what follows; files in the field have remarks there.
     text = re.sub(r"\s+[;#].*", "", setting.value)
-    is_number = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
-    if not is_number or int(text) < least:
+    number = whole_number(text, _MOST)
+    if number is None or number < least:
         raise setting.refuse(f"is no whole number of at least {least}")
-    return str(int(text))
+    return str(number)
 
 
 def _address(setting: Setting) -> str:
