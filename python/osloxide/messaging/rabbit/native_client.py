@@ -31,6 +31,7 @@ from typing import Any
 from osloxide import _native
 from osloxide.activation.import_hook import refuse_if_monkey_patched
 from osloxide.messaging.rabbit import tls
+from osloxide.messaging.rabbit.native_arguments import consumer_arguments, queue_arguments
 
 LOG = logging.getLogger(__name__)
 
@@ -455,32 +456,6 @@ def _default_queue(amqpdriver: ModuleType, driver: Any, slot: _Slot) -> dict[str
         except RuntimeError as error:
             raise amqpdriver.oslo_messaging.MessageDeliveryFailure(str(error)) from error
     return slot.default_queue
-
-
-def queue_arguments(
-    impl_rabbit: ModuleType, conf: Any, ttl: int, *, is_quorum: bool, is_stream: bool = False
-) -> dict[str, Any]:
-    """Those of ``queue.declare``, as impl_rabbit makes them.
-
-    :raises RuntimeError: ``rabbit_ha_queues`` together with quorum queues.
-    """
-    arguments: dict[str, Any] = impl_rabbit._get_queue_arguments(
-        conf.rabbit_ha_queues,
-        ttl,
-        is_quorum,
-        impl_rabbit.QuorumMemConfig(
-            conf.rabbit_quorum_delivery_limit,
-            conf.rabbit_quorum_max_memory_length,
-            conf.rabbit_quorum_max_memory_bytes,
-        ),
-        is_stream,
-    )
-    return arguments
-
-
-def consumer_arguments(conf: Any) -> dict[str, Any] | None:
-    """Those of ``basic.consume``."""
-    return {"x-cancel-on-ha-failover": True} if conf.enable_cancel_on_failover else None
 
 
 def _hosts(url: Any) -> list[tuple[str, int, str, str]]:

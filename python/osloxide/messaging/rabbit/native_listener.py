@@ -37,7 +37,7 @@ from osloxide.messaging.rabbit.listener import (
     pool_threads,
     received,
 )
-from osloxide.messaging.rabbit.native_client import consumer_arguments, queue_arguments
+from osloxide.messaging.rabbit.native_arguments import consumer_arguments, queue_arguments
 from osloxide.messaging.rabbit.replies import Sender
 from osloxide.messaging.rabbit.reply import REFUSED, Reply, refuse
 from osloxide.messaging.rabbit.waiting import Waiting, warn_near_limit
