@@ -154,15 +154,21 @@ class RunningService:
         self.process.send_signal(signo)
 
     def wait_exit(self, within: float) -> int:
-        """Wait for the parent's end.
+        """Wait for the parent's end; after *within* seconds, have its workers say where they are.
 
         :returns: its exit status, negative for a signal, as subprocess gives it.
         """
         try:
             return self.process.wait(within)
         except subprocess.TimeoutExpired:
+            # faulthandler writes the stacks of all threads, and the parent puts them into its log.
+            for pid in self.workers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGABRT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
             raise AssertionError(
-                f"{self.name} (pid {self.pid}) still runs {within} s later:\n{self.text()[-3000:]}"
+                f"{self.name} (pid {self.pid}) still ran {within} s later:\n{self.text()[-9000:]}"
             ) from None
 
     def wait_gone(self, within: float = 5) -> float:

@@ -39,6 +39,8 @@ TOLD_AFTER = 12
 """Seconds until the caller of a lost call hears of it (``rpc_response_timeout``)."""
 PATIENCE = 120
 """The same where each call is answered; a new start takes up to a minute on a busy machine."""
+WITHIN_GRACE = 50
+"""Seconds for a stop: below ``graceful_shutdown_timeout``, so that what hangs can be asked."""
 SETTINGS = f"""\
 [DEFAULT]
 executor_thread_pool_size = {THREADS}
@@ -304,7 +306,7 @@ def test_sigterm_and_a_new_start_lose_and_double_no_call(
 
     for name in TOPICS:
         service = getattr(deployment, name)
-        assert stop_politely(service, 60) == 0, service.text()[-3000:]
+        assert stop_politely(service, WITHIN_GRACE) == 0, service.text()[-3000:]
         setattr(deployment, name, deployment.restart(name))
     for caller in callers:
         caller.wait_answered(100)
@@ -319,7 +321,7 @@ def test_a_stop_leaves_nothing_behind(deployment: Deployment, figure: Figure) ->
     took = []
     for service in deployment.services():
         begin = time.monotonic()
-        assert stop_politely(service, 60) == 0, service.text()[-3000:]
+        assert stop_politely(service, WITHIN_GRACE) == 0, service.text()[-3000:]
         took.append(f"{service.name} left after {time.monotonic() - begin:.2f} s")
     figure(", ".join(took))
 
@@ -346,4 +348,4 @@ def test_a_crash_of_the_broker_loses_no_call_over_durable_queues(
         sent = service.report.sent
         assert not [key for key in service.lost if sent[key] + TOLD_AFTER > answering]
     for service in deployment.services():
-        assert stop_politely(service, 60) == 0, service.text()[-3000:]
+        assert stop_politely(service, WITHIN_GRACE) == 0, service.text()[-3000:]
