@@ -473,9 +473,13 @@ def interrupt_thread(
         without a lock (PEP 703), where a look tells nothing; None when there is no such thread.
     """
 
-def forget_thread_data() -> None:
+# ---- data of threads (src/python/thread_data.rs) ----------------------------------------------------------
+
+def forget_thread_data() -> bool:
     """Let the calling thread go on without ``threading.local`` data, as a new one would begin. What
     the data refers to is released here, so destructors may run.
+
+    :returns: False where this CPython keeps them in an unknown place; the thread has to end then.
     """
 
 # ---- RPC executor (src/python/executor.rs) ---------------------------------------------------------------

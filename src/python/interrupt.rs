@@ -3,10 +3,9 @@
 //! Owns the one call that looks at a thread's frames and arms the exception without letting go of
 //! the interpreter in between: what was seen still holds when the exception is armed, and CPython
 //! raises it before that thread executes anything further. An interpreter without a lock has no such
-//! moment, and there no thread is interrupted. Owns as well the call that makes a thread
-//! which begins something else forget its data. Decides nothing else.
+//! moment, and there no thread is interrupted. Decides nothing else.
 //!
-//! Rules: `PyThreadState_SetAsyncExc`, `PyThreadState_GetDict` (C API reference).
+//! Rules: `PyThreadState_SetAsyncExc` (C API reference).
 
 #![allow(
     unsafe_code,
@@ -80,17 +79,4 @@ fn arm(
     let threads =
         unsafe { pyo3::ffi::PyThreadState_SetAsyncExc(ident.cast_signed(), exception.as_ptr()) };
     Ok((threads > 0).then_some(true))
-}
-
-/// See `_native.pyi`.
-#[pyfunction]
-pub(super) fn forget_thread_data(py: Python<'_>) -> PyResult<()> {
-    // SAFETY: this thread is attached, which `py` proves.
-    let data = unsafe { pyo3::ffi::PyThreadState_GetDict() };
-    // SAFETY: the reference is borrowed from the thread's state, and null when there is no data.
-    let data = unsafe { Bound::from_borrowed_ptr_or_opt(py, data) };
-    if let Some(data) = data {
-        data.cast::<PyDict>()?.clear();
-    }
-    Ok(())
 }

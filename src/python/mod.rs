@@ -18,6 +18,7 @@ mod scoreboard;
 mod server;
 mod signals;
 mod supervisor;
+mod thread_data;
 mod worker;
 mod wsgi;
 
@@ -42,7 +43,7 @@ mod _native {
     #[pymodule_export]
     use super::heartbeat::{AmqpConnection, Heartbeats};
     #[pymodule_export]
-    use super::interrupt::{forget_thread_data, interrupt_thread};
+    use super::interrupt::interrupt_thread;
     #[pymodule_export]
     use super::scoreboard::Scoreboard;
     #[pymodule_export]
@@ -51,6 +52,8 @@ mod _native {
     use super::signals::{install_wakeup, nudge_main_thread, park, uninstall_wakeup, wake};
     #[pymodule_export]
     use super::supervisor::Supervisor;
+    #[pymodule_export]
+    use super::thread_data::forget_thread_data;
     #[pymodule_export]
     use super::worker::{
         adopt_descendants, arm_deadline, beat, bound_unheard, disarm_deadline, enter_template,
@@ -75,6 +78,7 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::frame_stack::keep_chunks(module.py());
+        super::thread_data::keep_in_children(module.py())?;
         // What the rooms log goes to Python's loggers, named after their modules. Fails only where
         // another copy of the module has done it before.
         if let Ok(levels) = pyo3_log::try_init() {

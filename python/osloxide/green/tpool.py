@@ -21,6 +21,7 @@ from osloxide.green import event
 from osloxide.green._core import turns as _turns
 from osloxide.green.greenthread import sleep
 from osloxide.green.timeout import Timeout
+from osloxide.threads import inherited
 
 __all__ = ["Proxy", "execute", "killall", "set_num_threads"]
 
@@ -237,6 +238,7 @@ def set_num_threads(nthreads: int) -> None:
 
 def _forget() -> None:
     global _requests, _setup_already, _setup_lock
+    inherited.keep(_requests)
     _setup_lock = threading.Lock()
     _threads.clear()
     _requests, _setup_already = None, False

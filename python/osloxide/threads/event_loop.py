@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from osloxide.threads import own
+from osloxide.threads import inherited, own
 
 if TYPE_CHECKING:  # not before a coroutine runs: importing it costs every service 20 ms
     import asyncio
@@ -222,6 +222,7 @@ def cancel_before(deadline: float) -> None:
 def _forget() -> None:
     """A forked child has neither the thread nor the tasks."""
     global _lock, _loop, _cancel_at
+    inherited.keep(_loop)
     _lock = threading.Lock()
     _loop = _cancel_at = None
 

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from osloxide.threads import own
+from osloxide.threads import inherited, own
 
 LOG = logging.getLogger(__name__)
 
@@ -153,6 +153,7 @@ def wake(timer: Timer) -> None:
 
 def _forget() -> None:
     global _clock
+    inherited.keep(_clock)
     _clock = _Clock()
 
 

@@ -72,7 +72,8 @@ class _Carrier:
             sys.settrace(None)
         if sys.getprofile() is not None:
             sys.setprofile(None)
-        _native.forget_thread_data()
+        if not _native.forget_thread_data():
+            return False
         _idle.append(self)
         if self.bell.acquire(timeout=LINGER):
             return True

@@ -25,7 +25,7 @@ from typing import Any
 from osloxide import _native
 from osloxide.green._core import turns as _turns
 from osloxide.green._core.turns import greenlet, lock, turns
-from osloxide.threads import own
+from osloxide.threads import inherited, own
 from osloxide.threads.pool_thread import register_thread
 
 LOG = logging.getLogger(__name__)
@@ -415,6 +415,7 @@ def _forget() -> None:
     """A forked child has neither the thread nor what it watched."""
     global clock
     old = clock
+    inherited.keep(old)
     clock = _turns.clock = Clock()
     if old._epoll is not None:
         old._epoll.close()

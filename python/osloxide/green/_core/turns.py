@@ -38,6 +38,7 @@ from osloxide._typing import override
 from osloxide.exceptions import ActivationError
 from osloxide.green._core import carriers
 from osloxide.green._core.handle import GreenThreadHandle
+from osloxide.threads import inherited
 from osloxide.threads.pool_thread import register_thread
 
 LOG = logging.getLogger(__name__)
@@ -835,7 +836,8 @@ def _forget() -> None:
     """A forked child has the calling thread alone."""
     global lock, turns, _main
     me = _local.carrier
-    turns.ready.clear()
+    inherited.keep(turns.ready, turns.woken)
+    turns.ready = collections.deque()
     turns.woken = None
     turns.holder = me
     turns.count += 1
