@@ -22,7 +22,7 @@ unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help deployments demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz fuzz-coverage python stubs parity eventlet \
-	services services-setup messaging pythons pythons-page test-pythons test-free-threaded cover releasenotes deb debian wheels release release-page bench clean
+	services services-setup messaging pythons pythons-page test-pythons test-free-threaded test-musl cover releasenotes deb debian wheels release release-page bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -196,10 +196,11 @@ $(VENV)/.tox: requirements/tox.lock $(VENV)/.test
 	@$(PIP) --no-deps -r $<
 	@touch $@
 
-cover: $(VENV)/.native $(VENV)/.tox ## which lines of the Python package tests/python runs, child processes included
+cover: TESTS ?= tests/python
+cover: $(VENV)/.native $(VENV)/.tox ## which lines of the Python package TESTS runs, child processes included
 	@rm -f target/coverage*
 	@# `make python` decides whether tests pass: some look at what is imported, which measuring changes.
-	-$(PY) -m coverage run -m pytest -q tests/python
+	-$(PY) -m coverage run -m pytest -q $(TESTS)
 	$(PY) -m coverage combine --quiet && $(PY) -m coverage report --skip-covered
 
 releasenotes: $(VENV)/.tox ## release notes: checked, and as target/releasenotes.rst
@@ -222,8 +223,11 @@ debian: $(VENV)/.test services-setup ## Debian sid's own nova and cinder on that
 	@$(PY) tools/deb.py --unoptimised
 	$(PY) -m pytest -q tests/debian
 
-wheels: $(VENV)/.release ## dist/: a manylinux wheel for every CPython found here
-	@$(PY) tools/pythons.py --build-only
+test-musl: $(VENV)/.release ## the musllinux wheel on a CPython that is linked against musl, built where it is missing
+	@$(PY) tools/musl.py
+
+wheels: $(VENV)/.release ## dist/: a manylinux and a musllinux wheel for every CPython found here
+	@$(PY) tools/pythons.py --build-only --musl
 
 release: wheels ## dist/: wheels, proven in empty environments, and the source distributions
 	@$(PY) tools/wheels.py --sdist --vendor

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 BUILDS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "osloxide" / "pythons"
@@ -49,12 +49,18 @@ APT::Sandbox::User "";
 """
 
 
-def run(command: Sequence[str | Path], cwd: Path, log: Path) -> None:
-    """Run *command* with its output in *log*; ends the program with its last lines on failure."""
+def run(
+    command: Sequence[str | Path], cwd: Path, log: Path, variables: Mapping[str, str] | None = None
+) -> None:
+    """Run *command* with its output in *log*; ends the program with its last lines on failure.
+
+    :param variables: of its environment, beside this program's.
+    """
     with log.open("ab") as output:
         done = subprocess.run(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+            command, cwd=cwd, env={**os.environ, **(variables or {})}, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     if done.returncode != 0:
         end = log.read_text(errors="replace")[-3000:]
         sys.exit(f"{' '.join(map(str, command))} failed; all of it is in {log}\n{end}")
@@ -64,11 +70,11 @@ def run(command: Sequence[str | Path], cwd: Path, log: Path) -> None:
 
 
 def versions(index: str) -> list[tuple[str, str]]:
-    """Source packages in the output of ``apt-cache showsrc``, newest CPython first.
+    """Source packages in the output of ``apt-cache showsrc``, the newest version first.
 
     :return: pairs such as ``("python3.14", "3.14.9-1")``.
     """
-    found = set(re.findall(r"^Package: (python3\.\d+)\n(?:.*\n)*?Version: (\S+)$", index, re.M))
+    found = set(re.findall(r"^Package: (\S+)\n(?:.*\n)*?Version: (\S+)$", index, re.M))
 
     def order(pair: tuple[str, str]) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", pair[1])]
@@ -76,40 +82,74 @@ def versions(index: str) -> list[tuple[str, str]]:
     return sorted(found, key=order, reverse=True)
 
 
-def download(folder: Path, minors: Sequence[int]) -> Path:
-    """The source archive of the newest CPython of *minors* that the mirror has, in *folder*."""
-    for program in ("apt-get", "dpkg-source"):
-        if shutil.which(program) is None:
-            sys.exit(f"{program} is missing; this needs Debian's apt and dpkg-dev")
-    for part in ("state/lists/partial", "cache/archives/partial"):
-        (folder / part).mkdir(parents=True)
-    (folder / "sources.list").write_text(
-        "".join(f"deb-src [signed-by={KEYRING}] {MIRROR} {name} main\n" for name in RELEASES)
-    )
-    configuration = folder / "apt.conf"
-    configuration.write_text(APT.format(root=folder))
-    environment = {**os.environ, "APT_CONFIG": str(configuration), "LC_ALL": "C.UTF-8"}
-    log = ""
+class Sources:
+    """Debian's source packages, fetched by apt-get with lists of its own.
 
-    def apt(*command: str) -> subprocess.CompletedProcess[str]:
+    :param folder: for the lists and the archives; must be empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        for program in ("apt-get", "dpkg-source"):
+            if shutil.which(program) is None:
+                sys.exit(f"{program} is missing; this needs Debian's apt and dpkg-dev")
+        self.folder = folder
+        for part in ("state/lists/partial", "cache/archives/partial"):
+            (folder / part).mkdir(parents=True)
+        (folder / "sources.list").write_text(
+            "".join(f"deb-src [signed-by={KEYRING}] {MIRROR} {name} main\n" for name in RELEASES)
+        )
+        self._configuration = folder / "apt.conf"
+        self._configuration.write_text(APT.format(root=folder))
+        self.log = self._apt("apt-get", "-q", "update").stdout
+
+    def newest(self, *packages: str) -> Path:
+        """The archive of the newest of *packages* that the mirror has, as its own project made it.
+
+        Ends the program where the mirror has none.
+        """
+        index = self._apt("apt-cache", "showsrc", *packages)
+        self.log += index.stdout[-500:]
+        for package, version in versions(index.stdout):
+            fetch = self._apt(
+                "apt-get", "-q", "source", "--download-only", "--only-source",
+                f"{package}={version}",
+            )  # fmt: skip
+            self.log += fetch.stdout
+            found = sorted(self.folder.glob(f"{package}_*.orig.tar.*z*"))
+            archives = [path for path in found if path.suffix != ".asc"]
+            if fetch.returncode == 0 and archives:
+                return archives[0]
+            for path in found:  # of a version whose other files are gone
+                path.unlink()
+            what = f"{package} {version}"
+            print(f"the mirror has not {what}, which its index names", file=sys.stderr)
+        sys.exit(f"no source of {', '.join(packages)} could be fetched\n{self.log[-3000:]}")
+
+    def _apt(self, *command: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ, "APT_CONFIG": str(self._configuration), "LC_ALL": "C.UTF-8",
+        }  # fmt: skip
         return subprocess.run(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+            command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
-    update = apt("apt-get", "-q", "update")
-    index = apt("apt-cache", "showsrc", *(f"python3.{minor}" for minor in minors))
-    log += update.stdout + index.stdout[-500:]
-    for package, version in versions(index.stdout):
-        fetch = apt("apt-get", "-q", "source", "--download-only", "--only-source",
-                    f"{package}={version}")  # fmt: skip
-        archives = sorted(folder.glob("python3*.orig.tar.*z*"))
-        archives = [path for path in archives if path.suffix != ".asc"]
-        if fetch.returncode == 0 and archives:
-            return archives[0]
-        print(f"the mirror has not {package} {version}, which its index names", file=sys.stderr)
-        log += fetch.stdout
-    sys.exit(f"no source of a CPython from 3.{min(minors)} on could be fetched\n{log[-3000:]}")
+
+def unpack(archive: Path, into: Path) -> Path:
+    """The folder that *archive* has, unpacked below *into*."""
+    with tarfile.open(archive) as source:
+        source.extractall(into, filter="data")
+    (tree,) = into.iterdir()
+    return tree
+
+
+def version_of(tree: Path) -> str:
+    """The version of the CPython whose sources are in *tree*."""
+    patchlevel = (tree / "Include" / "patchlevel.h").read_text()
+    version = re.search(r'#define PY_VERSION\s+"(3\.\d+\.\d+)', patchlevel)
+    if version is None:
+        sys.exit(f"{tree.name} names no version in Include/patchlevel.h")
+    return version[1]
 
 
 # ---- the build -----------------------------------------------------------------------------------
@@ -141,15 +181,10 @@ def build(with_gil: bool, minors: Sequence[int], jobs: int) -> str:
         log.write_bytes(b"")
         with tempfile.TemporaryDirectory(prefix="cpython-", dir=BUILDS) as name:
             folder = Path(name)
-            archive = download(folder, minors)
-            with tarfile.open(archive) as source:
-                source.extractall(folder / "source", filter="data")
-            (tree,) = (folder / "source").iterdir()
-            patchlevel = (tree / "Include" / "patchlevel.h").read_text()
-            version = re.search(r'#define PY_VERSION\s+"(3\.\d+\.\d+)', patchlevel)
-            if version is None:
-                sys.exit(f"{archive.name} names no version in Include/patchlevel.h")
-            prefix = BUILDS / (version[1] + ("" if with_gil else "t"))
+            sources, names = Sources(folder), [f"python3.{minor}" for minor in minors]
+            tree = unpack(sources.newest(*names), folder / "source")
+            version = version_of(tree)
+            prefix = BUILDS / (version + ("" if with_gil else "t"))
             unfinished = BUILDS / f"{prefix.name}.new"
             shutil.rmtree(unfinished, ignore_errors=True)
             print(f"building CPython {prefix.name} in {BUILDS}", file=sys.stderr, flush=True)
@@ -159,7 +194,7 @@ def build(with_gil: bool, minors: Sequence[int], jobs: int) -> str:
             run(["nice", "make", f"-j{jobs}"], tree, log)
             run(["nice", "make", "altinstall", f"DESTDIR={folder / 'root'}"], tree, log)
             installed = Path(f"{folder / 'root'}{prefix}")
-            program = installed / "bin" / built_name(version[1], with_gil)
+            program = installed / "bin" / built_name(version, with_gil)
             missing = [
                 module
                 for module in NEEDED_MODULES

@@ -363,11 +363,22 @@ def write_page(page: Path, outcomes: Sequence[Outcome]) -> None:
     wheels.enter(page, RESULTS, lambda before: table(outcomes, before))
 
 
+def summary(outcomes: Sequence[Outcome]) -> int:
+    """Print one line for each outcome; the exit status of the whole."""
+    print("\nCPython      suite                 seconds  result")
+    for outcome in outcomes:
+        word = "ok    " if outcome.passed else "FAILED"
+        columns = f"{outcome.python:<12} {outcome.suite:<20} {outcome.seconds:8.1f}"
+        print(f"{columns}  {word} {outcome.counts}")
+    return 0 if all(outcome.passed for outcome in outcomes) else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="all of tests/python")
     parser.add_argument("--oslo-service", action="store_true", help="both ends of its range")
     parser.add_argument("--build-only", action="store_true", help="the wheels, no test")
+    parser.add_argument("--musl", action="store_true", help="with --build-only: musllinux too")
     parser.add_argument("--list", action="store_true", help="say what was found, and end")
     parser.add_argument("--debian", action="append", default=[], metavar="RELEASE")
     parser.add_argument("--only-debian", action="store_true", help="none of this machine's")
@@ -411,6 +422,9 @@ def main() -> int:
         wheel = wheels.wheel_for(python.executable, out, arguments.unoptimised)
         print(f"{wheel.stat().st_size / 1e6:.2f} MB {wheel.name}", flush=True)
         if arguments.build_only:
+            if arguments.musl:
+                wheel = wheels.wheel_for(python.executable, out, arguments.unoptimised, musl=True)
+                print(f"{wheel.stat().st_size / 1e6:.2f} MB {wheel.name}", flush=True)
             continue
         if arguments.full and not python.is_free_threaded:
             outcomes += full(python, wheel)
@@ -425,12 +439,7 @@ def main() -> int:
         return 0
     if arguments.page:
         write_page(arguments.page, outcomes)
-    print("\nCPython      suite                 seconds  result")
-    for outcome in outcomes:
-        word = "ok    " if outcome.passed else "FAILED"
-        columns = f"{outcome.python:<12} {outcome.suite:<20} {outcome.seconds:8.1f}"
-        print(f"{columns}  {word} {outcome.counts}")
-    return 0 if all(outcome.passed for outcome in outcomes) else 1
+    return summary(outcomes)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Build the files of a release: one wheel for each CPython named, and the source distribution.
 
-Owns what a wheel has beside what maturin puts there: a manylinux tag as low as the Rust toolchain
-allows (zig links against that glibc), a module without debug information (that goes to a file of
-its own, which the module names), the licences of every crate that is linked in, and a licence
-expression that covers them all. Never publishes anything. The rules: PEP 425 and 600 for tags,
-PEP 427 and 376 for RECORD, PEP 639 for licences. docs/packaging.md has the decisions.
+Owns what a wheel has beside what maturin puts there: a manylinux or musllinux tag as low as the
+Rust toolchain allows (zig links against that libc), a module without debug information (that goes
+to a file of its own, which the module names), the licences of every crate that is linked in, and a
+licence expression that covers them all. Never publishes anything. The rules: PEP 425, 600 and 656
+for tags, PEP 427 and 376 for RECORD, PEP 639 for licences. docs/packaging.md has the decisions.
 
     tools/wheels.py --out dist python3.11 python3.12     wheels, rebuilt only after a change
+    tools/wheels.py --out dist --musl python3.11         the same for musl, on a CPython of glibc
     tools/wheels.py --out dist --sdist [--vendor]        the source distribution
     tools/wheels.py --out dist --page FILE               enter what dist has in the table of a page
 """
@@ -31,6 +32,9 @@ TARGET = "x86_64-unknown-linux-gnu"
 """What the licences are listed for; a crate of another platform is not in the wheel."""
 OLDEST_GLIBC = "manylinux_2_17"
 """rustc's own floor for this platform (RHEL 7's glibc)."""
+MUSL_TARGET = "x86_64-unknown-linux-musl"
+OLDEST_MUSL = "musllinux_1_2"
+"""rustc links against musl 1.2 (Alpine 3.13)."""
 CARGO_DIRECTORY = ROOT / "target" / "wheels"
 """Shared by all CPythons: what does not depend on one, three crates of four, compiles once."""
 UNOPTIMISED = ROOT / "target" / "wheels-unoptimised"
@@ -190,15 +194,29 @@ def checkout_for(tag: str) -> Path:
     return copy
 
 
-def compile_wheel(interpreter: str, out: Path, unoptimised: bool) -> Path:
+def add_musl() -> None:
+    """Have rustup bring what links against musl, unless it is there."""
+    sysroot = Path(output_of("rustc", "--print=sysroot").strip())
+    if not (sysroot / "lib" / "rustlib" / MUSL_TARGET).exists():
+        require("rustup", f"or install rustc's libraries for {MUSL_TARGET}")
+        subprocess.run(["rustup", "target", "add", MUSL_TARGET], cwd=ROOT, check=True)
+
+
+def compile_wheel(interpreter: str, out: Path, unoptimised: bool, musl: bool) -> Path:
     """What maturin makes of the checkout for *interpreter*, in the folder *out*."""
     checkout = checkout_for(tag_of(interpreter))
+    tag = [f"--compatibility={OLDEST_GLIBC}"]
+    if musl:
+        add_musl()
+        tag = [f"--compatibility={OLDEST_MUSL}", f"--target={MUSL_TARGET}"]
+        # maturin knows the CPythons of other platforms by their names alone.
+        interpreter = f"python3.{tag_of(interpreter).removeprefix('cp3')}"
     fast = {"CARGO_PROFILE_RELEASE_LTO": "off", "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16",
             "CARGO_PROFILE_RELEASE_OPT_LEVEL": "1"}  # fmt: skip
     subprocess.run(
         [
             "maturin", "build", "--release", "--locked", "--quiet", "--zig",
-            f"--compatibility={OLDEST_GLIBC}", f"--interpreter={interpreter}", f"--out={out}",
+            *tag, f"--interpreter={interpreter}", f"--out={out}",
         ],
         cwd=checkout,
         check=True,
@@ -238,11 +256,15 @@ def record(root: Path, own: Path) -> str:
 def finish(raw: Path, out: Path) -> Path:
     """Complete the wheel *raw* as *out*/its name; the debug information goes to *out*/debug."""
     expression, texts = third_party()
-    with tempfile.TemporaryDirectory(prefix="osloxide-wheel-") as name:
-        root = Path(name)
+    with tempfile.TemporaryDirectory(prefix="osloxide-wheel-") as folder:
+        root = Path(folder)
         with zipfile.ZipFile(raw) as archive:
             archive.extractall(root)  # noqa: S202 - made by maturin a moment ago
         (module,) = root.glob("osloxide/_native*.so")
+        if "musllinux" in raw.name:
+            # Named for the interpreter that it was built with; a CPython on musl looks for this.
+            name = module.name.replace("-linux-gnu", "-linux-musl")
+            module = module.rename(module.with_name(name))
         separate_debug_information(module, out / "debug" / f"{raw.stem}.debug")
         (info,) = root.glob("*.dist-info")
         licences = info / "licenses"
@@ -271,21 +293,23 @@ def finish(raw: Path, out: Path) -> Path:
     return wheel
 
 
-def wheel_for(interpreter: str, out: Path, unoptimised: bool = False) -> Path:
+def wheel_for(interpreter: str, out: Path, unoptimised: bool = False, musl: bool = False) -> Path:
     """The finished wheel for *interpreter*, built only when *out* has none of the same inputs.
 
+    :param musl: for a CPython of the same minor version that is linked against musl.
     :param unoptimised: compile in a third of the time; such a wheel is not for a release.
     """
     require("cargo", "install it from https://rustup.rs")
     tag, digest = tag_of(interpreter), digest_of_inputs(interpreter)
-    stamp = (UNOPTIMISED if unoptimised else CARGO_DIRECTORY) / "stamps" / f"{tag}.json"
+    stamps = (UNOPTIMISED if unoptimised else CARGO_DIRECTORY) / "stamps"
+    stamp = stamps / f"{tag}{'-musl' if musl else ''}.json"
     if stamp.exists():
         known = json.loads(stamp.read_text())
         if known["digest"] == digest and (out / known["wheel"]).exists():
             return out / str(known["wheel"])
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="osloxide-raw-") as name:
-        wheel = finish(compile_wheel(interpreter, Path(name), unoptimised), out)
+        wheel = finish(compile_wheel(interpreter, Path(name), unoptimised, musl), out)
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(json.dumps({"digest": digest, "wheel": wheel.name}))
     return wheel
@@ -379,10 +403,11 @@ def main() -> int:
     parser.add_argument("--sdist", action="store_true", help="the source distribution")
     parser.add_argument("--vendor", action="store_true", help="with the sources of all crates")
     parser.add_argument("--page", type=Path, help="a page whose table gets names and sizes")
+    parser.add_argument("--musl", action="store_true", help="wheels for systems with musl")
     parser.add_argument("interpreters", nargs="*", help="CPythons to build a wheel for")
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
-    made = [wheel_for(interpreter, out) for interpreter in arguments.interpreters]
+    made = [wheel_for(each, out, musl=arguments.musl) for each in arguments.interpreters]
     if arguments.sdist:
         made.append(source_distribution(out, arguments.vendor))
     for path in made:

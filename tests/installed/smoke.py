@@ -132,7 +132,8 @@ def the_licences_are_inside() -> None:
     if OF_DEBIAN in Path(importlib.import_module("osloxide").__file__ or "").parents:
         assert Path("/usr/share/doc/python3-osloxide/copyright").exists()
         return
-    assert {"LICENSE", "THIRD-PARTY.txt"} <= names, sorted(names)
+    expected = {"LICENSE", "THIRD-PARTY.txt", "osloxide.cyclonedx.json"}
+    assert expected <= names, sorted(expected - names)
 
 
 def check_accepts_a_service(directory: Path) -> None:

@@ -19,7 +19,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
-import pythons  # noqa: E402 - found by the line above
+import free_threaded  # noqa: E402 - found by the line above
+import pythons  # noqa: E402
 import wheels  # noqa: E402
 
 BEFORE = """
@@ -115,6 +116,24 @@ def test_a_free_threaded_environment_is_held_to_a_greenlet_that_compiles_there(
     (greenlet,) = {line for line in lines if re.match(r"greenlet\b", line)}
     assert greenlet.startswith(f"greenlet{held_to}")
     assert any(line.startswith("oslo-service==") for line in lines)
+
+
+def test_source_packages_are_tried_from_the_newest_version_on() -> None:
+    index = "".join(
+        f"Package: {package}\nBinary: {package}-dev\nVersion: {version}\n\n"
+        for package, version in [
+            ("zlib", "1:1.3.dfsg+really1.3.1-1"),
+            ("zlib", "1:1.3.dfsg+really1.3.2-4"),
+            ("zlib", "1:1.3.dfsg+really1.3.2-4"),
+            ("zlib", "1:1.3.dfsg+really1.3.2-10"),
+        ]
+    )
+
+    assert free_threaded.versions(index) == [
+        ("zlib", "1:1.3.dfsg+really1.3.2-10"),
+        ("zlib", "1:1.3.dfsg+really1.3.2-4"),
+        ("zlib", "1:1.3.dfsg+really1.3.1-1"),
+    ]
 
 
 def test_the_page_names_each_file_of_a_release_with_its_sizes(tmp_path: Path) -> None:
