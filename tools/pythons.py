@@ -51,6 +51,7 @@ SMOKE_SUITES = (
     "test_native_supervisor.py",
     "test_loopingcall.py",
     "test_public_api.py",
+    "test_green_exposed.py",
     "test_wsgi_answers.py",
     "test_wsgi_input.py",
 )

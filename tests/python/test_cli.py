@@ -221,6 +221,10 @@ def test_run_sees_what_a_flag_hides(script, tmp_path: Path, flag: str, status: i
     base = Path(sys.base_prefix, "bin", name)
     if not base.exists():
         pytest.skip(f"no {base}")
+    if flag:
+        plain = run_command([base, flag, "-c", "import osloxide"], environ=environment())
+        if plain.returncode == 0:
+            pytest.skip(f"{base} has osloxide itself, as a package of the distribution")
     packages = tmp_path / "user/lib" / name / "site-packages"
     packages.mkdir(parents=True)
     ours = [path for path in sys.path if path.endswith("site-packages")]

@@ -279,8 +279,13 @@ def test_a_hangup_whose_interpreter_is_gone_leaves_the_old_program_serving(
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     real = Path(sys.prefix)
-    (venv / "pyvenv.cfg").write_bytes((real / "pyvenv.cfg").read_bytes())
-    (venv / "lib").symlink_to(real / "lib")
+    if (real / "pyvenv.cfg").exists():
+        (venv / "pyvenv.cfg").write_bytes((real / "pyvenv.cfg").read_bytes())
+        (venv / "lib").symlink_to(real / "lib")
+    else:  # the distribution's own interpreter, with the distribution's packages
+        home = os.path.dirname(os.path.realpath(sys.executable))
+        text = f"home = {home}\ninclude-system-site-packages = true\n"
+        (venv / "pyvenv.cfg").write_text(text)
     python = venv / "bin" / "python"
     python.symlink_to(os.path.realpath(sys.executable))
     (tmp_path / "app").mkdir()

@@ -77,8 +77,10 @@ class Parsing(HttpProtocol):
             for name in ("command", "path", "request_version", "close_connection", "requestline")
         }
         if done:
-            found["headers"] = self.headers.items()
-            found["type"] = self.headers.get_content_type()
+            found["headers"] = list(self.headers.items())
+            # Newer releases of http.server have a plain dictionary for a request without a version.
+            is_message = hasattr(self.headers, "get_content_type")
+            found["type"] = self.headers.get_content_type() if is_message else None
             found["left"] = self.rfile.read()
         return {"done": done, "answers": self.answers, **found}
 

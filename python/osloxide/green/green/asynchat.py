@@ -1,10 +1,16 @@
-"""``eventlet.green.asynchat``: the module that is installed."""
+"""``eventlet.green.asynchat``: the standard library's own, up to CPython 3.11.
 
-import asynchat as _std
+CPython 3.12 dropped it; there eventlet has an empty module under this name, and so has this one.
+"""
 
-from osloxide.green.patcher import slurp_properties as _slurp
+import sys
 
-_slurp(_std, globals(), srckeys=dir(_std))
+if sys.version_info < (3, 12):
+    import asynchat as _std
+
+    from osloxide.green.patcher import slurp_properties as _slurp
+
+    _slurp(_std, globals(), srckeys=dir(_std))
 
 __osloxide_differs__ = False
 __patched__: list[str] = []
