@@ -56,6 +56,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "oslo_service.backend._common.loopingcall": ("osloxide.backends.shared_names:of_loopingcall",),
     "oslo_service.backend._common.service": ("osloxide.backends.shared_names:of_service",),
     "oslo_service.fixture": ("osloxide.backends.sleep_fixture:amend",),
+    "sqlalchemy.engine.base": ("osloxide.adapters.database_pools:amend",),
 }
 """Module -> amendments, each ``"package.module:function"``, made in this order after its body ran.
 """

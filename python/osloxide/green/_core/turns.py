@@ -10,8 +10,8 @@ here (:data:`HANDOVER`):
 
 - ``yield``: the baton is taken from a thread that sleeps in the kernel (it reads a socket, waits
   for a lock, for a program), and from one that has computed for 0.1 s. The default.
-- ``strict``: the baton is taken from a thread that sleeps, never from one that computes; what the
-  standard library blocks in gives it up and takes it back (see :mod:`osloxide.green._core.strict`).
+- ``strict``: the baton is taken from a thread that sleeps, never from one that computes. A thread
+  that comes back from such a sleep runs beside the holder until its next wait.
 - ``free``: there is no baton; threads run as the kernel lets them.
 
 A thread that this module did not start (of a WSGI server, of an executor) takes part from the first
