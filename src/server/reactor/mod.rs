@@ -105,6 +105,7 @@ pub(super) struct Reactor {
     overload: Overload,
     /// Most of many connections have left, and their memory was not given back yet.
     has_emptied: AtomicBool,
+    trimming: Mutex<free_memory::Pace>,
     /// Requests that were refused and that the handler has not heard of.
     reports: AtomicUsize,
     /// The listener was left to other workers for a moment, because this one is full.
@@ -167,6 +168,7 @@ impl Reactor {
             is_held: AtomicBool::new(false),
             overload: Overload::new(settings.max_waiting, pool_size),
             has_emptied: AtomicBool::new(false),
+            trimming: Mutex::default(),
             reports: AtomicUsize::new(0),
             was_left: AtomicBool::new(false),
             deferred: Mutex::default(),
@@ -251,14 +253,21 @@ impl Reactor {
                 return count;
             }
         }
+        let mut until = until;
         if self.has_emptied.load(Ordering::Relaxed) {
             // In a quiet moment: nothing waits for the leader then.
-            let count = self.fetch(events, Some(Instant::now()));
+            let now = Instant::now();
+            let count = self.fetch(events, Some(now));
             if count > 0 {
                 return count;
             }
-            self.has_emptied.store(false, Ordering::Relaxed);
-            free_memory::give_back();
+            match self.trimming.lock().not_before(now) {
+                None => {
+                    self.has_emptied.store(false, Ordering::Relaxed);
+                    free_memory::give_back();
+                }
+                Some(at) => until = Some(until.map_or(at, |until| until.min(at))),
+            }
         }
         // A thread that puts something off after this sees that nobody else will do it.
         self.is_waiting.store(true, Ordering::SeqCst);
