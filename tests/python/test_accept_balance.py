@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import select
 import signal
 import socket
 import threading
@@ -173,3 +175,51 @@ def test_no_connection_is_lost_when_a_worker_leaves(site: Site) -> None:
             thread.join(60)
 
     assert not failures, failures
+
+
+FULL_SITE = """
+import os
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Length", "2")])
+    if environ["PATH_INFO"] == "/hold":
+        open("held", "x").close()
+        open("gate").close()  # a FIFO: until the test opens it, too
+    return [b"ok"]
+"""
+MOST_BEHIND_ONE = 2
+"""Connections that a worker of one thread accepts beside the request that it runs, at most."""
+
+
+def test_what_a_full_worker_does_not_accept_is_answered_by_an_idle_one(tmp_path: Path) -> None:
+    (tmp_path / "mysite.py").write_text(FULL_SITE)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with starter(tmp_path) as start, contextlib.ExitStack() as stack:
+        running = start(
+            *("serve", "mysite", "--bind", "127.0.0.1:0", "--workers", "2", "--threads", "1"),
+        )
+        port = running.port()
+        running.running(2)
+
+        def asked(path: str) -> socket.socket:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            return client
+
+        clients = [asked("/hold")]
+        wait_until((tmp_path / "held").exists, "one worker is busy")
+        for number in range(30):
+            clients.append(asked("/"))
+            wait_until(
+                lambda least=number - MOST_BEHIND_ONE: len(answered(clients)) > least,  # type: ignore[misc]
+                f"connection {number} is answered by the idle worker",
+            )
+        gate.open("w").close()
+        wait_until(lambda: len(answered(clients)) == len(clients), "all are answered")
+        assert running.stop() == 0, running.log
+
+
+def answered(clients: list[socket.socket]) -> list[socket.socket]:
+    """Those of *clients* that have an answer to read."""
+    return select.select(clients, [], [], 0)[0]

@@ -206,15 +206,40 @@ impl Reactor {
             self.accept_beside_others(jobs);
             return;
         }
-        let queued = self.queued.load(Ordering::Relaxed) + jobs.len();
-        if queued >= self.most_queued() {
-            self.is_held.store(true, Ordering::Relaxed);
-            self.ignore_listener();
+        if self.has_enough(jobs) {
+            if self.has_relatives() {
+                // The kernel has told this worker alone: a sibling that sleeps hears of it only with
+                // the next connection.
+                self.accept(1, jobs);
+            }
+            self.hold_listener();
         } else if !self.has_relatives() {
             self.accept(ACCEPTS_ALONE, jobs);
         } else if self.accept(self.most_beside_others(), jobs) > 0 {
             self.go_last();
         }
+    }
+
+    /// Before the leader waits: leaves the listener to the siblings while there is enough to do. They
+    /// are told of what comes only as long as this worker does not watch.
+    pub(super) fn hold_back(&self, jobs: &[Job]) {
+        if self.has_relatives()
+            && !self.overload.is_bounded()
+            && !self.is_held.load(Ordering::Relaxed)
+            && self.has_enough(jobs)
+        {
+            self.hold_listener();
+        }
+    }
+
+    fn hold_listener(&self) {
+        self.is_held.store(true, Ordering::Relaxed);
+        self.ignore_listener();
+    }
+
+    /// As many requests wait as the threads can be expected to begin soon.
+    fn has_enough(&self, found: &[Job]) -> bool {
+        self.queued.load(Ordering::Relaxed) + found.len() >= self.most_queued()
     }
 
     /// Connections accepted in one turn beside other processes: no more than there are threads. What

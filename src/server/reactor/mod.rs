@@ -329,6 +329,7 @@ impl Source for Reactor {
             return;
         }
         self.accept_again();
+        self.hold_back(jobs);
         let (paused_until, closes_at) = {
             let listening = self.listening.lock();
             (listening.paused_until(), listening.closes_at())
