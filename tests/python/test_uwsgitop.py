@@ -23,6 +23,9 @@ from support.serving import Running, fetch, starter
 from waiting import DEADLINE
 
 UWSGITOP = Path(sys.executable).with_name("uwsgitop")
+pytestmark = pytest.mark.skipif(
+    not UWSGITOP.exists(), reason=f"no {UWSGITOP}: requirements/test.lock has it, Debian has not"
+)
 APPLICATION = """
 def application(environ, start_response):
     start_response("200 OK", [("Content-Length", "2")])

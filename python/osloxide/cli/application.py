@@ -243,9 +243,11 @@ def _find_in(name: str, places: list[str]) -> ModuleSpec | None:
         find = getattr(finder, "find_spec", None)
         try:
             spec: ModuleSpec | None = None if find is None else find(name, places)
-        except KeyError:
+        except (KeyError, ModuleNotFoundError) as error:
             # A directory without __init__.py (PEP 420) in a package that is not imported: CPython
-            # asks sys.modules for the package.
+            # asks sys.modules for the package, and 3.15 says so in words.
+            if isinstance(error, ModuleNotFoundError) and error.name != name.rpartition(".")[0]:
+                raise
             spec = _namespace(name, places)
         if spec is not None:
             return spec
