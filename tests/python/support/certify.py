@@ -40,15 +40,16 @@ class Pair:
     key: Path
 
 
-def openssl(command: str, *files: str | Path) -> None:
-    """Run ``openssl COMMAND FILES...``."""
+def openssl(command: str, *files: str | Path) -> str:
+    """Run ``openssl COMMAND FILES...``; what it writes to stderr, where help goes too."""
     assert OPENSSL is not None
-    subprocess.run(
+    return subprocess.run(
         [OPENSSL, *command.split(), *map(str, files)],
         check=True,
         capture_output=True,
+        text=True,
         timeout=120,
-    )
+    ).stderr
 
 
 def make_key(kind: str, path: Path) -> Path:
@@ -82,23 +83,26 @@ def issued(
 ) -> Pair:
     """Write a certificate for localhost and for clients that *authority* has signed."""
     key = make_key(kind, directory / f"{name}.key")
-    request, certificate = directory / f"{name}.csr", directory / f"{name}.crt"
-    openssl(f"req -new -subj /CN={name} -key", key, "-out", request)
-    extensions: list[str | Path] = []
-    if version == 3:
-        file = directory / f"{name}.ext"
-        file.write_text(
-            "basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth,clientAuth\n"
-            "subjectAltName=DNS:localhost\n"
-        )
-        extensions = ["-extfile", file]
-    else:
+    certificate = directory / f"{name}.crt"
+    if version == 1:
+        # From 3.2 on `openssl x509 -req` makes version 3 in any case, and `req` unless it is told.
         file = directory / f"{name}.cnf"
-        file.write_text("")
-        extensions = ["-extfile", file]
+        file.write_text("[req]\ndistinguished_name=dn\n[dn]\n")
+        old = "-x509v1" if "-x509v1" in openssl("req -help") else ""
+        openssl(
+            f"req -x509 {old} -days 2 -set_serial 7 {extra} -subj /CN={name} -config", file,
+            "-key", key, "-CA", authority.certificate, "-CAkey", authority.key, "-out", certificate,
+        )  # fmt: skip
+        return Pair(certificate, key)
+    request, file = directory / f"{name}.csr", directory / f"{name}.ext"
+    openssl(f"req -new -subj /CN={name} -key", key, "-out", request)
+    file.write_text(
+        "basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth,clientAuth\n"
+        "subjectAltName=DNS:localhost\n"
+    )
     openssl(
         f"x509 -req -days 2 -set_serial 7 {extra} -in",
-        request, "-CA", authority.certificate, "-CAkey", authority.key, *extensions,
+        request, "-CA", authority.certificate, "-CAkey", authority.key, "-extfile", file,
         "-out", certificate,
     )  # fmt: skip
     return Pair(certificate, key)
