@@ -232,6 +232,7 @@ wheels: $(VENV)/.release ## dist/: a manylinux and a musllinux wheel for every C
 release: wheels ## dist/: wheels, proven in empty environments, and the source distributions
 	@$(PY) tools/wheels.py --sdist --vendor
 	@$(PY) tools/pythons.py
+	@$(PY) tools/publishable.py || true
 	@echo "nothing was published; RELEASING.md says what comes next"
 
 release-page: $(VENV)/.release ## names and sizes of what dist/ has, entered in docs/packaging.md

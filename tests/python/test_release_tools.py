@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import free_threaded  # noqa: E402 - found by the line above
+import publishable  # noqa: E402
 import pythons  # noqa: E402
 import wheels  # noqa: E402
 
@@ -154,3 +155,28 @@ def test_the_page_names_each_file_of_a_release_with_its_sizes(tmp_path: Path) ->
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
+
+
+def test_what_a_release_lacks_is_named_with_the_remedy(tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    changes = tmp_path / "CHANGELOG.md"
+    (tmp_path / "Cargo.toml").write_text('[package]\nversion = "1.2.0"\n')
+    project.write_text("[project]\n[project.urls]\nSource = 'https://example.org/source'\n")
+    changes.write_text("# Changelog\n\n## Unreleased\n\n- a change\n\n## 1.1.0 - 2026-01-01\n")
+
+    addresses, dated, unreleased, *files = publishable.missing(tmp_path)
+
+    assert addresses.endswith("enter Homepage, Documentation, Issues, Changelog")
+    assert "no dated section 1.2.0" in dated
+    assert "changes under *Unreleased*" in unreleased
+    assert len(files) == len(publishable.FILES)
+    assert all(line.endswith("make release") for line in files)
+
+    urls = "".join(f"{label} = 'https://example.org'\n" for label in publishable.ADDRESSES)
+    project.write_text(f"[project]\n[project.urls]\n{urls}")
+    changes.write_text("# Changelog\n\n## Unreleased\n\n## 1.2.0 - 2026-02-01\n\n- a change\n")
+    (tmp_path / "dist").mkdir()
+    tags = "cp313-cp313-manylinux_2_17_x86_64", "cp313-cp313-musllinux_1_2_x86_64"
+    for name in [*(f"-{tag}.whl" for tag in tags), ".tar.gz", "+vendored.tar.gz"]:
+        (tmp_path / "dist" / f"osloxide-1.2.0{name}").touch()
+    assert list(publishable.missing(tmp_path)) == []
