@@ -323,19 +323,21 @@ pub fn since_epoch() -> Duration {
 #[must_use]
 pub fn local_time(since_epoch: Duration) -> LocalTime {
     thread_local! {
-        static KNOWN: Cell<(libc::time_t, LocalTime)> = const {
-            Cell::new((-1, LocalTime { year: 1970, month: 1, day: 1, hour: 0, minute: 0, second: 0, offset_minutes: 0 }))
+        static KNOWN: Cell<(u64, LocalTime)> = const {
+            Cell::new((u64::MAX, LocalTime { year: 1970, month: 1, day: 1, hour: 0, minute: 0, second: 0, offset_minutes: 0 }))
         };
     }
-    let now = libc::time_t::try_from(since_epoch.as_secs()).unwrap_or(0);
+    let now = since_epoch.as_secs();
     let (second, known) = KNOWN.get();
     if second == now {
         return known;
     }
+    // Of the type that localtime_r(3) takes; libc's name for it is deprecated on musl.
+    let seconds = now.try_into().unwrap_or(0);
     // SAFETY: all fields are numbers or a pointer that may be null.
     let mut parts: libc::tm = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are to locals; localtime_r keeps neither.
-    let is_known = unsafe { !libc::localtime_r(&raw const now, &raw mut parts).is_null() };
+    let is_known = unsafe { !libc::localtime_r(&raw const seconds, &raw mut parts).is_null() };
     if !is_known {
         return known;
     }
