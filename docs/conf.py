@@ -39,8 +39,9 @@ import reference  # noqa: E402 - found by the line above
 reference.write(HERE / "reference")
 
 
-def name_files_outside(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Turn links to files outside of the site into their names: there is nothing to lead to."""
+def name_pages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Give links what a reader of the site knows: a page's title instead of its file's name, and
+    the mere name of a file outside of the site, to which there is nothing to lead."""
 
     def plain(match: re.Match[str]) -> str:
         text, target = match.groups()
@@ -50,7 +51,8 @@ def name_files_outside(app: Sphinx, docname: str, source: list[str]) -> None:
         path = (HERE / docname).parent.joinpath(file).resolve()
         inside = path.parent in (HERE, HERE / "reference")
         if path.suffix == ".md" and inside and path.name != "README.md":
-            return match[0]
+            is_named = text.strip("`").rpartition("/")[2] == path.name
+            return f"*[]({target})*" if is_named else match[0]  # Sphinx fills in the title
         if path.suffix in {".svg", ".png"} and inside:
             return match[0]
         return text if text.startswith("`") else f"{text} (`{path.name}`)"
@@ -59,4 +61,4 @@ def name_files_outside(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("source-read", name_files_outside)
+    app.connect("source-read", name_pages)
