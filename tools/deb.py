@@ -82,6 +82,9 @@ def build(release: str, work: Path, out: Path, unoptimised: bool) -> None:
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8",
         "DEB_BUILD_OPTIONS": f"parallel={os.cpu_count() or 1}", **(QUICK if unoptimised else {}),
     }  # fmt: skip
+    if unoptimised:
+        # Kept, so that the next build compiles no crate again; a release starts from nothing.
+        plain["CARGO_TARGET_DIR"] = str(ROOT / "target" / f"debian-{release}")
     done = subprocess.run(
         [debian_tree.entrance(release), "dpkg-buildpackage", "-us", "-uc", "-b"],
         cwd=source, env=plain, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
