@@ -9,7 +9,7 @@ use osloxide::signals::Request;
 use osloxide::supervisor::process::LOST_STATUS;
 use osloxide::supervisor::{Command, Error, MOST_WORKERS};
 use std::time::Duration;
-use support::{HUP, KILL, Parked, Rig, TERM, forks};
+use support::{ABRT, HUP, KILL, Parked, Rig, TERM, forks};
 
 #[test]
 fn every_slot_is_forked_once_and_then_nothing_is_due() {
@@ -230,13 +230,37 @@ fn at_the_deadline_every_late_worker_is_killed_and_named() {
     let late = |slot, pid| Command::Late { slot, pid, waited };
     assert_eq!(rig.run(), [late(0, 100), late(2, 102)]);
 
-    assert_eq!(rig.signals(), [(100, KILL), (102, KILL)]);
+    assert_eq!(rig.signals(), [(100, ABRT), (102, ABRT)]);
+    rig.end(100, 6);
+    rig.run();
+    assert_eq!(
+        rig.sleep(),
+        250,
+        "the one that SIGABRT has not ended gets SIGKILL"
+    );
+    rig.run();
+    assert_eq!(rig.signals(), [(102, KILL)]);
     assert_eq!(rig.next(), Err(None), "SIGKILL is sent once");
-    rig.end(100, 9);
     rig.end(102, 9);
     rig.run();
     assert_eq!(rig.next(), Ok(None));
     assert_eq!(rig.supervisor.exit_status(), 1);
+}
+
+#[test]
+fn an_abort_during_the_last_words_of_a_late_worker_kills_it_at_once() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Stop);
+    rig.run();
+    rig.sleep();
+    rig.run();
+    assert_eq!(rig.signals(), [(100, TERM), (100, ABRT)]);
+
+    rig.request(Request::Abort);
+    rig.run();
+
+    assert_eq!(rig.signals(), [(100, KILL)]);
+    assert_eq!(rig.next(), Err(None), "SIGKILL is sent once");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod support;
 
 use osloxide::signals::Request;
 use osloxide::supervisor::{Command, Error, MOST_WORKERS};
-use support::{KILL, Rig, TERM, forks};
+use support::{ABRT, KILL, Rig, TERM, forks};
 
 fn resize(rig: &Rig, workers: usize) {
     assert!(rig.supervisor.resize(0, workers, rig.now).is_ok());
@@ -44,7 +44,10 @@ fn a_worker_that_is_not_wanted_any_more_is_killed_at_the_deadline() {
     rig.advance(61.0);
     rig.run();
 
-    assert_eq!(rig.signals(), [(101, KILL)]);
+    rig.advance(0.25);
+    rig.run();
+
+    assert_eq!(rig.signals(), [(101, ABRT), (101, KILL)]);
     rig.end(101, 9);
     assert_eq!(forks(&rig.run()), []);
 }

@@ -325,6 +325,26 @@ fn the_sigkill_of_a_hung_worker_stays_due_when_a_stop_follows() {
 }
 
 #[test]
+fn a_hung_worker_that_is_late_gets_sigkill_at_the_deadline_and_no_second_sigabrt() {
+    let mut rig = Rig::running(1, 1);
+    rig.supervisor
+        .set_worker_timeout(Duration::from_secs(8), rig.now);
+    let board = std::sync::Arc::clone(&rig.board);
+    let long_ago = osloxide::scoreboard::now() - 9_000_000_000;
+    let _stuck = board.row(0).unwrap().begin_at(long_ago);
+    rig.sleep();
+    rig.run();
+    rig.request(Request::Stop);
+    rig.run();
+    assert_eq!(rig.signals(), [(100, ABRT), (100, TERM)]);
+
+    assert_eq!(rig.sleep(), 1000);
+    rig.run();
+
+    assert_eq!(rig.signals(), [(100, KILL)]);
+}
+
+#[test]
 fn a_worker_that_does_not_get_ready_within_the_worker_timeout_is_replaced() {
     let mut rig = Rig::running(1, 60);
     rig.supervisor

@@ -108,9 +108,10 @@ fn a_seed_spells_its_trace_and_nothing_else() {
 }
 
 /// What the supervisor does, the start from which its loss is found, and the seed that is printed.
-const PLANTED: [(TakenBack, &str, &str); 3] = [
+const PLANTED: [(TakenBack, &str, &str); 4] = [
     (TakenBack::Continue, "watched", "watched/z0"),
     (TakenBack::SecondTerm, "fresh", "fresh/ns.fd"),
+    (TakenBack::LastWords, "one", "one/h0"),
     (TakenBack::Kill, "one", "one/qa"),
 ];
 

@@ -179,7 +179,7 @@ class Supervisor:
                                                 nobody has waited for it for 2 s; reap_orphan() reaps it.
                                                 Without that it is reported again a minute later
         ``("backoff", group, slot, seconds, failures)``  a slot that keeps dying waits before its next fork
-        ``("late", slot, pid, waited)``         the deadline passed; SIGKILL was sent
+        ``("late", slot, pid, waited)``         the deadline passed; SIGABRT was sent, SIGKILL follows
         ``("hung", slot, pid, seconds)``        the worker timeout passed; SIGABRT was sent, SIGKILL follows 2 s
                                                 later, then a respawn
         ``("worn", group, slot, pid, why, number)``  a worker has asked to be replaced, see

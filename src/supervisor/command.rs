@@ -60,7 +60,8 @@ pub enum Command {
         /// Failures in a row.
         failures: u32,
     },
-    /// A worker was still there at its deadline; SIGKILL was sent.
+    /// A worker was still there at its deadline; SIGABRT was sent, so that it can say where it is, and
+    /// SIGKILL follows.
     Late {
         /// Its slot.
         slot: usize,

@@ -648,7 +648,9 @@ impl<P: Processes> Inner<P> {
                 };
                 match worker.state {
                     State::Draining { .. } => row.mark(scoreboard::State::Draining),
-                    State::Killing { .. } => row.mark(scoreboard::State::Killing),
+                    State::Aborting { .. } | State::Killing { .. } => {
+                        row.mark(scoreboard::State::Killing);
+                    }
                     // The worker says itself that it is ready, or that it is leaving.
                     State::Starting { .. } | State::Running { .. } => {}
                     State::Due | State::Forking | State::Waiting { .. } | State::Gone => {

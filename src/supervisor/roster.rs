@@ -352,6 +352,7 @@ impl Roster {
             | State::Forking
             | State::Running { .. }
             | State::Draining { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Waiting { .. }
             | State::Gone => None,
@@ -528,7 +529,7 @@ impl Roster {
                 return;
             } else if matches!(
                 slot.current.state,
-                State::Draining { .. } | State::Killing { .. }
+                State::Draining { .. } | State::Aborting { .. } | State::Killing { .. }
             ) {
                 return; // it leaves first: the next worker of the slot follows then
             } else {
@@ -659,14 +660,11 @@ impl Roster {
                 number: TERMINATE,
             }),
             Some(Action::Kill(pid)) => self.signals.push(Signal { pid, number: KILL }),
+            Some(Action::AbortLate { pid, waited }) => {
+                self.report_late(index, Signal { pid, number: ABORT }, waited);
+            }
             Some(Action::KillLate { pid, waited }) => {
-                self.was_late |= matches!(self.phase, Phase::Stopping { .. });
-                self.signals.push(Signal { pid, number: KILL });
-                self.commands.push_back(Command::Late {
-                    slot: index,
-                    pid,
-                    waited,
-                });
+                self.report_late(index, Signal { pid, number: KILL }, waited);
             }
             Some(Action::AbortHung { pid, silent }) => {
                 self.signals.push(Signal { pid, number: ABORT });
@@ -685,5 +683,16 @@ impl Roster {
                 });
             }
         }
+    }
+
+    /// A worker was still there at its deadline: *signal* ends it.
+    fn report_late(&mut self, slot: usize, signal: Signal, waited: Duration) {
+        self.was_late |= matches!(self.phase, Phase::Stopping { .. });
+        self.signals.push(signal);
+        self.commands.push_back(Command::Late {
+            slot,
+            pid: signal.pid,
+            waited,
+        });
     }
 }

@@ -24,6 +24,9 @@ pub const LONGEST_FORK_BACKOFF: Duration = Duration::from_secs(2);
 /// How long a hung worker may take to say where it hangs and to end, after SIGABRT.
 pub const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// The same for a worker that is late: its deadline has passed, and the stop waits for it alone.
+pub const LATE_LAST_WORDS: Duration = Duration::from_millis(250);
+
 /// Where a worker is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -59,6 +62,15 @@ pub enum State {
         deadline: Option<Instant>,
         /// It was ready when asked, so its SIGTERM cannot have been lost in start-up.
         is_ready: bool,
+    },
+    /// Its deadline has passed, and SIGABRT was sent.
+    Aborting {
+        /// The process.
+        pid: i32,
+        /// When it was forked.
+        forked: Instant,
+        /// When SIGKILL follows.
+        until: Instant,
     },
     /// SIGKILL was sent.
     Killing {
@@ -119,7 +131,14 @@ pub enum Action {
     Terminate(i32),
     /// Send SIGKILL.
     Kill(i32),
-    /// Send SIGKILL and report that the deadline passed.
+    /// Send SIGABRT and report that the deadline passed.
+    AbortLate {
+        /// The process.
+        pid: i32,
+        /// Time since SIGTERM.
+        waited: Duration,
+    },
+    /// Send SIGKILL and report that the deadline passed: it got SIGABRT when it hung.
     KillLate {
         /// The process.
         pid: i32,
@@ -196,6 +215,7 @@ impl Worker {
                 | State::Starting { .. }
                 | State::Running { .. }
                 | State::Draining { .. }
+                | State::Aborting { .. }
                 | State::Killing { .. }
                 | State::Waiting { .. }
                 | State::Gone => (self, None),
@@ -223,6 +243,7 @@ impl Worker {
                 State::Due
                 | State::Forking
                 | State::Draining { .. }
+                | State::Aborting { .. }
                 | State::Killing { .. }
                 | State::Waiting { .. }
                 | State::Gone => (self, None),
@@ -232,7 +253,8 @@ impl Worker {
             Event::Abort => match self.state {
                 State::Starting { pid, forked }
                 | State::Running { pid, forked, .. }
-                | State::Draining { pid, forked, .. } => (
+                | State::Draining { pid, forked, .. }
+                | State::Aborting { pid, forked, .. } => (
                     Self {
                         state: State::Killing { pid, forked },
                         ..self
@@ -260,6 +282,7 @@ impl Worker {
                 | State::Starting { .. }
                 | State::Running { .. }
                 | State::Draining { .. }
+                | State::Aborting { .. }
                 | State::Killing { .. }
                 | State::Waiting { .. }
                 | State::Gone => (self, None),
@@ -275,6 +298,7 @@ impl Worker {
             State::Starting { pid, .. }
             | State::Running { pid, .. }
             | State::Draining { pid, .. }
+            | State::Aborting { pid, .. }
             | State::Killing { pid, .. } => Some(pid),
             State::Due | State::Forking | State::Waiting { .. } | State::Gone => None,
         }
@@ -287,6 +311,7 @@ impl Worker {
             State::Starting { forked, .. }
             | State::Running { forked, .. }
             | State::Draining { forked, .. }
+            | State::Aborting { forked, .. }
             | State::Killing { forked, .. } => Some(forked),
             State::Due | State::Forking | State::Waiting { .. } | State::Gone => None,
         }
@@ -300,7 +325,7 @@ impl Worker {
                 (Some(one), Some(other)) => Some(one.min(other)),
                 (one, other) => one.or(other),
             },
-            State::Waiting { until } => Some(until),
+            State::Aborting { until, .. } | State::Waiting { until } => Some(until),
             State::Starting { .. } | State::Running { .. } => self.kill_due(),
             State::Due | State::Forking | State::Killing { .. } | State::Gone => None,
         }
@@ -317,6 +342,7 @@ impl Worker {
             }
             State::Running { .. }
             | State::Draining { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Gone => false,
         }
@@ -379,6 +405,7 @@ impl Worker {
             | State::Forking
             | State::Running { .. }
             | State::Draining { is_ready: true, .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Waiting { .. }
             | State::Gone => (self, None),
@@ -420,7 +447,9 @@ impl Worker {
                     is_ready,
                 })
             }
-            State::Forking | State::Killing { .. } | State::Gone => (self, None),
+            State::Forking | State::Aborting { .. } | State::Killing { .. } | State::Gone => {
+                (self, None)
+            }
         }
     }
 
@@ -447,7 +476,9 @@ impl Worker {
                     self.after_failure(now)
                 }
             }
-            State::Draining { .. } | State::Killing { .. } => self.enter(State::Gone),
+            State::Draining { .. } | State::Aborting { .. } | State::Killing { .. } => {
+                self.enter(State::Gone)
+            }
             State::Due | State::Forking | State::Waiting { .. } | State::Gone => (self, None),
         }
     }
@@ -506,14 +537,20 @@ impl Worker {
                 ..
             } if deadline <= now => {
                 let waited = now.saturating_duration_since(asked);
-                let late = Action::KillLate { pid, waited };
-                (
-                    Self {
-                        state: State::Killing { pid, forked },
-                        ..self
-                    },
-                    Some(late),
-                )
+                // SIGABRT is sent once: one that has hung had its time for last words.
+                let (state, late) = if self.given_up.is_some() {
+                    let state = State::Killing { pid, forked };
+                    (state, Action::KillLate { pid, waited })
+                } else {
+                    let until = now + LATE_LAST_WORDS;
+                    let state = State::Aborting { pid, forked, until };
+                    (state, Action::AbortLate { pid, waited })
+                };
+                (Self { state, ..self }, Some(late))
+            }
+            State::Aborting { pid, forked, until } if until <= now => {
+                let state = State::Killing { pid, forked };
+                (Self { state, ..self }, Some(Action::Kill(pid)))
             }
             State::Waiting { until } if until <= now => self.enter(State::Due),
             State::Starting { pid, .. }
@@ -534,6 +571,7 @@ impl Worker {
             | State::Starting { .. }
             | State::Running { .. }
             | State::Draining { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Waiting { .. }
             | State::Gone => (self, None),

@@ -142,6 +142,25 @@ def test_sigterm_ends_a_process_whose_interpreter_is_held_at_the_deadline(
     program.expect_log(rf"osloxide: process {held}: a signal came \d\.\d+ s ago")
 
 
+@pytest.mark.parametrize("workers", ["2"])
+def test_a_late_worker_whose_interpreter_is_held_shows_where_it_is(
+    running: Start, flavour: str, workers: str
+) -> None:
+    args = ("--workers", workers, "--burn-on-usr2", "--grace", "1")
+    program = running("probe.py", "--backend", flavour, *args)
+    program.expect("wait", int(workers))
+    held = program.workers()[0]
+    program.send(signal.SIGUSR2, held)
+    program.expect("burning")
+
+    program.send(signal.SIGTERM)
+
+    assert program.ended() == 1
+    program.expect_log(rf"Worker \d \(pid {held}\) still running .* sent SIGABRT")
+    program.expect_log(rf"Worker \d \(pid {held}\) ended here:\n(.*\n)+?.*in burn\n")
+    program.expect_log(rf"Child {held} killed by signal {signal.SIGABRT.value}")
+
+
 @pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
 def test_a_main_thread_that_never_comes_back_from_c_is_cut_off_at_the_deadline(
     running: Start, flavour: str, signo: signal.Signals

@@ -211,7 +211,7 @@ def test_sigterm_ends_a_start_that_cannot_be_left_at_the_deadline(
         program.expect_log("Probe.start\\(\\) has not returned")
         program.expect_log("Graceful shutdown timeout exceeded, instantaneous exiting")
     else:
-        program.expect_log("Worker 0 .* still running .* sent SIGKILL")
+        program.expect_log("Worker 0 .* still running .* sent SIGABRT")
 
 
 def test_a_signal_that_the_kernel_gives_to_another_thread_is_heard(
@@ -254,7 +254,7 @@ def test_workers_that_do_not_stop_are_killed_at_the_deadline_and_the_parent_exit
     program.expect("wait", 2)
 
     assert stop(program) == 1
-    assert len(re.findall(r"Worker \d \(pid \d+\) still running .* sent SIGKILL", program.log)) == 2
+    assert len(re.findall(r"Worker \d \(pid \d+\) still running .* sent SIGABRT", program.log)) == 2
 
 
 @pytest.mark.parametrize(("method", "behaviour"), LATE)

@@ -8,6 +8,7 @@
 use nix::libc;
 use nix::sys::eventfd::EventFd;
 use osloxide::supervisor::process::Processes;
+use osloxide::supervisor::state::{LAST_WORDS, LATE_LAST_WORDS};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -24,6 +25,8 @@ pub enum TakenBack {
     Continue,
     /// SIGTERM once more to a worker that was starting when it was told first.
     SecondTerm,
+    /// SIGABRT.
+    LastWords,
     /// SIGKILL.
     Kill,
 }
@@ -89,6 +92,8 @@ pub struct Process {
     pub asked: Option<Asked>,
     pub terms: u32,
     pub aborted_at: Option<Instant>,
+    /// It got SIGABRT at its deadline, not because it hung.
+    pub is_late: bool,
     pub kills: u32,
     /// The event in which SIGHUP was last sent.
     pub hung_up_in: Event,
@@ -130,6 +135,7 @@ impl Process {
             asked: None,
             terms: 0,
             aborted_at: None,
+            is_late: false,
             kills: 0,
             hung_up_in: Event(0),
             frozen_since: None,
@@ -148,6 +154,16 @@ impl Process {
 
     fn runs(&self) -> bool {
         self.lives() && !self.faults.is_frozen && !self.faults.is_stuck
+    }
+
+    /// When SIGKILL follows the SIGABRT that it got.
+    pub fn last_words_end(&self) -> Option<Instant> {
+        let words = if self.is_late {
+            LATE_LAST_WORDS
+        } else {
+            LAST_WORDS
+        };
+        self.aborted_at.map(|at| at + words)
     }
 
     /// True when a signal that it was sent will end it now.
@@ -232,6 +248,7 @@ impl Processes for Kernel {
             None => false,
             Some(TakenBack::Continue) => number == libc::SIGCONT,
             Some(TakenBack::SecondTerm) => number == libc::SIGTERM && process.asked.is_some(),
+            Some(TakenBack::LastWords) => number == libc::SIGABRT,
             Some(TakenBack::Kill) => number == libc::SIGKILL,
         };
         if is_lost {

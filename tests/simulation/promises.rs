@@ -7,9 +7,7 @@
 use super::kernel::{Asked, Event, Sent};
 use super::world::World;
 use nix::libc;
-use osloxide::supervisor::state::{
-    FIRST_BACKOFF, LAST_WORDS, LONGEST_BACKOFF, LONGEST_FORK_BACKOFF, STABLE,
-};
+use osloxide::supervisor::state::{FIRST_BACKOFF, LONGEST_BACKOFF, LONGEST_FORK_BACKOFF, STABLE};
 use osloxide::supervisor::{Command, ORPHAN_GRACE};
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -56,6 +54,11 @@ impl World {
         let Some(process) = tables.processes.get_mut(&pid) else {
             return;
         };
+        let is_due = |asked: Asked| {
+            let unready = (!asked.was_ready).then_some(STABLE);
+            let allowed = grace.into_iter().chain(unready).min();
+            allowed.is_some_and(|allowed| asked.at + allowed <= now)
+        };
         match number {
             libc::SIGTERM => {
                 process.terms += 1;
@@ -70,26 +73,35 @@ impl World {
             }
             libc::SIGKILL => {
                 process.kills += 1;
-                let is_due = |asked: Asked| {
-                    let unready = (!asked.was_ready).then_some(STABLE);
-                    let allowed = grace.into_iter().chain(unready).min();
-                    allowed.is_some_and(|allowed| asked.at + allowed <= now)
-                };
-                let is_hung = process.aborted_at.is_some_and(|at| at + LAST_WORDS <= now);
-                if is_stopping && !sent.is_before_hit {
+                let has_had_words = process.last_words_end().is_some_and(|at| at <= now);
+                let is_hung = process.aborted_at.is_some() && !process.is_late;
+                let is_due_and_hung = is_hung && process.asked.is_some_and(is_due);
+                if is_stopping && !sent.is_before_hit && !process.is_late {
                     // One that hangs may be killed for that, or at the deadline of the stop.
-                    self.record.is_late |= !is_hung;
-                    self.record.may_be_late |= is_hung;
+                    self.record.is_late |= !has_had_words;
+                    self.record.may_be_late |= has_had_words;
                 }
-                let holds = is_aborted || is_hung || process.asked.is_some_and(is_due);
-                self.promise(holds, "no SIGKILL before the deadline", pid);
+                let holds = is_aborted || has_had_words || is_due_and_hung;
+                self.promise(
+                    holds,
+                    "no SIGKILL before the deadline and the last words",
+                    pid,
+                );
             }
             libc::SIGABRT => {
-                let is_hung = sent.frozen_since.is_some_and(|at| at + timeout <= now);
-                let is_first = process.aborted_at.replace(now).is_none();
+                let is_stopped = sent.frozen_since.is_some_and(|at| at + timeout <= now);
                 let is_slow = !process.was_heard && process.forked_at + timeout <= now;
-                let holds = (is_hung || is_slow) && is_first && !timeout.is_zero();
-                self.promise(holds, "SIGABRT once, to a worker that hangs", pid);
+                let is_hung = !timeout.is_zero() && (is_stopped || is_slow);
+                let is_late = process.asked.is_some_and(is_due);
+                let is_first = process.aborted_at.replace(now).is_none();
+                process.is_late = is_late;
+                self.record.is_late |= is_late && is_stopping && !sent.is_before_hit;
+                let holds = (is_hung || is_late) && is_first;
+                self.promise(
+                    holds,
+                    "SIGABRT once, to a worker that hangs or is late",
+                    pid,
+                );
             }
             libc::SIGHUP => {
                 process.hung_up_in = event;
@@ -225,17 +237,25 @@ impl World {
             let must = self.record.is_aborted && is_stopping;
             self.promise(!must || is_killed, "an abort kills every worker", pid);
             if let (Some(asked), Some(grace), false) = (process.asked, grace, is_killed) {
-                let until = asked.at + grace;
+                let late = process.last_words_end().filter(|_| process.is_late);
+                let until = late.unwrap_or(asked.at + grace);
                 self.promise(until > now, "a drain ends at its deadline", pid);
                 self.promise(by(until), "a parked parent knows each deadline", pid);
                 let was_ready = process.reported < asked.event;
                 let again = process.terms == 2 || was_ready || !process.is_heard;
-                self.promise(again, "SIGTERM again when it is ready", pid);
+                self.promise(
+                    again || process.is_late,
+                    "SIGTERM again when it is ready",
+                    pid,
+                );
             }
-            if process.aborted_at.is_some() && !is_killed {
-                let at = process.aborted_at.map_or(now, |at| at + LAST_WORDS);
-                let is_due = at <= now && process.asked.is_none();
-                self.promise(!is_due, "a hung worker is killed after its last words", pid);
+            if let (Some(at), false) = (process.last_words_end(), is_killed) {
+                let is_over = at <= now && (process.asked.is_none() || process.is_late);
+                self.promise(
+                    !is_over,
+                    "a worker that got SIGABRT is killed after its last words",
+                    pid,
+                );
             }
         }
         let count = tables.processes.len();

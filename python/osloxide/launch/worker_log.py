@@ -88,13 +88,16 @@ class WorkerLog:
 
     def late(self, slot: int, pid: int, waited: float, board: _native.Scoreboard | None) -> None:
         """A worker was still there at its deadline."""
+        # One that has hung got SIGABRT before, and it is sent once.
+        sent = "SIGKILL" if pid in self._ended_by_us else "SIGABRT, and SIGKILL if it stays"
         self._ended_by_us.add(pid)
         LOG.warning(
-            "Worker %d (pid %d) still running %.1f s after SIGTERM with %s; sent SIGKILL",
+            "Worker %d (pid %d) still running %.1f s after SIGTERM with %s; sent %s",
             slot,
             pid,
             waited,
             _work_of(pid, board),
+            sent,
         )
 
     def hung(self, slot: int, pid: int, seconds: float, board: _native.Scoreboard | None) -> None:
