@@ -286,10 +286,12 @@ class ThreadGroup:
         :returns: the looping call.
         """
         timer = self.FIXED_TIMER(callback, *(args or ()), **(kwargs or {}))
-        timer.start(
-            interval=interval, initial_delay=initial_delay, stop_on_exception=stop_on_exception
+        return self._start_timer(
+            timer,
+            interval=interval,
+            initial_delay=initial_delay,
+            stop_on_exception=stop_on_exception,
         )
-        return self._add_timer(timer)
 
     def add_dynamic_timer(
         self,
@@ -326,15 +328,18 @@ class ThreadGroup:
         :returns: the looping call.
         """
         timer = self.DYNAMIC_TIMER(callback, *(args or ()), **(kwargs or {}))
-        timer.start(
+        return self._start_timer(
+            timer,
             initial_delay=initial_delay,
             periodic_interval_max=periodic_interval_max,
             stop_on_exception=stop_on_exception,
         )
-        return self._add_timer(timer)
 
-    def _add_timer(self, timer: Any) -> Any:
+    def _start_timer(self, timer: Any, **when: Any) -> Any:
+        # One step for other threads: a first call that stops the group, and a stop() at the same
+        # moment, find the timer in the list.
         with self._lock:
+            timer.start(**when)
             self.timers.append(timer)
         return timer
 

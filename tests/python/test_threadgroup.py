@@ -276,6 +276,36 @@ def test_timers_are_listed_until_they_are_done(threadgroup: ModuleType) -> None:
     assert not dynamic._running
 
 
+@pytest.mark.parametrize("kind", ["fixed", "dynamic"])
+def test_a_timer_whose_first_call_stops_the_group_is_not_called_again(
+    threadgroup: ModuleType, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = threadgroup.ThreadGroup()
+    timer_type = group.FIXED_TIMER if kind == "fixed" else group.DYNAMIC_TIMER
+    start = timer_type.start
+    stopped = threading.Event()
+
+    def start_and_lose_the_processor(timer: Any, **when: Any) -> None:
+        start(timer, **when)
+        stopped.wait(0.5)  # the first call gets as far as it can before the group goes on
+
+    monkeypatch.setattr(timer_type, "start", start_and_lose_the_processor)
+    calls: list[int] = []
+
+    def call() -> int:
+        calls.append(len(calls))
+        group.stop()
+        stopped.set()
+        return 0
+
+    add = {"fixed": lambda: group.add_timer_args(0, call)}
+    add["dynamic"] = lambda: group.add_dynamic_timer_args(call)
+    add[kind]().wait()
+
+    assert calls == [0]
+    assert group.timers == []
+
+
 def test_stop_timers_does_not_hold_up_others_while_it_waits(
     threadgroup: ModuleType, gate: threading.Event
 ) -> None:
