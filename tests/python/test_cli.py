@@ -63,6 +63,34 @@ print(os.getpid(), inspect.stack()[-1].filename)
     assert stdout == f"{child.pid} {program}\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_run_needs_no_standard_streams(script, tmp_path: Path, closed: str) -> None:
+    program = script("import sys; open('ran', 'w').close(); sys.exit(7)")
+
+    result = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *OSLOXIDE, "run", str(program)],
+        cwd=tmp_path,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+
+    assert result.returncode == 7
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("words", [["metrics", "--once"], ["status"], ["top", "--once"]])
+def test_a_command_that_prints_needs_no_standard_streams(launcher: int, words: list[str]) -> None:
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *OSLOXIDE, *words, str(launcher)],
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+
+    assert result.returncode == 0
+
+
 def test_run_activates_the_hook(script) -> None:
     program = script("""
 import os, osloxide.activation.import_hook

@@ -95,6 +95,11 @@ def _open_standard_descriptors() -> None:
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which this one is
             os.set_inheritable(opened, True)
+    # The interpreter has none for a descriptor that was closed when it began.
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _own_arguments() -> list[str]:
