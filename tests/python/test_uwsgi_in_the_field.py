@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from osloxide import _native
-from osloxide.cli import serve_options
+from osloxide.cli import serve_options, uwsgi
 from osloxide.cli.errors import CommandError
 from osloxide.cli.uwsgi.reader import Reader
 from osloxide.cli.uwsgi.translation import Translation
@@ -260,3 +260,78 @@ def test_a_line_of_this_kind_is_refused_with_its_remedy(
 
     assert f"{tmp_path}/site.ini:4" in str(refusal.value)
     assert remedy in str(refusal.value)
+
+
+# A guide that enters the application's directory, and names files from there.
+RELATIVE = """[uwsgi]
+socket = site.sock
+https-socket = :8443,tls/crt,tls/key
+stats = stats.sock
+safe-pidfile = site.pid
+static-map = /static=static
+touch-reload = reload.me
+home = venv
+req-logger = file:site.log
+wsgi-file = wsgi.py
+chdir = site
+"""
+
+
+def test_relative_paths_begin_where_uwsgi_has_them_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Seen of uWSGI 2.0.31: it enters chdir, wherever that stands, before all of these.
+    monkeypatch.chdir(tmp_path)
+    words = " ".join(command(RELATIVE, tmp_path))
+    for place in (
+        "unix:{}/site.sock",
+        "--certfile {}/tls/crt",
+        "--keyfile {}/tls/key",
+        "--stats unix:{}/stats.sock",
+        "--pid {}/site.pid",
+        "--static-map=/static={}/static",
+        "--touch-reload={}/reload.me",
+        "--venv {}/venv",
+        "--log-file {}/site.log",
+    ):
+        assert place.format(tmp_path / "site") in words
+    # ... and after these two.
+    early = command(f"{RELATIVE}pidfile = early.pid\nlogto = early.log\n", tmp_path)
+    assert f"--pid {tmp_path}/early.pid" in " ".join(early)
+    assert f"--log-file {tmp_path}/early.log" in " ".join(early)
+
+
+# What the command gnocchi-api executes as ``uwsgi``, in its mode http.
+GNOCCHI_API = [
+    *("--if-not-plugin", "python3", "--plugin", "python3", "--endif", "--http", "127.0.0.1:8041"),
+    *("--master", "--enable-threads", "--thunder-lock"),
+    *("--hook-master-start", "unix_signal:15 gracefully_kill_them_all", "--die-on-term"),
+    *("--processes", "3", "--threads", "2", "--lazy-apps", "--chdir", "/"),
+    *("--wsgi", "gnocchi.rest.wsgi", "--pyargv", "--config-file /etc/gnocchi/gnocchi.conf"),
+    *("--so-keepalive", "--http-keepalive", "--add-header", "Connection: Keep-Alive"),
+]
+
+
+def test_the_command_of_gnocchi_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert uwsgi.run(["--explain", *GNOCCHI_API]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("osloxide serve gnocchi.rest.wsgi --bind http://127.0.0.1:8041 ")
+    assert "--no-keep-alive" not in last
+    assert "--add-header" not in last
+
+
+def test_conditions_of_a_command_line_hold_for_what_stands_in_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "four.ini").write_text("[uwsgi]\nprocesses = 4\n")
+    monkeypatch.setenv("FOUR", "1")
+    four = ["--if-env", "FOUR", "--ini", str(tmp_path / "four.ini"), "--endif"]
+    never = ["--if-env=NEVER", "--threads", "9", "--http-socket", ":9", "--endif"]
+    loop = ["--for", "A B", "--env", "%(_)=1", "--endfor"]
+    assert uwsgi.run(["--explain", "--http-socket", ":1", *never, *four, *loop]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "--workers 4" in last
+    assert "--bind http://:1 --threads 1" in last
+    assert "--env=A=1 --env=B=1" in last
+    with pytest.raises(CommandError, match="command line: if-env has no endif"):
+        uwsgi.run(["--explain", "--if-env", "FOUR"])

@@ -25,7 +25,7 @@ from osloxide.cli import serve, serve_options
 from osloxide.cli.errors import CommandError
 from osloxide.cli.uwsgi import formats, options
 from osloxide.cli.uwsgi.options import Kind
-from osloxide.cli.uwsgi.reader import COMMAND_LINE, VERSION, Reader
+from osloxide.cli.uwsgi.reader import COMMAND_LINE, VERSION, Reader, is_condition, is_end
 from osloxide.cli.uwsgi.translation import Row, Translation, unknown
 from osloxide.server.numbers import whole_number
 
@@ -51,6 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     reader = Reader()
     reader.add_environment(os.environ, _is_meant, options.NAMES)
     files: list[str] = []
+    given: list[tuple[str, str]] = []
     wants_table = False
     words = iter(arguments)
     for word in words:
@@ -72,7 +73,8 @@ def run(arguments: Sequence[str]) -> int:
         for name, value in _options(word, words):
             if name in _SIGNALS:
                 return _send(name, value)
-            reader.add(name, value, COMMAND_LINE)
+            given.append((name, value))
+    reader.add_command_line(given)
     for file in files:
         if formats.of_file(file) is None and formats.of_file(file.rpartition(":")[0]) is None:
             raise CommandError(
@@ -97,6 +99,12 @@ def _options(word: str, rest: Iterator[str]) -> Iterator[tuple[str, str]]:
     """Names and values of the options that *word* of the command line has."""
     if word.startswith("--"):
         name, equals, value = word.removeprefix("--").partition("=")
+        if is_end(name):
+            yield name, ""
+            return
+        if is_condition(name):
+            yield name, value if equals else _next(f"--{name}", rest)
+            return
         name = _whole(name)
         yield name, value if equals or not _takes_value(name) else _next(f"--{name}", rest)
         return

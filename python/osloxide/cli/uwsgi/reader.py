@@ -18,7 +18,7 @@ import pwd
 import re
 import socket
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +48,7 @@ _INTERNAL = ("RELOADS", "ORIGINAL_PROC_NAME", "VASSALS_DIR", "EMPEROR_FD", "EMPE
 
 _ALIASES = {"ifdir": "if-dir", "ifenv": "if-env", "ifexists": "if-exists", "ifplugin": "if-plugin"}
 """Conditions that uWSGI spells in two ways."""
+_ENDS = ("endif", "end-if", "endfor", "end-for", "end")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ class Setting:
     def refuse(self, problem: str) -> CommandError:
         """An error about this setting."""
         return CommandError(f"{self.source}: {self.name} = {self.value}: {problem}")
+
+
+def is_condition(name: str) -> bool:
+    """Whether an option begins a condition or a loop; it has a value."""
+    return name == "for" or name.startswith(("for-", "if-")) or name in _ALIASES
+
+
+def is_end(name: str) -> bool:
+    """Whether an option ends a condition or a loop; it has no value."""
+    return name in _ENDS
 
 
 class Reader:
@@ -87,6 +98,13 @@ class Reader:
         :raises CommandError: it includes a file that cannot be used.
         """
         self._take(name, self._expanded(value, None, source), source, "")
+
+    def add_command_line(self, options: Sequence[tuple[str, str]]) -> None:
+        """Take the options of a command line, conditions and loops among them.
+
+        :raises CommandError: one includes a file that cannot be used, or a condition has no end.
+        """
+        self._run([Line(0, name, value) for name, value in options], "")
 
     def add_environment(
         self, environ: Mapping[str, str], is_meant: Callable[[str], bool], known: Container[str]
@@ -176,7 +194,7 @@ class Reader:
     def _run(self, lines: list[Line], path: str, item: str | None = None) -> None:
         rest = iter([line._replace(key=_ALIASES.get(line.key, line.key)) for line in lines])
         for line in rest:
-            source = f"{path}:{line.number}" if line.number else path
+            source = f"{path}:{line.number}" if line.number else path or COMMAND_LINE
             if line.key == "for" or line.key.startswith("for-"):
                 block = _block(rest, line, source, "for", ("endfor", "end-for", "end"))
                 for each in self._items(line, source):
@@ -187,7 +205,7 @@ class Reader:
                 holds, matched = self._test(line.key, value, source)
                 if holds:
                     self._run(block, path, matched if item is None else item)
-            elif line.key in ("endif", "end-if", "endfor", "end-for", "end"):
+            elif line.key in _ENDS:
                 raise CommandError(f"{source}: {line.key} ends nothing; remove it")
             else:
                 self._take(line.key, self._expanded(line.value, item, source), source, path)

@@ -78,12 +78,15 @@ class Translation:
     open_files: int | None = None
     _logs_as_user: bool = False
     _time_format: str | None = None
+    _directory: str = ""
 
     @classmethod
     def of(cls, reader: Reader) -> Translation:
         """Translate all settings; problems are collected, not raised."""
         made = cls()
         made._time_format = log_format.time_format((it.name, it.value) for it in reader.settings)
+        directories = [it.value for it in reader.settings if it.name == "chdir"]
+        made._directory = directories[-1] if directories else ""
         for setting in reader.settings:
             made._take(setting, setting.name in reader.used)
         return made
@@ -228,7 +231,7 @@ class Translation:
         self._single["--pythonpath"] = f"{before},{setting.value}" if before else setting.value
 
     def _venv(self, setting: Setting) -> None:
-        self._single["--venv"] = os.path.abspath(setting.value)
+        self._single["--venv"] = self._place(setting.value)
 
     def _chdir(self, setting: Setting) -> None:
         self._single["--chdir"] = setting.value
@@ -253,7 +256,7 @@ class Translation:
     # ---- rules: addresses
 
     def _http(self, setting: Setting) -> None:
-        self._addresses.append(("http", _address(setting)))
+        self._addresses.append(("http", self._address(setting)))
 
     def _https(self, setting: Setting) -> None:
         place, *files = setting.value.split(",")
@@ -265,16 +268,17 @@ class Translation:
             raise setting.refuse("has other files than the address before it; start two services")
         self._tls = tuple(files)
         for name, file in zip(("--certfile", "--keyfile"), files[:2], strict=True):
-            self._single[name] = os.path.abspath(file)
+            self._single[name] = self._place(file)
         if len(files) > 2 and files[2]:
             self._single["--ciphers"] = files[2]
         if len(files) > 3 and files[3]:
             # uWSGI: "!" demands what is otherwise only asked for.
-            self._single["--ca-certs"] = os.path.abspath(files[3].removeprefix("!"))
-        self._addresses.append(("https", _address(Setting(setting.name, place, setting.source))))
+            self._single["--ca-certs"] = self._place(files[3].removeprefix("!"))
+        place = self._address(Setting(setting.name, place, setting.source))
+        self._addresses.append(("https", place))
 
     def _socket(self, setting: Setting) -> None:
-        self._sockets.append(("uwsgi", _address(setting)))
+        self._sockets.append(("uwsgi", self._address(setting)))
 
     def _protocol(self, setting: Setting) -> None:
         if setting.value not in ("http", "uwsgi"):
@@ -292,6 +296,28 @@ class Translation:
 
     def _umask(self, setting: Setting) -> None:
         self._single["--umask"] = setting.value
+
+    def _address(self, setting: Setting) -> str:
+        """An address of uWSGI as ``--bind`` writes it."""
+        text = setting.value
+        if not text:
+            raise setting.refuse("is blank; give HOST:PORT, or the path of a unix socket")
+        if text.startswith("="):
+            raise setting.refuse("names a shared socket; give the address itself")
+        if text.startswith("fd://"):
+            return text
+        if text.startswith("@"):
+            return f"unix:{text}"
+        # uWSGI takes the port's digits and leaves what follows; files in the field have remarks
+        # there.
+        found = re.fullmatch(r"([^/]*):(\d+)(?:\s+[;#].*)?", text)
+        if found is not None:
+            return f"{'' if found[1] == '*' else found[1]}:{found[2]}"
+        return f"unix:{self._place(text.removeprefix('unix:'))}"
+
+    def _place(self, path: str) -> str:
+        """Where uWSGI has a relative path begin that it uses after it has entered ``chdir``."""
+        return os.path.abspath(os.path.join(self._directory, path))
 
     def _listen(self, setting: Setting) -> None:
         self._single["--backlog"] = _number(setting, 1)
@@ -369,14 +395,17 @@ class Translation:
         self._single["--max-worker-memory"] = f"{kind}:{_number(setting, 0)}M"
 
     def _touch(self, setting: Setting) -> None:
-        self._words.append(f"--touch-reload={os.path.abspath(setting.value)}")
+        self._words.append(f"--touch-reload={self._place(setting.value)}")
 
     def _autoreload(self, setting: Setting) -> None:
         if setting.value.lower() not in _FALSE:
             self._single["--reload"] = ""
 
     def _pidfile(self, setting: Setting) -> None:
-        self._single["--pid"] = os.path.abspath(setting.value)
+        # The plain one is written before chdir, the others are not.
+        is_early = setting.name == "pidfile"
+        place = os.path.abspath(setting.value) if is_early else self._place(setting.value)
+        self._single["--pid"] = place
 
     def _uid(self, setting: Setting) -> None:
         self._ids["uid"] = self._single["--user"] = setting.value
@@ -417,7 +446,7 @@ class Translation:
             return
         if kind != "file" or not path:
             raise setting.refuse("is no logger here; give file:PATH, or osloxide's --log-config")
-        self._single["--log-file"] = os.path.abspath(path)
+        self._single["--log-file"] = self._place(path)
 
     def _disable_logging(self, _setting: Setting) -> None:
         self._single["--no-access-log"] = ""
@@ -443,7 +472,7 @@ class Translation:
         self._words.append(f"--no-access-log-for={_ROUTED[setting.name]}={pattern.strip()}")
 
     def _stats(self, setting: Setting) -> None:
-        self._single["--stats"] = _address(setting)
+        self._single["--stats"] = self._address(setting)
 
     def _stats_http(self, _setting: Setting) -> None:
         self._single["--stats-http"] = ""
@@ -455,9 +484,11 @@ class Translation:
         if not colon or not name.strip():
             raise setting.refuse("is no NAME: VALUE")
         if name.strip().lower() == "connection":
-            if value.strip().lower() != "close":
+            wanted = value.strip().lower()
+            if wanted not in ("close", "keep-alive"):
                 raise setting.refuse("osloxide keeps connections by itself; take it out")
-            self._single["--no-keep-alive"] = ""
+            if wanted == "close":
+                self._single["--no-keep-alive"] = ""
             return
         self._words.append(f"--add-header={name.strip()}: {value.strip()}")
 
@@ -469,7 +500,7 @@ class Translation:
         prefix, equals, directory = setting.value.partition("=")
         if not equals or not directory or not prefix.startswith("/"):
             raise setting.refuse("is no /PREFIX=DIRECTORY")
-        self._words.append(f"--static-map={prefix}={os.path.abspath(directory)}")
+        self._words.append(f"--static-map={prefix}={self._place(directory)}")
 
 
 def _number(setting: Setting, least: int) -> str:
@@ -481,31 +512,13 @@ def _number(setting: Setting, least: int) -> str:
     return str(number)
 
 
-def _address(setting: Setting) -> str:
-    """An address of uWSGI as ``--bind`` writes it."""
-    text = setting.value
-    if not text:
-        raise setting.refuse("is blank; give HOST:PORT, or the path of a unix socket")
-    if text.startswith("="):
-        raise setting.refuse("names a shared socket; give the address itself")
-    if text.startswith("fd://"):
-        return text
-    if text.startswith("@"):
-        return f"unix:{text}"
-    # uWSGI takes the port's digits and leaves what follows; files in the field have remarks there.
-    found = re.fullmatch(r"([^/]*):(\d+)(?:\s+[;#].*)?", text)
-    if found is not None:
-        return f"{'' if found[1] == '*' else found[1]}:{found[2]}"
-    return f"unix:{os.path.abspath(text.removeprefix('unix:'))}"
-
-
 def unknown(name: str) -> str:
     """What is said of an option that neither uWSGI nor the file knows."""
     import difflib
 
     near = difflib.get_close_matches(name.replace("_", "-"), options.BY_NAME, 1, 0.75)
-    hint = f"do you mean {near[0]}? " if near else ""
+    hint = f"do you mean {near[0]}? Correct it" if near else "correct it"
     return (
-        f"is unknown; {hint}Correct it, or, where it is a variable of your own, write "
+        f"is unknown; {hint}, or, where it is a variable of your own, write "
         f"set-placeholder = {name}=VALUE"
     )
