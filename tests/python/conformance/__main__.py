@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,11 +23,14 @@ from conformance.target import Target
 from conformance.verdict import SHORT, SHORT_TIMEOUT_ROWS, judge, not_for
 
 Verdicts = dict[str, tuple[bool, str]]
+Results = dict[tuple[str, str], Verdicts]
 
 #: Peers are judged in the first manners of a run, the subject in all of them.
 PEER_MANNERS = 2
 #: Servers that leave TLS to a proxy.
 WITHOUT_TLS = ("waitress", "bjoern", "fastwsgi", "wsgiref", "native")
+#: Servers that are distributions of that name.
+PEERS = ("eventlet", "gunicorn", "granian", "waitress", "cheroot", "bjoern", "fastwsgi")
 
 
 def run(server: str, python: str, names: list[str], manner: Manner, *, verbose: bool) -> Verdicts:
@@ -57,6 +63,19 @@ def run(server: str, python: str, names: list[str], manner: Manner, *, verbose: 
     return {name: verdicts[name] for name in names if name in verdicts}
 
 
+def about(interpreter: str, results: Results) -> str:
+    """The date, the machine, and the peers of *results* with the versions of their interpreter."""
+    code = "import importlib.metadata as m, sys\nfor n in sys.argv[1:]: print(n, m.version(n))"
+    peers = [name for name in dict.fromkeys(server for server, _ in results) if name in PEERS]
+    listed = subprocess.run(
+        [interpreter, "-c", code, *peers], capture_output=True, text=True, check=True
+    )
+    versions = ", ".join(listed.stdout.splitlines())
+    machine = f"{os.cpu_count()} CPUs with a load of {os.getloadavg()[2]:.0f}"
+    python = f"CPython {platform.python_version()}"
+    return f"{time.strftime('%Y-%m-%d')}: {python}, {machine};\n{versions}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__)
     parser.add_argument("servers", nargs="+", help="names of serve.py")
@@ -71,7 +90,7 @@ def main() -> int:
     args = parser.parse_args()
     names = [name for name in ALL_ROWS if name.startswith(tuple(args.rows.split(",")))]
     manners = [MANNERS[name] for name in args.manners.split(",")] if args.manners else [PLAIN]
-    results: dict[tuple[str, str], Verdicts] = {}
+    results: Results = {}
     if args.store and args.store.exists():
         for server, manner_name, verdicts in json.loads(args.store.read_text()):
             results[server, manner_name] = {name: tuple(v) for name, v in verdicts.items()}
@@ -88,7 +107,7 @@ def main() -> int:
         args.store.write_text(json.dumps([[*key, verdicts] for key, verdicts in results.items()]))
     if args.markdown:
         promises = {name: ALL_ROWS[name].__doc__ or "" for name in names}
-        args.markdown.write_text(markdown(results, promises))
+        args.markdown.write_text(markdown(results, promises, about(args.python, results)))
     subject = [verdicts for (server, _), verdicts in results.items() if server == args.servers[0]]
     return 0 if all(ok for verdicts in subject for ok, _ in verdicts.values()) else 1
 

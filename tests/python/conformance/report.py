@@ -15,6 +15,10 @@ Written in `tests/python` by one run, or by several that share a `--store FILE`:
     python -m conformance {servers} \\
         --manners {manners} --markdown docs/conformance.md
 
+The last such run was on {about}. Rows with hundreds of clients
+(`slow_*`, `idle_keepalive`) depend on the machine: on a busy one a server may miss what it
+holds on an idle one.
+
 Every row sends raw bytes to a running server and judges strictly what comes back
 and what the application saw; the rules are RFC 9110, RFC 9112 and PEP 3333.
 `tests/python/conformance/` holds the rows, `test_http_conformance.py` runs them as tests, in every
@@ -37,8 +41,13 @@ TLS of its own.
 Verdicts = Mapping[str, tuple[bool, str]]
 
 
-def markdown(results: Mapping[tuple[str, str], Verdicts], promises: Mapping[str, str]) -> str:
-    """*results* by server, manner and row, the first server being the one whose notes are shown."""
+def markdown(
+    results: Mapping[tuple[str, str], Verdicts], promises: Mapping[str, str], about: str
+) -> str:
+    """*results* by server, manner and row, the first server being the one whose notes are shown.
+
+    :param about: when the run was, and with what.
+    """
     servers = list(dict.fromkeys(server for server, _ in results))
     manners = list(dict.fromkeys(manner for _, manner in results))
     subject = servers[0]
@@ -52,6 +61,7 @@ def markdown(results: Mapping[tuple[str, str], Verdicts], promises: Mapping[str,
         for manner in manners
     )
     text = HEADING.format(
+        about=about,
         servers=" ".join(servers),
         manners=",".join(manners),
         promises="\n".join(f"| {name} | {MANNERS[name].promise} |" for name in manners),
