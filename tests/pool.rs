@@ -35,6 +35,10 @@ struct Jobs {
     at_once: AtomicUsize,
     /// Threads between the beginning and the end of what the source wraps around their lives.
     alive: AtomicUsize,
+    /// What each wait was told of room.
+    free: Mutex<Vec<usize>>,
+    /// How often the source was told of room that there had not been.
+    rooms: AtomicUsize,
 }
 
 impl Jobs {
@@ -56,7 +60,8 @@ impl Jobs {
 impl Source for Jobs {
     type Job = Job;
 
-    fn wait(&self, jobs: &mut Vec<Job>, _: usize) {
+    fn wait(&self, jobs: &mut Vec<Job>, _: usize, free: usize) {
+        self.free.lock().unwrap().push(free);
         let queue = self.queue.lock().unwrap();
         let mut queue = self
             .changed
@@ -70,6 +75,11 @@ impl Source for Jobs {
 
     fn glance(&self, jobs: &mut Vec<Job>) {
         jobs.extend(self.aside.lock().unwrap().pop_front());
+    }
+
+    fn note_room(&self) {
+        self.rooms.fetch_add(1, Ordering::SeqCst);
+        self.interrupt();
     }
 
     fn interrupt(&self) {
@@ -152,6 +162,54 @@ fn wait(begun: &Receiver<()>, count: usize) {
     for _ in 0..count {
         begun.recv_timeout(PATIENCE).unwrap();
     }
+}
+
+#[test]
+fn a_source_hears_of_room_once_there_is_some() {
+    let running = Running::new(1);
+    let (begun, has_begun) = mpsc::channel();
+    let (end, may_end) = mpsc::channel::<()>();
+
+    running.jobs.push(move || {
+        begun.send(()).unwrap();
+        may_end.recv().unwrap();
+    });
+    wait(&has_begun, 1);
+    // Another thread waits at the source, and is told that it has no room for what it finds.
+    running.until("somebody waits", |_| {
+        running.jobs.free.lock().unwrap().last() == Some(&0)
+    });
+    assert_eq!(running.jobs.rooms.load(Ordering::SeqCst), 0);
+
+    end.send(()).unwrap();
+
+    running.until("it waits with room", |_| {
+        running.jobs.free.lock().unwrap().last() == Some(&1)
+    });
+    assert_eq!(running.jobs.rooms.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_job_that_was_given_up_takes_no_room() {
+    let running = Running::new(1);
+    let (begun, has_begun) = mpsc::channel();
+    let (end, may_end) = mpsc::channel::<()>();
+
+    running.jobs.push(move || {
+        begun.send(nix::unistd::gettid()).unwrap();
+        may_end.recv().unwrap();
+    });
+    let thread = has_begun.recv_timeout(PATIENCE).unwrap();
+    running.until("somebody waits", |_| {
+        running.jobs.free.lock().unwrap().last() == Some(&0)
+    });
+
+    running.pool.abandon().abandon(thread);
+
+    running.until("it waits with room", |_| {
+        running.jobs.free.lock().unwrap().last() == Some(&1)
+    });
+    end.send(()).unwrap();
 }
 
 #[test]
@@ -516,8 +574,8 @@ struct Stuck(Jobs);
 impl Source for Stuck {
     type Job = Job;
 
-    fn wait(&self, jobs: &mut Vec<Job>, most: usize) {
-        self.0.wait(jobs, most);
+    fn wait(&self, jobs: &mut Vec<Job>, most: usize, free: usize) {
+        self.0.wait(jobs, most, free);
     }
 
     fn interrupt(&self) {

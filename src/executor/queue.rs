@@ -375,7 +375,7 @@ fn wait_until<J>(
 impl<W: Work> Source for Queue<W> {
     type Job = Ticket;
 
-    fn wait(&self, tickets: &mut Vec<Ticket>, _: usize) {
+    fn wait(&self, tickets: &mut Vec<Ticket>, _: usize, _: usize) {
         let mut state = self.state.lock();
         while state.tickets == 0 && !state.is_interrupted && !state.is_over() {
             state.leader_waits = true;

@@ -50,13 +50,18 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// A source that works for what it appends should not do so for more than `most` of them: each
     /// will be given to another thread, and those that are ready should not wait for the rest.
-    fn wait(&self, jobs: &mut Vec<Self::Job>, most: usize);
+    ///
+    /// `free` is how many more jobs than those that run and wait may run at once, at most. Where it is
+    /// 0, [`Source::note_room`] is called as soon as that changes.
+    fn wait(&self, jobs: &mut Vec<Self::Job>, most: usize, free: usize);
     /// Appends a job if there is one, without blocking; another thread may be inside
     /// [`Source::wait`]. Called by threads that have just ended a job, where jobs block: what came
     /// meanwhile then begins in turn with what ends, instead of behind all of it.
     fn glance(&self, jobs: &mut Vec<Self::Job>) {
         let _ = jobs;
     }
+    /// There is room for another job, which a thread inside [`Source::wait`] was told there is not.
+    fn note_room(&self) {}
     /// Makes the thread inside [`Source::wait`], or the next one to enter it, return soon.
     fn interrupt(&self);
     /// Does one job; what it leads to next, if anything, queues behind the jobs that wait.
@@ -119,6 +124,7 @@ impl<S: Source> Pool<S> {
             leader_call: 0,
             call_since: Instant::now(),
             calls: 0,
+            told_free: None,
             running: Vec::new(),
             abandoned: Vec::new(),
             idle: Vec::new(),
@@ -172,6 +178,7 @@ impl<S: Source> Pool<S> {
     pub fn resize(&self, max: usize) {
         let mut state = self.shared.state.lock();
         state.gate.resize(max);
+        self.shared.tell_of_room(&mut state);
         if !state.ready.is_empty() {
             // No one looks at a pool that is full.
             self.shared.ensure_standby(&mut state);
@@ -223,6 +230,7 @@ impl<S: Source> Abandon<S> {
             state.is_led = false;
             let _ = self.shared.start_leader(&mut state);
         }
+        self.shared.tell_of_room(&mut state);
         self.shared.start_processing_threads(&mut state);
         if state.threads == 0 && state.leaving == 0 && state.is_ending {
             self.shared.source.ended();
@@ -277,6 +285,9 @@ struct State<J> {
     /// When that job began.
     call_since: Instant,
     calls: u64,
+    /// What the leader was told of room when it entered [`Source::wait`]; `None` while it is not there,
+    /// or has heard since that there is some.
+    told_free: Option<usize>,
     running: Vec<Running>,
     /// Threads inside jobs that were given up; they count nowhere else.
     abandoned: Vec<Pid>,
@@ -295,6 +306,12 @@ struct State<J> {
 impl<J> State<J> {
     fn may_run(&self) -> bool {
         self.admissible(Instant::now()) > 0
+    }
+
+    /// How many more jobs than those that run and wait may run at once, whatever the gate allows now.
+    fn free(&self) -> usize {
+        let taken = self.running.len() + self.ready.len();
+        self.gate.max().saturating_sub(taken)
     }
 
     /// How many of the jobs that wait may begin `now`.
@@ -457,7 +474,7 @@ impl<S: Source> Shared<S> {
                 self.put_off(state, now);
                 self.ensure_standby(state);
                 let next = self.run_counted(state, job);
-                if !state.finish(own, next) || state.term != term {
+                if !self.finish(state, own, next) || state.term != term {
                     return;
                 }
                 state.leader_call = 0;
@@ -476,7 +493,12 @@ impl<S: Source> Shared<S> {
             } else {
                 usize::MAX
             };
-            MutexGuard::unlocked(state, || self.contain(|| self.source.wait(batch, most)));
+            let free = state.free();
+            state.told_free = Some(free);
+            MutexGuard::unlocked(state, || {
+                self.contain(|| self.source.wait(batch, most, free));
+            });
+            state.told_free = None;
             state.take_in(batch);
             if state.ready.is_empty() && self.source.is_over() {
                 state.is_ending = true;
@@ -505,7 +527,7 @@ impl<S: Source> Shared<S> {
                 self.ensure_standby(state);
             }
             let next = self.run_counted(state, current);
-            if !state.finish(own, next) || !state.is_led {
+            if !self.finish(state, own, next) || !state.is_led {
                 return;
             }
             job = state.help(own);
@@ -514,6 +536,26 @@ impl<S: Source> Shared<S> {
                 state.take_in(batch);
                 job = state.help(own);
             }
+        }
+    }
+
+    /// A job has ended; see [`State::finish`].
+    fn finish(
+        &self,
+        state: &mut MutexGuard<'_, State<S::Job>>,
+        thread: Pid,
+        next: Option<S::Job>,
+    ) -> bool {
+        let is_counted = state.finish(thread, next);
+        self.tell_of_room(state);
+        is_counted
+    }
+
+    /// Tells the source where its leader waits without room for what it finds, and there is some now.
+    fn tell_of_room(&self, state: &mut State<S::Job>) {
+        if state.told_free == Some(0) && state.free() > 0 {
+            state.told_free = None;
+            self.source.note_room();
         }
     }
 

@@ -245,7 +245,7 @@ mod tests {
     impl Source for Nothing {
         type Job = ();
 
-        fn wait(&self, _: &mut Vec<()>, _: usize) {}
+        fn wait(&self, _: &mut Vec<()>, _: usize, _: usize) {}
         fn interrupt(&self) {}
         fn run(&self, (): ()) -> Option<()> {
             None

@@ -124,6 +124,13 @@ impl SlowClients {
         (result, !is_cut)
     }
 
+    /// True while more threads than their share wait for clients.
+    pub(super) fn are_too_many(&self) -> bool {
+        let waits = self.waits.lock();
+        let waiting = waits.iter().filter(|wait| !wait.is_cut).count();
+        waiting > self.most.load(Ordering::Relaxed)
+    }
+
     /// `queued` requests wait for a thread: cuts off as many slow clients, if more than their share
     /// of the threads waits for them. Returns when to look again, if that may help.
     pub(super) fn relieve(&self, queued: usize, now: Instant) -> Option<Instant> {

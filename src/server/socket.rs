@@ -93,6 +93,12 @@ pub(super) fn accept(listener: &OwnedFd) -> nix::Result<Accepted> {
     })
 }
 
+/// True where a listener has a connection that may be accepted.
+pub(super) fn has_connection(listener: &OwnedFd) -> bool {
+    let mut listener = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut listener, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
 /// The address at which a connection of TCP arrived.
 pub(super) fn local_address(socket: &Socket) -> Option<SocketAddr> {
     SocketAddr::try_from(getsockname(socket).ok()?).ok()

@@ -178,48 +178,124 @@ def test_no_connection_is_lost_when_a_worker_leaves(site: Site) -> None:
 
 
 FULL_SITE = """
-import os
-
 def application(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path.startswith("/hold"):
+        open(f"held{path[-1]}", "x").close()
+        open(f"gate{path[-1]}").close()  # a FIFO: until the test opens it, too
+    if path == "/stream":
+        write = start_response("200 OK", [])
+        while True:
+            write(bytes(1 << 20))
     start_response("200 OK", [("Content-Length", "2")])
-    if environ["PATH_INFO"] == "/hold":
-        open("held", "x").close()
-        open("gate").close()  # a FIFO: until the test opens it, too
     return [b"ok"]
 """
-MOST_BEHIND_ONE = 2
-"""Connections that a worker of one thread accepts beside the request that it runs, at most."""
 
 
-def test_what_a_full_worker_does_not_accept_is_answered_by_an_idle_one(tmp_path: Path) -> None:
-    (tmp_path / "mysite.py").write_text(FULL_SITE)
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
-    with starter(tmp_path) as start, contextlib.ExitStack() as stack:
+class Full:
+    """Two workers of one thread each, and what keeps them busy."""
+
+    def __init__(self, running: Running, directory: Path, stack: contextlib.ExitStack) -> None:
+        self.running, self.directory, self.stack = running, directory, stack
+
+    def asked(self, path: str) -> socket.socket:
+        """A client that has sent its request."""
+        address = ("127.0.0.1", self.running.port())
+        client = self.stack.enter_context(socket.create_connection(address, 60))
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return client
+
+    def held(self, number: int) -> socket.socket:
+        """A client whose request a worker has begun, and will not end before :meth:`end`."""
+        os.mkfifo(self.directory / f"gate{number}")
+        client = self.asked(f"/hold{number}")
+        wait_until((self.directory / f"held{number}").exists, "the worker is busy")
+        return client
+
+    def has_an_idle_worker(self) -> bool:
+        rows = _native.Scoreboard.attach(self.running.pid).read()
+        return min(int(str(row["in_flight"])) for row in rows) == 0
+
+    def end(self, number: int) -> None:
+        (self.directory / f"gate{number}").open("w").close()
+
+
+@contextlib.contextmanager
+def full(directory: Path, *options: str) -> Iterator[Full]:
+    (directory / "mysite.py").write_text(FULL_SITE)
+    with starter(directory) as start, contextlib.ExitStack() as stack:
         running = start(
             *("serve", "mysite", "--bind", "127.0.0.1:0", "--workers", "2", "--threads", "1"),
+            *options,
         )
-        port = running.port()
+        running.port()
         running.running(2)
-
-        def asked(path: str) -> socket.socket:
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
-            client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            return client
-
-        clients = [asked("/hold")]
-        wait_until((tmp_path / "held").exists, "one worker is busy")
-        for number in range(30):
-            clients.append(asked("/"))
-            wait_until(
-                lambda least=number - MOST_BEHIND_ONE: len(answered(clients)) > least,  # type: ignore[misc]
-                f"connection {number} is answered by the idle worker",
-            )
-        gate.open("w").close()
-        wait_until(lambda: len(answered(clients)) == len(clients), "all are answered")
+        yield Full(running, directory, stack)
         assert running.stop() == 0, running.log
 
 
-def answered(clients: list[socket.socket]) -> list[socket.socket]:
-    """Those of *clients* that have an answer to read."""
-    return select.select(clients, [], [], 0)[0]
+def status(client: socket.socket) -> int:
+    answer = client.recv(64)
+    assert answer.startswith(b"HTTP/1.1 "), answer
+    return int(answer.split()[1])
+
+
+@pytest.mark.parametrize("options", [(), ("--max-waiting-requests", "0")], ids=["", "bounded"])
+def test_what_a_full_worker_does_not_accept_is_answered_by_an_idle_one(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    with full(tmp_path, *options) as site:
+        held = site.held(1)
+        for number in range(30):
+            wait_until(site.has_an_idle_worker, "a worker has nothing to do")
+            client = site.asked("/")
+            wait_until(lambda it=client: is_answered(it), f"connection {number} is answered")  # type: ignore[misc]
+            assert status(client) == 200, f"connection {number}"
+        site.end(1)
+        assert status(held) == 200
+
+
+def test_what_found_no_free_thread_goes_to_the_first_that_is_free(tmp_path: Path) -> None:
+    with full(tmp_path) as site:
+        held = [site.held(1), site.held(2)]
+        waiting = [site.asked("/") for _ in range(4)]
+        site.end(2)
+        # Not those that the other worker has taken to itself: it has taken none.
+        wait_until(lambda: all(map(is_answered, waiting)), "all are answered by one worker")
+        assert [status(client) for client in waiting] == [200] * 4
+        site.end(1)
+        assert [status(client) for client in held] == [200] * 2
+
+
+def test_a_thread_whose_request_was_given_up_keeps_nobody_waiting(tmp_path: Path) -> None:
+    with full(tmp_path, "--request-timeout", "1", "--max-stuck-threads", "9") as site:
+        held = [site.held(1), site.held(2)]
+        assert [status(client) for client in held] == [504] * 2
+        client = site.asked("/")
+        wait_until(lambda: is_answered(client), "it is answered beside two threads that are stuck")
+        site.end(1)
+        site.end(2)
+
+
+def test_workers_without_a_free_thread_refuse_what_may_not_wait(tmp_path: Path) -> None:
+    with full(tmp_path, "--max-waiting-requests", "0") as site:
+        held = [site.held(1), site.held(2)]
+        assert status(site.asked("/")) == 503
+        site.end(1)
+        site.end(2)
+        assert [status(client) for client in held] == [200] * 2
+
+
+def test_clients_that_take_nothing_are_cut_off_for_those_that_wait_in_the_kernel(
+    tmp_path: Path,
+) -> None:
+    with full(tmp_path) as site:
+        slow = [site.asked("/stream") for _ in range(2)]
+        wait_until(lambda: all(map(is_answered, slow)), "both workers answer")
+        assert status(site.asked("/")) == 200
+        for client in slow:
+            client.close()
+
+
+def is_answered(client: socket.socket) -> bool:
+    return bool(select.select([client], [], [], 0)[0])

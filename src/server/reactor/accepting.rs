@@ -165,7 +165,7 @@ impl Reactor {
     pub(super) fn watch_listener(&self) {
         let mut listening = self.listening.lock();
         listening.paused_until = None;
-        if listening.is_watched || listening.is_stopped {
+        if listening.is_watched || listening.is_stopped || self.is_held.load(Ordering::Relaxed) {
             return;
         }
         let Some(socket) = listening.socket.clone() else {
@@ -198,97 +198,108 @@ impl Reactor {
         self.watch_listener();
     }
 
-    /// The kernel has connections: accepts some of them, unless more requests wait than the threads
-    /// can be expected to begin soon. Those that are not accepted are the kernel's still, and go to
-    /// another worker, or to the next one if this one dies.
-    pub(super) fn accept_turn(&self, jobs: &mut Vec<Job>) {
-        if self.overload.is_bounded() {
-            self.accept_beside_others(jobs);
-            return;
-        }
-        if self.has_enough(jobs) {
-            if self.has_relatives() {
-                // The kernel has told this worker alone: a sibling that sleeps hears of it only with
-                // the next connection.
-                self.accept(1, jobs);
+    /// Before the leader waits: the listener is watched only while what it brings may begin. The kernel
+    /// tells one worker of a connection; one that has no room for it must not be that one, since its
+    /// siblings would sleep on.
+    pub(super) fn watch_if_there_is_room(&self, room: usize) {
+        let has_room = if self.has_siblings() {
+            room > 0
+        } else {
+            !self.has_enough(0)
+        };
+        let was_held = self.is_held.swap(!has_room, Ordering::Relaxed);
+        if !has_room {
+            self.ignore_listener();
+            if self.overload.is_bounded() {
+                let mut listening = self.listening.lock();
+                listening
+                    .paused_until
+                    .get_or_insert_with(|| Instant::now() + overload::LEFT_TO_OTHERS);
             }
-            self.hold_listener();
-        } else if !self.has_relatives() {
+        } else if was_held {
+            // A pause for want of descriptors or memory goes on.
+            if self.overload.is_bounded() || self.listening.lock().paused_until.is_none() {
+                self.watch_listener();
+            }
+        }
+    }
+
+    /// The kernel has connections: accepts some of them, no more than can begin or, in a process that
+    /// alone has the listener, than will soon. The rest is the kernel's still, and goes to another
+    /// worker, or to the next one if this one dies.
+    pub(super) fn accept_turn(&self, room: usize, jobs: &mut Vec<Job>) {
+        if self.has_siblings() {
+            // One at least: the kernel has told this worker alone, and siblings that sleep hear of it
+            // only with the next connection.
+            let most = room.saturating_sub(jobs.len()).clamp(1, ACCEPTS_PER_TURN);
+            if self.accept(most, jobs) > 0 {
+                self.go_last();
+            }
+        } else if self.overload.is_full() {
+            // Accepted only to be refused, so that their clients hear of it.
+            self.accept(overload::ACCEPTS_PER_TURN, jobs);
+        } else if self.overload.is_bounded() {
+            self.accept(ACCEPTS_PER_TURN, jobs);
+        } else if !self.has_enough(jobs.len()) {
             self.accept(ACCEPTS_ALONE, jobs);
-        } else if self.accept(self.most_beside_others(), jobs) > 0 {
-            self.go_last();
+        } else {
+            self.is_held.store(true, Ordering::Relaxed);
+            self.ignore_listener();
         }
     }
 
-    /// Before the leader waits: leaves the listener to the siblings while there is enough to do. They
-    /// are told of what comes only as long as this worker does not watch.
-    pub(super) fn hold_back(&self, jobs: &[Job]) {
-        if self.has_relatives()
-            && !self.overload.is_bounded()
-            && !self.is_held.load(Ordering::Relaxed)
-            && self.has_enough(jobs)
+    /// A pause of accepting is over.
+    pub(super) fn end_waiting(&self, jobs: &mut Vec<Job>) {
+        if self.has_siblings() && self.overload.is_bounded() && self.is_held.load(Ordering::Relaxed)
         {
-            self.hold_listener();
+            self.take_what_was_left(jobs);
+        } else {
+            self.watch_listener();
         }
     }
 
-    fn hold_listener(&self) {
-        self.is_held.store(true, Ordering::Relaxed);
-        self.ignore_listener();
+    /// No thread is free, and no sibling's either where connections still lie in the kernel after they
+    /// were left to them twice: they wait here as far as requests may wait, and the rest is refused.
+    fn take_what_was_left(&self, jobs: &mut Vec<Job>) {
+        let is_waiting = self.has_left_some();
+        let was_left = self.was_left.swap(is_waiting, Ordering::Relaxed);
+        let pause = if is_waiting && !was_left {
+            overload::LEFT_ONCE_MORE
+        } else {
+            overload::LEFT_TO_OTHERS
+        };
+        self.listening.lock().paused_until = Some(Instant::now() + pause);
+        if is_waiting && was_left {
+            self.accept(overload::ACCEPTS_PER_TURN, jobs);
+        }
     }
 
-    /// As many requests wait as the threads can be expected to begin soon.
-    fn has_enough(&self, found: &[Job]) -> bool {
-        self.queued.load(Ordering::Relaxed) + found.len() >= self.most_queued()
-    }
-
-    /// Connections accepted in one turn beside other processes: no more than there are threads. What
-    /// waits behind the only one could be answered sooner by a sibling.
-    fn most_beside_others(&self) -> usize {
-        ACCEPTS_PER_TURN.min(self.pool_size.load(Ordering::Relaxed))
-    }
-
-    /// Above so many jobs that were found and not begun no connection is accepted.
-    fn most_queued(&self) -> usize {
+    /// As many requests wait as the threads can be expected to begin soon, with so many more that were
+    /// found.
+    fn has_enough(&self, found: usize) -> bool {
+        if self.overload.is_bounded() {
+            return false;
+        }
         let pool_size = self.pool_size.load(Ordering::Relaxed);
-        pool_size.saturating_mul(QUEUED_PER_THREAD)
+        let most = pool_size.saturating_mul(QUEUED_PER_THREAD);
+        self.queued.load(Ordering::Relaxed) + found >= most
+    }
+
+    /// True where connections lie in the kernel because no thread is free.
+    pub(super) fn has_left_some(&self) -> bool {
+        let socket = {
+            let listening = self.listening.lock();
+            let socket = listening.socket.clone();
+            socket.filter(|_| !listening.is_stopped)
+        };
+        self.is_held.load(Ordering::Relaxed)
+            && self.has_siblings()
+            && socket.is_some_and(|socket| socket::has_connection(&socket))
     }
 
     /// True where other processes may watch the same listener.
-    fn has_relatives(&self) -> bool {
+    pub(super) fn has_siblings(&self) -> bool {
         !self.settings.last_look.is_zero()
-    }
-
-    /// Accepts also where the request will be refused, since its client is to hear of it; but first
-    /// leaves it to workers that have room.
-    fn accept_beside_others(&self, jobs: &mut Vec<Job>) {
-        let is_full = self.overload.is_full();
-        if is_full && !self.was_left.swap(true, Ordering::Relaxed) {
-            self.ignore_listener();
-            self.listening.lock().paused_until = Some(Instant::now() + overload::LEFT_TO_OTHERS);
-            return;
-        }
-        self.was_left.store(false, Ordering::Relaxed);
-        let most = if is_full {
-            overload::ACCEPTS_PER_TURN
-        } else if self.has_relatives() {
-            self.most_beside_others()
-        } else {
-            ACCEPTS_PER_TURN
-        };
-        if self.accept(most, jobs) > 0 && self.has_relatives() {
-            self.go_last();
-        }
-    }
-
-    /// Goes on accepting if that was held and need not be any more.
-    pub(super) fn accept_again(&self) {
-        if self.is_held.load(Ordering::Relaxed)
-            && self.queued.load(Ordering::Relaxed) < self.most_queued()
-        {
-            self.is_held.store(false, Ordering::Relaxed);
-            self.watch_listener();
-        }
     }
 
     /// Accepts up to `most` connections; returns how many attempts found one.

@@ -60,6 +60,10 @@ const QUEUED_PER_THREAD: usize = 2;
 /// out.
 type Again = Option<Box<Connection>>;
 
+/// How often a worker whose threads are all busy, too many of them with slow clients, looks whether
+/// connections wait in the kernel.
+const LOOK_AT_THE_LEFT: Duration = Duration::from_millis(100);
+
 /// Something that is ready for a thread.
 #[derive(Debug)]
 pub(super) enum Job {
@@ -100,7 +104,7 @@ pub(super) struct Reactor {
     queued: AtomicUsize,
     /// Threads of the pool, at least 1.
     pool_size: AtomicUsize,
-    /// The listener is left alone until there are fewer of them.
+    /// The listener is left alone until a request that comes can begin.
     is_held: AtomicBool,
     overload: Overload,
     /// Most of many connections have left, and their memory was not given back yet.
@@ -108,7 +112,7 @@ pub(super) struct Reactor {
     trimming: Mutex<free_memory::Pace>,
     /// Requests that were refused and that the handler has not heard of.
     reports: AtomicUsize,
-    /// The listener was left to other workers for a moment, because this one is full.
+    /// Connections lay in the kernel at the last look, left to siblings because no thread was free.
     was_left: AtomicBool,
     /// What is to be done after others have had their turn.
     deferred: Mutex<Vec<Job>>,
@@ -296,6 +300,18 @@ impl Reactor {
         }
     }
 
+    /// Cuts slow clients off where requests wait for their threads. Returns when to look again.
+    fn relieve_of_slow_clients(&self, now: Instant) -> Option<Instant> {
+        let mut queued = self.queued.load(Ordering::Relaxed);
+        if queued == 0 && self.is_held.load(Ordering::Relaxed) && self.slow_clients.are_too_many() {
+            if !self.has_left_some() {
+                return Some(now + LOOK_AT_THE_LEFT);
+            }
+            queued = 1;
+        }
+        self.slow_clients.relieve(queued, now)
+    }
+
     /// Waits for events, until `until` at the latest.
     fn fetch(&self, events: &mut [EpollEvent], until: Option<Instant>) -> usize {
         let timeout = until.map_or(EpollTimeout::NONE, |until| {
@@ -319,7 +335,7 @@ impl Reactor {
 impl Source for Reactor {
     type Job = Job;
 
-    fn wait(&self, jobs: &mut Vec<Job>, most: usize) {
+    fn wait(&self, jobs: &mut Vec<Job>, most: usize, free: usize) {
         let mut scratch = self.scratch.lock();
         let Scratch { events, due } = &mut *scratch;
         let before = jobs.len();
@@ -328,8 +344,7 @@ impl Source for Reactor {
             self.queue(jobs.len() - before);
             return;
         }
-        self.accept_again();
-        self.hold_back(jobs);
+        self.watch_if_there_is_room(free.saturating_sub(jobs.len()));
         let (paused_until, closes_at) = {
             let listening = self.listening.lock();
             (listening.paused_until(), listening.closes_at())
@@ -337,8 +352,7 @@ impl Source for Reactor {
         let deferred = std::mem::take(&mut *self.deferred.lock());
         let now = Instant::now();
         let other = if deferred.is_empty() && jobs.is_empty() {
-            let queued = self.queued.load(Ordering::Relaxed);
-            let relief = self.slow_clients.relieve(queued, now);
+            let relief = self.relieve_of_slow_clients(now);
             [paused_until, closes_at, relief]
                 .into_iter()
                 .flatten()
@@ -351,7 +365,7 @@ impl Source for Reactor {
         let count = self.fetch_or_catch_up(&mut events[..room], until);
         for event in &events[..count] {
             match event.data() {
-                LISTENER => self.accept_turn(jobs),
+                LISTENER => self.accept_turn(free, jobs),
                 WAKE => {
                     // Edge-triggered, so it need not be read empty; but it must not fill up.
                     let _ = self.wake.read();
@@ -378,7 +392,7 @@ impl Source for Reactor {
             self.contain(*token, || self.check_deadline(*token, now, jobs));
         }
         if paused_until.is_some_and(|until| until <= now) {
-            self.watch_listener();
+            self.end_waiting(jobs);
         }
         self.apply_orders(jobs);
         self.queue(jobs.len() - before);
@@ -399,6 +413,12 @@ impl Source for Reactor {
             }
         }
         self.queue(jobs.len() - before);
+    }
+
+    fn note_room(&self) {
+        if self.has_siblings() {
+            self.wake_leader();
+        }
     }
 
     fn interrupt(&self) {
@@ -424,7 +444,7 @@ impl Source for Reactor {
                 self.contain(token, || self.drive(Some(connection), &mut jobs));
             }
         }
-        if self.is_held.load(Ordering::Relaxed) {
+        if self.is_held.load(Ordering::Relaxed) && !self.has_siblings() {
             self.wake_leader();
         }
         let mut next = None;
@@ -590,7 +610,7 @@ impl Keeper for Reactor {
 
     fn relieve(&self) {
         // The leader looks at the slow clients whenever it looks at the sockets.
-        if self.queued.load(Ordering::Relaxed) > 0 {
+        if self.queued.load(Ordering::Relaxed) > 0 || self.is_held.load(Ordering::Relaxed) {
             self.wake_leader();
         }
     }
