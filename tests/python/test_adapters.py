@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from oslo_config import cfg
 
-from osloxide.adapters import nova
+from osloxide.adapters import nova, policy
 from osloxide.server import options as server_options
 
 
@@ -71,3 +73,57 @@ def test_novas_server_reads_novas_options(tmp_path: Any) -> None:
         service.WSGIServer("api", None, host="127.0.0.1", backlog=0)
     with pytest.raises(RuntimeError, match="cert_file"):
         service.WSGIServer("api", None, host="127.0.0.1", use_ssl=True)
+
+
+POLICY = """
+_ENFORCER = None
+
+def init():
+    global _ENFORCER
+    if not _ENFORCER:
+        _ENFORCER = {}
+        begun.set()
+        loaded.wait(60)
+        _ENFORCER["rule"] = True
+
+def check():
+    init()
+    return "rule" in _ENFORCER
+"""
+
+
+class Watched:
+    """A lock that tells how many have asked for it."""
+
+    def __init__(self) -> None:
+        self.asked, self._lock = threading.Semaphore(0), threading.RLock()
+        locks.append(self)
+
+    def __enter__(self) -> None:
+        self.asked.release()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+locks: list[Watched] = []
+
+
+def test_no_thread_checks_a_policy_before_its_rules_are_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, loaded = threading.Event(), threading.Event()
+    engine = module("neutron.policy", begun=begun, loaded=loaded)
+    exec(POLICY, vars(engine))
+    monkeypatch.setattr(policy, "RLock", Watched)
+    policy.amend(engine)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(engine.check)
+        assert begun.wait(60)
+        second = threads.submit(engine.check)
+        # Both have come before the rules are there.
+        assert all(locks[-1].asked.acquire(timeout=60) for _ in range(2))
+        loaded.set()
+        assert first.result(60)
+        assert second.result(60)

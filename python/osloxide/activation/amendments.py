@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MESSAGING = "osloxide.messaging.hook"
 _NOVA = "osloxide.adapters.nova:amend"
+_POLICY = "osloxide.adapters.policy:amend"
 
 TABLE: dict[str, tuple[str, ...]] = {
     "amqp.channel": (
@@ -30,6 +31,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     ),
     "amqp.connection": (f"{_MESSAGING}:amend_amqp_connection",),
     "amqp.transport": (f"{_MESSAGING}:make_tls_natively",),
+    "neutron.policy": (_POLICY,),
+    "neutron_lib.policy._engine": (_POLICY,),
     "nova.service": (_NOVA,),
     "oslo_context.context": ("osloxide.adapters.context:amend",),
     "oslo_messaging._drivers.amqpdriver": (
