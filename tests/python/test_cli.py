@@ -124,6 +124,31 @@ def test_a_switch_that_keeps_eventlet_is_no_fault_where_osloxide_serves_it(scrip
     assert result.stderr == ""
 
 
+def test_gevent_is_found_and_refused_as_libraries_that_look_for_it_expect(
+    script, tmp_path: Path
+) -> None:
+    (tmp_path / "site/gevent").mkdir(parents=True)
+    (tmp_path / "site/gevent/__init__.py").write_text("raise ValueError('size changed')\n")
+    program = script("""
+import importlib.util
+print(importlib.util.find_spec("gevent") is not None)
+try:
+    import gevent.monkey
+except ImportError as error:
+    print(error)
+""")
+
+    result = osloxide("run", program, PYTHONPATH=str(tmp_path / "site"))
+
+    assert result.stderr == ""
+    assert result.stdout.startswith("True\ngevent is not served: ")
+    assert "OSLOXIDE_EVENTLET=real" in result.stdout
+    real = osloxide("run", "--eventlet", "real", program, PYTHONPATH=str(tmp_path / "site"))
+    assert "size changed" in real.stderr  # its own body ran
+    absent = osloxide("run", program).stdout
+    assert absent == "False\nNo module named 'gevent'\n"
+
+
 def test_run_refuses_a_switch_that_it_does_not_know(script) -> None:
     result = osloxide("run", script("print('ran')"), OSLOXIDE_EVENTLET="green")
     assert result.returncode == 1
@@ -400,6 +425,17 @@ def test_check_reports_hiding_flags(script) -> None:
     result = osloxide("check", "--json", script(shebang=f"#!{sys.executable} -I"))
     assert result.returncode == 1
     assert "-I, which ignores PYTHONPATH" in json.loads(result.stdout)["problems"][0]
+
+
+def test_check_says_which_commands_bring_a_supervisor_of_their_own(script, tmp_path: Path) -> None:
+    (tmp_path / "a_service.py").write_text("import cotyledon\ndef main(): pass\n")
+    cotyledons = script("from a_service import main\nmain()\n")
+
+    result = osloxide("check", cotyledons, PYTHONPATH=str(tmp_path))
+
+    assert result.returncode == 0
+    assert "\nsupervisor     cotyledon" in result.stdout
+    assert "supervisor" not in osloxide("check", script("from json.tool import main\n")).stdout
 
 
 def test_check_of_an_unknown_command_is_127() -> None:

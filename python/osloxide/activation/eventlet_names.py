@@ -29,6 +29,9 @@ ROOTS = {"eventlet": "osloxide.green", "greenlet": "osloxide.green.greenlet"}
 _EXPOSED = "osloxide.green._core.exposed"
 """Gives a module the names that eventlet's module imports; found by name, as amendments are."""
 
+_LINKED = "gevent"
+"""A library whose compiled modules are linked to greenlet's C interface."""
+
 is_native = False
 """Whether osloxide serves them in this process."""
 
@@ -108,4 +111,25 @@ def refuse(fullname: str) -> ImportError:
         f"{fullname} is not served: osloxide serves {root} from native threads and has no such "
         f"module; where the real {root} has it, start the service with {VARIABLE}=real",
         name=fullname,
+    )
+
+
+def refuses(fullname: str) -> bool:
+    """Whether the module *fullname* is of a library that cannot work beside osloxide's greenlet."""
+    if fullname != _LINKED or not is_native:
+        return False
+    module = sys.modules.get("greenlet")
+    return module is None or module is sys.modules.get(ROOTS["greenlet"])
+
+
+def refuse_linked() -> ImportError:
+    """The error for a library whose compiled modules need the real greenlet.
+
+    Libraries that look whether it is there expect an ImportError; its own error would be a
+    ValueError about the size of a class.
+    """
+    return ImportError(
+        f"{_LINKED} is not served: its compiled modules need the real greenlet, and osloxide "
+        f"serves that name from native threads; start the service with {VARIABLE}=real",
+        name=_LINKED,
     )

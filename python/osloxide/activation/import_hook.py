@@ -180,6 +180,8 @@ class _AliasFinder:
         replacement = eventlet_names.replacement(fullname)
         if replacement is not None:
             return self._served_spec(fullname, replacement, path)
+        if eventlet_names.refuses(fullname):
+            return self._refused_spec(fullname, path)
         if not fullname.startswith("oslo_service"):
             return None
         if fullname == "oslo_service":
@@ -259,6 +261,15 @@ class _AliasFinder:
             is_package=spec.submodule_search_locations is not None,
         )
 
+    def _refused_spec(self, fullname: str, path: Sequence[str] | None) -> ModuleSpec | None:
+        """The spec of an installed module that may be found, and raises when it is imported."""
+        from importlib.machinery import PathFinder
+
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None:
+            spec.loader = _RefusingLoader()  # type: ignore[assignment] # as above
+        return spec
+
     def _amended_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
     ) -> ModuleSpec | None:
@@ -303,6 +314,16 @@ class _AliasLoader:
         # importlib.reload() goes by it, and must find the code.
         if self._real_spec is not None:
             module.__spec__ = self._real_spec
+
+
+class _RefusingLoader:
+    """Raises instead of running a module's body."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        raise eventlet_names.refuse_linked()
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise eventlet_names.refuse_linked()
 
 
 class _AmendingLoader:

@@ -44,6 +44,8 @@ def _report(module: str) -> dict[str, Any]:
         problems.append("the import hook is not active: osloxide's sitecustomize did not run")
     if module:
         report["module"] = {"name": module} | _import(module, problems)
+    # Its own imports of cotyledon alone: oslo.service's threading backend is osloxide's here.
+    report["cotyledon"] = "cotyledon" in sys.modules
     # What the service's own imports decided; asking for the aliases would change the answer.
     backend = sys.modules.get("oslo_service.backend")
     chosen = getattr(backend, "_cached_backend_type", None)

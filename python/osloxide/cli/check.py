@@ -137,6 +137,10 @@ def _lines(report: Mapping[str, Any], command: str) -> list[str]:
         if "module" in report:
             rows.append(("imported", report["module"]["name"]))
         rows.append(("backend type", report["backend"] or "not selected at import"))
+        if report["cotyledon"]:
+            rows.append(
+                ("supervisor", "cotyledon, if the command uses it; osloxide leaves it alone")
+            )
         rows.append(("eventlet", _eventlet(report)))
         rows += [("eventlet", f"{name} is not served") for name in report["eventlet_missing"]]
         rows += [
