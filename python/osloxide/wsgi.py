@@ -76,6 +76,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), "Request", "Router"})
+
+
 def _check_backend_compatibility() -> None:
     """Refuse the threading backend, but only where ``OSLOXIDE_STRICT=1`` asks for it.
 

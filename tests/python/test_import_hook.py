@@ -55,6 +55,17 @@ def test_wsgi_is_ours() -> None:
     """)
 
 
+def test_wsgi_lists_every_name_of_oslo_services() -> None:
+    passes("""
+        from osloxide import wsgi
+        missing = {"ConfigNotFound", "InvalidInput", "Loader", "PasteAppNotFound", "Request",
+                   "Router", "Server", "list_opts", "register_opts"} - {*dir(wsgi)}
+        assert not missing, missing
+        import sys
+        assert "webob" not in sys.modules and "routes" not in sys.modules
+    """)
+
+
 @pytest.mark.parametrize(
     "name",
     ["backend", "backend._common", "_options", "opts", "backend.exceptions", "periodic_task"],
