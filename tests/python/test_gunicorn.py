@@ -226,6 +226,7 @@ def test_what_gunicorn_reads_unasked_is_named_and_not_read(
     ("line", "remedy"),
     [
         ("worker_class = 'gevent'", "give --threads N"),
+        ("worker_class = 'asgi'", "ASGI applications"),
         ("statsd_host = 'x:1'", "osloxide metrics"),
         ("daemon = True", "service manager"),
         ("def post_fork(server, worker): pass", "each worker imports it"),
@@ -259,6 +260,7 @@ def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -
     [
         ("-D", "service manager"),
         ("-k eventlet", "native threads"),
+        ("-k uvicorn.workers.UvicornWorker", "ASGI"),
         ("--statsd-host x:1", "osloxide metrics"),
         ("--paste /etc/x.ini", "config:FILE"),
         ("--log-syslog", "--log-config"),

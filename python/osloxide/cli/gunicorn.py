@@ -127,6 +127,7 @@ _HOOKS = {
 _LIKE_THREADS = ("sync", "gthread", "gunicorn.workers.sync.SyncWorker",
                  "gunicorn.workers.gthread.ThreadWorker")  # fmt: skip
 _WORKER_CLASS = "requests run on native threads: give --threads N, and take it out"
+_ASGI = "it is for ASGI applications, which need an ASGI server: WSGI applications are served here"
 
 _FLAGS = ("-D/--daemon", "-R/--enable-stdio-inheritance", "--reuse-port", "--no-sendfile",
           "--capture-output", "--disable-redirect-access-to-syslog", "--initgroups",
@@ -212,7 +213,8 @@ def judged(name: str, value: Any) -> str | None:
     if name == "worker_class":
         if str(value) in _LIKE_THREADS:
             return "there is one kind of worker"
-        raise CommandError(_WORKER_CLASS)
+        is_asgi = any(word in str(value).lower() for word in ("asgi", "uvicorn"))
+        raise CommandError(_ASGI if is_asgi else _WORKER_CLASS)
     if name in NEEDLESS:
         return NEEDLESS[name]
     prefixed = [remedy for prefix, remedy in _PREFIXES.items() if name.startswith(prefix)]
