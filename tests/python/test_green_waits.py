@@ -18,7 +18,8 @@ from _children import run_python
 from osloxide import green
 from osloxide.green import event, greenpool, greenthread, hubs, queue, semaphore, tpool
 from osloxide.green._core.clock import clock
-from osloxide.green._core.turns import GreenletExit, turns
+from osloxide.green._core.interruption import GreenletExit
+from osloxide.green._core.turns import turns
 
 WITHIN = 20.0
 """Seconds after which a wait that should have ended counts as hung."""

@@ -78,6 +78,14 @@ def replacement(fullname: str) -> str | None:
     return fullname if fullname.startswith("osloxide.green") else None
 
 
+_GREENLETS = (
+    "osloxide.green._core.greenlets",
+    "osloxide.green._core.interruption",
+    ROOTS["greenlet"],
+)
+"""Modules with classes of greenlet's own."""
+
+
 def adopt(module: Any) -> None:
     """Finish a module of osloxide.green, whose body has just run.
 
@@ -88,7 +96,7 @@ def adopt(module: Any) -> None:
     real = module.__name__
     if real == default_backend.PATCHER:
         module.when_asked.append(default_backend.follow_monkey_patching)
-    if real in ("osloxide.green._core.turns", ROOTS["greenlet"]):
+    if real in _GREENLETS:
         name, public = "greenlet", ("greenlet", "GreenletExit", "error")
     else:
         name, public = "eventlet" + real.removeprefix("osloxide.green"), None

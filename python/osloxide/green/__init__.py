@@ -18,7 +18,7 @@ from osloxide.green import (
     support,
     timeout,
 )
-from osloxide.green._core.turns import getcurrent
+from osloxide.green._core.greenlets import getcurrent
 from osloxide.green._version import __version__ as __version__
 
 connect = convenience.connect

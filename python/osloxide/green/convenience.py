@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from osloxide.green import greenpool, greenthread, support
-from osloxide.green._core.turns import GreenletExit, greenlet
+from osloxide.green._core.greenlets import greenlet
+from osloxide.green._core.interruption import GreenletExit
 from osloxide.green.green import socket
 
 __all__ = ["StopServe", "connect", "listen", "serve", "wrap_ssl"]

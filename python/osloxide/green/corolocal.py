@@ -6,7 +6,7 @@ import weakref
 from typing import Any
 
 from osloxide._typing import override
-from osloxide.green._core.turns import getcurrent
+from osloxide.green._core.greenlets import getcurrent
 
 __all__ = ["get_ident", "local"]
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green._core import clock as _clock
+from osloxide.green._core import interruption as _interruption
 from osloxide.green._core import turns as _turns
-from osloxide.green._core.turns import greenlet, interrupt, lock, resume
+from osloxide.green._core import waits as _waits
+from osloxide.green._core.interruption import interrupt
+from osloxide.green._core.turns import TurnTaker, lock, resume
 
 __all__ = ["Event"]
 
@@ -29,7 +32,7 @@ class _Send:
 
     __slots__ = ("event", "exc", "result", "waiter")
 
-    def __init__(self, event: Event, result: Any, exc: Any, waiter: greenlet) -> None:
+    def __init__(self, event: Event, result: Any, exc: Any, waiter: TurnTaker) -> None:
         self.event, self.result, self.exc, self.waiter = event, result, exc, waiter
 
     def take_turn(self) -> None:
@@ -44,7 +47,7 @@ class Event:
 
     def __init__(self) -> None:
         # Ordered, unlike a set: whoever waits longest goes on first.
-        self._waiters: dict[greenlet, None] = {}
+        self._waiters: dict[TurnTaker, None] = {}
         self.reset()
 
     @override
@@ -93,21 +96,21 @@ class Event:
         wake = me = None
         with lock:
             if self._result is NOT_USED:
-                me = _turns.suspend()
+                me = _waits.suspend()
                 self._waiters[me] = None
                 if timeout is not None:
-                    wake = _turns.Wake(me, None)
+                    wake = _waits.Wake(me, None)
                     _clock.clock.add(timeout, wake)
         if me is not None:
             try:
-                return _turns.await_turn(me)
+                return _waits.await_turn(me)
             finally:
                 with lock:
                     self._waiters.pop(me, None)
                     if wake is not None and not wake.called:
                         _clock.clock.drop(wake)
         if self._exc is not None:
-            raise _turns.normalize(*self._exc)
+            raise _interruption.normalize(*self._exc)
         return self._result
 
     def send(self, result: Any = None, exc: Any = None) -> None:
@@ -124,12 +127,12 @@ class Event:
             for waiter in tuple(self._waiters):
                 _turns.enqueue(_Send(self, result, exc, waiter))
 
-    def _do_send(self, result: Any, exc: Any, waiter: greenlet) -> None:
+    def _do_send(self, result: Any, exc: Any, waiter: TurnTaker) -> None:
         if waiter in self._waiters:
             if exc is None:
                 resume(waiter, result)
             else:
-                interrupt(waiter, _turns.normalize(*exc))
+                interrupt(waiter, _interruption.normalize(*exc))
 
     def send_exception(self, *args: Any) -> None:
         """Send an exception; the arguments are those of ``throw()``."""

@@ -8,7 +8,10 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green import event, greenthread, queue, semaphore
-from osloxide.green._core.turns import GreenletExit, getcurrent, greenlet, hold, lock
+from osloxide.green._core.greenlets import getcurrent, greenlet
+from osloxide.green._core.interruption import GreenletExit
+from osloxide.green._core.turns import lock
+from osloxide.green._core.waits import hold
 
 __all__ = ["GreenPile", "GreenPool"]
 

@@ -15,8 +15,11 @@ from typing import Any
 
 from osloxide.green import event, hubs, support, timeout
 from osloxide.green._core import clock as _clock
-from osloxide.green._core import turns as _turns
-from osloxide.green._core.turns import getcurrent, greenlet, lock
+from osloxide.green._core import greenlets as _greenlets
+from osloxide.green._core import interruption as _interruption
+from osloxide.green._core import waits as _waits
+from osloxide.green._core.greenlets import getcurrent, greenlet
+from osloxide.green._core.turns import lock
 from osloxide.green.hubs import timer
 
 __all__ = [
@@ -33,19 +36,19 @@ __all__ = [
 
 def sleep(seconds: float = 0) -> None:
     """Let others go on for *seconds*; 0 lets those go first whose turn has come."""
-    if _turns.is_hub(getcurrent()):
+    if _greenlets.is_hub(getcurrent()):
         if seconds <= 0:
             return
         raise RuntimeError("do not call blocking functions from the mainloop")
     if seconds <= 0:
-        _turns.yield_turn()
+        _waits.yield_turn()
         return
     with lock:
-        me = _turns.suspend()
-        wake = _turns.Wake(me)
+        me = _waits.suspend()
+        wake = _waits.Wake(me)
         _clock.clock.add(seconds, wake)
     try:
-        _turns.await_turn(me)
+        _waits.await_turn(me)
     finally:
         if not wake.called:
             with lock:
@@ -55,7 +58,7 @@ def sleep(seconds: float = 0) -> None:
 def spawn(func: Callable[..., Any], *args: Any, **kwargs: Any) -> GreenThread:
     """Run *func* in a greenthread, whose ``wait()`` returns its result."""
     hub = hubs.get_hub()
-    _turns.hold()
+    _waits.hold()
     g = GreenThread(hub.greenlet)
     hub.schedule_call_global(0, g.switch, func, args, kwargs)
     return g
@@ -63,7 +66,7 @@ def spawn(func: Callable[..., Any], *args: Any, **kwargs: Any) -> GreenThread:
 
 def spawn_n(func: Callable[..., Any], *args: Any, **kwargs: Any) -> greenlet:
     """Run *func* in a greenthread of whose result nothing is kept; what it raises is printed."""
-    _turns.hold()
+    _waits.hold()
     return _spawn_n(0, func, args, kwargs)[1]
 
 
@@ -71,7 +74,7 @@ def spawn_after(seconds: float, func: Callable[..., Any], *args: Any, **kwargs: 
     """Run *func* in a greenthread that begins in *seconds*; until then it costs no thread."""
     hub = hubs.get_hub()
     if seconds <= 0:
-        _turns.hold()
+        _waits.hold()
     g = GreenThread(hub.greenlet)
     g.start_timer = hub.schedule_call_global(seconds, g.switch, func, args, kwargs)
     return g
@@ -193,7 +196,7 @@ class GreenThread(greenlet):
         """What its thread runs."""
         try:
             result = function(*args, **kwargs)
-            _turns.settle()
+            _interruption.settle()
         except BaseException:
             self._exit_event.send_exception(*sys.exc_info())
             self._resolve_links()
@@ -249,18 +252,18 @@ def kill(g: greenlet, *throw_args: Any) -> None:
     if g.dead:
         return
     current = getcurrent()
-    exception = _turns.normalize(*throw_args)
+    exception = _interruption.normalize(*throw_args)
     if g is current:
         raise exception
-    if not _turns.is_hub(current):
-        _turns.hold()
+    if not _greenlets.is_hub(current):
+        _waits.hold()
     with lock:
         if not g:
             unborn = not g.dead
         else:
             unborn = False
-            _turns.interrupt(g, exception, front=True)
+            _interruption.interrupt(g, exception, front=True)
     if unborn:
-        _turns._bury(g, exception)
-    if not _turns.is_hub(current):
-        _turns.yield_turn()
+        _interruption.bury(g, exception)
+    if not _greenlets.is_hub(current):
+        _waits.yield_turn()

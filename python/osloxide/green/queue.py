@@ -14,8 +14,13 @@ from typing import Any, ClassVar
 
 from osloxide._typing import override
 from osloxide.green._core import clock as _clock
+from osloxide.green._core import greenlets as _greenlets
+from osloxide.green._core import interruption as _interruption
 from osloxide.green._core import turns as _turns
-from osloxide.green._core.turns import getcurrent, greenlet, interrupt, lock, resume
+from osloxide.green._core import waits as _waits
+from osloxide.green._core.greenlets import getcurrent
+from osloxide.green._core.interruption import interrupt
+from osloxide.green._core.turns import TurnTaker, lock, resume
 from osloxide.green.event import Event
 from osloxide.green.timeout import Timeout as Timeout
 
@@ -36,7 +41,7 @@ class Waiter:
     __slots__ = ("greenlet", "item", "late")
 
     def __init__(self) -> None:
-        self.greenlet: greenlet | None = None
+        self.greenlet: TurnTaker | None = None
         self.item: Any = _NONE
         self.late = False
 
@@ -63,15 +68,15 @@ class Waiter:
         """Let it raise."""
         with lock:
             if self.greenlet is not None:
-                interrupt(self.greenlet, _turns.normalize(*throw_args))
+                interrupt(self.greenlet, _interruption.normalize(*throw_args))
 
     def wait(self) -> Any:
         """Wait until one of the other two is called."""
         assert self.greenlet is None, f"This Waiter is already used by {self.greenlet!r}"
         with lock:
-            self.greenlet = _turns.suspend()
+            self.greenlet = _waits.suspend()
         try:
-            return _turns.await_turn(self.greenlet)
+            return _waits.await_turn(self.greenlet)
         finally:
             self.greenlet = None
 
@@ -84,7 +89,7 @@ class Waiter:
         return self.greenlet is None
 
     def take_turn(self) -> None:
-        if self.greenlet is not None and self.greenlet._state == _turns._PARKED:
+        if self.greenlet is not None and self.greenlet._state == _turns.PARKED:
             self.late = True
             resume(self.greenlet, _NONE)
 
@@ -206,21 +211,21 @@ class LightQueue:
                     self._schedule_unlock()
                 return
             if not block:
-                if _turns.is_hub(getcurrent()):
+                if _greenlets.is_hub(getcurrent()):
                     if self._hand_over(item):
                         return
                     raise Full
                 if not self.getters:
                     raise Full
             waiter = ItemWaiter(item, block)
-            waiter.greenlet = _turns.suspend()
+            waiter.greenlet = _waits.suspend()
             self.putters[waiter] = None
             if self.getters or not block:
                 self._schedule_unlock()
             if block and timeout is not None:
                 _clock.clock.add(max(0.0, timeout), waiter)
         try:
-            result = _turns.await_turn(waiter.greenlet)
+            result = _waits.await_turn(waiter.greenlet)
         finally:
             with lock:
                 waiter.greenlet = None
@@ -272,7 +277,7 @@ class LightQueue:
                     self._schedule_unlock()
                 return self._get()
             if not block:
-                if _turns.is_hub(getcurrent()):
+                if _greenlets.is_hub(getcurrent()):
                     while self.putters:
                         putter = _first(self.putters)
                         if putter:
@@ -282,7 +287,7 @@ class LightQueue:
                             return self._get()
                 raise Empty
             waiter = Waiter()
-            waiter.greenlet = _turns.suspend()
+            waiter.greenlet = _waits.suspend()
             self.getters[waiter] = None
             if self.putters:
                 self._schedule_unlock()
@@ -290,7 +295,7 @@ class LightQueue:
                 _clock.clock.add(max(0.0, timeout), waiter)
         got = False
         try:
-            result = _turns.await_turn(waiter.greenlet)
+            result = _waits.await_turn(waiter.greenlet)
             got = True
         finally:
             with lock:

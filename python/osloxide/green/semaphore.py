@@ -12,7 +12,8 @@ from types import TracebackType
 from osloxide._typing import override
 from osloxide.green._core import clock as _clock
 from osloxide.green._core import turns as _turns
-from osloxide.green._core.turns import greenlet, lock, resume
+from osloxide.green._core import waits as _waits
+from osloxide.green._core.turns import TurnTaker, lock, resume
 
 __all__ = ["BoundedSemaphore", "CappedSemaphore", "Semaphore"]
 
@@ -45,7 +46,7 @@ class Semaphore:
         if value < 0:
             raise ValueError(f"Semaphore() expect value >= 0, actual: {value!r}")
         self.counter = value
-        self._waiters: collections.deque[greenlet] = collections.deque()
+        self._waiters: collections.deque[TurnTaker] = collections.deque()
 
     @override
     def __repr__(self) -> str:
@@ -81,8 +82,8 @@ class Semaphore:
                 raise ValueError("can't specify timeout for non-blocking acquire")
             timeout = 0
         deadline = None if timeout is None else time.monotonic() + timeout
-        wake: _turns.Wake | None = None
-        me: greenlet | None = None
+        wake: _waits.Wake | None = None
+        me: TurnTaker | None = None
         got = False
         try:
             while True:
@@ -93,15 +94,15 @@ class Semaphore:
                         return True
                     if not blocking or (wake is not None and wake.called):
                         return False
-                    woken, me = me is not None, _turns.suspend()
+                    woken, me = me is not None, _waits.suspend()
                     if woken:
                         self._waiters.appendleft(me)
                     else:
                         self._waiters.append(me)
                     if deadline is not None:
-                        wake = _turns.Wake(me)
+                        wake = _waits.Wake(me)
                         _clock.clock.add(max(0.0, deadline - time.monotonic()), wake)
-                _turns.await_turn(me)
+                _waits.await_turn(me)
         finally:
             with lock:
                 if wake is not None and not wake.called:

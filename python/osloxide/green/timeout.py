@@ -16,7 +16,7 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green._core import timers
-from osloxide.green._core.turns import getcurrent
+from osloxide.green._core.greenlets import getcurrent
 
 __all__ = ["Timeout", "is_timeout", "with_timeout", "wrap_is_timeout"]
 

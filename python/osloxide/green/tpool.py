@@ -18,7 +18,7 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green import event
-from osloxide.green._core import turns as _turns
+from osloxide.green._core import greenlets as _greenlets
 from osloxide.green.greenthread import sleep
 from osloxide.green.timeout import Timeout
 from osloxide.threads import inherited
@@ -56,7 +56,7 @@ def _work(requests: Any) -> None:
         done.send(outcome)
         # What the function left thread-local is the pool's: as in eventlet.
         del request, done, function, args, kwargs, outcome
-        _turns.renew()
+        _greenlets.renew()
 
 
 def setup() -> None:

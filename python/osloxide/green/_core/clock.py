@@ -24,7 +24,7 @@ from typing import Any
 
 from osloxide import _native
 from osloxide.green._core import turns as _turns
-from osloxide.green._core.turns import greenlet, lock, turns
+from osloxide.green._core.turns import TurnTaker, lock, turns
 from osloxide.threads import inherited, own
 from osloxide.threads.pool_thread import register_thread
 
@@ -210,7 +210,7 @@ class Clock:
         """Call *function*, with the lock, in *seconds*. It must not wait."""
         self.add(seconds, _Call(function))
 
-    def interrupt_later(self, target: greenlet, entry: Any) -> None:
+    def interrupt_later(self, target: TurnTaker, entry: Any) -> None:
         """Raise ``entry.exception`` in *target* where it computes, unless it waits before.
 
         Called with the lock.
@@ -218,9 +218,11 @@ class Clock:
         pause = [_INTERRUPT_AFTER]
 
         def attempt() -> None:
-            if entry.called or target.dead or not target._pending or entry not in target._pending:
+            if entry.called or target._state == _turns.DEAD:
                 return
-            if target._state == _turns._RUNNING:
+            if not target._pending or entry not in target._pending:
+                return
+            if target._state == _turns.RUNNING:
                 exception = entry.exception
 
                 def deliver(_cls: type, *_args: object) -> BaseException:
@@ -353,7 +355,7 @@ class Clock:
             self._seen = (count, since, state)
 
 
-def _used_by(holder: greenlet, now: float) -> float:
+def _used_by(holder: TurnTaker, now: float) -> float:
     """Seconds of CPU that the thread of *holder* has used; *now* where the kernel does not tell."""
     try:
         with open(f"/proc/self/task/{holder._native_id}/schedstat", encoding="ascii") as file:

@@ -27,7 +27,7 @@ _TABLE = {
     "convenience": "ssl=.green.ssl",
     "corolocal": "greenthread=.greenthread",
     "db_pool": "deque=collections: contextmanager=contextlib:",
-    "event": "hubs=.hubs",
+    "event": "hubs=.hubs greenlet=.support.greenlets",
     "green.BaseHTTPServer": "SocketServer=.green.SocketServer",
     "green.CGIHTTPServer": "BaseHTTPServer=.green.BaseHTTPServer"
     " SimpleHTTPServer=.green.SimpleHTTPServer",

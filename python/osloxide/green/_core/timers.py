@@ -14,8 +14,13 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green._core import clock as _clock
+from osloxide.green._core import greenlets as _greenlets
+from osloxide.green._core import interruption as _interruption
 from osloxide.green._core import turns as _turns
-from osloxide.green._core.turns import enqueue, getcurrent, greenlet, interrupt, lock
+from osloxide.green._core import waits as _waits
+from osloxide.green._core.greenlets import getcurrent, greenlet
+from osloxide.green._core.interruption import interrupt
+from osloxide.green._core.turns import enqueue, lock
 
 __all__ = ["LocalTimer", "Timer"]
 
@@ -102,10 +107,10 @@ class Timer:
         if (
             isinstance(target, greenlet)
             and getattr(cb, "__func__", None) is greenlet.throw
-            and target._state == _turns._RUNNING
+            and target._state == _turns.RUNNING
             and target
         ):
-            self.exception = _turns.normalize(*args)
+            self.exception = _interruption.normalize(*args)
             interrupt(target, self.exception, self)
             return
         enqueue(self)
@@ -125,12 +130,12 @@ class Timer:
         if isinstance(target, greenlet) and function is greenlet.switch:
             self.called = True
             self._drop()
-            if target._state == _turns._RUNNING:
-                _turns.latch(target, _turns._value(args, kw))
+            if target._state == _turns.RUNNING:
+                _waits.latch(target, _turns.switch_value(args, kw))
             else:
                 _turns.start(target, args, kw)
         elif isinstance(target, greenlet) and function is greenlet.throw:
-            self.exception = _turns.normalize(*args)
+            self.exception = _interruption.normalize(*args)
             interrupt(target, self.exception, self)
         else:
             _start_callback(self)
@@ -169,7 +174,7 @@ class LocalTimer(Timer):
 
 
 def _start_callback(timer: Timer) -> None:
-    _turns.start(_turns.Callback(timer, _turns.hub_greenlet), (), {})
+    _turns.start(_greenlets.Callback(timer, _greenlets.hub_greenlet), (), {})
 
 
 def add(timer: Timer) -> float:

@@ -11,7 +11,9 @@ from typing import Any
 from osloxide._typing import override
 from osloxide.green import hubs as _hubs
 from osloxide.green._core import clock as _clock
+from osloxide.green._core import greenlets as _greenlets
 from osloxide.green._core import turns as _turns
+from osloxide.green._core import waits as _waits
 from osloxide.green.hubs import hub as _hub
 
 error = _std.error
@@ -37,7 +39,7 @@ class _Listener(_hub.FdListener):
     """One descriptor of a ``select()``: the first that is ready ends it."""
 
     def __init__(self, evtype: str, fileno: int, ready: list[tuple[str, int]]) -> None:
-        super().__init__(evtype, fileno, _nothing, _turns.getcurrent().throw, None)
+        super().__init__(evtype, fileno, _nothing, _greenlets.getcurrent().throw, None)
         self.ready = ready
         self.waits = self.greenlet._waits + 1
 
@@ -66,8 +68,7 @@ def select(
         except ValueError:
             raise TypeError("Expected number for timeout") from None
     hub = _hubs.get_hub()
-    me = _turns.getcurrent()
-    if _turns.is_hub(me):
+    if _greenlets.is_hub(_greenlets.getcurrent()):
         raise RuntimeError("do not call blocking functions from the mainloop")
     wanted: dict[tuple[str, int], list[Any]] = {}
     for kind, objects in ((_hub.READ, read_list), (_hub.WRITE, write_list)):
@@ -77,7 +78,7 @@ def select(
         get_fileno(obj)
     ready: list[tuple[str, int]] = []
     listeners: list[_Listener] = []
-    wake = None
+    me = wake = None
     try:
         with _turns.lock:
             for kind, fileno in wanted:
@@ -86,14 +87,13 @@ def select(
                 listener = _Listener(kind, fileno, ready)
                 hub._register(listener)
                 listeners.append(listener)
-            waits = not ready
-            if waits:
-                me = _turns.suspend()
+            if not ready:
+                me = _waits.suspend()
                 if timeout is not None:
-                    wake = _turns.Wake(me)
+                    wake = _waits.Wake(me)
                     _clock.clock.add(max(0.0, timeout), wake)
-        if waits:
-            _turns.await_turn(me)
+        if me is not None:
+            _waits.await_turn(me)
     finally:
         for listener in listeners:
             hub.remove(listener)

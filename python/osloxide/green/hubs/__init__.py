@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from osloxide.green._core import turns as _turns
-from osloxide.green._core.turns import getcurrent, lock
+from osloxide.green._core import greenlets as _greenlets
+from osloxide.green._core import waits as _waits
+from osloxide.green._core.greenlets import getcurrent
+from osloxide.green._core.turns import lock
 from osloxide.green.hubs import hub as _hub
 from osloxide.green.hubs.hub import IOClosed as IOClosed
 from osloxide.green.timeout import Timeout
@@ -108,7 +110,7 @@ def trampoline(
     """
     hub = get_hub()
     current = getcurrent()
-    if _turns.is_hub(current):
+    if _greenlets.is_hub(current):
         raise RuntimeError("do not call blocking functions from the mainloop")
     if read and write:
         raise RuntimeError("not allowed to trampoline for reading and writing")
@@ -122,15 +124,15 @@ def trampoline(
             if timeout is not None:
                 timer = hub.schedule_call_global(timeout, current.throw, timeout_exc)
             if listener is None or not listener.fired:
-                me = _turns.suspend()
+                me = _waits.suspend()
             else:
                 return fileno
-        return _turns.await_turn(me)
+        return _waits.await_turn(me)
     finally:
         if listener is not None:
             hub.remove(listener)
             # It may have been ready before the wait began, or just after a timeout had ended it.
-            _turns.unlatch(current, listener)
+            _waits.unlatch(current, listener)
         if timer is not None:
             timer.cancel()
 

@@ -18,9 +18,15 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green._core import clock as _clock
+from osloxide.green._core import greenlets as _greenlets
+from osloxide.green._core import interruption as _interruption
 from osloxide.green._core import timers as _timer
 from osloxide.green._core import turns as _turns
-from osloxide.green._core.turns import greenlet, interrupt, lock, park
+from osloxide.green._core import waits as _waits
+from osloxide.green._core.greenlets import greenlet
+from osloxide.green._core.interruption import interrupt
+from osloxide.green._core.turns import lock
+from osloxide.green._core.waits import park
 
 __all__ = ["READ", "WRITE", "BaseHub", "FdListener"]
 
@@ -55,7 +61,7 @@ class FdListener:
         self.mark_as_closed = mark_as_closed
         self.spent = self.fired = False
         self.hub: BaseHub | None = None
-        self.greenlet = _turns.getcurrent()
+        self.greenlet = _greenlets.getcurrent()
 
     @override
     def __repr__(self) -> str:
@@ -73,7 +79,7 @@ class FdListener:
         if isinstance(target, greenlet) and getattr(self.cb, "__func__", None) is greenlet.switch:
             self.fired = True
             if not _turns.resume(target, fileno):
-                _turns.latch(target, fileno, self)
+                _waits.latch(target, fileno, self)
         else:
             _timer.Timer(0, self._call, fileno).expire()
 
@@ -129,7 +135,7 @@ class BaseHub:
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self.clock = clock or time.monotonic
-        self.greenlet = _turns.hub_greenlet
+        self.greenlet = _greenlets.hub_greenlet
         self.stopping = False
         self.debug_exceptions = True
         self.debug_blocking = False
@@ -328,7 +334,7 @@ class BaseHub:
         del wait
         with lock:
             self.stopping = True
-            main = _turns.main_greenlet()
+            main = _greenlets.main_greenlet()
             if main is not None and main.in_park:
                 _turns.resume(main)
 
@@ -360,7 +366,7 @@ class BaseHub:
     def set_timer_exceptions(self, value: bool) -> None:
         """Print what callbacks and greenthreads raise, or do not."""
         self.debug_exceptions = value
-        _turns.report_exceptions = value
+        _interruption.report_exceptions = value
 
     def squelch_exception(self, _fileno: int, exc_info: Any) -> None:
         """Print an exception."""

@@ -1,6 +1,7 @@
 """``eventlet.support.greenlets``, and ``import greenlet``: greenlets on native threads."""
 
-from osloxide.green._core.turns import GreenletExit, error, getcurrent, greenlet
+from osloxide.green._core.greenlets import error, getcurrent, greenlet
+from osloxide.green._core.interruption import GreenletExit
 
 GreenletError = error
 preserves_excinfo = True

@@ -1,0 +1,133 @@
+"""Exceptions that come from outside: what timeouts, ``kill()`` and ``throw()`` raise in a greenlet.
+
+Owns the way of such an exception into a wait, into what has not begun, and, by the clock, into code
+that computes; and what is done with one that nobody waits for.
+Rules: greenlet's documentation for ``throw()``; eventlet's hub for failures.
+"""
+
+from __future__ import annotations
+
+import _thread
+import collections
+import sys
+import traceback
+from typing import Any
+
+from osloxide.green._core import turns as _turns
+from osloxide.green._core.turns import TurnTaker, lock
+
+
+class GreenletExit(BaseException):
+    """Raised in a greenlet that is killed; one that lets it pass ends without a complaint."""
+
+
+def normalize(*throw_args: Any) -> BaseException:
+    """The exception that the arguments of ``throw()`` stand for."""
+    kind, value, tb = (*throw_args, None, None, None)[:3]
+    if kind is None:
+        exception: Any = GreenletExit()
+    elif isinstance(kind, BaseException):
+        if value is not None:
+            raise TypeError("instance exception may not have a separate value")
+        exception = kind
+    elif isinstance(kind, type) and issubclass(kind, BaseException):
+        if isinstance(value, kind):
+            exception = value
+        elif value is None:
+            exception = kind()
+        else:
+            exception = kind(*value) if isinstance(value, tuple) else kind(value)
+    else:
+        raise TypeError(f"exceptions must be classes, or instances, not {type(kind).__name__}")
+    return exception.with_traceback(tb) if tb is not None else exception  # type: ignore[no-any-return]
+
+
+class Interruption:
+    """An exception that is to be raised in a greenlet.
+
+    :ivar called: it was raised, or taken back: nothing happens any more.
+    """
+
+    def __init__(self, exception: BaseException) -> None:
+        self.exception = exception
+        self.called = False
+
+
+def settle() -> None:
+    """What was armed for the calling thread in code of the service is raised here at the latest.
+
+    CPython raises it when a function begins, and not when one returns; and nothing is armed while
+    code of this package runs. So it cannot come between a result and those who wait for it.
+    """
+
+
+def due(me: TurnTaker) -> BaseException | None:
+    """The exception that waits for *me*, if any. With the lock."""
+    while me._pending:
+        interruption = me._pending.popleft()
+        if not interruption.called:
+            interruption.called = True
+            return interruption.exception  # type: ignore[no-any-return]
+    return None
+
+
+def interrupt(
+    target: TurnTaker, exception: BaseException, entry: Any = None, *, front: bool = False
+) -> None:
+    """Raise *exception* in *target*: in its wait, or else where it is. Called with the lock.
+
+    :param entry: an :class:`Interruption` that may be taken back until it is raised.
+    """
+    if target._state == _turns.DEAD:
+        return
+    is_ready = target._state == _turns.READY
+    if target._state == _turns.PARKED or (is_ready and target._ident and front):
+        if entry is not None:
+            entry.called = True
+        if is_ready and target in _turns.turns.ready:
+            _turns.turns.ready.remove(target)
+        target._outcome = (exception, None)
+        _turns.queue(target, front=front)
+        return
+    if not target:
+        bury(target, exception)
+        return
+    if entry is None:
+        entry = Interruption(exception)
+    if target._pending is None:
+        target._pending = collections.deque()
+    target._pending.append(entry)
+    _turns.clock.interrupt_later(target, entry)
+
+
+def bury(target: TurnTaker, exception: BaseException) -> None:
+    """End a greenlet that has not begun."""
+    target._state = _turns.DEAD
+    target._arguments = target._outcome = None
+    timer, target.start_timer = target.start_timer, None
+    if timer is not None:
+        timer.cancel()
+    on_buried = getattr(target, "_never_begun", None)
+    if on_buried is not None:
+        on_buried(exception)
+
+
+# ---- failures -----------------------------------------------------------------------------------
+
+report_exceptions = True
+"""Whether failures of greenlets that are not waited for are printed."""
+
+
+def report_failure(failure: BaseException) -> None:
+    """What the hub does with an exception that ended a greenlet."""
+    if isinstance(failure, (KeyboardInterrupt, SystemExit)):
+        # It ends the program, as in the main thread.
+        if _turns.main is not None:
+            with lock:
+                interrupt(_turns.main, failure, front=True)
+            return
+        _thread.interrupt_main()
+        return
+    if report_exceptions:
+        traceback.print_exception(failure)
+        sys.stderr.flush()
