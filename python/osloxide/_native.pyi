@@ -48,6 +48,7 @@ __all__ = [
     "reread_log_levels",
     "signals_heard",
     "stop_relaying",
+    "thread_state",
     "uninstall_wakeup",
     "wake",
     "worker_leaving",
@@ -463,14 +464,27 @@ def amqp_publish(
 # ---- Interruption (src/python/interrupt.rs) -------------------------------------------------------
 
 def interrupt_thread(
-    ident: int, exception: type[BaseException], innermost: str, anywhere: list[str]
+    ident: int,
+    native_id: int,
+    seen: str,
+    exception: type[BaseException],
+    innermost: str,
+    anywhere: list[str],
 ) -> bool | None:
     """Make the thread *ident* raise *exception*, a class, before it executes anything further; when
     it is inside foreign C code, once that returns. The look and the arming are one step.
 
+    :param seen: what :func:`thread_state` said of *native_id*, the same thread, some switch
+        intervals ago (``sys.getswitchinterval``).
     :returns: False, and nothing is armed, while its innermost frame belongs to the package
-        *innermost*, or one of its frames to a module of *anywhere*, and always in an interpreter
-        without a lock (PEP 703), where a look tells nothing; None when there is no such thread.
+        *innermost*, or one of its frames to a module of *anywhere*; from CPython 3.13 on unless it
+        waits inside a function in C; and always in an interpreter without a lock (PEP 703), where a
+        look tells nothing. None when there is no such thread.
+    """
+
+def thread_state(native_id: int) -> str:
+    """Letter, count of voluntary switches and of others of a thread of this process; empty when it
+    has ended. Two equal answers mean that it has not run in between.
     """
 
 # ---- data of threads (src/python/thread_data.rs) ----------------------------------------------------------

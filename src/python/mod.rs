@@ -43,7 +43,7 @@ mod _native {
     #[pymodule_export]
     use super::heartbeat::{AmqpConnection, Heartbeats};
     #[pymodule_export]
-    use super::interrupt::interrupt_thread;
+    use super::interrupt::{interrupt_thread, thread_state};
     #[pymodule_export]
     use super::scoreboard::Scoreboard;
     #[pymodule_export]

@@ -17,6 +17,7 @@ import itertools
 import logging
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +46,9 @@ _QUIET = 5
 
 _INTERRUPT_AFTER = 0.02
 """Seconds that code gets to arrive at a wait before it is interrupted where it computes."""
+
+_SWITCH_INTERVALS = 4
+"""How many it gets at least: a thread that waits for the interpreter wakes up at each."""
 
 _ROOM = "osloxide.green"
 _KEEP_OUT = [
@@ -213,11 +217,14 @@ class Clock:
     def interrupt_later(self, target: TurnTaker, entry: Any) -> None:
         """Raise ``entry.exception`` in *target* where it computes, unless it waits before.
 
+        From CPython 3.13 on code that computes is left alone until it waits, here or in C code.
         Called with the lock.
         """
-        pause = [_INTERRUPT_AFTER]
+        pause = max(_INTERRUPT_AFTER, _SWITCH_INTERVALS * sys.getswitchinterval())
+        seen = _native.thread_state(target._native_id)
 
         def attempt() -> None:
+            nonlocal pause, seen
             if entry.called or target._state == _turns.DEAD:
                 return
             if not target._pending or entry not in target._pending:
@@ -229,17 +236,20 @@ class Clock:
                     return exception  # type: ignore[no-any-return]
 
                 carrier = type(type(exception).__name__, (BaseException,), {"__new__": deliver})
-                armed = _native.interrupt_thread(target._ident, carrier, _ROOM, _KEEP_OUT)
+                armed = _native.interrupt_thread(
+                    target._ident, target._native_id, seen, carrier, _ROOM, _KEEP_OUT
+                )
                 if armed is None:
                     return
                 if armed:
                     target._pending.remove(entry)
                     entry.called = True
                     return
-                pause[0] = min(pause[0] * 2, 0.25)
-            self.call_later(pause[0], attempt)
+                pause = max(pause, min(pause * 2, 0.25))
+            seen = _native.thread_state(target._native_id)
+            self.call_later(pause, attempt)
 
-        self.call_later(pause[0], attempt)
+        self.call_later(pause, attempt)
 
     # ---- the thread -----------------------------------------------------------------------------
 
@@ -342,7 +352,7 @@ class Clock:
             return
         if not holder._native_id:
             return  # its thread is about to begin
-        state, used = _state_of(holder._native_id), _used_by(holder, now)
+        state, used = _native.thread_state(holder._native_id), _used_by(holder, now)
         count, since, before = self._seen
         if count != turns.count or since is None:
             self._seen = (turns.count, used, state)
@@ -378,24 +388,6 @@ def _adopted(thread: threading.Thread) -> None:
         thread._target()  # type: ignore[attr-defined]
     finally:
         adopted.leave()  # type: ignore[attr-defined]
-
-
-def _state_of(native_id: int) -> str:
-    """Letter and count of voluntary switches of a thread; empty when it has ended.
-
-    Two equal answers mean that it has not run in between.
-    """
-    try:
-        with open(
-            f"/proc/self/task/{native_id}/status", encoding="ascii", errors="replace"
-        ) as file:
-            status = file.read()
-    except OSError:
-        return ""
-    letter = status.partition("State:")[2].lstrip()[:1] or "S"
-    switches = status.partition("\nvoluntary_ctxt_switches:")[2].partition("\n")[0].strip()
-    forced = status.partition("nonvoluntary_ctxt_switches:")[2].partition("\n")[0].strip()
-    return f"{letter} {switches} {forced}"
 
 
 clock = _turns.clock = Clock()
