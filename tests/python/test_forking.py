@@ -116,3 +116,35 @@ def test_a_fork_by_another_thread_while_the_main_thread_announces_hangs_no_child
     child = run_python(BESIDE)
 
     assert (child.returncode, child.stdout) == (0, "forked\n"), child.stderr
+
+
+LOADING = """
+import os, threading, time
+from osloxide.launch import forking
+lock, begun, leave = threading.Lock(), threading.Event(), threading.Event()
+
+def load():
+    with lock:
+        begun.set()
+        end = time.thread_time() + COMPUTES
+        while time.thread_time() < end:
+            pass
+    leave.wait()
+
+threading.Thread(target=load, daemon=True).start()
+begun.wait()
+forking.FIRST_REST = AT_MOST
+forking.prepare()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if lock.acquire(timeout=0.1) else 1)
+print("locked" if os.waitpid(pid, 0)[1] else "free")
+"""
+
+
+@pytest.mark.parametrize(("computes", "at_most", "said"), [(0.3, 60, "free"), (600, 0.1, "locked")])
+def test_a_fork_waits_for_threads_that_compute_but_not_for_ever(computes, at_most, said) -> None:
+    """As a parent does whose green threads load a driver of a database while its workers begin."""
+    program = LOADING.replace("COMPUTES", str(computes)).replace("AT_MOST", str(at_most))
+    result = run_python(program)
+    assert result.stdout == f"{said}\n", result.stderr

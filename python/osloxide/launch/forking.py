@@ -1,9 +1,10 @@
 """What has to hold around ``os.fork()`` in a parent of workers.
 
-Owns the check that no native thread runs, the warning about other threads, and the pause of
-logging: a thread that is in the middle of a record holds the lock of its stream,
-which CPython resets in the child for the standard streams only (a log file stays locked there for
-ever). The locks of ``logging`` itself are reset by its own at-fork hooks. Forks nothing.
+Owns the check that no native thread runs, the wait for a moment at which other threads sleep, the
+warning about them, and the pause of logging: a thread that is in the middle of a record holds the
+lock of its stream, which CPython resets in the child for the standard streams only (a log file
+stays locked there for ever). The locks of ``logging`` itself are reset by its own at-fork hooks.
+Forks nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import gc
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +31,11 @@ they lock. The watch thread is there in a process that is told to stop; the othe
 parent of workers speaks to RabbitMQ, and a killed worker has to be replaced all the same."""
 _ENDING = 0.5
 """Seconds that native threads may take to end which have nothing left to do."""
+_AT_REST = 0.02
+"""Seconds that a thread has to sleep until it counts as one at rest. One that waits for the
+interpreter wakes up at each switch interval, of which this is some."""
+FIRST_REST, NEXT_REST = 10.0, 1.0
+"""Seconds that the first fork, and each later one, waits for such a moment."""
 _gc_is_frozen = False
 
 PATIENCE = 1.0
@@ -77,6 +84,7 @@ def prepare() -> None:
     :raises ForkAfterThreadsError: native threads run in this process.
     """
     global _gc_is_frozen
+    _await_rest(NEXT_REST if _gc_is_frozen else FIRST_REST)
     native = _native_threads()
     if native:
         raise exceptions.ForkAfterThreadsError(
@@ -97,6 +105,24 @@ def prepare() -> None:
             len(others),
             ", ".join(sorted(others)),
         )
+
+
+def _await_rest(seconds: float) -> None:
+    """Wait until the other threads of the application sleep, at most *seconds*.
+
+    A thread that computes may hold a lock, as one does that loads a driver, and in the child nobody
+    gives it back. Green threads, for which such services were written, never compute during a fork:
+    the one that forks does.
+    """
+    deadline, before = time.monotonic() + seconds, None
+    while others := own.of_application():
+        states = [_native.thread_state(thread.native_id or 0) for thread in others]
+        if states == before and all(state[:1] in ("S", "") for state in states):
+            return
+        if time.monotonic() >= deadline:
+            return
+        before = states
+        time.sleep(max(_AT_REST, 4 * sys.getswitchinterval()))
 
 
 def _native_threads() -> list[str]:
