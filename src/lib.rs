@@ -10,6 +10,7 @@
 //! | [`scoreboard`] | counters that every process of a launcher shares | takes a lock |
 //! | [`worker`] | the watch thread of a worker: parent death and deadlines | runs in the parent |
 //! | [`pool`] | leader/follower threads, elastic and gated | knows a socket |
+//! | [`handlers`] | C handlers of signals that need no interpreter | takes a lock |
 //! | [`threads`] | how native threads start, and which of them live | ends one |
 //! | [`wsgi`] | PEP 3333's rules as plain values | knows a socket or the interpreter |
 //! | [`server`] | sockets, HTTP/1.1 framing, TLS, drain | knows the interpreter |
@@ -23,6 +24,8 @@ pub mod amqp;
 pub mod executor;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+#[cfg(feature = "worker")]
+pub mod handlers;
 #[cfg(feature = "pool")]
 pub mod pool;
 #[cfg(feature = "python")]

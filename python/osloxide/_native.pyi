@@ -33,9 +33,12 @@ __all__ = [
     "bound_unheard",
     "check_log_format",
     "disarm_deadline",
+    "end_init_at_sigterm",
     "enter_template",
     "enter_worker",
     "forget_thread_data",
+    "guard_heard",
+    "guard_signals",
     "install_wakeup",
     "interrupt_thread",
     "limit_worker",
@@ -284,6 +287,19 @@ def signals_heard() -> None:
 
 def stop_relaying() -> None:
     """End relay_signals(). Call ``signal.set_wakeup_fd()`` with another descriptor before."""
+
+def guard_signals(patience: float) -> None:
+    """Have the kernel end this process with status 1 when guard_heard() is not called within
+    *patience* seconds after SIGTERM, SIGINT or SIGALRM; 0 is for ever. Needs no thread. Holds for
+    those of these signals that have a handler, until another one is installed."""
+
+def guard_heard() -> None:
+    """The handlers of all signals that arrived have run."""
+
+def end_init_at_sigterm() -> None:
+    """Have SIGTERM end process 1 with status 143, whatever its interpreter does, until another
+    handler is installed; ``signal.getsignal()`` does not show it. Does nothing in another process,
+    and where the signal has a handler or is ignored. A child obeys the signal as by default."""
 
 def disarm_deadline() -> None:
     """Take the armed deadline back: the shutdown is complete and this process goes on. Outside a

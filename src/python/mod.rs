@@ -10,6 +10,7 @@ mod errors;
 mod executor;
 mod frame_stack;
 mod frames;
+mod handlers;
 mod heartbeat;
 mod imports;
 mod interrupt;
@@ -40,6 +41,8 @@ mod _native {
     use super::executor::Executor;
     #[pymodule_export]
     use super::frames::{amqp_ack, amqp_confirms, amqp_deliveries, amqp_publish};
+    #[pymodule_export]
+    use super::handlers::{end_init_at_sigterm, guard_heard, guard_signals};
     #[pymodule_export]
     use super::heartbeat::{AmqpConnection, Heartbeats};
     #[pymodule_export]

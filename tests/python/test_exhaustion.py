@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from _children import environment
+from _children import environment, run_command
 from conftest import Program, wait_until
 from procfs import children, is_alive, session_members, stat
 from support.serving import LOGGING, OSLOXIDE, Running, fetch, starter
@@ -173,6 +173,81 @@ def test_a_main_thread_that_never_comes_back_from_c_is_cut_off_at_the_deadline(
     program.send(signo)
 
     assert program.ended() == 1
+
+
+HELD = [("burn", "burning"), ("deadlock", "waiting-in-c")]
+"""How the main thread of a launching process never comes back, and what it says before."""
+
+
+@pytest.mark.parametrize(("how", "says"), HELD, ids=["interpreter", "C"])
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT])
+def test_a_parent_whose_main_thread_is_held_ends_at_its_deadline_and_its_workers_leave(
+    running: Start, flavour: str, how: str, says: str, signo: signal.Signals
+) -> None:
+    args = ("--workers", "2", f"--{how}-here-on-winch", "--grace", "1")
+    program = running("probe.py", "--backend", flavour, *args)
+    program.expect("wait", 2)
+    program.send(signal.SIGWINCH)
+    program.expect(says)
+
+    program.send(signo)
+
+    assert program.ended() == 1
+    program.expect_log(rf"osloxide: process {program.pid}: a signal came 2\.000 s ago")
+    wait_until(lambda: not program.members(), "the end of all")
+    assert len(program.events("stopped")) == 2, "workers drain when their parent has ended"
+
+
+@pytest.mark.parametrize(("how", "says"), HELD, ids=["interpreter", "C"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_main_thread_that_is_held_before_it_comes_to_wait_is_cut_off_at_the_deadline(
+    running: Start, flavour: str, how: str, says: str, workers: str
+) -> None:
+    args = ("--workers", workers, f"--{how}-here-on-winch", "--grace", "1", "--pause")
+    program = running("probe.py", "--backend", flavour, *args)
+    program.expect("paused")
+    program.send(signal.SIGWINCH)
+    program.expect(says)
+
+    program.send(signal.SIGTERM)
+
+    assert program.ended() == 1
+    program.expect_log(rf"osloxide: process {program.pid}: a signal came [12]\.\d+ s ago")
+
+
+GUARDED = """
+import os, signal, time
+from osloxide import _native
+
+def heard(*_):
+    if is_parent:
+        _native.guard_heard()
+
+is_parent = True
+signal.signal(signal.SIGTERM, heard)
+_native.guard_signals(0.2)
+if not (child := os.fork()):
+    is_parent = False
+os.kill(os.getpid(), signal.SIGTERM)
+# Longer than the guard allows, and in it an unheard signal would have ended this process.
+until = time.monotonic() + 1
+while time.monotonic() < until:
+    pass
+if is_parent:
+    assert os.waitpid(child, 0)[1] == 0
+    is_parent = False
+    print("unheard", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        pass
+"""
+
+
+def test_the_guard_ends_who_does_not_hear_and_neither_who_has_heard_nor_a_child() -> None:
+    done = run_command([sys.executable, "-c", GUARDED])
+
+    assert (done.returncode, done.stdout) == (1, "unheard\n"), done.stderr
+    assert done.stderr.count("a signal came 0.200 s ago") == 1
 
 
 def test_a_handler_of_the_application_that_is_slow_but_returns_is_waited_for(

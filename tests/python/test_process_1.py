@@ -57,6 +57,11 @@ while True:
     time.sleep(0.05)
 """
 
+HELD_IMPORT = """
+print("importing", flush=True)
+sum(range(10**12))  # one instruction that never releases the interpreter
+"""
+
 SERVICE = """
 import sys, threading
 from oslo_config import cfg
@@ -83,6 +88,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.parametrize("source", [SLOW_IMPORT, HELD_IMPORT], ids=["python", "C"])
 @pytest.mark.parametrize(
     "command",
     [
@@ -93,9 +99,9 @@ sys.exit(status)
     ids=["run", "serve --preload", "serve --preload alone"],
 )
 def test_a_stop_while_process_1_imports_ends_it(
-    contain: Callable[..., Container], tmp_path: Path, command: tuple[str, ...]
+    contain: Callable[..., Container], tmp_path: Path, command: tuple[str, ...], source: str
 ) -> None:
-    (tmp_path / "slow.py").write_text(SLOW_IMPORT)
+    (tmp_path / "slow.py").write_text(source)
     container = contain(*command)
     container.expect("importing")
 
@@ -137,6 +143,51 @@ def test_a_launcher_takes_over_from_there_and_a_stop_is_graceful(
 
     assert container.stop() == 0, container.log
     assert "drained" in container.log
+
+
+HELD_PARENT = (
+    SERVICE.partition("status = ")[0]
+    + """
+launcher = service.ProcessLauncher(conf)
+conf.set_override("graceful_shutdown_timeout", 1)
+launcher.launch_service(Service(), workers=2)
+print("holding", flush=True)
+sum(range(10**12))
+"""
+)
+
+
+def test_a_launcher_as_process_1_whose_interpreter_is_held_ends_at_its_deadline(
+    contain: Callable[..., Container], tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(HELD_PARENT)
+    container = contain("run", sys.executable, "program.py")
+    container.expect("holding")
+
+    assert container.stop() == 1, container.log
+    assert "osloxide: process 1: a signal came 2.000 s ago" in container.log
+
+
+GIVEN_BACK = """
+import time
+from oslo_service import service
+handler = service.SignalHandler()
+handler.add_handler("SIGTERM", lambda *_: None)
+handler.clear()
+print("given back", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+
+
+def test_process_1_obeys_sigterm_again_when_a_launcher_has_given_it_back(
+    contain: Callable[..., Container], tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(GIVEN_BACK)
+    container = contain("run", sys.executable, "program.py")
+    container.expect("given back")
+
+    assert container.stop() == ENDED_BY_SIGTERM, container.log
 
 
 CHILDREN = """

@@ -235,6 +235,7 @@ class ProcessLauncher:
     def handle_signal(self) -> None:
         """Install the launcher's signal handlers, behind those of the application."""
         self._signals.add_last(self._handlers())
+        policy.bound_handlers(configuration.grace_seconds(self.conf), STOP_MARGIN)
         policy.unblock()
 
     def _handle_signals_on_main_thread(self) -> None:

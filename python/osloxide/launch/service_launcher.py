@@ -151,6 +151,8 @@ class ServiceLauncher(Launcher):
     def handle_signal(self) -> None:
         """Install the launcher's signal handlers, behind those of the application."""
         self.signal_handler.add_last(self._handlers())
+        if not self._is_waiting:  # then the watch thread bounds them, as the configuration has it
+            policy.bound_handlers(configuration.grace_seconds(self.conf), ending.NATIVE_MARGIN)
         policy.unblock()
 
     def _handlers(self) -> dict[str, signal_handler.Handler]:

@@ -135,9 +135,11 @@ class ControlThread:
     def _relay(self) -> int:
         """The descriptor for CPython: the watch thread's, or this thread's own without one."""
         try:
-            return _native.relay_signals(self._write_end, self._patience_for_handlers())
+            relay = _native.relay_signals(self._write_end, self._patience_for_handlers())
         except OSError:
             return self._write_end
+        _native.guard_signals(0.0)  # the watch thread bounds the handlers from here on
+        return relay
 
     def close(self) -> None:
         """Give everything back. The thread must have been told to end."""

@@ -36,6 +36,19 @@ def unblock() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
 
+def bound_handlers(grace: float, margin: float) -> None:
+    """Have the kernel end this process where none of its handlers has run in the grace period.
+
+    For a process without a thread that could notice: one that forks workers, and one that has not
+    begun to serve. Called when the handlers are installed.
+
+    :param grace: seconds; 0 is for ever.
+    :param margin: seconds more.
+    """
+    with contextlib.suppress(OSError):
+        _native.guard_signals(grace + margin if grace > 0 else 0.0)
+
+
 def leave_at_once(message: str, before: Callable[[], object] = lambda: None) -> NoReturn:
     """End this process with status 1, whatever its log does.
 
@@ -76,6 +89,7 @@ class Policy:
     def graceful_stop(self, signo: int, _frame: FrameType | None = None) -> None:
         """SIGTERM."""
         self._stop(signo)
+        _native.guard_heard()
 
     def reload(self, signo: int, _frame: FrameType | None = None) -> None:
         """SIGHUP."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, ClassVar
 
+from osloxide import _native
 from osloxide._typing import override
 from osloxide.signals import careful_log, shutdown
 from osloxide.threads import at_end
@@ -185,6 +186,8 @@ class SignalHandler(metaclass=Singleton):
         if signal.getsignal(signo) == self._handle_signal:
             # None: a handler that was not installed from Python cannot be put back.
             signal.signal(signo, signal.SIG_DFL if previous is None else previous)
+            if signo == signal.SIGTERM:
+                _native.end_init_at_sigterm()  # process 1 has no default that would end it
 
     def _handle_signal(self, signo: int, frame: FrameType | None) -> None:
         self._handle_signal_cb(signo, frame)

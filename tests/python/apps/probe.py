@@ -67,6 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--burn-on-usr2", action="store_true", help="hold the interpreter then")
     parser.add_argument("--segv-on-usr2", action="store_true")
     parser.add_argument("--burn-here-on-winch", action="store_true", help="the launching process")
+    parser.add_argument("--deadlock-here-on-winch", action="store_true", help="in C, likewise")
     parser.add_argument("--command-in-start", action="store_true", help="run one and list its fds")
     parser.add_argument("--slow-end", action="store_true", help="until stdin is closed")
     parser.add_argument("--stop-from-thread", action="store_true")
@@ -112,9 +113,7 @@ class Probe(service.Service):
         if behaviour == "hang":
             threading.Event().wait()
         if behaviour == "deadlock":
-            lock = ctypes.create_string_buffer(64)
-            for _ in range(2):  # the second time for ever, in C, with the interpreter released
-                ctypes.CDLL(None).pthread_mutex_lock(lock)
+            deadlock()
         if options.signal_in_start:
             signal.signal(signal.SIGUSR2, lambda *_: emit("usr2"))
         if options.burn_on_usr2:
@@ -205,6 +204,13 @@ def burn(*_: object) -> None:
     sum(range(10**12))  # one bytecode that never releases the interpreter
 
 
+def deadlock(*_: object) -> None:
+    emit("waiting-in-c")
+    lock = ctypes.create_string_buffer(64)
+    for _ in range(2):  # the second time for ever, in C, with the interpreter released
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+
+
 def crash(*_: object) -> None:
     ctypes.string_at(0)
 
@@ -228,6 +234,8 @@ def count_threads() -> None:
 
 if options.burn_here_on_winch:
     signal.signal(signal.SIGWINCH, burn)
+if options.deadlock_here_on_winch:
+    signal.signal(signal.SIGWINCH, deadlock)
 os.register_at_fork(before=count_threads)
 logging.basicConfig(level=logging.DEBUG, format="%(process)d %(levelname)s %(name)s %(message)s")
 conf = cfg.ConfigOpts()
