@@ -28,7 +28,7 @@ use methods::Methods;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::ftruncate;
 use std::collections::HashMap;
@@ -164,11 +164,17 @@ impl Scoreboard {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let memfd = memfd_create(MEMFD_NAME, flags).map_err(os("create"))?;
         let bytes = i64::try_from(TOTAL_BYTES).map_err(|_| Error::Full)?;
-        ftruncate(&memfd, bytes).map_err(os("size"))?;
-        // A reader must never see the memory shrink under it: that would be a SIGBUS.
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals)).map_err(os("seal"))?;
-        let board = Self::map(memfd, true)?;
+        let board = match ftruncate(&memfd, bytes) {
+            // This process may make no file so long (RLIMIT_FSIZE).
+            Err(Errno::EFBIG) => Self::map_unseen(memfd)?,
+            sized => {
+                sized.map_err(os("size"))?;
+                // A reader must never see the memory shrink under it: that would be a SIGBUS.
+                let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+                fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals)).map_err(os("seal"))?;
+                Self::map(memfd, true)?
+            }
+        };
         let header = board.header();
         header.pid.store(std::process::id(), Ordering::Relaxed);
         header.started_at.store(now(), Ordering::Relaxed);
@@ -411,6 +417,21 @@ impl Scoreboard {
         })
     }
 
+    /// Memory that this process and its workers share, and that no other process finds: *memfd* stays
+    /// empty.
+    fn map_unseen(memfd: OwnedFd) -> Result<Self, Error> {
+        let bytes = NonZeroUsize::new(TOTAL_BYTES).ok_or(Error::Full)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping that aliases no Rust object.
+        let memory = unsafe { mmap_anonymous(None, bytes, protection, MapFlags::MAP_SHARED) }
+            .map_err(os("map"))?;
+        Ok(Self {
+            memory: memory.cast(),
+            writable: true,
+            memfd,
+        })
+    }
+
     /// Maps a memfd of another process if it is a scoreboard of this layout.
     fn checked(memfd: OwnedFd) -> Result<Memory, Error> {
         let bytes = fstat(&memfd).map_err(os("stat"))?.st_size;
@@ -482,7 +503,7 @@ impl Drop for Scoreboard {
         if rows.contains(&CURRENT.load(Ordering::Acquire).cast_const()) {
             return; // threads of this process count in it for ever
         }
-        // SAFETY: the mapping was made by map() with this size, and no row was handed out for
+        // SAFETY: the mapping was made by map() or map_unseen() with this size, and no row was handed out for
         // longer than self lives, for only claim() does that.
         let _ = unsafe { munmap(self.memory.cast(), TOTAL_BYTES) };
     }

@@ -351,6 +351,39 @@ def test_standard_streams_that_are_closed_or_full_change_neither_service_nor_sta
     assert not session_members(process.pid)
 
 
+NO_FILE = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_process_that_may_make_no_file_longer_serves_and_replaces_workers(
+    tmp_path: Path, workers: str
+) -> None:
+    """The limit is one of shared memory as well."""
+    process = begin(NO_FILE, tmp_path, "-w", workers)
+    try:
+        wait_until(lambda: answers(tmp_path), "an answer")
+        if workers == "2":
+            victim = children(process.pid)[-1]
+            os.kill(victim, signal.SIGKILL)
+            wait_until(lambda: not is_alive(victim), "the end of a worker")
+            wait_until(lambda: len(children(process.pid)) == 2, "another worker")
+            wait_until(lambda: answers(tmp_path), "an answer")
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        for pid in session_members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def test_a_working_directory_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = ("sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh")
+    done = run_command([*gone, *OSLOXIDE, "serve", "mysite", "-b", "127.0.0.1:0"], cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("osloxide: the working directory cannot be named: No such file")
+
+
 # ---- a program that executes itself again
 
 

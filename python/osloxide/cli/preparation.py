@@ -141,8 +141,17 @@ def _enter_venv(directory: str) -> None:
 
 
 def _working_directory() -> str:
-    """Where this process was started, with its symbolic links where the shell tells of them."""
-    physical = os.getcwd()
+    """Where this process was started, with its symbolic links where the shell tells of them.
+
+    :raises CommandError: that directory is gone, or above it is one that may not be read.
+    """
+    try:
+        physical = os.getcwd()
+    except OSError as error:
+        raise CommandError(
+            f"the working directory cannot be named: {error.strerror}; change to one that is there "
+            "(--chdir is taken from the working directory on)"
+        ) from None
     logical = os.environ.get("PWD", "")
     try:
         if os.path.isabs(logical) and os.path.samefile(logical, physical):
