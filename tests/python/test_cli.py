@@ -382,7 +382,8 @@ def test_check_reports_what_would_be_replaced(script) -> None:
     }
     assert report["monkey_patched_by"] is None
     assert report["environment"]["PYTHONPATH"] == hook_environment.SITECUSTOMIZE_DIR
-    assert "ready:" in osloxide("check", program).stdout
+    shown = osloxide("check", program, "--config-file", "a b").stdout
+    assert f"ready: 'osloxide run {program} --config-file 'a b'' will use osloxide" in shown
 
 
 def test_check_shows_the_backend_that_the_service_selects(script, tmp_path: Path) -> None:

@@ -314,9 +314,10 @@ def test_a_launcher_is_found_by_its_name(web: Program, command: str) -> None:
     assert found.returncode == 0, found.stderr
     assert str(web.pid) in found.stdout
 
-    missing = osloxide(*command.split(), "no-such-api")
+    missing = osloxide(*command.split(), "web")
     assert missing.returncode == 1
-    assert "no launcher that may be read is called no-such-api" in missing.stderr
+    assert "no launcher that may be read is called web; there are: " in missing.stderr
+    assert "web.py" in missing.stderr
 
 
 def test_a_live_table_without_rich_names_the_remedy(web: Program, terminal, tmp_path: Path) -> None:

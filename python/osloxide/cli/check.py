@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -70,7 +71,7 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report, indent=2))
     else:
-        print("\n".join(_lines(report, options.command)))
+        print("\n".join(_lines(report, shlex.join([options.command, *options.arguments]))))
     return 1 if report["problems"] else 0
 
 

@@ -255,12 +255,17 @@ def chosen(launcher: str | None) -> list[View]:
     """
     if launcher is not None and launcher.isdigit():
         return [View(int(launcher))]
-    found = [view for view in views() if launcher in (None, view.name)]
+    readable = views()
+    found = [view for view in readable if launcher in (None, view.name)]
     if found:
         return found
     if launcher is None:
         raise CommandError(NONE_FOUND)
-    raise CommandError(f"no launcher that may be read is called {launcher}")
+    names = ", ".join(sorted({view.name for view in readable}))
+    raise CommandError(
+        f"no launcher that may be read is called {launcher}; "
+        + (f"there are: {names}" if names else NONE_FOUND)
+    )
 
 
 def views() -> list[View]:
