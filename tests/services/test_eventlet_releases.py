@@ -124,9 +124,10 @@ def release(
     names |= {f"port{number}": str(free_port()) for number in (2, 3, 4)}
     if api.database == "mariadb":
         database: Database = request.getfixturevalue("database")
-        schema = api.name.replace("-", "_")
-        database.sql(f"DROP DATABASE IF EXISTS {schema}; CREATE DATABASE {schema}")
-        names["database"] = database.url(schema)
+        for number in ("", "2", "3"):
+            schema = api.name.replace("-", "_") + number
+            database.sql(f"DROP DATABASE IF EXISTS {schema}; CREATE DATABASE {schema}")
+            names[f"database{number}"] = database.url(schema)
     variables = api.prepare(directory, **names)
     if HANDOVER in os.environ:
         variables[HANDOVER] = os.environ[HANDOVER]
@@ -168,7 +169,8 @@ def test_the_real_greenlet_is_in_no_process(release: Release) -> None:
 
 def test_a_reload_is_survived(release: Release) -> None:
     for service, program in zip(release.services, release.programs, strict=True):
-        service.signal(signal.Signals[f"SIG{program.get('reload', 'HUP')}"])
+        if name := program.get("reload", "HUP"):
+            service.signal(signal.Signals[f"SIG{name}"])
     release.wait_up()
     release.api.use(release.call)
     for service in release.services:
