@@ -12,7 +12,7 @@ ROOMS := scoreboard supervisor worker pool wsgi server executor amqp
 # Everything but the boundary: needs no Python and no libpython to link against.
 CORE := supervisor worker server executor amqp
 FUZZED := $(notdir $(wildcard fuzz/corpus/*))
-NATIVE := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
+NATIVE := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs') $(wildcard data/scripts/*)
 
 export PYTHON
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)

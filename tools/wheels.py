@@ -39,7 +39,8 @@ CARGO_DIRECTORY = ROOT / "target" / "wheels"
 """Shared by all CPythons: what does not depend on one, three crates of four, compiles once."""
 UNOPTIMISED = ROOT / "target" / "wheels-unoptimised"
 """The same for wheels that are made to be tested and thrown away."""
-INPUTS = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "README.md", "LICENSE", "src", "python")
+INPUTS = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "README.md", "LICENSE", "src", "python",
+          "data")  # fmt: skip
 PREFERRED = ("Apache-2.0", "MIT", "ISC", "BSD-3-Clause")
 """Where a crate offers a choice, the first of these that it offers."""
 UNRELEASED = "cp313t"
@@ -286,7 +287,8 @@ def finish(raw: Path, out: Path) -> Path:
         with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in files:
                 entry = zipfile.ZipInfo(str(path.relative_to(root)), (1980, 1, 1, 0, 0, 0))
-                mode = 0o755 if path == module else 0o644
+                is_program = path == module or path.parent.name == "scripts"
+                mode = 0o755 if is_program else 0o644
                 entry.external_attr = (0o100000 | mode) << 16
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(entry, path.read_bytes())

@@ -7,6 +7,7 @@ anything; `make pythons` and `make wheels` do the rest.
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -180,3 +181,11 @@ def test_what_a_release_lacks_is_named_with_the_remedy(tmp_path: Path) -> None:
     for name in [*(f"-{tag}.whl" for tag in tags), ".tar.gz", "+vendored.tar.gz"]:
         (tmp_path / "dist" / f"osloxide-1.2.0{name}").touch()
     assert list(publishable.missing(tmp_path)) == []
+
+
+def test_a_wheel_is_made_again_when_a_program_of_it_has_changed() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["maturin"]
+    assert {settings["data"], settings["python-source"]} <= set(wheels.INPUTS)
+    programs = list((REPOSITORY / settings["data"] / "scripts").iterdir())
+    assert programs
+    assert all(os.access(program, os.X_OK) for program in programs)
