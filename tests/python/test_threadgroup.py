@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from _children import run_python
 from conftest import wait_until
 
 TIMEOUT = 30.0
@@ -399,3 +400,35 @@ def test_a_subclass_written_as_heats_is_works_and_its_timers_cost_no_threads() -
     group.stop(graceful=True)
     assert group.timers == []
     group.wait()
+
+
+POOL = """
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import eventlet
+eventlet.monkey_patch()
+from oslo_service import service
+
+class Server(service.Service):
+    def start(self):
+        self.listener = eventlet.listen(("127.0.0.1", 0))
+        self.tg.add_thread(self.serve)
+
+    def serve(self):
+        eventlet.wsgi.server(self.listener, self.answer, custom_pool=self.tg.pool)
+
+    def answer(self, environ, start_response):
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"%d\\n" % self.tg.pool.size]
+
+server = Server(threads=7)
+server.start()
+from urllib.request import urlopen
+print(urlopen("http://127.0.0.1:%d/" % server.listener.getsockname()[1], timeout=30).read())
+"""
+
+
+def test_a_service_serves_in_the_pool_of_its_group_as_on_eventlet() -> None:
+    """As trove does, and services whose WSGI module is older than oslo.service's."""
+    result = run_python(POOL)
+    assert result.stdout == "b'7\\n'\n", result.stderr

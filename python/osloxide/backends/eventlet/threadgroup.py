@@ -6,6 +6,9 @@ what the thread raised. Rules: oslo_service.backend._eventlet.threadgroup.
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from osloxide import threadgroup
 from osloxide.backends.eventlet import loopingcall
 
@@ -31,3 +34,16 @@ class ThreadGroup(threadgroup.ThreadGroup):
 
     def __init__(self, thread_pool_size: int = 10, *, max_threads: int | None = None) -> None:
         super().__init__(thread_pool_size if max_threads is None else max_threads)
+        self._pool: Any = None
+
+    @property
+    def pool(self) -> Any:
+        """A ``GreenPool`` of the group's size, made when it is asked for.
+
+        Services give it to a server of their own. The threads of the group are not in it.
+        """
+        if self._pool is None:
+            # Whoever serves the name: nothing of osloxide needs eventlet.
+            greenpool = importlib.import_module("eventlet.greenpool")
+            self._pool = greenpool.GreenPool(self.thread_pool_size)
+        return self._pool
