@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from _children import run_command
 from conftest import Program, wait_until
 
 from osloxide import _native, service
@@ -117,6 +119,41 @@ def test_several_services_with_several_workers_each_have_their_own_processes(
     assert len(program.workers()) == 4
     assert sorted(detail for _, detail in program.events("started")) == ["0", "0", "1", "1"]
     assert stop(program) == 0
+
+
+def test_services_that_are_equal_and_have_no_hash_are_told_apart(flavour: str) -> None:
+    program = f"""
+import dataclasses, os, signal, threading
+from oslo_config import cfg
+from osloxide.backends.{flavour} import service
+
+ended = threading.Event()
+
+@dataclasses.dataclass
+class Equal(service.Service):
+    def __post_init__(self):
+        super().__init__()
+        self.order = []
+    def start(self):
+        self.order.append("start")
+        if all(one.order for one in services):
+            os.kill(os.getpid(), signal.SIGTERM)
+    def stop(self, graceful=False):
+        self.order.append("stop")
+        super().stop(graceful)
+
+services = [Equal(), Equal()]
+assert services[0] == services[1]
+cfg.CONF([], project="equal")
+launcher = service.ServiceLauncher(cfg.CONF)
+for one in services:
+    launcher.launch_service(one)
+status = launcher.wait()
+print(status, [one.order for one in services])
+"""
+    result = run_command([sys.executable, "-c", program])
+
+    assert result.stdout == "0 [['start', 'stop'], ['start', 'stop']]\n", result.stderr
 
 
 def test_no_fork_runs_the_service_inside_launch_on_the_main_thread(running: Start) -> None:

@@ -115,7 +115,7 @@ class Runner:
         self._changed = threading.Condition()
         self._phase = Phase.IDLE
         self._begun: list[Any] = []
-        self._early: set[Any] = set()
+        self._early: list[Any] = []
         self._is_early = False
         self._starting: Any = None
         self._leave_start_at: float | None = None
@@ -230,7 +230,7 @@ class Runner:
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
             self._status = self._status or _exit_status(exc, 1, "Error starting thread.")
             self._begin_leaving("")
-        self._early.add(service)
+        self._early.append(service)
         self._stop_early()
 
     def _enter(self, phase: Phase) -> None:
@@ -291,7 +291,7 @@ class Runner:
             try:
                 if method == "start":
                     self._start(service)
-                elif service in self._begun:
+                elif _holds(self._begun, service):
                     self._awaited = service
                     self._wait_for(service)
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
@@ -302,13 +302,13 @@ class Runner:
         return True
 
     def _start(self, service: Any) -> None:
-        if service in self._early:
-            self._early.discard(service)
+        if _holds(self._early, service):
+            self._early[:] = [one for one in self._early if one is not service]
             return
         with self._changed:
             if self._leaving:
                 return  # told in between: nothing is started only to be stopped
-            if service not in self._begun:
+            if not _holds(self._begun, service):
                 self._begun.append(service)
             self._starting = service  # who begins to leave from now on interrupts it
         try:
@@ -553,6 +553,11 @@ class Runner:
     def _reset(self, services: Iterable[Any]) -> None:
         for service in list(services):
             reset(service)
+
+
+def _holds(services: list[Any], service: Any) -> bool:
+    """Whether *service* itself is one of *services*; a dataclass has neither hash nor identity."""
+    return any(one is service for one in services)
 
 
 def reset(service: Any) -> None:
