@@ -52,6 +52,7 @@ __all__ = [
     "signals_heard",
     "stop_relaying",
     "thread_state",
+    "thread_waits",
     "uninstall_wakeup",
     "wake",
     "worker_leaving",
@@ -501,6 +502,15 @@ def interrupt_thread(
 def thread_state(native_id: int) -> str:
     """Letter, count of voluntary switches and of others of a thread of this process; empty when it
     has ended. Two equal answers mean that it has not run in between.
+    """
+
+def thread_waits(native_id: int, seen: str) -> bool:
+    """Whether a thread of this process waits for something else than the interpreter, which the
+    caller holds, or has ended. A thread that waits for the interpreter is inside futex(2), and wakes
+    up at every switch interval (``sys.getswitchinterval``). So one inside another system call waits
+    elsewhere, and so does one that has slept on since it was *seen*.
+
+    :param seen: what :func:`thread_state` said of it some switch intervals ago; empty for nothing.
     """
 
 # ---- data of threads (src/python/thread_data.rs) ----------------------------------------------------------

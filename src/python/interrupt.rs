@@ -72,7 +72,7 @@ pub(super) fn interrupt_thread(
     // Python code and let the other thread go on.
     let was_enabled = unsafe { pyo3::ffi::PyGC_Disable() };
     let result = match look(py, ident, innermost, &anywhere, calls) {
-        Ok(Place::Fit) if calls.is_empty() || waits_in_c(native_id, seen) => {
+        Ok(Place::Fit) if calls.is_empty() || thread_waits(native_id, seen) => {
             // SAFETY: this thread is attached, and `exception` is a live class; CPython takes its
             // own reference.
             let threads = unsafe {
@@ -152,18 +152,19 @@ fn look(
     Ok(Place::Fit)
 }
 
-/// Whether a thread waits for something else than the interpreter, which the caller holds.
-///
-/// One that waits for the interpreter is inside futex(2), and wakes up at every switch interval. So
-/// one inside another system call waits elsewhere, and so does one that has slept ever since it was
-/// `seen`.
-fn waits_in_c(native_id: i32, seen: &str) -> bool {
+/// See `_native.pyi`.
+#[pyfunction]
+pub(super) fn thread_waits(native_id: i32, seen: &str) -> bool {
+    let state = thread_state(native_id);
+    if !state.starts_with('S') {
+        return state.is_empty();
+    }
     let path = format!("/proc/self/task/{native_id}/syscall");
     let call = std::fs::read_to_string(path).unwrap_or_default();
     // Without a number: it runs, or the kernel does not tell.
-    let call = call.split(' ').next().and_then(|it| it.parse::<libc::c_long>().ok());
-    if call.is_some_and(|number| number >= 0 && number != libc::SYS_futex) {
-        return true;
-    }
-    seen.starts_with('S') && thread_state(native_id) == seen
+    let call = call
+        .split(' ')
+        .next()
+        .and_then(|it| it.parse::<libc::c_long>().ok());
+    call.is_some_and(|number| number >= 0 && number != libc::SYS_futex) || state == seen
 }

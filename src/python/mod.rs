@@ -46,7 +46,7 @@ mod _native {
     #[pymodule_export]
     use super::heartbeat::{AmqpConnection, Heartbeats};
     #[pymodule_export]
-    use super::interrupt::{interrupt_thread, thread_state};
+    use super::interrupt::{interrupt_thread, thread_state, thread_waits};
     #[pymodule_export]
     use super::scoreboard::Scoreboard;
     #[pymodule_export]

@@ -148,3 +148,23 @@ def test_a_fork_waits_for_threads_that_compute_but_not_for_ever(computes, at_mos
     program = LOADING.replace("COMPUTES", str(computes)).replace("AT_MOST", str(at_most))
     result = run_python(program)
     assert result.stdout == f"{said}\n", result.stderr
+
+
+NAPPING = """
+import threading, time
+from osloxide.launch import forking
+
+def nap():
+    while True:
+        time.sleep(0.001)
+
+threading.Thread(target=nap, daemon=True).start()
+forking.FIRST_REST = 600
+forking.prepare()
+print("prepared")
+"""
+
+
+def test_a_fork_does_not_wait_for_a_thread_that_sleeps_again_and_again() -> None:
+    result = run_python(NAPPING)
+    assert result.stdout == "prepared\n", result.stderr

@@ -1,6 +1,6 @@
 """What has to hold around ``os.fork()`` in a parent of workers.
 
-Owns the check that no native thread runs, the wait for a moment at which other threads sleep, the
+Owns the check that no native thread runs, the wait until no other thread computes, the
 warning about them, and the pause of logging: a thread that is in the middle of a record holds the
 lock of its stream, which CPython resets in the child for the standard streams only (a log file
 stays locked there for ever). The locks of ``logging`` itself are reset by its own at-fork hooks.
@@ -31,11 +31,10 @@ they lock. The watch thread is there in a process that is told to stop; the othe
 parent of workers speaks to RabbitMQ, and a killed worker has to be replaced all the same."""
 _ENDING = 0.5
 """Seconds that native threads may take to end which have nothing left to do."""
-_AT_REST = 0.02
-"""Seconds that a thread has to sleep until it counts as one at rest. One that waits for the
-interpreter wakes up at each switch interval, of which this is some."""
-FIRST_REST, NEXT_REST = 10.0, 1.0
-"""Seconds that the first fork, and each later one, waits for such a moment."""
+_BETWEEN_LOOKS = 0.02
+"""Seconds between two looks at the other threads; four switch intervals at least."""
+FIRST_REST, NEXT_REST = 5.0, 1.0
+"""Seconds that the first fork, and each later one, waits until the other threads wait."""
 _gc_is_frozen = False
 
 PATIENCE = 1.0
@@ -108,21 +107,21 @@ def prepare() -> None:
 
 
 def _await_rest(seconds: float) -> None:
-    """Wait until the other threads of the application sleep, at most *seconds*.
+    """Wait until the other threads of the application wait for something, at most *seconds*.
 
     A thread that computes may hold a lock, as one does that loads a driver, and in the child nobody
     gives it back. Green threads, for which such services were written, never compute during a fork:
     the one that forks does.
     """
-    deadline, before = time.monotonic() + seconds, None
-    while others := own.of_application():
-        states = [_native.thread_state(thread.native_id or 0) for thread in others]
-        if states == before and all(state[:1] in ("S", "") for state in states):
+    deadline = time.monotonic() + seconds
+    seen: dict[int, str] = {}
+    while others := [thread.native_id or 0 for thread in own.of_application()]:
+        if all(_native.thread_waits(native_id, seen.get(native_id, "")) for native_id in others):
             return
         if time.monotonic() >= deadline:
             return
-        before = states
-        time.sleep(max(_AT_REST, 4 * sys.getswitchinterval()))
+        seen = {native_id: _native.thread_state(native_id) for native_id in others}
+        time.sleep(max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval()))
 
 
 def _native_threads() -> list[str]:
