@@ -32,7 +32,7 @@ SUBJECTS = {
     "AMQP client": (
         "src/amqp/client/assembler.rs",
         "src/amqp/client/methods.rs",
-        "src/amqp/client/reply.rs",
+        "src/amqp/client/envelope.rs",
     ),
 }
 """What is fuzzed, and the files that hold it. Tests of the crate are not compiled, nor counted."""

@@ -704,8 +704,23 @@ class AmqpSubscription:
     @property
     def is_over(self) -> bool:
         """Nothing will be handed out any more, and :meth:`next` returns at once."""
-    def take_closures(self) -> list[str]:
-        """Why the broker has closed the channel since this was asked last, each time."""
+    def take_closures(self) -> list[tuple[str, float | None]]:
+        """Why the broker has closed the channel since this was asked last, each time; and for how
+        many seconds the first delivery had waited then that was not picked up."""
+    def deliver_to(
+        self, executor: Executor, handler: Callable[[AmqpDelivery, str], object]
+    ) -> None:
+        """Have the threads of *executor* call *handler* with each request that arrives from now on, and
+        with what :meth:`AmqpDelivery.pick_up` has returned. :meth:`next` gets what *executor* does not
+        take, and what is no request in an envelope of oslo.messaging."""
+    def has_begun(self, unique_id: str) -> bool:
+        """Whether a request of this id has begun to run here."""
+    def acknowledge_old(self, longest: float) -> list[float]:
+        """Acknowledge requests that have waited for *longest* seconds and were not picked up: nothing
+        delivers them again.
+
+        :returns: how long each has waited.
+        """
 
 @final
 class AmqpDelivery:
@@ -713,6 +728,13 @@ class AmqpDelivery:
     @property
     def body(self) -> str | bytes:
         """Text where it is UTF-8."""
+    @property
+    def message(self) -> str | None:
+        """What is in the body, where that is an envelope as oslo.messaging writes it."""
+    def pick_up(self, unique_id: str | None = None) -> str:
+        """Acknowledge a request that is about to run: ``run``. Otherwise it must not: ``twice``, one
+        of this id has begun here, and the broker was told to forget it; ``given back``, as the listener
+        has stopped; ``lost`` to a redelivery, as its channel is closed."""
     @property
     def content_type(self) -> str: ...
     @property

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{getpid, gettid};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyDict};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyString};
 
 use super::signals;
 use crate::amqp::client::{
@@ -223,6 +223,14 @@ pub(super) fn wait_in_turns<T: Send>(
     }
 }
 
+/// Text where it is UTF-8, which Python's `json` reads faster.
+pub(super) fn text_or_bytes<'py>(py: Python<'py>, body: &[u8]) -> Bound<'py, PyAny> {
+    match str::from_utf8(body) {
+        Ok(text) => PyString::new(py, text).into_any(),
+        Err(_) => PyBytes::new(py, body).into_any(),
+    }
+}
+
 /// An event as Python sees it.
 pub(super) fn told(
     py: Python<'_>,
@@ -230,7 +238,7 @@ pub(super) fn told(
 ) -> PyResult<(&'static str, Option<Bound<'_, PyAny>>)> {
     let text = |text: String| text.into_pyobject(py).map(|text| Some(text.into_any()));
     Ok(match event {
-        Event::Reply(body) => ("reply", Some(PyBytes::new(py, &body).into_any())),
+        Event::Reply(body) => ("reply", Some(text_or_bytes(py, &body))),
         Event::Taken => ("taken", None),
         Event::Undeliverable(code, text) => {
             let detail = (code, text).into_pyobject(py)?;

@@ -4,15 +4,17 @@
 //! Converts arguments and releases the interpreter around [`crate::amqp::client`]; decides nothing.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
 
 use super::amqp_client::{AmqpClient, seconds, table, told, wait_in_turns};
+use super::amqp_delivery::AmqpDelivery;
+use super::executor::Executor;
 use super::signals;
 use crate::amqp::client::{
-    Arrival, Delivery, Exchange, ExchangeType, FailedReply, Message, Outbox, Queue, Standing,
+    Arrival, Closure, Exchange, ExchangeType, FailedReply, Message, Outbox, Queue, Standing,
     Subscriber, Subscription,
 };
 
@@ -35,13 +37,6 @@ pub(super) struct AmqpQueue {
 #[derive(Debug)]
 pub(super) struct AmqpSubscription {
     subscription: Subscription,
-}
-
-/// A message that has arrived.
-#[pyclass(frozen, module = "osloxide._native")]
-#[derive(Debug)]
-pub(super) struct AmqpDelivery {
-    delivery: Delivery,
 }
 
 /// The replies of one listener.
@@ -162,7 +157,7 @@ impl AmqpSubscription {
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<AmqpDelivery>> {
         // With the interpreter held, which a busy listener would have to wait for each time.
         if let Arrival::Message(delivery) = self.subscription.next(Some(Instant::now())) {
-            return Ok(Some(AmqpDelivery { delivery }));
+            return Ok(Some(AmqpDelivery::new(delivery)));
         }
         let deadline = signals::deadline_in(timeout)?;
         let arrival = wait_in_turns(py, deadline, |until| match self.subscription.next(until) {
@@ -170,7 +165,7 @@ impl AmqpSubscription {
             Arrival::Interrupted => Some(None),
             Arrival::TimedOut => None,
         })?;
-        Ok(arrival.flatten().map(|delivery| AmqpDelivery { delivery }))
+        Ok(arrival.flatten().map(AmqpDelivery::new))
     }
 
     fn stop(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
@@ -188,62 +183,26 @@ impl AmqpSubscription {
         self.subscription.is_over()
     }
 
-    fn take_closures(&self) -> Vec<String> {
-        self.subscription.take_closures()
-    }
-}
-
-#[pymethods]
-impl AmqpDelivery {
-    /// Text where it is UTF-8.
-    #[getter]
-    fn body<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
-        match str::from_utf8(&self.delivery.body) {
-            Ok(text) => PyString::new(py, text).into_any(),
-            Err(_) => PyBytes::new(py, &self.delivery.body).into_any(),
-        }
+    fn take_closures(&self) -> Vec<(String, Option<f64>)> {
+        let told = |(reason, waited): Closure| (reason, waited.map(|it| it.as_secs_f64()));
+        self.subscription
+            .take_closures()
+            .into_iter()
+            .map(told)
+            .collect()
     }
 
-    #[getter]
-    fn content_type(&self) -> &str {
-        &self.delivery.properties.content_type
+    fn deliver_to(&self, executor: &Bound<'_, Executor>, handler: Py<PyAny>) {
+        self.subscription.deliver_to(executor.get().sink(handler));
     }
 
-    #[getter]
-    fn content_encoding(&self) -> &str {
-        &self.delivery.properties.content_encoding
+    fn has_begun(&self, unique_id: &str) -> bool {
+        self.subscription.has_begun(unique_id)
     }
 
-    #[getter]
-    fn compression(&self) -> Option<&str> {
-        self.delivery.properties.compression.as_deref()
-    }
-
-    #[getter]
-    fn is_plain_json(&self) -> bool {
-        self.delivery.is_plain_json()
-    }
-
-    #[getter]
-    fn delivery_count(&self) -> i64 {
-        self.delivery.properties.delivery_count.unwrap_or(0)
-    }
-
-    #[getter]
-    fn is_kept(&self) -> bool {
-        self.delivery.is_kept
-    }
-
-    fn acknowledge(&self) -> bool {
-        self.delivery.acknowledge()
-    }
-
-    fn requeue(&self) -> bool {
-        self.delivery.requeue()
-    }
-
-    fn reject(&self) -> bool {
-        self.delivery.reject()
+    fn acknowledge_old(&self, longest: f64) -> PyResult<Vec<f64>> {
+        let waits = self.subscription.acknowledge_old(seconds(longest)?);
+        Ok(waits.iter().map(Duration::as_secs_f64).collect())
     }
 }
 
@@ -292,12 +251,19 @@ impl AmqpOutbox {
     }
 
     fn wait_for_room(&self, py: Python<'_>, most: usize, timeout: f64) -> PyResult<bool> {
-        let deadline = Instant::now() + seconds(timeout)?;
-        Ok(py.detach(|| self.outbox.wait_for_room(most, deadline)))
+        let now = Instant::now();
+        // With the interpreter held, which a busy server would have to wait for each time.
+        if self.outbox.wait_for_room(most, now) {
+            return Ok(true);
+        }
+        let deadline = now + seconds(timeout)?;
+        let client = &self.client.get().client;
+        Ok(py.detach(|| client.wait_for_room(&self.outbox, most, deadline)))
     }
 
     fn wait_confirmed(&self, py: Python<'_>, timeout: f64) -> PyResult<(usize, usize)> {
         let deadline = Instant::now() + seconds(timeout)?;
-        Ok(py.detach(|| self.outbox.wait_confirmed(deadline)))
+        let client = &self.client.get().client;
+        Ok(py.detach(|| client.wait_confirmed(&self.outbox, deadline)))
     }
 }

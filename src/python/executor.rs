@@ -16,9 +16,11 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyList, PyString, PyTuple};
 
+use super::amqp_delivery::{AmqpDelivery, name_of};
 use super::detached::detached;
 use super::errors::executor_refusal;
 use super::{imports, parallel, signals};
+use crate::amqp::client::{Delivery, PickUp, Sink};
 use crate::executor::{self, Refused, Work};
 use crate::scoreboard::InFlight;
 use parking_lot::Mutex;
@@ -26,16 +28,35 @@ use parking_lot::Mutex;
 /// How long a submitter waits for room before it lets Python signal handlers run.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// One call whose result a future awaits.
+/// One call whose result a future may await.
 struct Job {
-    future: Py<PyAny>,
-    function: Py<PyAny>,
-    arguments: Py<PyTuple>,
-    keywords: Option<Py<PyDict>>,
+    /// None where nobody asks for the result.
+    future: Option<Py<PyAny>>,
+    task: Task,
     /// Counted under a name: then a result of `False` says that it failed.
     is_named: bool,
     /// It ran before, as far as a coroutine.
     is_resumed: bool,
+}
+
+/// What is called.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few exist at a time; a box would cost each request an allocation"
+)]
+enum Task {
+    Call {
+        function: Py<PyAny>,
+        arguments: Py<PyTuple>,
+        keywords: Option<Py<PyDict>>,
+    },
+    /// A request that has come straight from the thread that reads.
+    Request {
+        handler: Arc<Py<PyAny>>,
+        /// None once the handler has it.
+        delivery: Option<Delivery>,
+        unique_id: Option<String>,
+    },
 }
 
 /// What the pool's threads do.
@@ -118,7 +139,7 @@ impl Executor {
     fn close<'py>(&self, py: Python<'py>, cancel: bool) -> PyResult<Bound<'py, PyList>> {
         self.check_process()?;
         let back = self.engine.close(cancel);
-        PyList::new(py, back.into_iter().map(|job| job.future))
+        PyList::new(py, back.into_iter().filter_map(|job| job.future))
     }
 
     #[pyo3(signature = (timeout=None))]
@@ -148,6 +169,34 @@ impl Executor {
 }
 
 impl Executor {
+    /// A way for requests from the thread that reads them to the threads of this executor, which call
+    /// *handler* with each, and with what became of it when it was picked up. Ends with the executor.
+    pub(super) fn sink(&self, handler: Py<PyAny>) -> Sink {
+        let engine = Arc::downgrade(&self.engine);
+        let handler = Arc::new(handler);
+        Arc::new(move |delivery, head| {
+            let Some(engine) = engine.upgrade() else {
+                return Some(delivery);
+            };
+            let job = Job {
+                future: None,
+                task: Task::Request {
+                    handler: Arc::clone(&handler),
+                    delivery: Some(delivery),
+                    unique_id: head.unique_id,
+                },
+                is_named: true,
+                is_resumed: false,
+            };
+            let (Refused::Closed(job) | Refused::Full { job, .. } | Refused::NoThread { job, .. }) =
+                engine.submit(job, Some(&head.method)).err()?;
+            match job.task {
+                Task::Request { delivery, .. } => delivery,
+                Task::Call { .. } => None,
+            }
+        })
+    }
+
     fn queue(
         &self,
         py: Python<'_>,
@@ -165,10 +214,12 @@ impl Executor {
         }
         let future = self.make_future.call0(py)?;
         let mut job = Job {
-            future: future.clone_ref(py),
-            function: function.unbind(),
-            arguments: arguments.unbind(),
-            keywords: keywords.map(Bound::unbind),
+            future: Some(future.clone_ref(py)),
+            task: Task::Call {
+                function: function.unbind(),
+                arguments: arguments.unbind(),
+                keywords: keywords.map(Bound::unbind),
+            },
             is_named: name.is_some(),
             is_resumed: false,
         };
@@ -200,11 +251,21 @@ impl Work for Calls {
     type Job = Job;
 
     fn run(&self, job: Job, in_flight: InFlight<'static>) {
+        // Without the interpreter: the acknowledgement is written to a socket.
+        let picked_up = match &job.task {
+            Task::Request {
+                delivery: Some(delivery),
+                unique_id,
+                ..
+            } => delivery.pick_up(unique_id.as_deref()),
+            Task::Request { .. } | Task::Call { .. } => PickUp::Run,
+        };
         Python::attach(|py| {
-            let future = job.future.clone_ref(py);
-            if let Err(error) = self.call(py, job, in_flight) {
+            let future = job.future.as_ref().map(|future| future.clone_ref(py));
+            if let Err(error) = self.call(py, job, in_flight, picked_up) {
                 // Other code has finished or broken the future: it is not ours to judge.
-                error.write_unraisable(py, Some(future.bind(py)));
+                let future = future.as_ref().map(|future| future.bind(py));
+                error.write_unraisable(py, future);
             }
         });
     }
@@ -232,13 +293,17 @@ impl Work for Calls {
 }
 
 impl Calls {
-    fn call(&self, py: Python<'_>, job: Job, mut in_flight: InFlight<'static>) -> PyResult<()> {
+    fn call(
+        &self,
+        py: Python<'_>,
+        mut job: Job,
+        mut in_flight: InFlight<'static>,
+        picked_up: PickUp,
+    ) -> PyResult<()> {
         if !job.is_resumed && !job.begin(py)? {
             return Ok(());
         }
-        let keywords = job.keywords.as_ref().map(|keywords| keywords.bind(py));
-        let called = job.function.bind(py).call(job.arguments.bind(py), keywords);
-        match called {
+        match job.task.call(py, picked_up) {
             Ok(result) if goes_on(&result)? => self.hold(py, job, in_flight, &result),
             Ok(result) => {
                 if job.is_named && result.is(&*PyBool::new(py, false)) {
@@ -305,9 +370,11 @@ impl Resume {
         };
         let py = function.py();
         let job = Job {
-            function: function.unbind(),
-            arguments: arguments.unbind(),
-            keywords: None,
+            task: Task::Call {
+                function: function.unbind(),
+                arguments: arguments.unbind(),
+                keywords: None,
+            },
             is_resumed: true,
             ..job
         };
@@ -345,10 +412,34 @@ fn goes_on(result: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(kind.is(&kinds.0) || kind.is(&kinds.1))
 }
 
+impl Task {
+    fn call<'py>(&mut self, py: Python<'py>, picked_up: PickUp) -> PyResult<Bound<'py, PyAny>> {
+        match self {
+            Self::Call {
+                function,
+                arguments,
+                keywords,
+            } => {
+                let keywords = keywords.as_ref().map(|keywords| keywords.bind(py));
+                function.bind(py).call(arguments.bind(py), keywords)
+            }
+            Self::Request {
+                handler, delivery, ..
+            } => {
+                let delivery = delivery.take().map(AmqpDelivery::new);
+                handler.bind(py).call1((delivery, name_of(picked_up)))
+            }
+        }
+    }
+}
+
 impl Job {
     /// False when it was cancelled.
     fn begin(&self, py: Python<'_>) -> PyResult<bool> {
-        let future = self.future.bind(py);
+        let Some(future) = &self.future else {
+            return Ok(true);
+        };
+        let future = future.bind(py);
         let (state, running) = (intern!(py, "_state"), intern!(py, "RUNNING"));
         if is_private(future)? {
             future.setattr(state, running)?;
@@ -360,6 +451,9 @@ impl Job {
     }
 
     fn fail(&self, py: Python<'_>, error: PyErr) -> PyResult<()> {
+        if self.future.is_none() {
+            return Err(error);
+        }
         self.finish(
             py,
             intern!(py, "_exception"),
@@ -375,7 +469,10 @@ impl Job {
         method: &Bound<'py, PyString>,
         value: Bound<'py, PyAny>,
     ) -> PyResult<()> {
-        let future = self.future.bind(py);
+        let Some(future) = &self.future else {
+            return Ok(());
+        };
+        let future = future.bind(py);
         let (state, finished) = (intern!(py, "_state"), intern!(py, "FINISHED"));
         if is_private(future)? {
             future.setattr(field, value)?;

@@ -4,6 +4,7 @@
 //! the rooms beside this one; they decide nothing.
 
 mod amqp_client;
+mod amqp_delivery;
 mod amqp_subscriber;
 mod detached;
 mod errors;
@@ -34,9 +35,9 @@ mod _native {
     #[pymodule_export]
     use super::amqp_client::{AmqpClient, AmqpRequest};
     #[pymodule_export]
-    use super::amqp_subscriber::{
-        AmqpDelivery, AmqpOutbox, AmqpQueue, AmqpSubscriber, AmqpSubscription,
-    };
+    use super::amqp_delivery::AmqpDelivery;
+    #[pymodule_export]
+    use super::amqp_subscriber::{AmqpOutbox, AmqpQueue, AmqpSubscriber, AmqpSubscription};
     #[pymodule_export]
     use super::executor::Executor;
     #[pymodule_export]

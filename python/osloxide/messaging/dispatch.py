@@ -131,6 +131,11 @@ def amend_rpc_server(server: ModuleType) -> None:
         listener: Any = getattr(adapter, "_poll_style_listener", None)
         if hasattr(listener, "is_served"):
             listener.is_served = True
+        executor = getattr(self._work_executor, "native", None)
+        # A server with its own way of taking messages is handed all of them.
+        is_ours = hasattr(type(self)._on_incoming, "_osloxide_named")
+        if executor is not None and is_ours and hasattr(listener, "serve"):
+            listener.serve(executor, self._process_incoming)
         return adapter
 
     def processed(self: Any, incoming: list[Any]) -> bool:
@@ -183,6 +188,7 @@ def amend_server(server: ModuleType) -> None:
         name = f"{namespace}.{method}" if namespace else method
         submit_as(name, self._process_incoming, incoming)
 
+    on_incoming_named._osloxide_named = True  # type: ignore[attr-defined]
     server.MessageHandlingServer._on_incoming = on_incoming_named
 
 

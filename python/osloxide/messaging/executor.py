@@ -129,15 +129,15 @@ class Executor(concurrent.futures.Executor):
             raise ValueError(f"max_queued is {max_queued}; give 0 for no bound, or more")
         self._max_workers = max_workers
         self._is_shut = False
-        self._native = _native.Executor(
+        self.native = _native.Executor(
             _future_maker(), max_workers, max_queued=max_queued, thread_name=thread_name_prefix
         )
         if type(self).submit is concurrent.futures.Executor.submit:
             # Without a Python frame for each job; a subclass may still have its own.
-            self.submit = self._native.submit  # type: ignore[method-assign]
-        self.submit_as = self._native.submit_as
+            self.submit = self.native.submit  # type: ignore[method-assign]
+        self.submit_as = self.native.submit_as
         _alive.add(self)
-        weakref.finalize(self, _outlive, self._native).atexit = False
+        weakref.finalize(self, _outlive, self.native).atexit = False
 
     if TYPE_CHECKING:
 
@@ -159,11 +159,11 @@ class Executor(concurrent.futures.Executor):
         :param cancel_futures: cancel the jobs that no thread has begun.
         """
         self._is_shut = True
-        for future in self._native.close(cancel_futures):
+        for future in self.native.close(cancel_futures):
             future.cancel()
             future.set_running_or_notify_cancel()
         if wait:
-            self._native.wait()
+            self.native.wait()
 
     def drain(self, timeout: float) -> bool:
         """Take no more jobs and wait until the queued ones have ended.
@@ -172,8 +172,8 @@ class Executor(concurrent.futures.Executor):
         :returns: False when *timeout* passed first. The jobs go on.
         """
         self._is_shut = True
-        self._native.close()
-        return self._native.wait(timeout)
+        self.native.close()
+        return self.native.wait(timeout)
 
     def stats(self) -> dict[str, Any]:
         """Counters of this moment.
@@ -182,7 +182,7 @@ class Executor(concurrent.futures.Executor):
             ``begun``, ``cancelled``, and in seconds ``oldest_wait`` (of the next job) and
             ``total_wait`` (of all that began).
         """
-        return self._native.stats()
+        return self.native.stats()
 
     # ---- futurist's names, which some services read ---------------------------------------------
 

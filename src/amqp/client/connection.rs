@@ -417,6 +417,16 @@ impl Connection {
     }
 }
 
+/// Waits for the bell or the first of two times, whatever arrives on the connection. What is rung for is
+/// looked at in the next [`Connection::read`], which that does not hold up.
+pub(super) fn doze(until: Instant, or_until: Option<Instant>, bell: &EventFd) {
+    let until = or_until.map_or(until, |other| other.min(until));
+    let left = TimeSpec::from(until.saturating_duration_since(Instant::now()));
+    let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+    // Whatever poll says, everything is looked at again.
+    let _ = ppoll(&mut fds, Some(left), None);
+}
+
 /// A method that is known, at a time when it means nothing.
 pub(super) fn out_of_order(method: &Method) -> Fault {
     let text = format!("{method:?} is not expected now");

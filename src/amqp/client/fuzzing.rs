@@ -3,8 +3,8 @@
 //! Owns the properties; a function panics when one does not hold. No part of what is shipped.
 
 use super::assembler::{Assembler, Incoming};
+use super::envelope;
 use super::methods::Violation;
-use super::reply;
 
 const FRAME_MAX: usize = 4096;
 
@@ -22,12 +22,19 @@ pub(crate) fn client(input: &[u8]) {
             assert!(method.has_content());
             assert_eq!(properties.length, body.len() as u64);
             assert!(body.len() <= stream.len());
-            if let Some(msg_id) = reply::msg_id(body) {
+            if let Some(msg_id) = envelope::msg_id(body) {
                 assert!(msg_id.len() <= body.len());
+            }
+            if let Some(message) = envelope::message(body) {
+                assert!(message.len() <= body.len());
+                let _ = envelope::head(&message);
             }
         }
     }
-    let _ = reply::msg_id(stream);
+    let _ = envelope::msg_id(stream);
+    if let Ok(message) = str::from_utf8(stream) {
+        let _ = envelope::head(message);
+    }
 }
 
 /// What is whole in *stream*, and what ends it.

@@ -7,14 +7,16 @@
 //! Rules: AMQP 0-9-1, `basic.deliver` and `basic.ack` (a tag is valid only within the channel it came
 //! from); RabbitMQ's `basic.nack`, and its streams, which deliver nothing a second time.
 
-use std::collections::{HashMap, VecDeque};
-use std::fmt;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::begun::Begun;
+use super::delivery::{Delivery, PickUp, Settling, Sink};
+use super::envelope;
 use super::methods::{self, Exchange, Properties, Refusal, Table, Value};
 use super::state::Outlet;
 
@@ -65,6 +67,10 @@ pub enum Standing {
 
 /// What a listener gets when it asks for a message.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one exists at a time; a box would cost each message an allocation"
+)]
 pub enum Arrival {
     /// One.
     Message(Delivery),
@@ -120,7 +126,23 @@ struct Inner {
     /// Where to go on in a stream, by the number of its queue.
     offsets: HashMap<u16, i64>,
     /// Why the broker has closed the channel, each time.
-    closures: Vec<String>,
+    closures: Vec<Closure>,
+    /// Takes what arrives instead of the inbox, where it can.
+    sink: Option<Sink>,
+    /// Deliveries that are neither picked up nor settled, by epoch and tag: in the order of arrival.
+    waiting: BTreeMap<(u64, u64), Waiting>,
+    begun: Begun,
+}
+
+/// Why the broker has closed a channel, and how long the first delivery had waited then that no thread
+/// had picked up.
+pub type Closure = (String, Option<Duration>);
+
+/// A delivery that waits for a thread.
+struct Waiting {
+    since: Instant,
+    /// It was acknowledged, since it had waited for long; nothing delivers it again.
+    is_early: bool,
 }
 
 /// An open channel.
@@ -140,69 +162,6 @@ pub(super) enum Step {
     Close(Option<u16>),
 }
 
-/// A message that has arrived.
-pub struct Delivery {
-    /// Of its content.
-    pub properties: Properties,
-    /// As it was sent.
-    pub body: Vec<u8>,
-    /// From a queue, which keeps it until it is acknowledged; streams deliver nothing again.
-    pub is_kept: bool,
-    listening: Arc<Listening>,
-    epoch: u64,
-    tag: u64,
-}
-
-impl fmt::Debug for Delivery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery")
-            .field("epoch", &self.epoch)
-            .field("tag", &self.tag)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Delivery {
-    /// Lets the broker forget it; false when its epoch is over, and nothing was said.
-    #[must_use]
-    pub fn acknowledge(&self) -> bool {
-        let tag = self.tag;
-        self.listening
-            .settle(self.epoch, |channel| methods::ack(channel, tag))
-    }
-
-    /// Gives it back to its queue; as [`Delivery::acknowledge`].
-    #[must_use]
-    pub fn requeue(&self) -> bool {
-        let tag = self.tag;
-        self.listening
-            .settle(self.epoch, |channel| methods::requeue(channel, tag))
-    }
-
-    /// Drops it; as [`Delivery::acknowledge`].
-    #[must_use]
-    pub fn reject(&self) -> bool {
-        let tag = self.tag;
-        self.listening
-            .settle(self.epoch, |channel| methods::reject(channel, tag))
-    }
-
-    /// The body is JSON text as it stands.
-    #[must_use]
-    pub fn is_plain_json(&self) -> bool {
-        self.properties.is_plain_json()
-    }
-}
-
-#[cfg(test)]
-impl Delivery {
-    /// Its channel is closed: the broker delivers it again.
-    pub(super) fn is_over(&self) -> bool {
-        let inner = self.listening.inner.lock();
-        inner.opening.is_none() || inner.epoch != self.epoch
-    }
-}
-
 impl Listening {
     pub(super) fn new(queues: Vec<Queue>, prefetch: u16, seen: LastSeen) -> Self {
         Self {
@@ -215,8 +174,7 @@ impl Listening {
         }
     }
 
-    fn settle(&self, epoch: u64, frame: impl FnOnce(u16) -> Vec<u8>) -> bool {
-        let inner = self.inner.lock();
+    fn say(&self, inner: &Inner, epoch: u64, frame: impl FnOnce(u16) -> Vec<u8>) -> bool {
         match &inner.opening {
             // Under the lock: the broker hears nothing of the channel after it has ended here.
             Some(opening) if inner.epoch == epoch => {
@@ -315,8 +273,45 @@ impl Listening {
         self.is_dropped.store(true, Ordering::Release);
     }
 
-    pub(super) fn take_closures(&self) -> Vec<String> {
+    pub(super) fn take_closures(&self) -> Vec<Closure> {
         std::mem::take(&mut self.inner.lock().closures)
+    }
+
+    /// What arrives from now on goes to *sink*, where it can.
+    pub(super) fn deliver_to(&self, sink: Sink) {
+        let mut inner = self.inner.lock();
+        let before = (inner.reached < Stage::Closed).then(|| inner.sink.replace(sink));
+        drop(inner);
+        drop(before); // what it holds may need a lock of its own
+    }
+
+    pub(super) fn has_begun(&self, unique_id: &str) -> bool {
+        self.inner.lock().begun.has(unique_id)
+    }
+
+    /// Acknowledges what has waited for a thread for *longest*, before the broker closes the channel
+    /// over it; how long each has.
+    pub(super) fn acknowledge_old(&self, longest: Duration) -> Vec<Duration> {
+        let mut inner = self.inner.lock();
+        let epoch = inner.epoch;
+        let old = |waiting: &Waiting| !waiting.is_early && waiting.since.elapsed() > longest;
+        let tags: Vec<_> = inner
+            .waiting
+            .range((epoch, 0)..=(epoch, u64::MAX))
+            .filter(|(_, waiting)| old(waiting))
+            .map(|((_, tag), _)| *tag)
+            .collect();
+        let mut waits = Vec::new();
+        for tag in tags {
+            if !self.say(&inner, epoch, |channel| methods::ack(channel, tag)) {
+                break;
+            }
+            if let Some(waiting) = inner.waiting.get_mut(&(epoch, tag)) {
+                waiting.is_early = true;
+                waits.push(waiting.since.elapsed());
+            }
+        }
+        waits
     }
 
     // ---- for the thread --------------------------------------------------------------------------
@@ -389,8 +384,11 @@ impl Listening {
         inner.opening = None;
         inner.is_cancelled = false;
         inner.inbox.retain(|delivery| !delivery.is_kept);
+        let mut late = inner.waiting.values().filter(|it| !it.is_early);
+        let longest = late.next().map(|waiting| waiting.since.elapsed());
+        inner.waiting.retain(|_, waiting| waiting.is_early);
         if let Some(Refusal { code, text }) = reason {
-            inner.closures.push(format!("{code} {text}"));
+            inner.closures.push((format!("{code} {text}"), longest));
         }
         if inner.wanted == Stage::Stopped {
             inner.reached = inner.reached.max(Stage::Stopped);
@@ -423,11 +421,14 @@ impl Listening {
         if inner.is_muted && stage == Stage::Stopped {
             inner.give_back();
         }
+        let mut sink = None;
         if stage == Stage::Closed {
             inner.inbox.clear(); // each delivery holds this
             inner.standing.get_or_insert(Standing::Closed);
+            sink = inner.sink.take();
         }
         drop(inner);
+        drop(sink); // what it holds may need a lock of its own
         self.changed.notify_all();
     }
 
@@ -447,17 +448,81 @@ impl Listening {
             inner.offsets.insert(number, offset.saturating_add(1));
         }
         let epoch = inner.epoch;
-        inner.inbox.push_back(Delivery {
-            properties,
-            body,
-            is_kept: !queue.is_stream,
-            listening: Arc::clone(self),
-            epoch,
-            tag,
-        });
+        if !queue.is_stream {
+            let since = Instant::now();
+            let is_early = false;
+            let waiting = Waiting { since, is_early };
+            inner.waiting.insert((epoch, tag), waiting);
+        }
+        // What is in the inbox comes first.
+        let sink = inner.sink.clone();
+        let sink = sink.filter(|_| inner.inbox.is_empty() && !inner.is_muted);
+        drop(inner);
+        let message = properties
+            .is_plain_json()
+            .then(|| envelope::message(&body))
+            .flatten();
+        let head = message.as_deref().and_then(envelope::head);
+        let mut delivery = Delivery::new(properties, body, message, self.clone(), epoch, tag);
+        delivery.is_kept = !queue.is_stream;
+        let left = match (sink, head) {
+            (Some(sink), Some(head)) => sink(delivery, head),
+            _ => Some(delivery),
+        };
+        let Some(delivery) = left else { return true };
+        let mut inner = self.inner.lock();
+        // Nothing ends an epoch but the thread that delivers.
+        if inner.reached < Stage::Closed {
+            inner.inbox.push_back(delivery);
+        }
         drop(inner);
         self.changed.notify_all();
         true
+    }
+}
+
+impl Settling for Listening {
+    fn settle(&self, epoch: u64, tag: u64, frame: fn(u16, u64) -> Vec<u8>) -> bool {
+        let mut inner = self.inner.lock();
+        inner.waiting.remove(&(epoch, tag));
+        self.say(&inner, epoch, |channel| frame(channel, tag))
+    }
+
+    fn pick_up(&self, epoch: u64, tag: u64, is_kept: bool, unique_id: Option<&str>) -> PickUp {
+        let mut inner = self.inner.lock();
+        let waiting = inner.waiting.remove(&(epoch, tag));
+        let is_early = waiting.is_some_and(|waiting| waiting.is_early);
+        let acknowledge = |channel| methods::ack(channel, tag);
+        if is_early || !is_kept {
+            // Nothing delivers it again: it runs here or nowhere, also when the listener stops.
+            let may_run = inner.begun.claim(unique_id);
+            if !is_early {
+                self.say(&inner, epoch, acknowledge);
+            }
+            return if may_run { PickUp::Run } else { PickUp::Twice };
+        }
+        if inner.is_quiet() || inner.is_muted {
+            self.say(&inner, epoch, |channel| methods::requeue(channel, tag));
+            return PickUp::GivenBack;
+        }
+        let may_run = inner.begun.claim(unique_id);
+        let is_said = self.say(&inner, epoch, acknowledge);
+        match (may_run, is_said) {
+            (true, true) => PickUp::Run,
+            (true, false) => {
+                // Before anything ran: the broker still has it, and will deliver it again.
+                inner.begun.discard(unique_id);
+                PickUp::Lost
+            }
+            (false, true) => PickUp::Twice,
+            (false, false) => PickUp::Lost,
+        }
+    }
+
+    #[cfg(test)]
+    fn is_current(&self, epoch: u64) -> bool {
+        let inner = self.inner.lock();
+        inner.opening.is_some() && inner.epoch == epoch
     }
 }
 
@@ -466,7 +531,7 @@ impl Inner {
     fn give_back(&mut self) {
         let Some(opening) = &self.opening else { return };
         for delivery in self.inbox.drain(..).filter(|delivery| delivery.is_kept) {
-            let frame = methods::requeue(opening.channel, delivery.tag);
+            let frame = methods::requeue(opening.channel, delivery.tag());
             opening.outlet.queue(frame);
         }
     }

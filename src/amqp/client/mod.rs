@@ -13,18 +13,24 @@
 //! is decided as `impl_rabbit` of oslo.messaging does (docs/rpc.md).
 
 mod assembler;
+mod begun;
 mod connection;
 mod conversation;
 mod declaring;
+mod delivery;
 mod dialer;
+#[cfg(test)]
+mod dozing_tests;
+mod envelope;
 #[cfg(test)]
 mod faults;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod listening;
+#[cfg(test)]
+mod listening_tests;
 mod methods;
 mod outbox;
-mod reply;
 #[cfg(test)]
 mod schedules;
 mod state;
@@ -46,7 +52,9 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::{Condvar, Mutex};
 
-pub use listening::{Arrival, Delivery, Queue, Standing};
+pub use delivery::{Delivery, PickUp, Sink};
+pub use envelope::Head;
+pub use listening::{Arrival, Closure, Queue, Standing};
 pub use methods::{Exchange, ExchangeType, Mechanism, Properties, Table, Value};
 use outbox::Failures;
 pub use outbox::{FailedReply, Outbox};
@@ -298,6 +306,29 @@ impl Client {
             outbox::tell(&self.shared.failures); // closed, or unusable
         }
         Ok(())
+    }
+
+    /// Waits until *outbox* has room; see [`Outbox::wait_for_room`].
+    pub fn wait_for_room(&self, outbox: &Outbox, most: usize, deadline: Instant) -> bool {
+        outbox.wait_for_room(most, Instant::now())
+            || self.hurried(|| outbox.wait_for_room(most, deadline))
+    }
+
+    /// Waits until all of *outbox* is confirmed; see [`Outbox::wait_confirmed`].
+    pub fn wait_confirmed(&self, outbox: &Outbox, deadline: Instant) -> (usize, usize) {
+        self.hurried(|| outbox.wait_confirmed(deadline))
+    }
+
+    fn hurried<T>(&self, wait: impl FnOnce() -> T) -> T {
+        let hurry = |begins| {
+            if self.shared.state.lock().hurry(begins) {
+                self.shared.ring();
+            }
+        };
+        hurry(true);
+        let outcome = wait();
+        hurry(false);
+        outcome
     }
 
     /// Sends *message*, at once where that is possible. Never waits.

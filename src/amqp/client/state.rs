@@ -18,6 +18,8 @@ use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 
 /// Bytes that may wait for the broker to take them; requests beyond are not queued behind them.
 const MOST_UNSENT: u64 = 32 * 1024 * 1024;
+/// Replies whose confirms may lie.
+const MOST_DOZING: usize = 32;
 /// Between two attempts to send to a queue that is missing.
 const RETRY_MISSING: Duration = Duration::from_millis(100);
 /// Between the first two attempts to reply to a queue that is missing (oslo.messaging's own pause).
@@ -51,6 +53,10 @@ pub(super) struct State {
     routes: HashMap<String, Route>,
     /// In the order of their sending.
     waiting: VecDeque<Arc<Request>>,
+    /// The thread reads nothing until it is rung for.
+    is_dozing: bool,
+    /// Threads that wait for confirms of replies.
+    hurried: usize,
     later: Vec<(Instant, Arc<Request>)>,
     calls: HashMap<String, Arc<Request>>,
     unusable: Option<String>,
@@ -208,7 +214,8 @@ impl State {
         // Those that wait already come first.
         if self.waiting.is_empty() && self.publish(request) {
             self.count();
-            return false;
+            let is_awaited = request.outbox.is_none() || !self.has_few_unconfirmed();
+            return is_awaited && self.end_doze();
         }
         self.waiting.push_back(Arc::clone(request));
         true
@@ -311,6 +318,44 @@ impl State {
         let later = self.later.iter().map(|(at, _)| *at).min();
         let full = (!self.waiting.is_empty()).then(|| now + RETRY_MISSING);
         [later, full].into_iter().flatten().min()
+    }
+
+    /// Whether the confirms of some replies are all that is expected, and no thread waits for them.
+    pub(super) fn begin_doze(&mut self) -> bool {
+        let replies_alone = || self.unconfirmed().all(|request| request.outbox.is_some());
+        let dozes = self.hurried == 0
+            && self.calls.is_empty()
+            && self.waiting.is_empty()
+            && self.unconfirmed().next().is_some()
+            && self.has_few_unconfirmed()
+            && replies_alone();
+        self.is_dozing = dozes;
+        dozes
+    }
+
+    /// Whether the thread has to be rung for.
+    pub(super) fn end_doze(&mut self) -> bool {
+        std::mem::take(&mut self.is_dozing)
+    }
+
+    /// A thread begins to wait for confirms, or ends to; whether the thread has to be rung for.
+    pub(super) fn hurry(&mut self, begins: bool) -> bool {
+        if begins {
+            self.hurried += 1;
+        } else {
+            self.hurried = self.hurried.saturating_sub(1);
+        }
+        begins && self.end_doze()
+    }
+
+    fn unconfirmed(&self) -> impl Iterator<Item = &Arc<Request>> {
+        let routes = self.routes.values();
+        routes.flat_map(|route| route.unconfirmed.values())
+    }
+
+    fn has_few_unconfirmed(&self) -> bool {
+        let routes = self.routes.values();
+        routes.map(|route| route.unconfirmed.len()).sum::<usize>() < MOST_DOZING
     }
 
     /// There is something for which a connection is needed.

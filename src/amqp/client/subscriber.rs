@@ -26,8 +26,9 @@ use super::assembler::Incoming;
 use super::connection::{Connection, Fault, out_of_order};
 use super::conversation::Conversation;
 use super::declaring;
+use super::delivery::Sink;
 use super::dialer::Dialer;
-use super::listening::{Arrival, LastSeen, Listening, Queue, Stage, Standing, Step};
+use super::listening::{Arrival, Closure, LastSeen, Listening, Queue, Stage, Standing, Step};
 use super::methods::{self, Method, Refusal};
 use super::{Client, Options};
 use crate::amqp::heartbeat::{Heartbeats, LONGEST_FREEZE};
@@ -244,8 +245,28 @@ impl Subscription {
 
     /// Why the broker has closed the channel since the last time that this was asked.
     #[must_use]
-    pub fn take_closures(&self) -> Vec<String> {
+    pub fn take_closures(&self) -> Vec<Closure> {
         self.listening.take_closures()
+    }
+
+    /// What arrives from now on goes to *sink*, on the thread that reads, unless something else waits
+    /// for [`Subscription::next`]: that is handed out first. So is what *sink* gives back, and what is
+    /// no request as oslo.messaging writes it.
+    pub fn deliver_to(&self, sink: Sink) {
+        self.listening.deliver_to(sink);
+    }
+
+    /// Whether a request of this id has begun to run here.
+    #[must_use]
+    pub fn has_begun(&self, unique_id: &str) -> bool {
+        self.listening.has_begun(unique_id)
+    }
+
+    /// Acknowledges requests that have waited for *longest*, and that no thread has picked up; how long
+    /// each has waited. Nothing delivers them again.
+    #[must_use]
+    pub fn acknowledge_old(&self, longest: Duration) -> Vec<Duration> {
+        self.listening.acknowledge_old(longest)
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::EventFd;
 
 use super::assembler::Incoming;
-use super::connection::{Connection, Fault, out_of_order};
+use super::connection::{Connection, Fault, doze, out_of_order};
 use super::conversation::{Conversation, LOOK, is_of_other_durability};
 use super::declaring;
 use super::dialer::Dialer;
@@ -23,10 +23,13 @@ use super::methods::{
     self, COMMAND_INVALID, Exchange, Method, NOT_FOUND, Properties, Refusal, Table, Violation,
 };
 use super::state::Need;
-use super::{GRACE, Options, Shared, outbox, reply};
+use super::{GRACE, Options, Shared, envelope, outbox};
 use crate::threads::{self, Signals};
 
 const STACK_BYTES: usize = 512 * 1024;
+/// How long confirms of replies may lie, where nothing else is expected: no thread waits for them, and
+/// to be woken by each costs more than to read it.
+const LONGEST_DOZE: Duration = Duration::from_millis(10);
 /// Refusals of the reply queue that no further attempt changes.
 const NO_QUEUE: [u16; 6] = [403, 405, 406, 530, 540, 541];
 
@@ -215,6 +218,7 @@ impl Thread {
                 state.flush(now)
             };
             let until = state.next_flush(now);
+            let dozes = need.is_none() && state.begin_doze();
             drop(state);
             match need {
                 Some(Need::Replies) => self.consume(connection)?,
@@ -224,7 +228,13 @@ impl Thread {
                     name,
                     arguments,
                 }) => self.declare_default_queue(connection, &exchange, name, &arguments)?,
-                None => connection.read(until, &self.shared.bell)?,
+                None => {
+                    if dozes {
+                        doze(now + LONGEST_DOZE, until, &self.shared.bell);
+                        self.shared.state.lock().end_doze();
+                    }
+                    connection.read(until, &self.shared.bell)?;
+                }
             }
         }
     }
@@ -287,13 +297,14 @@ impl Thread {
     }
 
     fn deliver(&self, properties: &Properties, body: Vec<u8>) {
-        let plain = properties
-            .is_plain_json()
-            .then(|| reply::msg_id(&body))
-            .flatten();
-        let found = match plain {
-            Some(msg_id) => Some((msg_id, body)),
-            None => (self.shared.decode)(properties, &body),
+        let found = if properties.is_plain_json() {
+            envelope::reply(body)
+        } else {
+            Err(body)
+        };
+        let found = match found {
+            Ok(reply) => Some(reply),
+            Err(body) => (self.shared.decode)(properties, &body),
         };
         let Some((msg_id, body)) = found else {
             tracing::error!("a reply that cannot be read is dropped: {properties:?}");

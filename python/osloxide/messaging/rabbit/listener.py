@@ -27,7 +27,7 @@ from oslo_messaging._drivers import amqpdriver
 from osloxide import _native
 from osloxide.activation.import_hook import refuse_if_monkey_patched
 from osloxide.messaging.executor import DEFAULT_WORKERS
-from osloxide.messaging.rabbit import epochs, heartbeats
+from osloxide.messaging.rabbit import envelope, epochs, heartbeats
 from osloxide.messaging.rabbit.replies import LateReplies, Replies
 from osloxide.messaging.rabbit.reply_waiter import POLL_EVERY
 from osloxide.messaging.rabbit.waiting import Waiting, warn_near_limit
@@ -200,22 +200,22 @@ def received(listener: Any, origin: Any, message: dict[str, Any], operations: An
     :param origin: what the broker wants to hear about it.
     :param operations: by which oslo.messaging reaches the thread that polls, where it has to.
     """
-    context = amqpdriver.rpc_amqp.unpack_context(message)
+    context, msg_id, reply_queue, timeout = envelope.context_of(message)
     try:
         unique_id = listener.msg_id_cache.check_duplicate_message(message)
     except amqpdriver.rpc_common.DuplicateMessageError:
         # Its acknowledgement was lost with the channel.
-        LOG.warning("message %s was redelivered after it ran; dropped", context.msg_id)
+        LOG.warning("message %s was redelivered after it ran; dropped", msg_id)
         origin.acknowledge()
         return None
     incoming = listener.message_cls(
         listener,
-        context.to_dict(),
+        context,
         message,
         unique_id,
-        context.msg_id,
-        context.reply_q,
-        context.client_timeout,
+        msg_id,
+        reply_queue,
+        timeout,
         listener._obsolete_reply_queues,
         operations,
     )

@@ -1,10 +1,9 @@
 """What is sent over RabbitMQ without kombu: calls, casts, fanout casts, notifications.
 
-Owns the way of a message from oslo.messaging's driver to the native client
-(``src/amqp/client/``), and what becomes of it: a result, a remote exception, one of
-oslo.messaging's own; and the choice of a listener
-(:mod:`osloxide.messaging.rabbit.native_listener`). Every transport whose settings the native client
-does not have stays with kombu; the log says once which setting it is. Opens nothing
+Owns the choice of who sends a message of oslo.messaging's driver: kombu, or the native client
+(``src/amqp/client/``) by :mod:`osloxide.messaging.rabbit.native_request`; and the choice of a
+listener (:mod:`osloxide.messaging.rabbit.native_listener`). Every transport whose settings the
+native client does not have stays with kombu; the log says once which setting it is. Opens nothing
 before the first message, and never uses a client of the process that this one was forked from.
 Rules: ``AMQPDriverBase._send`` and ``ReplyWaiter.wait`` of oslo_messaging/_drivers/amqpdriver.py,
 ``Connection.topic_send``, ``fanout_send`` and ``notify_send`` of
@@ -48,10 +47,6 @@ class UnsupportedError(Exception):
     """A setting that the native client does not have."""
 
 
-class _RefusedError(Exception):
-    """The native client cannot be used with this broker."""
-
-
 class _Slot:
     """The client of one driver in one process."""
 
@@ -64,6 +59,8 @@ class _Slot:
         #: Arguments of the queues in which notifications wait, from the first one on: options are
         #: read once, as impl_rabbit reads them for a connection.
         self.default_queue: dict[str, Any] | None = None
+        #: Of exchanges, as soon as there is a client: whether they are durable, and auto-deleted.
+        self.topic_flags = self.fanout_flags = (False, False)
         self.kombu_until = float("-inf")
 
 
@@ -78,6 +75,9 @@ _left: list[_Slot] = []
 
 def amend_driver(amqpdriver: ModuleType) -> None:
     """Change ``oslo_messaging._drivers.amqpdriver.AMQPDriverBase``."""
+    # It imports oslo.messaging, which has to be there.
+    from osloxide.messaging.rabbit import native_request
+
     cls = amqpdriver.AMQPDriverBase
     send, cleanup = cls._send, cls.cleanup
     listen, listen_for_notifications = cls.listen, cls.listen_for_notifications
@@ -99,14 +99,17 @@ def amend_driver(amqpdriver: ModuleType) -> None:
         slot = _slot(self)
         client = _client(self, slot)
         if client is not None:
-            request = _Request(amqpdriver, self, target, transport_options, is_notification=notify)
+            request = native_request.Request(
+                self, target, transport_options, is_notification=notify
+            )
             request.monitor = call_monitor_timeout
             reply_queue = slot.reply_queue if wait_for_reply else None
             request.pack(ctxt, message, reply_queue, has_envelope=envelope)
             try:
                 default_queue = _default_queue(amqpdriver, self, slot) if notify else None
-                return request.run(client, timeout, retry, default_queue)
-            except _RefusedError as refusal:
+                flags = slot.fanout_flags if request.is_fanout else slot.topic_flags
+                return request.run(client, timeout, retry, flags, default_queue)
+            except native_request.RefusedError as refusal:
                 _go_by_kombu(slot, client, refusal)
         return send(
             self, target, ctxt, message, wait_for_reply, timeout, call_monitor_timeout,
@@ -129,13 +132,15 @@ def amend_driver(amqpdriver: ModuleType) -> None:
     def listen_natively(self: Any, target: Any, batch_size: int, batch_timeout: Any) -> Any:
         listener = _listener(
             self,
-            lambda module, subscriber: module.listener_for_requests(
-                self, subscriber, target, _client_of
+            lambda module, subscriber: module.NativeAdapter(
+                module.listener_for_requests(self, subscriber, target, _client_of),
+                batch_size,
+                batch_timeout,
             ),
         )
         if listener is None:
             return listen(self, target, batch_size, batch_timeout)
-        return amqpdriver.base.PollStyleListenerAdapter(listener, batch_size, batch_timeout)
+        return listener
 
     @functools.wraps(listen_for_notifications)
     def listen_for_notifications_natively(
@@ -185,169 +190,6 @@ def _client_of(driver: Any) -> _native.AmqpClient | None:
     return _client(driver, _slot(driver))
 
 
-class _Request:
-    """One call, cast or notification."""
-
-    monitor: float | None = None
-
-    def __init__(
-        self,
-        amqpdriver: ModuleType,
-        driver: Any,
-        target: Any,
-        transport_options: Any,
-        *,
-        is_notification: bool,
-    ) -> None:
-        self._rpc_amqp = amqpdriver.rpc_amqp
-        self._rpc_common = amqpdriver.rpc_common
-        self._messaging = amqpdriver.oslo_messaging
-        self._driver = driver
-        self._conf = driver.conf.oslo_messaging_rabbit
-        self._is_fanout = bool(target.fanout) and not is_notification
-        # What impl_rabbit passes on to a fanout or a notification: no timeout, and no options.
-        self._is_plain = not (self._is_fanout or is_notification)
-        if self._is_fanout:
-            self._exchange, self._topic = f"{target.topic}_fanout", ""
-        else:
-            self._exchange, self._topic = driver._get_exchange(target), target.topic
-        if self._is_plain and target.server:
-            self._topic = f"{target.topic}.{target.server}"
-        self._is_mandatory = bool(
-            self._is_plain and transport_options and transport_options.at_least_once
-        )
-        self._msg_id: str | None = None
-        self._reply_queue: str | None = None
-        self._body = ""
-
-    def pack(
-        self, ctxt: Any, message: dict[str, Any], reply_queue: str | None, *, has_envelope: bool
-    ) -> None:
-        """Make the body; *reply_queue* is where a call's replies are expected.
-
-        :param has_envelope: False for notifications of version 1, which have none.
-        """
-        msg = dict(message)
-        if reply_queue is not None:
-            self._reply_queue = reply_queue
-            self._msg_id = uuid.uuid4().hex
-            msg["_msg_id"] = self._msg_id
-            msg["_reply_q"] = reply_queue
-            msg["_timeout"] = self.monitor
-        self._rpc_amqp._add_unique_id(msg)
-        self._rpc_amqp.pack_context(msg, ctxt)
-        if has_envelope:
-            self._body = json.dumps(self._rpc_common.serialize_msg(msg))
-        else:
-            # Values that are no JSON are kombu's to write, as its readers expect them.
-            self._body = importlib.import_module("kombu.utils.json").dumps(msg)
-        LOG.debug(
-            "%s: exchange '%s' topic '%s'",
-            f"CALL msg_id: {self._msg_id}"
-            if self._msg_id
-            else f"CAST unique_id: {msg[self._rpc_amqp.UNIQUE_ID]}",
-            self._exchange,
-            self._topic,
-        )
-
-    def run(
-        self,
-        client: _native.AmqpClient,
-        timeout: float | None,
-        retry: int | None,
-        default_queue: dict[str, Any] | None,
-    ) -> Any:
-        """Send it, and wait for what it is to wait for.
-
-        :param default_queue: arguments of the queue of a notification.
-        :raises _RefusedError: the native client cannot be used; nothing was sent.
-        """
-        conf = self._conf
-        deadline = None if timeout is None else time.monotonic() + timeout
-        has_expiration = self._is_plain and timeout is not None
-        pending = client.send(
-            self._exchange,
-            self._topic,
-            self._body,
-            fanout=self._is_fanout,
-            durable=(
-                conf.rabbit_transient_quorum_queue
-                if self._is_fanout
-                else conf.amqp_durable_queues or conf.rabbit_quorum_queue
-            ),
-            auto_delete=self._is_fanout or conf.amqp_auto_delete,
-            default_queue=default_queue,
-            expiration=int(timeout * 1000) if has_expiration and timeout is not None else None,
-            mandatory=self._is_mandatory,
-            msg_id=self._msg_id,
-            monitored=bool(self.monitor),
-            retries=None if retry is None or retry < 0 else retry,
-        )
-        if self._msg_id is None:
-            self._next(pending, None)
-            return None
-        result = self._result(pending, deadline)
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def _result(self, pending: _native.AmqpRequest, deadline: float | None) -> Any:
-        """What the call returns, or the exception that it raises."""
-        monitor = self.monitor
-        monitored_until = time.monotonic() + monitor if monitor else None
-        final = None
-        while True:
-            ends = [end for end in (deadline, monitored_until) if end is not None]
-            left = max(0.0, min(ends) - time.monotonic()) if ends else None
-            data = self._rpc_common.deserialize_msg(json.loads(self._next(pending, left)))
-            if data.get("failure"):
-                reply = self._rpc_common.deserialize_remote_exception(
-                    data["failure"], self._driver._allowed_remote_exmods
-                )
-            else:
-                reply = data.get("result")
-            if reply is not None:
-                # Peers of old send the end in a message of its own.
-                final = reply
-            if data.get("ending", False):
-                return final
-            if reply is None and monitor:
-                LOG.debug("Call monitor heartbeat received; renewing timeout timer")
-                monitored_until = time.monotonic() + monitor
-
-    def _next(self, pending: _native.AmqpRequest, left: float | None) -> Any:
-        """The next reply's body; None of a cast, once the broker has it."""
-        kind, detail = pending.wait(left)
-        if kind in ("reply", "taken"):
-            return detail
-        if kind == "timeout":
-            raise self._messaging.MessagingTimeout(
-                f"Timed out waiting for a reply {self._reply_queue} to message ID {self._msg_id}."
-            )
-        if kind == "lost":
-            raise self._messaging.MessagingTimeout(
-                "no reply after the broker lost its queues: the request is lost, or was run "
-                "without an answer"
-            )
-        if kind == "unusable":
-            raise _RefusedError(detail)
-        if kind == "undeliverable":
-            raise self._messaging.MessageUndeliverable(
-                _returned(*detail), self._exchange, self._topic, self._body
-            )
-        raise self._messaging.MessageDeliveryFailure(
-            f"Unable to send to topic {self._topic} of exchange {self._exchange} {detail}"
-        )
-
-
-def _returned(code: int, text: str) -> Exception:
-    """The exception that py-amqp makes of ``basic.return``."""
-    from amqp import exceptions  # type: ignore[import-untyped]
-
-    error: Exception = exceptions.error_for_code(code, text, (50, 60), exceptions.ChannelError)
-    return error
-
-
 def _slot(driver: Any) -> _Slot:
     slot: _Slot | None = driver.__dict__.get("_osloxide_slot")
     if slot is not None and slot.pid == os.getpid():
@@ -369,14 +211,20 @@ def _client(driver: Any, slot: _Slot) -> _native.AmqpClient | None:
     with slot.lock:
         if slot.client is None and time.monotonic() >= slot.kombu_until:
             try:
-                slot.client, slot.reply_queue = _new_client(driver)
+                client, slot.reply_queue = _new_client(driver)
             except UnsupportedError as reason:
                 LOG.warning("messages go by kombu: the native client has no %s", reason)
                 slot.kombu_until = float("inf")
+            else:
+                conf = driver.conf.oslo_messaging_rabbit
+                is_durable = conf.amqp_durable_queues or conf.rabbit_quorum_queue
+                slot.topic_flags = is_durable, conf.amqp_auto_delete
+                slot.fanout_flags = conf.rabbit_transient_quorum_queue, True
+                slot.client = client  # read without the lock, and last
         return slot.client
 
 
-def _go_by_kombu(slot: _Slot, client: _native.AmqpClient, reason: _RefusedError) -> None:
+def _go_by_kombu(slot: _Slot, client: _native.AmqpClient, reason: Exception) -> None:
     with slot.lock:
         if slot.client is not client:
             return

@@ -29,18 +29,16 @@ from oslo_messaging._drivers import amqpdriver, base, impl_rabbit
 
 from osloxide import _native
 from osloxide._typing import override
-from osloxide.messaging.rabbit import forbidden_queues
+from osloxide.messaging.rabbit import envelope, forbidden_queues
 from osloxide.messaging.rabbit.listener import (
     PacedMessage,
-    Seen,
     late_replies,
     pool_threads,
     received,
 )
 from osloxide.messaging.rabbit.native_arguments import consumer_arguments, queue_arguments
-from osloxide.messaging.rabbit.replies import Sender
 from osloxide.messaging.rabbit.reply import REFUSED, Reply, refuse
-from osloxide.messaging.rabbit.waiting import Waiting, warn_near_limit
+from osloxide.messaging.rabbit.waiting import Patience, warn_near_limit
 
 LOG = logging.getLogger(__name__)
 
@@ -60,13 +58,50 @@ _MOST = 0xFFFF
 """Deliveries that AMQP has a number for."""
 
 
-class NativeMessage(PacedMessage):
+class _Answering(amqpdriver.AMQPIncomingMessage):
+    """A request whose replies leave by the native client."""
+
+    listener: NativeListener
+    is_waited_for = True
+    """A pool thread may wait for room before it replies."""
+
+    def _send_reply(
+        self, conn: Any, reply: Any = None, failure: Any = None, ending: bool = True
+    ) -> None:
+        if not self._obsolete_reply_queues.reply_q_valid(self.reply_q, self.msg_id):
+            return
+        if failure:
+            failure = amqpdriver.rpc_common.serialize_remote_exception(failure)
+        body = envelope.sealed(
+            {
+                "result": reply,
+                "failure": failure,
+                "ending": ending,
+                "_msg_id": self.msg_id,
+                amqpdriver.rpc_amqp.UNIQUE_ID: envelope.unique_id(),
+            }
+        )
+        if amqpdriver.LOG.isEnabledFor(logging.DEBUG):
+            amqpdriver.LOG.debug(
+                "sending reply msg_id: %s reply queue: %s time elapsed: %ss",
+                self.msg_id,
+                self.reply_q,
+                self.stopwatch.elapsed(),
+            )
+        self.listener.replies.send(self, body)
+
+    def reply(self, reply: Any = None, failure: Any = None) -> None:
+        if self.orig_msg_id:
+            self._send_reply(None, reply, failure)
+
+    def heartbeat(self) -> None:
+        self._send_reply(None, None, None, ending=False)
+
+
+class NativeMessage(_Answering, PacedMessage):
     """A request that is still the broker's until it is picked up."""
 
     origin: _native.AmqpDelivery  # type: ignore[assignment]
-
-    def heartbeat(self) -> None:
-        self._send_reply(self.listener.replies.to(self), None, None, ending=False)
 
 
 class NativeNotification(amqpdriver.AMQPIncomingMessage):
@@ -99,7 +134,11 @@ class _NativeListener(base.PollStyleListener):
     def _message(self, delivery: _native.AmqpDelivery) -> Any:
         """What oslo.messaging makes of *delivery*; None of one that is dropped."""
         try:
-            message = amqpdriver.rpc_common.deserialize_msg(_content(delivery))
+            text = delivery.message
+            if text is not None:
+                message = json.loads(text)
+            else:
+                message = amqpdriver.rpc_common.deserialize_msg(_content(delivery))
             return received(self, delivery, message, None)
         except Exception:
             LOG.exception("Failed to process message ... skipping it.")
@@ -128,6 +167,28 @@ class _NativeListener(base.PollStyleListener):
             LOG.info("the channel of a listener ends with its connection")
 
 
+class _Begun:
+    """Ids of requests that have begun to run here, as oslo.messaging asks for them."""
+
+    def __init__(self, subscription: _native.AmqpSubscription) -> None:
+        self._subscription = subscription
+
+    def check_duplicate_message(self, message: dict[str, Any]) -> str | None:
+        """See :meth:`Seen.check_duplicate_message`."""
+        unique_id: str | None = message.pop(amqpdriver.rpc_amqp.UNIQUE_ID, None)
+        if unique_id and self._subscription.has_begun(unique_id):
+            raise amqpdriver.rpc_common.DuplicateMessageError(msg_id=unique_id)
+        return unique_id
+
+
+class NativeAdapter(base.PollStyleListenerAdapter):
+    """Polls a :class:`NativeListener`, whose requests need not all come by its thread."""
+
+    def start(self, on_incoming_callback: Callable[[list[Any]], Any]) -> None:
+        super().start(on_incoming_callback)
+        self._poll_style_listener.begin()
+
+
 class NativeListener(_NativeListener):
     """Requests; acknowledged as they are picked up."""
 
@@ -142,9 +203,10 @@ class NativeListener(_NativeListener):
     ) -> None:
         # Batches of one: the driver's own prefetch is for those who acknowledge on arrival.
         super().__init__(driver, subscription, -1)
-        self.msg_id_cache = Seen()
+        self.msg_id_cache = _Begun(subscription)
         self.replies = NativeReplies(self, client_of)
-        self._waiting = Waiting()
+        self._patience = Patience()
+        self._server: tuple[_native.Executor, Callable[[list[Any]], Any]] | None = None
 
     @property
     def is_stopped(self) -> bool:
@@ -160,11 +222,14 @@ class NativeListener(_NativeListener):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = LONGEST_SLEEP if deadline is None else max(0.0, deadline - time.monotonic())
-            sleep = self._waiting.longest_sleep(LONGEST_SLEEP)
+            sleep = self._patience.longest_sleep(LONGEST_SLEEP)
             delivery = self._subscription.next(min(left, sleep))
-            for reason in self._subscription.take_closures():
-                self._waiting.notice_closed(reason)
-            self._waiting.acknowledge_old()
+            for reason, waited in self._subscription.take_closures():
+                self._patience.notice_closed(reason, waited)
+            for waited in self._subscription.acknowledge_old(self._patience.longest):
+                LOG.warning(
+                    "a request has waited %.0f s for a thread; acknowledged before it runs", waited
+                )
             if delivery is None:
                 if self._is_done(deadline):
                     return []
@@ -172,37 +237,59 @@ class NativeListener(_NativeListener):
             incoming = self._message(delivery)
             if incoming is None:
                 continue
-            self._waiting.add(incoming)
-            limit = self.driver.conf.oslo_messaging_rabbit.rabbit_quorum_delivery_limit
-            warn_near_limit(delivery.delivery_count, limit)
+            self._warn_near_limit(delivery)
             if self.is_served or incoming.pick_up():
                 return [incoming]
 
     def pick_up(self, incoming: NativeMessage) -> bool:
         """See :meth:`PacedMessage.pick_up`. On the thread that would run it."""
-        delivery = incoming.origin
-        self._waiting.remove(incoming)
-        if incoming.is_acknowledged or not delivery.is_kept:
-            # Nothing delivers it again: it runs here or nowhere, also when the listener stops.
-            may_run: bool = self.msg_id_cache.claim(incoming.unique_id)
-            if not incoming.is_acknowledged:
-                delivery.acknowledge()
-            return may_run
-        if self.is_stopped:
-            delivery.requeue()
+        return self._may_run(incoming.origin.pick_up(incoming.unique_id), incoming.msg_id)
+
+    def _may_run(self, outcome: str, msg_id: str | None) -> bool:
+        if outcome == "twice":
+            LOG.warning("message %s was delivered twice and runs already; dropped", msg_id)
+        elif outcome == "lost":
+            LOG.info("message %s: its channel is closed; left to redelivery", msg_id)
+        return outcome == "run"
+
+    def serve(self, executor: _native.Executor, process: Callable[[list[Any]], Any]) -> None:
+        """From :meth:`begin` on, have the threads of *executor* run *process* with each request.
+
+        What looks otherwise than oslo.messaging writes it is polled for, and so is everything where
+        *executor* takes nothing.
+        """
+        self._server = executor, process
+
+    def begin(self) -> None:
+        """Requests may be run from now on."""
+        if self._server is not None:
+            self._subscription.deliver_to(self._server[0], self._run)
+
+    def _run(self, delivery: _native.AmqpDelivery, outcome: str) -> Any:
+        """Run a request, whose *outcome* of being picked up is known. On a pool thread."""
+        self._warn_near_limit(delivery)
+        try:
+            message = json.loads(delivery.message or "")
+            unique_id = message.pop(amqpdriver.rpc_amqp.UNIQUE_ID, None)
+            context, msg_id, reply_queue, timeout = envelope.context_of(message)
+            incoming = NativeMessage(
+                self, context, message, unique_id, msg_id, reply_queue, timeout,
+                self._obsolete_reply_queues, None,
+            )  # fmt: skip
+        except Exception:
+            LOG.exception("Failed to process message ... skipping it.")
             return False
-        if not self.msg_id_cache.claim(incoming.unique_id):
-            if delivery.acknowledge():
-                LOG.warning(
-                    "message %s was delivered twice and runs already; dropped", incoming.msg_id
-                )
-            return False
-        if delivery.acknowledge():
+        if not self._may_run(outcome, msg_id):
             return True
-        # Before anything ran: the broker still has it, and will deliver it again.
-        self.msg_id_cache.discard(incoming.unique_id)
-        LOG.info("message %s: its channel is closed; left to redelivery", incoming.msg_id)
-        return False
+        incoming.origin = delivery
+        incoming.is_picked_up = True
+        assert self._server is not None
+        return self._server[1]([incoming])
+
+    def _warn_near_limit(self, delivery: _native.AmqpDelivery) -> None:
+        if delivery.delivery_count:
+            limit = self.driver.conf.oslo_messaging_rabbit.rabbit_quorum_delivery_limit
+            warn_near_limit(delivery.delivery_count, limit)
 
     @override
     def cleanup(self) -> None:
@@ -225,7 +312,7 @@ class NativeNotificationListener(_NativeListener):
         while True:
             left = LONGEST_SLEEP if deadline is None else max(0.0, deadline - time.monotonic())
             delivery = self._subscription.next(min(left, LONGEST_SLEEP))
-            for reason in self._subscription.take_closures():
+            for reason, _ in self._subscription.take_closures():
                 LOG.warning("the broker closed the channel of a listener: %s", reason)
             if delivery is None:
                 if self._is_done(deadline):
@@ -247,49 +334,51 @@ class NativeReplies:
         self._most = pool_threads(listener.driver)
         self._lock = threading.Lock()
         self._is_closed = False
-        self._client: _native.AmqpClient | None = None
-        self._outbox: _native.AmqpOutbox | None = None
+        self._settings: tuple[bool, float] | None = None
+        #: One attribute, which is read without the lock.
+        self._current: tuple[_native.AmqpClient, _native.AmqpOutbox] | None = None
 
-    def to(self, incoming: Any) -> Sender:
-        """In the place of a connection: what oslo.messaging sends a reply to *incoming* with."""
-        return Sender(self, incoming)
-
-    def send(self, reply: Reply) -> None:
-        """Send *reply*, and leave its confirmation to the native client."""
+    def send(self, incoming: _Answering, body: str) -> None:
+        """Send *body*, a reply to *incoming*; its confirmation is left to the native client."""
         driver = self._listener.driver
-        # Otherwise this is the client's own thread.
-        is_waited_for = not isinstance(reply.incoming, _Answered)
         client = self._client_of(driver)
         if client is None:  # it was refused since, and messages go by kombu for a while
-            if not (is_waited_for and reply.attempt()):
+            reply = Reply(incoming, incoming.reply_q, json.loads(body))
+            # Otherwise this is the client's own thread.
+            if not (incoming.is_waited_for and reply.attempt()):
                 late_replies.add(reply)
             return
         outbox = self._outbox_of(client)
         while (
-            is_waited_for
+            incoming.is_waited_for
             and not outbox.wait_for_room(self._most, 1.0)
             and not self._listener.is_stopped
         ):
             pass
-        outbox.reply(
-            reply.queue,
-            json.dumps(reply.envelope),
-            mandatory=bool(driver.conf.oslo_messaging_rabbit.direct_mandatory_flag),
-            missing_for=driver.missing_destination_retry_timeout,
-        )
+        if self._settings is None:
+            # Read once, as impl_rabbit reads them for a connection.
+            self._settings = (
+                bool(driver.conf.oslo_messaging_rabbit.direct_mandatory_flag),
+                driver.missing_destination_retry_timeout,
+            )
+        is_mandatory, missing_for = self._settings
+        outbox.reply(incoming.reply_q, body, mandatory=is_mandatory, missing_for=missing_for)
 
     def _outbox_of(self, client: _native.AmqpClient) -> _native.AmqpOutbox:
+        current = self._current
+        if current is not None and current[0] is client:
+            return current[1]
         with self._lock:
             if self._is_closed:
                 return _native.AmqpOutbox(client, self._failed)
-            if self._outbox is None or client is not self._client:
-                self._client, self._outbox = client, _native.AmqpOutbox(client, self._failed)
-            return self._outbox
+            if self._current is None or self._current[0] is not client:
+                self._current = client, _native.AmqpOutbox(client, self._failed)
+            return self._current[1]
 
     def _failed(self, queue: str, body: bytes, kind: str, detail: Any) -> None:
         """What becomes of a reply that the broker does not have. On the client's thread."""
-        envelope = json.loads(body)
-        content = amqpdriver.rpc_common.deserialize_msg(envelope)
+        sent = json.loads(body)
+        content = amqpdriver.rpc_common.deserialize_msg(sent)
         answered = _Answered(self._listener, queue, content.get("_msg_id"))
         if kind == "undeliverable":
             LOG.error(
@@ -300,7 +389,7 @@ class NativeReplies:
             )
             self._listener._obsolete_reply_queues.add(queue, answered.msg_id)
         elif kind == "unusable":
-            late_replies.add(Reply(answered, queue, envelope))
+            late_replies.add(Reply(answered, queue, sent))
         elif not self._listener.is_stopped:
             is_error = REFUSED in str(content.get("failure"))
             refuse(answered, len(body), str(detail), is_error=is_error)
@@ -309,26 +398,26 @@ class NativeReplies:
         """Return when the broker has every reply, as far as it can be had within reason."""
         with self._lock:
             # An outbox holds this object, and the garbage collector does not see how.
-            self._is_closed, outbox, self._outbox = True, self._outbox, None
-        if outbox is None:
+            self._is_closed, current, self._current = True, self._current, None
+        if current is None:
             return
-        lost, late = outbox.wait_confirmed(CLOSING)
+        lost, late = current[1].wait_confirmed(CLOSING)
         if lost:
             LOG.error("%d replies are lost: no broker takes them within %g s", lost, CLOSING)
         if late:
             LOG.info("%d replies still wait for queues that are missing", late)
 
 
-class _Answered(amqpdriver.AMQPIncomingMessage):
+class _Answered(_Answering):
     """A request of which only the way back is known any more."""
+
+    is_waited_for = False
+    """It is answered by the client's own thread."""
 
     def __init__(self, listener: NativeListener, queue: str, msg_id: str | None) -> None:
         super().__init__(
             listener, {}, {}, None, msg_id, queue, None, listener._obsolete_reply_queues, None
         )
-
-    def reply(self, reply: Any = None, failure: Any = None) -> None:
-        self._send_reply(self.listener.replies.to(self), reply, failure)
 
 
 def _content(delivery: _native.AmqpDelivery) -> Any:

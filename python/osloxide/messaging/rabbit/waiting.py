@@ -29,13 +29,42 @@ LONGEST_WAIT = 300.0
 _DELIVERY_LIMIT = 20
 
 
+class Patience:
+    """How long a request may wait for a thread."""
+
+    def __init__(self) -> None:
+        self.longest = LONGEST_WAIT
+
+    def longest_sleep(self, longest: float) -> float:
+        """Seconds after which to look again where requests may wait, at most *longest*."""
+        return min(longest, self.longest / 3)
+
+    def notice_closed(self, reason: str, waited: float | None) -> None:
+        """Wait less where the broker has closed the channel because a request waited too long.
+
+        :param reason: the broker's.
+        :param waited: seconds that the first request had waited then which no thread had picked up.
+        """
+        LOG.warning("the broker closed the channel of a listener: %s", reason)
+        if "timed out" not in reason or waited is None:
+            return
+        self.longest = max(0.5, min(self.longest, waited / 3))
+        LOG.warning(
+            "a request had waited %.0f s for a thread when the channel was closed; "
+            "from now on they are acknowledged after %.1f s (raise executor_thread_pool_size, or "
+            "the broker's consumer_timeout)",
+            waited,
+            self.longest,
+        )
+
+
 class Waiting:
     """In the order of their arrival."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: dict[PacedMessage, None] = {}
-        self._longest = LONGEST_WAIT
+        self._patience = Patience()
 
     def add(self, incoming: PacedMessage) -> None:
         """*incoming* has arrived."""
@@ -50,7 +79,7 @@ class Waiting:
 
     def longest_sleep(self, longest: float) -> float:
         """Seconds after which to look again, at most *longest*."""
-        return min(longest, self._longest / 3) if self._requests else longest
+        return self._patience.longest_sleep(longest) if self._requests else longest
 
     def acknowledge_old(self) -> None:
         """Acknowledge what has waited for long, before the broker closes the channel over it.
@@ -58,7 +87,7 @@ class Waiting:
         Such a request is the process's from now on, as all are in stock oslo.messaging: a stop
         waits for it, and a kill loses it.
         """
-        limit = time.monotonic() - self._longest
+        limit = time.monotonic() - self._patience.longest
         while True:
             with self._lock:
                 incoming = next(iter(self._requests), None)
@@ -76,23 +105,11 @@ class Waiting:
                 )
 
     def notice_closed(self, reason: str) -> None:
-        """Wait less where the broker has closed the channel because a request waited too long."""
-        LOG.warning("the broker closed the channel of a listener: %s", reason)
-        if "timed out" not in reason:
-            return
+        """See :meth:`Patience.notice_closed`."""
         with self._lock:
             oldest = next(iter(self._requests), None)
-        if oldest is None:
-            return
-        waited = time.monotonic() - oldest.arrived
-        self._longest = max(0.5, min(self._longest, waited / 3))
-        LOG.warning(
-            "a request had waited %.0f s for a thread when the channel was closed; "
-            "from now on they are acknowledged after %.1f s (raise executor_thread_pool_size, or "
-            "the broker's consumer_timeout)",
-            waited,
-            self._longest,
-        )
+        waited = None if oldest is None else time.monotonic() - oldest.arrived
+        self._patience.notice_closed(reason, waited)
 
 
 def warn_near_limit(returns: int, limit: int | None) -> None:
