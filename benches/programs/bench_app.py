@@ -63,3 +63,14 @@ def reading(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
 def mebibyte(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
     start("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(MIB)))])
     return [MIB]
+
+
+HUNDRED_KB = b"x" * 100_000
+
+
+def large(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+    """A whole answer of 100 kB, or a short one."""
+    if environ["PATH_INFO"] != "/whole":
+        return trivial(environ, start)
+    start("200 OK", [("Content-Type", "text/plain")])
+    return [HUNDRED_KB]

@@ -363,7 +363,8 @@ class Server:
         requests that may wait while *pool_size* are answered, beyond which they are answered with
         503; 0: none waits; None: any number. *slow_client_share*: percent of *pool_size* that clients which
         take or send slowly may hold while requests wait for a thread, 1 to 100. *max_unsent*: most
-        bytes of memory of complete answers that clients have not taken; beyond it threads wait."""
+        bytes of memory of complete answers that clients have not taken; beyond it threads wait, or the
+        slowest clients are cut off where threads are needed."""
     def start(self) -> None:
         """Start accepting. Threads live from here on: this process must not fork any more."""
     def stop(self, close: bool) -> None:

@@ -229,7 +229,7 @@ class Server(ServiceBase):
     #: none is cut off for others.
     slow_client_share = 50
     #: Most bytes of memory of complete answers that clients have not taken yet; beyond it threads
-    #: wait for the clients.
+    #: wait for the clients, or the slowest clients are cut off where threads are needed.
     max_unsent = 128 << 20
     #: Proxies whose headers say who the client is; None = no header is believed.
     forwarded_from: forwarded.Trusted | None = None

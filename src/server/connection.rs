@@ -8,7 +8,7 @@ use super::framing::{Decoder, Limits, Piece, Refusal};
 use super::link::{Flushed, Link};
 use super::proxy_header::{self, Ends, Parsed};
 use super::received_request::ReceivedRequest;
-use super::sending::Sending;
+use super::sending::{Sending, Sent};
 use super::socket::{self, Socket};
 use crate::scoreboard;
 use crate::wsgi::{BodyError, Endpoints, ResponseHead, Room};
@@ -217,6 +217,18 @@ impl Connection {
                 }
                 return Ok(());
             }
+        }
+    }
+
+    /// What has gone out so far, and what the client has not taken of it.
+    pub(super) fn sent(&self) -> Sent {
+        sent(&self.link)
+    }
+
+    /// Looks at what the client has taken of an answer that is complete.
+    pub(super) fn look(&mut self, now: Instant) {
+        if let Phase::Sending(sending) = &mut self.phase {
+            sending.look(now, sent(&self.link));
         }
     }
 
@@ -430,6 +442,13 @@ impl Connection {
     /// When the client is gone, or a file ended too early.
     pub(super) fn flush(&mut self) -> io::Result<Flushed> {
         self.link.flush()
+    }
+}
+
+fn sent(link: &Link<Socket>) -> Sent {
+    Sent {
+        taken: link.taken(),
+        unconfirmed: socket::unconfirmed(&link.transport),
     }
 }
 

@@ -6,14 +6,15 @@
 //! is left to the [`Keeper`], which sends on while the application works. Decides whether the
 //! connection survives the exchange; [`super::reactor`] acts on it.
 
+use super::client_wait::{Direction, Waited};
 use super::connection::{BodyStep, Connection, Phase, Token};
 use super::encoding::{
     CHUNK_END, CONTINUE, Framing, LAST_CHUNK, Persistence, write_chunk_size, write_head,
 };
 use super::link::Flushed;
 use super::received_request::ReceivedRequest;
-use super::sending::{After, BYTES_PER_MS, Note, Sending, UnsentMemory, delivery};
-use super::slow_clients::{Direction, SlowClients, Waited};
+use super::sending::{After, Note, Sending, UnsentMemory, delivery};
+use super::slow_clients::SlowClients;
 use super::socket;
 use crate::scoreboard::{self, InFlight};
 use crate::wsgi::request::RequestHead;
@@ -44,6 +45,9 @@ pub(super) trait Keeper: Sync {
     fn keep(&self, connection: Box<Connection>);
     /// More threads wait for clients than may while requests wait for a thread.
     fn relieve(&self);
+    /// Makes so much memory free for an answer that its client has not taken, if the thread is needed
+    /// for other requests; false when it cannot.
+    fn make_memory(&self, bytes: u64) -> bool;
     /// Closes a connection on which everything was said, whose exchange goes on without it.
     fn end(&self, connection: Box<Connection>, is_cut: bool);
     /// Gives it back; `None` when it is lost.
@@ -165,7 +169,7 @@ impl<'r> ConnectionExchange<'r> {
                 .connection
                 .as_ref()
                 .map_or(0, |held| held.link.memory());
-            if self.terms.unsent.reserve(memory) {
+            if self.reserve(memory) {
                 self.reserved = memory;
             } else {
                 // The memory for it is used up: this thread waits for the client.
@@ -190,9 +194,9 @@ impl<'r> ConnectionExchange<'r> {
         } else if connection.link.is_flushed() {
             Outcome::Sent(after, note)
         } else {
-            let taken = connection.link.taken();
             let resets = self.framing == Framing::Close;
-            let sending = Sending::new(after, note, self.reserved, resets, taken);
+            let sent = connection.sent();
+            let sending = Sending::new(after, note, self.reserved, resets, sent);
             Outcome::Sending(Box::new(sending))
         };
         (Some(connection), outcome)
@@ -307,11 +311,16 @@ impl<'r> ConnectionExchange<'r> {
         }
     }
 
+    fn reserve(&self, memory: u64) -> bool {
+        let unsent = self.terms.unsent;
+        unsent.reserve(memory) || self.keeper.make_memory(memory) && unsent.reserve(memory)
+    }
+
     /// Leaves the connection to the keeper, which sends on; waits where the memory for that is used
     /// up.
     fn leave(&mut self) -> Result<(), ClientGone> {
         let memory = self.usable()?.link.memory();
-        if !self.terms.unsent.reserve(memory) {
+        if !self.reserve(memory) {
             return self.settle();
         }
         self.reserved = memory;
@@ -369,11 +378,7 @@ impl<'r> ConnectionExchange<'r> {
         } else {
             (Direction::Sending, self.writing)
         };
-        let limit = self.terms.timeout.map(|timeout| {
-            let allowance = Duration::from_millis(waited.bytes / BYTES_PER_MS);
-            let altogether = timeout.saturating_add(allowance);
-            timeout.min(altogether.saturating_sub(waited.time))
-        });
+        let timeout = self.terms.timeout;
         let slow_clients = self.terms.slow_clients;
         let keeper = self.keeper;
         let beyond_share = || keeper.relieve();
@@ -382,10 +387,11 @@ impl<'r> ConnectionExchange<'r> {
         };
         let link = &mut connection.link;
         let began = Instant::now();
+        let before = waited;
         let for_client = scoreboard::current().wait_for_client();
         let (is_ready, may_stay) =
-            slow_clients.during(&link.transport, direction, waited, beyond_share, || {
-                socket::wait(&link.transport, events, limit).unwrap_or(false)
+            slow_clients.during(&link.transport, direction, before, beyond_share, || {
+                waited.wait(&link.transport, events, direction, timeout)
             });
         drop(for_client);
         waited.time += began.elapsed();
@@ -395,7 +401,8 @@ impl<'r> ConnectionExchange<'r> {
         link.write_blocked = false;
         if is_ready && may_stay && direction == Direction::Sending {
             let _ = link.flush();
-            waited.bytes += link.taken() - taken;
+            // Room for it was made by what the client has taken, whether that was seen or not.
+            waited.bytes = waited.bytes.max(before.bytes + link.taken() - taken);
         }
         match direction {
             Direction::Receiving => self.reading.time = waited.time,

@@ -3,6 +3,7 @@
 //! Owns sockets, framing, timeouts, TLS and the drain. Never knows Python: requests go to a
 //! [`Handler`] on the threads of a pool. docs/server.md draws the life of a connection.
 
+mod client_wait;
 mod connection;
 mod deadlines;
 mod encoding;

@@ -4,15 +4,13 @@
 //! takes it. Owns what has to be known about it until then, and the bound on the memory that such
 //! answers hold together. Never sends anything itself.
 
+use super::client_wait::{BYTES_PER_MS, LOOKS, PRESSED_GRACE, SLOW_BYTES_PER_SECOND};
 use crate::scoreboard;
 use crate::wsgi::Delivery;
 use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-/// The slowest client that is served for longer than `client_socket_timeout`.
-pub(super) const BYTES_PER_MS: u64 = 1;
 
 /// What follows once the answer was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +50,24 @@ pub(super) struct Sending {
     /// Bytes of the client's that were thrown away meanwhile.
     pub(super) discarded: usize,
     since: Instant,
-    /// When the kernel took some of it last.
+    /// When the client was last seen to have taken some of it.
     moved: Instant,
-    /// What the link had sent when this began, and at that time.
-    first: u64,
-    last: u64,
+    /// When that was last looked at.
+    looked: Instant,
+    /// What the link had sent when this began, and the client had not confirmed.
+    first: Sent,
+    /// Bytes that were sent since then, and that the client is known to have taken.
+    sent: u64,
+    confirmed: u64,
+}
+
+/// What has gone out on a connection at some time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    /// Bytes that the link has sent.
+    pub(super) taken: u64,
+    /// Bytes of them that the kernel holds, because the client has not taken them.
+    pub(super) unconfirmed: u64,
 }
 
 impl Sending {
@@ -65,7 +76,7 @@ impl Sending {
         note: Option<Note>,
         reserved: u64,
         resets: bool,
-        taken: u64,
+        first: Sent,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -76,23 +87,57 @@ impl Sending {
             discarded: 0,
             since: now,
             moved: now,
-            first: taken,
-            last: taken,
+            looked: now,
+            first,
+            sent: 0,
+            confirmed: 0,
         }
     }
 
-    /// The link has sent `taken` bytes altogether.
+    /// The link has sent `taken` bytes altogether, so the client has made room for them.
     pub(super) fn note_progress(&mut self, taken: u64) {
-        if taken > self.last {
-            self.last = taken;
+        let sent = taken - self.first.taken;
+        if sent > self.sent {
+            self.sent = sent;
             self.moved = Instant::now();
         }
     }
 
-    /// When a client is given up that takes nothing more.
+    /// Looks at what the client has taken of what the kernel holds. The kernel asks for more only when
+    /// a third of its buffer is free: by that alone, a client that takes little but takes it all the
+    /// time is like one that takes nothing.
+    pub(super) fn look(&mut self, now: Instant, sent: Sent) {
+        self.looked = now;
+        let gone = self.first.unconfirmed + sent.taken - self.first.taken;
+        let confirmed = gone.saturating_sub(sent.unconfirmed);
+        if confirmed > self.confirmed {
+            self.confirmed = confirmed;
+            self.moved = self.moved.max(now);
+        }
+    }
+
+    /// Bytes a second that the client has taken, as far as it was seen, where it is slow by that; it is
+    /// given a moment before it is called so.
+    pub(super) fn slow_rate(&self, now: Instant) -> Option<u64> {
+        let age = now.saturating_duration_since(self.since);
+        let millis = u64::try_from(age.as_millis()).ok()?;
+        let rate = self.sent.max(self.confirmed).saturating_mul(1000) / millis.max(1);
+        (age >= PRESSED_GRACE && rate < SLOW_BYTES_PER_SECOND).then_some(rate)
+    }
+
+    /// When the client is to be looked at again, or is given up because it has taken nothing for too
+    /// long, or too little.
     pub(super) fn deadline(&self, timeout: Option<Duration>) -> Option<Instant> {
         let timeout = timeout?;
-        let allowance = Duration::from_millis((self.last - self.first) / BYTES_PER_MS);
+        Some(
+            self.end(timeout)?
+                .min(self.looked.checked_add(timeout / LOOKS)?),
+        )
+    }
+
+    fn end(&self, timeout: Duration) -> Option<Instant> {
+        let bytes = self.sent.max(self.confirmed);
+        let allowance = Duration::from_millis(bytes / BYTES_PER_MS);
         let altogether = self.since.checked_add(timeout.checked_add(allowance)?)?;
         Some(self.moved.checked_add(timeout)?.min(altogether))
     }
@@ -124,6 +169,15 @@ impl UnsentMemory {
 
     pub(super) fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// True when nearly all of it is held.
+    pub(super) fn is_short(&self) -> bool {
+        self.held() > self.most - self.most / 8
     }
 
     /// Reserves that many bytes; false when that would be too many.
@@ -161,27 +215,106 @@ mod tests {
         assert!(!memory.reserve(u64::MAX));
     }
 
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn sending() -> Sending {
+        let first = Sent {
+            taken: 500,
+            unconfirmed: 400,
+        };
+        Sending::new(After::Close, None, 0, false, first)
+    }
+
+    /// When it is given up, if nothing more is seen of its client.
+    fn end(sending: &mut Sending, mut now: Instant, unconfirmed: u64) -> Instant {
+        let taken = sending.first.taken + sending.sent;
+        while let Some(deadline) = sending.deadline(Some(TIMEOUT))
+            && deadline > now
+        {
+            now = deadline;
+            sending.look(now, Sent { taken, unconfirmed });
+        }
+        now
+    }
+
     #[test]
     fn a_client_that_takes_nothing_is_given_up_after_the_timeout() {
-        let sending = Sending::new(After::Close, None, 0, false, 500);
-        let timeout = Duration::from_secs(10);
+        let mut sending = sending();
+        let since = sending.since;
 
-        let deadline = sending.deadline(Some(timeout)).unwrap();
-
-        assert_eq!(deadline, sending.since + timeout);
+        assert_eq!(end(&mut sending, since, 400), since + TIMEOUT);
         assert_eq!(sending.deadline(None), None);
         assert_eq!(sending.deadline(Some(Duration::MAX)), None);
     }
 
     #[test]
     fn a_client_that_keeps_taking_is_given_a_millisecond_for_each_byte() {
-        let mut sending = Sending::new(After::Next, None, 0, false, 500);
-        let timeout = Duration::from_secs(10);
+        let mut sending = sending();
+        let since = sending.since;
 
         sending.note_progress(500 + 5_000);
-        let deadline = sending.deadline(Some(timeout)).unwrap();
+        let end = end(&mut sending, since, 5_400);
 
-        assert!(deadline >= sending.since + timeout);
-        assert!(deadline <= sending.since + timeout + Duration::from_secs(5));
+        assert!(end >= since + TIMEOUT);
+        assert!(end <= since + TIMEOUT + Duration::from_secs(5));
+    }
+
+    #[test]
+    fn what_a_client_takes_of_the_kernels_buffer_counts() {
+        let mut sending = sending();
+        sending.first.unconfirmed = 1_000_000;
+        let since = sending.since;
+        for second in 1..=60 {
+            let now = since + Duration::from_secs(second);
+            let unconfirmed = 1_000_000 - second * 1_100;
+            sending.look(
+                now,
+                Sent {
+                    taken: 500,
+                    unconfirmed,
+                },
+            );
+            assert!(sending.deadline(Some(TIMEOUT)).unwrap() > now, "{second}");
+        }
+
+        let now = since + Duration::from_secs(60);
+        assert_eq!(end(&mut sending, now, 1_000_000 - 66_000), now + TIMEOUT);
+    }
+
+    #[test]
+    fn a_client_is_called_slow_by_what_it_takes_and_after_a_moment() {
+        let mut sending = sending();
+        sending.first.unconfirmed = 1_000_000;
+        let since = sending.since;
+        let after = |seconds| since + Duration::from_secs(seconds);
+
+        assert_eq!(sending.slow_rate(since), None);
+        assert_eq!(sending.slow_rate(after(2)), Some(0));
+        let unconfirmed = 880_000;
+        let taken = 500;
+        sending.look(after(2), Sent { taken, unconfirmed });
+        assert_eq!(sending.slow_rate(after(2)), Some(60_000));
+        assert_eq!(sending.slow_rate(after(1)), None);
+    }
+
+    #[test]
+    fn a_client_that_takes_less_than_the_least_rate_of_it_is_given_up() {
+        let mut sending = sending();
+        sending.first.unconfirmed = 1_000_000;
+        let since = sending.since;
+        let mut is_over = |second: u64| {
+            let now = since + Duration::from_secs(second);
+            let unconfirmed = 1_000_000 - second * 100;
+            sending.look(
+                now,
+                Sent {
+                    taken: 500,
+                    unconfirmed,
+                },
+            );
+            sending.deadline(Some(TIMEOUT)).unwrap() <= now
+        };
+
+        assert_eq!((1..60).find(|second| is_over(*second)), Some(12));
     }
 }

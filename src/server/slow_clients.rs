@@ -7,6 +7,7 @@
 //! off, the slowest first. Never touches a connection but to shut its socket down, which wakes the
 //! thread that waits.
 
+use super::client_wait::{Direction, PRESSED_GRACE, SLOW_BYTES_PER_SECOND, Waited};
 use super::socket::{self, Socket};
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
@@ -14,29 +15,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A client that moves at least this much is not slow, whatever it holds: half a megabit a second.
-const SLOW_BYTES_PER_SECOND: u64 = 64 << 10;
-/// How long a client is looked at before it is called slow; for a while after one was cut off, when
-/// there are likely to be more, less.
+/// How long a client is looked at before it is called slow; less for a while after one was cut off,
+/// when there are likely to be more.
 const GRACE: Duration = Duration::from_secs(2);
-const PRESSED_GRACE: Duration = Duration::from_millis(400);
 const PRESSED_FOR: Duration = Duration::from_secs(10);
-
-/// What a thread waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
-    /// The client sends.
-    Receiving,
-    /// The client takes: what the kernel holds for it is told apart from what it has confirmed.
-    Sending,
-}
-
-/// How long an exchange has waited for its client in one direction, and what has moved in that time.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Waited {
-    pub(super) time: Duration,
-    pub(super) bytes: u64,
-}
 
 /// See the module's text.
 #[derive(Debug)]
@@ -126,14 +108,24 @@ impl SlowClients {
 
     /// True while more threads than their share wait for clients.
     pub(super) fn are_too_many(&self) -> bool {
+        self.waiting() > self.most.load(Ordering::Relaxed)
+    }
+
+    /// True when their share of the threads waits for clients.
+    pub(super) fn have_their_share(&self) -> bool {
+        self.waiting() >= self.most.load(Ordering::Relaxed)
+    }
+
+    /// Threads that wait for clients.
+    fn waiting(&self) -> usize {
         let waits = self.waits.lock();
-        let waiting = waits.iter().filter(|wait| !wait.is_cut).count();
-        waiting > self.most.load(Ordering::Relaxed)
+        waits.iter().filter(|wait| !wait.is_cut).count()
     }
 
     /// `queued` requests wait for a thread: cuts off as many slow clients, if more than their share
-    /// of the threads waits for them. Returns when to look again, if that may help.
-    pub(super) fn relieve(&self, queued: usize, now: Instant) -> Option<Instant> {
+    /// of the threads waits for them. `are_many`: there are more of them than those that hold threads.
+    /// Returns when to look again, if that may help.
+    pub(super) fn relieve(&self, queued: usize, are_many: bool, now: Instant) -> Option<Instant> {
         if queued == 0 {
             return None;
         }
@@ -144,7 +136,8 @@ impl SlowClients {
             return None;
         }
         let mut last_cut = self.last_cut.lock();
-        let is_pressed = last_cut.is_some_and(|at| now.saturating_duration_since(at) < PRESSED_FOR);
+        let is_pressed =
+            are_many || last_cut.is_some_and(|at| now.saturating_duration_since(at) < PRESSED_FOR);
         let grace = if is_pressed { PRESSED_GRACE } else { GRACE };
         let mut slow: Vec<(u64, usize)> = waits
             .iter()
@@ -201,7 +194,7 @@ mod tests {
     fn relieve_until(clients: &SlowClients, mut is_over: impl FnMut() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !is_over() {
-            clients.relieve(1, Instant::now());
+            clients.relieve(1, false, Instant::now());
             assert!(Instant::now() < deadline);
             std::thread::yield_now();
         }
@@ -256,7 +249,7 @@ mod tests {
             while clients.waits.lock().is_empty() {
                 std::thread::yield_now();
             }
-            assert_eq!(clients.relieve(0, Instant::now()), None);
+            assert_eq!(clients.relieve(0, false, Instant::now()), None);
             theirs.write_all(b"x").unwrap();
 
             assert_eq!(waiting.join().unwrap(), (1, true));
@@ -285,7 +278,7 @@ mod tests {
             while clients.waits.lock().is_empty() {
                 std::thread::yield_now();
             }
-            assert!(clients.relieve(5, Instant::now()).is_some());
+            assert!(clients.relieve(5, false, Instant::now()).is_some());
             theirs.write_all(b"x").unwrap();
 
             assert_eq!(waiting.join().unwrap(), (1, true));

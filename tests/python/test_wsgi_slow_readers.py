@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.raw_http import Connection, Incomplete, connect, serving
+from support.raw_http import Connection, Incomplete, configuration, connect, serving
 from support.tls import TLSConnection, tls_configuration
 from waiting import until
 
@@ -43,15 +46,27 @@ def app(environ: dict[str, Any], start_response: Any) -> Any:
         size = len(environ["wsgi.input"].read())
         start_response("200 OK", [])
         return [str(size).encode()]
+    if path == "/two":
+        start_response("200 OK", [])
+        return iter([BODY, BODY])
     start_response("200 OK", [])
     return iter(lambda: BODY, None)  # for ever
 
 
 @contextlib.contextmanager
-def serving_over(scheme: str) -> Iterator[wsgi.Server]:
-    conf = tls_configuration() if scheme == "https" else None
-    with serving(app, conf=conf, use_ssl=scheme == "https", pool_size=POOL) as server:
+def serving_over(
+    scheme: str, kind: type[wsgi.Server] = wsgi.Server, **options: object
+) -> Iterator[wsgi.Server]:
+    conf = tls_configuration() if scheme == "https" else configuration()
+    for name, value in options.items():
+        conf.set_override(name, value)
+    with serving(app, conf=conf, kind=kind, use_ssl=scheme == "https", pool_size=POOL) as server:
         yield server
+
+
+def kind_with(**attributes: object) -> type[wsgi.Server]:
+    """A server of which *attributes* of the class are different."""
+    return type("Server", (wsgi.Server,), attributes)
 
 
 def slow(server: wsgi.Server, scheme: str) -> Connection:
@@ -74,7 +89,7 @@ def busy(server: wsgi.Server) -> int:
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
 @pytest.mark.parametrize("path", ["/whole", "/pieces", "/iterator", "/declared", "/write"])
 def test_a_finished_answer_needs_no_thread(path: str, version: str, scheme: str) -> None:
-    with serving_over(scheme) as server, contextlib.ExitStack() as stack:
+    with serving_over(scheme) as server, ExitStack() as stack:
         clients = [stack.enter_context(slow(server, scheme)) for _ in range(3 * POOL)]
         for client in clients:
             client.send(f"GET {path} {version}\r\nHost: x\r\n\r\n")
@@ -93,8 +108,37 @@ def test_a_finished_answer_needs_no_thread(path: str, version: str, scheme: str)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
+def test_more_slow_readers_than_there_is_memory_for_hold_no_thread_that_others_need(
+    scheme: str,
+) -> None:
+    # Thirty of these answers fit into it, and there are three hundred.
+    most = 30 * len(BODY)
+    with serving_over(scheme, kind=kind_with(max_unsent=most)) as server, ExitStack() as stack:
+        for _ in range(300):
+            client = stack.enter_context(slow(server, scheme))
+            client.send("GET /whole HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        assert_others_are_served(server, scheme)
+
+        assert 0 < sum(engine.stats()["unsent"] for engine in server._engines) <= most
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_slow_readers_beyond_the_memory_for_them_are_kept_while_no_other_needs_a_thread(
+    scheme: str,
+) -> None:
+    with serving_over(scheme, kind=kind_with(max_unsent=len(BODY))) as server, ExitStack() as stack:
+        clients = [stack.enter_context(slow(server, scheme)) for _ in range(POOL)]
+        for client in clients:
+            client.send("GET /whole HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.head()
+
+        assert [client.exactly(len(BODY)) for client in clients] == [BODY] * POOL
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
 def test_streams_to_slow_readers_hold_no_more_than_their_share_of_the_pool(scheme: str) -> None:
-    with serving_over(scheme) as server, contextlib.ExitStack() as stack:
+    with serving_over(scheme) as server, ExitStack() as stack:
         for _ in range(3 * POOL):
             client = stack.enter_context(slow(server, scheme))
             client.send("GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -104,7 +148,7 @@ def test_streams_to_slow_readers_hold_no_more_than_their_share_of_the_pool(schem
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_slow_senders_hold_no_more_than_their_share_of_the_pool(scheme: str) -> None:
-    with serving_over(scheme) as server, contextlib.ExitStack() as stack:
+    with serving_over(scheme) as server, ExitStack() as stack:
         for _ in range(3 * POOL):
             client = stack.enter_context(slow(server, scheme))
             client.send("POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n")
@@ -130,6 +174,29 @@ def test_a_reader_that_pauses_gets_everything(path: str, scheme: str) -> None:
 
         assert received == BODY
         assert client.request("GET", "/ok").body == b"ok"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(("path", "length"), [("/whole", len(BODY)), ("/two", 2 * len(BODY))])
+def test_a_reader_that_takes_little_for_longer_than_the_timeout_gets_everything(
+    path: str, length: int, scheme: str
+) -> None:
+    # So little that the kernel never asks the server for more in that time.
+    pace = threading.Event()
+    with (
+        serving_over(scheme, client_socket_timeout=1) as server,
+        slow(server, scheme) as client,
+    ):
+        client.send(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")
+        client.head()
+        received = bytearray()
+        for _ in range(60):
+            received += client.exactly(2_000)
+            pace.wait(0.05)
+        while len(received) < length:
+            received += client.exactly(min(100_000, length - len(received)))
+
+        assert received == BODY * (length // len(BODY))
 
 
 def test_a_slow_reader_holds_its_memory_only_until_it_is_gone() -> None:
@@ -199,14 +266,16 @@ def test_an_answer_is_seen_by_a_client_that_sends_its_whole_body_first(
         assert client.answer().body == b"ok"
 
 
+def breaks(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+    declares = environ["PATH_INFO"] == "/declared"
+    start_response("200 OK", [("Content-Length", "10")] if declares else [])
+    yield b"some"
+    raise RuntimeError("on purpose")
+
+
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_an_answer_that_breaks_off_does_not_look_whole(scheme: str, version: str) -> None:
-    def breaks(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
-        start_response("200 OK", [])
-        yield b"some"
-        raise RuntimeError("on purpose")
-
     conf = tls_configuration() if scheme == "https" else None
     kind = TLSConnection if scheme == "https" else Connection
     with (
@@ -217,6 +286,22 @@ def test_an_answer_that_breaks_off_does_not_look_whole(scheme: str, version: str
         # A reset, an end of TLS without close_notify, or no last chunk.
         with pytest.raises((OSError, Incomplete)):
             read_to_the_end(client, version)
+
+
+@pytest.mark.parametrize(
+    ("path", "version"),
+    [("/", "HTTP/1.1"), ("/declared", "HTTP/1.0"), ("/declared", "HTTP/1.1")],
+)
+def test_what_breaks_off_is_seen_without_a_reset_where_more_than_the_end_delimits_it(
+    path: str, version: str, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "socket")
+    unix: dict[str, Any] = {"socket_family": socket.AF_UNIX, "socket_file": file}
+    with serving(breaks, host=None, **unix), Connection(file) as client:
+        client.send(f"GET {path} {version}\r\nHost: x\r\n\r\n")
+        declared = client.head().one("Content-Length")
+        with pytest.raises(Incomplete):
+            client.exactly(int(declared)) if declared else list(client.chunks())
 
 
 def read_to_the_end(client: Connection, version: str) -> None:

@@ -155,7 +155,8 @@ OPTIONS = [
         "max_unsent",
         type=_count(0),
         help="Most bytes of memory of complete answers whose clients are slow to take them; beyond "
-        "that, threads wait for the clients. Unset: 128 MiB.",
+        "that, threads wait for the clients, or the slowest clients are cut off where threads are "
+        "needed. Unset: 128 MiB.",
     ),
     cfg.BoolOpt(
         "proxy_protocol",

@@ -11,6 +11,7 @@
 mod accepting;
 mod driving;
 mod ending;
+mod making_memory;
 mod making_room;
 mod overload;
 mod refusing;
@@ -99,6 +100,8 @@ pub(super) struct Reactor {
     /// Memory of answers that clients have not taken yet.
     unsent: UnsentMemory,
     slow_clients: SlowClients,
+    /// No answer gave way to another one; when to try again.
+    next_making: Mutex<Option<Instant>>,
     most_connections: usize,
     /// Jobs that were found and not begun.
     queued: AtomicUsize,
@@ -166,6 +169,7 @@ impl Reactor {
         Ok(Self {
             unsent: UnsentMemory::new(settings.max_unsent),
             slow_clients: SlowClients::new(pool_size, settings.slow_client_share),
+            next_making: Mutex::default(),
             most_connections: most_connections(&settings),
             queued: AtomicUsize::new(0),
             pool_size: AtomicUsize::new(pool_size.max(1)),
@@ -309,7 +313,8 @@ impl Reactor {
             }
             queued = 1;
         }
-        self.slow_clients.relieve(queued, now)
+        self.slow_clients
+            .relieve(queued, self.unsent.is_short(), now)
     }
 
     /// Waits for events, until `until` at the latest.
@@ -601,8 +606,8 @@ impl Keeper for Reactor {
             return;
         }
         connection.active = Instant::now();
-        let taken = connection.link.taken();
-        let sending = Sending::new(After::Linger, None, 0, false, taken);
+        let sent = connection.sent();
+        let sending = Sending::new(After::Linger, None, 0, false, sent);
         connection.phase = Phase::Sending(Box::new(sending));
         // An answer that has no note leads to no job.
         self.drive(Some(connection), &mut Vec::new());
@@ -613,6 +618,10 @@ impl Keeper for Reactor {
         if self.queued.load(Ordering::Relaxed) > 0 || self.is_held.load(Ordering::Relaxed) {
             self.wake_leader();
         }
+    }
+
+    fn make_memory(&self, bytes: u64) -> bool {
+        self.cut_off_slow_readers(bytes)
     }
 
     fn reclaim(&self, token: Token) -> Option<Box<Connection>> {

@@ -117,6 +117,7 @@ impl Reactor {
             let Some(connection) = &mut slot.connection else {
                 return;
             };
+            connection.look(now);
             match self.deadline(connection) {
                 Some(deadline) if deadline <= now => slot.connection.take(),
                 _ => {
