@@ -156,6 +156,39 @@ print(status, [one.order for one in services])
     assert result.stdout == "0 [['start', 'stop'], ['start', 'stop']]\n", result.stderr
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_that_a_service_forks_and_that_exits_stops_nothing(
+    flavour: str, workers: int
+) -> None:
+    program = f"""
+import os, signal, sys
+from oslo_config import cfg
+from osloxide.backends.{flavour} import service
+
+parent = os.getpid()
+
+class Forking(service.Service):
+    def start(self):
+        child = os.fork()
+        if child == 0:
+            sys.exit(7)
+        print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        os.kill(parent, signal.SIGTERM)
+    def stop(self, graceful=False):
+        print("stop", flush=True)
+        super().stop(graceful)
+
+cfg.CONF([], project="forking")
+service.launch(cfg.CONF, Forking(), workers={workers}).wait()
+"""
+    result = run_command([sys.executable, "-c", program])
+
+    lines = result.stdout.splitlines()
+    assert "child 7" in lines, result.stderr
+    assert {*lines} == {"child 7", "stop"}
+    assert lines.count("stop") == lines.count("child 7")
+
+
 def test_no_fork_runs_the_service_inside_launch_on_the_main_thread(running: Start) -> None:
     program = running("probe.py", "--backend", "threading", "--workers", "1", "--no-fork")
     program.expect("wait")

@@ -16,6 +16,7 @@ import contextlib
 import enum
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -116,6 +117,8 @@ class Runner:
         self._phase = Phase.IDLE
         self._begun: list[Any] = []
         self._early: list[Any] = []
+        self._pid = 0
+        """Of the process whose services are called; a program may fork before that."""
         self._is_early = False
         self._starting: Any = None
         self._leave_start_at: float | None = None
@@ -152,6 +155,7 @@ class Runner:
         :returns: exit status: 0 after a clean stop, 1 when start() or stop() failed, 2 when
             wait() failed, or what a service passed to ``sys.exit()``.
         """
+        self._pid = os.getpid()
         with self._changed:
             was_early, self._is_early = self._is_early, False
         if not was_early:
@@ -225,9 +229,11 @@ class Runner:
                 self._control.open()
             if self._leaving or self._phase is not Phase.STARTING:
                 return
+        self._pid = os.getpid()
         try:
             self._start(service)
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
+            self._leave_if_forked(exc)
             self._status = self._status or _exit_status(exc, 1, "Error starting thread.")
             self._begin_leaving("")
         self._early.append(service)
@@ -295,6 +301,7 @@ class Runner:
                     self._awaited = service
                     self._wait_for(service)
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
+                self._leave_if_forked(exc)
                 text = "Error starting thread." if method == "start" else "Unhandled exception"
                 self._end_round(_exit_status(exc, failure_status, text))
                 return False
@@ -315,6 +322,19 @@ class Runner:
             event_loop.complete(service.start())
         finally:
             self._starting = None
+
+    def _leave_if_forked(self, exc: BaseException) -> None:
+        """End here a process that a service has forked and left by an exception.
+
+        The services, threads and signals of the frames above are those of its parent.
+        """
+        if os.getpid() == self._pid:
+            return
+        status = _exit_status(exc, 1, "A process that a service has forked failed")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(BaseException):
+                stream.flush()
+        os._exit(status & 0xFF)
 
     def _leave_start_if_asked(self) -> None:
         """On the main thread, when it is nudged: end a start() that outlasts a SIGTERM."""
