@@ -29,7 +29,7 @@ def command(name: str) -> list[str]:
     """The cheapest command line that probes *name*: of this program as it was compiled, where the
     installation has that, since an interpreter compiles the program that it is given each time.
     """
-    compiled = getattr(sys.modules[__name__], "__cached__", None)
+    compiled = getattr(__spec__, "cached", None)  # CPython 3.15 has no __cached__
     program = compiled if compiled is not None and _is_current(compiled) else __file__
     return [sys.executable, "-IS", program, name]
 
