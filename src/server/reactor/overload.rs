@@ -18,7 +18,7 @@ const RETRY_SECONDS: &str = "1";
 /// before it takes them to wait or to be refused; and how much longer those that it finds then, of which
 /// a sibling may have heard just now.
 pub(super) const LEFT_TO_OTHERS: Duration = Duration::from_millis(10);
-pub(super) const LEFT_ONCE_MORE: Duration = Duration::from_millis(40);
+pub(super) const LEFT_ONCE_MORE: Duration = Duration::from_millis(200);
 /// Connections accepted in one turn then.
 pub(super) const ACCEPTS_PER_TURN: usize = 64;
 
