@@ -115,10 +115,21 @@ def test_an_entry_that_names_a_pipe_is_not_waited_for(
     name = f"pipe-{os.getpid()}"
     directory = launcher_index._directory()
     sleeper = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    entry = directory + b"/" + launcher_index.entry(sleeper.pid, 0, name)
-    Path(os.fsdecode(entry)).touch()
+    entry = Path(os.fsdecode(directory + b"/" + launcher_index.entry(sleeper.pid, 0, name)))
     try:
+        entry.touch()
         assert probe(name)[0] == ASKED
     finally:
-        os.unlink(entry)
+        entry.unlink(missing_ok=True)
         sleeper.communicate()
+
+
+def test_by_a_link_in_another_directory_it_finds_the_command_in_path(
+    probe: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "links" / PROGRAM.name
+    link.parent.mkdir()
+    link.symlink_to(PROGRAM)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'a bin'}:{os.environ['PATH']}")
+    done = subprocess.run([str(link), "1234"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (ASKED, "<status><--ready><1234>"), done.stderr

@@ -118,15 +118,18 @@ print(json.dumps([found, polled]))
     ) == [[1, {"client_timeout": None}, 2], [None]]
 
 
-def test_a_server_with_a_way_of_its_own_is_handed_every_request(broker: Broker) -> None:
+@pytest.mark.parametrize("wraps", ["", "@functools.wraps(rpc_server.RPCServer._on_incoming)"])
+def test_a_server_with_a_way_of_its_own_is_handed_every_request(broker: Broker, wraps: str) -> None:
     assert run(
         broker,
-        """
+        f"""
+import functools
 from oslo_messaging.rpc import server as rpc_server
 
 seen = []
 
 class Own(rpc_server.RPCServer):
+    {wraps}
     def _on_incoming(self, incoming):
         seen.append(incoming[0].message["method"])
         super()._on_incoming(incoming)
@@ -136,7 +139,7 @@ from oslo_messaging.rpc.dispatcher import RPCDispatcher
 target = oslo_messaging.Target(topic="topic", server="here")
 server = Own(transport, target, RPCDispatcher([Endpoint()], None), "threading")
 server.start()
-found = client.call({}, "echo", x=1)[0]
+found = client.call({{}}, "echo", x=1)[0]
 end(server)
 print(json.dumps([found, seen]))
 """,

@@ -576,7 +576,7 @@ class Runner:
 
 
 def _holds(services: list[Any], service: Any) -> bool:
-    """Whether *service* itself is one of *services*; a dataclass has neither hash nor identity."""
+    """Whether *service* itself is one of *services*: others may equal it, as dataclasses do."""
     return any(one is service for one in services)
 
 

@@ -133,7 +133,8 @@ def amend_rpc_server(server: ModuleType) -> None:
             listener.is_served = True
         executor = getattr(self._work_executor, "native", None)
         # A server with its own way of taking messages is handed all of them.
-        is_ours = hasattr(type(self)._on_incoming, "_osloxide_named")
+        way = type(self)._on_incoming
+        is_ours = getattr(way, "_osloxide_named", None) is way
         if executor is not None and is_ours and hasattr(listener, "serve"):
             listener.serve(executor, self._process_incoming)
         return adapter
@@ -188,7 +189,8 @@ def amend_server(server: ModuleType) -> None:
         name = f"{namespace}.{method}" if namespace else method
         submit_as(name, self._process_incoming, incoming)
 
-    on_incoming_named._osloxide_named = True  # type: ignore[attr-defined]
+    # Itself: functools.wraps copies attributes to what wraps it.
+    on_incoming_named._osloxide_named = on_incoming_named  # type: ignore[attr-defined]
     server.MessageHandlingServer._on_incoming = on_incoming_named
 
 

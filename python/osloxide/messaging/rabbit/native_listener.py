@@ -266,7 +266,10 @@ class NativeListener(_NativeListener):
             self._subscription.deliver_to(self._server[0], self._run)
 
     def _run(self, delivery: _native.AmqpDelivery, outcome: str) -> Any:
-        """Run a request, whose *outcome* of being picked up is known. On a pool thread."""
+        """Run a request, whose *outcome* of being picked up is known. On a pool thread.
+
+        :returns: what ``_process_incoming`` returns, which the executor counts or goes on with.
+        """
         self._warn_near_limit(delivery)
         try:
             message = json.loads(delivery.message or "")
