@@ -31,6 +31,7 @@ COMMAND = [str(Path(sys.executable).with_name("osloxide"))]
 if Path(sys.executable).parent == Path("/usr/bin"):
     # Debian's command runs on the default CPython, which need not be this one.
     COMMAND = [sys.executable, "-m", "osloxide"]
+PROBE = str(Path(sys.executable).with_name("osloxide-ready"))
 
 SERVICE = """
 import os
@@ -90,7 +91,7 @@ class Running:
         def found() -> list[str]:
             return re.findall(pattern, self.log.read_text(errors="replace"))
 
-        self._poll(lambda: len(found()) >= times, f"{times} x {pattern}")
+        self.wait_until(lambda: len(found()) >= times, f"{times} x {pattern}")
         return found()
 
     def stop(self) -> None:
@@ -98,14 +99,15 @@ class Running:
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(DEADLINE)
         assert status == 0, f"status {status}\n{self.log.read_text(errors='replace')}"
-        self._poll(lambda: not session_members(self.process.pid), "the end of every process")
+        self.wait_until(lambda: not session_members(self.process.pid), "the end of every process")
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def _poll(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Return when *condition* holds; fails at the deadline, and shows the log."""
         end = time.monotonic() + DEADLINE
         while not condition():
             text = self.log.read_text(errors="replace")
@@ -157,15 +159,16 @@ def run_starts_and_stops_workers(directory: Path) -> None:
 
 
 def serve_answers(directory: Path) -> None:
-    site = Running(
-        directory / "serve.log", "serve", "application.py", "--bind=127.0.0.1:0", "--workers=2"
-    )
+    name = f"smoke-{os.getpid()}"
+    options = ("--bind=127.0.0.1:0", "--workers=2", f"--name={name}")
+    site = Running(directory / "serve.log", "serve", "application.py", *options)
     try:
         port = site.wait_for(r"listening on 127\.0\.0\.1:(\d+)")[0]
         url = f"http://127.0.0.1:{port}/here"
         for body, expected in ((None, b"/here"), (b"x" * 100_000, b"x" * 100_000)):
             with urllib.request.urlopen(url, data=body, timeout=DEADLINE) as answer:
                 assert answer.read() == expected
+        site.wait_until(lambda: subprocess.call([PROBE, name], timeout=DEADLINE) == 0, PROBE)
         site.stop()
     finally:
         site.kill()
