@@ -144,7 +144,7 @@ class Supervisor:
         """Give *group* so many workers: more are forked, or those in its highest slots drain and leave.
         Nothing happens while stopping."""
     def set_graceful_timeout(self, seconds: float) -> None:
-        """How long workers may drain after stop/TERM before SIGKILL; 0 = for ever."""
+        """How long workers may drain after stop/TERM before SIGABRT and SIGKILL; 0 = for ever."""
     def set_worker_timeout(self, seconds: float) -> None:
         """Replace a worker that is stopped (SIGSTOP), busy with one request, or has not kept the promise
         of its last beat(), for longer than this; 0 = never, the default. The parent looks at its

@@ -324,17 +324,20 @@ def standard_streams(pid: int) -> list[str] | None:
         return None
 
 
-@pytest.mark.parametrize("options", [["-w", "1"], ["-w", "2"], ["-w", "2", "--warm"]], ids=" ".join)
-@pytest.mark.parametrize("prefix", [CLOSED, FULL], ids=["closed", "full"])
-def test_standard_streams_that_are_closed_or_full_change_neither_service_nor_status(
-    tmp_path: Path, prefix: tuple[str, ...], options: list[str]
+def serve_and_replace(
+    prefix: tuple[str, ...],
+    tmp_path: Path,
+    options: list[str],
+    look: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
 ) -> None:
+    """Serve; replace a worker that was killed, where there are two; stop with status 0.
+
+    :param look: called with the process once it serves.
+    """
     process = begin(prefix, tmp_path, *options)
     try:
         wait_until(lambda: answers(tmp_path), "an answer")
-        if prefix is CLOSED:
-            for pid in session_members(process.pid):
-                assert standard_streams(pid) in (["/dev/null"] * 3, None)
+        look(process)
         if "2" in options:
             victim = children(process.pid)[-1]
             os.kill(victim, signal.SIGKILL)
@@ -351,6 +354,19 @@ def test_standard_streams_that_are_closed_or_full_change_neither_service_nor_sta
     assert not session_members(process.pid)
 
 
+@pytest.mark.parametrize("options", [["-w", "1"], ["-w", "2"], ["-w", "2", "--warm"]], ids=" ".join)
+@pytest.mark.parametrize("prefix", [CLOSED, FULL], ids=["closed", "full"])
+def test_standard_streams_that_are_closed_or_full_change_neither_service_nor_status(
+    tmp_path: Path, prefix: tuple[str, ...], options: list[str]
+) -> None:
+    def look(process: subprocess.Popen[bytes]) -> None:
+        if prefix is CLOSED:
+            for pid in session_members(process.pid):
+                assert standard_streams(pid) in (["/dev/null"] * 3, None)
+
+    serve_and_replace(prefix, tmp_path, options, look)
+
+
 NO_FILE = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
 
 
@@ -359,21 +375,7 @@ def test_a_process_that_may_make_no_file_longer_serves_and_replaces_workers(
     tmp_path: Path, workers: str
 ) -> None:
     """The limit is one of shared memory as well."""
-    process = begin(NO_FILE, tmp_path, "-w", workers)
-    try:
-        wait_until(lambda: answers(tmp_path), "an answer")
-        if workers == "2":
-            victim = children(process.pid)[-1]
-            os.kill(victim, signal.SIGKILL)
-            wait_until(lambda: not is_alive(victim), "the end of a worker")
-            wait_until(lambda: len(children(process.pid)) == 2, "another worker")
-            wait_until(lambda: answers(tmp_path), "an answer")
-        process.terminate()
-        assert process.wait(30) == 0
-    finally:
-        for pid in session_members(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.wait(30)
+    serve_and_replace(NO_FILE, tmp_path, ["-w", workers])
 
 
 def test_a_working_directory_that_is_gone_is_named(tmp_path: Path) -> None:
