@@ -254,6 +254,12 @@ def record(root: Path, own: Path) -> str:
     return "\n".join([*lines, f"{own.relative_to(root)},,", ""])
 
 
+def mode_of(path: Path) -> int:
+    """The mode of a file of a wheel: the native module and programs may be executed."""
+    is_program = path.parent.name == "scripts" and path.parents[1].name.endswith(".data")
+    return 0o755 if is_program or path.match("osloxide/_native*.so") else 0o644
+
+
 def finish(raw: Path, out: Path) -> Path:
     """Complete the wheel *raw* as *out*/its name; the debug information goes to *out*/debug."""
     expression, texts = third_party()
@@ -287,9 +293,7 @@ def finish(raw: Path, out: Path) -> Path:
         with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in files:
                 entry = zipfile.ZipInfo(str(path.relative_to(root)), (1980, 1, 1, 0, 0, 0))
-                is_program = path == module or path.parent.name == "scripts"
-                mode = 0o755 if is_program else 0o644
-                entry.external_attr = (0o100000 | mode) << 16
+                entry.external_attr = (0o100000 | mode_of(path.relative_to(root))) << 16
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(entry, path.read_bytes())
     return wheel

@@ -189,3 +189,17 @@ def test_a_wheel_is_made_again_when_a_program_of_it_has_changed() -> None:
     programs = list((REPOSITORY / settings["data"] / "scripts").iterdir())
     assert programs
     assert all(os.access(program, os.X_OK) for program in programs)
+
+
+@pytest.mark.parametrize(
+    ("file", "mode"),
+    [
+        ("osloxide-1.2.0.data/scripts/osloxide-ready", 0o755),
+        ("osloxide/_native.cpython-313-x86_64-linux-musl.so", 0o755),
+        ("osloxide/scripts/module.py", 0o644),
+        ("osloxide/cli/ready.py", 0o644),
+        ("osloxide-1.2.0.dist-info/RECORD", 0o644),
+    ],
+)
+def test_programs_of_a_wheel_may_be_executed_and_nothing_else(file: str, mode: int) -> None:
+    assert wheels.mode_of(Path(file)) == mode
