@@ -28,8 +28,8 @@ pub struct Delivery {
 
 /// Says to the broker what becomes of deliveries; a tag means something in its epoch alone.
 pub(super) trait Settling: Send + Sync {
-    /// Sends what *frame* makes of a channel and *tag*; false when the epoch is over, and nothing was
-    /// said.
+    /// Sends what *frame* makes of a channel and *tag*; false when nothing was said: the epoch is over,
+    /// or the delivery was acknowledged before, since it had waited for long.
     fn settle(&self, epoch: u64, tag: u64, frame: fn(u16, u64) -> Vec<u8>) -> bool;
     /// See [`Delivery::pick_up`].
     fn pick_up(&self, epoch: u64, tag: u64, is_kept: bool, unique_id: Option<&str>) -> PickUp;
@@ -83,8 +83,9 @@ impl Delivery {
         }
     }
 
-    pub(super) fn tag(&self) -> u64 {
-        self.tag
+    /// Its epoch and its tag.
+    pub(super) fn place(&self) -> (u64, u64) {
+        (self.epoch, self.tag)
     }
 
     /// Acknowledges a request, now that a thread is about to run it: unless it must not run here.
@@ -95,7 +96,8 @@ impl Delivery {
             .pick_up(self.epoch, self.tag, self.is_kept, unique_id)
     }
 
-    /// Lets the broker forget it; false when its epoch is over, and nothing was said.
+    /// Lets the broker forget it; false when nothing was said: its epoch is over, or it was acknowledged
+    /// before, since it had waited for long.
     #[must_use]
     pub fn acknowledge(&self) -> bool {
         self.settling.settle(self.epoch, self.tag, methods::ack)

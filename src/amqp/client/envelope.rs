@@ -229,7 +229,11 @@ fn string(quoted: &str) -> Option<Cow<'_, str>> {
 fn hexadecimal(rest: &mut &str) -> Option<u32> {
     let digits = rest.get(..4)?;
     *rest = rest.get(4..)?;
-    u32::from_str_radix(digits, 16).ok()
+    // The library's function would take a sign.
+    let are_digits = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    are_digits
+        .then(|| u32::from_str_radix(digits, 16).ok())
+        .flatten()
 }
 
 #[cfg(test)]
@@ -255,6 +259,7 @@ mod tests {
             ("", None),
             (r#"{"a":"#, None),
             (r#"{"a\u12"#, None),
+            (r#"{"_msg_id": "\u+041"}"#, None),
         ] {
             assert_eq!(msg_id(body.as_bytes()).as_deref(), expected, "{body}");
         }

@@ -280,9 +280,13 @@ impl Listening {
     /// What arrives from now on goes to *sink*, where it can.
     pub(super) fn deliver_to(&self, sink: Sink) {
         let mut inner = self.inner.lock();
-        let before = (inner.reached < Stage::Closed).then(|| inner.sink.replace(sink));
+        let unused = if inner.reached < Stage::Closed {
+            inner.sink.replace(sink)
+        } else {
+            Some(sink)
+        };
         drop(inner);
-        drop(before); // what it holds may need a lock of its own
+        drop(unused); // what it holds may need a lock of its own
     }
 
     pub(super) fn has_begun(&self, unique_id: &str) -> bool {
@@ -294,11 +298,11 @@ impl Listening {
     pub(super) fn acknowledge_old(&self, longest: Duration) -> Vec<Duration> {
         let mut inner = self.inner.lock();
         let epoch = inner.epoch;
-        let old = |waiting: &Waiting| !waiting.is_early && waiting.since.elapsed() > longest;
         let tags: Vec<_> = inner
             .waiting
             .range((epoch, 0)..=(epoch, u64::MAX))
-            .filter(|(_, waiting)| old(waiting))
+            .take_while(|(_, waiting)| waiting.since.elapsed() > longest)
+            .filter(|(_, waiting)| !waiting.is_early)
             .map(|((_, tag), _)| *tag)
             .collect();
         let mut waits = Vec::new();
@@ -378,12 +382,17 @@ impl Listening {
     }
 
     /// The channel is closed: its tags mean nothing any more, and what no thread has taken is
-    /// delivered again. Says why where the broker has closed it.
+    /// delivered again, unless it was acknowledged. Says why where the broker has closed it.
     pub(super) fn end_epoch(&self, reason: Option<&Refusal>) {
-        let mut inner = self.inner.lock();
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
         inner.opening = None;
         inner.is_cancelled = false;
-        inner.inbox.retain(|delivery| !delivery.is_kept);
+        let waiting = &inner.waiting;
+        let is_early = |place| waiting.get(&place).is_some_and(|it| it.is_early);
+        inner
+            .inbox
+            .retain(|delivery| !delivery.is_kept || is_early(delivery.place()));
         let mut late = inner.waiting.values().filter(|it| !it.is_early);
         let longest = late.next().map(|waiting| waiting.since.elapsed());
         inner.waiting.retain(|_, waiting| waiting.is_early);
@@ -393,7 +402,7 @@ impl Listening {
         if inner.wanted == Stage::Stopped {
             inner.reached = inner.reached.max(Stage::Stopped);
         }
-        drop(inner);
+        drop(guard);
         self.changed.notify_all();
     }
 
@@ -484,8 +493,10 @@ impl Listening {
 impl Settling for Listening {
     fn settle(&self, epoch: u64, tag: u64, frame: fn(u16, u64) -> Vec<u8>) -> bool {
         let mut inner = self.inner.lock();
-        inner.waiting.remove(&(epoch, tag));
-        self.say(&inner, epoch, |channel| frame(channel, tag))
+        let waiting = inner.waiting.remove(&(epoch, tag));
+        // The broker closes the channel over a tag that it hears of twice.
+        let is_early = waiting.is_some_and(|waiting| waiting.is_early);
+        !is_early && self.say(&inner, epoch, |channel| frame(channel, tag))
     }
 
     fn pick_up(&self, epoch: u64, tag: u64, is_kept: bool, unique_id: Option<&str>) -> PickUp {
@@ -531,8 +542,13 @@ impl Inner {
     fn give_back(&mut self) {
         let Some(opening) = &self.opening else { return };
         for delivery in self.inbox.drain(..).filter(|delivery| delivery.is_kept) {
-            let frame = methods::requeue(opening.channel, delivery.tag());
-            opening.outlet.queue(frame);
+            let place = delivery.place();
+            if self.waiting.remove(&place).is_some_and(|it| it.is_early) {
+                continue; // the broker has it no more
+            }
+            opening
+                .outlet
+                .queue(methods::requeue(opening.channel, place.1));
         }
     }
 

@@ -209,6 +209,43 @@ fn what_has_waited_for_long_is_acknowledged_once_and_runs_whatever_happens() {
 }
 
 #[test]
+fn what_was_acknowledged_early_is_handed_out_though_its_channel_is_closed() {
+    let fixture = Fixture::new();
+    fixture.room.store(0, Ordering::SeqCst);
+    fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
+    assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 1);
+    fixture.deliver(1, 2, &REQUEST.replace("ID", "2"));
+
+    fixture.close_channel();
+
+    let delivery = fixture.polled().unwrap();
+    assert_eq!(delivery.pick_up(Some("1")), PickUp::Run);
+    assert!(fixture.polled().is_none(), "the broker has the other one");
+    assert_eq!(fixture.said(), [methods::ack(CHANNEL, 1)]);
+}
+
+#[test]
+fn nothing_more_is_said_of_what_was_acknowledged_early() {
+    let fixture = Fixture::new();
+    fixture.room.store(0, Ordering::SeqCst);
+    fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
+    fixture.deliver(1, 2, &REQUEST.replace("ID", "2"));
+    assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 2);
+    fixture.deliver(1, 3, &REQUEST.replace("ID", "3"));
+    let first = fixture.polled().unwrap();
+    fixture.said();
+
+    assert!(!first.reject());
+    fixture.listening.want(Stage::Stopped);
+    fixture.listening.mute();
+    fixture.listening.reach(Stage::Stopped);
+    let after = fixture.listening.acknowledge_old(Duration::ZERO);
+
+    assert_eq!(fixture.said(), [methods::requeue(CHANNEL, 3)]);
+    assert!(after.is_empty(), "it was given back");
+}
+
+#[test]
 fn a_closure_tells_how_long_the_first_request_had_waited() {
     let fixture = Fixture::new();
     let _delivery = fixture.request(1, "1");
