@@ -202,12 +202,17 @@ impl Reactor {
     /// tells one worker of a connection; one that has no room for it must not be that one, since its
     /// siblings would sleep on.
     pub(super) fn watch_if_there_is_room(&self, room: usize) {
-        let has_room = if self.has_siblings() {
+        let mut has_room = if self.has_siblings() {
             room > 0
         } else {
             !self.has_enough(0)
         };
-        let was_held = self.is_held.swap(!has_room, Ordering::Relaxed);
+        let was_held = self.is_held.swap(!has_room, Ordering::SeqCst);
+        // Threads that took jobs out of the queue before this was noted have woken nobody.
+        if !has_room && !self.has_siblings() && !self.has_enough(0) {
+            has_room = true;
+            self.is_held.store(false, Ordering::Relaxed);
+        }
         if !has_room {
             self.ignore_listener();
             if self.overload.is_bounded() {
@@ -282,7 +287,7 @@ impl Reactor {
         }
         let pool_size = self.pool_size.load(Ordering::Relaxed);
         let most = pool_size.saturating_mul(QUEUED_PER_THREAD);
-        self.queued.load(Ordering::Relaxed) + found >= most
+        self.queued.load(Ordering::SeqCst) + found >= most
     }
 
     /// True where connections lie in the kernel because no thread is free.

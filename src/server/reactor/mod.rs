@@ -431,7 +431,7 @@ impl Source for Reactor {
     }
 
     fn run(&self, job: Job) -> Option<Job> {
-        self.queued.fetch_sub(1, Ordering::Relaxed);
+        self.queued.fetch_sub(1, Ordering::SeqCst);
         scoreboard::current().figures().dequeue();
         let mut jobs = Vec::new();
         match job {
@@ -449,7 +449,8 @@ impl Source for Reactor {
                 self.contain(token, || self.drive(Some(connection), &mut jobs));
             }
         }
-        if self.is_held.load(Ordering::Relaxed) && !self.has_siblings() {
+        // After the count was lowered: the leader looks at both in the other order.
+        if self.is_held.load(Ordering::SeqCst) && !self.has_siblings() {
             self.wake_leader();
         }
         let mut next = None;
