@@ -1,9 +1,10 @@
-//! `Executor` for Python: calls in, futures out, on the threads of [`crate::executor`].
+//! `Executor` for Python: calls in, futures out, on the threads of [`crate::executor`]; and requests
+//! that come straight from the thread that reads them, which have no future.
 //!
 //! A future is a `concurrent.futures.Future` whose condition is made only when a caller asks for
-//! it (python/osloxide/messaging/executor.py). As long as nobody has, a thread that finishes the job may write the
-//! result without taking a lock: the interpreter is held from the look to the last write, and no
-//! Python code runs in between.
+//! it (python/osloxide/messaging/executor.py). As long as nobody has, a thread that finishes the job
+//! may write the result without taking a lock: the interpreter is held from the look to the last
+//! write, and no Python code runs in between.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};

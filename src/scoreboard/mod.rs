@@ -503,8 +503,8 @@ impl Drop for Scoreboard {
         if rows.contains(&CURRENT.load(Ordering::Acquire).cast_const()) {
             return; // threads of this process count in it for ever
         }
-        // SAFETY: the mapping was made by map() or map_unseen() with this size, and no row was handed out for
-        // longer than self lives, for only claim() does that.
+        // SAFETY: the mapping was made by map() or map_unseen() with this size, and no row was handed
+        // out for longer than self lives, for only claim() does that.
         let _ = unsafe { munmap(self.memory.cast(), TOTAL_BYTES) };
     }
 }

@@ -61,7 +61,7 @@ pub enum Command {
         failures: u32,
     },
     /// A worker was still there at its deadline; SIGABRT was sent, so that it can say where it is, and
-    /// SIGKILL follows.
+    /// SIGKILL follows. One that had got SIGABRT because it hung gets SIGKILL at once.
     Late {
         /// Its slot.
         slot: usize,
