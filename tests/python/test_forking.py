@@ -133,7 +133,7 @@ def load():
 
 threading.Thread(target=load, daemon=True).start()
 begun.wait()
-forking.FIRST_REST = AT_MOST
+forking.rest = AT_MOST
 forking.prepare()
 pid = os.fork()
 if pid == 0:
@@ -159,7 +159,7 @@ def nap():
         time.sleep(0.001)
 
 threading.Thread(target=nap, daemon=True).start()
-forking.FIRST_REST = 600
+forking.rest = 600
 forking.prepare()
 print("prepared")
 """

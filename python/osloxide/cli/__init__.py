@@ -97,9 +97,9 @@ def _open_standard_descriptors() -> None:
             os.set_inheritable(opened, True)
     # The interpreter has none for a descriptor that was closed when it began.
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def _own_arguments() -> list[str]:

@@ -261,11 +261,10 @@ def chosen(launcher: str | None) -> list[View]:
         return found
     if launcher is None:
         raise CommandError(NONE_FOUND)
+    if not readable:
+        raise CommandError(f"{launcher}: {NONE_FOUND}")
     names = ", ".join(sorted({view.name for view in readable}))
-    raise CommandError(
-        f"no launcher that may be read is called {launcher}; "
-        + (f"there are: {names}" if names else NONE_FOUND)
-    )
+    raise CommandError(f"no launcher that may be read is called {launcher}; there are: {names}")
 
 
 def views() -> list[View]:

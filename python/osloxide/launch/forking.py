@@ -33,8 +33,10 @@ _ENDING = 0.5
 """Seconds that native threads may take to end which have nothing left to do."""
 _BETWEEN_LOOKS = 0.02
 """Seconds between two looks at the other threads; four switch intervals at least."""
-FIRST_REST, NEXT_REST = 5.0, 1.0
-"""Seconds that the first fork, and each later one, waits until the other threads wait."""
+_NEXT_REST = 1.0
+rest = 5.0
+"""Seconds that the next fork waits until the other threads wait: most before the first one, and two
+looks long after one that has waited in vain."""
 _gc_is_frozen = False
 
 PATIENCE = 1.0
@@ -82,8 +84,8 @@ def prepare() -> None:
 
     :raises ForkAfterThreadsError: native threads run in this process.
     """
-    global _gc_is_frozen
-    _await_rest(NEXT_REST if _gc_is_frozen else FIRST_REST)
+    global _gc_is_frozen, rest
+    rest = _NEXT_REST if _await_rest(rest) else _BETWEEN_LOOKS
     native = _native_threads()
     if native:
         raise exceptions.ForkAfterThreadsError(
@@ -106,8 +108,10 @@ def prepare() -> None:
         )
 
 
-def _await_rest(seconds: float) -> None:
+def _await_rest(seconds: float) -> bool:
     """Wait until the other threads of the application wait for something, at most *seconds*.
+
+    :returns: False where one still computes.
 
     A thread that computes may hold a lock, as one does that loads a driver, and in the child nobody
     gives it back. Green threads, for which such services were written, never compute during a fork:
@@ -117,11 +121,12 @@ def _await_rest(seconds: float) -> None:
     seen: dict[int, str] = {}
     while others := [thread.native_id or 0 for thread in own.of_application()]:
         if all(_native.thread_waits(native_id, seen.get(native_id, "")) for native_id in others):
-            return
+            return True
         if time.monotonic() >= deadline:
-            return
+            return False
         seen = {native_id: _native.thread_state(native_id) for native_id in others}
         time.sleep(max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval()))
+    return True
 
 
 def _native_threads() -> list[str]:
