@@ -178,8 +178,12 @@ def test_no_connection_is_lost_when_a_worker_leaves(site: Site) -> None:
 
 
 FULL_SITE = """
+import time
+
 def application(environ, start_response):
     path = environ["PATH_INFO"]
+    if path == "/short":
+        time.sleep(0.04)
     if path.startswith("/hold"):
         open(f"held{path[-1]}", "x").close()
         open(f"gate{path[-1]}").close()  # a FIFO: until the test opens it, too
@@ -284,6 +288,31 @@ def test_workers_without_a_free_thread_refuse_what_may_not_wait(tmp_path: Path) 
         site.end(1)
         site.end(2)
         assert [status(client) for client in held] == [200] * 2
+
+
+def test_short_requests_that_end_all_the_time_do_not_hide_that_workers_are_full(
+    tmp_path: Path,
+) -> None:
+    with full(tmp_path, "--max-waiting-requests", "0", "--threads", "8") as site:
+        answered: Counter[int] = Counter()
+        leaving = threading.Event()
+
+        def client() -> None:
+            while not leaving.is_set():
+                asked = socket.create_connection(("127.0.0.1", site.running.port()), 60)
+                with asked:
+                    asked.sendall(b"GET /short HTTP/1.1\r\nHost: x\r\n\r\n")
+                    answered[status(asked)] += 1
+
+        threads = [threading.Thread(target=client) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_until(lambda: answered[503] > 0 and answered[200] > 0, "some are refused")
+        finally:
+            leaving.set()
+            for thread in threads:
+                thread.join(60)
 
 
 def test_clients_that_take_nothing_are_cut_off_for_those_that_wait_in_the_kernel(

@@ -40,6 +40,10 @@ pub(super) struct Listening {
     closes_at: Option<Instant>,
     paused_until: Option<Instant>,
     pause: Duration,
+    /// When to look whether connections lie in the kernel.
+    look_at: Option<Instant>,
+    /// Some have lain there at each look since.
+    left_since: Option<Instant>,
     /// It was said that there is no room for another connection.
     has_warned: bool,
 }
@@ -61,6 +65,8 @@ impl Listening {
             closes_at: None,
             paused_until: None,
             pause: PAUSE_FIRST,
+            look_at: None,
+            left_since: None,
             has_warned: false,
         }
     }
@@ -68,6 +74,11 @@ impl Listening {
     /// When accepting is to be tried again.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
+    }
+
+    /// When [`Reactor::take_what_was_left`] is due.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        self.look_at
     }
 
     /// When the socket is to be closed.
@@ -215,17 +226,20 @@ impl Reactor {
         }
         if !has_room {
             self.ignore_listener();
-            if self.overload.is_bounded() {
-                let mut listening = self.listening.lock();
-                listening
-                    .paused_until
-                    .get_or_insert_with(|| Instant::now() + overload::LEFT_TO_OTHERS);
-            }
-        } else if was_held {
-            // A pause for want of descriptors or memory goes on.
-            if self.overload.is_bounded() || self.listening.lock().paused_until.is_none() {
-                self.watch_listener();
-            }
+            self.look_later();
+        } else if was_held && self.listening.lock().paused_until.is_none() {
+            self.watch_listener();
+        }
+    }
+
+    /// With a bound on what waits, and siblings: has the leader look soon what lies in the kernel. Threads
+    /// may have room each time it waits although there is more than they can do.
+    fn look_later(&self) {
+        let mut listening = self.listening.lock();
+        if self.overload.is_bounded() && self.has_siblings() && !listening.is_stopped {
+            listening
+                .look_at
+                .get_or_insert_with(|| Instant::now() + overload::LOOK_AGAIN);
         }
     }
 
@@ -239,6 +253,7 @@ impl Reactor {
             let most = room.saturating_sub(jobs.len()).clamp(1, ACCEPTS_PER_TURN);
             if self.accept(most, jobs) > 0 {
                 self.go_last();
+                self.look_later();
             }
         } else if self.overload.is_full() {
             // Accepted only to be refused, so that their clients hear of it.
@@ -253,28 +268,20 @@ impl Reactor {
         }
     }
 
-    /// A pause of accepting is over.
-    pub(super) fn end_waiting(&self, jobs: &mut Vec<Job>) {
-        if self.has_siblings() && self.overload.is_bounded() && self.is_held.load(Ordering::Relaxed)
-        {
-            self.take_what_was_left(jobs);
-        } else {
-            self.watch_listener();
-        }
-    }
-
-    /// No thread is free, and no sibling's either where connections still lie in the kernel after they
-    /// were left to them twice: they wait here as far as requests may wait, and the rest is refused.
-    fn take_what_was_left(&self, jobs: &mut Vec<Job>) {
-        let is_waiting = self.has_left_some();
-        let was_left = self.was_left.swap(is_waiting, Ordering::Relaxed);
-        let pause = if is_waiting && !was_left {
-            overload::LEFT_ONCE_MORE
-        } else {
-            overload::LEFT_TO_OTHERS
+    /// Connections that lie in the kernel at look after look have found no free thread, and no
+    /// sibling's either: they wait here as far as requests may wait, and the rest is refused.
+    pub(super) fn take_what_was_left(&self, now: Instant, jobs: &mut Vec<Job>) {
+        let is_waiting = self.has_connection();
+        let left_since = {
+            let mut listening = self.listening.lock();
+            let is_full = self.is_held.load(Ordering::Relaxed) && !listening.is_stopped;
+            listening.look_at = (is_waiting || is_full).then(|| now + overload::LOOK_AGAIN);
+            listening.left_since = is_waiting.then(|| listening.left_since.unwrap_or(now));
+            // For want of descriptors or memory nothing is accepted before the pause is over.
+            let is_paused = listening.paused_until.is_some();
+            listening.left_since.filter(|_| !is_paused)
         };
-        self.listening.lock().paused_until = Some(Instant::now() + pause);
-        if is_waiting && was_left {
+        if left_since.is_some_and(|since| since + overload::LEFT_TO_OTHERS <= now) {
             self.accept(overload::ACCEPTS_PER_TURN, jobs);
         }
     }
@@ -292,14 +299,15 @@ impl Reactor {
 
     /// True where connections lie in the kernel because no thread is free.
     pub(super) fn has_left_some(&self) -> bool {
-        let socket = {
-            let listening = self.listening.lock();
-            let socket = listening.socket.clone();
-            socket.filter(|_| !listening.is_stopped)
-        };
-        self.is_held.load(Ordering::Relaxed)
-            && self.has_siblings()
-            && socket.is_some_and(|socket| socket::has_connection(&socket))
+        self.is_held.load(Ordering::Relaxed) && self.has_siblings() && self.has_connection()
+    }
+
+    /// True where a connection lies in the kernel that may be accepted.
+    fn has_connection(&self) -> bool {
+        let listening = self.listening.lock();
+        let socket = listening.socket.clone().filter(|_| !listening.is_stopped);
+        drop(listening);
+        socket.is_some_and(|socket| socket::has_connection(&socket))
     }
 
     /// True where other processes may watch the same listener.

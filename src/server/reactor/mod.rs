@@ -115,8 +115,6 @@ pub(super) struct Reactor {
     trimming: Mutex<free_memory::Pace>,
     /// Requests that were refused and that the handler has not heard of.
     reports: AtomicUsize,
-    /// Connections lay in the kernel at the last look, left to siblings because no thread was free.
-    was_left: AtomicBool,
     /// What is to be done after others have had their turn.
     deferred: Mutex<Vec<Job>>,
     /// Its last thread has left, and it was not started again.
@@ -178,7 +176,6 @@ impl Reactor {
             has_emptied: AtomicBool::new(false),
             trimming: Mutex::default(),
             reports: AtomicUsize::new(0),
-            was_left: AtomicBool::new(false),
             deferred: Mutex::default(),
             is_waiting: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
@@ -350,15 +347,16 @@ impl Source for Reactor {
             return;
         }
         self.watch_if_there_is_room(free.saturating_sub(jobs.len()));
-        let (paused_until, closes_at) = {
+        let (paused_until, closes_at, look_at) = {
             let listening = self.listening.lock();
-            (listening.paused_until(), listening.closes_at())
+            let (closes_at, look_at) = (listening.closes_at(), listening.look_at());
+            (listening.paused_until(), closes_at, look_at)
         };
         let deferred = std::mem::take(&mut *self.deferred.lock());
         let now = Instant::now();
         let other = if deferred.is_empty() && jobs.is_empty() {
             let relief = self.relieve_of_slow_clients(now);
-            [paused_until, closes_at, relief]
+            [paused_until, closes_at, look_at, relief]
                 .into_iter()
                 .flatten()
                 .min()
@@ -397,7 +395,10 @@ impl Source for Reactor {
             self.contain(*token, || self.check_deadline(*token, now, jobs));
         }
         if paused_until.is_some_and(|until| until <= now) {
-            self.end_waiting(jobs);
+            self.watch_listener();
+        }
+        if look_at.is_some_and(|at| at <= now) {
+            self.take_what_was_left(now, jobs);
         }
         self.apply_orders(jobs);
         self.queue(jobs.len() - before);

@@ -14,11 +14,11 @@ use tracing::debug;
 
 /// What clients are told to wait, in seconds.
 const RETRY_SECONDS: &str = "1";
-/// How long a worker without a free thread leaves connections to other workers, which may have one,
-/// before it takes them to wait or to be refused; and how much longer those that it finds then, of which
-/// a sibling may have heard just now.
-pub(super) const LEFT_TO_OTHERS: Duration = Duration::from_millis(10);
-pub(super) const LEFT_ONCE_MORE: Duration = Duration::from_millis(200);
+/// How often a worker that had work looks whether connections lie in the kernel.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How long they lie there until it takes them, to wait or to be refused: a sibling that has a free
+/// thread gets a processor in that time.
+pub(super) const LEFT_TO_OTHERS: Duration = Duration::from_millis(200);
 /// Connections accepted in one turn then.
 pub(super) const ACCEPTS_PER_TURN: usize = 64;
 
