@@ -42,7 +42,8 @@ ENDS_OF_OSLO_SERVICE = ("4.2.0", "4.8.0")
 DEBIAN_PACKAGES = (
     "python3-all-dev", "python3-pytest", "python3-pytest-timeout", "python3-hypothesis",
     "python3-oslo.messaging", "python3-eventlet", "python3-setproctitle", "python3-paste",
-    "python3-pastedeploy", "python3-routes", "python3-webob", "git",
+    "python3-pastedeploy", "python3-routes", "python3-webob", "python3-rich",
+    "python3-sqlalchemy", "python3-openssl", "curl", "git",
 )  # fmt: skip
 """What the suites need in a tree; all CPythons of the release come with the first one."""
 SERIES = "2026.2"

@@ -17,7 +17,7 @@ import_hook.install(deferred=True, serve_eventlet=True)
 """
 
 REAL = """
-import importlib, json, pkgutil, warnings
+import __future__, importlib, json, pkgutil, warnings
 warnings.simplefilter("ignore")
 import eventlet
 loaded = [name for name in __import__("sys").modules if name.startswith("eventlet.")]
@@ -28,7 +28,10 @@ for place in ["eventlet", "greenlet", *places]:
         module = importlib.import_module(place)
     except Exception:
         continue
-    names[place] = [name for name in vars(module) if not name.startswith("_")]
+    names[place] = [
+        name for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, __future__._Feature)
+    ]
 print(json.dumps([loaded, names]))
 """
 
@@ -54,11 +57,18 @@ REFUSED = {
     "no lock and no class is replaced": {
         "eventlet.green.profile": {"ContextWrap"},
         "eventlet.green.thread": {"start_joinable_thread"},
+        "eventlet.green.zmq": {
+            "LockReleaseError", "deque", "eventlet", "greenlet", "slurp_properties"
+        },
     },
     "it is of greenlet's C code": {
         "greenlet": {
             "CLOCKS_PER_SEC", "enable_optional_cleanup", "get_clocks_used_doing_optional_cleanup"
         }
+    },
+    "CPython 3.15 has no server for CGI any more": {
+        "eventlet.green.CGIHTTPServer": {"select"},
+        "eventlet.green.http.server": {"CGIHTTPRequestHandler", "copy", "select"},
     },
     "it is a variable of a loop or of an old Python": {
         "eventlet": {"zipkin"},

@@ -5,13 +5,18 @@ from __future__ import annotations
 import pstats
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from osloxide import green
-from osloxide.green.green import profile
+
+with warnings.catch_warnings():
+    # CPython 3.15 says that the standard library's module, of which this one is made, will go.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from osloxide.green.green import profile
 
 
 def compute() -> int:
