@@ -39,6 +39,8 @@ TOLD_AFTER = 12
 """Seconds until the caller of a lost call hears of it (``rpc_response_timeout``)."""
 PATIENCE = 120
 """The same where each call is answered; a new start takes up to a minute on a busy machine."""
+A_TURN = 5
+"""Seconds in which a request that waits in its queue gets its turn once services answer again."""
 WITHIN_GRACE = 50
 """Seconds for a stop: below ``graceful_shutdown_timeout``, so that what hangs can be asked."""
 SETTINGS = f"""\
@@ -345,7 +347,8 @@ def test_a_crash_of_the_broker_loses_no_call_over_durable_queues(
     figure("; ".join(service.summary() for service in counted))
     for service in counted:
         # Requests stay in their queues for as long as their callers wait; their replies do not.
-        sent = service.report.sent
-        assert not [key for key in service.lost if sent[key] + TOLD_AFTER > answering]
+        # Some callers leave just as the services answer again, on a busy machine.
+        waited_until = {key: service.report.sent[key] + TOLD_AFTER for key in service.lost}
+        assert not [key for key, until in waited_until.items() if until > answering + A_TURN]
     for service in deployment.services():
         assert stop_politely(service, WITHIN_GRACE) == 0, service.text()[-3000:]
