@@ -4,7 +4,8 @@
 //! of process 1 that has none. The other is the guard of a process that has no thread which could
 //! notice that its main thread hears no signal: it stands in front of CPython's own handler and arms
 //! a timer of the kernel, which ends the process unless [`heard`] comes first. In a process that is
-//! forked from there both do nothing. Handlers allocate nothing and take no lock.
+//! forked from there both do nothing. Also owns how a process is left with a last line, by a handler or
+//! the watch thread of a worker. Nothing here allocates or takes a lock.
 //! Rules: signal-safety(7), `timer_create(2)`, `pid_namespaces(7)`.
 #![expect(
     unsafe_code,
@@ -13,9 +14,12 @@
 
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::write;
 use std::fmt::{self, Write};
 use std::io;
 use std::mem;
+use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -94,7 +98,7 @@ pub fn end_init_at_sigterm() -> io::Result<()> {
 /// What the default does in any other process, and in a child of this one.
 extern "C" fn end_init(signo: c_int) {
     if own_pid() == INIT {
-        leave(128 + signo);
+        exit(128 + signo);
     }
     if let Ok(mut action) = action_of(signo) {
         action.sa_sigaction = libc::SIG_DFL;
@@ -134,16 +138,31 @@ extern "C" fn expire(_signo: c_int) {
     if GUARDED_PID.load(Ordering::Relaxed) != own_pid() || !IS_ARMED.load(Ordering::Relaxed) {
         return;
     }
+    leave_unheard(Duration::from_nanos(PATIENCE.load(Ordering::Relaxed)));
+}
+
+/// Ends this process with status 1, with a line that no handler has run for so long.
+pub(crate) fn leave_unheard(patience: Duration) -> ! {
     let mut line = Line::default();
     let _ = writeln!(
         line,
         "osloxide: process {}: a signal came {:.3} s ago, and what holds the interpreter or the main \
          thread has let no handler run since; exiting with status 1",
         own_pid(),
-        Duration::from_nanos(PATIENCE.load(Ordering::Relaxed)).as_secs_f64()
+        patience.as_secs_f64()
     );
-    line.print();
-    leave(1);
+    leave(line.bytes.get(..line.length).unwrap_or_default(), 1)
+}
+
+/// Ends this process, with a last line where standard error takes it without blocking.
+pub(crate) fn leave(line: &[u8], status: c_int) -> ! {
+    let stderr = io::stderr();
+    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    let is_polled = poll(&mut polled, PollTimeout::ZERO) == Ok(1);
+    if is_polled && polled[0].revents() == Some(PollFlags::POLLOUT) {
+        let _ = write(stderr.as_fd(), line);
+    }
+    exit(status)
 }
 
 /// Makes the timer of this process and the handler of its signal; false where the application uses
@@ -209,7 +228,7 @@ fn own_pid() -> i32 {
     nix::unistd::getpid().as_raw()
 }
 
-fn leave(status: c_int) -> ! {
+fn exit(status: c_int) -> ! {
     // SAFETY: ends the process without running anything else; that is the point.
     unsafe { libc::_exit(status) }
 }
@@ -236,22 +255,5 @@ impl Write for Line {
         room.copy_from_slice(text.as_bytes());
         self.length += text.len();
         Ok(())
-    }
-}
-
-impl Line {
-    /// Writes it to standard error, where that takes it without blocking.
-    fn print(&self) {
-        let mut polled = libc::pollfd {
-            fd: libc::STDERR_FILENO,
-            events: libc::POLLOUT,
-            revents: 0,
-        };
-        // SAFETY: one descriptor, of this frame.
-        let ready = unsafe { libc::poll(&raw mut polled, 1, 0) };
-        if ready == 1 && polled.revents == libc::POLLOUT {
-            // SAFETY: the bytes are of this value, and no more than it has.
-            unsafe { libc::write(libc::STDERR_FILENO, self.bytes.as_ptr().cast(), self.length) };
-        }
     }
 }

@@ -9,18 +9,19 @@
 //! Rules: oslo.service ends its workers when the parent is gone; see docs/lifecycle.md.
 #![expect(
     unsafe_code,
-    reason = "_exit(2), and dup3(2) onto a descriptor that a thread writes to"
+    reason = "dup3(2) onto a descriptor that a thread writes to"
 )]
 
 pub mod limits;
 
+use crate::handlers;
 use crate::scoreboard;
 use crate::scoreboard::Worn;
 use crate::threads::{self, Signals};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeSpec;
@@ -379,7 +380,7 @@ fn watch(orders: &Orders, mut parent: Option<Parent>) {
                 std::process::id(),
                 GRACE_AFTER_PARENT.as_secs_f64()
             );
-            leave(&line, 1);
+            handlers::leave(line.as_bytes(), 1);
         }
         if now >= armed {
             let status = orders.status.load(Ordering::Relaxed);
@@ -389,18 +390,12 @@ fn watch(orders: &Orders, mut parent: Option<Parent>) {
                 std::process::id(),
                 Duration::from_nanos(orders.allowed.load(Ordering::Relaxed)).as_secs_f64()
             );
-            leave(&line, status);
+            handlers::leave(line.as_bytes(), status);
         }
         let unheard = orders.unheard.load(Ordering::Relaxed);
         if now >= unheard {
             let patience = orders.patience.load(Ordering::Relaxed);
-            let line = format!(
-                "osloxide: process {}: a signal came {:.3} s ago, and what holds the interpreter or \
-                 the main thread has let no handler run since; exiting with status 1\n",
-                std::process::id(),
-                Duration::from_nanos(patience).as_secs_f64()
-            );
-            leave(&line, 1);
+            handlers::leave_unheard(Duration::from_nanos(patience));
         }
         let by_limit = limits::look(now);
         let next = armed.min(end_after_parent).min(by_limit).min(unheard);
@@ -441,17 +436,6 @@ fn wait(orders: &Orders, parent: Option<&Parent>, deadline: u64, now: u64) -> bo
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLIN)
-}
-
-/// Ends the process, with a last line where standard error takes it without blocking.
-fn leave(line: &str, status: i32) -> ! {
-    let stderr = io::stderr();
-    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-    if poll(&mut polled, PollTimeout::ZERO) == Ok(1) && polled[0].any() == Some(true) {
-        let _ = write(stderr.as_fd(), line.as_bytes());
-    }
-    // SAFETY: ends the process without running anything else; that is the point.
-    unsafe { libc::_exit(status) }
 }
 
 #[cfg(test)]

@@ -45,8 +45,15 @@ def bound_handlers(grace: float, margin: float) -> None:
     :param grace: seconds; 0 is for ever.
     :param margin: seconds more.
     """
-    with contextlib.suppress(OSError):
+    try:
         _native.guard_signals(grace + margin if grace > 0 else 0.0)
+    except OSError as error:
+        LOG.warning(
+            "Process %d has no bound on its end where no signal handler can run: %s; "
+            "raise RLIMIT_SIGPENDING, of which a timer takes one",
+            os.getpid(),
+            error,
+        )
 
 
 def leave_at_once(message: str, before: Callable[[], object] = lambda: None) -> NoReturn:
