@@ -35,6 +35,9 @@ pub const MOST_WORKERS: usize = scoreboard::CAPACITY / 2 - 1;
 /// handler of the application.
 const POLL_WITHOUT_PIDFD: Duration = Duration::from_secs(1);
 
+/// How often the remains of workers are asked for that a tracer keeps.
+const FETCH_TRACED: Duration = Duration::from_secs(10);
+
 /// How long process 1 leaves an ended child that is no worker to code that may be waiting for it.
 pub const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 /// When Python is asked again about an orphan that it did not want to be reaped.
@@ -66,6 +69,8 @@ struct Inner<P> {
     tick: Option<(Duration, Instant)>,
     /// Row reserved for the fork that was handed out.
     reserved: Option<usize>,
+    /// Workers that have ended and that a tracer keeps from being reaped.
+    traced: Vec<i32>,
     /// Children of process 1 that ended and are no workers, and when Python is asked about each.
     orphans: BTreeMap<i32, Instant>,
     /// Due workers wait: what they are to be forked from is not there yet.
@@ -144,6 +149,7 @@ impl<P: Processes> Supervisor<P> {
             hang_detector: None,
             tick: None,
             reserved: None,
+            traced: Vec::new(),
             orphans: BTreeMap::new(),
             holds_forks: false,
             templates: Vec::new(),
@@ -485,15 +491,20 @@ impl<P: Processes> Inner<P> {
         let fds = fds.chain(self.templates.iter().cloned()).collect();
         let is_blind = self.live.values().any(|live| live.watch.is_none());
         let look_again = is_blind.then(|| now + POLL_WITHOUT_PIDFD);
+        let fetch_by = (!self.traced.is_empty()).then(|| now + FETCH_TRACED);
         let hung_by = self
             .hang_detector
             .filter(|_| !self.live.is_empty())
             .map(|hang_detector| hang_detector.look);
         let tick_by = self.tick.map(|(_, next)| next);
         let ask_by = self.orphans.values().min().copied();
-        let deadline = [self.roster.deadline(), look_again, hung_by, tick_by, ask_by]
-            .into_iter()
-            .flatten()
+        let deadline = self.roster.deadline().into_iter();
+        let deadline = deadline
+            .chain(
+                [look_again, fetch_by, hung_by, tick_by, ask_by]
+                    .into_iter()
+                    .flatten(),
+            )
             .min();
         Step::Park { fds, deadline }
     }
@@ -519,6 +530,32 @@ impl<P: Processes> Inner<P> {
                 self.ended(pid, status, now);
             }
         }
+        self.reap_traced(now);
+    }
+
+    /// A worker whose end is told and which cannot be reaped has a tracer that has not waited for
+    /// it, such as a debugger at its prompt: ptrace(2) lets the parent have it only after that. It
+    /// runs no more, so it is gone for the roster; its remains are fetched when they are to be had.
+    fn reap_traced(&mut self, now: Instant) {
+        self.traced
+            .retain(|pid| self.processes.reap(*pid).is_none());
+        let watched = |(pid, live): (&i32, &Live)| Some((*pid, live.watch.clone()?));
+        let watched: Vec<_> = self.live.iter().filter_map(watched).collect();
+        let fds: Vec<_> = watched.iter().map(|(_, watch)| watch.as_fd()).collect();
+        if fds.is_empty() {
+            return;
+        }
+        let Ok(told) = poll_readable(&fds, Some(Instant::now())) else {
+            return;
+        };
+        for (pid, _) in told.into_iter().filter_map(|index| watched.get(index)) {
+            // It may have ended only since it was looked at.
+            let status = self.processes.reap(*pid);
+            if status.is_none() {
+                self.traced.push(*pid);
+            }
+            self.ended(*pid, status.unwrap_or(process::LOST_STATUS), now);
+        }
     }
 
     /// Notes children that ended and are no workers, and forgets those that were waited for.
@@ -526,7 +563,7 @@ impl<P: Processes> Inner<P> {
         let ended = self.processes.ended_children();
         self.orphans.retain(|pid, _| ended.contains(pid));
         for pid in ended {
-            if !self.live.contains_key(&pid) {
+            if !self.live.contains_key(&pid) && !self.traced.contains(&pid) {
                 self.orphans.entry(pid).or_insert(now + ORPHAN_GRACE);
             }
         }

@@ -12,8 +12,9 @@ use rustix::process::{
 };
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Wait status reported for a worker whose real one was taken by other code, such as a SIGCHLD
-/// handler of the application that waits for any child: an exit with status 255.
+/// Wait status reported for a worker whose real one is not to be had: other code has taken it, such
+/// as a SIGCHLD handler of the application that waits for any child, or a tracer keeps it. It is
+/// that of an exit with status 255.
 pub const LOST_STATUS: i32 = 255 << 8;
 
 /// What a supervisor does to processes, forking aside.
@@ -26,7 +27,7 @@ pub trait Processes {
     fn signal(&mut self, pid: i32, watch: Option<BorrowedFd<'_>>, number: i32);
 
     /// Reaps child *pid* if it has ended and returns its wait status, [`LOST_STATUS`] when other code
-    /// else has reaped it, or `None` while it lives.
+    /// has reaped it, or `None` while it lives.
     fn reap(&mut self, pid: i32) -> Option<i32>;
 
     /// True when child *pid* is stopped by a signal (SIGSTOP, SIGTTIN ...) and not merely idle.

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Program, wait_until
-from procfs import children
+from procfs import children, stat
+from support.tracing import traced
 
 Start = Callable[..., Program]
 
@@ -57,6 +58,39 @@ def test_a_frozen_worker_is_replaced_and_the_log_shows_where_it_was(running: Sta
     program.expect("wait", 3)
     program.expect_log(rf"Worker \d \(pid {frozen}\) ended here:\n(.*\n)+?.*in wait\n")
     assert stop(program) == 0
+
+
+def test_a_worker_that_dies_under_a_debugger_is_replaced_and_costs_its_parent_nothing(
+    running: Start,
+) -> None:
+    program = running("probe.py", "--workers", "2")
+    program.expect("wait", 2)
+    victim = program.workers()[0]
+    with traced(victim):
+        program.send(signal.SIGKILL, victim)
+
+        program.expect("wait", 3)
+        looks: list[str] = []
+
+        def is_asleep() -> bool:
+            seen = stat(program.pid)
+            looks.append(seen.state if seen else "gone")
+            return looks[-20:] == ["S"] * 20
+
+        # The end of the worker is told for as long as the debugger does not wait for it.
+        wait_until(is_asleep, "the parent sleeps, and does not go round and round")
+    assert stop(program) == 0
+
+
+def test_a_stop_ends_at_its_deadline_beside_a_debugger_that_does_not_let_go(
+    running: Start,
+) -> None:
+    program = running("probe.py", "--workers", "2", "--grace", "1")
+    program.expect("wait", 2)
+
+    # The worker stops where SIGTERM reaches it, and SIGKILL leaves what the debugger has to fetch.
+    with traced(program.workers()[0]):
+        assert stop(program) == 1
 
 
 def test_busy_and_idle_workers_that_go_on_are_never_taken_to_hang(running: Start) -> None:
@@ -161,11 +195,11 @@ def test_process_1_reaps_orphans_and_leaves_the_application_its_exit_statuses(
 def zombies(pid: int) -> set[int]:
     """Children of a process that ended and were not waited for."""
     found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
             if state == "Z" and int(parent) == pid:
-                found.add(int(stat.parent.name))
+                found.add(int(entry.parent.name))
     return found
 
 
