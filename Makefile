@@ -166,7 +166,7 @@ eventlet: $(VENV)/.native $(VENV)/.test ## eventlet's own tests against osloxide
 	$(PY) tests/green/run.py
 
 services-setup: ## the Debian packages of the service tests: RabbitMQ and MariaDB
-	@tools/debian.sh rabbitmq-server mariadb-server nginx-light apache2-bin haproxy
+	@tools/debian.sh rabbitmq-server mariadb-server nginx-light apache2-bin haproxy systemd
 
 deployments: $(VENV)/.native $(VENV)/.test ## ini files of deployment tools, unedited, in a sandbox (root)
 	$(PY) -m pytest -q tests/deployments

@@ -29,9 +29,11 @@ def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A process of a unit, and a systemctl that says what ``said`` has."""
     program = tmp_path / "systemctl"
     program.write_text(
-        '#!/bin/sh\n[ "$5" = nova-api.service ] || exit 1\ncat "$(dirname "$0")/said"\n'
+        '#!/bin/sh\ncd "$(dirname "$0")"\n'
+        '[ "$1 $6" = "$(cat manager) nova-api.service" ] || exit 1\ncat said\n'
     )
     program.chmod(0o755)
+    (tmp_path / "manager").write_text("--system")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("INVOCATION_ID", "0" * 32)
     file = tmp_path / "cgroup"
@@ -69,3 +71,14 @@ def test_a_process_that_systemd_did_not_start_asks_nothing(
     monkeypatch.delenv("INVOCATION_ID")
 
     assert warnings(cgroup, "1s", 60.0, caplog) == []
+
+
+def test_a_unit_of_a_user_is_looked_up_with_the_manager_of_that_user(
+    cgroup: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (cgroup.parent / "manager").write_text("--user")
+    cgroup.write_text("0::/user.slice/user-7.slice/user@7.service/app.slice/nova-api.service\n")
+
+    (message,) = warnings(cgroup, "30s", 60.0, caplog)
+
+    assert message.startswith("nova-api.service has TimeoutStopSec=30")

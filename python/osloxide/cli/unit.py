@@ -31,11 +31,14 @@ def warn_of_short_stop(grace: float, cgroup: Path = _CGROUP) -> None:
     if "INVOCATION_ID" not in os.environ:
         return
     try:
-        found = re.findall(r"/([^/\n]+\.service)(?:/|$)", cgroup.read_text(), re.MULTILINE)
+        groups = cgroup.read_text()
+        found = re.findall(r"/([^/\n]+\.service)(?:/|$)", groups, re.MULTILINE)
         if not found:
             return
+        manager = "--user" if re.search(r"/user@\d+\.service/", groups) else "--system"
+        words = ["show", "--property=TimeoutStopUSec", "--value", "--", found[-1]]
         shown = subprocess.run(  # noqa: S603 - the unit's name is the kernel's word
-            ["systemctl", "show", "--property=TimeoutStopUSec", "--value", "--", found[-1]],  # noqa: S607
+            ["systemctl", manager, *words],  # noqa: S607
             capture_output=True, text=True, timeout=_ANSWER_TIMEOUT, check=True,
         )  # fmt: skip
         limit = seconds(shown.stdout.strip())
