@@ -3,7 +3,8 @@
 Owns the list of a group's threads and looping calls, and waking the threads that wait for them.
 Native threads cannot be killed: stop() without *graceful* forgets them, wait() then no longer waits
 for them, and as daemon threads they do not keep the process alive. A thread may look at
-``threading.current_thread().abort``, an event that is set when its group stops.
+``threading.current_thread().abort``, an event that is set when its group stops. Under the eventlet
+backend a thread that waits in something of eventlet's is ended there, and awaited.
 
 Rules: oslo_service.threadgroup (oslo.service 4.8), both backends; what differs between them
 (signatures, what a full group does, what Thread.wait() raises) are class attributes here.
@@ -11,6 +12,7 @@ Rules: oslo_service.threadgroup (oslo.service 4.8), both backends; what differs 
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -21,6 +23,7 @@ from typing import Any, ClassVar
 from osloxide import loopingcall
 from osloxide._typing import override
 from osloxide.signals import waiting
+from osloxide.threads import stopping
 
 LOG = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class GroupThread(threading.Thread):
         self.result: Any = None
         self.failure: BaseException | None = None
         self.released = threading.Event()
-        """Set when the group no longer waits for this thread: it ended, or was forgotten."""
+        """Set when nothing waits for this thread any more: it ended, or was forgotten."""
         self._group = group
         self._callback = callback
         self._links: list[Callable[[], object]] = []
@@ -89,7 +92,7 @@ class GroupThread(threading.Thread):
 
     def outcome(self) -> Any:
         """Wait for the end; returns what the function returned and raises what it raised."""
-        if self is not threading.current_thread():
+        if self.ident is not None and self is not threading.current_thread():
             self.join()
         if self.failure is not None:
             raise self.failure
@@ -122,6 +125,8 @@ class Thread:
 
     RAISES: ClassVar[bool] = False
     """Whether wait() raises what the thread's function raised (it is logged in any case)."""
+    KILLS: ClassVar[bool] = False
+    """Whether stop() ends the thread where it waits in something of eventlet's."""
 
     def __init__(self, thread: threading.Thread, group: ThreadGroup | None = None) -> None:
         self.thread = thread
@@ -134,10 +139,13 @@ class Thread:
         return self._ident
 
     def stop(self) -> None:
-        """Ask the thread to end by setting its ``abort`` event; it is not interrupted."""
-        abort = getattr(self.thread, "abort", None)
-        if abort is not None:
-            abort.set()
+        """Ask the thread to end by setting its ``abort`` event; with :attr:`KILLS` it is ended.
+
+        :raises BaseException: the calling thread is to be ended: GreenletExit.
+        """
+        _abort(self.thread)
+        if self.KILLS:
+            _kill(self.thread)
 
     def wait(self) -> Any:
         """Wait for the thread to end.
@@ -226,17 +234,28 @@ class ThreadGroup:
         """Run *callback* on a thread of its own.
 
         :returns: a handle on the thread.
-        :raises RuntimeError: the group is full (threading backend; under the eventlet backend this
-            waits until a thread has ended).
+        :raises RuntimeError: the group is full (threading backend). Under the eventlet backend this
+            waits until a thread has ended; a thread of the group itself runs *callback* at once,
+            and gets what that raises.
         """
+        current = threading.current_thread()
         thread = GroupThread(self, callback, args, kwargs)
         handle = self.THREAD(thread, self)
         with self._lock:
-            while len(self.threads) >= self.thread_pool_size:
+            is_nested = False
+            while len(self.threads) >= self.thread_pool_size and not is_nested:
                 if not self.BLOCKS_WHEN_FULL:
                     raise RuntimeError("Maximum number of threads reached")
-                self._room.wait()
+                is_nested = current in map(_native, self.threads)
+                if not is_nested:
+                    self._room.wait()
             self.threads.append(handle if self.LISTS_HANDLES else thread)
+        if is_nested:
+            # The calling thread holds the room that it would wait for.
+            thread.run()
+            if thread.failure is not None:
+                raise thread.failure
+            return handle
         try:
             thread.start()
         except BaseException:
@@ -368,7 +387,9 @@ class ThreadGroup:
         """Stop the timers, then the threads.
 
         :param graceful: wait for threads and running timer calls to end; otherwise forget them.
-            The calling thread itself is neither awaited nor forgotten.
+            Under the eventlet backend threads that wait in something of eventlet's get
+            GreenletExit there, and :meth:`wait` awaits them.
+            The calling thread itself is neither awaited nor forgotten nor ended.
         """
         self.stop_timers(wait=graceful)
         if graceful:
@@ -379,14 +400,14 @@ class ThreadGroup:
     def _stop_threads(self) -> None:
         current = threading.current_thread()
         with self._lock:
-            forgotten = [t for t in map(_native, self.threads) if t is not current]
-            self.threads[:] = [t for t in self.threads if _native(t) is current]
+            others = [t for t in map(_native, self.threads) if t is not current]
+        for thread in others:
+            _abort(thread)
+        forgotten = [t for t in others if not (self.THREAD.KILLS and _kill(t))]
+        with self._lock:
+            self.threads[:] = [t for t in self.threads if _native(t) not in forgotten]
             self._room.notify_all()
         for thread in forgotten:
-            # A subclass may put threads of its own into the list, with or without the event.
-            abort = getattr(thread, "abort", None)
-            if abort is not None:
-                abort.set()
             if isinstance(thread, GroupThread):
                 waiting.fire(thread.released)
 
@@ -394,7 +415,11 @@ class ThreadGroup:
         current = threading.current_thread()
         while True:
             with self._lock:
-                pending = [t for t in map(_native, self.threads) if t is not current]
+                pending = [
+                    t
+                    for t in map(_native, self.threads)
+                    if t is not current and not _is_released(t)
+                ]
             if not pending:
                 return
             for thread in pending:
@@ -452,6 +477,24 @@ class ThreadGroup:
 
 def _native(thread: threading.Thread | Thread) -> threading.Thread:
     return thread.thread if isinstance(thread, Thread) else thread
+
+
+def _abort(thread: threading.Thread) -> None:
+    # A subclass may put threads of its own into the list, with or without the event.
+    abort = getattr(thread, "abort", None)
+    if abort is not None:
+        abort.set()
+
+
+def _kill(thread: threading.Thread) -> bool:
+    """End *thread* where it waits in something of eventlet's; whether its end is to be awaited."""
+    return isinstance(thread, GroupThread) and stopping.end(
+        thread, functools.partial(waiting.fire, thread.released)
+    )
+
+
+def _is_released(thread: threading.Thread) -> bool:
+    return isinstance(thread, GroupThread) and thread.released.is_set()
 
 
 def _warn_of_arguments(method: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from osloxide._typing import override
+from osloxide.green._core import outsiders
 from osloxide.green._core import turns as _turns
 from osloxide.green._core.handle import GreenThreadHandle
 from osloxide.green._core.interruption import (
@@ -269,6 +270,7 @@ def getcurrent() -> greenlet:
         current = local.current = local.carrier = _Main()
         if threading.current_thread() is threading.main_thread():
             _turns.main = current
+        outsiders.enter(current)
     return cast("greenlet", current)
 
 
