@@ -17,7 +17,6 @@ import itertools
 import logging
 import os
 import select
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -43,23 +42,6 @@ from its CPU or from the interpreter has done nothing in the meantime, and is no
 
 _QUIET = 5
 """Looks without any handover after which the thread sleeps until it is woken."""
-
-_INTERRUPT_AFTER = 0.02
-"""Seconds that code gets to arrive at a wait before it is interrupted where it computes."""
-
-_SWITCH_INTERVALS = 4
-"""How many it gets at least: a thread that waits for the interpreter wakes up at each."""
-
-_ROOM = "osloxide.green"
-_KEEP_OUT = [
-    "logging",
-    "threading",
-    "importlib",
-    "_frozen_importlib",
-    "queue",
-    "concurrent.futures",
-]
-"""Modules of the standard library whose locks would stay locked if they were interrupted."""
 
 _order = itertools.count()
 
@@ -213,43 +195,6 @@ class Clock:
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call *function*, with the lock, in *seconds*. It must not wait."""
         self.add(seconds, _Call(function))
-
-    def interrupt_later(self, target: TurnTaker, entry: Any) -> None:
-        """Raise ``entry.exception`` in *target* where it computes, unless it waits before.
-
-        From CPython 3.13 on code that computes is left alone until it waits, here or in C code.
-        Called with the lock.
-        """
-        pause = max(_INTERRUPT_AFTER, _SWITCH_INTERVALS * sys.getswitchinterval())
-        seen = _native.thread_state(target._native_id)
-
-        def attempt() -> None:
-            nonlocal pause, seen
-            if entry.called or target._state == _turns.DEAD:
-                return
-            if not target._pending or entry not in target._pending:
-                return
-            if target._state == _turns.RUNNING:
-                exception = entry.exception
-
-                def deliver(_cls: type, *_args: object) -> BaseException:
-                    return exception  # type: ignore[no-any-return]
-
-                carrier = type(type(exception).__name__, (BaseException,), {"__new__": deliver})
-                armed = _native.interrupt_thread(
-                    target._ident, target._native_id, seen, carrier, _ROOM, _KEEP_OUT
-                )
-                if armed is None:
-                    return
-                if armed:
-                    target._pending.remove(entry)
-                    entry.called = True
-                    return
-                pause = max(pause, min(pause * 2, 0.25))
-            seen = _native.thread_state(target._native_id)
-            self.call_later(pause, attempt)
-
-        self.call_later(pause, attempt)
 
     # ---- the thread -----------------------------------------------------------------------------
 

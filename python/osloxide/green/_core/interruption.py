@@ -1,7 +1,7 @@
 """Exceptions that come from outside: what timeouts, ``kill()`` and ``throw()`` raise in a greenlet.
 
-Owns the way of such an exception into a wait, into what has not begun, and, by the clock, into code
-that computes; and what is done with one that nobody waits for.
+Owns the way of such an exception into a wait, into what has not begun, and into code that computes;
+and what is done with one that nobody waits for.
 Rules: greenlet's documentation for ``throw()``; eventlet's hub for failures.
 """
 
@@ -13,8 +13,29 @@ import sys
 import traceback
 from typing import Any
 
+from osloxide import _native
 from osloxide.green._core import turns as _turns
 from osloxide.green._core.turns import TurnTaker, lock
+
+_AFTER = 0.02
+"""Seconds that code gets to arrive at a wait before it is interrupted where it computes."""
+
+_SWITCH_INTERVALS = 4
+"""How many it gets at least: a thread that waits for the interpreter wakes up at each."""
+
+_PAUSE = 0.25
+"""Seconds between two attempts at most."""
+
+_ROOM = "osloxide.green"
+_KEEP_OUT = [
+    "logging",
+    "threading",
+    "importlib",
+    "_frozen_importlib",
+    "queue",
+    "concurrent.futures",
+]
+"""Modules of the standard library whose locks would stay locked if they were interrupted."""
 
 
 class GreenletExit(BaseException):
@@ -97,7 +118,45 @@ def interrupt(
     if target._pending is None:
         target._pending = collections.deque()
     target._pending.append(entry)
-    _turns.clock.interrupt_later(target, entry)
+    _interrupt_later(target, entry)
+
+
+def _interrupt_later(target: TurnTaker, entry: Any) -> None:
+    """Raise ``entry.exception`` in *target* where it computes, unless it waits before.
+
+    From CPython 3.13 on code that computes is left alone until it waits, here or in C code.
+    Called with the lock.
+    """
+    pause = max(_AFTER, _SWITCH_INTERVALS * sys.getswitchinterval())
+    seen = _native.thread_state(target._native_id)
+
+    def attempt() -> None:
+        nonlocal pause, seen
+        if entry.called or target._state == _turns.DEAD:
+            return
+        if not target._pending or entry not in target._pending:
+            return
+        if target._state == _turns.RUNNING:
+            exception = entry.exception
+
+            def deliver(_cls: type, *_args: object) -> BaseException:
+                return exception  # type: ignore[no-any-return]
+
+            carrier = type(type(exception).__name__, (BaseException,), {"__new__": deliver})
+            armed = _native.interrupt_thread(
+                target._ident, target._native_id, seen, carrier, _ROOM, _KEEP_OUT
+            )
+            if armed is None:
+                return
+            if armed:
+                target._pending.remove(entry)
+                entry.called = True
+                return
+            pause = max(pause, min(pause * 2, _PAUSE))
+        seen = _native.thread_state(target._native_id)
+        _turns.clock.call_later(pause, attempt)
+
+    _turns.clock.call_later(pause, attempt)
 
 
 def bury(target: TurnTaker, exception: BaseException) -> None:

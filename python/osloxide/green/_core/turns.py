@@ -144,9 +144,6 @@ class Clock(Protocol):
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call *function* in *seconds*."""
 
-    def interrupt_later(self, target: TurnTaker, entry: Any) -> None:
-        """Raise ``entry.exception`` in *target* where it computes, unless it waits before."""
-
 
 clock: Clock = None  # type: ignore[assignment]
 """Set by :mod:`osloxide.green._core.clock`."""
