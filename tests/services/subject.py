@@ -26,6 +26,8 @@ IS_LONG = os.environ.get("OSLOXIDE_LONG") == "1"
 LONG_RUN_SECONDS = 60 if IS_LONG else 15
 # Seconds of a soak, which runs with OSLOXIDE_LONG=1 alone.
 SOAK_SECONDS = float(os.environ.get("OSLOXIDE_SOAK_SECONDS", "3600"))
+# Seconds between two requests of a connection there: a long soak beside other work.
+SOAK_PAUSE = float(os.environ.get("OSLOXIDE_SOAK_PAUSE", "0"))
 
 
 def small_service_command(config: Path) -> list[str]:
