@@ -208,9 +208,10 @@ releasenotes: $(VENV)/.tox ## release notes: checked, and as target/releasenotes
 	@mkdir -p target
 	reno --quiet report --output target/releasenotes.rst
 
-# Two ways to find more of them: pyenv install, or DEBIAN=sid (a tree made by debootstrap).
-test-pythons: $(VENV)/.release ## all tests through the boundary on every CPython found here
-	@$(PY) tools/pythons.py --full --oslo-service $(addprefix --debian ,$(DEBIAN))
+# DEBIAN=sid: on those of that release instead, in a tree made by debootstrap (root).
+test-pythons: OF_DEBIAN = --only-debian --debian $(DEBIAN) --unoptimised --at-least 1
+test-pythons: $(VENV)/.release ## all tests through the boundary on every CPython found here; counts entered in docs/pythons.md
+	@$(PY) tools/pythons.py --full --beside 2 --page docs/pythons.md $(if $(DEBIAN),$(OF_DEBIAN),--oslo-service)
 
 test-free-threaded: $(VENV)/.release ## server, executor and launchers on a free-threaded CPython, built where it is missing
 	@$(PY) tools/pythons.py --unoptimised --free-threaded

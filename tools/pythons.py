@@ -13,6 +13,7 @@ interpreters than --at-least fails, so that a machine which has just one does no
                                          (tools/debian_tree.py, tools/deb.py; needs root)
     tools/pythons.py --free-threaded     on a free-threaded CPython alone, built from Debian's
                                          source where there is none (tools/free_threaded.py)
+    tools/pythons.py --beside 2          two of them at a time: the suites mostly wait
     tools/pythons.py --unoptimised       wheels that compile faster and are not for a release
     tools/pythons.py --page FILE         enter the counts in the table of that page
 """
@@ -24,7 +25,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +65,7 @@ FREE_THREADED_SUITES = ("test_wsgi_*.py", "test_*executor*.py", "test_*launch*.p
 """Server, executor and launchers: what a free-threaded CPython is tried with."""
 GREENLET = "greenlet<3.3"
 """For CPython 3.13 without its lock: later releases compile from 3.14 on."""
-SUITE_SECONDS = 1800
+SUITE_SECONDS = 3600
 ANSWER_SECONDS = 300
 """In which an interpreter says its version; on a machine with much other work this takes long."""
 RESULTS = "<!-- results: written by tools/pythons.py --page -->"
@@ -223,8 +226,8 @@ def install_wheel(environment: Environment, wheel: Path, *requirements: str) -> 
 
 
 def run(python: Python, suite: str, command: Sequence[str]) -> Outcome:
-    """Run one suite; its output is shown as it comes and counted."""
-    print(f"\n--- CPython {python.version}: {suite}", flush=True)
+    """Run one suite; its output is shown in one piece when it has ended, and counted."""
+    print(f"\n--- CPython {python.version}: {suite} begins", flush=True)
     since = time.monotonic()
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     if python.is_free_threaded and suite != "installed":
@@ -248,7 +251,7 @@ def run(python: Python, suite: str, command: Sequence[str]) -> Outcome:
         output = (expired.stdout or b"").decode(errors="replace")
         output += f"\nstill running after {SUITE_SECONDS} s\n"
         passed = False
-    print(output, end="", flush=True)
+    print(f"\n--- CPython {python.version}: {suite}\n{output}", end="", flush=True)
     counts = SUMMARY.findall(output)
     return Outcome(
         python.version, suite, passed, counts[-1] if counts else "-", time.monotonic() - since
@@ -325,6 +328,29 @@ def of_series(python: Python, wheel: Path) -> Iterator[Outcome]:
     yield run(python, f"OpenStack {SERIES}", command)
 
 
+def side_by_side(tests: Iterable[Callable[[], Iterable[Outcome]]], at_once: int) -> list[Outcome]:
+    """What the *tests* of all CPythons gave, in their order; *at_once* of them run at a time."""
+    with ThreadPoolExecutor(at_once) as pool:
+        parts = list(pool.map(lambda of_one: list(of_one()), tests))
+    return [outcome for part in parts for outcome in part]
+
+
+def of_this_machine(python: Python, wheel: Path, everything: bool, ends: bool) -> Iterator[Outcome]:
+    """The tests of a wheel on the CPython that it is for.
+
+    :param ends: also with the ends of oslo.service's range, and with the versions of a series.
+    """
+    if everything and not python.is_free_threaded:
+        yield from full(python, wheel)
+    else:
+        # `make python` has run the same suites on this one, with everything else.
+        is_own = python.tag == wheels.tag_of(sys.executable)
+        yield from smoke(python, wheel, suites=not is_own)
+    if ends:
+        yield from ends_of_oslo_service(python, wheel)
+        yield from of_series(python, wheel)
+
+
 def line_of(version: str) -> str:
     """What a newer release takes the place in: ``3.13`` of 3.13.1, ``3.13t`` of 3.13.15t."""
     return re.sub(r"^(\d+\.\d+)\.\d+", r"\1", version)
@@ -387,6 +413,7 @@ def main() -> int:
     parser.add_argument("--python", action="append", default=[], help="instead of a search")
     parser.add_argument("--free-threaded", action="store_true", help="built where it is missing")
     parser.add_argument("--at-least", type=int, default=2, help="fewer interpreters are a failure")
+    parser.add_argument("--beside", type=int, default=1, metavar="N", help="that many at a time")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where wheels are")
     parser.add_argument("--unoptimised", action="store_true", help="wheels for tests alone")
     parser.add_argument("--page", type=Path, help="a page whose table gets the counts")
@@ -412,14 +439,13 @@ def main() -> int:
         print(f"FAILED: {len(pythons)} found, {least} needed; install another, or --python PATH")
         return 1
 
-    outcomes: list[Outcome] = []
-    own = wheels.tag_of(sys.executable)
+    tests: list[Callable[[], Iterable[Outcome]]] = []
     for release in arguments.debian:
-        deb.install(release, deb.packages(release, arguments.unoptimised))
+        if not arguments.build_only:
+            deb.install(release, deb.packages(release, arguments.unoptimised))
     for python in pythons:
         if python.release:
-            if not arguments.build_only:
-                outcomes += of_debian(python, arguments.full)
+            tests.append(partial(of_debian, python, arguments.full))
             continue
         wheel = wheels.wheel_for(python.executable, out, arguments.unoptimised)
         print(f"{wheel.stat().st_size / 1e6:.2f} MB {wheel.name}", flush=True)
@@ -428,17 +454,12 @@ def main() -> int:
                 wheel = wheels.wheel_for(python.executable, out, arguments.unoptimised, musl=True)
                 print(f"{wheel.stat().st_size / 1e6:.2f} MB {wheel.name}", flush=True)
             continue
-        if arguments.full and not python.is_free_threaded:
-            outcomes += full(python, wheel)
-        else:
-            # `make python` has run the same suites on this one, with everything else.
-            outcomes += smoke(python, wheel, suites=python.tag != own)
-        if arguments.oslo_service and python is pythons[0]:
-            outcomes += ends_of_oslo_service(python, wheel)
-            outcomes += of_series(python, wheel)
+        ends = arguments.oslo_service and python is pythons[0]
+        tests.append(partial(of_this_machine, python, wheel, arguments.full, ends))
 
     if arguments.build_only:
         return 0
+    outcomes = side_by_side(tests, arguments.beside)
     if arguments.page:
         write_page(arguments.page, outcomes)
     return summary(outcomes)

@@ -11,8 +11,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,20 @@ def test_rows_of_a_newer_micro_release_take_the_place_of_the_older_ones() -> Non
         ("3.13.9", "suites", "8 passed, 1 failed"),
     ]
     assert "**failed**" in table
+
+
+def test_cpythons_are_tested_beside_each_other_and_reported_in_their_order() -> None:
+    both = threading.Barrier(2)
+
+    def tests_of(version: str) -> Iterator[pythons.Outcome]:
+        both.wait(60)  # for ever, where one begins when the other has ended
+        yield pythons.Outcome(version, "python", True, "9 passed", 1.0)
+
+    versions = ["3.14.10", "3.15.2"]
+
+    outcomes = pythons.side_by_side([partial(tests_of, version) for version in versions], 2)
+
+    assert [outcome.python for outcome in outcomes] == versions
 
 
 @pytest.mark.parametrize(
