@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
-import free_threaded  # noqa: E402 - found by the line above
+import cover  # noqa: E402 - found by the line above
+import free_threaded  # noqa: E402
 import publishable  # noqa: E402
 import pythons  # noqa: E402
 import wheels  # noqa: E402
@@ -79,6 +81,13 @@ def test_cpythons_are_tested_beside_each_other_and_reported_in_their_order() -> 
     outcomes = pythons.side_by_side([partial(tests_of, version) for version in versions], 2)
 
     assert [outcome.python for outcome in outcomes] == versions
+
+
+def test_a_file_whose_turn_comes_too_late_is_left_out_of_what_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "test_one.py"
+    file.write_text("def test_that_runs(): print('run')")
+
+    assert cover.counts_of(file, time.monotonic() - 1) is None
 
 
 @pytest.mark.parametrize(
