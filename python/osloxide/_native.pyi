@@ -756,6 +756,9 @@ class AmqpDelivery:
         """Let the broker forget it. False when its channel is closed, and nothing was said."""
     def requeue(self) -> bool:
         """Give it back to its queue; as :meth:`acknowledge`."""
+    def give_back(self) -> bool:
+        """Let the broker deliver again a request that no thread will pick up here. False when nothing can:
+        it was acknowledged, since it had waited for long, or comes from a stream. It is lost then."""
     def reject(self) -> bool:
         """Drop it; as :meth:`acknowledge`."""
 
@@ -826,9 +829,12 @@ class Executor:
         """:raises RuntimeError: closed, forked, or no thread to be had."""
     def submit_as(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
         """As submit(), counted under *name*; False as the result counts as a failure."""
-    def close(self, cancel: bool = False) -> list[Future[Any]]:
-        """Take no more jobs. With *cancel*, return the futures of those that no thread had begun; the
-        caller cancels them. Idempotent."""
+    def close(
+        self, cancel: bool = False
+    ) -> list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]]:
+        """Take no more jobs. With *cancel*, return those that no thread had begun: the future, which the
+        caller cancels, the function and its arguments. Requests that no Python code has seen yet are
+        given back to their broker, or named in a warning where nothing delivers them again. Idempotent."""
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until a closed executor has ended, interpreter released, Python signal handlers
         running; False on timeout."""

@@ -87,6 +87,10 @@ impl AmqpDelivery {
         self.delivery.requeue()
     }
 
+    fn give_back(&self) -> bool {
+        self.delivery.give_back()
+    }
+
     fn reject(&self) -> bool {
         self.delivery.reject()
     }

@@ -21,7 +21,7 @@ use super::amqp_delivery::{AmqpDelivery, name_of};
 use super::detached::detached;
 use super::errors::executor_refusal;
 use super::{imports, parallel, signals};
-use crate::amqp::client::{Delivery, PickUp, Sink};
+use crate::amqp::client::{Delivery, PickUp, Sink, warn_of_lost};
 use crate::executor::{self, Refused, Work};
 use crate::scoreboard::InFlight;
 use parking_lot::Mutex;
@@ -139,8 +139,23 @@ impl Executor {
     #[pyo3(signature = (cancel=false))]
     fn close<'py>(&self, py: Python<'py>, cancel: bool) -> PyResult<Bound<'py, PyList>> {
         self.check_process()?;
-        let back = self.engine.close(cancel);
-        PyList::new(py, back.into_iter().filter_map(|job| job.future))
+        let mut calls = Vec::new();
+        let mut deliveries = Vec::new();
+        for job in self.engine.close(cancel) {
+            match job.task {
+                Task::Call {
+                    function,
+                    arguments,
+                    ..
+                } => calls.push((job.future, function, arguments)),
+                Task::Request { delivery, .. } => deliveries.extend(delivery),
+            }
+        }
+        py.detach(|| {
+            let lost = deliveries.iter().filter(|delivery| !delivery.give_back());
+            warn_of_lost(lost.count());
+        });
+        PyList::new(py, calls)
     }
 
     #[pyo3(signature = (timeout=None))]

@@ -98,3 +98,17 @@ del replies
 gc.collect()
 print(json.dumps(seen() is None))
 """)
+
+
+def test_a_reply_that_is_refused_while_its_listener_stops_is_an_error_of_the_call() -> None:
+    assert run("""
+refused = []
+native_listener.refuse = lambda answered, *_, **__: refused.append(answered.msg_id)
+listener = SimpleNamespace(
+    driver=driver, is_stopped=True, _obsolete_reply_queues=None
+)
+replies = native_listener.NativeReplies(listener, lambda _: client)
+body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps({"_msg_id": "1"})})
+replies._failed("reply_1", body.encode(), "failed", "406: too large")
+print(json.dumps(refused))
+""") == ["1"]

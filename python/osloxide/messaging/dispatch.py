@@ -10,6 +10,7 @@ Rules: oslo_messaging/rpc/server.py and dispatcher.py; docs/rpc.md.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -23,6 +24,9 @@ from osloxide.threads import own
 from osloxide.threads.event_loop import Later, Outcome
 
 LOG = logging.getLogger(__name__)
+
+REFUSED_FOR = 1.0
+"""Seconds between two attempts to have an executor take a request."""
 
 
 class _AwaitingError(BaseException):
@@ -166,6 +170,7 @@ def amend_rpc_server(server: ModuleType) -> None:
 
             return Later(_answer(message, awaiting), then)
 
+    process_incoming.when_cancelled = _give_back  # type: ignore[attr-defined]
     server.RPCServer._create_listener = create_served_listener
     server.RPCServer._process_incoming = process_incoming
     server.expected_exceptions = _expecting(  # type: ignore[attr-defined]
@@ -187,11 +192,48 @@ def amend_server(server: ModuleType) -> None:
             return
         namespace = message.get("namespace")
         name = f"{namespace}.{method}" if namespace else method
-        submit_as(name, self._process_incoming, incoming)
+        try:
+            submit_as(name, self._process_incoming, incoming)
+        except RuntimeError as refusal:
+            if not hasattr(incoming[0], "give_back"):
+                raise
+            submit = functools.partial(submit_as, name, self._process_incoming, incoming)
+            _submit_later(incoming, submit, refusal)
 
     # Itself: functools.wraps copies attributes to what wraps it.
     on_incoming_named._osloxide_named = on_incoming_named  # type: ignore[attr-defined]
     server.MessageHandlingServer._on_incoming = on_incoming_named
+
+
+def _submit_later(incoming: list[Any], submit: Callable[[], object], refusal: RuntimeError) -> None:
+    """Have an executor take a request that it has refused, as soon as it does.
+
+    On the thread that polls: nothing more is fetched meanwhile. When the listener stops first, the
+    request is given back; before that it would come here again.
+    """
+    LOG.warning("a request waits, and others behind it: %s", refusal)
+    stopped = incoming[0].listener._shutdown
+    while not stopped.wait(REFUSED_FOR):
+        with contextlib.suppress(RuntimeError):
+            submit()
+            return
+    _give_back([(incoming,)])
+
+
+def _give_back(calls: list[tuple[Any, ...]]) -> None:
+    """Let the broker deliver again what does not run here.
+
+    :param calls: arguments of ``_process_incoming``.
+    """
+    lost = 0
+    for ((message,),) in calls:
+        give_back = getattr(message, "give_back", None)
+        lost += give_back is None or not give_back()
+    if lost:
+        LOG.warning(
+            "%d requests are lost: nothing delivers them again, and no thread runs them any more",
+            lost,
+        )
 
 
 async def _answer(message: Any, awaiting: _AwaitingError) -> Any:

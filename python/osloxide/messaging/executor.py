@@ -156,12 +156,20 @@ class Executor(concurrent.futures.Executor):
         """Take no more jobs.
 
         :param wait: return only when every job has ended. Signals are handled during the wait.
-        :param cancel_futures: cancel the jobs that no thread has begun.
+        :param cancel_futures: cancel the jobs that no thread has begun. The attribute
+            ``when_cancelled`` of their function, where it has one, is called with a list of their
+            arguments.
         """
         self._is_shut = True
-        for future in self.native.close(cancel_futures):
+        told: dict[Callable[[list[tuple[Any, ...]]], object], list[tuple[Any, ...]]] = {}
+        for future, function, arguments in self.native.close(cancel_futures):
             future.cancel()
             future.set_running_or_notify_cancel()
+            when_cancelled = getattr(function, "when_cancelled", None)
+            if when_cancelled is not None:
+                told.setdefault(when_cancelled, []).append(arguments)
+        for when_cancelled, calls in told.items():
+            when_cancelled(calls)
         if wait:
             self.native.wait()
 

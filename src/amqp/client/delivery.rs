@@ -33,6 +33,8 @@ pub(super) trait Settling: Send + Sync {
     fn settle(&self, epoch: u64, tag: u64, frame: fn(u16, u64) -> Vec<u8>) -> bool;
     /// See [`Delivery::pick_up`].
     fn pick_up(&self, epoch: u64, tag: u64, is_kept: bool, unique_id: Option<&str>) -> PickUp;
+    /// See [`Delivery::give_back`].
+    fn give_back(&self, epoch: u64, tag: u64, is_kept: bool) -> bool;
     /// The channel of *epoch* is open.
     #[cfg(test)]
     fn is_current(&self, epoch: u64) -> bool;
@@ -107,6 +109,13 @@ impl Delivery {
     #[must_use]
     pub fn requeue(&self) -> bool {
         self.settling.settle(self.epoch, self.tag, methods::requeue)
+    }
+
+    /// Lets the broker deliver again what no thread will pick up here. False when nothing can: it was
+    /// acknowledged before, since it had waited for long, or comes from a stream. It is lost then.
+    #[must_use = "a request that is lost is told of"]
+    pub fn give_back(&self) -> bool {
+        self.settling.give_back(self.epoch, self.tag, self.is_kept)
     }
 
     /// Drops it; as [`Delivery::acknowledge`].

@@ -203,13 +203,10 @@ impl Listening {
     pub(super) fn next(&self, deadline: Option<Instant>) -> Arrival {
         let mut inner = self.inner.lock();
         loop {
-            if inner.is_muted {
-                return Arrival::Interrupted;
-            }
-            if let Some(delivery) = inner.inbox.pop_front() {
+            if let Some(delivery) = inner.take_next() {
                 return Arrival::Message(delivery);
             }
-            if inner.reached > Stage::Consuming || !inner.closures.is_empty() {
+            if inner.is_muted || inner.reached > Stage::Consuming || !inner.closures.is_empty() {
                 return Arrival::Interrupted;
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -256,8 +253,8 @@ impl Listening {
         true
     }
 
-    /// Hands out nothing more. What has arrived is given back once the broker delivers nothing more:
-    /// before, it would come again at once.
+    /// Hands out nothing more but what nothing delivers again. The rest is given back once the broker
+    /// delivers nothing more: before, it would come again at once.
     pub(super) fn mute(&self) {
         self.inner.lock().is_muted = true;
         self.changed.notify_all();
@@ -389,10 +386,7 @@ impl Listening {
         inner.opening = None;
         inner.is_cancelled = false;
         let waiting = &inner.waiting;
-        let is_early = |place| waiting.get(&place).is_some_and(|it| it.is_early);
-        inner
-            .inbox
-            .retain(|delivery| !delivery.is_kept || is_early(delivery.place()));
+        inner.inbox.retain(|delivery| is_last(waiting, delivery));
         let mut late = inner.waiting.values().filter(|it| !it.is_early);
         let longest = late.next().map(|waiting| waiting.since.elapsed());
         inner.waiting.retain(|_, waiting| waiting.is_early);
@@ -425,20 +419,27 @@ impl Listening {
     }
 
     pub(super) fn reach(&self, stage: Stage) {
+        warn_of_lost(self.advance(stage));
+    }
+
+    /// As [`Listening::reach`]; how many requests are lost, which nothing delivers again.
+    pub(super) fn advance(&self, stage: Stage) -> usize {
         let mut inner = self.inner.lock();
         inner.reached = inner.reached.max(stage);
         if inner.is_muted && stage == Stage::Stopped {
             inner.give_back();
         }
         let mut sink = None;
+        let mut lost = 0;
         if stage == Stage::Closed {
-            inner.inbox.clear(); // each delivery holds this
+            lost = inner.lose_inbox(); // each delivery holds this
             inner.standing.get_or_insert(Standing::Closed);
             sink = inner.sink.take();
         }
         drop(inner);
         drop(sink); // what it holds may need a lock of its own
         self.changed.notify_all();
+        lost
     }
 
     /// A message for the consumer of that number, from 1 on; false when there is none.
@@ -530,6 +531,19 @@ impl Settling for Listening {
         }
     }
 
+    fn give_back(&self, epoch: u64, tag: u64, is_kept: bool) -> bool {
+        let mut inner = self.inner.lock();
+        let waiting = inner.waiting.remove(&(epoch, tag));
+        if !is_kept || waiting.as_ref().is_some_and(|waiting| waiting.is_early) {
+            return false;
+        }
+        // Otherwise it was settled, or its channel is closed: the broker has it already.
+        if waiting.is_some() {
+            self.say(&inner, epoch, |channel| methods::requeue(channel, tag));
+        }
+        true
+    }
+
     #[cfg(test)]
     fn is_current(&self, epoch: u64) -> bool {
         let inner = self.inner.lock();
@@ -538,21 +552,58 @@ impl Settling for Listening {
 }
 
 impl Inner {
-    /// Lets other consumers have what no thread has taken.
+    /// The next delivery that is handed out.
+    fn take_next(&mut self) -> Option<Delivery> {
+        if !self.is_muted {
+            return self.inbox.pop_front();
+        }
+        let waiting = &self.waiting;
+        let at = self.inbox.iter().position(|it| is_last(waiting, it))?;
+        self.inbox.remove(at)
+    }
+
+    /// Lets other consumers have what no thread has taken; what nothing delivers again is still to be
+    /// handed out.
     fn give_back(&mut self) {
         let Some(opening) = &self.opening else { return };
-        for delivery in self.inbox.drain(..).filter(|delivery| delivery.is_kept) {
-            let place = delivery.place();
-            if self.waiting.remove(&place).is_some_and(|it| it.is_early) {
-                continue; // the broker has it no more
+        let waiting = &mut self.waiting;
+        self.inbox.retain(|delivery| {
+            if is_last(waiting, delivery) {
+                return true;
             }
-            opening
-                .outlet
-                .queue(methods::requeue(opening.channel, place.1));
-        }
+            let place = delivery.place();
+            waiting.remove(&place);
+            let frame = methods::requeue(opening.channel, place.1);
+            opening.outlet.queue(frame);
+            false
+        });
+    }
+
+    /// Drops what no thread has taken; how many of it nothing delivers again.
+    fn lose_inbox(&mut self) -> usize {
+        let waiting = &self.waiting;
+        let inbox = std::mem::take(&mut self.inbox);
+        let lost = inbox.iter().filter(|it| is_last(waiting, it));
+        lost.count()
     }
 
     fn is_quiet(&self) -> bool {
         self.reached >= Stage::Stopped
+    }
+}
+
+/// Nothing delivers it again: it runs here or nowhere.
+fn is_last(waiting: &BTreeMap<(u64, u64), Waiting>, delivery: &Delivery) -> bool {
+    let is_early = || waiting.get(&delivery.place()).is_some_and(|it| it.is_early);
+    !delivery.is_kept || is_early()
+}
+
+/// Names requests that are dropped though nothing delivers them again. No lock may be held.
+pub fn warn_of_lost(count: usize) {
+    if count > 0 {
+        tracing::warn!(
+            "{count} requests are lost: nothing delivers them again, since they had waited for long and \
+             were acknowledged, or come from a stream; and no thread runs them any more"
+        );
     }
 }

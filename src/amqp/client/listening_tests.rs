@@ -246,6 +246,59 @@ fn nothing_more_is_said_of_what_was_acknowledged_early() {
 }
 
 #[test]
+fn what_nothing_delivers_again_is_handed_out_after_a_stop_that_took_too_long() {
+    let fixture = Fixture::new();
+    fixture.room.store(0, Ordering::SeqCst);
+    fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
+    fixture.deliver(1, 2, &REQUEST.replace("ID", "2"));
+    assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 2);
+    fixture.deliver(1, 3, &REQUEST.replace("ID", "3"));
+    fixture.deliver(2, 4, &REQUEST.replace("ID", "4"));
+    fixture.said();
+
+    fixture.listening.want(Stage::Stopped);
+    fixture.listening.mute();
+    let first = fixture.polled().unwrap();
+    assert_eq!(first.pick_up(Some("1")), PickUp::Run);
+    assert_eq!(fixture.listening.advance(Stage::Stopped), 0);
+    let second = fixture.polled().unwrap();
+    assert_eq!(second.pick_up(Some("2")), PickUp::Run);
+
+    assert_eq!(fixture.said(), [methods::requeue(CHANNEL, 3)]);
+    assert_eq!(
+        fixture.listening.advance(Stage::Closed),
+        1,
+        "no thread has come for what is of a stream"
+    );
+    assert!(fixture.polled().is_none());
+}
+
+#[test]
+fn a_request_that_will_not_run_here_is_given_back_once_or_known_to_be_lost() {
+    let fixture = Fixture::new();
+    let kept = fixture.request(1, "1");
+    assert!(kept.give_back());
+    assert!(kept.give_back());
+    assert_eq!(fixture.said(), [methods::requeue(CHANNEL, 1)]);
+
+    let early = fixture.request(2, "2");
+    assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 1);
+    assert!(!early.give_back());
+    fixture.deliver(2, 3, &REQUEST.replace("ID", "3"));
+    let (streamed, _) = fixture.taken.lock().pop().unwrap();
+    assert!(!streamed.give_back());
+    let running = fixture.request(4, "4");
+    assert_eq!(running.pick_up(Some("4")), PickUp::Run);
+    assert!(running.give_back(), "it is nobody else's");
+    let before = fixture.request(5, "5");
+    fixture.close_channel();
+    assert!(before.give_back(), "it is delivered again");
+
+    let acks = [2, 4].map(|tag| methods::ack(CHANNEL, tag));
+    assert_eq!(fixture.said(), acks);
+}
+
+#[test]
 fn a_closure_tells_how_long_the_first_request_had_waited() {
     let fixture = Fixture::new();
     let _delivery = fixture.request(1, "1");

@@ -54,7 +54,7 @@ use parking_lot::{Condvar, Mutex};
 
 pub use delivery::{Delivery, PickUp, Sink};
 pub use envelope::Head;
-pub use listening::{Arrival, Closure, Queue, Standing};
+pub use listening::{Arrival, Closure, Queue, Standing, warn_of_lost};
 pub use methods::{Exchange, ExchangeType, Mechanism, Properties, Table, Value};
 use outbox::Failures;
 pub use outbox::{FailedReply, Outbox};

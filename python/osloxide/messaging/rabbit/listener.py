@@ -184,6 +184,13 @@ class PacedMessage(amqpdriver.AMQPIncomingMessage):
             self.is_picked_up = self.listener.pick_up(self)
         return self.is_picked_up
 
+    def give_back(self) -> bool:
+        """Let the broker deliver the request again, which no thread will pick up here.
+
+        :returns: False when nothing can deliver it: it is lost.
+        """
+        return bool(self.listener.give_back(self))
+
     def acknowledge(self) -> None:
         """What servers call first that are no ``RPCServer``, or run it on code of their own."""
         self.pick_up()
@@ -296,6 +303,16 @@ class PacedListener(amqpdriver.AMQPListener):
             self.msg_id_cache.discard(incoming.unique_id)
             LOG.info("message %s: %s; left to redelivery", incoming.msg_id, error)
         return is_acknowledged
+
+    def give_back(self, incoming: PacedMessage) -> bool:
+        """See :meth:`PacedMessage.give_back`."""
+        origin = incoming.origin
+        self._waiting.remove(incoming)
+        if incoming.is_acknowledged or not origin.is_kept:
+            return False
+        if not (incoming.is_picked_up or origin.epoch.is_over):
+            self._do(origin.requeue)
+        return True
 
     def _acknowledge(self, origin: _Delivered | _Decoded) -> None:
         if not origin.is_free:

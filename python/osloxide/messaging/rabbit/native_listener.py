@@ -245,6 +245,10 @@ class NativeListener(_NativeListener):
         """See :meth:`PacedMessage.pick_up`. On the thread that would run it."""
         return self._may_run(incoming.origin.pick_up(incoming.unique_id), incoming.msg_id)
 
+    def give_back(self, incoming: NativeMessage) -> bool:
+        """See :meth:`PacedMessage.give_back`."""
+        return incoming.origin.give_back()
+
     def _may_run(self, outcome: str, msg_id: str | None) -> bool:
         if outcome == "twice":
             LOG.warning("message %s was delivered twice and runs already; dropped", msg_id)
@@ -337,6 +341,8 @@ class NativeReplies:
         self._most = pool_threads(listener.driver)
         self._lock = threading.Lock()
         self._is_closed = False
+        #: What fails now was counted as lost.
+        self._is_over = False
         self._settings: tuple[bool, float] | None = None
         #: One attribute, which is read without the lock.
         self._current: tuple[_native.AmqpClient, _native.AmqpOutbox] | None = None
@@ -393,9 +399,11 @@ class NativeReplies:
             self._listener._obsolete_reply_queues.add(queue, answered.msg_id)
         elif kind == "unusable":
             late_replies.add(Reply(answered, queue, sent))
-        elif not self._listener.is_stopped:
+        elif not self._is_closed:
             is_error = REFUSED in str(content.get("failure"))
             refuse(answered, len(body), str(detail), is_error=is_error)
+        elif not self._is_over:
+            LOG.error("reply to message %s is lost: %s", answered.msg_id, detail)
 
     def close(self) -> None:
         """Return when the broker has every reply, as far as it can be had within reason."""
@@ -405,6 +413,7 @@ class NativeReplies:
         if current is None:
             return
         lost, late = current[1].wait_confirmed(CLOSING)
+        self._is_over = True
         if lost:
             LOG.error("%d replies are lost: no broker takes them within %g s", lost, CLOSING)
         if late:
