@@ -1,8 +1,9 @@
 """``eventlet.wsgi``: a WSGI server in greenthreads.
 
 Owns eventlet's server with all that programs reach into: its protocol class, the connection's
-states, ``eventlet.*`` keys of the environment. One greenthread serves a connection. oslo.service's
-``wsgi.Server`` is the native server and does not come here.
+states, ``eventlet.*`` keys of the environment. One greenthread serves a connection. How an answer
+is framed and how a server ends have files below ``_core``. oslo.service's ``wsgi.Server`` is the
+native server and does not come here.
 
 Rules: eventlet.wsgi; PEP 3333; RFC 9110 and 9112 as far as eventlet's server keeps them.
 """
@@ -10,7 +11,6 @@ Rules: eventlet.wsgi; PEP 3333; RFC 9110 and 9112 as far as eventlet's server ke
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import errno
 import io
 import os
@@ -25,10 +25,17 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 from osloxide._typing import override
-from osloxide.green import greenio, greenpool, greenthread, support
+from osloxide.green import greenio, greenpool, support
 from osloxide.green._core import head
-from osloxide.green._core.arrivals import Connection, has_bytes, is_plain, queued
-from osloxide.green._core.body import ChunkReadError, Input, capitalized
+from osloxide.green._core.answer import Answer, format_date_time
+from osloxide.green._core.answer import (
+    encode_header_line as _encode_header_line,  # noqa: F401 - a name that eventlet.wsgi has
+)
+from osloxide.green._core.arrivals import Connection
+from osloxide.green._core.body import ChunkReadError, Input
+from osloxide.green._core.drain import STATE_CLOSE, STATE_IDLE, STATE_REQUEST, drain
+from osloxide.green._core.logs import LoggerFileWrapper as LoggerFileWrapper
+from osloxide.green._core.logs import LoggerNull, get_logger
 from osloxide.green.corolocal import local
 from osloxide.green.timeout import Timeout
 
@@ -65,10 +72,6 @@ is_accepting = True
 FIRST_REQUEST_SECONDS = 2.0
 """What a connection gets for its first request when its server ends; as the native server gives."""
 
-STATE_IDLE = "idle"
-STATE_REQUEST = "request"
-STATE_CLOSE = "close"
-
 WSGI_LOCAL = local()
 """``already_handled``: the application has answered on the socket itself."""
 
@@ -86,11 +89,6 @@ class _AlreadyHandled:
 ALREADY_HANDLED = _AlreadyHandled()
 
 
-def format_date_time(timestamp: float) -> str:
-    """A moment as HTTP writes it."""
-    return email.utils.formatdate(timestamp, usegmt=True)
-
-
 def addr_to_host_port(addr: Any) -> tuple[str, Any]:
     """Host and port of a socket's address; ``unix`` and nothing for a path."""
     host, port = "unix", ""
@@ -99,75 +97,12 @@ def addr_to_host_port(addr: Any) -> tuple[str, Any]:
     return host, port
 
 
-def _encode_header_line(header: tuple[str, Any]) -> bytes:
-    encoded = []
-    for what, text in zip(("names", "values"), header, strict=True):
-        try:
-            encoded.append(str(text).encode("latin-1"))
-        except UnicodeEncodeError as error:
-            reason = f"WSGI response header {what} must be latin-1 (PEP 3333)."
-            if what == "values":
-                reason += " Use RFC 8187 encoding or percent-encoding for non-latin-1 text."
-            raise UnicodeEncodeError(
-                error.encoding, error.object, error.start, error.end, reason
-            ) from None
-    return b": ".join(encoded) + b"\r\n"
-
-
 class HeaderLineTooLong(Exception):
     """A line of the header is longer than MAX_HEADER_LINE."""
 
 
 class HeadersTooLarge(Exception):
     """The header is longer than MAX_TOTAL_HEADER_SIZE."""
-
-
-class LoggerNull:
-    """A log that keeps nothing."""
-
-    def error(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        """Log an error."""
-
-    def info(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        """Log a line."""
-
-    def debug(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        """Log a detail."""
-
-    def write(self, msg: str, *args: Any) -> None:
-        """Log a line."""
-
-
-class LoggerFileWrapper(LoggerNull):
-    """A file as a log; details only with *debug*."""
-
-    def __init__(self, log: Any, debug: bool) -> None:
-        self.log = log
-        self._debug = debug
-
-    @override
-    def error(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        self.write(msg, *args)
-
-    @override
-    def info(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        self.write(msg, *args)
-
-    @override
-    def debug(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        if self._debug:
-            self.write(msg, *args)
-
-    @override
-    def write(self, msg: str, *args: Any) -> None:
-        self.log.write((msg % args if args else msg) + "\n")
-
-
-def get_logger(log: Any, debug: bool) -> Any:
-    """*log* as a logger; standard error when it is None."""
-    if callable(getattr(log, "info", None)) and callable(getattr(log, "debug", None)):
-        return log
-    return LoggerFileWrapper(log or sys.stderr, debug)
 
 
 class FileObjectForHeaders:
@@ -190,103 +125,6 @@ class FileObjectForHeaders:
         if self.total_header_size > MAX_TOTAL_HEADER_SIZE:
             raise HeadersTooLarge
         return line
-
-
-class _Answer:
-    """One answer: what was set, what was sent, and how the body is framed."""
-
-    def __init__(self, protocol: HttpProtocol) -> None:
-        self.protocol = protocol
-        self.status = ""
-        self.headers: list[tuple[str, Any]] | None = None
-        self.sent: list[int] = []
-        self.code = 200
-        self.chunked = False
-        self.bodyless = False
-        self.length = 0
-
-    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
-        """PEP 3333."""
-        self.code = int(status.split(" ", 1)[0])
-        if exc_info:
-            try:
-                if self.sent:
-                    raise exc_info[1].with_traceback(exc_info[2])
-            finally:
-                exc_info = None
-        command = self.protocol.command
-        self.bodyless = (
-            self.code in (204, 304)
-            or command == "HEAD"
-            or 100 <= self.code < 200
-            or (command == "CONNECT" and 200 <= self.code < 300)
-        )
-        pairs = list(headers.items()) if isinstance(headers, dict) else list(headers)
-        if self.protocol.capitalize_response_headers:
-            pairs = [(capitalized(name), value) for name, value in pairs]
-        self.status, self.headers = status, pairs
-        return self.write
-
-    def write(self, data: bytes) -> None:
-        """Send *data*, after the header if that was not sent yet."""
-        if self.headers is None:
-            raise AssertionError("write() before start_response()")
-        parts: list[bytes] = []
-        if not self.sent:
-            self.sent.append(1)
-            parts += self._head(self.headers)
-        if self.chunked:
-            parts += [b"%x\r\n" % len(data), data, b"\r\n"]
-        else:
-            parts.append(data)
-        block = b"".join(parts)
-        self.protocol.wfile.write(block)
-        self.protocol.wfile.flush()
-        self.length += len(block)
-
-    def _head(self, headers: list[tuple[str, Any]]) -> list[bytes]:
-        protocol = self.protocol
-        names = {name.lower() for name, _ in headers}
-        parts = [f"{protocol.protocol_version} {self.status}\r\n".encode("latin-1")]
-        parts += map(_encode_header_line, headers)
-        if "date" not in names:
-            parts.append(f"Date: {format_date_time(time.time())}\r\n".encode())
-        wanted = protocol.headers.get("Connection", "").lower()
-        if isinstance(protocol.conn_state, Connection):
-            protocol.conn_state.is_answered = True
-        keeps = (
-            not protocol.close_connection
-            and not protocol.server.is_ending
-            and bool(protocol.server.keepalive)
-            and (
-                wanted == "keep-alive"
-                or (protocol.request_version == "HTTP/1.1" and wanted != "close")
-            )
-        )
-        protocol.close_connection = not keeps
-        if "content-length" not in names and not self.bodyless:
-            if protocol.request_version == "HTTP/1.1":
-                self.chunked = True
-                parts.append(b"Transfer-Encoding: chunked\r\n")
-            else:
-                protocol.close_connection = True  # the body ends with the connection
-        if protocol.close_connection:
-            parts.append(b"Connection: close\r\n")
-        elif wanted == "keep-alive":
-            parts.append(b"Connection: keep-alive\r\n")
-            keepalive = protocol.server.keepalive
-            if not isinstance(keepalive, bool) and int(keepalive):
-                parts.append(b"Keep-Alive: timeout=%d\r\n" % int(keepalive))
-        parts.append(b"\r\n")
-        return parts
-
-    def complete(self, result: Any) -> None:
-        """The application has returned *result*: know the length where it can be known."""
-        headers = self.headers
-        if headers is None or self.sent or not hasattr(result, "__len__"):
-            return
-        if not self.bodyless and "content-length" not in {name.lower() for name, _ in headers}:
-            headers.append(("Content-Length", str(sum(map(len, result)))))
 
 
 class HttpProtocol(BaseHTTPRequestHandler):
@@ -468,7 +306,7 @@ class HttpProtocol(BaseHTTPRequestHandler):
     def handle_one_response(self) -> None:
         """Call the application and send what it answers."""
         start = time.time()
-        answer = _Answer(self)
+        answer = Answer(self)
         request_input = self.environ["eventlet.input"]
         request_input.headers_sent = answer.sent
         result = None
@@ -499,7 +337,7 @@ class HttpProtocol(BaseHTTPRequestHandler):
             if self.server.log_output:
                 self._log(answer, finish - start)
 
-    def _send_body(self, answer: _Answer, result: Any) -> bool:
+    def _send_body(self, answer: Answer, result: Any) -> bool:
         """Send the body; True when the application has answered by itself."""
         minimum = int(
             self.environ.get("eventlet.minimum_write_chunk_size", self.minimum_chunk_size)
@@ -524,7 +362,7 @@ class HttpProtocol(BaseHTTPRequestHandler):
             answer.write(b"")
         return False
 
-    def _fail(self, answer: _Answer) -> None:
+    def _fail(self, answer: Answer) -> None:
         self.close_connection = True
         text = traceback.format_exc()
         self.server.log.info(text)
@@ -558,7 +396,7 @@ class HttpProtocol(BaseHTTPRequestHandler):
                 error,
             )
 
-    def _log(self, answer: _Answer, seconds: float) -> None:
+    def _log(self, answer: Answer, seconds: float) -> None:
         host, port = self.get_client_address()
         line = self.server.log_format % {
             "client_ip": host,
@@ -869,40 +707,7 @@ def server(
                 serv.log.info("wsgi exiting")
                 break
     finally:
-        serv.is_ending = True
-        for connection in queued(sock, STATE_IDLE):
-            connection[1].settimeout(serv.socket_timeout)
-            serv.log.debug("(%s) accepted %r", serv.pid, connection[0])
-            connections[id(connection)] = connection
-        awaited = []
-        for connection in list(connections.values()):
-            before, connection[2] = connection[2], STATE_CLOSE
-            if before != STATE_IDLE:
-                continue
-            if connection.is_released or not is_plain(connection[1]):
-                greenio.shutdown_safe(connection[1])
-            elif not connection.is_answered or has_bytes(connection[1]):
-                awaited.append(connection)
-            else:
-                greenio.shutdown_safe(connection[1])
-
-        def shut_silent() -> None:
-            for connection in awaited:
-                if connection[2] == STATE_CLOSE and id(connection) in connections:
-                    greenio.shutdown_safe(connection[1])
-
-        # The pool may have been resized to nothing, so that these do not go through it.
-        rest = [it for it in connections.values() if not it.is_begun]
-        late = greenpool.GreenPool(len(rest))
-        for connection in rest:
-            late.spawn(serv.process_request, connection).link(clean, connection)
-        timer = greenthread.spawn_after(FIRST_REQUEST_SECONDS, shut_silent) if awaited else None
-        try:
-            pool.waitall()
-            late.waitall()
-        finally:
-            if timer is not None:
-                timer.cancel()
+        drain(serv, sock, pool, connections, clean, FIRST_REQUEST_SECONDS)
         serv.log.info("(%s) wsgi exited, is_accepting=%s", serv.pid, is_accepting)
         try:
             sock.close()
