@@ -11,6 +11,8 @@
 mod broker;
 mod figures;
 mod methods;
+#[cfg(test)]
+mod probes;
 mod queued;
 mod row;
 mod snapshot;

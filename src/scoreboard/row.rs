@@ -54,6 +54,12 @@ struct Counters {
     has_methods: AtomicU32,
 }
 
+/// Where probes outside of the crate read them.
+#[cfg(test)]
+pub(super) const STATE_AT: usize = std::mem::offset_of!(Row, state);
+#[cfg(test)]
+pub(super) const SLOT_AT: usize = std::mem::offset_of!(Row, slot);
+
 const _: () = assert!(
     size_of::<Row>() == 4096,
     "rows of a fixed size, no page shared by two"
