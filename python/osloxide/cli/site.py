@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import logging
 import mmap
 import os
@@ -167,6 +168,22 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def _keep_out_of_collections() -> None:
+    """Have collections of garbage pass over what loading has made.
+
+    An application of OpenStack makes some hundred thousand objects at its import, and keeps them. A
+    full collection looks at each, for a tenth of a second in which no request goes on, and finds
+    nothing.
+    """
+    from osloxide.launch import orphans
+
+    if gc.isenabled():
+        gc.collect()  # what is garbage now would stay for ever
+        if os.getpid() == 1:
+            orphans.remember()
+        gc.freeze()
+
+
 def site_service(
     site: Application,
     servers: Sequence[Server],
@@ -236,6 +253,7 @@ def site_service(
             finally:
                 self._is_loading = False
             boot.succeeded()
+            _keep_out_of_collections()
             for server in servers:
                 server.app = application
                 server.start()
