@@ -6,12 +6,13 @@ The values are made up; options, spelling and order are of the kinds that were f
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from osloxide import _native
-from osloxide.cli import serve_options, uwsgi
+from osloxide.cli import contradictions, serve_options, uwsgi
 from osloxide.cli.errors import CommandError
 from osloxide.cli.uwsgi.reader import Reader
 from osloxide.cli.uwsgi.translation import Translation
@@ -335,3 +336,34 @@ def test_conditions_of_a_command_line_hold_for_what_stands_in_them(
     assert "--env=A=1 --env=B=1" in last
     with pytest.raises(CommandError, match="command line: if-env has no endif"):
         uwsgi.run(["--explain", "--if-env", "FOUR"])
+
+
+FILES = Path(__file__).parents[1] / "deployments" / "files"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(str(it.relative_to(FILES)) for it in sorted(FILES.rglob("*.ini"))),
+        "keep-alive.ini", "stats.ini",
+    ],
+)  # fmt: skip
+def test_the_command_that_is_equal_is_taken_as_it_is_printed(file: str, tmp_path: Path) -> None:
+    own = {
+        "keep-alive.ini": "add-header = Connection: close\nhttp-keepalive = 5\n",
+        "stats.ini": "log-format = %(uri)\ndisable-logging = true\nstats-http = true\n",
+    }
+    path = FILES / file
+    if file in own:
+        path = tmp_path / file
+        path.write_text("[uwsgi]\nmodule = m\nhttp-socket = :0\n" + own[file])
+    reader = Reader()
+    with contextlib.suppress(CommandError):  # files that are for several sections
+        reader.read(str(path), "command line")
+    line = Translation.of(reader).command_line(is_complete=False)
+    parser = argparse.ArgumentParser()
+    serve_options.declare(parser)
+
+    # Debian's files leave the address to the command line.
+    line = [":0" if word == "ADDRESS" else word for word in line]
+    contradictions.check(parser.parse_args(line))

@@ -13,6 +13,7 @@ from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Collection
 
 _NEEDED = (
     ("log_file_mode", "log_file"),
@@ -73,6 +74,15 @@ def check(options: argparse.Namespace) -> None:
                 f"{shown(options, name)} has no effect beside {_option(other)}; leave one of them "
                 "out"
             )
+
+
+def without_effect(given: Collection[str]) -> list[str]:
+    """Those of the options *given*, as they are written, that lack another one or have no effect
+    beside one: :func:`check` would refuse them.
+    """
+    lacking = [name for name, needed in _NEEDED if _option(needed) not in given]
+    idle = [name for name, other in _IN_THE_WAY if _option(other) in given]
+    return [_option(name) for name in (*lacking, *idle) if _option(name) in given]
 
 
 def is_given(options: argparse.Namespace, name: str) -> bool:

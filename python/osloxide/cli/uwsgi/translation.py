@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from osloxide.cli import contradictions
 from osloxide.cli.errors import CommandError
 from osloxide.cli.uwsgi import log_format, options
 from osloxide.cli.uwsgi.options import Kind, Verdict
@@ -135,6 +136,11 @@ class Translation:
             del self._single["--access-log"], self._single["--access-logformat"]
         if "--access-log" in self._single:
             self._single["--access-log"] = self._single.get("--log-file") or "-"
+        # Files of uWSGI name options that do nothing beside others.
+        given = {it.partition("=")[0] for it in (*words, *self._single, *self._words)}
+        for name in contradictions.without_effect(given):
+            self._single.pop(name, None)
+            self._words = [it for it in self._words if it.partition("=")[0] != name]
         for name, value in self._single.items():
             if not value:
                 # A blank value of any other option is none.
