@@ -2,13 +2,15 @@
 
 The file is that of openstack-ansible for keystone; its user, paths, address and module are
 replaced, and it has two processes. Keystone looks a token up and lists projects; placement lists
-resource providers.
+resource providers. Beside them runs ``osloxide serve --warm`` with the same settings, which uWSGI's
+language has no word for: its workers share what loading made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import socket
 import subprocess
 import tempfile
@@ -23,7 +25,7 @@ from measure.peers import ROOT, Serving, until
 from measure.wsgi import Round, Workload, in_turn
 
 INI = ROOT / "tests" / "deployments" / "files" / "openstack-ansible" / "keystone.ini"
-UWSGI, SUBJECT = "uwsgi", "osloxide"
+UWSGI, SUBJECT, WARM = "uwsgi", "osloxide", "warm"
 _PLACES = ("uid", "gid", "env", "safe-pidfile")
 _SAYS = "same ini file, one thread in each of two workers, 8 connections"
 MEASURED = {
@@ -65,11 +67,21 @@ def started(api: Api, server: str, made: Path, variables: dict[str, str], python
         command = [str(Path(python).with_name(UWSGI))]
         # osloxide's sitecustomize has no business there.
         variables = {name: text for name, text in variables.items() if name != "PYTHONPATH"}
+    command += ["--ini", str(ini)]
+    if server == WARM:
+        command = [*equal_of(command, variables), "--warm"]
     script = f'echo "listening {port}"; exec "$@"'
     cores = machine.cores(2)[0]
-    return Serving(
-        server, ["sh", "-c", script, "sh", *command, "--ini", str(ini)], cores, variables
+    return Serving(server, ["sh", "-c", script, "sh", *command], cores, variables)
+
+
+def equal_of(command: list[str], variables: dict[str, str]) -> list[str]:
+    """The command of ``osloxide serve`` that is equal to one of ``osloxide uwsgi``."""
+    told = subprocess.run(
+        [*command, "--explain"], env=variables, capture_output=True, text=True, check=True
     )
+    line = shlex.split(told.stdout.splitlines()[-1])
+    return [*command[: command.index("uwsgi")], *line[1:]]
 
 
 def answers(api: Api, serving: Serving) -> bool:
@@ -88,7 +100,7 @@ def token_of(serving: Serving) -> str:
 
 
 def run(python: str, rounds: int, seconds: int) -> Iterator[tuple[Workload, str, Round]]:
-    """Both servers in each round, one API after the other."""
+    """All servers in each round, one API after the other."""
     for name, workload in MEASURED.items():
         api = ALL[name]
         with contextlib.ExitStack() as stack:
@@ -101,7 +113,7 @@ def run(python: str, rounds: int, seconds: int) -> Iterator[tuple[Workload, str,
                 continue
             up = [
                 stack.enter_context(started(api, server, directory, variables, python))
-                for server in (SUBJECT, UWSGI)
+                for server in (SUBJECT, UWSGI, WARM)
             ]
             for serving in up:
                 # An application that loads slowly costs the first client its socket-timeout.
