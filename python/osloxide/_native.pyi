@@ -54,6 +54,7 @@ __all__ = [
     "thread_state",
     "thread_waits",
     "uninstall_wakeup",
+    "unknown_thread_data",
     "wake",
     "worker_leaving",
     "worker_ready",
@@ -521,6 +522,11 @@ def forget_thread_data() -> bool:
     the data refers to is released here, so destructors may run.
 
     :returns: False where this CPython keeps them in an unknown place; the thread has to end then.
+    """
+
+def unknown_thread_data() -> list[str]:
+    """What of a thread is in a place of this CPython that was not found, by the names of its API; empty
+    where all was. A forked child drops that of its parent's other threads.
     """
 
 # ---- RPC executor (src/python/executor.rs) ---------------------------------------------------------------

@@ -57,7 +57,7 @@ mod _native {
     #[pymodule_export]
     use super::supervisor::Supervisor;
     #[pymodule_export]
-    use super::thread_data::forget_thread_data;
+    use super::thread_data::{forget_thread_data, unknown_thread_data};
     #[pymodule_export]
     use super::worker::{
         adopt_descendants, arm_deadline, beat, bound_unheard, disarm_deadline, enter_template,

@@ -25,10 +25,11 @@ use pyo3::types::{PyDict, PySet};
 
 /// The first CPython whose thread states have a sentinel.
 const SENTINELS: (u8, u8) = (3, 13);
-/// Words of a thread state that are compared, at most. The smallest of them, that of CPython 3.12,
-/// has 36, and those with a sentinel have 38 or more.
-const WORDS: usize = 36;
-const WORDS_WITH_SENTINEL: usize = 38;
+/// Words at the beginning of a thread state that are compared, from a CPython on: every state of it and
+/// of the later ones has them (`struct _ts` in CPython's `pystate.h`). The smallest state is that of 3.12.
+/// Since 3.14 a debugger's 516 bytes lie behind the sentinel: in 96 words it is found also where fields
+/// that come before it are added.
+const WORDS: [((u8, u8), usize); 3] = [((3, 11), 36), (SENTINELS, 38), ((3, 14), 96)];
 
 /// At which words of a thread state there are the references that own a thread's data. A place that
 /// is not found in this CPython is left out.
@@ -126,11 +127,12 @@ impl Places {
 
 /// At which word the calling thread's state refers to *object*.
 fn place_of(py: Python<'_>, object: *mut ffi::PyObject) -> Option<usize> {
-    let words = if has_sentinels(py) {
-        WORDS_WITH_SENTINEL
-    } else {
-        WORDS
-    };
+    let version = py.version_info();
+    let words = WORDS
+        .into_iter()
+        .rev()
+        .find_map(|(first, words)| (version >= first).then_some(words))
+        .unwrap_or_default();
     // SAFETY: this thread is attached, so it has a state.
     let state = unsafe { ffi::PyThreadState_Get() };
     // SAFETY: a thread state is at least that long. Only this thread writes to its own state.
@@ -161,6 +163,25 @@ fn own_sentinel(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
         Ok(None)
     };
     look().ok().flatten()
+}
+
+/// See `_native.pyi`.
+#[pyfunction]
+pub(super) fn unknown_thread_data(py: Python<'_>) -> Vec<&'static str> {
+    let places = PLACES.get().copied().unwrap_or_default();
+    let locals = if has_sentinels(py) {
+        places.sentinel
+    } else {
+        places.dict
+    };
+    [
+        ("threading.local", locals),
+        ("PyThreadState_GetDict", places.dict),
+        ("contextvars", places.context),
+    ]
+    .into_iter()
+    .filter_map(|(name, place)| place.is_none().then_some(name))
+    .collect()
 }
 
 /// See `_native.pyi`.

@@ -6,10 +6,14 @@ socket too, so a word from there would end the parent's connection.
 
 from __future__ import annotations
 
+import platform
+import re
 import textwrap
 
 import pytest
 from _children import run_python
+
+from osloxide import _native
 
 FORK = """
 pid = os.fork()
@@ -119,6 +123,35 @@ def test_a_child_does_not_end_the_connection_of_what_waits_in_its_parent(start: 
 
 def test_a_command_with_a_preexec_fn_does_not_end_the_connection_of_a_thread() -> None:
     run(START["a thread"], KEEP["threading.local"], PREEXEC)
+
+
+def test_what_threads_have_is_found_in_this_cpython() -> None:
+    unknown = _native.unknown_thread_data()
+
+    assert not unknown, (
+        f"CPython {platform.python_version()} has {', '.join(unknown)} of a thread elsewhere: look "
+        "at struct _ts in its Include/cpython/pystate.h, and at WORDS in src/python/thread_data.rs"
+    )
+
+
+NEWER = """
+import logging, threading
+from osloxide import _native
+from osloxide.launch import forking
+
+logging.basicConfig(format="%(message)s")
+_native.unknown_thread_data = lambda: ["threading.local"]
+threading.Thread(target=threading.Event().wait, name="bystander", daemon=True).start()
+for _ in range(2):
+    forking.prepare()
+"""
+
+
+def test_a_parent_of_workers_says_once_that_it_does_not_know_where_threads_have_what() -> None:
+    done = run_python(NEWER)
+
+    said = "osloxide does not find what CPython .* keeps for each thread \\(threading.local\\)"
+    assert len(re.findall(said, done.stderr)) == 1, done.stderr
 
 
 FORKING_THREAD = """

@@ -13,6 +13,7 @@ import contextlib
 import gc
 import logging
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -100,6 +101,14 @@ def prepare() -> None:
     _gc_is_frozen = True
     others = [thread.name for thread in own.of_application()]
     if others:
+        if unknown := _native.unknown_thread_data():
+            LOG.warning(
+                "osloxide does not find what CPython %s keeps for each thread (%s): a worker "
+                "destroys what the other threads have there, which may end connections of this "
+                "process; upgrade osloxide, or start threads in the service's start()",
+                platform.python_version(),
+                ", ".join(unknown),
+            )
         LOG.warning(
             "Forking workers while %d other threads run (%s): a lock that one of them holds now "
             "stays locked in the worker for ever; start threads in the service's start()",
