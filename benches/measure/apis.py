@@ -2,15 +2,14 @@
 
 The file is that of openstack-ansible for keystone; its user, paths, address and module are
 replaced, and it has two processes. Keystone looks a token up and lists projects; placement lists
-resource providers. Beside them runs ``osloxide serve --warm`` with the same settings, which uWSGI's
-language has no word for: its workers share what loading made.
+resource providers. Beside them runs ``osloxide uwsgi --warm`` with that file, whose workers share
+what loading made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import socket
 import subprocess
 import tempfile
@@ -69,19 +68,10 @@ def started(api: Api, server: str, made: Path, variables: dict[str, str], python
         variables = {name: text for name, text in variables.items() if name != "PYTHONPATH"}
     command += ["--ini", str(ini)]
     if server == WARM:
-        command = [*equal_of(command, variables), "--warm"]
+        command.append("--warm")
     script = f'echo "listening {port}"; exec "$@"'
     cores = machine.cores(2)[0]
     return Serving(server, ["sh", "-c", script, "sh", *command], cores, variables)
-
-
-def equal_of(command: list[str], variables: dict[str, str]) -> list[str]:
-    """The command of ``osloxide serve`` that is equal to one of ``osloxide uwsgi``."""
-    told = subprocess.run(
-        [*command, "--explain"], env=variables, capture_output=True, text=True, check=True
-    )
-    line = shlex.split(told.stdout.splitlines()[-1])
-    return [*command[: command.index("uwsgi")], *line[1:]]
 
 
 def answers(api: Api, serving: Serving) -> bool:

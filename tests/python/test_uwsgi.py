@@ -530,6 +530,28 @@ def test_explain_prints_every_option_and_the_equal_command(
     assert site.stop() == 0, site.log
 
 
+def test_warm_loads_once_what_the_file_has_each_worker_load(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    (tmp_path / "once.py").write_text(
+        "with open('loads', 'a') as log:\n    log.write('x')\nfrom site_ import application\n"
+    )
+    (tmp_path / "site.ini").write_text(
+        "[uwsgi]\nmodule = once\nhttp-socket = 127.0.0.1:0\nmaster = true\nprocesses = 3\n"
+        "lazy-apps = true\n"
+    )
+    site = start("uwsgi", "--ini", "site.ini", "--warm")
+    fetch(site.port())
+    site.running(3)
+    assert (tmp_path / "loads").read_text() == "x"
+    assert site.stop() == 0, site.log
+
+    told = run_command(
+        [*OSLOXIDE, "uwsgi", "--warm", "--explain", "site.ini"], environ=environment(), cwd=tmp_path
+    )
+    assert told.stdout.rstrip().endswith(" --warm")
+
+
 def test_explain_of_a_file_that_is_refused_still_explains_the_rest(tmp_path: Path) -> None:
     (tmp_path / "site.ini").write_text("[uwsgi]\ngevent = 5\nmaster = true\nnope = 1\n")
     done = run_command(

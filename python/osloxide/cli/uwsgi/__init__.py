@@ -31,13 +31,18 @@ from osloxide.server.numbers import whole_number
 
 _USAGE = """\
 usage: osloxide uwsgi [OPTION ...] [FILE[:SECTION] ...]
+       osloxide uwsgi --warm [OPTION ...] [FILE ...]
        osloxide uwsgi --explain [OPTION ...] [FILE ...]
        osloxide uwsgi --reload PIDFILE | --stop PIDFILE
 
 Takes uWSGI's command line, its ini, yaml, json and xml files and UWSGI_* variables, and serves the
-application that they name. --explain prints what becomes of each option, and the osloxide serve
+application that they name. --warm loads it once, in a process from which workers are forked,
+whatever lazy-apps says. --explain prints what becomes of each option, and the osloxide serve
 command that is equal. Options: docs/uwsgi.md.
 """
+
+_WARM = "--warm"
+"""An option of osloxide's own, as of ``osloxide serve``: uWSGI's language has no name for it."""
 
 _SIGNALS = {"reload": signal.SIGHUP, "stop": signal.SIGTERM}
 _LAST_PID = 2**31 - 1
@@ -52,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     reader.add_environment(os.environ, _is_meant, options.NAMES)
     files: list[str] = []
     given: list[tuple[str, str]] = []
+    own: list[str] = []
     wants_table = False
     words = iter(arguments)
     for word in words:
@@ -66,6 +72,9 @@ def run(arguments: Sequence[str]) -> int:
             break
         if word == "--explain":
             wants_table = True
+            continue
+        if word == _WARM:
+            own = [word]
             continue
         if not word.startswith("-") or word == "-":
             files.append(word)
@@ -86,8 +95,8 @@ def run(arguments: Sequence[str]) -> int:
     reader.finish()
     translation = Translation.of(reader)
     if wants_table:
-        return _explain(translation)
-    return _serve(translation, reader)
+        return _explain(translation, own)
+    return _serve(translation, reader, own)
 
 
 def _is_meant(name: str) -> bool:
@@ -154,8 +163,8 @@ def _next(option: str, rest: Iterator[str]) -> str:
         raise CommandError(f"{COMMAND_LINE}: option {option} needs a value") from None
 
 
-def _serve(translation: Translation, reader: Reader) -> int:
-    line = translation.command_line()
+def _serve(translation: Translation, reader: Reader, own: list[str]) -> int:
+    line = [*translation.command_line(), *own]
     if translation.open_files is not None:
         _limit_open_files(translation.open_files)
     parser = argparse.ArgumentParser(prog="osloxide uwsgi", usage=argparse.SUPPRESS)
@@ -182,7 +191,7 @@ def _limit_open_files(most: int) -> None:
         ) from error
 
 
-def _explain(translation: Translation) -> int:
+def _explain(translation: Translation, own: list[str]) -> int:
     """Print the table and the equal command; 1 when something is refused."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Bytes of files that are no text of the locale leave as they came.
@@ -194,7 +203,7 @@ def _explain(translation: Translation) -> int:
     for row in rows:
         print(f"{row.setting.source:{source}}  {_shown(row):{name}}  {row.verdict:8}  {row.text}")
     print()
-    print(shlex.join(["osloxide", "serve", *translation.command_line(is_complete=False)]))
+    print(shlex.join(["osloxide", "serve", *translation.command_line(is_complete=False), *own]))
     return 1 if translation.problems else 0
 
 

@@ -89,7 +89,7 @@ TABLE: tuple[Option, ...] = (
     _needless("no-default-app", "one application is served; mount says where"),
     _needless("need-app", "an application that cannot be loaded always ends the start, status 3"),
     _needless("single-interpreter", "there is one interpreter in a process"),
-    _needless("lazy-apps lazy", "each worker loads the application, unless --preload says so"),
+    _needless("lazy-apps lazy", "each worker loads the application, unless --warm says so"),
     _needless("strict", "an unknown option is always an error"),
     _needless("plugin plugins need-plugin need-plugins", "nothing has to be loaded", _VALUE),
     _needless("plugin-dir plugins-dir", "nothing has to be loaded", _VALUE),
