@@ -5,9 +5,10 @@
 //! its standby as little as an idle one.
 
 use super::gate::Look;
+use super::state::{AlarmTime, State};
 use super::sync::{Instant, MutexGuard};
 use super::threads;
-use super::{AlarmTime, Shared, Source, State, TICK};
+use super::{Shared, Source, TICK};
 use nix::unistd::Pid;
 use std::sync::Arc;
 use std::time::Duration;
@@ -237,7 +238,9 @@ impl<J> State<J> {
 
 #[cfg(all(test, not(simulate)))]
 mod tests {
-    use super::super::{Pool, Running};
+    use super::super::Pool;
+    use super::super::gate::Streak;
+    use super::super::state::Running;
     use super::*;
 
     struct Nothing;
@@ -268,7 +271,7 @@ mod tests {
         for _ in 0..running {
             state.running.push(Running {
                 thread: threads::own_id(),
-                computing: super::super::Streak::default(),
+                computing: Streak::default(),
             });
         }
         // Five looks of six find that a job computes.
