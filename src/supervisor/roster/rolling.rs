@@ -1,0 +1,161 @@
+//! Rolling replacement: one worker after the other, each by one that serves already.
+//!
+//! Owns the round of a reload, and the workers that ask to be replaced outside of one. A round never
+//! takes a serving worker away before its successor serves, but where the successor fails for as long as
+//! the other lives. Rules: docs/lifecycle.md.
+
+use super::{Phase, Roster};
+use crate::signals::Request;
+use crate::supervisor::Command;
+use crate::supervisor::slot::Role;
+use crate::supervisor::state::{Event, STABLE, State, Worker};
+use std::time::Instant;
+
+impl Roster {
+    pub(super) fn begin_round(&mut self, now: Instant) {
+        self.generation += 1;
+        // Even where workers may drain for ever: this one has nothing to drain, and the round waits.
+        let grace = self.grace.map_or(STABLE, |grace| grace.min(STABLE));
+        let deadline = Some(now + grace);
+        for index in 0..self.slots.len() {
+            // Left over from a round that stalled: it never served.
+            if let Some(unready) = self.slots[index].successor.take() {
+                self.retire(index, unready, deadline, now);
+            }
+        }
+        self.phase = Phase::Reloading { cursor: 0 };
+        self.advance_round(now);
+    }
+
+    /// Goes as far with the replacement of workers as is possible now.
+    pub(super) fn advance_round(&mut self, now: Instant) {
+        self.replace_all(now);
+        self.replace_worn(now);
+    }
+
+    fn replace_all(&mut self, now: Instant) {
+        while let Phase::Reloading { cursor } = self.phase {
+            let (generation, deadline) = (self.generation, self.deadline_from(now));
+            let Some(slot) = self.slots.get_mut(cursor) else {
+                self.phase = Phase::Running;
+                if std::mem::take(&mut self.is_reload_owed) {
+                    self.configure(Request::Reload);
+                } else {
+                    self.commands.push_back(Command::Reloaded);
+                }
+                return;
+            };
+            let is_running = |worker: &Worker| matches!(worker.state, State::Running { .. });
+            if slot.is_closed {
+                self.phase = Phase::Reloading { cursor: cursor + 1 };
+            } else if slot.current.generation == generation {
+                if !is_running(&slot.current) {
+                    return;
+                }
+                self.phase = Phase::Reloading { cursor: cursor + 1 };
+            } else if slot.current.pid().is_none() {
+                // No worker to replace: fork the new generation right away, also after failures.
+                slot.current = Worker::new(generation);
+                return;
+            } else if matches!(
+                slot.current.state,
+                State::Draining { .. } | State::Aborting { .. } | State::Killing { .. }
+            ) {
+                return; // it leaves first: the next worker of the slot follows then
+            } else {
+                match slot.successor {
+                    None if !slot.has_room() => return,
+                    None => {
+                        slot.successor = Some(Worker::new(generation));
+                        return;
+                    }
+                    Some(successor) if is_running(&successor) => {
+                        let replaced = std::mem::replace(&mut slot.current, successor);
+                        slot.successor = None;
+                        self.retire(cursor, replaced, deadline, now);
+                        self.phase = Phase::Reloading { cursor: cursor + 1 };
+                    }
+                    Some(_) => return,
+                }
+            }
+        }
+    }
+
+    /// Goes as far with the replacement of the worker that asked for it first as is possible now.
+    pub(super) fn replace_worn(&mut self, now: Instant) {
+        while self.phase == Phase::Running
+            && let Some(pid) = self.worn.front().copied()
+        {
+            let deadline = self.deadline_from(now);
+            let Some((index, Role::Current)) = self.find(pid) else {
+                self.worn.pop_front(); // it was replaced, or ended by itself
+                continue;
+            };
+            let slot = &mut self.slots[index];
+            match slot.successor {
+                _ if !matches!(slot.current.state, State::Running { .. }) => {
+                    self.worn.pop_front(); // it is leaving, or hangs and is ended
+                }
+                None if !slot.has_room() => return,
+                None => {
+                    slot.successor = Some(Worker::new(self.generation));
+                    return;
+                }
+                Some(successor) if matches!(successor.state, State::Running { .. }) => {
+                    let replaced = std::mem::replace(&mut slot.current, successor);
+                    slot.successor = None;
+                    self.retire(index, replaced, deadline, now);
+                    self.worn.pop_front();
+                }
+                Some(_) => return,
+            }
+        }
+    }
+
+    /// A successor that fails again and again while the current worker serves may need something that
+    /// only one process can have, a port for one: then the current worker leaves first.
+    pub(super) fn drain_first(&mut self, index: usize, now: Instant) {
+        if !matches!(self.phase, Phase::Reloading { .. }) {
+            // The worker that is to be replaced still serves, and what comes after it may not.
+            return;
+        }
+        let slot = &mut self.slots[index];
+        if slot.successor.is_some_and(|it| it.fails_again()) {
+            slot.successor = None;
+            // Nothing is put off: the next fork waits for the current worker alone.
+            self.commands.retain(
+                |command| !matches!(command, Command::Backoff { slot, .. } if *slot == index),
+            );
+            let deadline = self.deadline_from(now);
+            self.apply(index, Role::Current, Event::Stop { deadline }, now);
+        }
+    }
+
+    /// Has a worker leave that lost its place in slot *index*; one without a process is gone at once.
+    pub(super) fn retire(
+        &mut self,
+        index: usize,
+        worker: Worker,
+        deadline: Option<Instant>,
+        now: Instant,
+    ) {
+        let slot = &mut self.slots[index];
+        let role = Role::Predecessor(slot.predecessors.len());
+        slot.predecessors.push(worker);
+        self.apply(index, role, Event::Stop { deadline }, now);
+        let slot = &mut self.slots[index];
+        slot.predecessors.retain(|worker| worker.pid().is_some());
+    }
+
+    /// True when the round waits for a worker that cannot get ready.
+    pub(super) fn is_round_stalled(&self, cursor: usize, now: Instant) -> bool {
+        let is_new = |worker: &Worker| worker.generation == self.generation;
+        self.slots.get(cursor).is_some_and(|slot| {
+            let leaves_first = matches!(slot.current.state, State::Draining { .. });
+            leaves_first
+                || slot
+                    .workers()
+                    .any(|(_, worker)| is_new(worker) && worker.is_stalled(now))
+        })
+    }
+}
