@@ -150,6 +150,26 @@ def test_a_fork_waits_for_threads_that_compute_but_not_for_ever(computes, at_mos
     assert result.stdout == f"{said}\n", result.stderr
 
 
+STARVED = """
+from osloxide.launch import forking
+class Clock:
+    sleep = time.sleep
+    @staticmethod
+    def monotonic():
+        return time.monotonic() * 1000
+forking.time = Clock
+forking._STARVED = float("inf")
+"""
+
+
+def test_a_fork_waits_for_a_thread_that_gets_little_of_the_processor() -> None:
+    """As on a machine that many processes want: the clock goes on and the thread does not."""
+    program = LOADING.replace("COMPUTES", "0.5").replace("AT_MOST", "60")
+    program = program.replace("forking.prepare()", STARVED + "forking.prepare()")
+    result = run_python(program)
+    assert result.stdout == "free\n", result.stderr
+
+
 NAPPING = """
 import threading, time
 from osloxide.launch import forking

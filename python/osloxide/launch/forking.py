@@ -22,7 +22,7 @@ from typing import Any
 from osloxide import _native, exceptions
 from osloxide.launch import orphans
 from osloxide.signals import careful_log, signal_handler
-from osloxide.threads import own
+from osloxide.threads import cpu_time, own
 
 LOG = careful_log.logger(__name__)
 
@@ -36,8 +36,10 @@ _BETWEEN_LOOKS = 0.02
 """Seconds between two looks at the other threads; four switch intervals at least."""
 _NEXT_REST = 1.0
 rest = 5.0
-"""Seconds that the next fork waits until the other threads wait: most before the first one, and two
-looks long after one that has waited in vain."""
+"""Seconds of CPU that the other threads get to come to a wait before the next fork: most before the
+first one, and two looks' worth after one that has waited in vain."""
+_STARVED = 12.0
+"""How many times as long the fork waits where the machine keeps that CPU from them."""
 _gc_is_frozen = False
 
 PATIENCE = 1.0
@@ -118,24 +120,42 @@ def prepare() -> None:
 
 
 def _await_rest(seconds: float) -> bool:
-    """Wait until the other threads of the application wait for something, at most *seconds*.
+    """Wait until the other threads of the application wait for something.
 
+    :param seconds: of CPU that they may use until then.
     :returns: False where one still computes.
 
     A thread that computes may hold a lock, as one does that loads a driver, and in the child nobody
     gives it back. Green threads, for which such services were written, never compute during a fork:
     the one that forks does.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    used: dict[int, float] = {}
     seen: dict[int, str] = {}
     while others := [thread.native_id or 0 for thread in own.of_application()]:
         if all(_native.thread_waits(native_id, seen.get(native_id, "")) for native_id in others):
             return True
-        if time.monotonic() >= deadline:
+        waited = time.monotonic() - began
+        if waited >= seconds * _STARVED or _computed(others, used, waited) >= seconds:
             return False
         seen = {native_id: _native.thread_state(native_id) for native_id in others}
         time.sleep(max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval()))
     return True
+
+
+def _computed(threads: list[int], before: dict[int, float], waited: float) -> float:
+    """Seconds of CPU that *threads* have used in all since they were first asked for.
+
+    :param before: what each had used then.
+    :param waited: what counts where the kernel does not tell.
+    """
+    total = 0.0
+    for native_id in threads:
+        used = cpu_time.used_by(native_id)
+        if used is None:
+            return waited
+        total += used - before.setdefault(native_id, used)
+    return total
 
 
 def _native_threads() -> list[str]:

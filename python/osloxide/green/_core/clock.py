@@ -24,8 +24,8 @@ from typing import Any
 
 from osloxide import _native
 from osloxide.green._core import turns as _turns
-from osloxide.green._core.turns import TurnTaker, lock, turns
-from osloxide.threads import inherited, own
+from osloxide.green._core.turns import lock, turns
+from osloxide.threads import cpu_time, inherited, own
 from osloxide.threads.pool_thread import register_thread
 
 LOG = logging.getLogger(__name__)
@@ -297,7 +297,10 @@ class Clock:
             return
         if not holder._native_id:
             return  # its thread is about to begin
-        state, used = _native.thread_state(holder._native_id), _used_by(holder, now)
+        state = _native.thread_state(holder._native_id)
+        used = cpu_time.used_by(holder._native_id)
+        if used is None:
+            used = now
         count, since, before = self._seen
         if count != turns.count or since is None:
             self._seen = (turns.count, used, state)
@@ -308,15 +311,6 @@ class Clock:
             self._seen = (turns.count, None, "")
         else:
             self._seen = (count, since, state)
-
-
-def _used_by(holder: TurnTaker, now: float) -> float:
-    """Seconds of CPU that the thread of *holder* has used; *now* where the kernel does not tell."""
-    try:
-        with open(f"/proc/self/task/{holder._native_id}/schedstat", encoding="ascii") as file:
-            return int(file.read().split()[0]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return now
 
 
 def _start(thread: threading.Thread) -> None:
