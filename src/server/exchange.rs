@@ -74,11 +74,20 @@ enum Progress {
     Ended,
 }
 
+/// Whose doing it is that an answer goes no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Application,
+}
+
 /// What the connection can be used for after an exchange.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Nothing: the answer was cut off.
+    /// Nothing: the client did not take the answer.
     Failed(Option<(Note, Delivery)>),
+    /// Nothing: the application has broken its answer off, and the client is to see that.
+    Cut(Option<(Note, Delivery)>),
     /// Nothing, and the reactor has it already: the request was given up.
     GivenUp,
     /// The answer is with the kernel.
@@ -111,6 +120,7 @@ pub(super) struct ConnectionExchange<'r> {
     body: u64,
     /// The connection is of no use any more; so much of the body had been taken.
     failed: Option<Delivery>,
+    failed_by: Side,
     /// The answer has announced that it is the connection's last.
     is_last: bool,
     has_continued: bool,
@@ -144,6 +154,7 @@ impl<'r> ConnectionExchange<'r> {
             writing: Waited::default(),
             body: 0,
             failed: None,
+            failed_by: Side::Client,
             is_last: false,
             has_continued: false,
             note: None,
@@ -190,7 +201,11 @@ impl<'r> ConnectionExchange<'r> {
             After::Linger
         };
         let outcome = if let Some(delivery) = self.failed {
-            Outcome::Failed(note.map(|note| (note, delivery)))
+            let note = note.map(|note| (note, delivery));
+            match self.failed_by {
+                Side::Client => Outcome::Failed(note),
+                Side::Application => Outcome::Cut(note),
+            }
         } else if connection.link.is_flushed() {
             Outcome::Sent(after, note)
         } else {
@@ -368,6 +383,14 @@ impl<'r> ConnectionExchange<'r> {
             connection.link.abort(resets);
         }
         Err(ClientGone)
+    }
+
+    /// The application's answer goes no further, and its client may still be there.
+    fn cut(&mut self) -> Result<(), ClientGone> {
+        if self.failed.is_none() {
+            self.failed_by = Side::Application;
+        }
+        self.fail()
     }
 
     /// Blocks until the socket is ready; false when it did not become so in time, when this client
@@ -654,7 +677,7 @@ impl Exchange for ConnectionExchange<'_> {
             Framing::Counted(_) if self.room > 0 => {
                 // Less than was promised: the client must see a cut.
                 let _ = self.settle();
-                return self.fail();
+                return self.cut();
             }
             Framing::Counted(_) | Framing::Bodiless | Framing::Close => {}
         }
@@ -673,7 +696,7 @@ impl Exchange for ConnectionExchange<'_> {
         if let Some(connection) = self.reclaim() {
             drop(connection.flush());
         }
-        let _ = self.fail();
+        let _ = self.cut();
     }
 
     fn is_client_gone(&mut self) -> bool {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -286,6 +287,39 @@ def test_an_answer_that_breaks_off_does_not_look_whole(scheme: str, version: str
         # A reset, an end of TLS without close_notify, or no last chunk.
         with pytest.raises((OSError, Incomplete)):
             read_to_the_end(client, version)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("fails", ["raises", "ends early"])
+def test_what_was_answered_before_an_answer_that_breaks_off_reaches_its_client(
+    fails: str, scheme: str
+) -> None:
+    # All of it is with the kernel at the end, and most of it not with the client: a reset takes it
+    # back, and so does a close beside requests that are unread.
+    whole = bytes(30_000)
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/whole":
+            start_response("200 OK", [])
+            return [whole]
+        start_response("200 OK", [("Content-Length", "10")])
+        return breaks(environ, lambda *_: None) if fails == "raises" else iter([b"some"])
+
+    conf = tls_configuration() if scheme == "https" else None
+    with (
+        serving(application, conf=conf, use_ssl=scheme == "https") as server,
+        slow(server, scheme) as client,
+    ):
+        requests = [f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n" for path in ("/whole", "/")]
+        last = "POST /never HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
+        client.send("".join([*requests, last]) + "x" * 60_000)
+        assert until(lambda: server._engines[0].stats()["served"] == 2)
+
+        assert client.answer().body == whole
+        assert client.head().status == 200
+        with pytest.raises((Incomplete, ssl.SSLEOFError)) as cut:
+            client.exactly(10)
+        assert scheme == "https" or cut.value.received == b"some"
 
 
 @pytest.mark.parametrize(

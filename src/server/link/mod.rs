@@ -9,7 +9,8 @@
 //!   no more for now is [`Flushed::Blocked`];
 //! - [`Link::finish`] ends the stream in order, after everything was sent: `close_notify` where
 //!   there is TLS, then the end of our half. [`Link::abort`] drops what is left, and the client can
-//!   tell: TLS ends without `close_notify` (RFC 9112 section 9.8).
+//!   tell, whether [`Link::end_cut`] or the close of the socket follows: TLS ends without `close_notify`
+//!   (RFC 9112 section 9.8).
 
 mod outgoing;
 #[cfg(test)]
@@ -112,6 +113,8 @@ enum Ending {
     Notified,
     Ended,
     Aborted,
+    /// Only a reset says that the stream is not whole.
+    Reset,
 }
 
 /// See the module's text.
@@ -313,8 +316,20 @@ impl<T: Transport> Link<T> {
         self.ending = Ending::Aborted;
         self.outgoing.clear();
         if resets {
+            self.ending = Ending::Reset;
             self.transport.reset_on_close();
         }
+    }
+
+    /// Ends our half of a stream that was given up, behind what was sent of it; false where only the
+    /// reset of the close that follows tells the client that something is missing.
+    pub(super) fn end_cut(&mut self) -> bool {
+        if self.ending == Ending::Reset {
+            return false;
+        }
+        drop(self.send_records());
+        self.transport.end_sending();
+        true
     }
 
     /// One step towards the end of the stream, all else having been sent; true when TLS has records
@@ -331,7 +346,7 @@ impl<T: Transport> Link<T> {
                 self.ending = Ending::Ended;
                 false
             }
-            (Ending::Open | Ending::Ended | Ending::Aborted, _) => false,
+            (Ending::Open | Ending::Ended | Ending::Aborted | Ending::Reset, _) => false,
         }
     }
 

@@ -285,6 +285,12 @@ fn a_cut_is_not_announced_as_an_end() {
     assert_eq!(client.talk(&mut link).unwrap(), b"half");
     let open = client.0.reader().read(&mut [0]).unwrap_err();
     assert_eq!(open.kind(), io::ErrorKind::WouldBlock);
+
+    assert!(link.end_cut());
+    assert!(link.transport.has_ended.get() && !link.transport.is_reset.get());
+    assert_eq!(client.talk(&mut link).unwrap(), b"", "no close_notify");
+    let open = client.0.reader().read(&mut [0]).unwrap_err();
+    assert_eq!(open.kind(), io::ErrorKind::WouldBlock);
 }
 
 #[test]
@@ -294,6 +300,8 @@ fn a_cut_resets_where_only_the_end_delimits() {
     link.abort(true);
 
     assert!(link.transport.is_reset.get());
+    assert!(!link.end_cut());
+    assert!(!link.transport.has_ended.get(), "no end before the reset");
 }
 
 #[test]

@@ -33,6 +33,18 @@ impl Reactor {
         self.close_owed(connection, true)
     }
 
+    /// Ends a connection whose answer breaks off. What was sent before that, earlier answers of a
+    /// pipeline among it, is the client's: a reset, to which its unread requests would lead as well,
+    /// takes it back.
+    pub(super) fn close_cut(&self, mut connection: Box<Connection>) -> Again {
+        connection.drop_body_left();
+        if connection.link.end_cut() {
+            return self.close_unasked(connection);
+        }
+        self.drop_connection(connection);
+        None
+    }
+
     fn close_owed(&self, mut connection: Box<Connection>, is_owed: bool) -> Again {
         if connection.link.at_end {
             connection.link.finish();

@@ -531,7 +531,9 @@ impl Reactor {
             if !matches!(outcome, Outcome::GivenUp) {
                 self.forget(token);
             }
-            if let Outcome::Failed(Some((note, delivery))) = outcome {
+            if let Outcome::Failed(Some((note, delivery))) | Outcome::Cut(Some((note, delivery))) =
+                outcome
+            {
                 jobs.push(Job::Deliver(note, delivery));
             }
             return;
@@ -548,6 +550,12 @@ impl Reactor {
                 connection.drop_body_left();
                 self.drop_connection(connection);
                 None
+            }
+            Outcome::Cut(note) => {
+                if let Some((note, delivery)) = note {
+                    jobs.push(Job::Deliver(note, delivery));
+                }
+                self.close_cut(connection)
             }
             Outcome::Sent(after, note) => {
                 if let Some(note) = note {
@@ -603,8 +611,9 @@ impl Keeper for Reactor {
 
     fn end(&self, mut connection: Box<Connection>, is_cut: bool) {
         if is_cut {
-            connection.drop_body_left();
-            self.drop_connection(connection);
+            // A client that is to hear of the end leads to no job.
+            let again = self.close_cut(connection);
+            self.drive(again, &mut Vec::new());
             return;
         }
         connection.active = Instant::now();
