@@ -534,7 +534,12 @@ impl Settling for Listening {
     fn give_back(&self, epoch: u64, tag: u64, is_kept: bool) -> bool {
         let mut inner = self.inner.lock();
         let waiting = inner.waiting.remove(&(epoch, tag));
-        if !is_kept || waiting.as_ref().is_some_and(|waiting| waiting.is_early) {
+        if !is_kept {
+            // A stream sends no more than is unacknowledged.
+            self.say(&inner, epoch, |channel| methods::ack(channel, tag));
+            return false;
+        }
+        if waiting.as_ref().is_some_and(|waiting| waiting.is_early) {
             return false;
         }
         // Otherwise it was settled, or its channel is closed: the broker has it already.

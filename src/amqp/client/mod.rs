@@ -28,6 +28,8 @@ mod faults;
 pub(crate) mod fuzzing;
 mod listening;
 #[cfg(test)]
+mod listening_schedules;
+#[cfg(test)]
 mod listening_tests;
 mod methods;
 mod outbox;

@@ -22,10 +22,14 @@ const STEPS: usize = 120;
 const FRAME_MAX: usize = 4096;
 
 /// xorshift64*.
-struct Chance(u64);
+pub(super) struct Chance(u64);
 
 impl Chance {
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn of(seed: u64) -> Self {
+        Self(seed.wrapping_mul(2) | 1)
+    }
+
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -33,7 +37,7 @@ impl Chance {
         usize::try_from(drawn % bound.max(1) as u64).unwrap()
     }
 
-    fn one_in(&mut self, bound: usize) -> bool {
+    pub(super) fn one_in(&mut self, bound: usize) -> bool {
         self.below(bound) == 0
     }
 }
@@ -91,12 +95,26 @@ struct World {
     dropped: HashSet<u64>,
     published: HashSet<u64>,
     last_first: u64,
+    /// Of all replies.
+    outbox: Arc<Outbox>,
+    failures: Arc<Failures>,
+    /// Replies that have failed, as they were told.
+    told: Arc<Mutex<Vec<u64>>>,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
+        let (failures, told) = (
+            Arc::<Failures>::default(),
+            Arc::<Mutex<Vec<u64>>>::default(),
+        );
+        let failed = Arc::clone(&told);
+        let tell = move |reply: FailedReply| failed.lock().push(reply.queue.parse().unwrap());
         Self {
-            chance: Chance(seed.wrapping_mul(2) | 1),
+            outbox: Arc::new(Outbox::new(Arc::clone(&failures), Box::new(tell))),
+            failures,
+            told,
+            chance: Chance::of(seed),
             now: Instant::now(),
             state: State::default(),
             requests: BTreeMap::new(),
@@ -132,7 +150,7 @@ impl World {
     }
 
     fn send(&mut self) {
-        let kind = self.chance.below(5);
+        let kind = self.chance.below(6);
         let exchange = Exchange {
             name: format!("exchange{}", self.chance.below(2)),
             ..Exchange::default()
@@ -153,10 +171,21 @@ impl World {
                 message.exchange.kind = ExchangeType::Fanout;
             }
             3 => message.default_queue = Some(Table::new()),
+            4 => {
+                message.exchange.name.clear();
+                message.routing_key = number.to_string();
+                message.is_mandatory = true;
+                message.missing_for = Some(Duration::from_secs(30));
+                message.retries = None;
+            }
             _ => {}
         }
+        let outbox = (kind == 4).then(|| Arc::clone(&self.outbox));
+        if let Some(outbox) = &outbox {
+            outbox.enter();
+        }
         let request = Arc::new(Request {
-            outbox: None,
+            outbox,
             message,
             number,
             progress: Mutex::new(Progress::default()),
@@ -407,13 +436,16 @@ impl World {
                 let numbers: Vec<u64> = self.requests.keys().copied().collect();
                 if !numbers.is_empty() {
                     let number = numbers[self.chance.below(numbers.len())];
-                    self.requests[&number].progress.lock().is_left = true;
+                    let request = &self.requests[&number];
+                    // No thread waits for a reply.
+                    request.progress.lock().is_left = request.outbox.is_none();
                     self.state.forget(&number.to_string());
                 }
             }
             1 => self.now += Duration::from_millis(self.chance.below(20_000) as u64),
             2 => {
-                let name = ["exchange0", "exchange1", "fanout"][self.chance.below(3)].to_owned();
+                let names = ["exchange0", "exchange1", "fanout", ""];
+                let name = names[self.chance.below(names.len())].to_owned();
                 if !self.unbound.remove(&name) {
                     self.unbound.insert(name);
                 }
@@ -455,12 +487,26 @@ impl World {
             assert!(round < 200, "some requests do not end");
         }
         assert_eq!(self.state.gauges().unconfirmed, 0, "nothing is unconfirmed");
+        self.check_replies();
         for (number, request) in &self.requests {
             let progress = request.progress.lock();
             if progress.is_taken && !self.dropped.contains(number) {
                 assert!(self.taken.contains_key(number), "{number} is lost");
             }
         }
+    }
+
+    /// No reply is waited for any more, and each that no queue has was told of once.
+    fn check_replies(&self) {
+        outbox::tell(&self.failures);
+        let left = self.outbox.wait_confirmed(Instant::now());
+        assert_eq!(left, (0, 0), "replies that are unconfirmed, and late ones");
+        let replies = self.requests.iter().filter(|(_, it)| it.outbox.is_some());
+        let failed = replies.filter(|(_, reply)| reply.progress.lock().end.is_some());
+        let failed: Vec<u64> = failed.map(|(number, _)| *number).collect();
+        let mut told = std::mem::take(&mut *self.told.lock());
+        told.sort_unstable();
+        assert_eq!(told, failed, "each failure is told once");
     }
 
     fn has_ended(&self, number: u64) -> bool {
@@ -477,13 +523,18 @@ impl World {
 
 #[test]
 fn whatever_becomes_of_connections_nothing_is_lost_and_nothing_confirmed_is_sent_again() {
+    each_schedule(|seed| World::new(seed).run());
+}
+
+/// Runs the schedule of each seed, or that of `OSLOXIDE_SIM_SEED` alone.
+pub(super) fn each_schedule(run: impl Fn(u64)) {
     let only = std::env::var("OSLOXIDE_SIM_SEED").ok();
     let seeds = match only.and_then(|text| text.parse::<u64>().ok()) {
         Some(seed) => seed..seed + 1,
         None => 1..SCHEDULES + 1,
     };
     for seed in seeds {
-        let outcome = catch_unwind(AssertUnwindSafe(|| World::new(seed).run()));
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(seed)));
         if let Err(panic) = outcome {
             eprintln!("OSLOXIDE_SIM_SEED={seed}");
             resume_unwind(panic);
