@@ -17,10 +17,12 @@ from osloxide.green import event, hubs, support, timeout
 from osloxide.green._core import clock as _clock
 from osloxide.green._core import greenlets as _greenlets
 from osloxide.green._core import interruption as _interruption
+from osloxide.green._core import lending as _lending
 from osloxide.green._core import waits as _waits
 from osloxide.green._core.greenlets import getcurrent, greenlet
 from osloxide.green._core.turns import lock
 from osloxide.green.hubs import timer
+from osloxide.threads import main_thread as _main_thread
 
 __all__ = [
     "GreenThread",
@@ -267,3 +269,6 @@ def kill(g: greenlet, *throw_args: Any) -> None:
         _interruption.bury(g, exception)
     if not _greenlets.is_hub(current):
         _waits.yield_turn()
+
+
+_main_thread.serve(_lending.lend)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -40,6 +39,7 @@ from osloxide.launch import (
 )
 from osloxide.launch.runner import Runner, reset
 from osloxide.signals import careful_log, policy, shutdown, signal_handler
+from osloxide.threads import main_thread, stopping
 
 LOG = careful_log.logger(__name__)
 
@@ -307,7 +307,8 @@ class ProcessLauncher:
         :returns: 0; the caller goes on.
         :raises SystemExit: 1, when a worker had to be killed at the deadline. Most callers drop
             what wait() returns, and a stop that lost work must not look like a clean one.
-        :raises RuntimeError: not called on the main thread.
+        :raises RuntimeError: not called on the main thread, nor on a greenthread while the main
+            thread waits in something of eventlet's.
         """
         if self.no_fork:
             return 0
@@ -316,11 +317,7 @@ class ProcessLauncher:
                 self._signals.replace(self._handlers().values(), {})
             return 0
         if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError(
-                "ProcessLauncher.wait() was called on thread "
-                f"{threading.current_thread().name}; workers can only be forked and signals only "
-                "be handled on the main thread"
-            )
+            return self._wait_on_main_thread()
         import_hook.announce()
         configuration.log_options(self.conf, LOG)
         _native.install_wakeup()
@@ -345,6 +342,25 @@ class ProcessLauncher:
         if status != 0:
             raise SystemExit(status)
         return 0
+
+    def _wait_on_main_thread(self) -> int:
+        """:meth:`wait` of another thread: the main thread does it, which waits for that one.
+
+        neutron calls it on two greenthreads, and waits for both.
+        """
+        status: int = 0
+        try:
+            with self._until_green_thread_is_killed():
+                status = main_thread.run(lambda: 0 if self._has_ended.is_set() else self.wait())
+        except main_thread.NotLentError as exc:
+            raise RuntimeError(
+                "ProcessLauncher.wait() was called on thread "
+                f"{threading.current_thread().name}; workers can only be forked and signals only "
+                f"be handled on the main thread, {exc}"
+            ) from exc
+        if not self._has_ended.is_set():
+            self.stop()
+        return status
 
     def _supervise(self) -> None:
         """Rounds of supervising, each ended by a signal, until one asks to stop."""
@@ -749,7 +765,6 @@ class ProcessLauncher:
         try:
             yield
         except BaseException as exc:
-            greenlet = sys.modules.get("greenlet")
-            if greenlet is None or not isinstance(exc, greenlet.GreenletExit):
+            if not stopping.is_kill(exc):
                 raise
             LOG.info("Wait called after thread killed. Cleaning up.")

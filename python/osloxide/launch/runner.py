@@ -28,7 +28,7 @@ from osloxide.launch.systemd import Notifier
 from osloxide.signals import careful_log, shutdown, waiting
 from osloxide.signals.control_thread import ControlThread, Request
 from osloxide.signals.signal_handler import SignalExit
-from osloxide.threads import event_loop, own
+from osloxide.threads import event_loop, own, stopping
 
 LOG = careful_log.logger(__name__)
 
@@ -351,6 +351,10 @@ class Runner:
                 if exc is not self._again:
                     raise
                 self._again = None
+            except BaseException as exc:
+                if not (self._leaving and stopping.is_kill(exc)):
+                    raise
+                return  # its stop() has killed the greenthread that it waits for
 
     def _leave_wait_after_mutating(self) -> None:
         """Have a service that waits for its thread group enter wait() anew, as oslo.service does.

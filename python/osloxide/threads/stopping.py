@@ -7,6 +7,7 @@ who asks. Rules: docs/eventlet.md, "Thread groups".
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,13 +17,17 @@ Ender = Callable[[threading.Thread, Callable[[], object]], bool]
 it comes to no wait."""
 
 _ender: Ender | None = None
+_kill: type[BaseException] | None = None
 _asked: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
-def serve(ender: Ender) -> None:
-    """Threads that wait in what the caller serves are ended by *ender* from now on."""
-    global _ender
-    _ender = ender
+def serve(ender: Ender, kill: type[BaseException]) -> None:
+    """Threads that wait in what the caller serves are ended by *ender* from now on.
+
+    :param kill: what it raises in them.
+    """
+    global _ender, _kill
+    _ender, _kill = ender, kill
 
 
 def end(thread: threading.Thread, on_unheard: Callable[[], object]) -> bool:
@@ -34,6 +39,13 @@ def end(thread: threading.Thread, on_unheard: Callable[[], object]) -> bool:
     """
     _asked.add(thread)
     return _ender is not None and _ender(thread, on_unheard)
+
+
+def is_kill(exc: BaseException) -> bool:
+    """Whether *exc* is greenlet's GreenletExit, whoever serves it; greenlet is never imported."""
+    greenlet = sys.modules.get("greenlet")
+    is_real = greenlet is not None and isinstance(exc, greenlet.GreenletExit)
+    return is_real or (_kill is not None and isinstance(exc, _kill))
 
 
 def is_asked(thread: threading.Thread) -> bool:

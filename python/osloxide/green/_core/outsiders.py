@@ -74,4 +74,4 @@ def end(thread: threading.Thread, on_unheard: Callable[[], object]) -> bool:
     return True
 
 
-stopping.serve(end)
+stopping.serve(end, GreenletExit)

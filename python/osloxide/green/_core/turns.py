@@ -164,7 +164,8 @@ def _give(target: TurnTaker) -> bool:
         turns.holder = target
     turns.count += 1
     if not starts:
-        target._turnstile.release()
+        if target._turnstile.locked():  # it is open where the main thread has something to do
+            target._turnstile.release()
         return True
     try:
         carriers.run(target._bootstrap)

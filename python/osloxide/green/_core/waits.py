@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from osloxide.green._core import errands
 from osloxide.green._core import turns as _turns
 from osloxide.green._core.interruption import due
 from osloxide.green._core.turns import HANDOVER, TurnTaker, enqueue, lock, resume, turns
@@ -134,7 +135,13 @@ def await_turn(me: TurnTaker) -> Any:
     if me._turnstile is None:
         me._turnstile = _turns.closed_turnstile()
     try:
+        if me is _turns.main and errands.are_there():
+            errands.run_all()
         me._turnstile.acquire()
+        while me._state == _turns.PARKED:
+            # Opened for something that the main thread is to do meanwhile.
+            errands.run_all()
+            me._turnstile.acquire()
     except BaseException:
         # A signal handler of the main thread has raised.
         _give_up(me)
