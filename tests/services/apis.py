@@ -154,7 +154,10 @@ def wait_answer(call: Call, request: Mapping[str, Any], names: Mapping[str, str]
 
     def settled() -> Answer | None:
         answer = ask(call, request, names)
-        found = {path: answer.part(path) for path in wanted}
+        try:
+            found = {path: answer.part(path) for path in wanted}
+        except LookupError:
+            return None  # a list that is still empty
         return answer if found == wanted else None
 
     return wait_until(settled, f"{request['send']}: {wanted}", 120, pause=0.1)
