@@ -329,7 +329,7 @@ class Database:
             [
                 self._install, "--no-defaults", f"--user={user}", f"--datadir={data}",
                 "--auth-root-authentication-method=normal", "--skip-test-db",
-                "--innodb-log-file-size=8M",
+                f"--tmpdir={self.directory}", "--innodb-log-file-size=8M",
             ],
             capture_output=True, text=True,
         )  # fmt: skip
@@ -338,6 +338,8 @@ class Database:
             [
                 self._server, "--no-defaults", f"--user={user}", f"--datadir={data}",
                 f"--socket={self.socket}", f"--pid-file={self.directory / 'pid'}",
+                # A server that starts deletes what another one has of temporary tables there.
+                f"--tmpdir={self.directory}",
                 "--bind-address=127.0.0.1", f"--port={self.port}", "--skip-name-resolve",
                 "--skip-log-bin", "--max-connections=1000", "--character-set-server=utf8mb3",
                 "--innodb-flush-log-at-trx-commit=0", "--skip-innodb-doublewrite",
