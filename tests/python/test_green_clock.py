@@ -44,3 +44,25 @@ def test_a_call_that_fails_is_logged_and_later_waits_end(broken: str) -> None:
     assert result.stdout == "waits end\n", result.stderr
     assert "What a timer or a descriptor called has failed" in result.stderr
     assert "ValueError: this one is broken" in result.stderr
+
+
+BELL = """
+import select
+from osloxide.green._core.clock import clock
+from osloxide.green._core.turns import lock
+reader, writer = os.pipe()
+waiting = eventlet.spawn(trampoline, reader, read=True)
+eventlet.sleep(0.01)
+with lock:
+    clock._run_before(0.0)
+    clock.collect()
+    print(select.select([clock._bell], [], [], 0)[0] == [clock._bell])
+os.write(writer, b"x")
+waiting.wait()
+"""
+
+
+def test_a_thread_that_collects_what_is_due_leaves_the_bell_to_the_thread_of_the_clock() -> None:
+    """Which waits for it in the kernel, and would sleep on."""
+    result = run_python(PRELUDE + BELL)
+    assert result.stdout == "True\n", result.stderr

@@ -149,10 +149,7 @@ class Clock:
     def dispatch(self, events: list[tuple[int, int]]) -> None:
         """Resume those who wait for *events*. With the lock."""
         for fd, mask in events:
-            if fd == self._bell:
-                with contextlib.suppress(OSError):
-                    os.eventfd_read(fd)
-            else:
+            if fd != self._bell:
                 self._ready(fd, mask)
 
     def _ready(self, fd: int, mask: int) -> None:
@@ -287,6 +284,11 @@ class Clock:
             events = self.poll(wait)
             with lock:
                 self._wakes_at = 0.0
+                # This thread alone answers the bell: were another to, the kernel would let this one
+                # sleep on, and no one would ring again.
+                if any(fd == self._bell for fd, _ in events):
+                    with contextlib.suppress(OSError):
+                        os.eventfd_read(self._bell)
                 self.dispatch(events)
 
     def _look(self, now: float) -> None:
