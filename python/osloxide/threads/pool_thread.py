@@ -1,8 +1,8 @@
 """Native threads as Python's own: :class:`PoolThread` is what ``threading`` knows of each.
 
-Owns the entry of a thread that Rust started into threading's list, and its way out. Starts and
-stops nothing. Without it such a thread would be a ``_DummyThread``: nameless to debuggers, refused
-by ``join()`` and alive for ever.
+Owns the entry of a thread that Rust started into threading's list, its way out, and what becomes of
+one that forks. Starts and stops nothing. Without it such a thread would be a ``_DummyThread``:
+nameless to debuggers, refused by ``join()`` and alive for ever.
 Rules: the contract of ``threading.Thread``; Lib/threading.py for what its list holds.
 """
 
@@ -82,3 +82,16 @@ def register_thread(name: str, kind: type[PoolThread] = PoolThread) -> threading
     if (profile := threading.getprofile()) is not None:
         sys.setprofile(profile)
     return thread
+
+
+def _become_main() -> None:
+    """In a forked child the thread that has forked is the main one.
+
+    At its end ``threading`` expects of a main thread what only its own threads have.
+    """
+    if isinstance(threading.main_thread(), PoolThread):
+        internals: Any = threading
+        internals._main_thread = internals._MainThread()
+
+
+os.register_at_fork(after_in_child=_become_main)
