@@ -20,7 +20,7 @@ from services.cinder import Environment
 from services.infra import Broker, Database
 from services.load import end
 from services.processes import RunningService, accepts_connections, free_port
-from services.subject import APPS, REPOSITORY
+from services.subject import APPS, IS_NATIVE, REPOSITORY, run_under_subject
 
 LOCK = REPOSITORY / "requirements" / "nova.lock"
 LOCK_31 = REPOSITORY / "requirements" / "nova31.lock"
@@ -219,6 +219,8 @@ class Report:
 class Calls:
     """RPC calls under way, through nova's own client classes, in a process of their own.
 
+    On plain oslo.messaging, unless the subject is ``native``: then neither end has kombu.
+
     :param topic: "conductor" or "scheduler".
     :param timeout: of each call, in seconds.
     :param threads: concurrent callers.
@@ -230,6 +232,8 @@ class Calls:
         """Begins the key of each call, followed by a dash and a number."""
         self._report = nova.directory / f"calls-{self.run}.json"
         argv = [nova.environment.python, str(APPS / "nova_calls.py"), str(nova.config), topic]
+        if IS_NATIVE:
+            argv = run_under_subject(argv, [nova.environment.python, "-m", "osloxide"])
         argv += [str(threads), str(timeout), self.run, str(self._report)]
         self._log = nova.directory / "logs" / f"calls-{topic}-{self.run}.log"
         with self._log.open("wb") as log:

@@ -323,6 +323,23 @@ def test_sigterm_and_a_new_start_lose_and_double_nothing(
     assert not counted.failures
 
 
+def test_connections_that_the_broker_closes_lose_and_double_nothing(
+    deployment: Deployment, figure: Figure
+) -> None:
+    users = deployment.users()
+
+    for _ in range(2):
+        deployment.broker.close_connections()
+        deployment.await_progress(users)
+    counted = deployment.count(users)
+
+    figure(counted.summary())
+    assert counted.created == counted.sent
+    # What comes twice is known by its id, since one process runs all of it.
+    assert not counted.doubled
+    assert not counted.failures
+
+
 def test_a_crash_of_the_broker_loses_and_doubles_no_cast(
     deployment: Deployment, figure: Figure
 ) -> None:

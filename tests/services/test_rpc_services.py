@@ -39,6 +39,8 @@ TOLD_AFTER = 12
 """Seconds until the caller of a lost call hears of it (``rpc_response_timeout``)."""
 PATIENCE = 120
 """The same where each call is answered; a new start takes up to a minute on a busy machine."""
+CUTS = 2
+"""How often all connections are closed."""
 A_TURN = 5
 """Seconds in which a request that waits in its queue gets its turn once services answer again."""
 WITHIN_GRACE = 50
@@ -292,6 +294,27 @@ def crash(
         assert all(service.report.sent[key] <= answering for key in harmed), service.summary()
     assert families == deployment.families()
     return counted, answering
+
+
+def test_connections_that_the_broker_closes_lose_no_call(
+    deployment: Deployment, broker: Broker, calls: StartCalls, figure: Figure
+) -> None:
+    families = deployment.families()
+    callers = calls(deployment.nova, timeout=PATIENCE)
+
+    for _ in range(CUTS):
+        broker.close_connections()
+        for caller in callers:
+            caller.wait_answered(100)
+    counted = deployment.count(callers)
+
+    figure("; ".join(service.summary() for service in counted))
+    for service in counted:
+        assert not service.failed, service.summary()
+        # A request whose acknowledgement or confirm is lost is delivered or sent again.
+        assert len(service.doubled) <= CUTS * CALLERS, service.summary()
+        assert set(service.report.pings) == {"answered"}, service.summary()
+    assert families == deployment.families()
 
 
 def test_a_crash_of_the_broker_harms_only_calls_under_way(
