@@ -188,3 +188,50 @@ print("prepared")
 def test_a_fork_does_not_wait_for_a_thread_that_sleeps_again_and_again() -> None:
     result = run_python(NAPPING)
     assert result.stdout == "prepared\n", result.stderr
+
+
+ASKING = """
+import socket, threading, time
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import eventlet
+from osloxide.launch import forking
+
+lock, begun = threading.Lock(), threading.Event()
+near, far = socket.socketpair()
+
+def beat():
+    with lock:
+        begun.set()
+        near.recv(1)
+    eventlet.sleep(600)
+
+eventlet.spawn(beat)
+while not begun.is_set():
+    eventlet.sleep(0)
+
+class Clock:
+    monotonic = time.monotonic
+    looks = 0
+    @classmethod
+    def sleep(cls, seconds):
+        cls.looks += 1
+        if cls.looks == ANSWERED_AT:
+            far.send(b"x")
+        time.sleep(seconds)
+
+forking.time = Clock
+forking.prepare()
+print("locked" if lock.locked() else "free", forking.rest)
+"""
+
+
+@pytest.mark.parametrize(
+    ("answered_at", "said"), [(10, "free 1.0"), (0, "locked 0.02")], ids=["soon", "never"]
+)
+def test_a_fork_waits_for_a_greenthread_that_asks_its_database_but_not_for_ever(
+    answered_at, said
+) -> None:
+    """It would go on in eventlet's child; here nobody gives back there what it holds."""
+    result = run_python(ASKING.replace("ANSWERED_AT", str(answered_at)))
+    assert result.stdout == f"{said}\n", result.stderr

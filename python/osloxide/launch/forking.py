@@ -22,7 +22,7 @@ from typing import Any
 from osloxide import _native, exceptions
 from osloxide.launch import orphans
 from osloxide.signals import careful_log, signal_handler
-from osloxide.threads import cpu_time, own
+from osloxide.threads import cpu_time, own, pausing
 
 LOG = careful_log.logger(__name__)
 
@@ -40,6 +40,9 @@ rest = 5.0
 first one, and two looks' worth after one that has waited in vain."""
 _STARVED = 12.0
 """How many times as long the fork waits where the machine keeps that CPU from them."""
+_PAUSE = 2.0
+"""Seconds that greenthreads which sleep in a system call get to come to a wait of eventlet's,
+before the first fork and each that follows one for which they all came."""
 _gc_is_frozen = False
 
 PATIENCE = 1.0
@@ -123,23 +126,29 @@ def _await_rest(seconds: float) -> bool:
     """Wait until the other threads of the application wait for something.
 
     :param seconds: of CPU that they may use until then.
-    :returns: False where one still computes.
+    :returns: False where one still computes, or has not come to a wait of eventlet's.
 
     A thread that computes may hold a lock, as one does that loads a driver, and in the child nobody
-    gives it back. Green threads, for which such services were written, never compute during a fork:
-    the one that forks does.
+    gives it back. Greenthreads, for which such services were written, never compute during a fork:
+    the one that forks does. One that asks its database in the midst of something may hold a lock
+    as well: eventlet's child would go on with it.
     """
     began = time.monotonic()
+    asleep, pause = 0.0, max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval())
     used: dict[int, float] = {}
     seen: dict[int, str] = {}
     while others := [thread.native_id or 0 for thread in own.of_application()]:
-        if all(_native.thread_waits(native_id, seen.get(native_id, "")) for native_id in others):
-            return True
         waited = time.monotonic() - began
+        if all(_native.thread_waits(native_id, seen.get(native_id, "")) for native_id in others):
+            if pausing.are_parked():
+                return True
+            asleep += pause
+            if asleep >= min(seconds, _PAUSE):
+                return False
         if waited >= seconds * _STARVED or _computed(others, used, waited) >= seconds:
             return False
         seen = {native_id: _native.thread_state(native_id) for native_id in others}
-        time.sleep(max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval()))
+        time.sleep(pause)
     return True
 
 

@@ -15,9 +15,11 @@ import contextvars
 import os
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from osloxide import _native
+from osloxide.threads import pausing
 
 KEPT = 64
 """How many threads wait for work at most; more than that end when their function does."""
@@ -91,3 +93,27 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+
+_WAITS_HERE = __name__.rpartition(".")[0]
+"""The package in which greenlets wait for their turn, and carriers for the next greenlet."""
+
+
+def _are_parked() -> bool:
+    """Whether every carrier waits in this package, and none in a system call of the service's."""
+    current = _thread.get_ident()
+    return all(
+        ident == current or not _is_between_waits(frame)
+        for ident, frame in sys._current_frames().items()
+    )
+
+
+def _is_between_waits(top: FrameType) -> bool:
+    if str(top.f_globals.get("__name__")).startswith(f"{_WAITS_HERE}."):
+        return False
+    bottom = top
+    while bottom.f_back is not None:
+        bottom = bottom.f_back
+    return bottom.f_code is _Carrier.live.__code__
+
+
+pausing.serve(_are_parked)
