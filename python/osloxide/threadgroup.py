@@ -52,6 +52,8 @@ class GroupThread(threading.Thread):
         self.cancelled = False
         self.result: Any = None
         self.failure: BaseException | None = None
+        self.begun = threading.Event()
+        """Set when it runs, or is known never to."""
         self.released = threading.Event()
         """Set when nothing waits for this thread any more: it ended, or was forgotten."""
         self._group = group
@@ -62,6 +64,7 @@ class GroupThread(threading.Thread):
 
     @override
     def run(self) -> None:
+        waiting.fire(self.begun)
         try:
             if not self.cancelled:
                 self.result = self._callback(*self.args, **self.kw)
@@ -92,8 +95,11 @@ class GroupThread(threading.Thread):
 
     def outcome(self) -> Any:
         """Wait for the end; returns what the function returned and raises what it raised."""
-        if self.ident is not None and self is not threading.current_thread():
-            self.join()
+        if self is not threading.current_thread():
+            # The group lists a thread from before it starts.
+            waiting.wait_for(self.begun)
+            if self.ident is not None:
+                self.join()
         if self.failure is not None:
             raise self.failure
         return self.result
@@ -249,9 +255,11 @@ class ThreadGroup:
                 is_nested = current in map(_native, self.threads)
                 if not is_nested:
                     self._room.wait()
-            self.threads.append(handle if self.LISTS_HANDLES else thread)
+            if not is_nested:
+                self.threads.append(handle if self.LISTS_HANDLES else thread)
         if is_nested:
-            # The calling thread holds the room that it would wait for.
+            # The calling thread holds the room that it would wait for, and is in the list itself:
+            # what runs here must not wait for its own end when it waits for the group.
             thread.run()
             if thread.failure is not None:
                 raise thread.failure
@@ -260,12 +268,16 @@ class ThreadGroup:
             thread.start()
         except BaseException:
             self.thread_done(thread)
+            waiting.fire(thread.begun)
             raise
         handle._ident = thread.ident or id(thread)
         return handle
 
     def thread_done(self, thread: threading.Thread | Thread) -> None:
-        """Take a thread out of the group; called by itself when one ends."""
+        """Take a thread out of the group; called by itself when one ends.
+
+        One that is not in the group's list, as it runs inside another one, is ignored there.
+        """
         raw = _native(thread)
         failure = getattr(raw, "failure", None)
         with self._lock:
@@ -403,7 +415,18 @@ class ThreadGroup:
             others = [t for t in map(_native, self.threads) if t is not current]
         for thread in others:
             _abort(thread)
-        forgotten = [t for t in others if not (self.THREAD.KILLS and _kill(t))]
+        forgotten = []
+        for thread in others:
+            try:
+                is_ending = self.THREAD.KILLS and _kill(thread)
+            except BaseException as exc:
+                # The calling thread is ended itself meanwhile, as by a thread of the group that
+                # stops the group in its cleanup. The other threads are still to be ended.
+                if not stopping.is_kill(exc):
+                    raise
+                is_ending = True
+            if not is_ending:
+                forgotten.append(thread)
         with self._lock:
             self.threads[:] = [t for t in self.threads if _native(t) not in forgotten]
             self._room.notify_all()

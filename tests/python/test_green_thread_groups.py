@@ -280,6 +280,67 @@ def test_a_thread_of_a_full_group_that_adds_another_runs_it_itself() -> None:
     assert group.threads == []
 
 
+ASKED_INSIDE: dict[str, Callable[[threadgroup.ThreadGroup], object]] = {
+    "stop": lambda group: group.stop(graceful=True),
+    "wait": lambda group: group.wait(),
+    "cancel": lambda group: group.cancel(timeout=0.01),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED_INSIDE)
+def test_what_a_thread_of_a_full_group_runs_itself_may_wait_for_the_group(asked: str) -> None:
+    group = threadgroup.ThreadGroup(1)
+    seen: list[Any] = []
+
+    def inner() -> None:
+        ASKED_INSIDE[asked](group)
+        seen.append([entry.thread for entry in group.threads])
+
+    handle = group.add_thread(lambda: group.add_thread(inner))
+    handle.thread.join(TIMEOUT)
+
+    assert not handle.thread.is_alive()
+    handle.wait()
+    assert seen == [[handle.thread]]
+    assert group.threads == []
+
+
+def test_a_thread_that_is_ended_while_it_stops_its_group_ends_the_others_first() -> None:
+    """As upstream's does: a thread that it ends may stop the group in its cleanup."""
+    group = threadgroup.ThreadGroup()
+    may_stop = event.Event()
+    ended: list[str] = []
+
+    def stopper() -> None:
+        may_stop.wait()
+        group.stop()
+        ended.append("stopper went on")
+
+    def avenger() -> None:
+        try:
+            green.sleep(3600)
+        finally:
+            stopping_thread.stop()
+
+    def bystander() -> None:
+        try:
+            green.sleep(3600)
+        finally:
+            ended.append("bystander")
+
+    stopping_thread = group.add_thread(stopper)
+    handles = [stopping_thread, group.add_thread(avenger), group.add_thread(bystander)]
+    for handle in handles:
+        wait_until(lambda handle=handle: is_parked(handle), "it waits", TIMEOUT)
+
+    may_stop.send()
+    for handle in handles:
+        handle.thread.join(TIMEOUT)
+
+    assert sorted(ended) == ["bystander", "stopper went on"]
+    assert group.threads == []
+
+
 @pytest.mark.parametrize(
     ("size", "error"), [(-1, ValueError), ("-7", ValueError), ("many", TypeError)]
 )

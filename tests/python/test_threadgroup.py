@@ -141,6 +141,58 @@ def test_the_result_of_a_thread_comes_from_wait(threadgroup: ModuleType) -> None
     assert group.add_thread(lambda: 42).wait() == 42
 
 
+def test_a_handle_that_is_found_before_its_thread_starts_is_awaited(
+    threadgroup: ModuleType, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of the group has it as soon as there is room for it."""
+    group = threadgroup.ThreadGroup()
+    start = threading.Thread.start
+    got: list[Any] = []
+
+    def wait() -> None:
+        entry = group.threads[0]
+        handle = entry if hasattr(entry, "wait") else threadgroup.Thread(entry, group)
+        asked.set()
+        got.append(handle.wait())
+
+    asked = threading.Event()
+    waiter = threading.Thread(target=wait)
+
+    def start_late(thread: threading.Thread) -> None:
+        if thread is not waiter:
+            start(waiter)
+            assert asked.wait(TIMEOUT)
+            waiter.join(0.05)  # what does not wait has ended by then
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    group.add_thread(lambda: gate.wait() and 42)
+    monkeypatch.undo()
+    gate.set()
+    waiter.join(TIMEOUT)
+
+    assert got == [42]
+
+
+def test_a_handle_whose_thread_cannot_be_started_is_not_awaited(
+    threadgroup: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = threadgroup.ThreadGroup()
+    found: list[Any] = []
+
+    def refuse(_thread: threading.Thread) -> None:
+        entry = group.threads[0]
+        found.append(entry if hasattr(entry, "wait") else threadgroup.Thread(entry, group))
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start"):
+        group.add_thread(lambda: 42)
+    monkeypatch.undo()
+
+    assert found[0].wait() is None
+
+
 def test_an_exception_of_a_thread_is_logged_and_surfaces_as_the_flavour_does(
     threadgroup: ModuleType, flavour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
