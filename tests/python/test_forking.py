@@ -152,12 +152,19 @@ def test_a_fork_waits_for_threads_that_compute_but_not_for_ever(computes, at_mos
 
 STARVED = """
 from osloxide.launch import forking
+from osloxide.threads import cpu_time
 class Clock:
     sleep = time.sleep
     @staticmethod
     def monotonic():
         return time.monotonic() * 1000
+class Machine:
+    @staticmethod
+    def of(native_id):
+        used = cpu_time.used_by(native_id)
+        return cpu_time.Times(used, Clock.monotonic() - used)
 forking.time = Clock
+forking.cpu_time = Machine
 forking._STARVED = float("inf")
 """
 
@@ -188,6 +195,49 @@ print("prepared")
 def test_a_fork_does_not_wait_for_a_thread_that_sleeps_again_and_again() -> None:
     result = run_python(NAPPING)
     assert result.stdout == "prepared\n", result.stderr
+
+
+DOZING = """
+import threading, time
+from osloxide.launch import forking
+from osloxide.threads import cpu_time
+
+def doze():
+    never = threading.Event()
+    while True:
+        never.wait(0.001)
+
+class Clock:
+    now = looks = 0.0
+    @classmethod
+    def monotonic(cls):
+        return cls.now
+    @classmethod
+    def sleep(cls, seconds):
+        cls.now += seconds
+        cls.looks += 1
+        time.sleep(seconds)
+
+class Machine:
+    @staticmethod
+    def of(native_id):
+        return cpu_time.Times(0.0, KEPT * Clock.now)
+
+threading.Thread(target=doze, daemon=True).start()
+forking.time = Clock
+forking.cpu_time = Machine
+forking.rest = 0.3
+forking.prepare()
+print(int(Clock.looks))
+"""
+
+
+@pytest.mark.parametrize(("kept", "at_most"), [("0", 16), ("0.5", 31)], ids=["free", "busy"])
+def test_a_fork_does_not_wait_longer_for_a_thread_that_hardly_computes(kept, at_most) -> None:
+    """It sleeps inside futex(2) for less than a look, as one does that waits for the interpreter.
+    Time that the machine keeps it from its CPU does not count: half of all, or none."""
+    result = run_python(DOZING.replace("KEPT", kept))
+    assert int(result.stdout or 1000) <= at_most, result.stderr
 
 
 ASKING = """

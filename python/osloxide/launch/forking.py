@@ -36,13 +36,15 @@ _BETWEEN_LOOKS = 0.02
 """Seconds between two looks at the other threads; four switch intervals at least."""
 _NEXT_REST = 1.0
 rest = 5.0
-"""Seconds of CPU that the other threads get to come to a wait before the next fork: most before the
-first one, and two looks' worth after one that has waited in vain."""
+"""Seconds that the other threads get to come to a wait before the next fork: most before the first
+one, and two looks' worth after one that has waited in vain. Where the machine keeps CPU from them,
+that time does not count."""
 _STARVED = 12.0
-"""How many times as long the fork waits where the machine keeps that CPU from them."""
+"""How many times as long the fork waits then, at most."""
 _PAUSE = 2.0
-"""Seconds that greenthreads which sleep in a system call get to come to a wait of eventlet's,
-before the first fork and each that follows one for which they all came."""
+"""Seconds that greenthreads which sleep in a system call get to come to a wait of eventlet's before
+the first fork. Never more than :data:`rest`: 1 s before each that follows one for which they all
+came, and a look after one that has waited in vain."""
 _gc_is_frozen = False
 
 PATIENCE = 1.0
@@ -125,7 +127,7 @@ def prepare() -> None:
 def _await_rest(seconds: float) -> bool:
     """Wait until the other threads of the application wait for something.
 
-    :param seconds: of CPU that they may use until then.
+    :param seconds: that they get until then, without those in which they wait for CPU.
     :returns: False where one still computes, or has not come to a wait of eventlet's.
 
     A thread that computes may hold a lock, as one does that loads a driver, and in the child nobody
@@ -135,7 +137,7 @@ def _await_rest(seconds: float) -> bool:
     """
     began = time.monotonic()
     asleep, pause = 0.0, max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval())
-    used: dict[int, float] = {}
+    first: dict[int, cpu_time.Times] = {}
     seen: dict[int, str] = {}
     while others := [thread.native_id or 0 for thread in own.of_application()]:
         waited = time.monotonic() - began
@@ -145,26 +147,32 @@ def _await_rest(seconds: float) -> bool:
             asleep += pause
             if asleep >= min(seconds, _PAUSE):
                 return False
-        if waited >= seconds * _STARVED or _computed(others, used, waited) >= seconds:
+        if waited >= seconds * _STARVED or _had(others, first, waited) >= seconds:
             return False
         seen = {native_id: _native.thread_state(native_id) for native_id in others}
         time.sleep(pause)
     return True
 
 
-def _computed(threads: list[int], before: dict[int, float], waited: float) -> float:
-    """Seconds of CPU that *threads* have used in all since they were first asked for.
+def _had(threads: list[int], first: dict[int, cpu_time.Times], waited: float) -> float:
+    """Seconds that *threads* have had since they were first asked for: all of *waited* but what the
+    machine kept from the one that got least, or the CPU that they used together where that is more.
 
-    :param before: what each had used then.
-    :param waited: what counts where the kernel does not tell.
+    One that sleeps so briefly that it is never seen asleep uses hardly any CPU, and is kept from
+    none.
+
+    :param first: the times of each when it was first asked for.
+    :param waited: seconds of the clock; what counts where the kernel does not tell.
     """
-    total = 0.0
+    used = kept_from = 0.0
     for native_id in threads:
-        used = cpu_time.used_by(native_id)
-        if used is None:
+        times = cpu_time.of(native_id)
+        if times is None:
             return waited
-        total += used - before.setdefault(native_id, used)
-    return total
+        before = first.setdefault(native_id, times)
+        used += times.used - before.used
+        kept_from = max(kept_from, times.kept_from - before.kept_from)
+    return max(used, waited - kept_from)
 
 
 def _native_threads() -> list[str]:
