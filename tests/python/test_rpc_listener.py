@@ -63,6 +63,20 @@ print(json.dumps([numbers, unacknowledged(listener), listener.poll(0.01)]))
 """) == [[1, 2], 0, []]
 
 
+def test_what_was_picked_up_is_not_given_back_and_what_was_not_is_delivered_again() -> None:
+    assert run("""
+listener = listen()
+send(1)
+incoming = listener.poll()[0]
+told = [incoming.is_picked_up, incoming.give_back(), listener.poll(0.01)]
+listener.is_served = True
+send(2)
+incoming = listener.poll()[0]
+told += [incoming.is_picked_up, incoming.give_back(), listener.poll(60)[0].message["number"]]
+print(json.dumps(told))
+""") == [True, False, [], False, True, 2]
+
+
 def test_a_call_to_a_listener_without_a_server_is_answered() -> None:
     assert run("""
 listener = listen()

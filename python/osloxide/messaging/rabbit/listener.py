@@ -308,9 +308,9 @@ class PacedListener(amqpdriver.AMQPListener):
         """See :meth:`PacedMessage.give_back`."""
         origin = incoming.origin
         self._waiting.remove(incoming)
-        if incoming.is_acknowledged or not origin.is_kept:
+        if incoming.is_picked_up or incoming.is_acknowledged or not origin.is_kept:
             return False
-        if not (incoming.is_picked_up or origin.epoch.is_over):
+        if not origin.epoch.is_over:
             self._do(origin.requeue)
         return True
 
