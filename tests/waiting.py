@@ -19,11 +19,15 @@ DEADLINE = 30.0
 
 
 def wait_until(
-    condition: Callable[[], T | None], what: str, deadline: float = DEADLINE, pause: float = 0.01
+    condition: Callable[[], T | None],
+    what: str | Callable[[], str],
+    deadline: float = DEADLINE,
+    pause: float = 0.01,
 ) -> T:
     """Poll *condition* until it is true and return its value.
 
-    :param what: the event waited for, for the failure message.
+    :param what: the event waited for, for the failure message; called then where it is to say what
+        there is at that moment, as a log does.
     :param deadline: seconds.
     :param pause: seconds between two looks.
     :raises AssertionError: the event did not come; names it and the value seen last.
@@ -34,6 +38,7 @@ def wait_until(
         if value:
             return value
         if time.monotonic() > end:
+            what = what() if callable(what) else what
             raise AssertionError(f"{what}: not within {deadline} s (last seen: {value!r})")
         time.sleep(pause)
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _children import environment
 from conftest import APPS, wait_until
 from procfs import children
 from support import systemd as own
@@ -142,14 +144,24 @@ SERVE = "-m osloxide serve api -w 2 -b unix:{socket}"
 
 
 class Load:
-    """A client that connects, asks and leaves, over and over; what it gets is counted."""
+    """A client that connects, asks and leaves, over and over; what it gets is counted.
+
+    It does so inside of ``with``.
+    """
 
     def __init__(self, unit: Unit) -> None:
         self.answered: list[str] = []
         self.lost: list[str] = []
         self._unit, self._is_over = unit, threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Load:
         self._thread.start()
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self._is_over.set()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._is_over.is_set():
@@ -158,9 +170,47 @@ class Load:
             except (OSError, Incomplete, AssertionError) as error:
                 self.lost.append(repr(error))
 
-    def end(self) -> None:
-        self._is_over.set()
-        self._thread.join()
+
+STARTER = """
+import pathlib, sys
+from support.systemd import Systemd
+running = Systemd(pathlib.Path(sys.argv[1]))
+print(running.pid, running.cgroup, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.usefixtures("systemd")
+def test_nothing_is_left_of_a_systemd_whose_tests_are_killed(place: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(place)],
+        env={**environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as starter:
+        assert starter.stdout is not None
+        first, cgroup = starter.stdout.readline().split()
+        starter.kill()
+    try:
+        wait_until(lambda: own.has_gone(Path(cgroup)), f"no process below {cgroup}")
+    except AssertionError:
+        os.kill(int(first), signal.SIGKILL)
+        raise
+
+
+def test_no_control_group_is_left_of_a_systemd_that_could_not_be_started(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hierarchy = place / "cgroup"
+    hierarchy.mkdir()
+    monkeypatch.setattr(own, "_hierarchy", lambda: hierarchy)
+    monkeypatch.setattr(own, "_TARGETS", ["no/directory"])
+
+    with pytest.raises(FileNotFoundError, match="no/directory"):
+        Systemd(place)
+
+    assert list(hierarchy.iterdir()) == []
 
 
 def test_a_start_is_over_when_the_service_answers_and_a_stop_when_all_have_left(
@@ -181,14 +231,13 @@ def test_a_reload_replaces_all_workers_and_the_service_stays(systemd: Systemd, p
     unit = Unit(systemd, place, SERVE)
     unit.systemctl("start")
     main, before = unit.pid(), set(children(unit.pid()))
-    load = Load(unit)
 
-    unit.systemctl("reload")
+    with Load(unit) as load:
+        unit.systemctl("reload")
+        wait_until(lambda: not before & set(children(main)), lambda: f"new workers\n{unit!r}")
+        known = len(load.answered)
+        wait_until(lambda: len(load.answered) > known + 10, "answers of the new workers")
 
-    wait_until(lambda: not before & set(children(main)), f"new workers\n{unit!r}")
-    known = len(load.answered)
-    wait_until(lambda: len(load.answered) > known + 10, "answers of the new workers")
-    load.end()
     assert load.lost == []
     assert (unit.pid(), unit.show("ActiveState")) == (main, "active")
     unit.systemctl("stop")
@@ -208,7 +257,7 @@ def test_a_request_that_runs_is_answered_at_a_stop(systemd: Systemd, place: Path
 
         assert connection.answer().status == 200
 
-    wait_until(lambda: unit.show("ActiveState") == "inactive", f"{unit!r}")
+    wait_until(lambda: unit.show("ActiveState") == "inactive", lambda: repr(unit))
     unit.assert_stopped()
 
 
@@ -240,8 +289,8 @@ def test_a_parent_that_is_killed_is_started_again_with_nothing_left_of_it(
 
     os.kill(main, signal.SIGKILL)
 
-    wait_until(lambda: unit.show("NRestarts") == "1", f"{unit!r}")
-    wait_until(lambda: unit.show("ActiveState") == "active", f"{unit!r}")
+    wait_until(lambda: unit.show("NRestarts") == "1", lambda: repr(unit))
+    wait_until(lambda: unit.show("ActiveState") == "active", lambda: repr(unit))
     assert unit.ask()
     wait_until(lambda: not orphans & set(systemd.members(unit.name)), "its workers have left")
     unit.systemctl("stop")
@@ -272,13 +321,13 @@ def test_the_watchdog_hears_from_a_service_that_is_well_and_ends_one_that_hangs(
         heard.add(unit.show("WatchdogTimestampMonotonic"))
         return len(heard) > 3
 
-    wait_until(has_heard_often, f"the watchdog\n{unit!r}")
+    wait_until(has_heard_often, lambda: f"the watchdog\n{unit!r}")
     assert unit.show("NRestarts") == "0"
     main = unit.pid()
     os.kill(main, signal.SIGSTOP)
 
-    wait_until(lambda: unit.show("NRestarts") == "1", f"a start\n{unit!r}")
-    wait_until(lambda: unit.show("ActiveState") == "active", f"{unit!r}")
+    wait_until(lambda: unit.show("NRestarts") == "1", lambda: f"a start\n{unit!r}")
+    wait_until(lambda: unit.show("ActiveState") == "active", lambda: repr(unit))
     assert unit.pid() != main
     assert unit.ask()
     unit.systemctl("stop")
@@ -295,13 +344,12 @@ def test_connections_wait_in_the_socket_of_systemd_while_the_service_restarts(
     systemd.systemctl("start", listening)
     assert unit.ask(), "the first connection starts it"
     first = unit.pid()
-    load = Load(unit)
 
-    unit.systemctl("restart")
+    with Load(unit) as load:
+        unit.systemctl("restart")
+        known = len(load.answered)
+        wait_until(lambda: len(load.answered) > known + 10, lambda: f"{load.lost}\n{unit!r}")
 
-    known = len(load.answered)
-    wait_until(lambda: len(load.answered) > known + 10, f"{load.lost}\n{unit!r}")
-    load.end()
     assert load.lost == []
     assert unit.pid() != first
     systemd.systemctl("stop", listening, unit.name)
@@ -321,7 +369,7 @@ def test_a_unit_that_is_locked_down_serves_and_reloads(
     assert unit.ask()
     before = set(children(main))
     unit.systemctl("reload")
-    wait_until(lambda: not before & set(children(main)), f"new workers\n{unit!r}")
+    wait_until(lambda: not before & set(children(main)), lambda: f"new workers\n{unit!r}")
     assert unit.ask()
     unit.systemctl("stop")
     unit.assert_stopped()
@@ -344,8 +392,8 @@ def test_a_service_of_oslo_starts_reloads_and_stops_as_a_locked_unit(
     assert seen("started") == int(workers), unit
     unit.systemctl("reload")
     done, count = {"reload": ("started", 2 * int(workers)), "mutate": ("reset", 1)}[method]
-    wait_until(lambda: seen(done) >= count, f"{unit!r}")
-    wait_until(lambda: unit.show("ActiveState") == "active", f"{unit!r}")
+    wait_until(lambda: seen(done) >= count, lambda: repr(unit))
+    wait_until(lambda: unit.show("ActiveState") == "active", lambda: repr(unit))
     unit.systemctl("stop")
     unit.assert_stopped()
 
@@ -357,6 +405,8 @@ def test_a_unit_that_would_be_killed_before_its_grace_period_is_named(
 
     unit.systemctl("start")
 
-    wait_until(lambda: f"{unit.name} has TimeoutStopSec=30" in unit.log.read_text(), f"{unit!r}")
+    wait_until(
+        lambda: f"{unit.name} has TimeoutStopSec=30" in unit.log.read_text(), lambda: repr(unit)
+    )
     unit.systemctl("stop")
     unit.assert_stopped()

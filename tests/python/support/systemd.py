@@ -1,8 +1,8 @@
 """A systemd of its own, as process 1 of namespaces of its own: real units, as an operator has them.
 
 Owns that systemd and its few units, and proves that no process of it is left. Knows nothing of
-what the units start. It has the file system of the machine, but a ``/run``, a ``/tmp`` of units, a
-process table and a tree of control groups of its own.
+what the units start. It has the file system of the machine, but a ``/run``, a process table and a
+tree of control groups of its own. It ends with the process that started it, also by SIGKILL.
 
 Rules: systemd(1), systemctl(1), the container interface of systemd (``container=``), cgroups(7).
 """
@@ -14,10 +14,10 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import textwrap
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from _children import environment
@@ -29,15 +29,14 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _TARGETS = ("sysinit", "basic", "shutdown", "sockets", "umount", "all")
 """Units that systemd wants to exist for others; here they have nothing to do."""
 
-_UNSHARE = ("unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork",
-            "--mount-proc", "--kill-child")  # fmt: skip
+_UNSHARE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--mount", "--uts",
+            "--ipc", "--cgroup", "--fork", "--mount-proc", "--kill-child")  # fmt: skip
 _BOOT = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/system
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-    umount /sys/fs/cgroup
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
 else
     mount -t tmpfs tmpfs /sys/fs/cgroup
@@ -55,6 +54,8 @@ def why_not() -> str | None:
     """Why there can be no systemd of its own here; None where there can."""
     if not SYSTEMD.exists() or shutil.which("systemctl") is None:
         return "systemd is not installed here"
+    if shutil.which("setpriv") is None or shutil.which("unshare") is None:
+        return "setpriv(1) and unshare(1) of util-linux are not installed here"
     if subprocess.run([*_UNSHARE, "true"], capture_output=True, check=False).returncode:
         return "unshare(1) may not make namespaces here (needs CAP_SYS_ADMIN)"
     if not os.access(_hierarchy(), os.W_OK):
@@ -73,6 +74,7 @@ class Systemd:
     """One that runs.
 
     :param place: an empty directory for its units and logs.
+    :ivar cgroup: the control group that holds it and all that it has started.
     """
 
     def __init__(self, place: Path) -> None:
@@ -80,20 +82,30 @@ class Systemd:
         self._units = place / "units"
         self._units.mkdir()
         self._log = place / "systemd.log"
-        self._cgroup = _hierarchy() / f"osloxide-{uuid.uuid4().hex[:8]}"
-        self._cgroup.mkdir()
+        self.cgroup = _hierarchy() / f"osloxide-{uuid.uuid4().hex[:8]}"
+        self._unshare: subprocess.Popen[bytes] | None = None
+        try:
+            self.cgroup.mkdir()
+            self._unshare = self._boot()
+            (self.pid,) = wait_until(self._first, lambda: f"process 1\n{self.log}")
+            wait_until(self._is_up, lambda: f"systemd\n{self.log}")
+        except BaseException:
+            self.close()
+            raise
+
+    def _boot(self) -> subprocess.Popen[bytes]:
         for target in _TARGETS:
             self.write(f"{target}.target", f"[Unit]\nDescription={target}\n")
-        boot = place / "boot"
+        boot = self.place / "boot"
         boot.write_text(
             _BOOT.format(
                 machine=uuid.uuid4().hex, units=shlex.quote(str(self._units)), systemd=SYSTEMD
             )
         )
         words = shlex.join([*_UNSHARE, "sh", str(boot)])
-        entered = f"echo $$ > {shlex.quote(str(self._cgroup / 'cgroup.procs'))}; exec {words}"
+        entered = f"echo $$ > {shlex.quote(str(self.cgroup / 'cgroup.procs'))} && exec {words}"
         with self._log.open("wb") as sink:
-            self._unshare = subprocess.Popen(
+            return subprocess.Popen(
                 ["sh", "-c", entered],
                 env=environment(),
                 stdin=subprocess.DEVNULL,
@@ -101,19 +113,18 @@ class Systemd:
                 stderr=sink,
                 start_new_session=True,
             )
-        try:
-            (self.pid,) = wait_until(lambda: children(self._unshare.pid), "process 1")
-            wait_until(self._is_up, f"systemd\n{self.log}")
-        except BaseException:
-            self.close()
-            raise
 
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def _is_up(self) -> bool:
+    def _first(self) -> list[int]:
+        assert self._unshare is not None
         assert self._unshare.poll() is None, f"systemd has ended\n{self.log}"
+        return children(self._unshare.pid)
+
+    def _is_up(self) -> bool:
+        assert self._first(), f"systemd has ended\n{self.log}"
         return "active" in self.systemctl("is-active", "all.target", check=False).split()
 
     def write(self, name: str, text: str) -> None:
@@ -142,34 +153,48 @@ class Systemd:
 
     def members(self, unit: str) -> list[int]:
         """Processes of *unit*, with their pids outside."""
-        (group,) = self._cgroup.rglob(unit) if self._cgroup.exists() else ()
-        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+        return [pid for group in _groups(self.cgroup) if group.name == unit for pid in _pids(group)]
 
     def is_empty(self, unit: str) -> bool:
         """Whether no process of *unit* is left."""
-        return not any((group / "cgroup.procs").read_text() for group in self._cgroup.rglob(unit))
+        return not self.members(unit)
 
     def outside(self, pid: int) -> int:
         """The pid outside of the process that has *pid* inside."""
-        for group in self._cgroup.rglob("cgroup.procs"):
-            for each in group.read_text().split():
+        for group in _groups(self.cgroup):
+            for each in _pids(group):
                 with contextlib.suppress(OSError):
                     status = Path(f"/proc/{each}/status").read_text()
                     found = re.search(r"^NSpid:.*\t(\d+)$", status, re.MULTILINE)
                     if found is not None and int(found[1]) == pid:
-                        return int(each)
+                        return each
         raise AssertionError(f"no process has pid {pid} inside")
 
     def close(self) -> None:
         """End it and all that it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._unshare.pid, signal.SIGKILL)
-        self._unshare.wait()
-        wait_until(self._has_gone, f"processes below {self._cgroup} are left")
+        if self._unshare is not None:
+            self._unshare.kill()
+            self._unshare.wait()
+        wait_until(lambda: has_gone(self.cgroup), f"no process below {self.cgroup}")
 
-    def _has_gone(self) -> bool:
-        groups = sorted(self._cgroup.rglob("*/"), reverse=True)
-        for group in [*groups, self._cgroup]:
-            with contextlib.suppress(OSError):
-                group.rmdir()  # refused while a process of it lives
-        return not self._cgroup.exists()
+
+def has_gone(cgroup: Path) -> bool:
+    """Whether no process is left in a control group and those below it, which are removed then."""
+    for group in sorted(_groups(cgroup), reverse=True):
+        with contextlib.suppress(OSError):
+            group.rmdir()  # refused while a process of it lives
+    return not cgroup.exists()
+
+
+def _groups(cgroup: Path) -> Iterator[Path]:
+    """*cgroup* and those below it. systemd removes some meanwhile: :func:`os.walk` passes over."""
+    for place, _directories, _files in os.walk(cgroup):
+        yield Path(place)
+
+
+def _pids(group: Path) -> list[int]:
+    """Processes of a control group; none where it was removed meanwhile."""
+    try:
+        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
