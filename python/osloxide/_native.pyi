@@ -498,7 +498,8 @@ def interrupt_thread(
     :returns: False, and nothing is armed, while its innermost frame belongs to the package
         *innermost*, or one of its frames to a module of *anywhere*; from CPython 3.13 on unless it
         waits inside a function in C; and always in an interpreter without a lock (PEP 703), where a
-        look tells nothing. None when there is no such thread.
+        look tells nothing. None when there is no such thread, or *native_id* has ended: the ident of
+        a thread that has ended is given to a new one.
     """
 
 def thread_state(native_id: int) -> str:

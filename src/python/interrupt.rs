@@ -66,6 +66,10 @@ pub(super) fn interrupt_thread(
         // That thread runs on during the look, and is elsewhere when the exception is armed.
         return Ok(Some(false));
     }
+    if has_ended(native_id) {
+        // Another thread may have its ident by now.
+        return Ok(None);
+    }
     let anywhere: Vec<String> = anywhere.extract()?;
     let calls = CALL_CODES.get_or_try_init(py, || call_codes(py))?;
     // SAFETY: both need an attached thread only, which `py` proves. A collection in between could run
@@ -89,6 +93,11 @@ pub(super) fn interrupt_thread(
         unsafe { pyo3::ffi::PyGC_Enable() };
     }
     result
+}
+
+fn has_ended(native_id: i32) -> bool {
+    let state = thread_state(native_id);
+    state.is_empty() || state.starts_with(['X', 'Z'])
 }
 
 fn call_codes(py: Python<'_>) -> PyResult<Vec<u8>> {

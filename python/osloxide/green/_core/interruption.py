@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import collections
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -93,11 +94,17 @@ def due(me: TurnTaker) -> BaseException | None:
 
 
 def interrupt(
-    target: TurnTaker, exception: BaseException, entry: Any = None, *, front: bool = False
+    target: TurnTaker,
+    exception: BaseException,
+    entry: Any = None,
+    *,
+    front: bool = False,
+    computes: bool = True,
 ) -> None:
     """Raise *exception* in *target*: in its wait, or else where it is. Called with the lock.
 
     :param entry: an :class:`Interruption` that may be taken back until it is raised.
+    :param computes: whether code that computes is interrupted; else its next wait raises it.
     """
     if target._state == _turns.DEAD:
         return
@@ -118,7 +125,8 @@ def interrupt(
     if target._pending is None:
         target._pending = collections.deque()
     target._pending.append(entry)
-    _interrupt_later(target, entry)
+    if computes:
+        _interrupt_later(target, entry)
 
 
 def _interrupt_later(target: TurnTaker, entry: Any) -> None:
@@ -135,6 +143,11 @@ def _interrupt_later(target: TurnTaker, entry: Any) -> None:
         if entry.called or target._state == _turns.DEAD:
             return
         if not target._pending or entry not in target._pending:
+            return
+        if _is_replaced(target):
+            target._state = _turns.DEAD
+            target._pending.clear()
+            _turns.let_go(target)
             return
         if target._state == _turns.RUNNING:
             exception = entry.exception
@@ -157,6 +170,18 @@ def _interrupt_later(target: TurnTaker, entry: Any) -> None:
         _turns.clock.call_later(pause, attempt)
 
     _turns.clock.call_later(pause, attempt)
+
+
+def _is_replaced(target: TurnTaker) -> bool:
+    """Whether the thread of *target* has ended and a new one has its ident.
+
+    A thread that this package did not start ends without a word. That of a greenlet which begins is
+    not in the list yet, and a fork leaves the native id of the main thread stale there.
+    """
+    thread = threading._active.get(target._ident)  # type: ignore[attr-defined]
+    if thread is None or thread is threading.main_thread():
+        return False
+    return bool(thread.native_id != target._native_id)
 
 
 def bury(target: TurnTaker, exception: BaseException) -> None:

@@ -1,8 +1,9 @@
 """Threads that this package did not start, as far as they wait here: how another thread ends one.
 
-Owns which greenlet stands for such a thread, and the exception that ends it, as ``kill()`` ends a
-greenthread. Neither starts nor awaits one: thread groups do, which know this by
-:mod:`osloxide.threads.stopping` alone. Rules: eventlet.greenthread for ``kill()``.
+Owns which greenlet stands for such a thread, and the exception that ends it in a wait, as
+``kill()`` ends a greenthread; code of it that computes is not interrupted.
+Neither starts nor awaits one: thread groups do, which know this by :mod:`osloxide.threads.stopping`
+alone. Rules: eventlet.greenthread for ``kill()``.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def enter(me: TurnTaker) -> None:
     thread = threading.current_thread()
     with lock:
         _standing[thread] = me
-    if stopping.is_asked(thread):
-        # Its group was stopped before it waited here for the first time.
-        me._pending = collections.deque([Interruption(GreenletExit())])
+        if stopping.is_asked(thread) and not me._pending:
+            # Its group was stopped before it waited here for the first time.
+            me._pending = collections.deque([Interruption(GreenletExit())])
 
 
 def standing_for(thread: threading.Thread) -> TurnTaker | None:
@@ -66,7 +67,7 @@ def end(thread: threading.Thread, on_unheard: Callable[[], object]) -> bool:
             on_unheard()
 
     with lock:
-        interrupt(target, entry.exception, entry, front=True)
+        interrupt(target, entry.exception, entry, front=True, computes=False)
         if not entry.called:
             _turns.clock.call_later(UNHEARD_AFTER, look)
     if may_wait:
