@@ -52,11 +52,14 @@ from osloxide.green._core.clock import clock
 from osloxide.green._core.turns import lock
 reader, writer = os.pipe()
 waiting = eventlet.spawn(trampoline, reader, read=True)
-eventlet.sleep(0.01)
-with lock:
-    clock._run_before(0.0)
-    clock.collect()
-    print(select.select([clock._bell], [], [], 0)[0] == [clock._bell])
+while True:  # until the thread of the clock sleeps
+    eventlet.sleep(0.01)
+    with lock:
+        if clock._wakes_at > 0:
+            clock._run_before(0.0)
+            clock.collect()
+            print(select.select([clock._bell], [], [], 0)[0] == [clock._bell])
+            break
 os.write(writer, b"x")
 waiting.wait()
 """
@@ -66,3 +69,20 @@ def test_a_thread_that_collects_what_is_due_leaves_the_bell_to_the_thread_of_the
     """Which waits for it in the kernel, and would sleep on."""
     result = run_python(PRELUDE + BELL)
     assert result.stdout == "True\n", result.stderr
+
+
+LISTED = """
+import threading
+from osloxide.threads import own
+waiting = eventlet.spawn(eventlet.sleep, 3600)
+expected = {"green-clock", "GreenThread-1"}
+while not expected <= {thread.name for thread in threading.enumerate()}:
+    eventlet.sleep(0.01)
+print([thread.name for thread in own.of_application()])
+waiting.kill()
+"""
+
+
+def test_the_thread_of_the_clock_is_none_of_the_application() -> None:
+    result = run_python(PRELUDE + LISTED)
+    assert result.stdout == "['GreenThread-1']\n", result.stderr

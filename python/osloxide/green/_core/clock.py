@@ -205,7 +205,7 @@ class Clock:
         """Make sure that the thread runs, and looks again before *due*. With the lock."""
         if self._thread is None:
             self._open()
-            thread = own.enter(threading.Thread(target=self._run, name="green-clock", daemon=True))
+            thread = threading.Thread(target=self._run, name="green-clock", daemon=True)
             self._wakes_at = 0.0
             self._thread = thread
             try:
@@ -323,8 +323,8 @@ def _start(thread: threading.Thread) -> None:
 
 
 def _adopted(thread: threading.Thread) -> None:
-
-    adopted = register_thread(thread.name)
+    # `threading` lists this object, and never *thread*.
+    adopted = own.enter(register_thread(thread.name))
     try:
         thread._target()  # type: ignore[attr-defined]
     finally:
