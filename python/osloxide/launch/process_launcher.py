@@ -49,6 +49,9 @@ STOP_MARGIN = 1.0
 _launchers: weakref.WeakSet[ProcessLauncher] = weakref.WeakSet()
 """Those of this process: its signals and its end concern all of them."""
 
+_waited_for: dict[int, ProcessLauncher] = {}
+"""By pid, the launcher that the main thread supervises, or was asked to."""
+
 
 def _kill_all_workers() -> None:
     for launcher in tuple(_launchers):
@@ -308,7 +311,7 @@ class ProcessLauncher:
         :raises SystemExit: 1, when a worker had to be killed at the deadline. Most callers drop
             what wait() returns, and a stop that lost work must not look like a clean one.
         :raises RuntimeError: not called on the main thread, nor on a greenthread while the main
-            thread waits in something of eventlet's.
+            thread waits in something of eventlet's; or another launcher is waited for.
         """
         if self.no_fork:
             return 0
@@ -323,6 +326,7 @@ class ProcessLauncher:
         _native.install_wakeup()
         self._set_timeouts()
         process_title.of_supervisor()
+        self._claim_main_thread()
         try:
             if self._templates is not None and self.running:
                 self._templates.begin()
@@ -334,6 +338,7 @@ class ProcessLauncher:
             status = 0 if self._supervisor is None else self._supervisor.exit_status()
             _native.uninstall_wakeup()
             self._has_ended.set()
+            self._release_main_thread()
             _native.disarm_deadline()
             if self.sigcaught is None:
                 self._signals.replace(self._handlers().values(), {})
@@ -348,11 +353,19 @@ class ProcessLauncher:
 
         neutron calls it on two greenthreads, and waits for both.
         """
+        if self._has_ended.is_set():
+            return 0
+        if self._claim_main_thread() is not self:
+            raise RuntimeError(
+                "another ProcessLauncher is waited for on the main thread already; launch both "
+                "services with one"
+            )
         status: int = 0
         try:
             with self._until_green_thread_is_killed():
                 status = main_thread.run(lambda: 0 if self._has_ended.is_set() else self.wait())
         except main_thread.NotLentError as exc:
+            self._release_main_thread()
             raise RuntimeError(
                 "ProcessLauncher.wait() was called on thread "
                 f"{threading.current_thread().name}; workers can only be forked and signals only "
@@ -360,7 +373,24 @@ class ProcessLauncher:
             ) from exc
         if not self._has_ended.is_set():
             self.stop()
+            status = 0 if self._supervisor is None else self._supervisor.exit_status()
+        if status != 0:
+            raise SystemExit(status)
         return status
+
+    def _claim_main_thread(self) -> ProcessLauncher:
+        """The launcher that the main thread supervises until it has ended: this one, if it is free.
+
+        It supervises one at a time; a second would silently get no worker replaced.
+        """
+        first = _waited_for.setdefault(os.getpid(), self)
+        if first._has_ended.is_set():
+            _waited_for[os.getpid()] = first = self
+        return first
+
+    def _release_main_thread(self) -> None:
+        if _waited_for.get(os.getpid()) is self:
+            _waited_for.pop(os.getpid(), None)
 
     def _supervise(self) -> None:
         """Rounds of supervising, each ended by a signal, until one asks to stop."""

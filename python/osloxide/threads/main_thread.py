@@ -29,7 +29,7 @@ def serve(lender: Lender) -> None:
 def run(function: Callable[[], Any]) -> Any:
     """Run *function* on the main thread, as soon as that waits; wait for it.
 
-    :raises NotLentError: nothing here can ask the main thread.
+    :raises NotLentError: nothing here can ask the main thread, or it has not waited for a while.
     """
     if _lender is None:
         raise NotLentError("which does not wait in anything of eventlet's")

@@ -16,6 +16,9 @@ from osloxide.green._core.turns import local, lock
 
 _errands: collections.deque[Callable[[], object]] = collections.deque()
 
+_is_running = False
+"""Whether the main thread is in one."""
+
 
 def add(function: Callable[[], object]) -> None:
     """Let the main thread call *function*, which must not raise, now or at its next wait here."""
@@ -26,19 +29,34 @@ def add(function: Callable[[], object]) -> None:
             main._turnstile.release()
 
 
+def take_back(function: Callable[[], object]) -> bool:
+    """Let the main thread not call *function*.
+
+    :returns: False when it has begun to, or calls another one first.
+    """
+    with lock:
+        if _is_running or function not in _errands:
+            return False
+        _errands.remove(function)
+        return True
+
+
 def run_all() -> None:
     """On the main thread, in its wait: call what is there."""
+    global _is_running
     me, current, main = local.carrier, local.current, _turns.main
     while True:
         with lock:
             if not _errands:
                 return
             function = _errands.popleft()
+            was_running, _is_running = _is_running, True
         local.carrier = local.current = None
         try:
             function()
         finally:
             with lock:
+                _is_running = was_running
                 _end(local.carrier)
                 local.carrier, local.current, _turns.main = me, current, main
 
@@ -55,4 +73,11 @@ def are_there() -> bool:
     return bool(_errands)
 
 
-os.register_at_fork(after_in_child=_errands.clear)
+def _forget() -> None:
+    """A forked child calls nothing that its parent was asked for."""
+    global _is_running
+    _errands.clear()
+    _is_running = False
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -318,7 +318,8 @@ def _forget() -> None:
     if me is not None:
         me._ident, me._native_id = _thread.get_ident(), _thread.get_native_id()
         me._pending = None
-        main = me
+    # The thread that has forked is the main one of the child, also one that has never waited here.
+    main = me
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -138,8 +138,9 @@ def await_turn(me: TurnTaker) -> Any:
         if me is _turns.main and errands.are_there():
             errands.run_all()
         me._turnstile.acquire()
-        while me._state == _turns.PARKED:
-            # Opened for something that the main thread is to do meanwhile.
+        while me._state != _turns.RUNNING:
+            # Opened for something that the main thread is to do meanwhile; left open since, where
+            # its turn came as it had just taken the turnstile.
             errands.run_all()
             me._turnstile.acquire()
     except BaseException:
