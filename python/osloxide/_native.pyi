@@ -705,13 +705,14 @@ class AmqpSubscription:
         delivery, is given up."""
     def stop(self, timeout: float) -> bool:
         """End deliveries; what was delivered can still be settled. False after *timeout* seconds:
-        then nothing more is handed out, and the consumers are cancelled when the broker allows."""
+        then nothing more is handed out but what nothing delivers again, and the consumers are cancelled
+        when the broker allows."""
     def close(self, timeout: float) -> bool:
         """Give up what is not settled, delete queues of its own, and close the channel. False after
         *timeout* seconds."""
     @property
     def is_over(self) -> bool:
-        """Nothing will be handed out any more, and :meth:`next` returns at once."""
+        """Nothing more will come: what :meth:`next` does not return now, at once, it never will."""
     def take_closures(self) -> list[tuple[str, float | None]]:
         """Why the broker has closed the channel since this was asked last, each time; and for how
         many seconds the first delivery had waited then that was not picked up."""

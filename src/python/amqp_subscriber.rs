@@ -109,6 +109,7 @@ impl AmqpSubscriber {
 
     fn subscribe(
         &self,
+        py: Python<'_>,
         queues: Vec<Bound<'_, AmqpQueue>>,
         prefetch: u16,
     ) -> PyResult<AmqpSubscription> {
@@ -117,7 +118,7 @@ impl AmqpSubscriber {
             .map(|queue| queue.get().queue.clone())
             .collect();
         Ok(AmqpSubscription {
-            subscription: self.subscriber.subscribe(queues, prefetch)?,
+            subscription: py.detach(|| self.subscriber.subscribe(queues, prefetch))?,
         })
     }
 

@@ -35,7 +35,11 @@ pub const MOST_WORKERS: usize = scoreboard::CAPACITY / 2 - 1;
 /// handler of the application.
 const POLL_WITHOUT_PIDFD: Duration = Duration::from_secs(1);
 
-/// How often the remains of workers are asked for that a tracer keeps.
+/// How long a tracer has to wait for a worker that has ended under it, and how often the parent looks
+/// whether it has; then the worker's status is given up.
+const TRACER_GRACE: Duration = Duration::from_secs(1);
+const LOOK_AT_TRACED: Duration = Duration::from_millis(50);
+/// How often the remains of workers are asked for that a tracer keeps for longer.
 const FETCH_TRACED: Duration = Duration::from_secs(10);
 
 /// How long process 1 leaves an ended child that is no worker to code that may be waiting for it.
@@ -121,6 +125,8 @@ struct Live {
     row: Option<usize>,
     /// When it was first seen stopped by a signal, while it is.
     stopped: Option<Instant>,
+    /// Since when its end is known though it could not be reaped.
+    unfetched: Option<Instant>,
 }
 
 enum Step {
@@ -319,8 +325,11 @@ impl<P: Processes> Supervisor<P> {
                 watch,
                 row,
                 stopped: None,
+                unfetched: None,
             },
         );
+        // Other code has reaped the one that had this pid.
+        inner.traced.retain(|traced| *traced != pid);
         inner.act();
         Ok(is_watched)
     }
@@ -486,12 +495,18 @@ impl<P: Processes> Inner<P> {
         if self.roster.has_ended() {
             return Step::Ended;
         }
-        let watches = self.live.values().filter_map(|live| live.watch.clone());
+        // One whose end is known would be told of for ever.
+        let awaited = self.live.values().filter(|live| live.unfetched.is_none());
+        let watches = awaited.filter_map(|live| live.watch.clone());
         let fds = self.pipes.incoming().into_iter().chain(watches);
         let fds = fds.chain(self.templates.iter().cloned()).collect();
         let is_blind = self.live.values().any(|live| live.watch.is_none());
         let look_again = is_blind.then(|| now + POLL_WITHOUT_PIDFD);
-        let fetch_by = (!self.traced.is_empty()).then(|| now + FETCH_TRACED);
+        let fetch_by = if self.live.values().any(|live| live.unfetched.is_some()) {
+            Some(now + LOOK_AT_TRACED)
+        } else {
+            (!self.traced.is_empty()).then(|| now + FETCH_TRACED)
+        };
         let hung_by = self
             .hang_detector
             .filter(|_| !self.live.is_empty())
@@ -534,8 +549,9 @@ impl<P: Processes> Inner<P> {
     }
 
     /// A worker whose end is told and which cannot be reaped has a tracer that has not waited for
-    /// it, such as a debugger at its prompt: ptrace(2) lets the parent have it only after that. It
-    /// runs no more, so it is gone for the roster; its remains are fetched when they are to be had.
+    /// it: ptrace(2) lets the parent have it only after that. strace(1) waits at once; a debugger at its
+    /// prompt does not. The worker runs no more, so after [`TRACER_GRACE`] it is gone for the roster,
+    /// and its remains are fetched when they are to be had.
     fn reap_traced(&mut self, now: Instant) {
         self.traced
             .retain(|pid| self.processes.reap(*pid).is_none());
@@ -552,6 +568,11 @@ impl<P: Processes> Inner<P> {
             // It may have ended only since it was looked at.
             let status = self.processes.reap(*pid);
             if status.is_none() {
+                let live = self.live.get_mut(pid);
+                let since = live.map_or(now, |live| *live.unfetched.get_or_insert(now));
+                if now < since + TRACER_GRACE {
+                    continue;
+                }
                 self.traced.push(*pid);
             }
             self.ended(*pid, status.unwrap_or(process::LOST_STATUS), now);

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import Program, wait_until
 from procfs import children, stat
-from support.tracing import traced
+from support.tracing import fetch, traced
 
 Start = Callable[..., Program]
 
@@ -79,6 +79,24 @@ def test_a_worker_that_dies_under_a_debugger_is_replaced_and_costs_its_parent_no
 
         # The end of the worker is told for as long as the debugger does not wait for it.
         wait_until(is_asleep, "the parent sleeps, and does not go round and round")
+    # What was left of it is fetched beside the next that ends.
+    program.send(signal.SIGKILL, program.workers()[0])
+    program.expect("wait", 4)
+    wait_until(lambda: victim not in zombies(program.pid), "nothing is left of it")
+    assert stop(program) == 0
+
+
+def test_the_status_of_a_worker_is_known_whose_tracer_waits_for_it(running: Start) -> None:
+    program = running("probe.py", "--workers", "2")
+    program.expect("wait", 2)
+    victim = program.workers()[0]
+
+    with traced(victim):
+        program.send(signal.SIGKILL, victim)
+        assert fetch(victim) == signal.SIGKILL
+        program.expect("wait", 3)
+
+    program.expect_log(f"Child {victim} killed by signal 9")
     assert stop(program) == 0
 
 

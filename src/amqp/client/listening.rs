@@ -74,8 +74,8 @@ pub enum Standing {
 pub enum Arrival {
     /// One.
     Message(Delivery),
-    /// The listener is stopped, and nothing is left, or nothing is handed out any more; or the broker
-    /// has closed its channel, and why was not asked yet.
+    /// The listener is stopped, and nothing is left that is still handed out; or the broker has closed
+    /// its channel, and why was not asked yet.
     Interrupted,
     /// Nothing yet.
     TimedOut,
@@ -116,8 +116,8 @@ struct Inner {
     standing: Option<Standing>,
     wanted: Stage,
     reached: Stage,
-    /// The listener does not wait for its end any longer: nothing is handed out, though the broker
-    /// may still deliver.
+    /// The listener does not wait for its end any longer: nothing is handed out but what nothing delivers
+    /// again, though the broker may still deliver.
     is_muted: bool,
     /// The broker has cancelled a consumer.
     is_cancelled: bool,
@@ -256,11 +256,17 @@ impl Listening {
     /// Hands out nothing more but what nothing delivers again. The rest is given back once the broker
     /// delivers nothing more: before, it would come again at once.
     pub(super) fn mute(&self) {
-        self.inner.lock().is_muted = true;
+        let mut inner = self.inner.lock();
+        inner.is_muted = true;
+        if inner.is_quiet() {
+            // The broker has answered since the wait for it ended.
+            inner.give_back();
+        }
+        drop(inner);
         self.changed.notify_all();
     }
 
-    /// Nothing will ever be handed out again.
+    /// Nothing more will come: what `next` does not return now it never will.
     pub(super) fn is_over(&self) -> bool {
         let inner = self.inner.lock();
         inner.is_muted || inner.reached == Stage::Closed
@@ -291,9 +297,13 @@ impl Listening {
     }
 
     /// Acknowledges what has waited for a thread for *longest*, before the broker closes the channel
-    /// over it; how long each has.
+    /// over it; how long each has. Nothing after a stop: what no thread takes then goes back to the
+    /// broker, and it would be lost.
     pub(super) fn acknowledge_old(&self, longest: Duration) -> Vec<Duration> {
         let mut inner = self.inner.lock();
+        if inner.wanted > Stage::Consuming || inner.is_muted {
+            return Vec::new();
+        }
         let epoch = inner.epoch;
         let tags: Vec<_> = inner
             .waiting
@@ -413,11 +423,13 @@ impl Listening {
     }
 
     /// It does not come about.
+    /// No lock may be held: see [`warn_of_lost`].
     pub(super) fn end(&self, standing: Standing) {
         self.inner.lock().standing = Some(standing);
         self.reach(Stage::Closed);
     }
 
+    /// No lock may be held: see [`warn_of_lost`].
     pub(super) fn reach(&self, stage: Stage) {
         warn_of_lost(self.advance(stage));
     }
@@ -603,7 +615,8 @@ fn is_last(waiting: &BTreeMap<(u64, u64), Waiting>, delivery: &Delivery) -> bool
     !delivery.is_kept || is_early()
 }
 
-/// Names requests that are dropped though nothing delivers them again. No lock may be held.
+/// Names requests that are dropped though nothing delivers them again. No lock may be held: a warning
+/// needs the interpreter, and a thread that has it may wait for the lock.
 pub fn warn_of_lost(count: usize) {
     if count > 0 {
         tracing::warn!(

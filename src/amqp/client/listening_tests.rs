@@ -274,6 +274,38 @@ fn what_nothing_delivers_again_is_handed_out_after_a_stop_that_took_too_long() {
 }
 
 #[test]
+fn nothing_is_acknowledged_early_after_a_stop_for_it_goes_back() {
+    let fixture = Fixture::new();
+    fixture.room.store(0, Ordering::SeqCst);
+    fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
+    fixture.listening.want(Stage::Stopped);
+    fixture.listening.reach(Stage::Stopped);
+    let fetched = fixture.polled().unwrap();
+    fixture.said();
+
+    let acknowledged = fixture.listening.acknowledge_old(Duration::ZERO);
+
+    assert!(acknowledged.is_empty(), "it would be lost");
+    assert!(fetched.give_back());
+    assert_eq!(fixture.said(), [methods::requeue(CHANNEL, 1)]);
+}
+
+#[test]
+fn what_arrived_is_given_back_also_where_the_broker_answers_a_stop_as_the_wait_for_it_ends() {
+    let fixture = Fixture::new();
+    fixture.room.store(0, Ordering::SeqCst);
+    fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
+    fixture.listening.want(Stage::Stopped);
+    fixture.listening.reach(Stage::Stopped);
+    fixture.said();
+
+    fixture.listening.mute();
+
+    assert_eq!(fixture.said(), [methods::requeue(CHANNEL, 1)]);
+    assert!(fixture.polled().is_none());
+}
+
+#[test]
 fn a_request_that_will_not_run_here_is_given_back_once_or_known_to_be_lost() {
     let fixture = Fixture::new();
     let kept = fixture.request(1, "1");

@@ -28,7 +28,9 @@ use super::conversation::Conversation;
 use super::declaring;
 use super::delivery::Sink;
 use super::dialer::Dialer;
-use super::listening::{Arrival, Closure, LastSeen, Listening, Queue, Stage, Standing, Step};
+use super::listening::{
+    Arrival, Closure, LastSeen, Listening, Queue, Stage, Standing, Step, warn_of_lost,
+};
 use super::methods::{self, Method, Refusal};
 use super::{Client, Options};
 use crate::amqp::heartbeat::{Heartbeats, LONGEST_FREEZE};
@@ -207,8 +209,8 @@ impl Subscription {
     }
 
     /// Ends deliveries; waits for that until *deadline*. What was delivered can still be settled.
-    /// False when *deadline* passed first: then nothing more is handed out, and the consumers are
-    /// cancelled as soon as the broker has answered what it was asked before.
+    /// False when *deadline* passed first: then nothing more is handed out but what nothing delivers again,
+    /// and the consumers are cancelled as soon as the broker has answered what it was asked before.
     #[must_use]
     pub fn stop(&self, deadline: Instant) -> bool {
         self.end(Stage::Stopped, deadline)
@@ -236,8 +238,8 @@ impl Subscription {
         is_reached
     }
 
-    /// Nothing will ever be handed out again: it is closed, or its subscriber, or its end took too
-    /// long.
+    /// Nothing more will come, and what [`Subscription::next`] does not return now it never will: it is
+    /// closed, or its subscriber, or its end took too long.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.listening.is_over()
@@ -419,32 +421,36 @@ impl Thread {
     /// Whether nothing is left to be done. Decided under the lock of those who come.
     fn leaves(&self) -> bool {
         self.end_offline();
+        let mut lost = 0;
         let mut state = self.shared.state.lock();
         if self.is_closing() {
             for listening in state.listenings.drain(..) {
                 listening.end_epoch(None);
-                listening.reach(Stage::Closed);
+                lost += listening.advance(Stage::Closed);
             }
         }
-        if !state.listenings.is_empty() {
-            return false;
-        }
-        state.has_thread = false;
+        let is_left = state.listenings.is_empty();
+        state.has_thread = !is_left;
         drop(state);
-        self.shared.has_left.notify_all();
-        true
+        warn_of_lost(lost);
+        if is_left {
+            self.shared.has_left.notify_all();
+        }
+        is_left
     }
 
     /// Ends listeners while there is no connection.
     fn end_offline(&self) {
+        let mut lost = 0;
         self.shared.state.lock().listenings.retain(|listening| {
             let step = listening.step(Instant::now());
             let is_closed = matches!(step, Ok(Step::Close(_)));
             if is_closed {
-                listening.reach(Stage::Closed);
+                lost += listening.advance(Stage::Closed);
             }
             !is_closed
         });
+        warn_of_lost(lost);
     }
 
     /// From one attempt to connect to the end of the connection, and the pause after it.
@@ -464,7 +470,8 @@ impl Thread {
             Ok(connected) => connected,
             Err((text, is_permanent)) => {
                 if is_permanent && !self.dialer.has_connected() {
-                    for listening in shared.state.lock().listenings.drain(..) {
+                    let ended = std::mem::take(&mut shared.state.lock().listenings);
+                    for listening in ended {
                         listening.end(Standing::Unusable(text.clone()));
                     }
                     return;

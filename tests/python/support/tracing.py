@@ -19,6 +19,11 @@ _SEIZE, _DETACH = 0x4206, 17
 _WALL = 0x40000000
 
 
+def fetch(pid: int) -> int:
+    """Wait for the end of *pid*, which the caller traces, as strace(1) does; its wait status."""
+    return os.waitpid(pid, _WALL)[1]
+
+
 @contextlib.contextmanager
 def traced(pid: int) -> Iterator[None]:
     """Trace *pid* for the length of the block; its remains are this process's until then.
