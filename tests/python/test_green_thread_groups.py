@@ -31,12 +31,20 @@ def accept() -> None:
         listener.accept()
 
 
+def wait_for_another() -> None:
+    other = green.spawn(green.sleep, 3600)
+    try:
+        other.wait()
+    finally:
+        other.kill()
+
+
 WAITS: dict[str, Callable[[], object]] = {
     "sleep": lambda: green.sleep(3600),
     "event": lambda: event.Event().wait(),
     "queue": lambda: green.Queue().get(),
     "semaphore": lambda: green.Semaphore(0).acquire(),
-    "greenthread": lambda: green.spawn(green.sleep, 3600).wait(),
+    "greenthread": wait_for_another,
     "accept": accept,
 }
 

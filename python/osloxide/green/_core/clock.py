@@ -10,6 +10,7 @@ back and when.
 
 from __future__ import annotations
 
+import _thread
 import collections
 import contextlib
 import heapq
@@ -17,7 +18,6 @@ import itertools
 import logging
 import os
 import select
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +59,7 @@ class Clock:
         self._epoll: Any = None
         self._bell = -1
         self._masks: dict[int, int] = {}
-        self._thread: threading.Thread | None = None
+        self._has_thread = False
         self._wakes_at = 0.0
         self._seen: tuple[int, float | None, str] = (-1, None, "")
         """Number of the turn that was looked at; what its holder had used then, None before the
@@ -203,15 +203,15 @@ class Clock:
 
     def _run_before(self, due: float) -> None:
         """Make sure that the thread runs, and looks again before *due*. With the lock."""
-        if self._thread is None:
+        if not self._has_thread:
             self._open()
-            thread = threading.Thread(target=self._run, name="green-clock", daemon=True)
             self._wakes_at = 0.0
-            self._thread = thread
+            self._has_thread = True
             try:
-                _start(thread)
+                # Without waiting for it: it begins with the lock that the caller holds.
+                _thread.start_new_thread(_adopted, (self._run,))
             except (RuntimeError, MemoryError):
-                self._thread = None
+                self._has_thread = False
                 raise
         elif due < self._wakes_at:
             self._wakes_at = 0.0
@@ -233,13 +233,13 @@ class Clock:
             self.dropped > 1000 and self.dropped > len(self.heap) / 2
         ):
             self.purge()
-            if not self.heap and self._thread is not None:
+            if not self.heap and self._has_thread:
                 self._run_before(0.0)
 
     def contended(self) -> None:
         """A greenthread waits for the baton. With the lock."""
         now = time.monotonic()
-        if self._thread is None or self._wakes_at > now + 2 * _LOOK:
+        if not self._has_thread or self._wakes_at > now + 2 * _LOOK:
             self._run_before(now + _LOOK)
 
     def _run(self) -> None:
@@ -272,7 +272,7 @@ class Clock:
                     elif idle_since is None:
                         idle_since, wait = now, _LINGER
                     elif now - idle_since >= _LINGER and not self._failures:
-                        self._thread = None
+                        self._has_thread = False
                         return
                     else:
                         wait = _LINGER
@@ -315,18 +315,11 @@ class Clock:
             self._seen = (count, since, state)
 
 
-def _start(thread: threading.Thread) -> None:
-    """Start *thread* without waiting for it: it begins with the lock that the caller holds."""
-    import _thread
-
-    _thread.start_new_thread(_adopted, (thread,))
-
-
-def _adopted(thread: threading.Thread) -> None:
-    # `threading` lists this object, and never *thread*.
-    adopted = own.enter(register_thread(thread.name))
+def _adopted(run: Callable[[], None]) -> None:
+    """The whole life of the clock's thread, which is none of the application's."""
+    adopted = own.enter(register_thread("green-clock"))
     try:
-        thread._target()  # type: ignore[attr-defined]
+        run()
     finally:
         adopted.leave()  # type: ignore[attr-defined]
 
