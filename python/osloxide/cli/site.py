@@ -179,9 +179,7 @@ def _keep_out_of_collections() -> None:
 
     if gc.isenabled():
         gc.collect()  # what is garbage now would stay for ever
-        if os.getpid() == 1:
-            orphans.remember()
-        gc.freeze()
+        orphans.freeze()
 
 
 def site_service(

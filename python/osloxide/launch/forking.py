@@ -10,7 +10,6 @@ Forks nothing.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import platform
@@ -102,9 +101,7 @@ def prepare() -> None:
         )
     if _gc_is_frozen:
         return
-    if os.getpid() == 1:
-        orphans.remember()
-    gc.freeze()
+    orphans.freeze()
     _gc_is_frozen = True
     others = [thread.name for thread in own.of_application()]
     if others:

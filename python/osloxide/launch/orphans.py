@@ -45,10 +45,15 @@ _looked_at = float("-inf")
 _pids: frozenset[int] = frozenset()
 
 
-def remember() -> None:
-    """Note what there is now: ``gc.freeze()`` follows, and hides it from later looks."""
-    for popen in _popens():
-        _frozen.add(popen)
+def freeze() -> None:
+    """Keep what there is now from the collector, as ``gc.freeze()`` does.
+
+    That hides it from the looks of process 1 as well, which notes it first.
+    """
+    if os.getpid() == 1:
+        for popen in _popens():
+            _frozen.add(popen)
+    gc.freeze()
 
 
 def belongs_to_application(pid: int) -> bool:

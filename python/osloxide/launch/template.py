@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from osloxide import _native, exceptions
-from osloxide.launch import ending, fault_dump, forking, process_title, systemd
+from osloxide.launch import ending, fault_dump, forking, orphans, process_title, systemd
 from osloxide.signals import careful_log, policy, shutdown, signal_handler
 
 LOG = careful_log.logger(__name__)
@@ -401,7 +401,7 @@ class _Process:
             else:
                 # Once more, for what loading made: a collection in a worker would copy its pages.
                 gc.collect()
-                gc.freeze()
+                orphans.freeze()
                 self._channel.send(_LOADED)
                 self._serve()
                 status = 0
