@@ -174,6 +174,25 @@ def test_a_server_in_a_stopped_group_answers_what_it_has_and_wait_awaits_it(
     assert "wsgi exited" in log.getvalue()
 
 
+def assert_ends_at_its_next_wait(
+    group: threadgroup.ThreadGroup,
+    gate: threading.Event,
+    work: Callable[[], None],
+    begun: threading.Event,
+    ended: threading.Event,
+) -> None:
+    """*work* is stopped before *gate* opens, is not awaited, and ends behind it."""
+    group.add_thread(work)
+    assert begun.wait(TIMEOUT)
+
+    group.stop()
+    group.wait()
+
+    assert not ended.is_set()
+    gate.set()
+    assert ended.wait(TIMEOUT)
+
+
 def test_a_thread_that_comes_to_no_such_wait_is_not_awaited_for_long_and_ends_at_the_next(
     group: threadgroup.ThreadGroup, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,15 +208,7 @@ def test_a_thread_that_comes_to_no_such_wait_is_not_awaited_for_long_and_ends_at
         except GreenletExit:
             ended.set()
 
-    group.add_thread(work)
-    assert begun.wait(TIMEOUT)
-
-    group.stop()
-    group.wait()
-
-    assert not ended.is_set()
-    gate.set()
-    assert ended.wait(TIMEOUT)
+    assert_ends_at_its_next_wait(group, gate, work, begun, ended)
 
 
 def test_a_thread_whose_first_such_wait_comes_after_the_stop_ends_there(
@@ -213,15 +224,7 @@ def test_a_thread_whose_first_such_wait_comes_after_the_stop_ends_there(
         except GreenletExit:
             ended.set()
 
-    group.add_thread(work)
-    assert begun.wait(TIMEOUT)
-
-    group.stop()
-    group.wait()
-
-    assert not ended.is_set()
-    gate.set()
-    assert ended.wait(TIMEOUT)
+    assert_ends_at_its_next_wait(group, gate, work, begun, ended)
 
 
 def test_a_graceful_stop_interrupts_nothing(group: threadgroup.ThreadGroup) -> None:

@@ -161,18 +161,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         assert running.stop() == 0, running.log
 
 
-@pytest.mark.parametrize("path", ["/generated", "/counted", "/write", "/file", "/object"])
-def test_a_gigabyte_passes_through_little_memory(site: Site, path: str) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "path"),
+    [
+        *(("http", path) for path in ("/generated", "/counted", "/write", "/file", "/object")),
+        *(("https", path) for path in ("/generated", "/file")),
+    ],
+)
+def test_a_gigabyte_passes_through_little_memory(site: Site, scheme: str, path: str) -> None:
     before = forget_peak(site.pid)
-    with site.asked("http", path) as client:
-        assert_whole(path, *take(client))
-    assert peak_bytes(site.pid) < before + SLACK
-
-
-@pytest.mark.parametrize("path", ["/generated", "/file"])
-def test_a_gigabyte_that_is_encrypted_passes_through_little_memory(site: Site, path: str) -> None:
-    before = forget_peak(site.pid)
-    with site.asked("https", path) as client:
+    with site.asked(scheme, path) as client:
         assert_whole(path, *take(client))
     assert peak_bytes(site.pid) < before + SLACK
 

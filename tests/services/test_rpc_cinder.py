@@ -243,6 +243,17 @@ def deployment(services: Deployment) -> Iterator[Deployment]:
     services.end_users()
 
 
+def nothing_lost_or_doubled(deployment: Deployment, users: Users, figure: Figure) -> Counted:
+    """What became of all that *users* have sent, once they go on after a fault."""
+    deployment.await_progress(users)
+    counted = deployment.count(users)
+
+    figure(counted.summary())
+    assert counted.created == counted.sent
+    assert not counted.doubled
+    return counted
+
+
 def test_sighup_loses_and_doubles_nothing(deployment: Deployment, figure: Figure) -> None:
     families = [[s.pid, *s.workers()] for s in (deployment.scheduler, deployment.volume)]
     users = deployment.users()
@@ -254,12 +265,7 @@ def test_sighup_loses_and_doubles_nothing(deployment: Deployment, figure: Figure
             service.signal(signal.SIGHUP)
             change = rf"DEFAULT.debug changed from \[{not debug}\]"
             service.wait_log(change, since=mark, times=1 + len(service.workers()))
-    deployment.await_progress(users)
-    counted = deployment.count(users)
-
-    figure(counted.summary())
-    assert counted.created == counted.sent
-    assert not counted.doubled
+    counted = nothing_lost_or_doubled(deployment, users, figure)
     assert not counted.failures
     assert families == [[s.pid, *s.workers()] for s in (deployment.scheduler, deployment.volume)]
 
@@ -314,12 +320,7 @@ def test_sigterm_and_a_new_start_lose_and_double_nothing(
         service = getattr(deployment, name)
         assert stop_politely(service) == 0, service.text()[-3000:]
         deployment.restart(name)
-    deployment.await_progress(users)
-    counted = deployment.count(users)
-
-    figure(counted.summary())
-    assert counted.created == counted.sent
-    assert not counted.doubled
+    counted = nothing_lost_or_doubled(deployment, users, figure)
     assert not counted.failures
 
 
@@ -331,12 +332,8 @@ def test_connections_that_the_broker_closes_lose_and_double_nothing(
     for _ in range(2):
         deployment.broker.close_connections()
         deployment.await_progress(users)
-    counted = deployment.count(users)
-
-    figure(counted.summary())
-    assert counted.created == counted.sent
     # What comes twice is known by its id, since one process runs all of it.
-    assert not counted.doubled
+    counted = nothing_lost_or_doubled(deployment, users, figure)
     assert not counted.failures
 
 
@@ -348,14 +345,9 @@ def test_a_crash_of_the_broker_loses_and_doubles_no_cast(
 
     deployment.broker.kill_server()
     deployment.broker.start_server()
-    deployment.await_progress(users)
-    counted = deployment.count(users)
-
-    figure(counted.summary())
-    assert counted.created == counted.sent
     # Confirmations get lost both ways; what comes twice is known by its id, since one process runs
     # all of it.
-    assert not counted.doubled
+    counted = nothing_lost_or_doubled(deployment, users, figure)
     # Replies wait in transient queues: each call in flight may end by a timeout, once.
     assert sum(counted.failures.values()) <= 2 * CALLERS
     assert families == [[s.pid, *s.workers()] for s in (deployment.scheduler, deployment.volume)]

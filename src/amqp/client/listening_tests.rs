@@ -71,6 +71,17 @@ impl Fixture {
         fixture
     }
 
+    /// Three requests that no pool took, two of which were acknowledged since they had waited for long.
+    fn with_two_early_of_three() -> Self {
+        let fixture = Self::new();
+        fixture.room.store(0, Ordering::SeqCst);
+        fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
+        fixture.deliver(1, 2, &REQUEST.replace("ID", "2"));
+        assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 2);
+        fixture.deliver(1, 3, &REQUEST.replace("ID", "3"));
+        fixture
+    }
+
     fn open(&self) {
         self.listening.open(CHANNEL, Box::new(self.wire.clone()));
     }
@@ -226,12 +237,7 @@ fn what_was_acknowledged_early_is_handed_out_though_its_channel_is_closed() {
 
 #[test]
 fn nothing_more_is_said_of_what_was_acknowledged_early() {
-    let fixture = Fixture::new();
-    fixture.room.store(0, Ordering::SeqCst);
-    fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
-    fixture.deliver(1, 2, &REQUEST.replace("ID", "2"));
-    assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 2);
-    fixture.deliver(1, 3, &REQUEST.replace("ID", "3"));
+    let fixture = Fixture::with_two_early_of_three();
     let first = fixture.polled().unwrap();
     fixture.said();
 
@@ -247,12 +253,7 @@ fn nothing_more_is_said_of_what_was_acknowledged_early() {
 
 #[test]
 fn what_nothing_delivers_again_is_handed_out_after_a_stop_that_took_too_long() {
-    let fixture = Fixture::new();
-    fixture.room.store(0, Ordering::SeqCst);
-    fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
-    fixture.deliver(1, 2, &REQUEST.replace("ID", "2"));
-    assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 2);
-    fixture.deliver(1, 3, &REQUEST.replace("ID", "3"));
+    let fixture = Fixture::with_two_early_of_three();
     fixture.deliver(2, 4, &REQUEST.replace("ID", "4"));
     fixture.said();
 
