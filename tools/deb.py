@@ -4,11 +4,17 @@ Owns the steps from a checkout to a ``.deb``: what debian/ says is built with th
 cargo, rustc, maturin and CPythons, without a network, and copied to dist/. Installs nothing on this
 machine. Needs root for the tree (tools/debian_tree.py).
 
+The sources are unpacked at one place below target/, and what cargo compiled is kept beside it:
+cargo compiles a crate anew that it finds at another path. It knows a vendored crate by its checksum
+and the files of osloxide by their times, so these get the time of their unpacking: an archive has
+the same one for every version of a file.
+
     tools/deb.py [--release sid] [--unoptimised]       prints the paths of the packages
     tools/deb.py --install                             and installs them in the tree
 """
 
 import argparse
+import fcntl
 import hashlib
 import os
 import re
@@ -54,37 +60,52 @@ def digest(release: str, unoptimised: bool) -> str:
 
 def packages(release: str, unoptimised: bool) -> list[Path]:
     """The packages, built only when their inputs have changed; the one with the module first."""
-    out = ROOT / "dist" / f"debian-{release}{'-unoptimised' if unoptimised else ''}"
+    name = f"debian-{release}{'-unoptimised' if unoptimised else ''}"
+    out, place = ROOT / "dist" / name, ROOT / "target" / name
     stamp = out / "inputs"
-    wanted = digest(release, unoptimised)
-    if not (stamp.exists() and stamp.read_text() == wanted):
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        debian_tree.install(release, build_dependencies())
-        with tempfile.TemporaryDirectory(prefix="osloxide-deb-", dir="/tmp") as name:
-            build(release, Path(name), out, unoptimised)
-        stamp.write_text(wanted)
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = digest(release, unoptimised)
+        if not (stamp.exists() and stamp.read_text() == wanted):
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            debian_tree.install(release, build_dependencies())
+            build(release, place, out, unoptimised)
+            stamp.write_text(wanted)
     return sorted(out.glob("*.deb"), key=lambda path: ("dbgsym" in path.name, path.name))
 
 
-def build(release: str, work: Path, out: Path, unoptimised: bool) -> None:
-    """Unpack the sources in *work*, build there, and copy the packages to *out*."""
+def unpack(archive: Path, into: Path) -> Path:
+    """The folder that the source distribution *archive* has, unpacked below *into*.
+
+    Files outside of vendor/ get the time of now, so that cargo compiles what has changed.
+    """
+    with tarfile.open(archive) as source:
+        source.extractall(into, filter="data")
+    (tree,) = (path for path in into.iterdir() if path.is_dir())
+    for entry in tree.iterdir():
+        for path in [entry, *entry.rglob("*")] if entry.name != "vendor" else ():
+            os.utime(path)
+    return tree
+
+
+def build(release: str, place: Path, out: Path, unoptimised: bool) -> None:
+    """Unpack the sources below *place*, build there, and copy the packages to *out*."""
+    work = place / "sources"
+    shutil.rmtree(work, ignore_errors=True)
     wheels.source_distribution(work, vendored=True, effort=1)
     (vendored,) = work.glob("*+vendored.tar.gz")
     version = vendored.name.removeprefix("osloxide-").removesuffix("+vendored.tar.gz")
-    vendored.rename(work / f"osloxide_{version}.orig.tar.gz")
-    with tarfile.open(work / f"osloxide_{version}.orig.tar.gz") as archive:
-        archive.extractall(work, filter="data")
-    source = work / f"osloxide-{version}"
+    original = vendored.rename(work / f"osloxide_{version}.orig.tar.gz")
+    source = unpack(original, work)
     shutil.copytree(DEBIAN, source / "debian", dirs_exist_ok=True)
     # Nothing of this machine's toolchain may be used: the tree's own programs alone are on PATH.
     plain = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8",
         "DEB_BUILD_OPTIONS": f"parallel={os.cpu_count() or 1}", **(QUICK if unoptimised else {}),
+        "CARGO_TARGET_DIR": str(place / "compiled"),
     }  # fmt: skip
-    if unoptimised:
-        # Kept, so that the next build compiles no crate again; a release starts from nothing.
-        plain["CARGO_TARGET_DIR"] = str(ROOT / "target" / f"debian-{release}")
     done = subprocess.run(
         [debian_tree.entrance(release), "dpkg-buildpackage", "-us", "-uc", "-b"],
         cwd=source, env=plain, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -96,6 +117,7 @@ def build(release: str, work: Path, out: Path, unoptimised: bool) -> None:
         sys.exit(f"dpkg-buildpackage failed; the whole log: {log}\n{done.stdout[-3000:]}")
     for package in work.glob("*.deb"):
         shutil.copy(package, out)
+    shutil.rmtree(work)
 
 
 def install(release: str, files: list[Path]) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import tomllib
@@ -25,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import cover  # noqa: E402 - found by the line above
+import deb  # noqa: E402
 import free_threaded  # noqa: E402
 import publishable  # noqa: E402
 import pythons  # noqa: E402
@@ -215,6 +217,30 @@ def test_a_wheel_is_made_again_when_a_program_of_it_has_changed() -> None:
     programs = list((REPOSITORY / settings["data"] / "scripts").iterdir())
     assert programs
     assert all(os.access(program, os.X_OK) for program in programs)
+
+
+def test_cargo_finds_every_file_of_osloxide_newer_than_what_it_compiled_before(
+    tmp_path: Path,
+) -> None:
+    tree = tmp_path / "osloxide-1.2.0"
+    files = tree / "src" / "lib.rs", tree / "Cargo.toml", tree / "vendor" / "libc" / "lib.rs"
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        os.utime(file, (1153704088, 1153704088))  # as maturin's archives have it, whatever changed
+    archive = tmp_path / "osloxide_1.2.0.orig.tar.gz"
+    with tarfile.open(archive, "w:gz") as out:
+        out.add(tree, tree.name)
+    work = tmp_path / "sources"
+    work.mkdir()
+    before = work.stat().st_mtime
+
+    unpacked = deb.unpack(archive, work)
+
+    times = [(unpacked / file.relative_to(tree)).stat().st_mtime for file in files]
+    assert times[0] >= before
+    assert times[1] >= before
+    assert times[2] == 1153704088
 
 
 @pytest.mark.parametrize(
