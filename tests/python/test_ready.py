@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -133,3 +135,15 @@ def test_by_a_link_in_another_directory_it_finds_the_command_in_path(
     monkeypatch.setenv("PATH", f"{tmp_path / 'a bin'}:{os.environ['PATH']}")
     done = subprocess.run([str(link), "1234"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (ASKED, "<status><--ready><1234>"), done.stderr
+
+
+@pytest.mark.parametrize("name", ["nova-api", "a b", "it's"])
+def test_the_printed_probe_is_a_command_line_for_a_shell(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/srv/an environment/bin/python")
+    assert ready.main(["--print", name]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words == ready.command(name)
+    assert words[0] == sys.executable
+    assert words[-1] == name

@@ -56,7 +56,9 @@ def main(arguments: list[str]) -> int:
         is not, or nothing is called so; 2 for a wrong command line.
     """
     if arguments[:1] == ["--print"] and len(arguments) == 2:
-        print(" ".join(command(arguments[1])))
+        from shlex import join
+
+        print(join(command(arguments[1])))
         return 0
     if len(arguments) != 1 or arguments[0].startswith("-"):
         return _say("give one name or pid: osloxide status --ready nova-api", 2)
