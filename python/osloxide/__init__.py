@@ -18,6 +18,12 @@ def __getattr__(name: str) -> object:
         from osloxide.activation import import_hook
 
         return getattr(import_hook, name)
+    if name == "_native":
+        # Asked before `from osloxide import _native` looks for the module.
+        from osloxide.activation import native_module
+
+        if fault := native_module.fault():
+            raise ImportError(fault, name=native_module.NAME)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,6 +296,28 @@ def test_run_sees_what_a_flag_hides(script, tmp_path: Path, flag: str, status: i
     assert ("cannot import osloxide" in result.stderr) is bool(status)
 
 
+def test_run_refuses_its_own_interpreter_where_that_found_osloxide_in_this_directory_alone(
+    script, tmp_path: Path
+) -> None:
+    base = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
+    if run_command([base, "-c", "import osloxide"], environ=environment()).returncode == 0:
+        pytest.skip(f"{base} has osloxide itself, as a package of the distribution")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/osloxide").symlink_to(Path(hook_environment.__file__).parents[1])
+    info = tmp_path / "site/oslo_service-4.8.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: oslo.service\nVersion: 4.8.0\n")
+
+    result = run_command(
+        [base, "-m", "osloxide", "run", base, script("print('ran')")],
+        environ=environment(PYTHONPATH=str(info.parent)),
+        cwd=tmp_path / "here",
+    )
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{base} did not run osloxide's sitecustomize; install osloxide" in result.stderr
+
+
 def test_run_of_an_unsupported_oslo_service_is_refused(script, tmp_path: Path) -> None:
     info = tmp_path / "site/oslo_service-3.5.0.dist-info"
     info.mkdir(parents=True)
@@ -311,6 +334,43 @@ def test_run_goes_on_when_the_interpreter_cannot_be_told() -> None:
     result = osloxide("run", "/bin/echo", "hello")
     assert result.stdout == "hello\n"
     assert "warning: cannot tell which Python /bin/echo runs" in result.stderr
+
+
+@pytest.fixture(params=["for another interpreter", "in an archive"])
+def without_native_module(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    """Where a package lies whose native module is not found, and what must be said of it."""
+    folder = tmp_path / "site/osloxide"
+    source = Path(hook_environment.__file__).parents[1]
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    other = folder / "_native.cpython-310-x86_64-linux-gnu.so"
+    other.touch()
+    if request.param == "in an archive":
+        archive = Path(shutil.make_archive(str(tmp_path / "service"), "zip", folder.parent))
+        return archive, f"cannot load osloxide._native out of the archive that {archive}/osloxide"
+    return folder.parent, f"in {folder}, where there is {other.name}; install osloxide with"
+
+
+@pytest.mark.parametrize("words", [["serve", "APP"], ["run", "APP"], ["status"]])
+def test_a_native_module_that_is_not_found_is_told_in_one_line(
+    script, without_native_module: tuple[Path, str], words: list[str]
+) -> None:
+    place, said = without_native_module
+    app = script("print('ran')")
+
+    result = osloxide(*(app if word == "APP" else word for word in words), PYTHONPATH=str(place))
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("osloxide: ")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_program_that_has_osloxide_without_its_native_module_is_told_what_helps(
+    without_native_module: tuple[Path, str],
+) -> None:
+    place, said = without_native_module
+    result = run_python("from osloxide import service", PYTHONPATH=str(place))
+    assert said in result.stderr.splitlines()[-1]
 
 
 # ---- which interpreter
@@ -332,6 +392,29 @@ def test_shebang_lines_are_read_as_the_kernel_does(
 ) -> None:
     found = target.resolve(str(script(shebang=head)), [], {})
     assert (found.interpreter, found.flags) == (interpreter, flags)
+
+
+@pytest.mark.parametrize(
+    ("command", "links"),
+    [
+        ("""'''exec' "$(dirname -- "$(realpath -- "$0")")"/'python' "$0" "$@"\n' '''""", True),
+        ("""'''exec' "$(dirname "$(readlink -f "$0")")/python" "$0" "$@"\n' '''""", True),
+        (""""exec" "$(dirname -- "$0")/python" "$0" "$@\"""", False),
+        (""""exec" "$(dirname "$0")/python" -I "$0" "$@\"""", False),
+    ],
+)
+def test_scripts_of_an_environment_that_may_be_moved_run_on_the_python_beside_them(
+    script, tmp_path: Path, command: str, links: bool
+) -> None:
+    program = script(shebang=f"#!/bin/sh\n{command}")
+    link = tmp_path / 'a "link" of it' / "service"
+    link.parent.mkdir()
+    link.symlink_to(program)
+
+    found = target.resolve(str(link), [], {})
+
+    assert found.interpreter == str((program if links else link).with_name("python"))
+    assert found.flags == (("-I",) if " -I " in command else ())
 
 
 @pytest.mark.parametrize("line", ["env python3", "env -S python3 -I", "env -S A=1 python3 -I"])

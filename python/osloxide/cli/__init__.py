@@ -37,6 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 means that all went well, 1 that something failed, 2 that the command line is wrong, 126 and
     127 what they mean to a shell: a command that cannot be executed, or was not found.
     """
+    try:
+        return _main(arguments)
+    except ImportError as error:
+        if error.name != "osloxide._native":
+            raise
+        print(f"osloxide: {error}", file=sys.stderr)
+        return 1
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     _open_standard_descriptors()
     words = _own_arguments() if arguments is None else list(arguments)
     if words[:1] in (["run"], ["serve"], ["uwsgi"]):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osloxide._native import Scoreboard
+from osloxide import _native
 from osloxide.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class View:
 
     def __init__(self, pid: int) -> None:
         try:
-            self._board = Scoreboard.attach(pid)
+            self._board = _native.Scoreboard.attach(pid)
         except (ProcessLookupError, FileNotFoundError) as error:
             what = "has no osloxide launcher" if Path(f"/proc/{pid}").exists() else "does not exist"
             raise CommandError(
@@ -284,7 +284,7 @@ def find() -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and _has_scoreboard(entry):
             try:
-                supervisors.add(Scoreboard.attach(int(entry.name)).pid)
+                supervisors.add(_native.Scoreboard.attach(int(entry.name)).pid)
             except (OSError, ValueError, RuntimeError):
                 continue  # it ended just now, or is of another version
     return sorted(supervisors)

@@ -1,7 +1,8 @@
 """Which program a command names, and which Python will run it.
 
-Owns the search on PATH and the reading of ``#!`` lines as the kernel, env(1) and pip's long-path
-scripts write them. It executes nothing except, in :func:`verify`, the interpreter that it found.
+Owns the search on PATH and the reading of ``#!`` lines as the kernel, env(1), pip's long-path
+scripts and those of environments that may be moved write them. It executes nothing except, in
+:func:`verify`, the interpreter that it found.
 
 Rules: execve(2) (interpreter scripts), env(1) (-S), the exit statuses 126 and 127 of POSIX sh.
 """
@@ -15,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from osloxide.activation import import_hook
+from osloxide.activation import import_hook, native_module
 from osloxide.cli.errors import NOT_EXECUTABLE, NOT_FOUND, CommandError
 from osloxide.exceptions import ActivationError
 
@@ -23,16 +24,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _PYTHON = re.compile(r"(python|pypy)[\d.]*[dt]*$")
+_OWN_DIRECTORY = re.compile(
+    r"""\$\(dirname\ (?:--\ )?(?P<outer>"?)
+    (?: \$0 | (?P<real>\$\((?:realpath|readlink\ -f)\ (?:--\ )?(?P<inner>"?)\$0(?P=inner)\)) )
+    (?P=outer)\)""",
+    re.VERBOSE,
+)
+"""How the first lines of a script name the directory that it lies in: as uv has it, and others."""
 _PROBE_TIMEOUT = 60.0
 _PROBE = """
 import sys
 try:
-    from osloxide.activation import import_hook
+    from osloxide.activation import import_hook, native_module
     from osloxide.exceptions import ActivationError
 except ImportError as error:
     sys.exit(f"cannot import osloxide: {error}")
 if not import_hook.is_installed():
     sys.exit("did not run osloxide's sitecustomize")
+if fault := native_module.fault():
+    sys.exit(fault)
 try:
     import_hook.require_supported_version()
 except ActivationError as error:
@@ -106,13 +116,15 @@ def verify(target: Target, environ: Mapping[str, str]) -> None:
     # Symbolic links are left alone: a virtual environment's python is a link to the system's. An
     # option may change what is found: -s hides what was installed for the user.
     same = os.path.abspath(target.interpreter) == os.path.abspath(sys.executable)
-    if same and not target.flags:
+    if same and not target.flags and _is_installed():
+        if fault := native_module.fault():
+            raise CommandError(fault)
         try:
             import_hook.require_supported_version()
         except ActivationError as error:
             raise CommandError(str(error)) from error
         return
-    # Only for an interpreter other than ours: this command stands in front of every start.
+    # Only where it is needed: this command stands in front of every start.
     import subprocess
 
     try:
@@ -140,10 +152,27 @@ def verify(target: Target, environ: Mapping[str, str]) -> None:
     if probe.returncode != 0:
         last = probe.stderr.strip().rpartition("\n")[2] or f"exit status {probe.returncode}"
         reason = last if last.startswith(("cannot", "did not")) else f"said: {last}"
-        raise CommandError(
-            f"{_subject(target)} {reason}; install osloxide and a supported oslo.service there, or "
-            "start the service with an interpreter that has them"
-        )
+        if native_module.NAME not in reason:
+            reason += (
+                "; install osloxide and a supported oslo.service there, or start the service with "
+                "an interpreter that has them"
+            )
+        raise CommandError(f"{_subject(target)} {reason}")
+
+
+def _is_installed() -> bool:
+    """Whether osloxide is where this interpreter looks at each of its starts.
+
+    It may have been found otherwise: in the current directory (``-m``), in an archive (zipapp), by
+    a loader that adds folders for its own program (PEX), or by a ``.pth`` file, which would do.
+    """
+    import site
+
+    root = os.path.abspath(__file__)
+    for _ in ("cli", "osloxide", "its folder"):
+        root = os.path.dirname(root)
+    places = site.getsitepackages()
+    return root in ([*places, site.getusersitepackages()] if site.ENABLE_USER_SITE else places)
 
 
 def hiding_flag(flags: Sequence[str]) -> str | None:
@@ -201,12 +230,19 @@ def _shebang(path: str, lines: list[str], environ: Mapping[str, str]) -> list[st
     name = os.path.basename(words[0])
     if name == "env" and len(words) == 2:
         return _through_env(path, words[1], environ)
-    if name == "sh" and len(lines) > 1 and lines[1].startswith("'''exec' "):
-        # pip and distlib write this where the interpreter's path is too long for the kernel.
-        inner = shlex.split(lines[1])[1:]
+    if name == "sh" and len(lines) > 1 and lines[1].startswith(("'''exec' ", '"exec" ')):
+        # pip and distlib write this where the interpreter's path is too long for the kernel, uv
+        # also where the environment may be moved.
+        inner = shlex.split(_OWN_DIRECTORY.sub(lambda found: _own(path, found), lines[1]))[1:]
         return inner[: inner.index("$0")] if "$0" in inner else inner
     # The kernel passes everything after the interpreter as a single argument.
     return words
+
+
+def _own(path: str, found: re.Match[str]) -> str:
+    """The directory of the script *path*, as text between double quotes."""
+    directory = os.path.dirname(os.path.realpath(path) if found["real"] else path) or "."
+    return directory.replace("\\", r"\\").replace('"', r"\"")
 
 
 def _through_env(path: str, rest: str, environ: Mapping[str, str]) -> list[str]:
