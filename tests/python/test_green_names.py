@@ -96,7 +96,35 @@ def test_a_hub_of_the_service_is_refused(name: str) -> None:
     assert "OSLOXIDE_EVENTLET=real" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["poll", "epolls", "selects", "asyncio"])
+def test_a_subclass_of_a_hub_is_accepted_by_its_path() -> None:
+    result = run_python(
+        ACTIVE
+        + """
+import sys, types
+from eventlet import hubs
+from eventlet.hubs import poll
+own = types.ModuleType("own_hub")
+own.Slow = type("Slow", (poll.Hub,), {})
+sys.modules["own_hub"] = own
+hubs.use_hub("own_hub:Slow")
+print(type(hubs.get_hub()).__name__)
+"""
+    )
+    assert result.stdout == "Slow\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "poll",
+        "epolls",
+        "selects",
+        "asyncio",
+        "eventlet.hubs.epolls",
+        "eventlet.hubs.asyncio",
+        "eventlet.hubs.selects:Hub",
+    ],
+)
 def test_the_hubs_of_eventlet_are_accepted(name: str) -> None:
     result = run_python(
         ACTIVE

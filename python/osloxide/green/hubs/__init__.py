@@ -44,27 +44,33 @@ def use_hub(mod: Any = None) -> None:
     """Accepted for the hubs that eventlet brings, and their subclasses: all of them are the one hub
     under another name.
 
-    :param mod: a name, a module with a class ``Hub``, or such a class.
+    :param mod: a name, a path ``package.module`` or ``package.module:Class``, a module with a class
+        ``Hub``, or such a class.
     :raises RuntimeError: *mod* is empty.
     :raises NotImplementedError: a hub of the service's own is asked for.
     """
     global _the_hub, _hub_class
     if mod is None:
         mod = os.environ.get("EVENTLET_HUB") or get_default_hub()
-    wanted = mod
+    wanted, class_name = mod, "Hub"
     if isinstance(mod, str):
-        name = mod.strip()
-        if not name:
+        path, _, named = mod.strip().partition(":")
+        if not path:
             raise RuntimeError("Need to specify a hub")
+        class_name = named or class_name
+        name = path.removeprefix("eventlet.hubs.")
         if name == "asyncio":
             mod = get_default_hub()  # coroutines have a loop of their own
-        elif name in builtin_hub_names:
-            mod = importlib.import_module(f"osloxide.green.hubs.{name}")
         else:
-            raise _unknown(wanted)
+            if name in builtin_hub_names:
+                path = f"osloxide.green.hubs.{name}"
+            try:
+                mod = importlib.import_module(path)
+            except ImportError as error:
+                raise _unknown(wanted) from error
     if hasattr(mod, "is_available") and not mod.is_available():
         raise Exception(f"selected hub is not available on this system mod={mod}")
-    hub = mod if isinstance(mod, type) else getattr(mod, "Hub", None)
+    hub = mod if isinstance(mod, type) else getattr(mod, class_name, None)
     if not (isinstance(hub, type) and issubclass(hub, _hub.BaseHub)):
         raise _unknown(wanted)
     _hub_class, _the_hub = hub, None
