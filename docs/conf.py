@@ -22,6 +22,7 @@ exclude_patterns = ["README.md", "_build"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
 nitpicky = True
+smartquotes = False  # it makes one dash of the two that an option has
 suppress_warnings = ["myst.header"]  # the tables of benchmarks, written by benches/run.py
 html_static_path = ["_static"]  # custom.css, which the theme reads
 html_theme = "alabaster"

@@ -74,11 +74,16 @@ def commands() -> str:
         if parser is None:
             lines += ["Its options are uWSGI's: [the table](../uwsgi.md) has each one.", ""]
             continue
-        lines += ["| argument | default | meaning |", "|---|---|---|"]
-        lines += [
-            f"| {code(names)} | {code(default)} | {cell(text)} |"
-            for names, default, text in arguments_of(parser)
-        ]
+        rows = list(arguments_of(parser))
+        if any(default for _, default, _ in rows):
+            lines += ["| argument | default | meaning |", "|---|---|---|"]
+            lines += [
+                f"| {code(names)} | {code(default)} | {cell(text)} |"
+                for names, default, text in rows
+            ]
+        else:
+            lines += ["| argument | meaning |", "|---|---|"]
+            lines += [f"| {code(names)} | {cell(text)} |" for names, _, text in rows]
         lines.append("")
     return "\n".join(lines)
 

@@ -54,6 +54,16 @@ def test_every_line_that_troubleshooting_quotes_is_in_the_code() -> None:
     assert [line for line in quoted if line not in code] == []
 
 
+def test_an_option_keeps_both_of_its_dashes_on_the_site() -> None:
+    tree = ast.parse((REPOSITORY / "docs" / "conf.py").read_text(encoding="utf-8"))
+    settings = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert ast.literal_eval(settings["smartquotes"]) is False
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The pages as they are made now, by name."""
