@@ -111,11 +111,10 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
             if is_hub(current):
                 resume_with(self, (None, value), args, kwargs, front=True)
                 return None
-            self._awaited = self._parent is current
-            me._state, me._outcome = PARKED, None
+            me._state, me._outcome, me._in_switch = PARKED, None, True
             resume_with(self, (None, value), args, kwargs, front=True)
             let_go(me)
-        return await_turn(me)
+        return _await_switch(me)
 
     def throw(self, *throw_args: Any) -> Any:
         """Raise an exception in this greenlet at once, :class:`GreenletExit` if none is given.
@@ -140,10 +139,9 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
             interrupt(self, exception, front=True)
             if is_hub(current):
                 return None
-            self._awaited = self._parent is current
-            me._state, me._outcome = PARKED, None
+            me._state, me._outcome, me._in_switch = PARKED, None, True
             let_go(me)
-        return await_turn(me)
+        return _await_switch(me)
 
     @override
     def __repr__(self) -> str:
@@ -187,19 +185,34 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
         return result
 
     def _end(self, result: Any, failure: BaseException | None) -> None:
-        parent = self._parent
-        delivered = False
         with lock:
-            awaited = self._awaited and parent is not None and parent._state == PARKED
-        if not awaited and failure is not None:
+            is_lost = failure is not None and self._heir() is None
+        if is_lost and failure is not None:
             report_failure(failure)
         with lock:
             self._state = DEAD
-            if awaited and parent is not None:
-                delivered = True
-                resume_with(parent, (failure, result), (), {}, front=True)
-            del delivered
+            heir = None if is_lost else self._heir()
+            if heir is not None:
+                resume_with(heir, (failure, result), (), {}, front=True)
             let_go(self)
+
+    def _heir(self) -> TurnTaker | None:
+        """Who goes on when this greenlet has ended, with what came of it: its parent, whoever
+        switched to it last. None where the parent waits for anything but a switch. With the lock.
+        """
+        parent = self._parent
+        while parent is not None and parent._state == DEAD:
+            parent = parent._parent
+        is_free = parent is not None and parent._state == PARKED and parent._in_switch
+        return parent if is_free else None
+
+
+def _await_switch(me: TurnTaker) -> Any:
+    """Wait, as :meth:`greenlet.switch` does, until something switches to *me*."""
+    try:
+        return await_turn(me)
+    finally:
+        me._in_switch = False
 
 
 class _Main(greenlet):

@@ -86,7 +86,7 @@ class TurnTaker:
         self._pending: collections.deque[Any] | None = None
         self._ident = 0
         self._native_id = 0
-        self._awaited = False
+        self._in_switch = False
         self._waits = 0
         self._latch: tuple[Any, Any] | None = None
         self.in_park = False

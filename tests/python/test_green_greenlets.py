@@ -1,0 +1,119 @@
+"""greenlets that switch to each other: whom the end of one resumes, and with what.
+
+Expected is what the greenlet of PyPI does with the same programs.
+"""
+
+from __future__ import annotations
+
+import pytest
+from _children import run_python
+
+ACTIVE = """
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import greenlet
+from greenlet import greenlet as G
+
+def fails():
+    raise KeyError("lost")
+
+def waits():
+    try:
+        greenlet.getcurrent().parent.switch("ready")
+    except ValueError as caught:
+        return f"caught {caught}"
+"""
+
+PROGRAMS = {
+    "a sibling switched to it last": (
+        """
+def first(x):
+    return "first", second.switch(x + 1)
+def other(x):
+    first.switch(x + 1)
+first, second = G(first), G(other)
+print(first.switch(1), first.dead, second.dead)
+""",
+        "('first', 3) True False",
+    ),
+    "the sibling ends": (
+        """
+def begins():
+    second.switch()
+first, second = G(begins), G(lambda: "from the second")
+print(first.switch(), first.dead, second.dead)
+""",
+        "from the second False True",
+    ),
+    "a child of a child": (
+        "print(G(lambda x: G(lambda y: y * 2).switch(x) + 1).switch(5))",
+        "11",
+    ),
+    "its parent has ended": (
+        """
+def outer():
+    inner.parent = greenlet.getcurrent()
+    return "outer"
+inner = G(lambda: "inner")
+print(G(outer).switch(), inner.parent.dead, inner.switch())
+""",
+        "outer True inner",
+    ),
+    "it fails": (
+        """
+child = G(fails)
+try:
+    G(lambda: child.switch()).switch()
+except KeyError as error:
+    print("failed", error)
+""",
+        "failed 'lost'",
+    ),
+    "an exception is thrown into it": (
+        """
+child = G(waits)
+print(child.switch(), "/", child.throw(ValueError("this")), child.dead)
+""",
+        "ready / caught this True",
+    ),
+    "it is used as a generator": (
+        """
+def count(n):
+    for number in range(n):
+        greenlet.getcurrent().parent.switch(number)
+child, seen = G(count), []
+value = child.switch(3)
+while not child.dead:
+    seen.append(value)
+    value = child.switch()
+print(seen, value)
+""",
+        "[0, 1, 2] None",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_the_end_of_a_greenlet_resumes_its_parent(case: str) -> None:
+    program, expected = PROGRAMS[case]
+    result = run_python(ACTIVE + program)
+    assert result.stdout == expected + "\n", result.stderr
+
+
+def test_a_parent_that_sleeps_is_not_resumed() -> None:
+    """With the greenlet of PyPI its sleep would be cut short by what its child returns."""
+    result = run_python(
+        ACTIVE
+        + """
+import eventlet
+def naps():
+    eventlet.sleep(0.001)
+    return "never taken"
+def wakes_it():
+    child.switch()
+child = G(naps)
+eventlet.spawn(wakes_it)
+print(eventlet.sleep(0.05), child.dead)
+"""
+    )
+    assert result.stdout == "None True\n", result.stderr
