@@ -175,7 +175,11 @@ class LoopingCallBase:
         self._thread = threading.Thread(
             target=loop, args=(initial_delay or 0,), name=name, daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException as exc:
+            self._end(done, None, exc)  # it may be started again, and nobody waits for it
+            raise
         return done
 
     def _run_loop(

@@ -269,6 +269,7 @@ class ThreadGroup:
         except BaseException:
             self.thread_done(thread)
             waiting.fire(thread.begun)
+            waiting.fire(thread.released)
             raise
         handle._ident = thread.ident or id(thread)
         return handle
@@ -491,9 +492,7 @@ class ThreadGroup:
         if timeout is None:
             return
         deadline = time.monotonic() + timeout
-        for thread in pending:
-            thread.join(max(deadline - time.monotonic(), 0))
-        if any(thread.is_alive() for thread in pending):
+        if not all(_ends_before(deadline, thread) for thread in pending):
             LOG.debug("Cancel timeout reached, stopping threads.")
             self.stop()
 
@@ -514,6 +513,16 @@ def _kill(thread: threading.Thread) -> bool:
     return isinstance(thread, GroupThread) and stopping.end(
         thread, functools.partial(waiting.fire, thread.released)
     )
+
+
+def _ends_before(deadline: float, thread: threading.Thread) -> bool:
+    """Wait for the end of *thread*, which may not have been started yet, until *deadline*."""
+    left = min(max(deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)
+    if isinstance(thread, GroupThread):
+        return thread.released.wait(left)
+    if thread.ident is not None:
+        thread.join(left)
+    return not thread.is_alive()
 
 
 def _is_released(thread: threading.Thread) -> bool:

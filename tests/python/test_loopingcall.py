@@ -208,6 +208,26 @@ def test_a_loop_waits_for_a_thread_when_the_system_has_none(
     assert outcome.wait(TIMEOUT) is True
 
 
+def test_a_loop_for_which_the_system_has_no_thread_may_be_started_again(
+    loopingcall: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once() -> None:
+        raise loopingcall.LoopingCallDone("value")
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    call = loopingcall.FixedIntervalLoopingCall(once)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            call.start(interval=60)
+    with pytest.raises(RuntimeError, match="can't start"):
+        call.done.wait(TIMEOUT)
+
+    assert call.start(interval=60).wait(TIMEOUT) == "value"
+
+
 def test_a_subclass_that_sleeps_its_own_way_is_let_sleep(loopingcall: ModuleType) -> None:
     slept: list[float] = []
 

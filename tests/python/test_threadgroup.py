@@ -419,6 +419,37 @@ def test_cancel_with_a_timeout_stops_what_does_not_end(
     assert group.threads == []
 
 
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_a_thread_that_is_cancelled_or_awaited_before_it_starts_raises_in_nobody(
+    threadgroup: ModuleType, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    """The list of the group has it before; it may never start."""
+    group = threadgroup.ThreadGroup()
+    start = threading.Thread.start
+    ended: list[Any] = []
+    wait = group._wait_threads if is_refused else lambda: group.cancel(timeout=TIMEOUT)
+    other = threading.Thread(target=lambda: ended.append(wait()))
+
+    def start_late(thread: threading.Thread) -> None:
+        if thread is not other:
+            start(other)
+            other.join(0.05)  # what does not wait has ended by then
+            if is_refused:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    if is_refused:
+        with pytest.raises(RuntimeError, match="can't start"):
+            group.add_thread(ended.append, "called")
+    else:
+        group.add_thread(ended.append, "called")
+    monkeypatch.undo()
+    other.join(TIMEOUT)
+
+    assert ended == [None], "it did not wait to its end, or the function was called"
+
+
 def test_a_subclass_written_as_heats_is_works_and_its_timers_cost_no_threads() -> None:
     """heat.engine.service.ThreadGroupManager's way: its own add_thread() on the group's fields."""
     from osloxide.backends.threading import threadgroup
