@@ -30,6 +30,15 @@ fn settle(rig: &mut Rig) -> Vec<Command> {
     }
 }
 
+/// Its only worker gets ready after so many seconds, and serves for an hour.
+fn start_slowly(rig: &mut Rig, seconds: f64) {
+    let pid = rig.fork_all()[0];
+    rig.advance(seconds);
+    rig.ready(pid);
+    rig.run();
+    rig.advance(3600.0);
+}
+
 fn reloads(commands: &[Command]) -> usize {
     commands
         .iter()
@@ -171,7 +180,8 @@ fn a_reload_while_the_round_is_stuck_acts_at_once() {
 
 #[test]
 fn a_new_worker_that_hangs_in_its_start_is_given_up_at_the_next_reload() {
-    let mut rig = Rig::running(1, 0);
+    let mut rig = Rig::new(1, 0);
+    start_slowly(&mut rig, 20.0);
     rig.request(Request::Reload);
     rig.run();
     rig.advance(10.0);
@@ -192,6 +202,72 @@ fn a_new_worker_that_hangs_in_its_start_is_given_up_at_the_next_reload() {
     rig.end(101, 9);
     assert_eq!(forks(&rig.run()), [(0, 2)]);
     assert_eq!(rig.pids(), [100, 102]);
+}
+
+#[test]
+fn where_a_new_worker_does_not_get_ready_beside_the_old_one_it_leaves_first() {
+    let mut rig = Rig::running(2, 60);
+    rig.request(Request::Reload);
+    rig.run();
+
+    assert_eq!(rig.sleep(), 10_000, "a start took no time before");
+    assert_eq!(forks(&rig.run()), []);
+
+    assert_eq!(
+        rig.signals(),
+        [(100, TERM)],
+        "it may have what its successor waits for"
+    );
+    rig.end(100, 0);
+    rig.run();
+    rig.ready(102);
+    assert_eq!(forks(&rig.run()), [(1, 1)]);
+    settle(&mut rig);
+    assert_eq!(rig.supervisor.phase(), Phase::Running);
+    assert_eq!(rig.pids().len(), 2);
+}
+
+#[test]
+fn readiness_is_told_also_where_a_reload_replaced_a_worker_that_never_got_ready() {
+    let mut rig = Rig::new(1, 60);
+    rig.run();
+    rig.request(Request::Reload);
+    rig.run();
+
+    rig.ready(101);
+
+    let commands = rig.run();
+    assert!(commands.contains(&Command::AllReady), "{commands:?}");
+    assert_eq!(rig.signals(), [(100, TERM)]);
+}
+
+#[test]
+fn a_new_worker_that_was_only_slow_serves_beside_the_old_one_that_drains() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.sleep();
+    rig.run();
+    assert_eq!(rig.signals(), [(100, TERM)]);
+
+    rig.ready(101);
+
+    assert_eq!(rig.run(), [Command::Reloaded]);
+    assert_eq!(rig.signals(), [], "SIGTERM once");
+    assert_eq!(rig.pids(), [101, 100]);
+}
+
+#[test]
+fn a_new_worker_that_starts_as_slowly_as_ever_is_waited_for() {
+    let mut rig = Rig::new(1, 60);
+    start_slowly(&mut rig, 40.0);
+    rig.request(Request::Reload);
+    rig.run();
+
+    assert_eq!(rig.sleep(), 120_000, "three times as long");
+    rig.ready(101);
+    assert_eq!(rig.run(), [Command::Reloaded]);
+    assert_eq!(rig.signals(), [(100, TERM)]);
 }
 
 #[test]

@@ -55,6 +55,27 @@ fn ready_workers_that_are_killed_one_after_the_other_are_replaced_at_once_at_fir
 }
 
 #[test]
+fn a_worker_that_a_tracer_keeps_is_given_up_also_where_no_descriptor_tells_of_its_end() {
+    let mut rig = Rig::new(1, 60);
+    rig.become_blind();
+    let pid = rig.fork_all()[0];
+    rig.ready(pid);
+    rig.run();
+    rig.advance(3600.0);
+
+    rig.end_kept(pid);
+    assert_eq!(rig.run(), [], "its tracer has a second to wait for it");
+    rig.advance(1.0);
+
+    assert_eq!(forks(&rig.run()).len(), 1);
+    rig.request(Request::Stop);
+    rig.run();
+    rig.end(rig.pids()[0], 0);
+    rig.run();
+    assert_eq!(rig.supervisor.pids(), []);
+}
+
+#[test]
 fn workers_that_fail_to_get_ready_are_not_spared() {
     let mut rig = Rig::running(1, 60);
 

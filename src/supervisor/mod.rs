@@ -168,7 +168,8 @@ impl<P: Processes> Supervisor<P> {
         })
     }
 
-    /// Adds a group of *workers* identical workers, 0 allowed, and returns its number.
+    /// Adds a group of *workers* identical workers, 0 allowed, and returns its number. Any thread may: it
+    /// wakes [`Supervisor::next`].
     ///
     /// # Errors
     /// [`Error::TooManyWorkers`].
@@ -180,6 +181,7 @@ impl<P: Processes> Supervisor<P> {
         }
         let group = inner.roster.add_group(name, workers);
         inner.board.name_group(group, name);
+        self.wakeup.wake();
         Ok(group)
     }
 
@@ -555,28 +557,40 @@ impl<P: Processes> Inner<P> {
     fn reap_traced(&mut self, now: Instant) {
         self.traced
             .retain(|pid| self.processes.reap(*pid).is_none());
-        let watched = |(pid, live): (&i32, &Live)| Some((*pid, live.watch.clone()?));
-        let watched: Vec<_> = self.live.iter().filter_map(watched).collect();
-        let fds: Vec<_> = watched.iter().map(|(_, watch)| watch.as_fd()).collect();
-        if fds.is_empty() {
-            return;
-        }
-        let Ok(told) = poll_readable(&fds, Some(Instant::now())) else {
-            return;
-        };
-        for (pid, _) in told.into_iter().filter_map(|index| watched.get(index)) {
+        for pid in self.told_to_have_ended() {
             // It may have ended only since it was looked at.
-            let status = self.processes.reap(*pid);
+            let status = self.processes.reap(pid);
             if status.is_none() {
-                let live = self.live.get_mut(pid);
+                let live = self.live.get_mut(&pid);
                 let since = live.map_or(now, |live| *live.unfetched.get_or_insert(now));
                 if now < since + TRACER_GRACE {
                     continue;
                 }
-                self.traced.push(*pid);
+                self.traced.push(pid);
             }
-            self.ended(*pid, status.unwrap_or(process::LOST_STATUS), now);
+            self.ended(pid, status.unwrap_or(process::LOST_STATUS), now);
         }
+    }
+
+    /// Live workers whose descriptors tell of their end, or which have none and are seen to have ended.
+    fn told_to_have_ended(&mut self) -> Vec<i32> {
+        let (mut watched, mut ended) = (Vec::new(), Vec::new());
+        for (pid, live) in &self.live {
+            match live.watch.as_deref() {
+                Some(watch) => watched.push((*pid, watch.as_fd())),
+                None if self.processes.has_ended(*pid) => ended.push(*pid),
+                None => {}
+            }
+        }
+        let fds: Vec<_> = watched.iter().map(|(_, watch)| *watch).collect();
+        let told = if fds.is_empty() {
+            Vec::new()
+        } else {
+            poll_readable(&fds, Some(Instant::now())).unwrap_or_default()
+        };
+        let told = told.into_iter().filter_map(|index| watched.get(index));
+        ended.extend(told.map(|(pid, _)| *pid));
+        ended
     }
 
     /// Notes children that ended and are no workers, and forgets those that were waited for.

@@ -30,6 +30,10 @@ pub trait Processes {
     /// has reaped it, or `None` while it lives.
     fn reap(&mut self, pid: i32) -> Option<i32>;
 
+    /// True when child *pid* has ended and is still there, though it may not be reaped: a tracer may keep it.
+    /// Asked where no descriptor tells.
+    fn has_ended(&mut self, pid: i32) -> bool;
+
     /// True when child *pid* is stopped by a signal (SIGSTOP, SIGTTIN ...) and not merely idle.
     fn is_stopped(&mut self, pid: i32) -> bool;
 
@@ -76,6 +80,10 @@ impl Processes for System {
                 Err(_) => return Some(LOST_STATUS),
             }
         }
+    }
+
+    fn has_ended(&mut self, pid: i32) -> bool {
+        stat(pid).is_some_and(|stat| stat.state == "Z")
     }
 
     fn is_stopped(&mut self, pid: i32) -> bool {
@@ -207,11 +215,15 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pidfd_signals_go_to_the_pid() {
+    fn without_a_pidfd_signals_go_to_the_pid_and_its_end_is_seen() {
         let (mut system, (mut child, pid)) = (System, child());
+        let watch = system.watch(pid).unwrap();
+        assert!(!system.has_ended(pid));
 
         system.signal(pid, None, libc::SIGKILL);
 
+        assert_eq!(poll_readable(&[watch.as_fd()], None), Ok(vec![0]));
+        assert!(system.has_ended(pid));
         assert!(!child.wait().unwrap().success());
     }
 

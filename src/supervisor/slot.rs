@@ -3,10 +3,15 @@
 //! Pure data and questions about it. What happens to a slot is decided by [`super::roster`], what a
 //! worker does by [`super::state`]; docs/lifecycle.md has the table of who is in a slot and when.
 
-use super::state::{State, Worker};
+use super::state::{STABLE, State, Worker};
+use std::time::{Duration, Instant};
 
 /// Workers of one slot that may drain for ever at a time; a reload waits for one of them then.
 pub const MOST_DRAINING: usize = 8;
+
+/// How many times as long as the quickest start of its slot a successor takes, and [`STABLE`] at least,
+/// before it counts as one that waits for what the current worker has.
+pub const STARTS_OF_PATIENCE: u32 = 3;
 
 /// Which of the workers of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +49,8 @@ pub struct Slot {
     pub(super) current: Worker,
     pub(super) successor: Option<Worker>,
     pub(super) predecessors: Vec<Worker>,
+    /// The least that a worker of this slot has taken to get ready.
+    pub(super) quickest_start: Option<Duration>,
 }
 
 impl Slot {
@@ -58,6 +65,7 @@ impl Slot {
             current,
             successor: None,
             predecessors: Vec::new(),
+            quickest_start: None,
         }
     }
 
@@ -86,6 +94,18 @@ impl Slot {
             worker.deadline().is_some() || matches!(worker.state, State::Killing { .. })
         };
         self.predecessors.len() < MOST_DRAINING && !self.predecessors.iter().any(leaves_in_time)
+    }
+
+    /// When a successor that is not ready by then has the current worker leave first; `None` where no
+    /// successor starts beside one that serves.
+    pub(super) fn leaves_first_at(&self) -> Option<Instant> {
+        let (State::Running { .. }, State::Starting { forked, .. }) =
+            (self.current.state, self.successor?.state)
+        else {
+            return None;
+        };
+        let usual = self.quickest_start.unwrap_or_default();
+        forked.checked_add(STABLE.max(usual.saturating_mul(STARTS_OF_PATIENCE)))
     }
 
     pub(super) fn role_of(&self, is_wanted: impl Fn(&Worker) -> bool) -> Option<Role> {

@@ -23,6 +23,9 @@ pub enum Action {
     ForkDeaf,
     /// It does, and the kernel gives no pidfd.
     ForkBlind,
+    /// It does, and the worker does not get ready before the older ones of its slot are gone: they
+    /// have what it needs.
+    ForkWaiting,
     /// It is refused.
     ForkFails,
     /// An exception takes Python out of its loop before it forks.
@@ -33,6 +36,10 @@ pub enum Action {
     Report(usize),
     /// It ends by itself, with this wait status.
     Die(usize, i32),
+    /// It is killed under a tracer, which keeps it from being reaped.
+    Keep(usize),
+    /// Its tracer lets it go.
+    Release(usize),
     /// It ends by a signal that it was sent.
     Obey(usize),
     /// It is stopped by a signal of someone else.
@@ -87,11 +94,12 @@ fn meaning<T: Copy>(table: &[(T, &'static str)], wanted: &str) -> Result<T, Stri
         .ok_or_else(|| format!("no action is spelled {wanted:?}"))
 }
 
-const PLAIN: [(Action, &str); 9] = [
+const PLAIN: [(Action, &str); 10] = [
     (Action::Next, "n"),
     (Action::Fork, "fk"),
     (Action::ForkDeaf, "fd"),
     (Action::ForkBlind, "fb"),
+    (Action::ForkWaiting, "fw"),
     (Action::ForkFails, "fx"),
     (Action::Abandon, "fa"),
     (Action::Configured, "c"),
@@ -106,6 +114,8 @@ impl fmt::Display for Action {
             Self::Ask(request) => write!(f, "q{}", spelling(&REQUESTS, request)),
             Self::Report(worker) => write!(f, "r{worker}"),
             Self::Die(worker, status) => write!(f, "{}{worker}", spelling(&STATUSES, status)),
+            Self::Keep(worker) => write!(f, "g{worker}"),
+            Self::Release(worker) => write!(f, "j{worker}"),
             Self::Obey(worker) => write!(f, "o{worker}"),
             Self::Freeze(worker) => write!(f, "z{worker}"),
             Self::Thaw(worker) => write!(f, "t{worker}"),
@@ -117,6 +127,7 @@ impl fmt::Display for Action {
             | Self::Fork
             | Self::ForkDeaf
             | Self::ForkBlind
+            | Self::ForkWaiting
             | Self::ForkFails
             | Self::Abandon
             | Self::Configured
@@ -142,6 +153,8 @@ impl FromStr for Action {
             ("n", _) => meaning(&REQUESTS, rest).map(Self::NextHit),
             ("q", _) => meaning(&REQUESTS, rest).map(Self::Ask),
             ("r", Ok(worker)) => Ok(Self::Report(worker)),
+            ("g", Ok(worker)) => Ok(Self::Keep(worker)),
+            ("j", Ok(worker)) => Ok(Self::Release(worker)),
             ("o", Ok(worker)) => Ok(Self::Obey(worker)),
             ("z", Ok(worker)) => Ok(Self::Freeze(worker)),
             ("t", Ok(worker)) => Ok(Self::Thaw(worker)),

@@ -51,6 +51,20 @@ pub struct Faults {
     pub is_stubborn: bool,
     /// In an uninterruptible sleep of the kernel: not even SIGKILL ends it.
     pub is_stuck: bool,
+    /// Does not get ready while an older process of its slot lives.
+    pub is_waiting: bool,
+}
+
+/// What a tracer has to do with the end of a process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tracer {
+    /// There is none.
+    #[default]
+    Absent,
+    /// It keeps the process, which has ended, from being reaped.
+    Keeps,
+    /// It did, and has let go.
+    HasLetGo,
 }
 
 /// Numbers what happens in a trace, from 1; 0 is never.
@@ -99,6 +113,9 @@ pub struct Process {
     pub hung_up_in: Event,
     /// Since when it has been stopped at each look of the supervisor.
     pub frozen_since: Option<Instant>,
+    pub tracer: Tracer,
+    /// The supervisor knew it before the call of `next()` that goes on; it gives one up that is kept.
+    pub is_known: bool,
     /// The kernel gives no pidfd for it.
     is_blind: bool,
     watch: Option<Watch>,
@@ -114,16 +131,13 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Process {
-    pub fn new(slot: usize, born: Event, now: Instant, is_deaf: bool, is_blind: bool) -> Self {
+    pub fn new(slot: usize, born: Event, now: Instant, faults: Faults, is_blind: bool) -> Self {
         Self {
             slot,
             born,
             forked_at: now,
             status: None,
-            faults: Faults {
-                is_deaf,
-                ..Faults::default()
-            },
+            faults,
             is_ready: false,
             reported: Event(0),
             is_heard: false,
@@ -139,6 +153,8 @@ impl Process {
             kills: 0,
             hung_up_in: Event(0),
             frozen_since: None,
+            tracer: Tracer::Absent,
+            is_known: true,
             is_blind,
             watch: None,
         }
@@ -150,6 +166,11 @@ impl Process {
 
     pub fn lives(&self) -> bool {
         self.status.is_none()
+    }
+
+    /// Ended, and left behind by a tracer: the supervisor may have given it up.
+    pub fn is_remains(&self) -> bool {
+        self.tracer != Tracer::Absent
     }
 
     fn runs(&self) -> bool {
@@ -276,10 +297,21 @@ impl Processes for Kernel {
         if tables.strays.remove(&pid).is_some() {
             return Some(0);
         }
-        let status = tables.processes.get(&pid)?.status?;
+        let process = tables.processes.get(&pid)?;
+        let (status, is_known) = (process.status?, process.is_known);
+        if process.tracer == Tracer::Keeps {
+            return None;
+        }
         tables.processes.remove(&pid);
-        tables.reaped.push((pid, status));
+        if is_known {
+            tables.reaped.push((pid, status));
+        }
         Some(status)
+    }
+
+    fn has_ended(&mut self, pid: i32) -> bool {
+        let tables = self.tables();
+        tables.processes.get(&pid).is_some_and(|it| !it.lives())
     }
 
     fn is_stopped(&mut self, pid: i32) -> bool {

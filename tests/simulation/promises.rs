@@ -4,9 +4,10 @@
 //! settling.rs. Each promise is a row or a sentence of docs/lifecycle.md; docs/simulation.md has
 //! the table.
 
-use super::kernel::{Asked, Event, Sent};
+use super::kernel::{Asked, Event, Process, Sent};
 use super::world::World;
 use nix::libc;
+use osloxide::supervisor::process::LOST_STATUS;
 use osloxide::supervisor::state::{FIRST_BACKOFF, LONGEST_BACKOFF, LONGEST_FORK_BACKOFF, STABLE};
 use osloxide::supervisor::{Command, ORPHAN_GRACE};
 use std::collections::BTreeSet;
@@ -15,6 +16,9 @@ use std::time::{Duration, Instant};
 
 /// A parent without a pidfd for each worker looks at them this often.
 const BLIND_LOOK: Duration = Duration::from_secs(1);
+/// It asks for what a tracer keeps this often at first, and then.
+const LOOK_AT_TRACED: Duration = Duration::from_millis(50);
+const FETCH_TRACED: Duration = Duration::from_secs(10);
 /// Workers of a slot at once: the current one and its successor or predecessor.
 const MOST_OF_A_SLOT: usize = 2;
 /// The same where workers may drain for ever.
@@ -54,6 +58,11 @@ impl World {
         let Some(process) = tables.processes.get_mut(&pid) else {
             return;
         };
+        if process.is_remains() {
+            // Nothing comes of it, but that it may count as late.
+            self.record.may_be_late |= is_stopping && number != libc::SIGHUP;
+            return;
+        }
         let is_due = |asked: Asked| {
             let unready = (!asked.was_ready).then_some(STABLE);
             let allowed = grace.into_iter().chain(unready).min();
@@ -115,8 +124,14 @@ impl World {
     /// The supervisor knows exactly the processes that there are, and never too many.
     pub fn judge_processes(&mut self) {
         let known: BTreeSet<i32> = self.supervisor.pids().into_iter().collect();
-        let real: BTreeSet<i32> = self.kernel.tables().processes.keys().copied().collect();
+        // What a tracer has kept is known until it is given up.
+        let tables = self.kernel.tables();
+        let is_kept = |pid: &i32| tables.processes.get(pid).is_some_and(Process::is_remains);
+        let known: BTreeSet<i32> = known.into_iter().filter(|pid| !is_kept(pid)).collect();
+        let real = tables.processes.keys().copied();
+        let real: BTreeSet<i32> = real.filter(|pid| !is_kept(pid)).collect();
         let odd: Vec<_> = known.symmetric_difference(&real).copied().collect();
+        drop(tables);
         self.promise(
             odd.is_empty(),
             "every process is known, until reaped",
@@ -142,7 +157,7 @@ impl World {
         tables
             .processes
             .values()
-            .filter(|it| it.slot == slot)
+            .filter(|it| it.slot == slot && !it.is_remains())
             .count()
     }
 
@@ -157,7 +172,11 @@ impl World {
             Command::Exited { pid, status, .. } => {
                 let unreported = &mut self.record.unreported;
                 let at = unreported.iter().position(|it| *it == (pid, status));
-                let is_known = at.map(|at| unreported.swap_remove(at)).is_some();
+                let was_kept = self.record.kept.remove(&pid);
+                if let Some(at) = at {
+                    unreported.swap_remove(at);
+                }
+                let is_known = at.is_some() || (was_kept && status == LOST_STATUS);
                 self.promise(is_known, "each end is reported once, with its status", pid);
             }
             Command::Backoff {
@@ -226,6 +245,16 @@ impl World {
         let kernel = self.kernel.clone();
         let tables = kernel.tables();
         for (pid, process) in &tables.processes {
+            if process.is_remains() {
+                let is_unreported = self.record.kept.contains(pid);
+                let look = if is_unreported {
+                    LOOK_AT_TRACED
+                } else {
+                    FETCH_TRACED
+                };
+                self.promise(by(now + look), "what a tracer keeps is asked for", pid);
+                continue;
+            }
             self.promise(
                 process.lives(),
                 "a parked parent has reaped all that ended",
@@ -258,20 +287,22 @@ impl World {
                 );
             }
         }
-        let count = tables.processes.len();
+        let is_unreported = |pid: &i32| self.record.kept.contains(pid);
+        let awaited = (tables.processes.iter())
+            .filter(|(pid, process)| !process.is_remains() || is_unreported(pid));
+        let count = awaited.count();
         let is_quiet = count == self.setup.slots
+            && tables.processes.len() == count
             && !owed
             && tables.strays.is_empty()
             && self.setup.worker_timeout == 0
             && tables
                 .processes
                 .values()
-                .all(|it| it.is_heard && it.asked.is_none())
+                .all(|it| it.lives() && it.is_heard && it.asked.is_none())
             && tables.processes.values().all(|it| !it.is_blind());
-        let is_blind = tables
-            .processes
-            .values()
-            .any(super::kernel::Process::is_blind);
+        let is_blind = |it: &Process| it.is_blind() && it.lives();
+        let is_blind = tables.processes.values().any(is_blind);
         let oldest = tables.strays.values().min().copied();
         drop(tables);
         self.promise(
@@ -302,7 +333,10 @@ impl World {
 
     /// `next()` said that all is over.
     pub fn judge_end(&mut self) {
-        let count = self.kernel.tables().processes.len();
+        let tables = self.kernel.tables();
+        let left = tables.processes.values().filter(|it| !it.is_remains());
+        let count = left.count();
+        drop(tables);
         self.promise(count == 0, "no orphan is left behind", count);
         let is_asked = self.record.stop_asked.is_some();
         self.promise(is_asked, "it ends only after a stop", "");

@@ -116,7 +116,8 @@ impl World {
     fn has_recovered(&self) -> bool {
         let record = &self.record;
         let tables = self.kernel.tables();
-        let mut slots: Vec<_> = tables.processes.values().map(|it| it.slot).collect();
+        let workers = || tables.processes.values().filter(|it| !it.is_remains());
+        let mut slots: Vec<_> = workers().map(|it| it.slot).collect();
         slots.sort_unstable();
         let is_current = |it: &Process| {
             let is_mutated = it.born > record.mutate_configured
@@ -127,8 +128,8 @@ impl World {
         self.parked.is_some()
             && self.supervisor.phase() == Phase::Running
             && slots.into_iter().eq(0..self.setup.slots)
-            && tables.processes.values().all(is_current)
-            && tables.processes.values().all(|it| !it.faults.is_frozen)
+            && workers().all(is_current)
+            && workers().all(|it| !it.faults.is_frozen)
             && tables.strays.is_empty()
             && record.all_ready == 1
             && record.reload_handed >= record.reload_asked

@@ -4,12 +4,13 @@
 //! supervisor is the real one, with its real pipes and wakeup; the only clock is `now`.
 
 use super::action::{Action, PASSES, STATUSES, requests};
-use super::kernel::{Event, FIRST_PID, Kernel, Process};
+use super::kernel::{Event, FIRST_PID, Faults, Kernel, Process, Tracer};
 use osloxide::scoreboard::{self, Scoreboard};
 use osloxide::signals::{Request, poll_readable};
 use osloxide::supervisor::roster::Phase;
 use osloxide::supervisor::{Command, Error, Supervisor};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,8 @@ pub struct Record {
     pub may_be_late: bool,
     /// Statuses of reaped workers that were not reported yet.
     pub unreported: Vec<(i32, i32)>,
+    /// Workers that a tracer keeps, or has kept, and that were not reported yet.
+    pub kept: BTreeSet<i32>,
 }
 
 pub struct World {
@@ -172,6 +175,18 @@ impl World {
         tables.processes.values().nth(worker).is_some_and(ask)
     }
 
+    /// True when it does not get ready, for an older one of its slot has what it needs.
+    fn waits(&self, worker: usize) -> bool {
+        let tables = self.kernel.tables();
+        let mut older = tables.processes.values().take(worker);
+        let process = tables.processes.values().nth(worker);
+        process.is_some_and(|process| {
+            process.faults.is_waiting
+                && !process.is_ready
+                && older.any(|it| it.slot == process.slot && it.lives())
+        })
+    }
+
     fn change(&self, worker: usize, change: impl FnOnce(&mut Process)) {
         if let Some(process) = self.kernel.tables().processes.values_mut().nth(worker) {
             change(process);
@@ -185,6 +200,7 @@ impl World {
             Action::Fork,
             Action::ForkDeaf,
             Action::ForkBlind,
+            Action::ForkWaiting,
             Action::ForkFails,
             Action::Abandon,
             Action::Configured,
@@ -205,6 +221,8 @@ impl World {
             actions.extend([
                 Action::Report(worker),
                 Action::Obey(worker),
+                Action::Keep(worker),
+                Action::Release(worker),
                 Action::Freeze(worker),
                 Action::Thaw(worker),
                 Action::Harden(worker),
@@ -227,16 +245,22 @@ impl World {
             Action::Fork
             | Action::ForkDeaf
             | Action::ForkBlind
+            | Action::ForkWaiting
             | Action::ForkFails
             | Action::Abandon => matches!(python, Python::Forking { .. }),
             Action::Configured => matches!(python, Python::Configuring(_)),
             Action::Ask(_) | Action::Pass(_) => true,
             Action::Wait => matches!(self.parked, Some(Some(deadline)) if deadline > self.now),
             Action::Stray => self.setup.is_init && self.kernel.tables().strays.is_empty(),
-            Action::Report(worker) => self.asks(worker, Process::may_report),
+            Action::Report(worker) => {
+                self.asks(worker, Process::may_report) && !self.waits(worker)
+            }
             Action::Obey(worker) => self.asks(worker, Process::may_obey),
             // What a signal of someone else does to a stuck process is seen when it wakes up.
-            Action::Die(worker, _) => self.asks(worker, |it| it.lives() && !it.faults.is_stuck),
+            Action::Die(worker, _) | Action::Keep(worker) => {
+                self.asks(worker, |it| it.lives() && !it.faults.is_stuck)
+            }
+            Action::Release(worker) => self.asks(worker, |it| it.tracer == Tracer::Keeps),
             Action::Freeze(worker) => self.asks(worker, |it| it.lives() && !it.faults.is_frozen),
             Action::Thaw(worker) => self.asks(worker, |it| it.faults.is_frozen),
             Action::Harden(worker) => self.asks(worker, |it| it.lives() && !it.faults.is_stubborn),
@@ -254,9 +278,22 @@ impl World {
                 self.note_asked(request);
                 self.supervisor.request(request);
             }
-            Action::Fork => self.fork(false, false),
-            Action::ForkDeaf => self.fork(true, false),
-            Action::ForkBlind => self.fork(false, true),
+            Action::Fork => self.fork(Faults::default(), false),
+            Action::ForkDeaf => self.fork(
+                Faults {
+                    is_deaf: true,
+                    ..Faults::default()
+                },
+                false,
+            ),
+            Action::ForkBlind => self.fork(Faults::default(), true),
+            Action::ForkWaiting => self.fork(
+                Faults {
+                    is_waiting: true,
+                    ..Faults::default()
+                },
+                false,
+            ),
             Action::ForkFails => {
                 if let Python::Forking { slot } = self.python {
                     self.python = Python::Free;
@@ -267,6 +304,14 @@ impl World {
             Action::Configured => self.configured(),
             Action::Report(worker) => self.report(worker),
             Action::Die(worker, status) => self.change(worker, |it| it.end(status)),
+            Action::Keep(worker) => {
+                self.record.kept.extend(self.pid_of(worker));
+                self.change(worker, |it| {
+                    it.tracer = Tracer::Keeps;
+                    it.end(nix::libc::SIGKILL);
+                });
+            }
+            Action::Release(worker) => self.change(worker, |it| it.tracer = Tracer::HasLetGo),
             Action::Obey(worker) => self.change(worker, |it| {
                 let status = if it.killed {
                     nix::libc::SIGKILL
@@ -321,12 +366,12 @@ impl World {
         }
     }
 
-    fn fork(&mut self, is_deaf: bool, is_blind: bool) {
+    fn fork(&mut self, faults: Faults, is_blind: bool) {
         let Python::Forking { slot } = self.python else {
             return;
         };
         let pid = self.take_pid();
-        let process = Process::new(slot, self.event, self.now, is_deaf, is_blind);
+        let process = Process::new(slot, self.event, self.now, faults, is_blind);
         self.kernel.tables().processes.insert(pid, process);
         self.python = Python::Free;
         let is_watched = self.supervisor.forked(slot, pid, self.now).unwrap();
@@ -374,7 +419,9 @@ impl World {
             Python::Free | Python::GaveUp | Python::Forking { .. } | Python::Ended => {}
         }
         let gave_up = self.python == Python::GaveUp;
-        for process in self.kernel.tables().processes.values_mut() {
+        let known = self.supervisor.pids();
+        for (pid, process) in &mut self.kernel.tables().processes {
+            process.is_known = known.contains(pid);
             process.was_heard = process.is_heard;
             process.is_heard |= process.is_ready && process.lives();
         }

@@ -37,6 +37,10 @@ pub struct Book {
     pub asked_for_any: usize,
     /// Processes stopped by a signal.
     pub stopped: Vec<i32>,
+    /// Processes that have ended and that a tracer keeps from being reaped.
+    pub kept: Vec<i32>,
+    /// The kernel gives no descriptor for a process.
+    pub is_blind: bool,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -45,7 +49,9 @@ pub struct Fake(pub Arc<Mutex<Book>>);
 impl Processes for Fake {
     fn watch(&mut self, _pid: i32) -> Option<OwnedFd> {
         // A descriptor that never becomes readable: the tests say themselves when to look.
-        nix::sys::eventfd::EventFd::new().ok().map(OwnedFd::from)
+        let is_blind = self.0.lock().unwrap().is_blind;
+        let watch = (!is_blind).then(|| nix::sys::eventfd::EventFd::new().ok())?;
+        watch.map(OwnedFd::from)
     }
 
     fn signal(&mut self, pid: i32, _watch: Option<BorrowedFd<'_>>, number: i32) {
@@ -54,6 +60,10 @@ impl Processes for Fake {
 
     fn reap(&mut self, pid: i32) -> Option<i32> {
         self.0.lock().unwrap().ended.remove(&pid)
+    }
+
+    fn has_ended(&mut self, pid: i32) -> bool {
+        self.0.lock().unwrap().kept.contains(&pid)
     }
 
     fn is_stopped(&mut self, pid: i32) -> bool {
@@ -172,6 +182,16 @@ impl Rig {
     /// Other code waits for process *pid*, which has ended.
     pub fn waited_for(&self, pid: i32) {
         self.fake.0.lock().unwrap().ended.remove(&pid);
+    }
+
+    /// From now on no process has a descriptor.
+    pub fn become_blind(&self) {
+        self.fake.0.lock().unwrap().is_blind = true;
+    }
+
+    /// Process *pid* has ended, and a tracer keeps it.
+    pub fn end_kept(&self, pid: i32) {
+        self.fake.0.lock().unwrap().kept.push(pid);
     }
 
     /// Process *pid* is stopped by a signal.

@@ -258,15 +258,24 @@ impl Roster {
         if self.mutating.remove(&pid) {
             self.report_mutated();
         } else if let Some((slot, role)) = self.find(pid) {
+            if let Some(forked) = self.starting_since(pid) {
+                let took = now.saturating_duration_since(forked);
+                let quickest = &mut self.slots[slot].quickest_start;
+                *quickest = Some(quickest.map_or(took, |quickest| quickest.min(took)));
+            }
             self.apply(slot, role, Event::Ready, now);
         }
+        self.report_ready();
+        self.advance_round(now);
+    }
+
+    pub(super) fn report_ready(&mut self) {
         let is_running =
             |slot: &Slot| slot.is_closed || matches!(slot.current.state, State::Running { .. });
         if self.is_ready_owed && self.slots.iter().all(is_running) {
             self.is_ready_owed = false;
             self.commands.push_back(Command::AllReady);
         }
-        self.advance_round(now);
     }
 
     /// Process *pid* asks to be replaced. One worker after the other is, each when its successor is
@@ -387,9 +396,8 @@ impl Roster {
     /// When [`Roster::tick`] will change something; `None` is never.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.workers()
-            .filter_map(|(_, worker)| worker.deadline())
-            .min()
+        let of_workers = self.workers().filter_map(|(_, worker)| worker.deadline());
+        of_workers.chain(self.predecessor_leaves_at()).min()
     }
 
     /// True when a stop was requested and no process is left.

@@ -1,8 +1,8 @@
 //! Rolling replacement: one worker after the other, each by one that serves already.
 //!
 //! Owns the round of a reload, and the workers that ask to be replaced outside of one. A round never
-//! takes a serving worker away before its successor serves, but where the successor fails for as long as
-//! the other lives. Rules: docs/lifecycle.md.
+//! takes a serving worker away before its successor serves, but where the successor fails, or does not
+//! come to the end of its start, for as long as the other lives. Rules: docs/lifecycle.md.
 
 use super::{Phase, Roster};
 use crate::signals::Request;
@@ -31,6 +31,7 @@ impl Roster {
     pub(super) fn advance_round(&mut self, now: Instant) {
         self.replace_all(now);
         self.replace_worn(now);
+        self.report_ready(); // a worker that took the place of one which was not
     }
 
     fn replace_all(&mut self, now: Instant) {
@@ -57,26 +58,22 @@ impl Roster {
                 // No worker to replace: fork the new generation right away, also after failures.
                 slot.current = Worker::new(generation);
                 return;
+            } else if let Some(successor) = slot.successor.take_if(|it| is_running(it)) {
+                let replaced = std::mem::replace(&mut slot.current, successor);
+                self.retire(cursor, replaced, deadline, now);
+                self.phase = Phase::Reloading { cursor: cursor + 1 };
             } else if matches!(
                 slot.current.state,
                 State::Draining { .. } | State::Aborting { .. } | State::Killing { .. }
             ) {
                 return; // it leaves first: the next worker of the slot follows then
             } else {
-                match slot.successor {
-                    None if !slot.has_room() => return,
-                    None => {
-                        slot.successor = Some(Worker::new(generation));
-                        return;
-                    }
-                    Some(successor) if is_running(&successor) => {
-                        let replaced = std::mem::replace(&mut slot.current, successor);
-                        slot.successor = None;
-                        self.retire(cursor, replaced, deadline, now);
-                        self.phase = Phase::Reloading { cursor: cursor + 1 };
-                    }
-                    Some(_) => return,
+                if slot.successor.is_none() && slot.has_room() {
+                    slot.successor = Some(Worker::new(generation));
+                } else if slot.leaves_first_at().is_some_and(|at| at <= now) {
+                    self.apply(cursor, Role::Current, Event::Stop { deadline }, now);
                 }
+                return;
             }
         }
     }
@@ -129,6 +126,15 @@ impl Roster {
             let deadline = self.deadline_from(now);
             self.apply(index, Role::Current, Event::Stop { deadline }, now);
         }
+    }
+
+    /// A successor that takes long beside the current worker may wait for something that only one
+    /// process can have, a lock for one. When the current worker then leaves for it.
+    pub(super) fn predecessor_leaves_at(&self) -> Option<Instant> {
+        let Phase::Reloading { cursor } = self.phase else {
+            return None;
+        };
+        self.slots.get(cursor)?.leaves_first_at()
     }
 
     /// Has a worker leave that lost its place in slot *index*; one without a process is gone at once.
