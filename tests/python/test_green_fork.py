@@ -29,6 +29,37 @@ if threading.main_thread().ident == threading.get_ident():
 """
 
 
+ENDS = """
+import os, sys
+import eventlet
+from eventlet import event
+
+def fork(end):
+    pid = os.fork()
+    if pid == 0:
+        eventlet.sleep(0)
+        print("child")
+        if end:
+            raise end
+        return None
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+ends = [SystemExit(7), SystemExit(), SystemExit("said"), SystemExit(300), KeyError("raised"), None]
+print([eventlet.spawn(fork, end).wait() for end in ends])
+"""
+
+
+def test_a_child_of_a_greenthread_ends_with_its_function_and_the_status_of_its_exit() -> None:
+    prelude = "from osloxide.activation import import_hook\n"
+    prelude += "import_hook.install(deferred=True, serve_eventlet=True)\n"
+
+    done = run_python(prelude + ENDS)
+
+    assert done.stdout.splitlines() == ["child"] * 6 + ["[7, 0, 1, 44, 1, 0]"], done.stderr
+    assert "said" in done.stderr
+    assert "KeyError: 'raised'" in done.stderr
+
+
 @pytest.mark.parametrize("call", ["eventlet.spawn(fork).wait()", "eventlet.tpool.execute(fork)"])
 def test_a_child_of_a_greenthread_has_a_main_thread_that_can_end(call: str) -> None:
     text = PROGRAM.replace("CALL", call)

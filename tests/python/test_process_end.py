@@ -56,11 +56,11 @@ class Service(service.Service):
     def wait(self):
         self.stopped.wait()
 
-def main(grace):
+def main(grace, kind=Service, method="reload"):
     from oslo_service import _options
     conf.register_opts(_options.service_opts)
     conf.set_override("graceful_shutdown_timeout", grace)
-    launcher = service.launch(conf, Service(), workers=workers)
+    launcher = service.launch(conf, kind(), workers=workers, restart_method=method)
     status = launcher.wait()
     say(f"returned {status}")
     sys.exit(status)
@@ -407,6 +407,50 @@ def test_sigterm_ends_a_program_that_never_comes_to_wait(
     program.expect("started", workers)
 
     assert program.stop() == status
+
+
+RELOADED = """
+class Hanging(Service):
+    def reset(self):
+        say("reset")
+        threading.Event().wait()
+
+prepare = int
+main(GRACE, Hanging, "METHOD")
+"""
+
+
+@pytest.mark.parametrize("method", ["reload", "mutate"])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("grace", [0, 60])
+def test_sigterm_ends_a_reset_that_hangs_soon_and_with_status_0(
+    running: Any, method: str, workers: int, grace: int
+) -> None:
+    """In the parent of workers, and where a single process reloads, it runs on the main thread."""
+    code = RELOADED.replace("METHOD", method).replace("GRACE", str(grace))
+    program = running(code, workers=workers)
+    program.expect("started", workers)
+    os.kill(program.process.pid, signal.SIGHUP)
+    program.expect("reset")
+
+    # Less than any deadline: of the grace period, and of a reset() that cannot be left.
+    assert program.stop() == 0
+    assert "returned 0" in program.said()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("grace", [10**7, 10**10, 10**19])
+def test_a_grace_period_that_no_clock_of_the_system_can_count_is_for_ever(
+    running: Any, workers: int, grace: int
+) -> None:
+    program = running(f"prepare = int\nmain({grace})", workers=workers)
+    program.expect("started", workers)
+    os.kill(program.process.pid, signal.SIGHUP)
+    program.expect("started", 2 * workers)
+
+    assert program.stop() == 0
+
+    assert "Traceback" not in program.text()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

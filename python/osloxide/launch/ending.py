@@ -67,7 +67,7 @@ class _End:
     def _watch(self) -> None:
         with self.changed:
             while not self.is_taken_back and (left := self.deadline - time.monotonic()) > 0:
-                self.changed.wait(left)
+                self.changed.wait(min(left, threading.TIMEOUT_MAX))
             if self.is_taken_back:
                 return
         self.cut_off()

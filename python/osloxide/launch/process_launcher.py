@@ -115,6 +115,7 @@ class ProcessLauncher:
         self._signals = signal_handler.SignalHandler()
         self._notifier = systemd.Notifier()
         self._wrappers: list[ServiceWrapper] = []
+        self._adding = threading.RLock()
         self._scoreboard: _native.Scoreboard | None = None
         self._supervisor: _native.Supervisor | None = None
         self._runner: Runner | None = None
@@ -124,6 +125,7 @@ class ProcessLauncher:
         self._due: str | None = None
         self._difference = 0
         self._is_supervising = False
+        self._is_reconfiguring = False
         self._has_ended = threading.Event()
         self._log = worker_log.WorkerLog()
         self._templates: template.Templates | None = None
@@ -165,14 +167,34 @@ class ProcessLauncher:
         wrapper = ServiceWrapper(service, count)
         self._handle_signals_on_main_thread()
         LOG.info("Starting %d workers", count)
-        supervisor = self._supervisor_of_this_process()
         self._set_timeouts()
-        group = supervisor.add_group(type(service).__name__, count)
-        assert group == len(self._wrappers)
-        self._wrappers.append(wrapper)
-        if self.FORKS_AT_LAUNCH:
+        group = self._add_group(wrapper)
+        if self.FORKS_AT_LAUNCH and _waited_for.get(os.getpid()) is not self:
+            self._fork_at_launch(group)
+
+    def _add_group(self, wrapper: ServiceWrapper) -> int:
+        """Have its workers forked from now on, by the main thread where that supervises already."""
+        supervisor = self._supervisor_of_this_process()
+        with self._adding:
+            self._wrappers.append(wrapper)  # the main thread may fork the first before this returns
+            try:
+                group = supervisor.add_group(type(wrapper.service).__name__, wrapper.workers)
+            except BaseException:
+                self._wrappers.pop()
+                raise
+            assert group == len(self._wrappers) - 1
+        return group
+
+    def _fork_at_launch(self, group: int) -> None:
+        supervisor = self._supervisor_of_this_process()
+        try:
             while self._due is None and (command := supervisor.due()) is not None:
                 self._obey(command)
+        except BaseException:
+            # The program may go on and launch again what could not be launched now.
+            supervisor.resize(group, 0)
+            self._wrappers[group].workers = 0
+            raise
 
     def change_workers(self, difference: int) -> None:
         """Have more or fewer workers of the service that was launched first; one stays.
@@ -256,6 +278,8 @@ class ProcessLauncher:
 
     def _handle_term(self, signo: int, frame: FrameType | None) -> None:
         self._policy.graceful_stop(signo, frame)
+        if self._is_reconfiguring:
+            raise signal_handler.SignalExit(signo, 0)
 
     def _handle_hup(self, signo: int, frame: FrameType | None) -> None:
         self._policy.reload(signo, frame)
@@ -407,7 +431,7 @@ class ProcessLauncher:
             if due not in services.RESTART_METHODS:
                 return
             self.sigcaught = None
-            self._reconfigure(due)
+            self._reconfigure_unless_stopped(due)
             self.running = True
 
     def _respawn_children(self) -> None:
@@ -426,6 +450,17 @@ class ProcessLauncher:
                 self.running = False
             else:
                 self._obey(command)
+
+    def _reconfigure_unless_stopped(self, restart_method: str) -> None:
+        """A SIGTERM ends it: a reset() of the application, or a hook of its options, may hang."""
+        self._is_reconfiguring = True
+        try:
+            self._reconfigure(restart_method)
+        except signal_handler.SignalExit:
+            if self.sigcaught != signal.SIGTERM:
+                raise
+        finally:
+            self._is_reconfiguring = False
 
     def _reconfigure(self, restart_method: str) -> None:
         self._notifier.reloading()
@@ -580,12 +615,12 @@ class ProcessLauncher:
         try:
             self._start_child(wrap, slot, generation)
         except Exception as error:
-            if not self._has_forked:
-                raise
             with contextlib.suppress(RuntimeError):  # it was answered
                 self._supervisor_of_this_process().fork_failed(
                     slot, getattr(error, "errno", 0) or 0
                 )
+            if not self._has_forked:
+                raise
             LOG.error(
                 "Worker %d of %s could not be forked: %s; it is tried again",
                 slot,

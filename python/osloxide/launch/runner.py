@@ -16,7 +16,6 @@ import contextlib
 import enum
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -28,7 +27,7 @@ from osloxide.launch.systemd import Notifier
 from osloxide.signals import careful_log, shutdown, waiting
 from osloxide.signals.control_thread import ControlThread, Request
 from osloxide.signals.signal_handler import SignalExit
-from osloxide.threads import event_loop, own, stopping
+from osloxide.threads import event_loop, forked, own, stopping
 
 LOG = careful_log.logger(__name__)
 
@@ -121,6 +120,7 @@ class Runner:
         """Of the process whose services are called; a program may fork before that."""
         self._is_early = False
         self._starting: Any = None
+        self._resetting: Any = None
         self._leave_start_at: float | None = None
         self._stopping: Any = None
         self._awaited: Any = None
@@ -183,8 +183,7 @@ class Runner:
                 if not self._attempt("wait", 2) or self._is_over():
                     break
                 self._park_until_stopped()
-                if not self._leaving:
-                    self._reset(self._services)
+                self._reset_between_rounds()
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
             # A handler of the application raised in here, or on_ready() failed.
             self._end_round(_exit_status(exc, 2, "Unhandled exception"))
@@ -330,17 +329,25 @@ class Runner:
         """
         if os.getpid() == self._pid:
             return
-        status = _exit_status(exc, 1, "A process that a service has forked failed")
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(BaseException):
-                stream.flush()
-        os._exit(status & 0xFF)
+        forked.leave(_exit_status(exc, 1, "A process that a service has forked failed"))
 
     def _leave_start_if_asked(self) -> None:
-        """On the main thread, when it is nudged: end a start() that outlasts a SIGTERM."""
+        """On the main thread, when it is nudged: end a start() or reset() that outlasts SIGTERM."""
         at = self._leave_start_at
-        if self._starting is not None and at is not None and time.monotonic() >= at:
+        is_called = self._starting is not None or self._resetting is not None
+        if is_called and at is not None and time.monotonic() >= at:
             raise SignalExit(signal.SIGTERM, 0)
+
+    def _reset_between_rounds(self) -> None:
+        for service in list(self._services):
+            with self._changed:
+                if self._leaving:
+                    return
+                self._resetting = service  # who begins to leave from now on interrupts it
+            try:
+                reset(service)
+            finally:
+                self._resetting = None
 
     def _wait_for(self, service: Any) -> None:
         while True:
@@ -405,13 +412,17 @@ class Runner:
             _native.beat(timeout)
             if timeout:
                 intervals.append(timeout / 4)
-        if self._phase is Phase.STARTING and self._leave_start_at is not None:
+        if self._may_be_interrupted() and self._leave_start_at is not None:
             if time.monotonic() >= self._leave_start_at:
                 self._control.nudge()
             intervals.append(LEAVE_START_AFTER)
         if os.getpid() == 1 and (seconds := orphans.reap()):
             intervals.append(seconds)
         return min(intervals, default=0.0)
+
+    def _may_be_interrupted(self) -> bool:
+        """Whether the main thread is in what a stop ends by an exception."""
+        return self._phase is Phase.STARTING or self._resetting is not None
 
     def _begin_leaving(self, message: str) -> None:
         with self._changed:
@@ -457,12 +468,12 @@ class Runner:
             return
         self._leaving = True
         grace = self._grace()
-        if grace <= 0 and self._phase is Phase.STARTING:
+        if grace <= 0 and self._may_be_interrupted():
             grace = DEADLINE_OF_START
         if grace > 0:
             self._arm(grace + self._grace_margin)
             event_loop.cancel_before(time.monotonic() + grace)
-        if self._phase is Phase.STARTING:
+        if self._may_be_interrupted():
             self._leave_start_at = time.monotonic() + LEAVE_START_AFTER
             self._control.look()
         shutdown.begin_shutdown()
@@ -509,6 +520,7 @@ class Runner:
             f"{type(service).__name__}.{method}() has not returned"
             for service, method in (
                 (self._starting, "start"),
+                (self._resetting, "reset"),
                 (self._stopping, "stop"),
                 (self._awaited, "wait"),
             )

@@ -40,6 +40,10 @@ _FIRST_PATIENCE = 0.005
 """Seconds until the main thread is nudged again; doubled each time up to the next constant."""
 _LONGEST_PATIENCE = 1.0
 
+_LONGEST_SLEEP = 86_400.0
+"""Seconds between two looks at the clock at most: poll(2) counts milliseconds in a C int, and a
+grace period may be longer."""
+
 _PULSE_AGAIN = 5.0
 """Seconds until a pulse that failed is called again."""
 
@@ -209,7 +213,9 @@ class ControlThread:
             ends.append(self._next_nudge)
         if self._next_pulse is not None:
             ends.append(self._next_pulse)
-        return max(min(ends) - time.monotonic(), 0) * 1000 if ends else None
+        if not ends:
+            return None
+        return min(max(min(ends) - time.monotonic(), 0), _LONGEST_SLEEP) * 1000
 
     def _drain(self) -> bool:
         """Empty the pipe; True when a signal has arrived that the main thread must hear of."""

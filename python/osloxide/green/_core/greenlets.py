@@ -39,6 +39,7 @@ from osloxide.green._core.turns import (
     switch_value,
 )
 from osloxide.green._core.waits import await_turn, current_carrier, park
+from osloxide.threads import forked
 from osloxide.threads.pool_thread import register_thread
 
 _numbers = itertools.count(1)
@@ -166,6 +167,8 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
             result = exit_
         except BaseException as caught:  # noqa: BLE001 - passed on to the parent
             failure = caught
+        if _turns.main is self:
+            forked.leave_after(failure)  # in a child that its function has forked and not ended
         try:
             self._end(result, failure)
         finally:
