@@ -59,6 +59,42 @@ print(G(outer).switch(), inner.parent.dead, inner.switch())
 """,
         "outer True inner",
     ),
+    "its parent has not begun": (
+        """
+later = G(lambda value: f"begun with {value}")
+print(G(lambda: "this", later).switch(), later.dead)
+""",
+        "begun with this True",
+    ),
+    "its parent has no function": (
+        """
+try:
+    G(lambda: None, G()).switch()
+except AttributeError as error:
+    print("run" in str(error))
+""",
+        "True",
+    ),
+    "it had ended before": (
+        """
+child = G(lambda: "ends")
+child.switch()
+child.parent = G(lambda value: f"the parent has {value}")
+print(child.switch("this"))
+""",
+        "the parent has this",
+    ),
+    "its class has a constructor of its own": (
+        """
+class Counter(G):
+    def __init__(self, step):
+        self.step = step
+    def run(self, value):
+        return value + self.step
+print(Counter(2).switch(5), Counter(2).parent is greenlet.getcurrent())
+""",
+        "7 True",
+    ),
     "it fails": (
         """
 child = G(fails)
@@ -117,3 +153,19 @@ print(eventlet.sleep(0.05), child.dead)
 """
     )
     assert result.stdout == "None True\n", result.stderr
+
+
+def test_a_parent_that_cannot_be_one_is_refused() -> None:
+    result = run_python(
+        ACTIVE
+        + """
+first, second = G(), G()
+second.parent = first
+for parent in (second, first, None, "greenlet"):
+    try:
+        first.parent = parent
+    except (TypeError, ValueError) as error:
+        print(type(error).__name__)
+"""
+    )
+    assert result.stdout == "ValueError\nValueError\nTypeError\nTypeError\n", result.stderr

@@ -12,7 +12,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from osloxide._typing import override
 from osloxide.green._core import outsiders
@@ -52,6 +52,8 @@ class error(Exception):  # noqa: N801 - greenlet's name
 class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
     """A function on a native thread that takes turns with others.
 
+    Subclasses need not call :meth:`__init__`, and may have a method ``run``.
+
     :param run: called with what the first :meth:`switch` gets.
     :param parent: who gets the result; the maker when None.
     """
@@ -59,14 +61,22 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
     GreenletExit = GreenletExit
     error = error
     _identity: greenlet | None = None
+    _has_parent = True
     run: Callable[..., Any]
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
+        # Here and not in __init__(), which subclasses need not call.
+        self = super().__new__(cls)
+        self._prepare(NEW, getcurrent() if cls._has_parent else None)
+        return self
 
     def __init__(
         self, run: Callable[..., Any] | None = None, parent: greenlet | None = None
     ) -> None:
         if run is not None:
             self.run = run
-        self._prepare(NEW, getcurrent() if parent is None else parent)
+        if parent is not None:
+            self.parent = parent
 
     # ---- greenlet's interface -------------------------------------------------------------------
 
@@ -82,6 +92,17 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
 
     @parent.setter
     def parent(self, parent: greenlet) -> None:
+        """
+        :raises TypeError: *parent* is no greenlet.
+        :raises ValueError: this greenlet is among its parents.
+        """
+        if not isinstance(parent, greenlet):
+            raise TypeError(f"parent must be a greenlet, not {type(parent).__name__}")
+        ancestor: TurnTaker | None = parent
+        while ancestor is not None:
+            if ancestor is self:
+                raise ValueError("cyclic parent chain")
+            ancestor = ancestor._parent
         self._parent = parent
 
     def _get_parent(self) -> greenlet | None:
@@ -100,20 +121,21 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
     def switch(self, *args: Any, **kwargs: Any) -> Any:
         """Let this greenlet go on at once; the caller waits until something switches to it.
 
+        In place of one that has ended its parent goes on.
+
         :returns: what the caller is switched to with.
         """
         me, current = current_carrier(), getcurrent()
         value = switch_value(args, kwargs)
-        if self is current:
-            return value
         with lock:
-            if self._state == DEAD:
+            target = _that_lives(self)
+            if target is None or target is current or target._is_hub:
                 return value
             if is_hub(current):
-                resume_with(self, (None, value), args, kwargs, front=True)
+                resume_with(target, (None, value), args, kwargs, front=True)
                 return None
             me._state, me._outcome, me._in_switch = PARKED, None, True
-            resume_with(self, (None, value), args, kwargs, front=True)
+            resume_with(target, (None, value), args, kwargs, front=True)
             let_go(me)
         return _await_switch(me)
 
@@ -196,18 +218,24 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
             self._state = DEAD
             heir = None if is_lost else self._heir()
             if heir is not None:
-                resume_with(heir, (failure, result), (), {}, front=True)
+                resume_with(heir, (failure, result), (result,), {}, front=True)
             let_go(self)
 
     def _heir(self) -> TurnTaker | None:
         """Who goes on when this greenlet has ended, with what came of it: its parent, whoever
         switched to it last. None where the parent waits for anything but a switch. With the lock.
         """
-        parent = self._parent
-        while parent is not None and parent._state == DEAD:
-            parent = parent._parent
-        is_free = parent is not None and parent._state == PARKED and parent._in_switch
-        return parent if is_free else None
+        heir = _that_lives(self._parent)
+        if heir is None or heir._state == NEW or (heir._state == PARKED and heir._in_switch):
+            return heir
+        return None
+
+
+def _that_lives(target: TurnTaker | None) -> TurnTaker | None:
+    """*target*, or where it has ended the nearest of its parents that has not. With the lock."""
+    while target is not None and target._state == DEAD:
+        target = target._parent
+    return target
 
 
 def _await_switch(me: TurnTaker) -> Any:
@@ -220,6 +248,8 @@ def _await_switch(me: TurnTaker) -> Any:
 
 class _Main(greenlet):
     """The code of a native thread that this package did not start."""
+
+    _has_parent = False
 
     def __init__(self) -> None:
         self._prepare(RUNNING, None)
@@ -238,6 +268,7 @@ class Callback(greenlet):
 class HubGreenlet(greenlet):
     """Whom ``getcurrent()`` names in callbacks of the hub. Never suspended, never ends."""
 
+    _has_parent = False
     _is_hub = True
 
     def __init__(self) -> None:
