@@ -18,6 +18,7 @@ from osloxide.green._core import clock as _clock
 from osloxide.green._core import greenlets as _greenlets
 from osloxide.green._core import interruption as _interruption
 from osloxide.green._core import lending as _lending
+from osloxide.green._core import signal_handlers as _signal_handlers
 from osloxide.green._core import waits as _waits
 from osloxide.green._core.greenlets import getcurrent, greenlet
 from osloxide.green._core.turns import lock
@@ -272,3 +273,4 @@ def kill(g: greenlet, *throw_args: Any) -> None:
 
 
 _main_thread.serve(_lending.lend)
+_signal_handlers.serve()

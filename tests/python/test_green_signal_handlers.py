@@ -1,0 +1,97 @@
+"""Signal handlers that greenthreads set: the main thread sets and runs them.
+
+neutron's Open vSwitch agent sets its own in a thread for which the main thread waits. With eventlet
+all of them are the main thread. Rules: Python's documentation of signal.signal().
+"""
+
+from __future__ import annotations
+
+import pytest
+from _children import run_python
+
+PROGRAM = """
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import eventlet, os, signal, sys, threading
+eventlet.monkey_patch()
+
+def heard(signo, frame):
+    print(signal.Signals(signo).name, threading.current_thread() is threading.main_thread())
+    over.set()
+
+over = threading.Event()
+
+def set_one():
+    assert threading.current_thread() is not threading.main_thread()
+    assert signal.signal(signal.SIGUSR1, heard) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR1) is heard
+    os.kill(os.getpid(), signal.SIGUSR1)
+    over.wait()
+    assert signal.signal(signal.SIGUSR1, signal.SIG_DFL) is heard
+    try:
+        signal.signal(4711, heard)
+    except ValueError as refusal:
+        print(refusal)
+    print(signal.set_wakeup_fd(-1))
+"""
+
+WAITS = {
+    "for a greenthread": "eventlet.spawn(set_one).wait()",
+    "for a thread": "thread = threading.Thread(target=set_one); thread.start(); thread.join()",
+    "for a lock": """
+done = threading.Lock()
+done.acquire()
+eventlet.spawn(lambda: (set_one(), done.release()))
+eventlet.sleep(0)
+done.acquire()
+""",
+    "in the kernel": """
+import select
+gone, end = os.pipe()
+eventlet.spawn(lambda: (set_one(), os.write(end, b"x")))
+eventlet.sleep(0)
+select.select([gone], [], [])
+""",
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS.keys())
+def test_a_greenthread_sets_a_handler_while_the_main_thread_waits(wait: str) -> None:
+    result = run_python(PROGRAM + wait)
+    expected = "SIGUSR1 True\nsignal number out of range\n-1\n"
+    assert (result.returncode, result.stdout) == (0, expected), result.stderr
+
+
+def test_a_forked_child_of_a_greenthread_sets_its_own() -> None:
+    result = run_python(
+        PROGRAM
+        + """
+def fork():
+    if (child := os.fork()) == 0:
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+print(eventlet.spawn(fork).wait())
+"""
+    )
+    assert (result.returncode, result.stdout) == (0, "7\n"), result.stderr
+
+
+def test_a_thread_of_a_program_that_does_not_patch_is_refused_as_ever() -> None:
+    result = run_python(
+        PROGRAM.replace("eventlet.monkey_patch()", "")
+        + """
+def refused():
+    try:
+        signal.signal(signal.SIGUSR1, heard)
+    except ValueError as refusal:
+        print(refusal)
+
+thread = threading.Thread(target=refused)
+thread.start()
+thread.join()
+"""
+    )
+    assert "only works in main thread" in result.stdout, result.stderr
