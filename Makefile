@@ -162,8 +162,9 @@ parity-%:
 	@echo "tests/parity/run.py --backend $*"
 	@$(PY) tests/parity/run.py --backend $*
 
-eventlet: $(VENV)/.native $(VENV)/.test ## eventlet's own tests against osloxide
+eventlet: $(VENV)/.native $(VENV)/.test ## eventlet's own tests and examples on osloxide
 	$(PY) tests/green/run.py
+	$(PY) -m pytest -q tests/green/test_examples.py
 
 services-setup: ## the Debian packages of the service tests: RabbitMQ and MariaDB
 	@tools/debian.sh rabbitmq-server mariadb-server nginx-light apache2-bin haproxy systemd

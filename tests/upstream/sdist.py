@@ -1,4 +1,4 @@
-"""A folder of a pinned sdist: tests that no wheel has.
+"""A folder of a pinned sdist: tests and examples that no wheel has.
 
 Owns the download, the check of its hash and the unpacking, below .cache of the checkout. Only the
 named folder is unpacked: the package beside it cannot be imported by accident.
@@ -27,7 +27,8 @@ def unpacked(lock: Path, package: str, folder: str) -> tuple[str, Path]:
         raise SystemExit(f"{lock} does not pin {package} with a hash")
     version, digest = match.groups()
     target = REPOSITORY / ".cache" / f"{package}-{version}"
-    if (target / "complete").exists():
+    complete = target / f"complete-{folder}"
+    if complete.exists():
         return version, target
     target.mkdir(parents=True, exist_ok=True)
     archive = target / f"{package}-{version}.tar.gz"
@@ -47,5 +48,5 @@ def unpacked(lock: Path, package: str, folder: str) -> tuple[str, Path]:
             if member.name.startswith(f"{prefix}{folder}/"):
                 member.name = member.name.removeprefix(prefix)
                 tar.extract(member, target, filter="data")
-    (target / "complete").touch()
+    complete.touch()
     return version, target
