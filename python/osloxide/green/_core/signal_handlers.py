@@ -15,6 +15,7 @@ import collections
 import functools
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,9 @@ CARRIER = signal.SIGRTMAX - 1
 
 PATIENCE = 5.0
 """Seconds that the main thread gets to run a handler."""
+
+_FIRST_PAUSE = 0.005
+"""Seconds until the signal is sent again; doubled each time."""
 
 
 class _Call:
@@ -66,6 +70,20 @@ def _is_green() -> bool:
     return _turns.local.carrier is not None or patcher.requested.get("thread", False)
 
 
+def _is_made(asked: _Call, main: int) -> bool:
+    """Send *main* the signal until the call is made, or its time is over.
+
+    A signal that comes in the instant before a thread begins to wait for a lock does not end that.
+    """
+    pause, deadline = _FIRST_PAUSE, time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        signal.pthread_kill(main, CARRIER)
+        if asked.made.acquire(timeout=pause):
+            return True
+        pause *= 2
+    return False
+
+
 def _on_main_thread(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -79,8 +97,7 @@ def _on_main_thread(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         asked = _Call(functools.partial(function, *args, **kwargs))
         _calls.append(asked)
-        signal.pthread_kill(main, CARRIER)
-        if not asked.made.acquire(timeout=PATIENCE):
+        if not _is_made(asked, main):
             try:
                 _calls.remove(asked)
             except ValueError:
