@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from osloxide.signals import waiting
-from osloxide.threads import timers
+from osloxide.threads import forked, timers
 
 # oslo.service up to 4.0 logged here, and default_log_levels of designate, mistral and others
 # still name it.
@@ -252,7 +252,7 @@ class LoopingCallBase:
         # None is no error before the first call, which then fails as it does with oslo.service.
         function: Any = self.f
         try:
-            return function(*self.args, **self.kw)
+            return forked.call(function, *self.args, **self.kw)
         except LoopingCallDone:
             raise
         except Exception as exc:

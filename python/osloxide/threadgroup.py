@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from osloxide import loopingcall
 from osloxide._typing import override
 from osloxide.signals import waiting
-from osloxide.threads import stopping
+from osloxide.threads import forked, stopping
 
 LOG = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class GroupThread(threading.Thread):
         waiting.fire(self.begun)
         try:
             if not self.cancelled:
-                self.result = self._callback(*self.args, **self.kw)
+                self.result = forked.call(self._callback, *self.args, **self.kw)
         except Exception as exc:
             self.failure = exc
             LOG.exception("Thread %s failed", self.name)

@@ -70,3 +70,45 @@ def test_a_child_of_a_greenthread_has_a_main_thread_that_can_end(call: str) -> N
 
     assert done.stderr == ""
     assert done.stdout.split()[-1:] == ["7"], done.stdout
+
+
+NATIVE = """
+import os, sys
+import osloxide
+osloxide.install()
+from osloxide.backends.BACKEND import loopingcall, threadgroup
+
+def fork(end):
+    pid = os.fork()
+    if pid == 0:
+        if end:
+            raise end
+        return None
+    raise loopingcall.LoopingCallDone(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+def of_group(end):
+    statuses = []
+    group = threadgroup.ThreadGroup()
+    def wait():
+        try:
+            fork(end)
+        except loopingcall.LoopingCallDone as done:
+            statuses.append(done.retvalue)
+    group.add_thread(wait).wait()
+    return statuses[0]
+
+def of_loop(end):
+    return loopingcall.FixedIntervalLoopingCall(fork, end).start(60).wait()
+
+ends = [SystemExit(7), KeyError("raised"), None]
+print([of_group(end) for end in ends], [of_loop(end) for end in ends])
+"""
+
+
+@pytest.mark.parametrize("backend", ["threading", "eventlet"])
+def test_a_child_of_a_thread_of_a_group_or_of_a_looping_call_ends_with_its_function(
+    backend: str,
+) -> None:
+    done = run_python(NATIVE.replace("BACKEND", backend))
+
+    assert done.stdout == "[7, 1, 0] [7, 1, 0]\n", done.stderr

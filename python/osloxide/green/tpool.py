@@ -21,7 +21,7 @@ from osloxide.green import event
 from osloxide.green._core import greenlets as _greenlets
 from osloxide.green.greenthread import sleep
 from osloxide.green.timeout import Timeout
-from osloxide.threads import inherited
+from osloxide.threads import forked, inherited
 
 __all__ = ["Proxy", "execute", "killall", "set_num_threads"]
 
@@ -47,7 +47,7 @@ def _work(requests: Any) -> None:
             return
         done, function, args, kwargs = request
         try:
-            outcome: Any = (None, function(*args, **kwargs))
+            outcome: Any = (None, forked.call(function, *args, **kwargs))
         except BaseException as failure:  # noqa: BLE001 - raised where it was asked for
             if isinstance(failure, EXC_CLASSES):
                 traceback.clear_frames(failure.__traceback__)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType, ModuleType, SimpleNamespace
 from typing import Any
 
-from osloxide.threads import own
+from osloxide.threads import forked, own
 from osloxide.threads.event_loop import Later, Outcome
 
 LOG = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def amend_dispatcher(dispatcher: ModuleType) -> None:
     def dispatch_any(self: Any, incoming: Any) -> Any:
         outcome = incoming.__dict__.pop("_osloxide_outcome", None)
         try:
-            return dispatch(self, incoming) if outcome is None else outcome()
+            return forked.call(dispatch, self, incoming) if outcome is None else outcome()
         except dispatcher.ExpectedException:
             raise
         except Exception:

@@ -1,9 +1,10 @@
-"""The end of a process that has been forked by a thread which did not expect to end one.
+"""The end of a process that code of the application has forked on a thread of this package.
 
-Owns how such a child ends: at once, after its output was written. The frames, threads and exit
-functions that it has are its parent's. Never forks.
+Owns how such a child ends where that code leaves it, by a return or an exception: at once, after
+its output was written. It would go on otherwise with what its parent goes on with, such as a loop
+or a reply. The frames, threads and exit functions that it has are its parent's. Never forks.
 
-Rules: sys.exit, os._exit (Python library reference).
+Rules: sys.exit, os._exit (Python library reference). On pool threads src/python/child.rs does this.
 """
 
 from __future__ import annotations
@@ -12,7 +13,25 @@ import contextlib
 import os
 import sys
 import traceback
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+_forks = 0
+"""How many forks lie between this process and the one that imported this module."""
+
+
+def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call *function* of the application; a child that it has forked and not ended ends here."""
+    before = _forks
+    try:
+        result = function(*args, **kwargs)
+    except BaseException as failure:
+        if _forks != before:
+            leave_after(failure)
+        raise
+    if _forks != before:
+        leave_after(None)
+    return result
 
 
 def leave(status: int) -> NoReturn:
@@ -36,3 +55,11 @@ def leave_after(failure: BaseException | None) -> NoReturn:
         with contextlib.suppress(BaseException):
             traceback.print_exception(failure)
     leave(status)
+
+
+def _count() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count)

@@ -189,8 +189,6 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
             result = exit_
         except BaseException as caught:  # noqa: BLE001 - passed on to the parent
             failure = caught
-        if _turns.main is self:
-            forked.leave_after(failure)  # in a child that its function has forked and not ended
         try:
             self._end(result, failure)
         finally:
@@ -205,7 +203,7 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
             raise failure
         run = self.run
         self.__dict__.pop("run", None)
-        result = run(*args, **kwargs)
+        result = forked.call(run, *args, **kwargs)
         settle()
         return result
 
