@@ -508,3 +508,38 @@ def test_a_worker_that_stops_waits_neither_for_itself_nor_for_one_that_has_left(
     patience = iter([0.0, 1.0])
     site.Boot().wait_for_loaders()
     assert list(patience) == [], "one that loads is waited for"
+
+
+@pytest.mark.parametrize("flavour", ["THREADING", "EVENTLET"])
+def test_a_launcher_that_could_not_fork_its_first_worker_may_be_used_again(
+    running: Any, flavour: str
+) -> None:
+    """Native threads were in the way, say; the program ends them and goes on."""
+    program = running(
+        """
+        from osloxide import exceptions
+        from osloxide.messaging.executor import Executor
+        prepare = int
+        executor = Executor(2, "rpc-own")
+        executor.submit(len, ()).result(30)
+        launcher = service.ProcessLauncher(conf)
+
+        def launch_and_wait():
+            launcher.launch_service(Service(), workers)
+            return launcher.wait()
+
+        try:
+            launch_and_wait()
+        except exceptions.ForkAfterThreadsError:
+            say("refused")
+        executor.shutdown()
+        sys.exit(launcher.wait() if sys.argv[1] == "THREADING" else launch_and_wait())
+        """,
+        flavour,
+        workers=2,
+    )
+
+    program.expect("refused")
+    program.expect("started", 2)
+    assert program.stop() == 0
+    assert len([line for line in program.said() if line.startswith("started")]) == 2

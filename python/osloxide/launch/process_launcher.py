@@ -351,6 +351,7 @@ class ProcessLauncher:
         self._set_timeouts()
         process_title.of_supervisor()
         self._claim_main_thread()
+        self._has_ended.clear()  # an earlier wait() may have ended before the first fork
         try:
             if self._templates is not None and self.running:
                 self._templates.begin()
