@@ -108,30 +108,43 @@ def test_a_licence_expression_is_reduced_to_what_must_be_kept(
     assert wheels.chosen(expression) == terms
 
 
-@pytest.mark.parametrize(
-    ("variables", "requirements"),
-    [({}, []), ({"MATURIN_NO_INSTALL_RUST": ""}, ["puccinialin"])],
-    ids=["by default", "when it is asked for"],
-)
-def test_a_build_without_cargo_fetches_a_rust_toolchain_only_when_it_is_asked_to(
-    variables: dict[str, str], requirements: list[str]
-) -> None:
+def backend(call: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """*call* of the back end that pyproject.toml names, as a front end makes it."""
     pytest.importorskip("maturin", reason="maturin builds, and is not installed here")
     text = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     (place,) = text["build-system"]["backend-path"]
     code = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY / place)!r})\n"
         f"import {text['build-system']['build-backend']} as backend\n"
-        "print(backend.get_requires_for_build_wheel())"
+        f"print(backend.{call})"
     )
-    without_cargo = {"PATH": "/nonexistent", **variables}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
 
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=without_cargo, capture_output=True, text=True, timeout=60
+
+@pytest.mark.parametrize(
+    "call", ["get_requires_for_build_wheel()", "get_requires_for_build_sdist()", "build_wheel('.')"]
+)
+def test_a_build_without_cargo_ends_at_once_and_says_what_helps(call: str) -> None:
+    done = backend(call, PATH="/nonexistent")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("osloxide is built by cargo, which is not on PATH: install Rust")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_build_without_cargo_fetches_a_rust_toolchain_only_when_it_is_asked_to() -> None:
+    done = backend(
+        "get_requires_for_build_wheel()", PATH="/nonexistent", MATURIN_NO_INSTALL_RUST=""
     )
-
     assert done.returncode == 0, done.stderr
-    assert ast.literal_eval(done.stdout) == requirements
+    assert ast.literal_eval(done.stdout) == ["puccinialin"]
+
+
+def test_a_build_asks_for_nothing_more_where_cargo_is(tmp_path: Path) -> None:
+    (tmp_path / "cargo").symlink_to("/bin/true")
+    done = backend("get_requires_for_build_wheel()", PATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == []
 
 
 @pytest.mark.parametrize(("is_free_threaded", "held_to"), [(False, "=="), (True, "<")])
