@@ -26,8 +26,10 @@ def is_native(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "native")
 
 
-def end_of(broker: Broker, how: str, *, is_native: bool) -> tuple[dict[str, Any], int]:
-    """What apps/rpc_unrun.py tells, and how many requests are in the queue then; it is deleted."""
+def run(
+    broker: Broker, how: str, *, is_native: bool
+) -> tuple[subprocess.CompletedProcess[str], int]:
+    """apps/rpc_unrun.py, and how many requests are in the queue after its end; that is deleted."""
     done = subprocess.run(
         [sys.executable, str(APPS / "rpc_unrun.py"), broker.url, how],
         capture_output=True, text=True, timeout=240, check=False,
@@ -36,9 +38,15 @@ def end_of(broker: Broker, how: str, *, is_native: bool) -> tuple[dict[str, Any]
     listed = broker.control("list_queues", "name", "messages").splitlines()
     left = [int(line.split()[1]) for line in listed if line.split()[:1] == ["unrun"]]
     broker.control("delete_queue", "unrun")
+    return done, sum(left)
+
+
+def end_of(broker: Broker, how: str, *, is_native: bool) -> tuple[dict[str, Any], int]:
+    """What apps/rpc_unrun.py tells, and how many requests are in the queue then."""
+    done, left = run(broker, how, is_native=is_native)
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told, sum(left)
+    return told, left
 
 
 def lost(told: dict[str, Any]) -> list[str]:
@@ -64,3 +72,16 @@ def test_requests_that_nothing_delivers_again_are_named_in_one_warning(
     assert (told["begun"], left) == ([0], 0)
     (line,) = lost(told)
     assert line.startswith(f"{SENT} requests are lost")
+
+
+@pytest.mark.parametrize("how", ["interrupted", "overdue"])
+def test_a_process_that_is_cut_off_names_requests_that_nothing_delivers_again(
+    broker: Broker, how: str, is_native: bool
+) -> None:
+    done, left = run(broker, how, is_native=is_native)
+
+    lines = [line for line in done.stderr.splitlines() if "are lost" in line]
+    assert done.returncode == 1, done.stderr
+    assert left == 0
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"{SENT} requests are lost")

@@ -194,6 +194,7 @@ def leave(status: int) -> NoReturn:
     Nothing above runs: no ``finally``, no exit function. Daemonic children are ended.
     """
     try:
+        at_end.tell_cut_off()
         for child in tuple(getattr(sys.modules.get("multiprocessing.process"), "_children", ())):
             with contextlib.suppress(BaseException):
                 if child.daemon:

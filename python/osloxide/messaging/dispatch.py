@@ -16,11 +16,12 @@ import inspect
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from types import CoroutineType, ModuleType, SimpleNamespace
 from typing import Any
 
-from osloxide.threads import forked, own
+from osloxide.threads import at_end, forked, own
 from osloxide.threads.event_loop import Later, Outcome
 
 LOG = logging.getLogger(__name__)
@@ -136,6 +137,8 @@ def amend_rpc_server(server: ModuleType) -> None:
         if hasattr(listener, "is_served"):
             listener.is_served = True
         executor = getattr(self._work_executor, "native", None)
+        if executor is not None:
+            _serving.add(self._work_executor)
         # A server with its own way of taking messages is handed all of them.
         way = type(self)._on_incoming
         is_ours = getattr(way, "_osloxide_named", None) is way
@@ -218,6 +221,20 @@ def _submit_later(incoming: list[Any], submit: Callable[[], object], refusal: Ru
             submit()
             return
     _give_back([(incoming,)])
+
+
+_serving: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Executors of servers whose requests are given back, or named, when nothing runs them."""
+
+
+def _give_up() -> None:
+    """The process is cut off: what waits for a thread goes back, and what cannot is named."""
+    for executor in list(_serving):
+        with contextlib.suppress(RuntimeError):  # made by the process that this one was forked from
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+at_end.when_cut_off(_give_up)
 
 
 def _give_back(calls: list[tuple[Any, ...]]) -> None:

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from osloxide import _native
 from osloxide.signals import careful_log, signal_handler
+from osloxide.threads import at_end
 
 LOG = careful_log.logger(__name__)
 
@@ -66,6 +67,7 @@ def leave_at_once(message: str, before: Callable[[], object] = lambda: None) -> 
             before()
         with contextlib.suppress(BaseException):
             _native.arm_deadline(_LOG_SECONDS)
+        at_end.tell_cut_off()
         LOG.info("%s", message)
     finally:
         os._exit(1)

@@ -1,7 +1,8 @@
 """The end of threads that enter Python, in order, before the interpreter is finalised.
 
 Owns the order and the two moments: exit functions of a program, and the end of a forked worker,
-which forgets the exit functions of its parent and not these. Holds what is to be done, and so what
+which forgets the exit functions of its parent and not these. And what is told where a process is
+cut off, so that neither comes. Holds what is to be done, and so what
 it is done to, by strong references. Knows neither servers nor executors.
 
 A native thread that wants the interpreter back after its finalisation has begun would end the
@@ -40,6 +41,24 @@ def call(turn: Turn, end: Callable[[], object]) -> None:
     What it raises is logged, unless it ends the program, and the others still have their turn.
     """
     _ends[turn].append(end)
+
+
+_tellers: list[Callable[[], object]] = []
+
+
+def when_cut_off(tell: Callable[[], object]) -> None:
+    """Have *tell* called in a process that ends at once: it logs what is lost with it.
+
+    It runs where a signal may have interrupted anything, and must not wait.
+    """
+    _tellers.append(tell)
+
+
+def tell_cut_off() -> None:
+    """This process ends at once, whatever was to be done in it. Raises nothing."""
+    for tell in _tellers:
+        with contextlib.suppress(BaseException):
+            tell()
 
 
 @atexit.register

@@ -2,7 +2,9 @@
 
 HOW is ``cancelled`` (by the end of the server's executor), ``acknowledged`` (the same, after they
 had waited for so long that they were acknowledged) or ``refused`` (by an executor that had ended).
-Prints one JSON object: which requests have begun to run, and the warnings of the server.
+Prints one JSON object: which requests have begun to run, and the warnings of the server. With
+``interrupted`` and ``overdue`` the process is cut off after they were acknowledged, by SIGINT and
+at the deadline of a stop, and prints warnings alone, to its standard error.
 """
 
 # ruff: noqa: E402  (the hook and the choice of backend must precede other imports)
@@ -21,6 +23,8 @@ backend.init_backend(backend.BackendType.THREADING)
 
 import json
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +32,7 @@ from typing import Any
 
 import oslo_messaging
 from oslo_config import cfg
+from oslo_service import service
 
 from osloxide.messaging.rabbit import listener as kombu_listener
 from osloxide.messaging.rabbit import native_listener
@@ -64,8 +69,35 @@ def warned(text: str) -> Callable[[], bool]:
     return lambda: any(text in line for line in list(warnings))
 
 
+def patience_of(server: Any) -> Any:
+    """How long requests of *server* may wait."""
+    listener = server.listener._poll_style_listener
+    return getattr(listener, "_patience", None) or listener._waiting._patience
+
+
+class Service(service.Service):
+    """A server, and what happens to its process once it is there."""
+
+    def __init__(self, server: Any, then: Callable[[], object]) -> None:
+        super().__init__()
+        self._server, self._then = server, then
+
+    def start(self) -> None:
+        self._server.start()
+        threading.Thread(target=self._then).start()
+
+    def stop(self, graceful: bool = False) -> None:
+        self._server.stop()
+        super().stop(graceful)
+
+    def wait(self) -> None:
+        self._server.wait()
+        super().wait()
+
+
 def main() -> None:
     url, how = sys.argv[1:]
+    is_cut_off = how in ("interrupted", "overdue")
     for module in (kombu_listener, native_listener):
         module.LONGEST_SLEEP = SOON / 2
     logging.getLogger().addHandler(Collector(logging.WARNING))
@@ -77,30 +109,45 @@ def main() -> None:
     conf.set_override("rabbit_qos_prefetch_count", len(SENT), "oslo_messaging_rabbit")
     target = oslo_messaging.Target(topic="unrun", server="host")
     server = oslo_messaging.get_rpc_server(transport, target, [Endpoint()], executor="threading")
-    server.start()
     client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="unrun"))
-    executor = server._work_executor
-    listener = server.listener._poll_style_listener
-    patience = getattr(listener, "_patience", None) or listener._waiting._patience
 
     def cast(numbers: range) -> None:
         for number in numbers:
             client.cast({}, "work", number=number)
 
+    def have_acknowledged() -> None:
+        cast(range(1))
+        until(lambda: begun == [0], "the thread is busy")
+        patience_of(server).longest = SOON
+        cast(SENT)
+        until(lambda: server._work_executor.stats()["queued"] == len(SENT), "all are fetched")
+        early = "acknowledged before it runs"
+        until(lambda: sum(early in line for line in list(warnings)) == len(SENT), early)
+
+    def cut_off() -> None:
+        have_acknowledged()
+        os.kill(os.getpid(), signal.SIGINT if how == "interrupted" else signal.SIGTERM)
+
+    if is_cut_off:
+        logging.getLogger().addHandler(logging.StreamHandler())
+        launcher = service.launch(conf, Service(server, cut_off))
+        conf.set_override("graceful_shutdown_timeout", 1)  # known since there is a launcher
+        launcher.wait()
+        return
+    server.start()
+    executor, patience = server._work_executor, patience_of(server)
     if how == "refused":
         executor.shutdown(wait=False)
         patience.longest = SOON
         cast(SENT)
     else:
-        cast(range(1))
-        until(lambda: begun == [0], "the thread is busy")
         if how == "acknowledged":
-            patience.longest = SOON
-        cast(SENT)
-        until(lambda: executor.stats()["queued"] == len(SENT), "all are fetched")
-        if how == "acknowledged":
-            early = "acknowledged before it runs"
-            until(lambda: sum(early in line for line in list(warnings)) == len(SENT), early)
+            have_acknowledged()
+        else:
+            cast(range(1))
+            until(lambda: begun == [0], "the thread is busy")
+            cast(SENT)
+            until(lambda: executor.stats()["queued"] == len(SENT), "all are fetched")
         executor.shutdown(wait=False, cancel_futures=True)
         patience.longest = SOON
     if how == "acknowledged":
