@@ -35,6 +35,7 @@ CLIENTS = ("native-client", "osloxide", "threading")
 """Who calls one and the same server: osloxide without kombu, osloxide, and stock."""
 ENDS = (
     ("native-client", "native-client"),
+    (f"native-client{OVER_TLS}", f"native-client{OVER_TLS}"),
     ("threading", "native-client"),
     ("native-client", "osloxide"),
     ("osloxide", "osloxide"),
@@ -183,12 +184,15 @@ def _rounds(pairs: Pairs, rounds: int, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _ends(url: str, broker: Broker, rounds: int, seconds: float) -> list[dict[str, Any]]:
+def _ends(
+    plain_url: str, tls_url: str, broker: Broker, rounds: int, seconds: float
+) -> list[dict[str, Any]]:
     """Pairs of clients and servers beside each other: who uses how much."""
     with contextlib.ExitStack() as stack:
         pairs: Pairs = {}
         for client, server in ENDS:
-            topic = f"bench-{client}-{server}"
+            topic = f"bench-{client}-{server}".replace(" ", "-")
+            url = tls_url if server.endswith(OVER_TLS) else plain_url
             served = stack.enter_context(Peer("server", server, url, topic))
             calling = stack.enter_context(Peer("client", client, url, topic))
             pairs[f"{client} → {server}"] = (calling, served)
@@ -305,7 +309,7 @@ def run(rounds: int, seconds: float, against: str | None = None) -> Tables:
         yield (
             "RPC with and without kombu at either end",
             note + "`client → server`; `native-client` is osloxide without kombu, whichever end.",
-            _ends(broker.url, broker, rounds, seconds),
+            _ends(broker.url, tls_url, broker, rounds, seconds),
         )
         yield (
             "What a burst leaves behind",
