@@ -613,13 +613,16 @@ class AmqpClient:
         expiration: int | None = None,
         mandatory: bool = False,
         msg_id: str | None = None,
-        monitored: bool = False,
+        timeout: float | None = None,
+        monitor: float | None = None,
         retries: int | None = None,
     ) -> AmqpRequest:
         """Send JSON to a topic or *fanout* exchange, which is declared first, and with it a queue of
         the routing key's name where its arguments are given by *default_queue*. Never waits. A message
         to a topic exchange that no queue takes is sent again for 15 s after a reconnection. *expiration*
-        in milliseconds; *msg_id* is a call's, None of a cast; *retries* None: for ever.
+        in milliseconds; *msg_id* is a call's, None of a cast; *retries* None: for ever. A call has
+        *timeout* seconds from the moment at which the broker has it, and *monitor* seconds until its first
+        reply and between two of them; None: for ever.
 
         :raises OSError: a name that AMQP has no room for, or no thread to be had.
         """
@@ -810,11 +813,11 @@ class AmqpConnection:
 @final
 class AmqpRequest:
     """A request under way. Collected, it is not sent again, and its replies are dropped."""
-    def wait(self, timeout: float | None = None) -> tuple[str, Any]:
+    def wait(self) -> tuple[str, Any]:
         """What has become of it, interpreter released: ``reply`` and its body (there may be more);
         of a cast ``taken``, once the broker is responsible for it; ``undeliverable`` with the
         broker's code and text, where it was mandatory; ``failed`` or ``unusable`` (the client, with
-        this broker) and why; ``lost`` with its queue; ``timeout`` after *timeout* seconds."""
+        this broker) and why; ``lost`` with its queue; ``timeout`` when its time has passed."""
 
 @final
 class Executor:

@@ -10,7 +10,6 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyString};
 
-use super::signals;
 use crate::amqp::client::{
     Client, Event, Exchange, ExchangeType, Host, Mechanism, Message, Options, Pauses,
     PendingRequest, Properties, Queue, Table, TlsFiles, Value,
@@ -122,8 +121,8 @@ impl AmqpClient {
     /// The interpreter is kept: what can be written is, and nothing is waited for.
     #[pyo3(signature = (
         exchange, routing_key, body, *, fanout=false, durable=false, auto_delete=false,
-        default_queue=None, expiration=None, mandatory=false, msg_id=None, monitored=false,
-        retries=None,
+        default_queue=None, expiration=None, mandatory=false, msg_id=None, timeout=None,
+        monitor=None, retries=None,
     ))]
     #[expect(
         clippy::too_many_arguments,
@@ -142,7 +141,8 @@ impl AmqpClient {
         expiration: Option<u64>,
         mandatory: bool,
         msg_id: Option<String>,
-        monitored: bool,
+        timeout: Option<f64>,
+        monitor: Option<f64>,
         retries: Option<u32>,
     ) -> PyResult<AmqpRequest> {
         let kind = if fanout {
@@ -166,7 +166,8 @@ impl AmqpClient {
             expiration,
             is_mandatory: mandatory,
             msg_id,
-            is_monitored: monitored,
+            answered_within: timeout.map(seconds).transpose()?,
+            heard_within: monitor.map(seconds).transpose()?,
             retries,
             missing_for: None,
         })?;
@@ -187,19 +188,9 @@ impl AmqpClient {
 
 #[pymethods]
 impl AmqpRequest {
-    #[pyo3(signature = (timeout=None))]
-    fn wait<'py>(
-        &self,
-        py: Python<'py>,
-        timeout: Option<f64>,
-    ) -> PyResult<(&'static str, Option<Bound<'py, PyAny>>)> {
-        let deadline = signals::deadline_in(timeout)?;
-        let event = wait_in_turns(py, deadline, |until| {
-            let event = self.pending.wait(until);
-            (event != Event::TimedOut).then_some(event)
-        })?
-        .unwrap_or(Event::TimedOut);
-        told(py, event)
+    fn wait<'py>(&self, py: Python<'py>) -> PyResult<(&'static str, Option<Bound<'py, PyAny>>)> {
+        let event = wait_in_turns(py, None, |until| self.pending.wait(until))?;
+        told(py, event.unwrap_or(Event::TimedOut))
     }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ class Senders:
     """Clients without a pause: apps/rpc_load.py, running.
 
     :param is_native: their calls and casts do without kombu.
+    :param timeout: of a call, in seconds.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Senders:
         settings: list[str],
         *,
         is_native: bool = IS_NATIVE,
+        timeout: float = TIMEOUT,
     ) -> None:
         argv = [sys.executable, str(APPS / "rpc_load.py"), url, kind, str(threads)]
-        argv += [str(TIMEOUT), *settings, *FLAGS]
+        argv += [str(timeout), *settings, *FLAGS]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by kill())
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
@@ -63,9 +66,13 @@ class Senders:
         try:
             wait_until(lambda: self.count >= goal, f"{goal} requests sent", 60)
         except AssertionError as error:
-            self._errors.seek(0)
-            error.add_note(self._errors.read()[-4000:])
+            error.add_note(self.log()[-4000:])
             raise
+
+    def log(self) -> str:
+        """What they have said of errors."""
+        # Its place is shared with the process that writes.
+        return os.pread(self._errors.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def through(self, fault: Callable[[], object], times: int, more: int) -> dict[str, Any]:
         """Have *fault* happen so many *times*, with *more* requests before each and at the end.

@@ -316,6 +316,33 @@ def test_calls_go_on_after_a_crash_of_the_broker(
     assert len(doubled) <= callers
 
 
+def test_calls_wait_for_a_broker_that_is_away_for_longer_than_their_timeout(
+    start: Start, own_broker: Broker, trace: Path, figure: Figure
+) -> None:
+    callers, timeout = 8, 3
+    service = start_rpc_service(start, own_broker.url, trace)
+    senders = Senders(own_broker.url, "call", callers, [], is_native=True, timeout=timeout)
+    try:
+        senders.wait_more(100)
+        own_broker.kill_server()
+        # Attempts begin 0, 1, 4 and 9 s after the first: several timeouts.
+        attempts = "Connection failed"
+        wait_until(lambda: senders.log().count(attempts) >= 4, "four attempts to connect", 60)
+        own_broker.start_server()
+        senders.wait_more(100)
+        report = senders.stop()
+    finally:
+        senders.kill()
+    service.stop()
+
+    words, doubled = became_of_calls(report, trace)
+    figure(f"broker away for three timeouts of {timeout} s, {callers} callers: {words}")
+    # Requests that had been taken are lost with their queues; all others are sent when it is back.
+    assert set(report["failures"]) <= {"MessagingTimeout"}
+    assert sum(report["failures"].values()) <= callers
+    assert len(doubled) <= callers
+
+
 def test_requests_wait_for_a_broker_that_takes_nothing(
     start: Start, own_broker: Broker, trace: Path
 ) -> None:

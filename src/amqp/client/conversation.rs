@@ -34,7 +34,7 @@ pub(super) trait Conversation {
     /// Deals with what was not asked for.
     fn take(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<(), Fault>;
     /// Nothing more has arrived for the moment.
-    fn pause(&mut self, connection: &Connection) -> Result<(), Fault>;
+    fn pause(&mut self) {}
 
     /// The broker has closed a channel, and has not heard yet that this side knows.
     fn closed(&mut self, _channel: u16, _refusal: &Refusal) {}
@@ -65,7 +65,7 @@ pub(super) trait Conversation {
                 }
                 Some(incoming) => self.take(connection, incoming)?,
                 None => {
-                    self.pause(connection)?;
+                    self.pause();
                     if self.is_closing() {
                         return Err(Fault::Lost("the transport is closed".to_owned()));
                     }

@@ -1,12 +1,22 @@
-//! When the thread of a client may leave what has arrived unread; no broker is needed.
+//! When the thread of a client may leave what has arrived unread, or untold; no broker is needed.
 
 use super::state::{Outlet, State};
 use super::*;
 
-struct Nowhere;
+/// What was written, each time.
+#[derive(Clone, Default)]
+struct Paper(Arc<Mutex<Vec<Vec<u8>>>>);
 
-impl Outlet for Nowhere {
-    fn queue(&self, _frames: Vec<u8>) {}
+impl Paper {
+    fn take(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.0.lock())
+    }
+}
+
+impl Outlet for Paper {
+    fn queue(&self, frames: Vec<u8>) {
+        self.0.lock().push(frames);
+    }
 
     fn unsent(&self) -> u64 {
         0
@@ -15,8 +25,12 @@ impl Outlet for Nowhere {
 
 /// Connected, with a consumer of replies, and a channel for replies to others.
 fn state() -> State {
+    state_on(&Paper::default())
+}
+
+fn state_on(paper: &Paper) -> State {
     let mut state = State::default();
-    state.connect(Box::new(Nowhere), 4096, false, Instant::now());
+    state.connect(Box::new(paper.clone()), 4096, false, Instant::now());
     state.set_replies(true);
     state.add_route(String::new(), 1);
     state
@@ -85,4 +99,55 @@ fn confirms_are_read_once_there_are_many_or_a_thread_waits_for_them() {
     assert!(!state.begin_doze());
     assert!(!state.hurry(false));
     assert!(state.begin_doze());
+}
+
+#[test]
+fn the_broker_is_told_of_replies_with_the_next_request_or_after_a_second() {
+    let (now, second) = (Instant::now(), Duration::from_secs(1));
+    let paper = Paper::default();
+    let mut state = state_on(&paper);
+    let ack = |tag| methods::ack_up_to(2, tag);
+
+    state.arrived(2, 7, 500, now);
+    state.arrived(2, 8, 500, now + second / 2);
+    state.acknowledge(Some(now));
+    assert!(paper.take().is_empty());
+    assert_eq!(state.next_flush(now), Some(now + second), "of the first");
+    assert!(!send(&mut state, Some("9"), None));
+    let written = paper.take().concat();
+    assert!(written.starts_with(&ack(8)) && written.len() > ack(8).len());
+    state.acknowledge(None);
+    assert!(paper.take().is_empty(), "told once");
+
+    state.arrived(2, 9, 500, now);
+    state.acknowledge(Some(now + second));
+    assert_eq!(paper.take(), [ack(9)]);
+    state.arrived(2, 10, 500, now);
+    state.acknowledge(None);
+    assert_eq!(paper.take(), [ack(10)]);
+    state.arrived(2, 11, 1_000_000, now);
+    state.acknowledge(Some(now));
+    assert_eq!(paper.take(), [ack(11)], "a large one is not kept there");
+}
+
+#[test]
+fn nothing_is_said_of_replies_from_a_channel_that_is_closed() {
+    let now = Instant::now();
+    let paper = Paper::default();
+    let mut state = state_on(&paper);
+
+    state.arrived(2, 7, 500, now);
+    state.set_replies(true);
+    assert!(
+        state.next_flush(now).is_some(),
+        "they may come before the answer"
+    );
+    state.set_replies(false);
+    state.acknowledge(None);
+    state.arrived(2, 7, 500, now);
+    state.disconnect("gone");
+    state.connect(Box::new(paper.clone()), 4096, true, now);
+    state.acknowledge(None);
+
+    assert!(paper.take().is_empty());
 }

@@ -658,9 +658,14 @@ pub(super) struct Publication<'a> {
 }
 
 /// A message, in frames of at most `frame_max` bytes; 0 means that there is no limit.
-pub(super) fn publish(channel: u16, what: Publication<'_>, frame_max: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(192 + what.body.len());
-    put_frame(&mut bytes, METHOD, channel, |bytes| {
+pub(super) fn put_publication(
+    bytes: &mut Vec<u8>,
+    channel: u16,
+    what: Publication<'_>,
+    frame_max: usize,
+) {
+    bytes.reserve(192 + what.body.len());
+    put_frame(bytes, METHOD, channel, |bytes| {
         bytes.extend_from_slice(&BASIC.to_be_bytes());
         bytes.extend_from_slice(&40_u16.to_be_bytes());
         bytes.extend_from_slice(&[0, 0]);
@@ -668,7 +673,7 @@ pub(super) fn publish(channel: u16, what: Publication<'_>, frame_max: usize) -> 
         put_text(bytes, what.routing_key);
         bytes.push(u8::from(what.is_mandatory));
     });
-    put_frame(&mut bytes, HEADER, channel, |bytes| {
+    put_frame(bytes, HEADER, channel, |bytes| {
         bytes.extend_from_slice(&BASIC.to_be_bytes());
         bytes.extend_from_slice(&[0, 0]);
         bytes.extend_from_slice(&(what.body.len() as u64).to_be_bytes());
@@ -695,9 +700,8 @@ pub(super) fn publish(channel: u16, what: Publication<'_>, frame_max: usize) -> 
         size => size.saturating_sub(OVERHEAD).max(1),
     };
     for piece in what.body.chunks(piece) {
-        put_frame(&mut bytes, BODY, channel, |bytes| {
+        put_frame(bytes, BODY, channel, |bytes| {
             bytes.extend_from_slice(piece);
         });
     }
-    bytes
 }

@@ -140,6 +140,12 @@ const SETTLING: Duration = Duration::from_secs(15);
 /// How long servers have for the replies to calls whose requests may be lost.
 const GRACE: Duration = Duration::from_secs(15);
 
+/// How soon the caller of a request looks whether the broker has it: nothing wakes it then, nor the thread,
+/// where a lone confirm is all that has arrived. Each further pause is four times as long.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+/// The longest of those pauses.
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
+
 /// One request, or a notification.
 #[derive(Debug, Clone, Default)]
 pub struct Message {
@@ -158,8 +164,12 @@ pub struct Message {
     pub is_mandatory: bool,
     /// By which its replies are known; none for a cast.
     pub msg_id: Option<String>,
-    /// Its server tells that it is at work.
-    pub is_monitored: bool,
+    /// How long a call waits for its last reply. As in `impl_rabbit` that time begins when the broker has
+    /// the request, or has said that it cannot take it: it does not run while there is no broker. None
+    /// for ever.
+    pub answered_within: Option<Duration>,
+    /// As that, between two replies: the server of a monitored call tells that it is at work.
+    pub heard_within: Option<Duration>,
     /// How often it is tried again to send it; none for ever.
     pub retries: Option<u32>,
     /// How long its queue is waited for, where it is missing: of replies, whose clients may come back.
@@ -181,7 +191,7 @@ pub enum Event {
     Unusable(String),
     /// The broker has lost its queues, and no server has answered since.
     Lost,
-    /// The deadline has passed.
+    /// No reply came in its time.
     TimedOut,
 }
 
@@ -237,6 +247,12 @@ struct Progress {
     is_left: bool,
     /// A server has answered: it ran, confirmed or not.
     is_answered: bool,
+    /// When the broker has said first that it has it, or cannot have it; or a server has answered.
+    told_at: Option<Instant>,
+    /// When the last reply has come.
+    heard_at: Option<Instant>,
+    /// When its caller looks whether the broker has it, and the pause before that.
+    look: Option<(Instant, Duration)>,
     /// How often it was published.
     publications: u32,
     /// Attempts to send it that have failed.
@@ -408,35 +424,57 @@ impl Drop for Client {
 }
 
 impl PendingRequest {
-    /// Waits until something has become of the request, or *deadline*.
+    /// Waits until something has become of the request; none where *deadline* passed first.
     #[must_use]
-    pub fn wait(&self, deadline: Option<Instant>) -> Event {
-        let mut progress = self.request.progress.lock();
+    pub fn wait(&self, deadline: Option<Instant>) -> Option<Event> {
+        let request = &self.request;
+        let mut progress = request.progress.lock();
         loop {
             if let Some(reply) = progress.replies.pop_front() {
-                return Event::Reply(reply);
+                return Some(Event::Reply(reply));
             }
             if let Some(end) = &progress.end {
-                return end.clone();
+                return Some(end.clone());
             }
-            if progress.is_taken && self.request.message.msg_id.is_none() {
-                return Event::Taken;
+            if progress.is_taken && !request.is_call() {
+                return Some(Event::Taken);
             }
             let now = Instant::now();
             if progress.lost_at.is_some_and(|lost_at| now >= lost_at) {
-                return Event::Lost;
+                return Some(Event::Lost);
             }
+            let ends_at = request.ends_at(&progress);
+            if ends_at.is_some_and(|ends_at| now >= ends_at) {
+                return Some(Event::TimedOut);
+            }
+            let looks_at = self.look(&mut progress, now);
             if deadline.is_some_and(|deadline| now >= deadline) {
-                return Event::TimedOut;
+                return None;
             }
-            let until = [deadline, progress.lost_at].into_iter().flatten().min();
-            match until {
-                None => self.request.changed.wait(&mut progress),
+            let until = [deadline, ends_at, progress.lost_at, looks_at];
+            match until.into_iter().flatten().min() {
+                None => request.changed.wait(&mut progress),
                 Some(until) => {
-                    let _ = self.request.changed.wait_until(&mut progress, until);
+                    let _ = request.changed.wait_until(&mut progress, until);
                 }
             }
         }
+    }
+
+    /// Has the thread look now and then whether the broker has the request of a call; the next time.
+    fn look(&self, progress: &mut Progress, now: Instant) -> Option<Instant> {
+        if !self.request.is_call() || progress.told_at.is_some() {
+            return None;
+        }
+        let longest = self.request.longest_look();
+        let first = FIRST_LOOK.min(longest);
+        let (looks_at, pause) = progress.look.get_or_insert((now + first, first));
+        if now >= *looks_at {
+            self.shared.ring();
+            *pause = (*pause * 4).min(longest);
+            *looks_at = now + *pause;
+        }
+        Some(*looks_at)
     }
 }
 
@@ -468,10 +506,41 @@ impl Request {
         self.message.msg_id.is_some()
     }
 
+    fn is_monitored(&self) -> bool {
+        self.message.heard_within.is_some()
+    }
+
     /// The broker has to tell when no queue takes it: servers may come back later than the broker,
     /// and a default queue may have been deleted. Who misses a fanout is away.
     fn asks_for_return(&self) -> bool {
         self.message.exchange.kind == ExchangeType::Topic || self.message.is_mandatory
+    }
+
+    /// When a call gives up its reply; none while the broker has said nothing of the request.
+    fn ends_at(&self, progress: &Progress) -> Option<Instant> {
+        let told_at = progress.told_at?;
+        let heard_at = progress.heard_at.unwrap_or(told_at);
+        let limits = [
+            (told_at, self.message.answered_within),
+            (heard_at, self.message.heard_within),
+        ];
+        let limits = limits.into_iter();
+        limits
+            .filter_map(|(at, within)| at.checked_add(within?))
+            .min()
+    }
+
+    /// No longer than a call has, so that one whose time has begun unseen ends when it is over.
+    fn longest_look(&self) -> Duration {
+        let limits = [self.message.answered_within, self.message.heard_within];
+        let limits = limits.into_iter().flatten();
+        let limits = limits.map(|limit| limit.max(Duration::from_millis(10)));
+        limits.min().map_or(LONGEST_LOOK, |it| it.min(LONGEST_LOOK))
+    }
+
+    /// A thread waits until the broker has it.
+    fn is_cast(&self) -> bool {
+        self.outbox.is_none() && !self.is_call()
     }
 
     /// The default queue that it needs, by its name.

@@ -373,7 +373,10 @@ impl World {
             return;
         }
         let number = calls[self.chance.below(calls.len())];
-        assert!(self.state.reply(&number.to_string(), b"{}".to_vec()));
+        assert!(
+            self.state
+                .reply(&number.to_string(), b"{}".to_vec(), self.now)
+        );
         self.settled.insert(number);
     }
 

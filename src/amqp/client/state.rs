@@ -18,6 +18,8 @@ use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 
 /// Bytes that may wait for the broker to take them; requests beyond are not queued behind them.
 const MOST_UNSENT: u64 = 32 * 1024 * 1024;
+/// Bytes: more than two confirms have (21 each), and less than any message.
+const LONE: i32 = 64;
 /// Replies whose confirms may lie.
 const MOST_DOZING: usize = 32;
 /// Between two attempts to send to a queue that is missing.
@@ -29,6 +31,11 @@ const RETRY_REPLY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY_REPLY: Duration = Duration::from_secs(5);
 /// After a broker could not take a message.
 const RETRY_REFUSED: Duration = Duration::from_secs(1);
+/// How long the broker need not be told that a reply has arrived. It is told with the next request, which
+/// costs no write of its own.
+const LONGEST_UNTOLD: Duration = Duration::from_secs(1);
+/// Bytes of a reply that the broker should not keep for so long.
+const MOST_UNTOLD: usize = 64 * 1024;
 /// How often a message is sent again after its exchange or its default queue was deleted beneath it.
 const MOST_REFUSALS: u32 = 3;
 
@@ -57,13 +64,26 @@ pub(super) struct State {
     is_dozing: bool,
     /// Threads that wait for confirms of replies.
     hurried: usize,
+    /// The thread waits for an answer of the broker.
+    is_asking: bool,
+    /// See [`Outlet::set_lax`].
+    is_lax: bool,
     later: Vec<(Instant, Arc<Request>)>,
     calls: HashMap<String, Arc<Request>>,
+    /// The last reply that has arrived, of which the broker has not been told.
+    untold: Option<Untold>,
     unusable: Option<String>,
     /// Where this client is counted, from its first connection on.
     figures: Option<&'static BrokerFigures>,
     /// What it is counted as there.
     counted: BrokerGauges,
+}
+
+struct Untold {
+    channel: u16,
+    tag: u64,
+    /// When it is to be told at the latest.
+    until: Instant,
 }
 
 struct Link {
@@ -78,9 +98,15 @@ pub(super) trait Outlet: Send {
     fn queue(&self, frames: Vec<u8>);
     /// Bytes that wait for the broker to take them.
     fn unsent(&self) -> u64;
+    /// Has the thread woken by no lone confirm, which is shorter than any message; or woken by it again.
+    fn set_lax(&self, _is_lax: bool) {}
 }
 
 impl Outlet for Arc<AmqpConnection> {
+    fn set_lax(&self, is_lax: bool) {
+        self.wake_at(if is_lax { LONE } else { 1 });
+    }
+
     fn queue(&self, frames: Vec<u8>) {
         let _ = AmqpConnection::queue(self, frames);
     }
@@ -135,6 +161,7 @@ impl State {
         now: Instant,
     ) {
         self.link = Some(Link { outlet, frame_max });
+        self.is_lax = false;
         if is_again {
             self.reconnected_at = Some(now);
         }
@@ -157,7 +184,39 @@ impl State {
 
     pub(super) fn set_replies(&mut self, has_replies: bool) {
         self.has_replies = has_replies;
+        if !has_replies {
+            self.untold = None; // its tag means nothing on another channel
+        }
         self.count();
+    }
+
+    /// A reply of *size* bytes has arrived on *channel*.
+    pub(super) fn arrived(&mut self, channel: u16, tag: u64, size: usize, now: Instant) {
+        let latest = if size > MOST_UNTOLD {
+            now
+        } else {
+            now + LONGEST_UNTOLD
+        };
+        let until = self
+            .untold
+            .as_ref()
+            .map_or(latest, |it| it.until.min(latest));
+        self.untold = Some(Untold {
+            channel,
+            tag,
+            until,
+        });
+    }
+
+    /// Tells the broker which replies have arrived, where it has to hear it *now*, or at once.
+    pub(super) fn acknowledge(&mut self, now: Option<Instant>) {
+        let is_due = |untold: &Untold| now.is_none_or(|now| now >= untold.until);
+        if self.untold.as_ref().is_some_and(is_due)
+            && let (Some(untold), Some(link)) = (self.untold.take(), &self.link)
+        {
+            link.outlet
+                .queue(methods::ack_up_to(untold.channel, untold.tag));
+        }
     }
 
     /// The thread has left, and its connection with it.
@@ -165,6 +224,7 @@ impl State {
         self.has_thread = false;
         self.link = None;
         self.has_replies = false;
+        self.untold = None;
         self.routes.clear();
         self.count();
     }
@@ -251,7 +311,11 @@ impl State {
             expiration: expiration.as_deref(),
             body: &message.body,
         };
-        let frames = methods::publish(route.channel, what, link.frame_max);
+        let mut frames = match self.untold.take() {
+            Some(untold) => methods::ack_up_to(untold.channel, untold.tag),
+            None => Vec::new(),
+        };
+        methods::put_publication(&mut frames, route.channel, what, link.frame_max);
         // Noted first: what a broken connection has swallowed is sent again on the next one.
         route.last_tag += 1;
         route
@@ -264,7 +328,39 @@ impl State {
         if let Some(figures) = self.figures {
             figures.published(progress.publications > 1);
         }
+        drop(progress);
+        if request.is_cast() {
+            self.relax(false);
+        } else if request.is_call() && !self.is_lax {
+            self.relax(self.may_relax());
+        }
         true
+    }
+
+    /// Only calls are expected to be answered, whose replies come after their confirms; and replies, which
+    /// no thread waits for.
+    fn may_relax(&self) -> bool {
+        !self.is_asking
+            && self.hurried == 0
+            && self.has_few_unconfirmed()
+            && !self.unconfirmed().any(|request| request.is_cast())
+    }
+
+    fn relax(&mut self, is_lax: bool) {
+        if self.is_lax != is_lax
+            && let Some(link) = &self.link
+        {
+            link.outlet.set_lax(is_lax);
+            self.is_lax = is_lax;
+        }
+    }
+
+    /// The thread begins to wait for an answer, or ends to.
+    pub(super) fn set_asking(&mut self, is_asking: bool) {
+        self.is_asking = is_asking;
+        if is_asking {
+            self.relax(false);
+        }
     }
 
     /// Writes what waits; what has to be done first, if anything.
@@ -317,7 +413,8 @@ impl State {
     pub(super) fn next_flush(&self, now: Instant) -> Option<Instant> {
         let later = self.later.iter().map(|(at, _)| *at).min();
         let full = (!self.waiting.is_empty()).then(|| now + RETRY_MISSING);
-        [later, full].into_iter().flatten().min()
+        let untold = self.untold.as_ref().map(|untold| untold.until);
+        [later, full, untold].into_iter().flatten().min()
     }
 
     /// Whether the confirms of some replies are all that is expected, and no thread waits for them.
@@ -342,6 +439,7 @@ impl State {
     pub(super) fn hurry(&mut self, begins: bool) -> bool {
         if begins {
             self.hurried += 1;
+            self.relax(false);
         } else {
             self.hurried = self.hurried.saturating_sub(1);
         }
@@ -423,7 +521,10 @@ impl State {
         for request in settled {
             if is_taken {
                 self.taken(request, now);
-            } else if request.may_try_again("the broker could not take it (basic.nack)") {
+                continue;
+            }
+            request.progress.lock().told_at.get_or_insert(now);
+            if request.may_try_again("the broker could not take it (basic.nack)") {
                 self.later.push((now + RETRY_REFUSED, request));
             }
         }
@@ -481,6 +582,7 @@ impl State {
             outbox.leave(progress.missing_since.is_some());
         }
         progress.is_taken = true;
+        progress.told_at.get_or_insert(now);
         if !request.is_call() {
             request.changed.notify_all();
         }
@@ -503,13 +605,15 @@ impl State {
     }
 
     /// A reply of the call `msg_id`; false when that waits for none.
-    pub(super) fn reply(&self, msg_id: &str, body: Vec<u8>) -> bool {
+    pub(super) fn reply(&self, msg_id: &str, body: Vec<u8>, now: Instant) -> bool {
         let Some(request) = self.calls.get(msg_id) else {
             return false;
         };
         let mut progress = request.progress.lock();
         progress.replies.push_back(body);
         progress.is_answered = true;
+        progress.told_at.get_or_insert(now);
+        progress.heard_at = Some(now);
         request.changed.notify_all();
         true
     }
@@ -565,6 +669,7 @@ impl State {
     pub(super) fn disconnect(&mut self, reason: &str) {
         self.link = None;
         self.has_replies = false;
+        self.untold = None;
         self.count_attempt(reason);
         let mut unconfirmed: Vec<_> = self
             .routes
@@ -591,7 +696,7 @@ impl State {
         let mut count = 0;
         for request in self.calls.values() {
             let mut progress = request.progress.lock();
-            if progress.is_taken && !request.message.is_monitored && progress.lost_at.is_none() {
+            if progress.is_taken && !request.is_monitored() && progress.lost_at.is_none() {
                 progress.lost_at = Some(now + GRACE);
                 request.changed.notify_all();
                 count += 1;

@@ -351,10 +351,6 @@ impl Conversation for Thread {
         self.shared.is_closing.load(Ordering::Acquire)
     }
 
-    fn pause(&mut self, _connection: &Connection) -> Result<(), Fault> {
-        Ok(())
-    }
-
     fn closed(&mut self, channel: u16, refusal: &Refusal) {
         if let Some(listening) = self.channels.remove(&channel) {
             listening.end_epoch(Some(refusal));

@@ -362,7 +362,8 @@ pub(super) fn call() -> Message {
 }
 
 pub(super) fn end_of(pending: &PendingRequest) -> Event {
-    pending.wait(Some(Instant::now() + PATIENCE))
+    let event = pending.wait(Some(Instant::now() + PATIENCE));
+    event.expect("something has become of it")
 }
 
 #[test]
@@ -513,7 +514,7 @@ fn what_its_caller_has_given_up_is_not_sent_later() {
     let client = broker.client();
 
     let pending = client.send(call()).unwrap();
-    assert_eq!(pending.wait(Some(Instant::now())), Event::TimedOut);
+    assert_eq!(pending.wait(Some(Instant::now())), None);
     drop(pending);
     given_up.send(()).unwrap();
     let wanted = Message {
@@ -522,6 +523,99 @@ fn what_its_caller_has_given_up_is_not_sent_later() {
     };
 
     assert_eq!(end_of(&client.send(wanted).unwrap()), Event::Taken);
+    broker.end(&client);
+}
+
+/// A call that has no time left once its time begins.
+fn urgent_call() -> Message {
+    Message {
+        answered_within: Some(Duration::ZERO),
+        ..call()
+    }
+}
+
+#[test]
+fn the_time_of_a_call_begins_when_a_broker_has_it() {
+    let (script_says, published) = std::sync::mpsc::channel::<()>();
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let broker = Broker::new(2, move |number, peer| {
+        if number == 0 {
+            goes_on.recv().unwrap();
+        }
+        peer.shake_hands(60);
+        let channel = peer.published().channel;
+        script_says.send(()).unwrap();
+        goes_on.recv().unwrap();
+        if number == 0 {
+            return; // gone, without a word on the request
+        }
+        peer.confirm(channel, 1);
+        peer.part();
+    });
+    let client = broker.client();
+    let has_time = |pending: &PendingRequest| pending.wait(Some(Instant::now())).is_none();
+
+    let pending = client.send(urgent_call()).unwrap();
+    assert!(has_time(&pending), "there is no broker");
+    go_on.send(()).unwrap();
+    published.recv_timeout(PATIENCE).unwrap();
+    assert!(has_time(&pending), "it was sent, and not confirmed");
+    go_on.send(()).unwrap();
+    published.recv_timeout(PATIENCE).unwrap();
+    assert!(has_time(&pending), "it was sent once more");
+    go_on.send(()).unwrap();
+
+    assert_eq!(end_of(&pending), Event::TimedOut);
+    drop(pending);
+    broker.end(&client);
+}
+
+#[test]
+fn a_call_that_the_broker_cannot_take_ends_in_its_time() {
+    let broker = Broker::new(1, |_, peer| {
+        peer.shake_hands(60);
+        let channel = peer.published().channel;
+        peer.say(channel, 60, 120, &[0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        peer.part();
+    });
+    let client = broker.client();
+
+    assert_eq!(
+        end_of(&client.send(urgent_call()).unwrap()),
+        Event::TimedOut
+    );
+    broker.end(&client);
+}
+
+#[test]
+fn the_time_between_two_replies_begins_with_the_first() {
+    let broker = Broker::new(1, |_, peer| {
+        peer.shake_hands(60);
+        let channel = peer.published().channel;
+        peer.confirm(channel, 1);
+        peer.deliver(1, &reply_to("7"));
+        peer.part();
+    });
+    let client = broker.client();
+    let pending = client
+        .send(Message {
+            heard_within: Some(2 * PATIENCE),
+            ..call()
+        })
+        .unwrap();
+
+    assert!(matches!(end_of(&pending), Event::Reply(_)));
+    let mut progress = pending.request.progress.lock();
+    let (told_at, heard_at) = (progress.told_at.unwrap(), progress.heard_at.unwrap());
+    assert!(told_at <= heard_at, "confirms come first here");
+    assert_eq!(
+        pending.request.ends_at(&progress),
+        Some(heard_at + 2 * PATIENCE)
+    );
+    progress.heard_at = heard_at.checked_sub(2 * PATIENCE);
+    drop(progress);
+    assert_eq!(end_of(&pending), Event::TimedOut);
+    drop(pending);
     broker.end(&client);
 }
 
@@ -983,7 +1077,7 @@ fn calls_that_waited_in_lost_queues_get_a_deadline_and_monitored_ones_do_not() {
     let monitored = client
         .send(Message {
             msg_id: Some("8".to_owned()),
-            is_monitored: true,
+            heard_within: Some(PATIENCE),
             ..cast()
         })
         .unwrap();

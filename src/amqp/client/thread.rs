@@ -42,7 +42,6 @@ pub(super) fn start(shared: Arc<Shared>) -> io::Result<()> {
             shared,
             has_declared: false,
             replies: None,
-            unacknowledged: None,
         };
         thread.run();
         let mut state = thread.shared.state.lock();
@@ -63,8 +62,6 @@ struct Thread {
     has_declared: bool,
     /// The channel of the consumer of replies.
     replies: Option<u16>,
-    /// The last delivery.
-    unacknowledged: Option<u64>,
 }
 
 impl Conversation for Thread {
@@ -80,8 +77,8 @@ impl Conversation for Thread {
         self.shared.is_closing.load(Ordering::Acquire)
     }
 
-    fn pause(&mut self, connection: &Connection) -> Result<(), Fault> {
-        self.acknowledge(connection)
+    fn pause(&mut self) {
+        self.shared.state.lock().acknowledge(Some(Instant::now()));
     }
 
     fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
@@ -94,8 +91,7 @@ impl Conversation for Thread {
             Incoming::Content(channel, Method::Deliver { tag, .. }, properties, body)
                 if self.replies == Some(channel) =>
             {
-                self.unacknowledged = Some(tag);
-                self.deliver(&properties, body);
+                self.deliver(channel, tag, &properties, body);
                 Ok(())
             }
             Incoming::Content(channel, Method::Return { code, text }, properties, _) => {
@@ -129,19 +125,15 @@ impl Thread {
             match dialled {
                 Ok((mut connection, host)) => {
                     let fault = match self.talk(&mut connection) {
-                        Ok(()) => {
+                        Err(fault) if !self.is_closing() => fault,
+                        // Also the end of what was being asked.
+                        _ => {
+                            shared.state.lock().acknowledge(None);
                             self.part(&mut connection);
                             return;
                         }
-                        // The end of what was being asked.
-                        Err(_) if self.is_closing() => {
-                            self.part(&mut connection);
-                            return;
-                        }
-                        Err(fault) => fault,
                     };
                     self.replies = None;
-                    self.unacknowledged = None;
                     connection.break_off(&fault);
                     if !self.has_declared && matches!(fault, Fault::Unusable(_)) {
                         shared.state.lock().refuse_all(&fault.text());
@@ -204,7 +196,6 @@ impl Thread {
             while let Some(incoming) = connection.next()? {
                 self.take(connection, incoming)?;
             }
-            self.acknowledge(connection)?;
             outbox::tell(&self.shared.failures);
             let now = Instant::now();
             if self.is_closing() {
@@ -217,8 +208,10 @@ impl Thread {
             } else {
                 state.flush(now)
             };
+            state.acknowledge(Some(now));
             let until = state.next_flush(now);
             let dozes = need.is_none() && state.begin_doze();
+            state.set_asking(need.is_some());
             drop(state);
             match need {
                 Some(Need::Replies) => self.consume(connection)?,
@@ -292,11 +285,11 @@ impl Thread {
 
     fn lose_consumer(&mut self) {
         self.replies = None;
-        self.unacknowledged = None;
         self.shared.state.lock().set_replies(false);
     }
 
-    fn deliver(&self, properties: &Properties, body: Vec<u8>) {
+    fn deliver(&self, channel: u16, tag: u64, properties: &Properties, body: Vec<u8>) {
+        let (size, now) = (body.len(), Instant::now());
         let found = if properties.is_plain_json() {
             envelope::reply(body)
         } else {
@@ -306,21 +299,18 @@ impl Thread {
             Ok(reply) => Some(reply),
             Err(body) => (self.shared.decode)(properties, &body),
         };
+        let mut state = self.shared.state.lock();
+        state.arrived(channel, tag, size, now);
         let Some((msg_id, body)) = found else {
+            drop(state);
             tracing::error!("a reply that cannot be read is dropped: {properties:?}");
             return;
         };
-        let is_expected = self.shared.state.lock().reply(&msg_id, body);
+        let is_expected = state.reply(&msg_id, body, now);
+        drop(state);
         if !is_expected {
             tracing::debug!("No calling threads waiting for msg_id : {msg_id}");
         }
-    }
-
-    fn acknowledge(&mut self, connection: &Connection) -> Result<(), Fault> {
-        if let (Some(channel), Some(tag)) = (self.replies, self.unacknowledged.take()) {
-            connection.link.queue(methods::ack_up_to(channel, tag))?;
-        }
-        Ok(())
     }
 
     /// Closes channels of exchanges until one is free; not that of the exchange *needed*.
@@ -360,7 +350,7 @@ impl Thread {
         if let Some(incoming) = connection.next()? {
             return self.take(connection, incoming);
         }
-        self.acknowledge(connection)?;
+        self.pause();
         if self.is_closing() {
             return Err(Fault::Lost("the transport is closed".to_owned()));
         }

@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import time
 from typing import Any
 
 import oslo_messaging
@@ -108,7 +107,6 @@ class Request:
         :raises RefusedError: the native client cannot be used; nothing was sent.
         """
         is_durable, is_auto_delete = flags
-        deadline = None if timeout is None else time.monotonic() + timeout
         has_expiration = self._is_plain and timeout is not None
         pending = client.send(
             self._exchange,
@@ -121,26 +119,23 @@ class Request:
             expiration=int(timeout * 1000) if has_expiration and timeout is not None else None,
             mandatory=self._is_mandatory,
             msg_id=self._msg_id,
-            monitored=bool(self.monitor),
+            timeout=timeout,
+            monitor=self.monitor or None,
             retries=None if retry is None or retry < 0 else retry,
         )
         if self._msg_id is None:
-            self._next(pending, None)
+            self._next(pending)
             return None
-        result = self._result(pending, deadline)
+        result = self._result(pending)
         if isinstance(result, Exception):
             raise result
         return result
 
-    def _result(self, pending: _native.AmqpRequest, deadline: float | None) -> Any:
+    def _result(self, pending: _native.AmqpRequest) -> Any:
         """What the call returns, or the exception that it raises."""
-        monitor = self.monitor
-        monitored_until = time.monotonic() + monitor if monitor else None
         final = None
         while True:
-            ends = [end for end in (deadline, monitored_until) if end is not None]
-            left = max(0.0, min(ends) - time.monotonic()) if ends else None
-            data = rpc_common.deserialize_msg(json.loads(self._next(pending, left)))
+            data = rpc_common.deserialize_msg(json.loads(self._next(pending)))
             if data.get("failure"):
                 reply = rpc_common.deserialize_remote_exception(
                     data["failure"], self._driver._allowed_remote_exmods
@@ -152,13 +147,12 @@ class Request:
                 final = reply
             if data.get("ending", False):
                 return final
-            if reply is None and monitor:
+            if reply is None and self.monitor:
                 LOG.debug("Call monitor heartbeat received; renewing timeout timer")
-                monitored_until = time.monotonic() + monitor
 
-    def _next(self, pending: _native.AmqpRequest, left: float | None) -> Any:
+    def _next(self, pending: _native.AmqpRequest) -> Any:
         """The next reply's body; None of a cast, once the broker has it."""
-        kind, detail = pending.wait(left)
+        kind, detail = pending.wait()
         if kind in ("reply", "taken"):
             return detail
         if kind == "timeout":
