@@ -435,6 +435,19 @@ impl Connection {
         length
     }
 
+    /// True where sending has failed because a file ended too early, and for no other reason: the
+    /// client may still be there.
+    pub(super) fn has_short_file(&self) -> bool {
+        self.link.has_short_file() && self.link.unsent() > 0
+    }
+
+    /// Gives up what is still to be sent; returns how many bytes those were.
+    pub(super) fn drop_unsent(&mut self) -> u64 {
+        let lost = self.link.unsent();
+        self.link.abort();
+        lost
+    }
+
     /// True when everything that was to be sent is with the kernel; false when the client has to
     /// take some of it first.
     ///

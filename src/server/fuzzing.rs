@@ -185,7 +185,7 @@ impl link::Transport for Wire {
         self.has_ended.set(true);
     }
 
-    fn reset_on_close(&self) {}
+    fn reset_on_close(&self, _: bool) {}
 }
 
 /// A cipher list. What is accepted names suites of rustls, each once, those of TLS 1.3 first.

@@ -12,6 +12,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Between two looks whether a client has taken what the kernel holds for it.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LAST_LOOK: Duration = Duration::from_millis(250);
+
 /// What follows once the answer was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
@@ -21,6 +25,8 @@ pub(super) enum After {
     Linger,
     /// The next request, behind what the application left of this one's body.
     Next,
+    /// The end of the connection, by which the client sees that the answer is not whole.
+    Cut,
 }
 
 /// What the handler wants back once it is known what became of the answer.
@@ -45,8 +51,6 @@ pub(super) struct Sending {
     pub(super) note: Option<Note>,
     /// Memory that was reserved for it; given back when it is over.
     pub(super) reserved: u64,
-    /// Only the end of the connection delimits the answer: a cut must be a reset.
-    pub(super) resets: bool,
     /// Bytes of the client's that were thrown away meanwhile.
     pub(super) discarded: usize,
     since: Instant,
@@ -59,6 +63,10 @@ pub(super) struct Sending {
     /// Bytes that were sent since then, and that the client is known to have taken.
     sent: u64,
     confirmed: u64,
+    /// When all of it was with the kernel, if the end has to wait until the client has it.
+    awaited_since: Option<Instant>,
+    /// The client has it.
+    is_taken: bool,
 }
 
 /// What has gone out on a connection at some time.
@@ -71,19 +79,12 @@ pub(super) struct Sent {
 }
 
 impl Sending {
-    pub(super) fn new(
-        after: After,
-        note: Option<Note>,
-        reserved: u64,
-        resets: bool,
-        first: Sent,
-    ) -> Self {
+    pub(super) fn new(after: After, note: Option<Note>, reserved: u64, first: Sent) -> Self {
         let now = Instant::now();
         Self {
             after,
             note,
             reserved,
-            resets,
             discarded: 0,
             since: now,
             moved: now,
@@ -91,7 +92,17 @@ impl Sending {
             first,
             sent: 0,
             confirmed: 0,
+            awaited_since: None,
+            is_taken: false,
         }
+    }
+
+    /// All of it is with the kernel: from now on it is looked at, soon and then less and less often,
+    /// until the client has it.
+    pub(super) fn await_taking(&mut self) {
+        let now = Instant::now();
+        self.awaited_since.get_or_insert(now);
+        self.looked = now;
     }
 
     /// The link has sent `taken` bytes altogether, so the client has made room for them.
@@ -114,6 +125,7 @@ impl Sending {
             self.confirmed = confirmed;
             self.moved = self.moved.max(now);
         }
+        self.is_taken = self.awaited_since.is_some() && sent.unconfirmed == 0;
     }
 
     /// Bytes a second that the client has taken, as far as it was seen, where it is slow by that; it is
@@ -126,13 +138,15 @@ impl Sending {
     }
 
     /// When the client is to be looked at again, or is given up because it has taken nothing for too
-    /// long, or too little.
+    /// long, or too little; in the past once it has taken what was waited for.
     pub(super) fn deadline(&self, timeout: Option<Duration>) -> Option<Instant> {
-        let timeout = timeout?;
-        Some(
-            self.end(timeout)?
-                .min(self.looked.checked_add(timeout / LOOKS)?),
-        )
+        let end = timeout.and_then(|timeout| self.end(timeout));
+        let Some(since) = self.awaited_since else {
+            return Some(end?.min(self.looked.checked_add(timeout? / LOOKS)?));
+        };
+        let pause = (self.looked - since).clamp(FIRST_LOOK, LAST_LOOK);
+        let look = self.looked + if self.is_taken { Duration::ZERO } else { pause };
+        Some(end.map_or(look, |end| end.min(look)))
     }
 
     fn end(&self, timeout: Duration) -> Option<Instant> {
@@ -149,6 +163,15 @@ pub(super) fn delivery(body: u64, unsent: u64) -> Delivery {
         sent: body.saturating_sub(unsent),
         is_whole: unsent == 0,
         is_file_short: false,
+    }
+}
+
+/// What became of an answer of which `body` bytes were to be sent in the end, and were.
+pub(super) fn delivered(body: u64, after: After, is_file_short: bool) -> Delivery {
+    Delivery {
+        sent: body,
+        is_whole: after != After::Cut,
+        is_file_short,
     }
 }
 
@@ -222,7 +245,7 @@ mod tests {
             taken: 500,
             unconfirmed: 400,
         };
-        Sending::new(After::Close, None, 0, false, first)
+        Sending::new(After::Close, None, 0, first)
     }
 
     /// When it is given up, if nothing more is seen of its client.
@@ -295,6 +318,24 @@ mod tests {
         sending.look(after(2), Sent { taken, unconfirmed });
         assert_eq!(sending.slow_rate(after(2)), Some(60_000));
         assert_eq!(sending.slow_rate(after(1)), None);
+    }
+
+    #[test]
+    fn a_client_that_has_to_take_all_is_looked_at_until_it_has_or_is_given_up() {
+        let mut sending = sending();
+        let since = sending.since;
+        sending.await_taking();
+        assert_eq!(sending.deadline(None), Some(sending.looked + FIRST_LOOK));
+
+        assert_eq!(end(&mut sending, since, 400), since + TIMEOUT);
+
+        let (now, taken) = (sending.looked, 500);
+        let unconfirmed = 1;
+        sending.look(now, Sent { taken, unconfirmed });
+        assert_eq!(sending.deadline(None), Some(now + LAST_LOOK));
+        let unconfirmed = 0;
+        sending.look(now, Sent { taken, unconfirmed });
+        assert_eq!(sending.deadline(None), Some(now));
     }
 
     #[test]

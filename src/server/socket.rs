@@ -194,10 +194,10 @@ pub(super) fn end_sending(socket: &OwnedFd) {
     let _ = shutdown(socket.as_raw_fd(), Shutdown::Write);
 }
 
-/// Makes the coming close reset the connection instead of ending it in order.
-pub(super) fn reset_on_close(socket: &OwnedFd) {
+/// Makes the coming close reset the connection instead of ending it in order, or takes that back.
+pub(super) fn reset_on_close(socket: &OwnedFd, resets: bool) {
     let linger = libc::linger {
-        l_onoff: 1,
+        l_onoff: resets.into(),
         l_linger: 0,
     };
     // Fails only when the connection is gone already.

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support.raw_http import Connection, Incomplete, configuration, connect, serving
+from support.raw_http import Connection, configuration, connect, serving
 from support.tls import TLSConnection, tls_configuration
 from waiting import until
 
@@ -265,83 +262,3 @@ def test_an_answer_is_seen_by_a_client_that_sends_its_whole_body_first(
         client.send(body)
 
         assert client.answer().body == b"ok"
-
-
-def breaks(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
-    declares = environ["PATH_INFO"] == "/declared"
-    start_response("200 OK", [("Content-Length", "10")] if declares else [])
-    yield b"some"
-    raise RuntimeError("on purpose")
-
-
-@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_answer_that_breaks_off_does_not_look_whole(scheme: str, version: str) -> None:
-    conf = tls_configuration() if scheme == "https" else None
-    kind = TLSConnection if scheme == "https" else Connection
-    with (
-        serving(breaks, conf=conf, use_ssl=scheme == "https") as server,
-        kind((server.host, server.port)) as client,
-    ):
-        client.send(f"GET / {version}\r\nHost: x\r\n\r\n")
-        # A reset, an end of TLS without close_notify, or no last chunk.
-        with pytest.raises((OSError, Incomplete)):
-            read_to_the_end(client, version)
-
-
-@pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("fails", ["raises", "ends early"])
-def test_what_was_answered_before_an_answer_that_breaks_off_reaches_its_client(
-    fails: str, scheme: str
-) -> None:
-    # All of it is with the kernel at the end, and most of it not with the client: a reset takes it
-    # back, and so does a close beside requests that are unread.
-    whole = bytes(30_000)
-
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        if environ["PATH_INFO"] == "/whole":
-            start_response("200 OK", [])
-            return [whole]
-        start_response("200 OK", [("Content-Length", "10")])
-        return breaks(environ, lambda *_: None) if fails == "raises" else iter([b"some"])
-
-    conf = tls_configuration() if scheme == "https" else None
-    with (
-        serving(application, conf=conf, use_ssl=scheme == "https") as server,
-        slow(server, scheme) as client,
-    ):
-        requests = [f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n" for path in ("/whole", "/")]
-        last = "POST /never HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
-        client.send("".join([*requests, last]) + "x" * 60_000)
-        assert until(lambda: server._engines[0].stats()["served"] == 2)
-
-        assert client.answer().body == whole
-        assert client.head().status == 200
-        with pytest.raises((Incomplete, ssl.SSLEOFError)) as cut:
-            client.exactly(10)
-        assert scheme == "https" or cut.value.received == b"some"
-
-
-@pytest.mark.parametrize(
-    ("path", "version"),
-    [("/", "HTTP/1.1"), ("/declared", "HTTP/1.0"), ("/declared", "HTTP/1.1")],
-)
-def test_what_breaks_off_is_seen_without_a_reset_where_more_than_the_end_delimits_it(
-    path: str, version: str, tmp_path: Path
-) -> None:
-    file = str(tmp_path / "socket")
-    unix: dict[str, Any] = {"socket_family": socket.AF_UNIX, "socket_file": file}
-    with serving(breaks, host=None, **unix), Connection(file) as client:
-        client.send(f"GET {path} {version}\r\nHost: x\r\n\r\n")
-        declared = client.head().one("Content-Length")
-        with pytest.raises(Incomplete):
-            client.exactly(int(declared)) if declared else list(client.chunks())
-
-
-def read_to_the_end(client: Connection, version: str) -> None:
-    client.head()
-    if version == "HTTP/1.1":
-        list(client.chunks())
-    else:
-        while client.socket.recv(4096):
-            pass

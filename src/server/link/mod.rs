@@ -10,7 +10,8 @@
 //! - [`Link::finish`] ends the stream in order, after everything was sent: `close_notify` where
 //!   there is TLS, then the end of our half. [`Link::abort`] drops what is left, and the client can
 //!   tell, whether [`Link::end_cut`] or the close of the socket follows: TLS ends without `close_notify`
-//!   (RFC 9112 section 9.8).
+//!   (RFC 9112 section 9.8), and a stream that only its end delimits in a reset, also where the process
+//!   is killed.
 
 mod outgoing;
 #[cfg(test)]
@@ -55,8 +56,8 @@ pub(super) trait Transport: Debug {
     fn send_file(&self, file: &File, offset: u64, most: usize) -> nix::Result<Option<usize>>;
     /// Tells the client that nothing more will be sent.
     fn end_sending(&self);
-    /// Makes the coming close a reset.
-    fn reset_on_close(&self);
+    /// Makes the coming close a reset, or no reset after all.
+    fn reset_on_close(&self, resets: bool);
 }
 
 impl Transport for Socket {
@@ -87,8 +88,8 @@ impl Transport for Socket {
         socket::end_sending(self);
     }
 
-    fn reset_on_close(&self) {
-        socket::reset_on_close(self);
+    fn reset_on_close(&self, resets: bool) {
+        socket::reset_on_close(self, resets);
     }
 }
 
@@ -113,8 +114,6 @@ enum Ending {
     Notified,
     Ended,
     Aborted,
-    /// Only a reset says that the stream is not whole.
-    Reset,
 }
 
 /// See the module's text.
@@ -134,6 +133,8 @@ pub(super) struct Link<T: Transport = Socket> {
     /// The end of the stream was read, or reading failed.
     pub(super) at_end: bool,
     ending: Ending,
+    /// Only the end of the stream says that it is whole.
+    is_delimited_by_end: bool,
     tls: Option<Box<ServerConnection>>,
     /// Why the TLS session has failed. It has said so; nothing may follow its alert (RFC 8446 6.2).
     failure: Option<Box<rustls::Error>>,
@@ -152,6 +153,7 @@ impl<T: Transport> Link<T> {
             is_half_closed: false,
             at_end: false,
             ending: Ending::Open,
+            is_delimited_by_end: false,
             tls,
             failure: None,
             outgoing: Outgoing::default(),
@@ -163,6 +165,12 @@ impl<T: Transport> Link<T> {
     /// True until both sides have agreed on keys.
     pub(super) fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    /// True where the client of an encrypted connection has begun the handshake, or ended it.
+    pub(super) fn has_greeted(&self) -> bool {
+        let tls = self.tls.as_ref();
+        tls.is_some_and(|tls| tls.protocol_version().is_some())
     }
 
     /// Why the connection could not be encrypted, or did not stay so; `None` where nothing is wrong.
@@ -310,21 +318,28 @@ impl<T: Transport> Link<T> {
         drop(self.flush());
     }
 
-    /// Gives up what was not sent. The close that follows cannot be taken for an end in order:
-    /// `resets` is for streams in which only the end of the connection says that they are whole.
-    pub(super) fn abort(&mut self, resets: bool) {
+    /// Nothing but the end of the stream will tell the client that it is whole: until
+    /// [`Link::finish`] has sent everything, the end of the socket is a reset.
+    pub(super) fn delimit_by_end(&mut self) {
+        self.is_delimited_by_end = true;
+        self.transport.reset_on_close(true);
+    }
+
+    /// True once only the end of the stream says that it is whole.
+    pub(super) fn is_delimited_by_end(&self) -> bool {
+        self.is_delimited_by_end
+    }
+
+    /// Gives up what was not sent. The close that follows cannot be taken for an end in order.
+    pub(super) fn abort(&mut self) {
         self.ending = Ending::Aborted;
         self.outgoing.clear();
-        if resets {
-            self.ending = Ending::Reset;
-            self.transport.reset_on_close();
-        }
     }
 
     /// Ends our half of a stream that was given up, behind what was sent of it; false where only the
     /// reset of the close that follows tells the client that something is missing.
     pub(super) fn end_cut(&mut self) -> bool {
-        if self.ending == Ending::Reset {
+        if self.is_delimited_by_end {
             return false;
         }
         drop(self.send_records());
@@ -335,6 +350,9 @@ impl<T: Transport> Link<T> {
     /// One step towards the end of the stream, all else having been sent; true when TLS has records
     /// to send for it.
     fn end_stream(&mut self) -> bool {
+        if self.ending == Ending::Wanted && self.is_delimited_by_end {
+            self.transport.reset_on_close(false);
+        }
         match (self.ending, &mut self.tls) {
             (Ending::Wanted, Some(tls)) if self.failure.is_none() => {
                 tls.send_close_notify();
@@ -346,7 +364,7 @@ impl<T: Transport> Link<T> {
                 self.ending = Ending::Ended;
                 false
             }
-            (Ending::Open | Ending::Ended | Ending::Aborted | Ending::Reset, _) => false,
+            (Ending::Open | Ending::Ended | Ending::Aborted, _) => false,
         }
     }
 

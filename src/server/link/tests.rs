@@ -82,8 +82,8 @@ impl Transport for Fake {
         self.has_ended.set(true);
     }
 
-    fn reset_on_close(&self) {
-        self.is_reset.set(true);
+    fn reset_on_close(&self, resets: bool) {
+        self.is_reset.set(resets);
     }
 }
 
@@ -278,7 +278,7 @@ fn a_cut_is_not_announced_as_an_end() {
     assert_eq!(link.flush().unwrap(), Flushed::Done);
     link.put(Bytes::from_static(b"never sent"));
 
-    link.abort(false);
+    link.abort();
     link.finish();
 
     assert!(!link.transport.has_ended.get() && !link.transport.is_reset.get());
@@ -297,11 +297,29 @@ fn a_cut_is_not_announced_as_an_end() {
 fn a_cut_resets_where_only_the_end_delimits() {
     let mut link = Link::new(Fake::new(1), None);
 
-    link.abort(true);
+    link.delimit_by_end();
+    link.abort();
+    link.finish();
 
     assert!(link.transport.is_reset.get());
     assert!(!link.end_cut());
     assert!(!link.transport.has_ended.get(), "no end before the reset");
+}
+
+#[test]
+fn a_stream_that_only_its_end_delimits_is_reset_until_all_of_it_was_sent() {
+    let plain = Link::new(Fake::new(1_000), None);
+    for mut link in [plain, encrypted(usize::MAX).0] {
+        link.delimit_by_end();
+        link.put(content(5_000).into());
+        link.finish();
+        assert!(link.transport.is_reset.get());
+
+        flush_all(&mut link, 9_999);
+
+        assert!(!link.transport.is_reset.get());
+        assert!(link.transport.has_ended.get());
+    }
 }
 
 #[test]

@@ -99,6 +99,7 @@ impl Reactor {
         if listening.order != (Some(Order::Drain { closes: true })) {
             listening.order = Some(Order::Accept);
             self.is_draining.store(false, Ordering::Release);
+            *self.drain_began.lock() = None;
             // Not drained any more; there is nothing to read when it was not.
             let _ = self.drained.read();
         }
@@ -111,6 +112,7 @@ impl Reactor {
         let mut listening = self.listening.lock();
         let closes = closes || listening.order == Some(Order::Drain { closes: true });
         listening.order = Some(Order::Drain { closes });
+        self.drain_began.lock().get_or_insert_with(Instant::now);
         self.is_draining.store(true, Ordering::Release);
         drop(listening);
         self.wake_leader();

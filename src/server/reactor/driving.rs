@@ -10,7 +10,7 @@ use crate::server::exchange::DISCARD_BYTES;
 use crate::server::framing::Refusal;
 use crate::server::link::Flushed;
 use crate::server::received_request::ReceivedRequest;
-use crate::server::sending::{After, Sending, delivery};
+use crate::server::sending::{After, Sending, delivered};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::time::Instant;
 use tracing::{debug, warn};
@@ -129,13 +129,17 @@ impl Reactor {
         connection.count_sent();
         match flushed {
             Ok(Flushed::Done) => {
-                self.unsent.release(sending.reserved);
-                if let Some(note) = sending.note {
-                    let delivery = delivery(note.body, 0);
+                self.unsent.release(std::mem::take(&mut sending.reserved));
+                let after = sending.after;
+                if let Some(note) = sending.note.take() {
+                    let delivery = delivered(note.body, after, connection.link.has_short_file());
                     jobs.push(Job::Deliver(note, delivery));
                 }
                 connection.active = Instant::now();
-                self.go_on(connection, sending.after)
+                if after == After::Cut && connection.link.is_delimited_by_end() {
+                    return self.reset_once_taken(connection, sending);
+                }
+                self.go_on(connection, after)
             }
             Ok(Flushed::Turn) => {
                 connection.phase = Phase::Sending(sending);
@@ -146,6 +150,15 @@ impl Reactor {
                 drop_unread(&mut connection, &mut sending);
                 connection.phase = Phase::Sending(sending);
                 self.park(connection)
+            }
+            Err(_) if connection.has_short_file() => {
+                let lost = connection.drop_unsent();
+                if let Some(note) = &mut sending.note {
+                    note.body -= lost;
+                }
+                sending.after = After::Cut;
+                connection.phase = Phase::Sending(sending);
+                Some(connection)
             }
             Err(_) => {
                 self.cut(connection, *sending, jobs);
@@ -159,6 +172,7 @@ impl Reactor {
         match after {
             After::Close => self.close(connection),
             After::Linger => self.close_unasked(connection),
+            After::Cut => self.close_cut(connection),
             After::Next if connection.decoder.is_body_read() => {
                 connection.phase = Phase::Head { since: None };
                 Some(connection)
@@ -250,7 +264,7 @@ impl Reactor {
 fn drop_unread(connection: &mut Connection, sending: &mut Sending) {
     let most = match sending.after {
         After::Next => DISCARD_BYTES,
-        After::Close | After::Linger => super::ending::LINGER_BYTES,
+        After::Close | After::Linger | After::Cut => super::ending::LINGER_BYTES,
     };
     while !connection.decoder.is_body_read()
         && sending.discarded < most
@@ -258,7 +272,7 @@ fn drop_unread(connection: &mut Connection, sending: &mut Sending) {
     {
         sending.discarded += piece.len();
     }
-    if sending.discarded > DISCARD_BYTES {
+    if sending.discarded > DISCARD_BYTES && sending.after != After::Cut {
         sending.after = After::Linger;
     }
 }

@@ -7,6 +7,7 @@ use super::{Again, Job, Reactor};
 use crate::scoreboard;
 use crate::server::connection::{Connection, Lingering, Phase, Token};
 use crate::server::sending::{Sending, delivery};
+use crate::server::socket;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -33,16 +34,39 @@ impl Reactor {
         self.close_owed(connection, true)
     }
 
-    /// Ends a connection whose answer breaks off. What was sent before that, earlier answers of a
-    /// pipeline among it, is the client's: a reset, to which its unread requests would lead as well,
-    /// takes it back.
+    /// Ends a connection whose answer breaks off, behind what was sent of it. That is the client's, and
+    /// so are earlier answers of a pipeline: a reset, to which its unread requests would lead as well,
+    /// takes back what it has not got.
     pub(super) fn close_cut(&self, mut connection: Box<Connection>) -> Again {
         connection.drop_body_left();
+        connection.link.abort();
         if connection.link.end_cut() {
             return self.close_unasked(connection);
         }
         self.drop_connection(connection);
         None
+    }
+
+    /// Ends a connection whose answer breaks off where only a reset tells its client so: once the client
+    /// has what is with the kernel, and what it still sends meanwhile is read and dropped.
+    pub(super) fn reset_once_taken(
+        &self,
+        mut connection: Box<Connection>,
+        mut sending: Box<Sending>,
+    ) -> Again {
+        let mut buffer = [0; 16 << 10];
+        while sending.discarded < LINGER_BYTES
+            && let Ok(count @ 1..) = connection.link.receive_raw(&mut buffer)
+        {
+            sending.discarded += count;
+        }
+        let is_taken = connection.sent().unconfirmed == 0;
+        if is_taken || socket::is_dead(&connection.link.transport) {
+            return self.close_cut(connection);
+        }
+        sending.await_taking();
+        connection.phase = Phase::Sending(sending);
+        self.park(connection)
     }
 
     fn close_owed(&self, mut connection: Box<Connection>, is_owed: bool) -> Again {
@@ -69,7 +93,11 @@ impl Reactor {
         mut connection: Box<Connection>,
         mut lingering: Lingering,
     ) -> Again {
-        if lingering.is_owed || connection.endpoints.tls || !connection.link.is_flushed() {
+        if lingering.is_owed
+            || connection.endpoints.tls
+            || connection.link.is_delimited_by_end()
+            || !connection.link.is_flushed()
+        {
             connection.link.finish();
         }
         let mut buffer = [0; 16 << 10];
@@ -108,10 +136,9 @@ impl Reactor {
         if let Some(note) = sending.note {
             let mut delivery = delivery(note.body, link.unsent());
             delivery.is_whole = false;
-            delivery.is_file_short = link.has_short_file();
             jobs.push(Job::Deliver(note, delivery));
         }
-        link.abort(sending.resets);
+        link.abort();
         self.unsent.release(sending.reserved);
         self.drop_connection(connection);
     }

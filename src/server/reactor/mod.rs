@@ -80,7 +80,7 @@ pub(super) enum Job {
 }
 
 /// See the module's text. Locks are taken in this order: the pool's, `listening`, `slots`,
-/// `deadlines`; `scratch` is the leader's alone.
+/// `deadlines`; `drain_began` is the last of them, and `scratch` the leader's alone.
 #[derive(Debug)]
 pub(super) struct Reactor {
     settings: Settings,
@@ -96,6 +96,7 @@ pub(super) struct Reactor {
     deadlines: Deadlines,
     listening: Mutex<Listening>,
     is_draining: AtomicBool,
+    drain_began: Mutex<Option<Instant>>,
     served: AtomicU64,
     /// Memory of answers that clients have not taken yet.
     unsent: UnsentMemory,
@@ -190,6 +191,7 @@ impl Reactor {
             deadlines: Deadlines::default(),
             listening: Mutex::new(Listening::new(listener)),
             is_draining: AtomicBool::new(false),
+            drain_began: Mutex::default(),
             served: AtomicU64::new(0),
             scratch: Mutex::new(Scratch {
                 events: vec![EpollEvent::empty(); EVENTS_PER_TURN],
@@ -531,9 +533,7 @@ impl Reactor {
             if !matches!(outcome, Outcome::GivenUp) {
                 self.forget(token);
             }
-            if let Outcome::Failed(Some((note, delivery))) | Outcome::Cut(Some((note, delivery))) =
-                outcome
-            {
+            if let Outcome::Failed(Some((note, delivery))) = outcome {
                 jobs.push(Job::Deliver(note, delivery));
             }
             return;
@@ -551,15 +551,10 @@ impl Reactor {
                 self.drop_connection(connection);
                 None
             }
-            Outcome::Cut(note) => {
-                if let Some((note, delivery)) = note {
-                    jobs.push(Job::Deliver(note, delivery));
-                }
-                self.close_cut(connection)
-            }
             Outcome::Sent(after, note) => {
                 if let Some(note) = note {
-                    let delivery = sending::delivery(note.body, 0);
+                    let is_file_short = connection.link.has_short_file();
+                    let delivery = sending::delivered(note.body, after, is_file_short);
                     jobs.push(Job::Deliver(note, delivery));
                 }
                 self.go_on(connection, after)
@@ -609,16 +604,9 @@ impl Keeper for Reactor {
         self.drive(self.park(connection), &mut Vec::new());
     }
 
-    fn end(&self, mut connection: Box<Connection>, is_cut: bool) {
-        if is_cut {
-            // A client that is to hear of the end leads to no job.
-            let again = self.close_cut(connection);
-            self.drive(again, &mut Vec::new());
-            return;
-        }
+    fn end(&self, mut connection: Box<Connection>, after: After) {
         connection.active = Instant::now();
-        let sent = connection.sent();
-        let sending = Sending::new(After::Linger, None, 0, false, sent);
+        let sending = Sending::new(after, None, 0, connection.sent());
         connection.phase = Phase::Sending(Box::new(sending));
         // An answer that has no note leads to no job.
         self.drive(Some(connection), &mut Vec::new());

@@ -82,13 +82,18 @@ impl Reactor {
         if !is_draining {
             return normal;
         }
+        let began = self.drain_began.lock().unwrap_or(connection.active);
         let last = match &connection.phase {
+            // A request is on its way, and was before the drain began.
+            Phase::Head { since: None } if connection.is_fresh && connection.link.has_greeted() => {
+                connection.active.max(began) + FIRST_REQUEST_TIME
+            }
             // It was accepted out of the kernel's queue, and its client was promised an answer.
             Phase::Head { since: None } if connection.is_fresh => {
                 connection.active + FIRST_REQUEST_TIME
             }
             Phase::Head { since: None } => connection.active + QUIET_TIME,
-            Phase::Head { since: Some(since) } => *since + LAST_HEAD_TIME,
+            Phase::Head { since: Some(since) } => (*since).max(began) + LAST_HEAD_TIME,
             Phase::Collecting(_)
             | Phase::Producing
             | Phase::Sending(_)

@@ -3,44 +3,43 @@
 //! Implements [`Exchange`]: reads the body, encodes the answer and gives it to the link. Blocks its
 //! thread on the client only where PEP 3333 leaves no choice: to read a body, and before a further
 //! piece of an answer while the one before has not been taken. What the kernel does not take at once
-//! is left to the [`Keeper`], which sends on while the application works. Decides whether the
-//! connection survives the exchange; [`super::reactor`] acts on it.
+//! is left to the [`Keeper`], which sends on while the application works. How it ends, and whether
+//! the connection survives that, is in [`ending`]; [`super::reactor`] acts on it.
 
-use super::client_wait::{Direction, Waited};
-use super::connection::{BodyStep, Connection, Phase, Token};
-use super::encoding::{
+mod ending;
+
+use crate::scoreboard::{self, InFlight};
+use crate::server::client_wait::{Direction, Waited};
+use crate::server::connection::{BodyStep, Connection, Phase, Token};
+use crate::server::encoding::{
     CHUNK_END, CONTINUE, Framing, LAST_CHUNK, Persistence, write_chunk_size, write_head,
 };
-use super::link::Flushed;
-use super::received_request::ReceivedRequest;
-use super::sending::{After, Note, Sending, UnsentMemory, delivery};
-use super::slow_clients::SlowClients;
-use super::socket;
-use crate::scoreboard::{self, InFlight};
+use crate::server::link::Flushed;
+use crate::server::received_request::ReceivedRequest;
+use crate::server::sending::{After, Note, Sending, UnsentMemory, delivered};
+use crate::server::slow_clients::SlowClients;
+use crate::server::socket;
 use crate::wsgi::request::RequestHead;
 use crate::wsgi::{
     BodyError, ClientGone, Delivery, Endpoints, Exchange, FilePart, GivenUp, ResponseHead, Room,
 };
 use bytes::Bytes;
 use http::header::CONNECTION;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderValue, Version};
 use nix::poll::PollFlags;
 use std::any::Any;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// How much of a body that the application left unread is thrown away to keep the connection.
-pub(super) const DISCARD_BYTES: usize = 64 << 10;
-/// Bytes of a file that are read in one step where it cannot be sent as it is.
-const FILE_READ: usize = 64 << 10;
+pub(in crate::server) const DISCARD_BYTES: usize = 64 << 10;
 /// A body of up to this many bytes is copied behind its head: that costs less than what the kernel
 /// does to look at two buffers.
 const SHORT: usize = 4 << 10;
 
 /// Keeps connections, and sends on them, while no thread of theirs needs them.
-pub(super) trait Keeper: Sync {
+pub(in crate::server) trait Keeper: Sync {
     /// Takes a connection that has something left to send.
     fn keep(&self, connection: Box<Connection>);
     /// More threads wait for clients than may while requests wait for a thread.
@@ -48,22 +47,22 @@ pub(super) trait Keeper: Sync {
     /// Makes so much memory free for an answer that its client has not taken, if the thread is needed
     /// for other requests; false when it cannot.
     fn make_memory(&self, bytes: u64) -> bool;
-    /// Closes a connection on which everything was said, whose exchange goes on without it.
-    fn end(&self, connection: Box<Connection>, is_cut: bool);
+    /// Ends a connection on which everything was said, whose exchange goes on without it.
+    fn end(&self, connection: Box<Connection>, after: After);
     /// Gives it back; `None` when it is lost.
     fn reclaim(&self, token: Token) -> Option<Box<Connection>>;
 }
 
 /// What exchanges have in common.
 #[derive(Debug)]
-pub(super) struct Terms<'r> {
+pub(in crate::server) struct Terms<'r> {
     /// How long a thread waits for a client that neither sends nor takes anything.
-    pub(super) timeout: Option<Duration>,
+    pub(in crate::server) timeout: Option<Duration>,
     /// A connection may carry more than one request.
-    pub(super) keep_alive: bool,
-    pub(super) is_draining: &'r AtomicBool,
-    pub(super) slow_clients: &'r SlowClients,
-    pub(super) unsent: &'r UnsentMemory,
+    pub(in crate::server) keep_alive: bool,
+    pub(in crate::server) is_draining: &'r AtomicBool,
+    pub(in crate::server) slow_clients: &'r SlowClients,
+    pub(in crate::server) unsent: &'r UnsentMemory,
 }
 
 /// How far the answer is.
@@ -74,20 +73,11 @@ enum Progress {
     Ended,
 }
 
-/// Whose doing it is that an answer goes no further.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Client,
-    Application,
-}
-
 /// What the connection can be used for after an exchange.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(in crate::server) enum Outcome {
     /// Nothing: the client did not take the answer.
     Failed(Option<(Note, Delivery)>),
-    /// Nothing: the application has broken its answer off, and the client is to see that.
-    Cut(Option<(Note, Delivery)>),
     /// Nothing, and the reactor has it already: the request was given up.
     GivenUp,
     /// The answer is with the kernel.
@@ -97,7 +87,11 @@ pub(super) enum Outcome {
 }
 
 /// See the module's text.
-pub(super) struct ConnectionExchange<'r> {
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, not a state machine"
+)]
+pub(in crate::server) struct ConnectionExchange<'r> {
     keeper: &'r dyn Keeper,
     terms: &'r Terms<'r>,
     token: Token,
@@ -120,7 +114,8 @@ pub(super) struct ConnectionExchange<'r> {
     body: u64,
     /// The connection is of no use any more; so much of the body had been taken.
     failed: Option<Delivery>,
-    failed_by: Side,
+    /// The answer goes no further, and its client is to see that behind what it was given of it.
+    is_cut: bool,
     /// The answer has announced that it is the connection's last.
     is_last: bool,
     has_continued: bool,
@@ -131,7 +126,7 @@ pub(super) struct ConnectionExchange<'r> {
 }
 
 impl<'r> ConnectionExchange<'r> {
-    pub(super) fn new(
+    pub(in crate::server) fn new(
         connection: Box<Connection>,
         received: Box<ReceivedRequest>,
         keeper: &'r dyn Keeper,
@@ -154,67 +149,12 @@ impl<'r> ConnectionExchange<'r> {
             writing: Waited::default(),
             body: 0,
             failed: None,
-            failed_by: Side::Client,
+            is_cut: false,
             is_last: false,
             has_continued: false,
             note: None,
             in_flight: Some(scoreboard::current().begin()),
         }
-    }
-
-    /// The handler has returned, or panicked. The connection is absent when it is lost.
-    pub(super) fn into_outcome(mut self, has_panicked: bool) -> (Option<Box<Connection>>, Outcome) {
-        if self.in_flight.is_none() {
-            return (None, Outcome::GivenUp);
-        }
-        match self.progress {
-            Progress::Nothing => {
-                let _ = self.send_error(StatusCode::INTERNAL_SERVER_ERROR);
-            }
-            Progress::Started => self.abort(),
-            Progress::Ended => {}
-        }
-        self.is_last |= has_panicked;
-        if self.failed.is_none() && self.reclaim().is_some_and(|held| !held.link.is_flushed()) {
-            let memory = self
-                .connection
-                .as_ref()
-                .map_or(0, |held| held.link.memory());
-            if self.reserve(memory) {
-                self.reserved = memory;
-            } else {
-                // The memory for it is used up: this thread waits for the client.
-                let _ = self.settle();
-            }
-        }
-        let body = self.body;
-        let note = self.note.take().map(|value| Note { value, body });
-        let Some(connection) = self.connection.take() else {
-            let failed = self.failed.unwrap_or_else(|| delivery(body, body));
-            return (None, Outcome::Failed(note.map(|note| (note, failed))));
-        };
-        let after = if !self.is_last {
-            After::Next
-        } else if self.is_end_expected() {
-            After::Close
-        } else {
-            After::Linger
-        };
-        let outcome = if let Some(delivery) = self.failed {
-            let note = note.map(|note| (note, delivery));
-            match self.failed_by {
-                Side::Client => Outcome::Failed(note),
-                Side::Application => Outcome::Cut(note),
-            }
-        } else if connection.link.is_flushed() {
-            Outcome::Sent(after, note)
-        } else {
-            let resets = self.framing == Framing::Close;
-            let sent = connection.sent();
-            let sending = Sending::new(after, note, self.reserved, resets, sent);
-            Outcome::Sending(Box::new(sending))
-        };
-        (Some(connection), outcome)
     }
 
     /// The connection, taken back from the keeper if need be.
@@ -236,18 +176,6 @@ impl<'r> ConnectionExchange<'r> {
         self.reclaim().ok_or(ClientGone)
     }
 
-    /// An answer of the server's own; the connection closes after it.
-    fn send_error(&mut self, status: StatusCode) -> Result<(), ClientGone> {
-        self.progress = Progress::Ended;
-        self.is_last = true;
-        let version = self.received.head.response_version();
-        let is_to_head = self.received.head.method() == Method::HEAD;
-        let connection = self.usable()?;
-        let length = connection.send_error(status, is_to_head, version, HeaderMap::new());
-        self.body = length as u64;
-        self.push()
-    }
-
     /// Encodes the head, with the word on the connection that follows from it.
     fn encode(&mut self, head: &ResponseHead, room: usize) -> Vec<u8> {
         let version = self.received.head.response_version();
@@ -262,31 +190,6 @@ impl<'r> ConnectionExchange<'r> {
         let mut out = Vec::with_capacity(256 + room);
         write_head(&mut out, head, version, self.framing, persistence);
         out
-    }
-
-    /// Whether the answer has to announce that it is the connection's last.
-    fn must_close(&mut self) -> bool {
-        if !self.terms.keep_alive
-            || !self.received.is_persistent
-            || self.terms.is_draining.load(Ordering::Relaxed)
-        {
-            return true;
-        }
-        // The client still holds the body back, and may send it or not (RFC 9110 10.1.1).
-        let is_held_back = self.received.is_expecting && !self.has_continued;
-        let Some(connection) = self.reclaim() else {
-            return true;
-        };
-        let outstanding = connection.decoder.outstanding();
-        !connection.decoder.is_body_read()
-            // How many chunks follow is unknown; the beginning of the body is here already.
-            && (is_held_back || outstanding.is_none_or(|count| count > DISCARD_BYTES as u64))
-    }
-
-    /// True where the client sends nothing behind this request: it has asked for the end, or is told of
-    /// it in a drain, which is not to wait for clients that keep their connections open.
-    fn is_end_expected(&self) -> bool {
-        !self.received.is_persistent || self.terms.is_draining.load(Ordering::Relaxed)
     }
 
     /// Puts a piece of the body into the link, as far as there is room for it, framed.
@@ -321,7 +224,7 @@ impl<'r> ConnectionExchange<'r> {
                 Ok(Flushed::Done) => return Ok(()),
                 Ok(Flushed::Turn) => {}
                 Ok(Flushed::Blocked) => return self.leave(),
-                Err(_) => return self.fail(),
+                Err(_) => return self.lose(),
             }
         }
     }
@@ -360,37 +263,9 @@ impl<'r> ConnectionExchange<'r> {
                         return self.fail();
                     }
                 }
-                Err(_) => return self.fail(),
+                Err(_) => return self.lose(),
             }
         }
-    }
-
-    /// The connection is of no use any more.
-    fn fail(&mut self) -> Result<(), ClientGone> {
-        if self.failed.is_none() {
-            let body = self.body;
-            let (unsent, is_file_short) = self.reclaim().map_or((body, false), |held| {
-                (held.link.unsent(), held.link.has_short_file())
-            });
-            let mut delivery = delivery(body, unsent);
-            delivery.is_whole = false;
-            delivery.is_file_short = is_file_short;
-            self.failed = Some(delivery);
-        }
-        self.progress = Progress::Ended;
-        let resets = self.framing == Framing::Close;
-        if let Some(connection) = self.reclaim() {
-            connection.link.abort(resets);
-        }
-        Err(ClientGone)
-    }
-
-    /// The application's answer goes no further, and its client may still be there.
-    fn cut(&mut self) -> Result<(), ClientGone> {
-        if self.failed.is_none() {
-            self.failed_by = Side::Application;
-        }
-        self.fail()
     }
 
     /// Blocks until the socket is ready; false when it did not become so in time, when this client
@@ -432,26 +307,6 @@ impl<'r> ConnectionExchange<'r> {
             Direction::Sending => self.writing = waited,
         }
         is_ready && may_stay
-    }
-
-    /// Reads the file and sends it like any other body.
-    fn copy(&mut self, part: &FilePart) -> Result<u64, ClientGone> {
-        let mut sent = 0;
-        while sent < part.length {
-            let mut piece = vec![0; FILE_READ];
-            let most = usize::try_from(part.length - sent).map_or(FILE_READ, |n| n.min(FILE_READ));
-            match part.file.read_at(&mut piece[..most], part.offset + sent) {
-                Ok(0) => break,
-                Ok(count) => {
-                    piece.truncate(count);
-                    self.write(piece.into())?;
-                    sent += count as u64;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-        }
-        Ok(sent)
     }
 }
 
@@ -601,18 +456,19 @@ impl Exchange for ConnectionExchange<'_> {
             self.room = length;
         }
         let out = self.encode(&head, 0);
-        self.usable()?.link.put(out.into());
+        let is_delimited_by_end = self.framing == Framing::Close;
+        let link = &mut self.usable()?.link;
+        if is_delimited_by_end {
+            link.delimit_by_end();
+        }
+        link.put(out.into());
         // Leaves with the first piece of the body, which follows at once or is waited for.
         Ok(())
     }
 
     fn write(&mut self, piece: Bytes) -> Result<(), ClientGone> {
         if piece.is_empty() || self.progress != Progress::Started {
-            return if self.failed.is_some() {
-                Err(ClientGone)
-            } else {
-                Ok(())
-            };
+            return self.over();
         }
         if self.body > 0 {
             self.settle()?;
@@ -623,11 +479,7 @@ impl Exchange for ConnectionExchange<'_> {
 
     fn write_rest(&mut self, pieces: Vec<Bytes>) -> Result<(), ClientGone> {
         if self.progress != Progress::Started {
-            return if self.failed.is_some() {
-                Err(ClientGone)
-            } else {
-                Ok(())
-            };
+            return self.over();
         }
         for piece in pieces {
             self.put(piece)?;
@@ -637,48 +489,34 @@ impl Exchange for ConnectionExchange<'_> {
 
     fn write_file(&mut self, mut part: FilePart) -> Result<u64, ClientGone> {
         if self.progress != Progress::Started {
-            return if self.failed.is_some() {
-                Err(ClientGone)
-            } else {
-                Ok(part.length)
-            };
+            return self.over().map(|()| part.length);
         }
-        if self.framing == Framing::Chunked {
-            return self.copy(&part);
-        }
+        debug_assert!(
+            matches!(self.framing, Framing::Counted(_)),
+            "what a file needs"
+        );
         self.settle()?;
         part.length = part.length.min(self.room);
-        let length = part.length;
-        if matches!(self.framing, Framing::Counted(_)) {
-            self.room -= length;
-        }
+        let (before, length) = (self.body, part.length);
+        self.room -= length;
         self.body += length;
         self.usable()?.link.put_file(part);
         match self.push() {
             Ok(()) => Ok(length),
-            Err(gone) => match self.failed {
-                Some(delivery) if delivery.is_file_short => Ok(delivery.sent),
-                _ => Err(gone),
-            },
+            Err(_) if self.is_cut => Ok(self.body - before),
+            Err(gone) => Err(gone),
         }
     }
 
     fn finish(&mut self) -> Result<(), ClientGone> {
         if self.progress != Progress::Started {
-            return if self.failed.is_some() {
-                Err(ClientGone)
-            } else {
-                Ok(())
-            };
+            return self.over();
         }
         self.progress = Progress::Ended;
         match self.framing {
             Framing::Chunked => self.usable()?.link.put(Bytes::from_static(LAST_CHUNK)),
-            Framing::Counted(_) if self.room > 0 => {
-                // Less than was promised: the client must see a cut.
-                let _ = self.settle();
-                return self.cut();
-            }
+            // Less than was promised: the client must see a cut.
+            Framing::Counted(_) if self.room > 0 => return self.cut(),
             Framing::Counted(_) | Framing::Bodiless | Framing::Close => {}
         }
         self.push()
@@ -692,7 +530,8 @@ impl Exchange for ConnectionExchange<'_> {
         if self.failed.is_some() {
             return;
         }
-        // What the application gave before it failed is the client's, if it can take it at once.
+        // What the application gave before it failed is the client's. Whatever is in the way of it is
+        // found when the rest is sent.
         if let Some(connection) = self.reclaim() {
             drop(connection.flush());
         }
@@ -708,35 +547,7 @@ impl Exchange for ConnectionExchange<'_> {
     }
 
     fn give_up(&mut self) -> Option<GivenUp> {
-        if self.failed.is_some() || self.progress == Progress::Ended {
-            return None;
-        }
-        let status = StatusCode::GATEWAY_TIMEOUT;
-        let is_answered = self.progress == Progress::Nothing && self.send_error(status).is_ok();
-        let body = self.body;
-        let given_up = GivenUp {
-            status: is_answered.then_some(status),
-            delivery: if is_answered {
-                delivery(body, 0)
-            } else {
-                self.abort();
-                self.failed.unwrap_or(Delivery {
-                    sent: 0,
-                    is_whole: false,
-                    is_file_short: false,
-                })
-            },
-        };
-        self.failed = Some(given_up.delivery);
-        self.progress = Progress::Ended;
-        self.failure = Some(BodyError::Disconnected);
-        // It is not in flight any more, whatever the application does.
-        self.in_flight = None;
-        self.reclaim();
-        if let Some(connection) = self.connection.take() {
-            self.keeper.end(connection, !is_answered);
-        }
-        Some(given_up)
+        self.take_leave()
     }
 
     fn waited(&self) -> Duration {
@@ -747,12 +558,11 @@ impl Exchange for ConnectionExchange<'_> {
         if self.failed.is_some() || self.progress != Progress::Ended {
             return self.failed;
         }
-        let body = self.body;
-        if self.is_kept {
-            return None;
-        }
-        let connection = self.connection.as_ref()?;
-        connection.link.is_flushed().then(|| delivery(body, 0))
+        let connection = self.connection.as_ref().filter(|_| !self.is_kept)?;
+        let after = if self.is_cut { After::Cut } else { After::Next };
+        let link = &connection.link;
+        link.is_flushed()
+            .then(|| delivered(self.body, after, link.has_short_file()))
     }
 
     fn when_delivered(&mut self, note: Box<dyn Any + Send>) {
