@@ -22,6 +22,7 @@ import argparse
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,8 @@ FREE_THREADED_SUITES = ("test_wsgi_*.py", "test_*executor*.py", "test_*launch*.p
 GREENLET = "greenlet<3.3"
 """For CPython 3.13 without its lock: later releases compile from 3.14 on."""
 SUITE_SECONDS = 3600
+END_SECONDS = 60
+"""For a suite that took longer to sum up."""
 ANSWER_SECONDS = 300
 """In which an interpreter says its version; on a machine with much other work this takes long."""
 RESULTS = "<!-- results: written by tools/pythons.py --page -->"
@@ -233,29 +236,35 @@ def run(python: Python, suite: str, command: Sequence[str]) -> Outcome:
     if python.is_free_threaded and suite != "installed":
         # Off also where a suite imports other modules that would have the lock switched on.
         kept["PYTHON_GIL"] = "0"
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=kept, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace",
+    )  # fmt: skip
+    cut_off = ""
     try:
-        result = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=kept,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=SUITE_SECONDS,
-        )
-        output, passed = result.stdout, result.returncode == 0
-    except subprocess.TimeoutExpired as expired:
-        # The text of a program that was killed comes as bytes, whatever text=True says.
-        output = (expired.stdout or b"").decode(errors="replace")
-        output += f"\nstill running after {SUITE_SECONDS} s\n"
-        passed = False
+        output, _ = process.communicate(timeout=SUITE_SECONDS)
+    except subprocess.TimeoutExpired:
+        cut_off = f"cut off after {SUITE_SECONDS} s"
+        output = ended(process)
+    passed = process.returncode == 0 and not cut_off
     print(f"\n--- CPython {python.version}: {suite}\n{output}", end="", flush=True)
-    counts = SUMMARY.findall(output)
-    return Outcome(
-        python.version, suite, passed, counts[-1] if counts else "-", time.monotonic() - since
-    )
+    counts = [*SUMMARY.findall(output)[-1:], *([cut_off] if cut_off else [])]
+    seconds = time.monotonic() - since
+    return Outcome(python.version, suite, passed, ", ".join(counts) or "-", seconds)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """The output of a suite that is ended: pytest sums up, and stops what its fixtures started."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=END_SECONDS)[0]
+    except subprocess.TimeoutExpired as expired:
+        process.kill()
+        process.wait()  # not for the end of its output: what it started may hold the pipe open
+        if process.stdout is not None:
+            process.stdout.close()
+        # It comes as bytes, whatever text=True says.
+        return (expired.stdout or b"").decode(errors="replace")
 
 
 def smoke(python: Python, wheel: Path, suites: bool) -> Iterator[Outcome]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -83,6 +84,27 @@ def test_cpythons_are_tested_beside_each_other_and_reported_in_their_order() -> 
     outcomes = pythons.side_by_side([partial(tests_of, version) for version in versions], 2)
 
     assert [outcome.python for outcome in outcomes] == versions
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_suite_that_is_cut_off_is_counted_as_far_as_it_came(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listens: bool
+) -> None:
+    monkeypatch.setattr(pythons, "SUITE_SECONDS", 0.01)
+    monkeypatch.setattr(pythons, "END_SECONDS", 60 if listens else 0.01)
+    code = "import signal\nsignal.sigwait({signal.SIGINT})\nprint('1 failed, 8 passed in 9.99s')"
+    command = [sys.executable, "-c", code if listens else "import signal; signal.sigwait({1})"]
+    python = pythons.Python("cp315", "3.15.2", sys.executable)
+    # Kept for the program until it waits for it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        outcome = pythons.run(python, "python", command)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    assert not outcome.passed
+    counted = "1 failed, 8 passed, " if listens else ""
+    assert outcome.counts == f"{counted}cut off after 0.01 s"
 
 
 def test_a_file_whose_turn_comes_too_late_is_left_out_of_what_is_measured(tmp_path: Path) -> None:
