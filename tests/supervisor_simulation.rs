@@ -98,7 +98,8 @@ fn long_traces_keep_every_promise() {
 
 #[test]
 fn a_seed_spells_its_trace_and_nothing_else() {
-    let seed = "two/qr.n.nm.c.fk.fd.fb.fw.fx.fa.r0.d1.e0.k0.l2.g0.j0.o0.z1.t1.h0.u0.v0.y.w.+h.+s.+x.+y";
+    let seed =
+        "two/qr.n.nm.c.fk.fd.fb.fw.fx.fa.r0.d1.e0.k0.l2.g0.j0.o0.z1.t1.h0.u0.v0.y.w.+h.+s.+x.+y";
 
     let (setup, actions) = trace_of(seed).unwrap();
 

@@ -252,9 +252,7 @@ impl World {
             Action::Ask(_) | Action::Pass(_) => true,
             Action::Wait => matches!(self.parked, Some(Some(deadline)) if deadline > self.now),
             Action::Stray => self.setup.is_init && self.kernel.tables().strays.is_empty(),
-            Action::Report(worker) => {
-                self.asks(worker, Process::may_report) && !self.waits(worker)
-            }
+            Action::Report(worker) => self.asks(worker, Process::may_report) && !self.waits(worker),
             Action::Obey(worker) => self.asks(worker, Process::may_obey),
             // What a signal of someone else does to a stuck process is seen when it wakes up.
             Action::Die(worker, _) | Action::Keep(worker) => {
