@@ -168,8 +168,7 @@ impl<P: Processes> Supervisor<P> {
         })
     }
 
-    /// Adds a group of *workers* identical workers, 0 allowed, and returns its number. Any thread may: it
-    /// wakes [`Supervisor::next`].
+    /// Adds a group of *workers* identical workers, 0 allowed, and returns its number.
     ///
     /// # Errors
     /// [`Error::TooManyWorkers`].
@@ -181,7 +180,6 @@ impl<P: Processes> Supervisor<P> {
         }
         let group = inner.roster.add_group(name, workers);
         inner.board.name_group(group, name);
-        self.wakeup.wake();
         Ok(group)
     }
 

@@ -511,6 +511,35 @@ def test_a_worker_that_stops_waits_neither_for_itself_nor_for_one_that_has_left(
 
 
 @pytest.mark.parametrize("flavour", ["THREADING", "EVENTLET"])
+def test_a_service_that_a_thread_launches_meanwhile_is_forked_by_the_main_thread(
+    running: Any, flavour: str
+) -> None:
+    program = running(
+        """
+        prepare = int
+        os.register_at_fork(before=lambda: say(f"forks on {threading.current_thread().name}"))
+        launcher = service.ProcessLauncher(conf)
+        launcher.launch_service(Service(), workers)
+
+        def launch_another():
+            while not launcher._is_supervising:
+                time.sleep(0.01)
+            launcher.launch_service(Service(), workers)
+
+        threading.Thread(target=launch_another, daemon=True).start()
+        sys.exit(launcher.wait())
+        """,
+        flavour,
+        workers=2,
+    )
+
+    program.expect("started", 4)
+
+    assert {line for line in program.said() if line.startswith("forks")} == {"forks on MainThread"}
+    assert program.stop() == 0
+
+
+@pytest.mark.parametrize("flavour", ["THREADING", "EVENTLET"])
 def test_a_launcher_that_could_not_fork_its_first_worker_may_be_used_again(
     running: Any, flavour: str
 ) -> None:

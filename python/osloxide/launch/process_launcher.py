@@ -169,7 +169,9 @@ class ProcessLauncher:
         LOG.info("Starting %d workers", count)
         self._set_timeouts()
         group = self._add_group(wrapper)
-        if self.FORKS_AT_LAUNCH and _waited_for.get(os.getpid()) is not self:
+        if _waited_for.get(os.getpid()) is self:
+            _native.wake()
+        elif self.FORKS_AT_LAUNCH:
             self._fork_at_launch(group)
 
     def _add_group(self, wrapper: ServiceWrapper) -> int:
