@@ -149,6 +149,44 @@ def test_a_paste_configuration_is_loaded(
     assert site.stop() == 0, site.log
 
 
+PATCHING = """
+import threading
+import eventlet
+eventlet.monkey_patch()
+
+def application(environ, start_response):
+    pool, names = eventlet.GreenPool(), []
+    for number in range(3):
+        pool.spawn(lambda n: (eventlet.sleep(0.01 * n), names.append(str(n))), number)
+    pool.waitall()
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{eventlet.__file__} {''.join(names)}".encode()]
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-w", "2"], ["-w", "2", "--preload"]])
+def test_an_application_that_monkey_patches_is_served_where_the_operator_asks_for_it(
+    start: Callable[..., Running], tmp_path: Path, options: list[str]
+) -> None:
+    (tmp_path / "patching.py").write_text(PATCHING)
+    site = start("serve", "patching", "-b", "127.0.0.1:0", *options, OSLOXIDE_EVENTLET="native")
+
+    answer = words(site.port())
+    assert "osloxide/green/__init__.py" in answer, site.log
+    assert answer.endswith("012")
+    assert site.stop() == 0, site.log
+
+
+def test_another_word_for_who_serves_eventlet_is_refused(tmp_path: Path) -> None:
+    result = run_command(
+        [*OSLOXIDE, "serve", "told", "-b", "127.0.0.1:0"],
+        environ=environment(OSLOXIDE_EVENTLET="nativ"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    assert "OSLOXIDE_EVENTLET is 'nativ'" in result.stderr
+
+
 FAILURES = {
     "exits": ("import sys; sys.exit(2)", "ended itself with sys.exit(2) at"),
     "exits_quietly": ("raise SystemExit", "ended itself with sys.exit(None)"),

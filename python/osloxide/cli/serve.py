@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osloxide.activation import eventlet_names, import_hook
 from osloxide.cli import (
     contradictions,
     filters,
@@ -36,6 +37,7 @@ from osloxide.cli.errors import CommandError
 from osloxide.cli.preparation import Preparation
 from osloxide.cli.site import BOOT_FAILED, Boot, report, site_service
 from osloxide.cli.uwsgi import module as uwsgi_module
+from osloxide.exceptions import ActivationError
 from osloxide.server import forwarded
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def main(options: argparse.Namespace) -> int:
         raise CommandError("name the application: osloxide serve MODULE:APP", 2)
     preparation = Preparation(options)
     preparation.apply()
+    _serve_eventlet()
     site = Application.parse(options.application)
     options.name = options.name or site.title
     preparation.set_arguments(options.program or options.name)
@@ -187,6 +190,20 @@ def _processes_below(launcher: Any) -> list[int]:
     if not hasattr(launcher, "template_pids"):
         return []
     return [*launcher.children, *launcher.template_pids()]
+
+
+def _serve_eventlet() -> None:
+    """Serve eventlet's names to the application where the operator asks for that.
+
+    :raises CommandError: the variable has another value than those that it knows.
+    """
+    if not os.environ.get(eventlet_names.VARIABLE):
+        return
+    try:
+        if eventlet_names.wants_native(os.environ):
+            import_hook.install(deferred=True, serve_eventlet=True)
+    except ActivationError as error:
+        raise CommandError(str(error)) from error
 
 
 def needs_parent(options: argparse.Namespace) -> bool:
