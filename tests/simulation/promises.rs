@@ -221,8 +221,24 @@ impl World {
         }
     }
 
+    /// What a tracer keeps, or has kept, is asked for again.
+    fn judge_remains(&mut self, deadline: Option<Instant>) {
+        let kernel = self.kernel.clone();
+        for (pid, _) in (kernel.tables().processes.iter()).filter(|(_, it)| it.is_remains()) {
+            let is_unreported = self.record.kept.contains(pid);
+            let look = if is_unreported {
+                LOOK_AT_TRACED
+            } else {
+                FETCH_TRACED
+            };
+            let holds = deadline.is_some_and(|deadline| deadline <= self.now + look);
+            self.promise(holds, "what a tracer keeps is asked for", pid);
+        }
+    }
+
     /// A parent parks only when there is nothing to do, and with the deadline of what will be.
     pub fn judge_park(&mut self, deadline: Option<Instant>) {
+        self.judge_remains(deadline);
         let (now, grace, is_stopping) = (self.now, self.grace(), self.is_stopping());
         let by = |limit: Instant| deadline.is_some_and(|deadline| deadline <= limit);
         let record = &self.record;
@@ -244,17 +260,7 @@ impl World {
 
         let kernel = self.kernel.clone();
         let tables = kernel.tables();
-        for (pid, process) in &tables.processes {
-            if process.is_remains() {
-                let is_unreported = self.record.kept.contains(pid);
-                let look = if is_unreported {
-                    LOOK_AT_TRACED
-                } else {
-                    FETCH_TRACED
-                };
-                self.promise(by(now + look), "what a tracer keeps is asked for", pid);
-                continue;
-            }
+        for (pid, process) in tables.processes.iter().filter(|(_, it)| !it.is_remains()) {
             self.promise(
                 process.lives(),
                 "a parked parent has reaped all that ended",
