@@ -4,7 +4,7 @@ Owns how such a child ends where that code leaves it, by a return or an exceptio
 its output was written. It would go on otherwise with what its parent goes on with, such as a loop
 or a reply. The frames, threads and exit functions that it has are its parent's. Never forks.
 
-Rules: sys.exit, os._exit (Python library reference). On pool threads src/python/child.rs does this.
+Rules: sys.exit, os._exit (Python library reference).
 """
 
 from __future__ import annotations
