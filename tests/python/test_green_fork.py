@@ -112,3 +112,35 @@ def test_a_child_of_a_thread_of_a_group_or_of_a_looping_call_ends_with_its_funct
     done = run_python(NATIVE.replace("BACKEND", backend))
 
     assert done.stdout == "[7, 1, 0] [7, 1, 0]\n", done.stderr
+
+
+ENDPOINT = """
+import os, sys
+import osloxide
+osloxide.install()
+import oslo_messaging
+from oslo_config import cfg
+
+class Endpoint:
+    def fork(self, ctxt):
+        pid = os.fork()
+        if pid == 0:
+            sys.exit(7)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+cfg.CONF([], default_config_files=[])
+transport = oslo_messaging.get_rpc_transport(cfg.CONF, "fake://")
+target = oslo_messaging.Target(topic="topic", server="server")
+server = oslo_messaging.get_rpc_server(transport, target, [Endpoint()], executor="threading")
+server.start()
+client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="topic"), timeout=60)
+print(client.call({}, "fork"))
+server.stop()
+server.wait()
+"""
+
+
+def test_a_child_of_an_rpc_endpoint_ends_with_it_and_answers_nobody() -> None:
+    done = run_python(ENDPOINT)
+
+    assert done.stdout == "7\n", done.stderr
