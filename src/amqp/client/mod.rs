@@ -538,11 +538,6 @@ impl Request {
         limits.min().map_or(LONGEST_LOOK, |it| it.min(LONGEST_LOOK))
     }
 
-    /// A thread waits until the broker has it.
-    fn is_cast(&self) -> bool {
-        self.outbox.is_none() && !self.is_call()
-    }
-
     /// The default queue that it needs, by its name.
     fn default_queue(&self) -> Option<&str> {
         self.message.default_queue.as_ref()?;

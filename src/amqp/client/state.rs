@@ -329,21 +329,20 @@ impl State {
             figures.published(progress.publications > 1);
         }
         drop(progress);
-        if request.is_cast() {
+        if !request.is_call() {
             self.relax(false);
-        } else if request.is_call() && !self.is_lax {
+        } else if !self.is_lax {
             self.relax(self.may_relax());
         }
         true
     }
 
-    /// Only calls are expected to be answered, whose replies come after their confirms; and replies, which
-    /// no thread waits for.
+    /// Only calls are unconfirmed, whose replies come after their confirms.
     fn may_relax(&self) -> bool {
         !self.is_asking
             && self.hurried == 0
             && self.has_few_unconfirmed()
-            && !self.unconfirmed().any(|request| request.is_cast())
+            && self.unconfirmed().all(|request| request.is_call())
     }
 
     fn relax(&mut self, is_lax: bool) {
