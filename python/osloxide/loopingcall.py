@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import random
 import threading
 import time
@@ -50,16 +51,23 @@ class LoopingCallTimeOut(Exception):
 
 
 class FutureEvent:
-    """The outcome of a looping call: a value or an exception, known once the loop has ended."""
+    """The outcome of a looping call: a value or an exception, known once the loop has ended.
+
+    A loop does not go on in a forked child: there it has ended, as after ``stop()``.
+    """
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._process = os.getpid()
         self._result: Any = None
         self._exc_info: tuple[Any, BaseException, TracebackType | None] | None = None
 
     def ready(self) -> bool:
         """Tell whether the loop has ended."""
-        return self._event.is_set()
+        return self._event.is_set() or self._is_of_parent()
+
+    def _is_of_parent(self) -> bool:
+        return self._process != os.getpid()
 
     def send(self, result: Any = None) -> None:
         """Record a value and wake everybody who waits."""
@@ -81,6 +89,8 @@ class FutureEvent:
         :returns: the value of ``LoopingCallDone``, True after ``stop()``.
         :raises RuntimeError: *timeout* seconds passed.
         """
+        if not self._event.is_set() and self._is_of_parent():
+            return True
         if timeout is None:
             waiting.wait_for(self._event, interruptible=interruptible)
         elif not self._event.wait(timeout):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from _children import run_python
 from waiting import wait_until
 
 from osloxide import green
@@ -358,3 +359,36 @@ def test_a_thread_that_is_ended_while_it_stops_its_group_ends_the_others_first()
 def test_a_size_that_is_none_is_refused(size: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="thread_pool_size"):
         threadgroup.ThreadGroup(size)
+
+
+def test_a_worker_waits_for_no_timer_that_runs_in_its_parent_alone() -> None:
+    # senlin's services begin one when they are made, which is before the fork.
+    result = run_python("""
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import os
+import eventlet
+eventlet.monkey_patch()
+from oslo_config import cfg
+from oslo_service import service
+
+class Service(service.Service):
+    def __init__(self):
+        super().__init__()
+        self.timer = self.tg.add_timer(3600, lambda: None, initial_delay=3600)
+
+    def start(self):
+        os.kill(os.getppid(), 15)
+
+    def stop(self, graceful=True):
+        self.timer.stop()
+        super().stop(graceful)
+
+conf = cfg.ConfigOpts()
+conf([])
+launcher = service.ProcessLauncher(conf)
+launcher.launch_service(Service(), workers=1)
+launcher.wait()
+print("ended")
+""")
+    assert (result.returncode, result.stdout) == (0, "ended\n"), result.stderr[-3000:]
