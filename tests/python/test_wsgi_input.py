@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import queue
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.validate import validator
 
 import pytest
 from support.raw_http import DEADLINE, Connection, connect, serving
+from waiting import until
 
 LINES = b"first\nsecond\n\nlast without end"
 
@@ -150,7 +153,7 @@ def test_a_body_that_breaks_off_raises(sent: str, read: Callable[[Any], Any]) ->
         connection.socket.shutdown(socket.SHUT_WR)
 
         assert isinstance(app.outcome(), ConnectionError)
-        assert b" 200 " not in connection.rest()
+        assert connection.rest().startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize("sent", truncated("short").values(), ids=truncated("short"))
@@ -193,6 +196,62 @@ def test_a_client_that_stops_sending_is_a_timeout() -> None:
 
         assert isinstance(app.outcome(), TimeoutError)
         assert connection.rest().startswith(b"HTTP/1.1 408 ")
+
+
+BROKEN = {
+    "left": (truncated("x" * 100_000)["length"], 400),
+    "framing": (f"{HEAD}Transfer-Encoding: chunked\r\n\r\n186a0\r\n{'x' * 100_000}y", 400),
+    "silent": (truncated("x" * 100_000)["length"], 408),
+}
+
+
+@pytest.mark.parametrize("goes_on", ["raises", "answers", "streams for ever"])
+@pytest.mark.parametrize("how", BROKEN)
+def test_the_client_of_a_broken_body_is_told_so_and_the_log_says_what_it_was_told(
+    how: str, goes_on: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        try:
+            environ["wsgi.input"].read()
+        except OSError:
+            if goes_on == "raises":
+                raise
+        start_response("200 OK", [])
+        return [b"read"] if goes_on == "answers" else itertools.repeat(b"on")
+
+    caplog.set_level(logging.INFO)
+    sent, status = BROKEN[how]
+    with (
+        serving(app, options={"client_socket_timeout": 1}) as server,
+        connect(server) as connection,
+    ):
+        connection.send(sent)
+        if how == "left":
+            connection.socket.shutdown(socket.SHUT_WR)
+        answer = connection.answer()
+        assert (answer.status, answer.one("Connection")) == (status, "close")
+        connection.assert_closed()
+        assert until(lambda: f"status: {status}" in caplog.text)
+    assert caplog.text.count("status: ") == 1
+
+
+def test_an_answer_that_had_begun_before_its_requests_body_broke_keeps_its_status(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b"begun"
+        environ["wsgi.input"].read()
+
+    caplog.set_level(logging.INFO)
+    with (
+        serving(app, options={"client_socket_timeout": 1}) as server,
+        connect(server) as connection,
+    ):
+        connection.send(BROKEN["silent"][0])
+        assert connection.head().status == 200
+        assert connection.rest() == b"5\r\nbegun\r\n"
+        assert until(lambda: "status: 200" in caplog.text)
 
 
 def test_a_broken_body_stays_broken() -> None:

@@ -40,6 +40,8 @@ struct State {
     /// The request took too long, and the client was told.
     is_given_up: bool,
     body_error: Option<BodyError>,
+    /// The answer had not begun by then: the client is told of that, not what the application answers.
+    is_overruled: bool,
     /// The body is a file of that length, which the server sends by itself.
     file: Option<u64>,
 }
@@ -103,8 +105,8 @@ impl Call {
 
     pub(super) fn record_body_error(&self, error: BodyError) {
         let mut state = self.state.lock();
+        state.is_overruled |= state.body.is_none();
         state.body_error = Some(error);
-        state.is_client_gone |= error == BodyError::Disconnected;
     }
 
     pub(super) fn record_given_up(&self) {
@@ -125,9 +127,8 @@ impl Call {
     pub(super) fn progress(&self) -> Progress {
         let state = self.state.lock();
         Progress {
-            // The client gets this, not what the application answers to a broken body.
-            status: match state.body_error {
-                None | Some(BodyError::Disconnected) => state.status,
+            status: match state.body_error.filter(|_| state.is_overruled) {
+                None => state.status,
                 Some(error) => error.status().as_u16(),
             },
             has_begun: state.body.is_some(),

@@ -150,9 +150,10 @@ impl ConnectionExchange<'_> {
         delivered(self.body, After::Cut, false)
     }
 
-    /// What to say to those that go on with an answer that is over.
+    /// What to say to those that go on with an answer that is over: nothing of it will be sent where it
+    /// was broken off, or where the client was told of its broken body instead.
     pub(super) fn over(&self) -> Result<(), ClientGone> {
-        if self.failed.is_some() || self.is_cut {
+        if self.failed.is_some() || self.is_cut || self.failure.is_some() {
             return Err(ClientGone);
         }
         Ok(())

@@ -527,7 +527,8 @@ impl Exchange for ConnectionExchange<'_> {
     }
 
     fn abort(&mut self) {
-        if self.failed.is_some() {
+        let has_told = self.failure.is_some() && self.progress == Progress::Ended;
+        if self.failed.is_some() || has_told {
             return;
         }
         // What the application gave before it failed is the client's. Whatever is in the way of it is
