@@ -198,6 +198,11 @@ FAILURES = {
     "missing": ("import not_there_at_all", "No module named 'not_there_at_all'"),
     "empty": ("", "no attribute 'application'"),
     "number": ("application = 3", "which cannot be called"),
+    "asgi": ("async def application(scope, receive, send): ...", "is an ASGI application"),
+    "asgi_object": (
+        "class App:\n async def __call__(self, scope, receive, send): ...\napplication = App()",
+        "is an ASGI application",
+    ),
 }
 
 
@@ -207,7 +212,7 @@ def test_an_application_that_cannot_be_loaded_is_reported_once_and_ends_the_comm
     tmp_path: Path, kind: str, options: list[str]
 ) -> None:
     code, error = FAILURES[kind]
-    if kind in ("empty", "number", "interrupts") and "--preload" in options:
+    if kind in ("empty", "number", "interrupts", "asgi", "asgi_object") and "--preload" in options:
         pytest.skip("refused as a wrong argument, or by the user: test_wrong_arguments_are_refused")
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("")
@@ -221,7 +226,9 @@ def test_an_application_that_cannot_be_loaded_is_reported_once_and_ends_the_comm
 
     assert result.returncode == 3, result.stderr
     assert error in result.stderr
-    reports = result.stderr.count("cannot load package.broken") + (kind in ("empty", "number"))
+    reports = result.stderr.count("cannot load package.broken") + (
+        kind in ("empty", "number", "asgi", "asgi_object")
+    )
     assert reports == 1, result.stderr
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import stat
@@ -82,6 +83,11 @@ class Application:
                 raise CommandError(
                     f"{self.text} is of type {type(found).__name__}, which cannot be called; name "
                     "a WSGI application"
+                )
+            if any(map(inspect.iscoroutinefunction, (found, type(found).__call__))):
+                raise CommandError(
+                    f"{self.text} is an ASGI application, which a WSGI server cannot call; start "
+                    "it with an ASGI server, or name a WSGI application"
                 )
             self._loaded = found
         return self._loaded  # type: ignore[no-any-return]
