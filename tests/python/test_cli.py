@@ -337,8 +337,11 @@ def test_run_goes_on_when_the_interpreter_cannot_be_told() -> None:
 
 
 @pytest.fixture(params=["for another interpreter", "in an archive"])
-def without_native_module(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+def without_native_module(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, str]:
     """Where a package lies whose native module is not found, and what must be said of it."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # a copy is not to be measured
     folder = tmp_path / "site/osloxide"
     source = Path(hook_environment.__file__).parents[1]
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
