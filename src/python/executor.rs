@@ -18,6 +18,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyList, PyString, PyTuple};
 
 use super::amqp_delivery::{AmqpDelivery, name_of};
+use super::child;
 use super::detached::detached;
 use super::errors::executor_refusal;
 use super::{imports, parallel, signals};
@@ -430,7 +431,7 @@ fn goes_on(result: &Bound<'_, PyAny>) -> PyResult<bool> {
 
 impl Task {
     fn call<'py>(&mut self, py: Python<'py>, picked_up: PickUp) -> PyResult<Bound<'py, PyAny>> {
-        match self {
+        let result = match self {
             Self::Call {
                 function,
                 arguments,
@@ -445,7 +446,9 @@ impl Task {
                 let delivery = delivery.take().map(AmqpDelivery::new);
                 handler.bind(py).call1((delivery, name_of(picked_up)))
             }
-        }
+        };
+        child::leave_if_forked(py, result.as_ref().err());
+        result
     }
 }
 

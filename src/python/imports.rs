@@ -3,11 +3,13 @@
 //! Owns the names of those modules and of what is taken from them; docs/architecture.md lists the
 //! files. Decides nothing. Modules of the standard library are imported where they are used.
 
+use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 
 use super::parallel;
 
 const EVENT_LOOP: &str = "osloxide.threads.event_loop";
+const FORKED: &str = "osloxide.threads.forked";
 const POOL_THREAD: &str = "osloxide.threads.pool_thread";
 
 /// Starts *coroutine* on the event loop of the process; *resume* is called with its outcome.
@@ -23,6 +25,13 @@ pub(super) fn start_coroutine<'py>(
 /// The class `Later`: an outcome that osloxide's own code delivers like a coroutine's.
 pub(super) fn later(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     py.import(EVENT_LOOP)?.getattr("Later")
+}
+
+/// Ends this process as a program ends whose main function has returned, or raised *failure*.
+pub(super) fn leave_child(py: Python<'_>, failure: Option<Py<PyBaseException>>) -> PyResult<()> {
+    py.import(FORKED)?
+        .call_method1("leave_after", (failure,))
+        .map(drop)
 }
 
 /// Makes the calling thread one of Python's: listed, named, joined and traced like any other.

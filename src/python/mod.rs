@@ -6,6 +6,7 @@
 mod amqp_client;
 mod amqp_delivery;
 mod amqp_subscriber;
+mod child;
 mod detached;
 mod errors;
 mod executor;
@@ -82,6 +83,7 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::frame_stack::keep_chunks(module.py());
+        super::child::note_forks()?;
         super::thread_data::keep_in_children(module.py())?;
         // What the rooms log goes to Python's loggers, named after their modules. Fails only where
         // another copy of the module has done it before.

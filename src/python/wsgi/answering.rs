@@ -7,6 +7,7 @@
 
 use super::Application;
 use super::call::{Call, bytes_from, not_started};
+use super::child;
 use super::file_wrapper::{Content, FileWrapper};
 use crate::wsgi::Exchange;
 use crate::wsgi::response::{Ending, Head, Ready};
@@ -46,7 +47,9 @@ impl Application {
             return self.send_file(call, wrapper);
         }
         let is_single = !call.progress().has_begun && matches!(result.len(), Ok(1));
-        let mut pieces = result.try_iter()?;
+        let mut pieces = result.try_iter()?.inspect(|piece| {
+            child::leave_if_forked(py, piece.as_ref().err());
+        });
         if is_single && let Some(first) = pieces.next() {
             let body = bytes_from(&first?, self.is_lenient)?;
             let Some(second) = pieces.next() else {

@@ -42,6 +42,7 @@ pub(super) use self::in_flight::requests_in_flight;
 use self::input::Input;
 pub(super) use self::native_log::{AccessFilter, NativeLog};
 use self::overdue::Report;
+use super::child;
 use super::detached::detached;
 use super::parallel;
 use crate::scoreboard;
@@ -324,6 +325,7 @@ impl Application {
             in_flight::watch(self.owner, call.clone().unbind());
         }
         let result = self.app.bind(py).call1((environ, call));
+        child::leave_if_forked(py, result.as_ref().err());
         let (answer, result) = match result {
             Ok(result) => (self.collect(call.get(), &result), Some(result)),
             Err(error) => (Err(error), None),
