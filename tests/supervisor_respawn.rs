@@ -72,7 +72,7 @@ fn a_worker_that_a_tracer_keeps_is_given_up_also_where_no_descriptor_tells_of_it
     rig.run();
     rig.end(rig.pids()[0], 0);
     rig.run();
-    assert_eq!(rig.supervisor.pids(), []);
+    assert_eq!(rig.supervisor.pids(), Vec::<i32>::new());
 }
 
 #[test]
