@@ -112,6 +112,22 @@ print(child.switch(), "/", child.throw(ValueError("this")), child.dead)
 """,
         "ready / caught this True",
     ),
+    "an exception is thrown into one that has not begun": (
+        """
+def wait():
+    try:
+        other.switch()
+    except KeyError as error:
+        return f"the parent has {error}"
+    return "nothing"
+def begin():
+    unbegun.throw(KeyError("this"))
+parent, other = G(wait), G(begin)
+unbegun = G(fails, parent)
+print(parent.switch(), unbegun.dead)
+""",
+        "the parent has 'this' True",
+    ),
     "it is used as a generator": (
         """
 def count(n):
@@ -136,23 +152,27 @@ def test_the_end_of_a_greenlet_resumes_its_parent(case: str) -> None:
     assert result.stdout == expected + "\n", result.stderr
 
 
-def test_a_parent_that_sleeps_is_not_resumed() -> None:
-    """With the greenlet of PyPI its sleep would be cut short by what its child returns."""
+def test_a_parent_that_waits_for_something_else_is_not_resumed() -> None:
+    """With the greenlet of PyPI its wait would be cut short by what its child returns."""
     result = run_python(
         ACTIVE
         + """
 import eventlet
-def naps():
-    eventlet.sleep(0.001)
-    return "never taken"
+from eventlet import event
+child, done = G(lambda: "never taken"), event.Event()
 def wakes_it():
     child.switch()
-child = G(naps)
+def looks():
+    while not child.dead:
+        eventlet.sleep(0)
+    print(child.switch("nobody goes on"))
+    done.send("what it waits for")
 eventlet.spawn(wakes_it)
-print(eventlet.sleep(0.05), child.dead)
+eventlet.spawn(looks)
+print(done.wait())
 """
     )
-    assert result.stdout == "None True\n", result.stderr
+    assert result.stdout == "nobody goes on\nwhat it waits for\n", result.stderr
 
 
 def test_a_parent_that_cannot_be_one_is_refused() -> None:

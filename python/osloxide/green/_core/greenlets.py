@@ -12,7 +12,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from osloxide._typing import override
 from osloxide.green._core import outsiders
@@ -61,22 +61,14 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
     GreenletExit = GreenletExit
     error = error
     _identity: greenlet | None = None
-    _has_parent = True
     run: Callable[..., Any]
-
-    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
-        # Here and not in __init__(), which subclasses need not call.
-        self = super().__new__(cls)
-        self._prepare(NEW, getcurrent() if cls._has_parent else None)
-        return self
 
     def __init__(
         self, run: Callable[..., Any] | None = None, parent: greenlet | None = None
     ) -> None:
         if run is not None:
             self.run = run
-        if parent is not None:
-            self.parent = parent
+        self._parent = getcurrent() if parent is None else _checked(parent)
 
     # ---- greenlet's interface -------------------------------------------------------------------
 
@@ -96,9 +88,7 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
         :raises TypeError: *parent* is no greenlet.
         :raises ValueError: this greenlet is among its parents.
         """
-        if not isinstance(parent, greenlet):
-            raise TypeError(f"parent must be a greenlet, not {type(parent).__name__}")
-        ancestor: TurnTaker | None = parent
+        ancestor: TurnTaker | None = _checked(parent)
         while ancestor is not None:
             if ancestor is self:
                 raise ValueError("cyclic parent chain")
@@ -106,6 +96,8 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
         self._parent = parent
 
     def _get_parent(self) -> greenlet | None:
+        if self._parent is None and self._state == NEW:
+            self._parent = getcurrent()  # its class has a constructor of its own
         return cast("greenlet | None", self._parent)
 
     @property
@@ -121,15 +113,16 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
     def switch(self, *args: Any, **kwargs: Any) -> Any:
         """Let this greenlet go on at once; the caller waits until something switches to it.
 
-        In place of one that has ended its parent goes on.
+        In place of one that has ended its parent goes on, if that waits in a switch too.
 
         :returns: what the caller is switched to with.
         """
         me, current = current_carrier(), getcurrent()
         value = switch_value(args, kwargs)
+        self._get_parent()
         with lock:
-            target = _that_lives(self)
-            if target is None or target is current or target._is_hub:
+            target = self if self._state != DEAD else self._heir()
+            if target is None or target is current:
                 return value
             if is_hub(current):
                 resume_with(target, (None, value), args, kwargs, front=True)
@@ -142,24 +135,29 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
     def throw(self, *throw_args: Any) -> Any:
         """Raise an exception in this greenlet at once, :class:`GreenletExit` if none is given.
 
-        The caller waits until something switches to it; called in a callback of the hub, and for a
-        greenlet that has ended or not begun, it does not.
+        One that has not begun ends by it, and its parent goes on as after any end. The caller waits
+        until something switches to it, but not where it is a callback of the hub, or where nobody
+        goes on: then the exception is raised here, and GreenletExit returned.
         """
         me, current = current_carrier(), getcurrent()
         exception = normalize(*throw_args)
         if self is current:
             raise exception
         with lock:
-            if self._state == DEAD:
-                if isinstance(exception, GreenletExit):
-                    return exception
-                raise exception
-            if not self:
+            is_alive = bool(self)
+            if self._state != DEAD and not is_alive:
                 bury(self, exception)
-                if isinstance(exception, GreenletExit):
-                    return exception
+            heir = None if is_alive else self._heir()
+            is_exit = isinstance(exception, GreenletExit)
+            if heir is not None:
+                outcome = (None, exception) if is_exit else (exception, None)
+                resume_with(heir, outcome, (exception,), {}, front=True)
+            elif is_alive:
+                interrupt(self, exception, front=True)
+            elif is_exit:
+                return exception
+            else:
                 raise exception
-            interrupt(self, exception, front=True)
             if is_hub(current):
                 return None
             me._state, me._outcome, me._in_switch = PARKED, None, True
@@ -209,31 +207,36 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
 
     def _end(self, result: Any, failure: BaseException | None) -> None:
         with lock:
-            is_lost = failure is not None and self._heir() is None
-        if is_lost and failure is not None:
+            heir = self._heir()
+        if heir is None and failure is not None:
             report_failure(failure)
+            failure = None
         with lock:
             self._state = DEAD
-            heir = None if is_lost else self._heir()
+            heir = self._heir() if heir is not None else None
             if heir is not None:
                 resume_with(heir, (failure, result), (result,), {}, front=True)
             let_go(self)
+        if heir is None and failure is not None:
+            report_failure(failure)  # something has ended the parent's switch meanwhile
 
     def _heir(self) -> TurnTaker | None:
         """Who goes on when this greenlet has ended, with what came of it: its parent, whoever
-        switched to it last. None where the parent waits for anything but a switch. With the lock.
+        switched to it last, or the nearest of its parents that has not ended. None where that waits
+        for anything but a switch, or runs. With the lock.
         """
-        heir = _that_lives(self._parent)
+        heir: TurnTaker | None = self._parent
+        while heir is not None and heir._state == DEAD:
+            heir = heir._parent
         if heir is None or heir._state == NEW or (heir._state == PARKED and heir._in_switch):
             return heir
         return None
 
 
-def _that_lives(target: TurnTaker | None) -> TurnTaker | None:
-    """*target*, or where it has ended the nearest of its parents that has not. With the lock."""
-    while target is not None and target._state == DEAD:
-        target = target._parent
-    return target
+def _checked(parent: greenlet) -> greenlet:
+    if not isinstance(parent, greenlet):
+        raise TypeError(f"parent must be a greenlet, not {type(parent).__name__}")
+    return parent
 
 
 def _await_switch(me: TurnTaker) -> Any:
@@ -247,10 +250,8 @@ def _await_switch(me: TurnTaker) -> Any:
 class _Main(greenlet):
     """The code of a native thread that this package did not start."""
 
-    _has_parent = False
-
     def __init__(self) -> None:
-        self._prepare(RUNNING, None)
+        self._state = RUNNING
         self._ident, self._native_id = _thread.get_ident(), _thread.get_native_id()
 
 
@@ -266,11 +267,10 @@ class Callback(greenlet):
 class HubGreenlet(greenlet):
     """Whom ``getcurrent()`` names in callbacks of the hub. Never suspended, never ends."""
 
-    _has_parent = False
     _is_hub = True
 
     def __init__(self) -> None:
-        self._prepare(RUNNING, None)
+        self._state = RUNNING
 
     @override
     def _get_parent(self) -> greenlet | None:

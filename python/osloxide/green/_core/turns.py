@@ -72,26 +72,25 @@ lock = threading.RLock()
 class TurnTaker:
     """What a greenlet is to the queue: its state, and what its wait comes to."""
 
+    # What holds until it is said: a subclass of greenlet need not call the constructor.
+    _state = NEW
+    _parent: Any = None
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    _outcome: Outcome | None = None
+    _turnstile: Any = None
+    _pending: collections.deque[Any] | None = None
+    _ident = 0
+    _native_id = 0
+    _in_switch = False
+    _waits = 0
+    _latch: tuple[Any, Any] | None = None
+    in_park = False
+    start_timer: Any = None
+    gr_context: Any = None
     _is_hub = False
     """Whether it stands for the hub, which is never suspended."""
     _resumed: int | None = None
     """Of a callback of the hub: how many that it resumed stand at the head of the queue."""
-
-    def _prepare(self, state: int, parent: Any) -> None:
-        self._state = state
-        self._parent = parent
-        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._outcome: Outcome | None = None
-        self._turnstile: Any = None
-        self._pending: collections.deque[Any] | None = None
-        self._ident = 0
-        self._native_id = 0
-        self._in_switch = False
-        self._waits = 0
-        self._latch: tuple[Any, Any] | None = None
-        self.in_park = False
-        self.start_timer: Any = None
-        self.gr_context: Any = None
 
     def __bool__(self) -> bool:
         return self._state != DEAD and (self._state != NEW and self._arguments is None)
