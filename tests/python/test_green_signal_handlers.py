@@ -97,3 +97,61 @@ thread.join()
 """
     )
     assert "only works in main thread" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("moment", ["before the call", "in the call"])
+def test_an_interrupted_main_thread_leaves_no_caller_waiting(moment: str) -> None:
+    """What interrupts it ends the wait of both: with eventlet they are one thread."""
+    result = run_python(
+        PROGRAM
+        + f"""
+from osloxide.green._core import signal_handlers
+
+def interrupt(*_):
+    signal.raise_signal(signal.SIGINT)
+
+def ask():
+    try:
+        called(signal.SIGUSR1, heard)
+    except KeyboardInterrupt:
+        print("the caller")
+
+called = signal.signal
+if {moment == "before the call"}:
+    signal_handlers._Call.make = interrupt
+else:
+    called = signal_handlers._on_main_thread(interrupt)
+asking = threading.Thread(target=ask)
+try:
+    asking.start()
+    asking.join()
+except KeyboardInterrupt:
+    print("the main thread")
+asking.join()
+"""
+    )
+    assert sorted(result.stdout.splitlines()) == ["the caller", "the main thread"], result.stderr
+
+
+def test_a_forked_child_makes_no_call_that_its_parent_was_asked_for() -> None:
+    result = run_python(
+        PROGRAM
+        + """
+from osloxide.green._core import signal_handlers
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal_handlers.CARRIER})
+asking = threading.Thread(target=signal.signal, args=(signal.SIGUSR1, heard))
+asking.start()
+while not signal_handlers._calls:
+    pass
+if (child := os.fork()) == 0:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal_handlers.CARRIER})
+    signal.raise_signal(signal_handlers.CARRIER)
+    os._exit(3 if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL else 4)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal_handlers.CARRIER})
+asking.join()
+print(signal.getsignal(signal.SIGUSR1) is heard)
+"""
+    )
+    assert (result.returncode, result.stdout) == (0, "3\nTrue\n"), result.stderr

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import _thread
 import collections
+import contextlib
 import functools
+import os
 import signal
 import threading
 import time
@@ -21,6 +23,7 @@ from typing import Any
 
 from osloxide.green import patcher
 from osloxide.green._core import turns as _turns
+from osloxide.threads import inherited
 
 CARRIER = signal.SIGRTMAX - 1
 """No program that was looked at uses it; its default would end the process."""
@@ -38,7 +41,7 @@ class _Call:
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
         self._result: Any = None
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
         self.made = _thread.allocate_lock()
         self.made.acquire()
 
@@ -46,12 +49,11 @@ class _Call:
         try:
             self._result = self._function()
         except Exception as failure:  # noqa: BLE001 - the caller's
-            self._failure = failure
-        self.made.release()
+            self.failure = failure
 
     def outcome(self) -> Any:
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         return self._result
 
 
@@ -62,7 +64,30 @@ def _make_all(signo: int, frame: Any) -> None:
     """The handler, on the main thread."""
     del signo, frame
     while _calls:
-        _calls.popleft().make()
+        taken: list[_Call] = []
+        try:
+            # One call of C code: the handler of another signal, which may raise KeyboardInterrupt,
+            # runs before or after it. The deque is empty where the caller has just given up.
+            with contextlib.suppress(IndexError):
+                taken.extend(map(collections.deque.popleft, (_calls,)))
+            for asked in taken:
+                asked.make()
+        except BaseException as interruption:
+            for asked in taken:
+                asked.failure = interruption
+            raise
+        finally:
+            for asked in taken:
+                asked.made.release()
+
+
+def _forget() -> None:
+    """In a forked child nobody waits for the calls of its parent."""
+    inherited.keep(list(_calls))
+    _calls.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _is_green() -> bool:
