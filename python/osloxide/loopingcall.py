@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from osloxide.signals import waiting
-from osloxide.threads import forked, timers
+from osloxide.threads import forked, inherited, timers
 
 # oslo.service up to 4.0 logged here, and default_log_levels of designate, mistral and others
 # still name it.
@@ -58,16 +58,12 @@ class FutureEvent:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self._process = os.getpid()
         self._result: Any = None
         self._exc_info: tuple[Any, BaseException, TracebackType | None] | None = None
 
     def ready(self) -> bool:
         """Tell whether the loop has ended."""
-        return self._event.is_set() or self._is_of_parent()
-
-    def _is_of_parent(self) -> bool:
-        return self._process != os.getpid()
+        return self._event.is_set()
 
     def send(self, result: Any = None) -> None:
         """Record a value and wake everybody who waits."""
@@ -89,8 +85,6 @@ class FutureEvent:
         :returns: the value of ``LoopingCallDone``, True after ``stop()``.
         :raises RuntimeError: *timeout* seconds passed.
         """
-        if not self._event.is_set() and self._is_of_parent():
-            return True
         if timeout is None:
             waiting.wait_for(self._event, interruptible=interruptible)
         elif not self._event.wait(timeout):
@@ -99,6 +93,18 @@ class FutureEvent:
             _, exc_value, tb = self._exc_info
             raise exc_value.with_traceback(tb)
         return self._result
+
+    def _end_in_child(self) -> None:
+        """A loop of the parent has ended as after ``stop()``."""
+        if not self._event.is_set():
+            self._event = _set_event()  # the lock of the inherited one may be held for ever
+            self._result, self._exc_info = True, None
+
+
+def _set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
 
 
 class _Stopwatch:
@@ -180,6 +186,7 @@ class LoopingCallBase:
         self.done = done = self._EVENT()
         self._abort.clear()
         self._timer = None
+        _under_way[done] = self
         loop = functools.partial(self._run_loop, done, idle_for, stop_on_exception)
         name = f"looping call {_callable_name(self.f)}"
         self._thread = threading.Thread(
@@ -257,12 +264,18 @@ class LoopingCallBase:
             done.send(result)
         else:
             done.send_exception(type(failure), failure, failure.__traceback__)
+        _under_way.pop(done, None)
+
+    def _end_in_child(self) -> None:
+        """It does not go on in a forked child, where it may be started anew."""
+        self._thread = self._timer = None
+        self._abort = _set_event()
 
     def _call(self, stop_on_exception: bool) -> Any:
         # None is no error before the first call, which then fails as it does with oslo.service.
         function: Any = self.f
         try:
-            return forked.call(function, *self.args, **self.kw)
+            return forked.call_until((LoopingCallDone,), function, *self.args, **self.kw)
         except LoopingCallDone:
             raise
         except Exception as exc:
@@ -290,6 +303,21 @@ class LoopingCallBase:
 
 
 _OWN_SLEEP = LoopingCallBase._sleep
+
+_under_way: dict[FutureEvent, LoopingCallBase] = {}
+"""The loops that have not ended, by the outcome of each: one may be started again as it ends."""
+
+
+def _end_all_in_child() -> None:
+    for done, loop in _under_way.items():
+        done._end_in_child()
+        if loop.done is done:
+            loop._end_in_child()
+    inherited.keep(list(_under_way.items()))
+    _under_way.clear()
+
+
+os.register_at_fork(after_in_child=_end_all_in_child)
 
 
 class FixedIntervalLoopingCall(LoopingCallBase):

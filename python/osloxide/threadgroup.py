@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from osloxide import loopingcall
 from osloxide._typing import override
 from osloxide.signals import waiting
-from osloxide.threads import forked, stopping
+from osloxide.threads import forked, inherited, stopping
 
 LOG = logging.getLogger(__name__)
 
@@ -222,6 +224,7 @@ class ThreadGroup:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._exit: SystemExit | None = None
+        _groups.add(self)
 
     @property
     def max_threads(self) -> int:
@@ -233,6 +236,20 @@ class ThreadGroup:
             stacklevel=2,
         )
         return self.thread_pool_size
+
+    def _begin_in_child(self) -> None:
+        """In a forked child it has the thread that has forked, if that is one of its own."""
+        self._lock = threading.Lock()  # another thread may have held the inherited one
+        self._room = threading.Condition(self._lock)
+        current = threading.current_thread()
+        gone = [thread for thread in map(_native, self.threads) if thread is not current]
+        self.threads[:] = [entry for entry in self.threads if _native(entry) is current]
+        inherited.keep(gone)
+        for thread in gone:
+            if isinstance(thread, GroupThread):
+                thread.begun, thread.released = threading.Event(), threading.Event()
+                thread.begun.set()
+                thread.released.set()
 
     # ---- threads
 
@@ -495,6 +512,17 @@ class ThreadGroup:
         if not all(_ends_before(deadline, thread) for thread in pending):
             LOG.debug("Cancel timeout reached, stopping threads.")
             self.stop()
+
+
+_groups: weakref.WeakSet[ThreadGroup] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for group in list(_groups):
+        group._begin_in_child()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def _native(thread: threading.Thread | Thread) -> threading.Thread:

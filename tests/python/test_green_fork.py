@@ -38,14 +38,19 @@ def fork(end):
     pid = os.fork()
     if pid == 0:
         eventlet.sleep(0)
-        print("child")
+        print("child", flush=True)
         if end:
             raise end
         return None
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-ends = [SystemExit(7), SystemExit(), SystemExit("said"), SystemExit(300), KeyError("raised"), None]
-print([eventlet.spawn(fork, end).wait() for end in ends])
+def status(end):
+    thread = eventlet.spawn(fork, end)
+    thread.link(lambda _: print("link", flush=True))
+    return thread.wait()
+
+ends = [SystemExit(7), SystemExit(), SystemExit("said"), SystemExit(300), KeyError("raised")]
+print([status(end) for end in [*ends, eventlet.greenlet.GreenletExit(), None]])
 """
 
 
@@ -55,9 +60,10 @@ def test_a_child_of_a_greenthread_ends_with_its_function_and_the_status_of_its_e
 
     done = run_python(prelude + ENDS)
 
-    assert done.stdout.splitlines() == ["child"] * 6 + ["[7, 0, 1, 44, 1, 0]"], done.stderr
+    assert done.stdout.splitlines() == ["child", "link"] * 7 + ["[7, 0, 1, 44, 1, 0, 0]"]
     assert "said" in done.stderr
     assert "KeyError: 'raised'" in done.stderr
+    assert done.stderr.count("Traceback") == 1
 
 
 @pytest.mark.parametrize("call", ["eventlet.spawn(fork).wait()", "eventlet.tpool.execute(fork)"])
@@ -101,7 +107,12 @@ def of_loop(end):
     return loopingcall.FixedIntervalLoopingCall(fork, end).start(60).wait()
 
 ends = [SystemExit(7), KeyError("raised"), None]
-print([of_group(end) for end in ends], [of_loop(end) for end in ends])
+print([of_group(end) for end in ends], flush=True)
+print([of_loop(end) for end in [*ends, loopingcall.LoopingCallDone("done")]])
+called = []
+group = threadgroup.ThreadGroup()
+group.add_thread(lambda function: called.append(function), function="a keyword").wait()
+print(called)
 """
 
 
@@ -111,7 +122,8 @@ def test_a_child_of_a_thread_of_a_group_or_of_a_looping_call_ends_with_its_funct
 ) -> None:
     done = run_python(NATIVE.replace("BACKEND", backend))
 
-    assert done.stdout == "[7, 1, 0] [7, 1, 0]\n", done.stderr
+    assert done.stdout == "[7, 1, 0]\n[7, 1, 0, 0]\n['a keyword']\n", done.stderr
+    assert done.stderr.count("Traceback") == 2, done.stderr
 
 
 ENDPOINT = """

@@ -164,6 +164,7 @@ def test_a_forked_child_begins_without_loops_and_can_start_its_own(
 ) -> None:
     program = f"""
 import os, threading
+TIMEOUT = {TIMEOUT}
 from osloxide.backends.{loopingcall.__name__.split(".")[-2]} import loopingcall
 parents = loopingcall.FixedIntervalLoopingCall(lambda: None)
 outcome = parents.start(interval=3600)
@@ -176,6 +177,12 @@ if pid == 0:
         calls.append(1)
         if len(calls) == 2:
             raise loopingcall.LoopingCallDone(len(calls))
+    assert outcome.ready() and parents.wait() and outcome.wait()
+    assert outcome.wait(timeout=TIMEOUT) is True
+    parents.stop()
+    parents.f = count
+    assert parents.start(interval=0).wait(TIMEOUT) == 2
+    calls.clear()
     os._exit(loopingcall.FixedIntervalLoopingCall(count).start(interval=0.6).wait())
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 parents.stop()

@@ -419,6 +419,34 @@ def test_cancel_with_a_timeout_stops_what_does_not_end(
     assert group.threads == []
 
 
+def test_a_forked_child_waits_for_no_thread_of_its_parent_and_has_room_for_its_own(
+    threadgroup: ModuleType,
+) -> None:
+    program = f"""
+import os, threading
+from osloxide.backends.{threadgroup.__name__.split(".")[-2]} import threadgroup
+gate = threading.Event()
+group = threadgroup.ThreadGroup(1)
+handle = group.add_thread(gate.wait)
+with group._lock:
+    pid = os.fork()
+    if pid == 0:
+        group.cancel(timeout=threading.TIMEOUT_MAX)
+        group.stop(graceful=True)
+        group.wait()
+        assert handle.wait() is None and group.threads == []
+        ran = []
+        group.add_thread(ran.append, 1).wait()
+        group.wait()
+        os._exit(7 if ran else 8)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+gate.set()
+print(status, handle.wait(), group.wait())
+"""
+    done = run_python(program)
+    assert done.stdout.split()[0] == "7", done.stderr
+
+
 @pytest.mark.parametrize("is_refused", [False, True])
 def test_a_thread_that_is_cancelled_or_awaited_before_it_starts_raises_in_nobody(
     threadgroup: ModuleType, monkeypatch: pytest.MonkeyPatch, is_refused: bool
