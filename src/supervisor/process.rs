@@ -83,7 +83,7 @@ impl Processes for System {
     }
 
     fn has_ended(&mut self, pid: i32) -> bool {
-        stat(pid).is_some_and(|stat| stat.state == "Z")
+        stat(pid).is_some_and(|stat| stat.state == "Z") && has_no_thread(pid)
     }
 
     fn is_stopped(&mut self, pid: i32) -> bool {
@@ -103,6 +103,7 @@ impl Processes for System {
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .filter(|pid| stat(*pid).is_some_and(|it| it.state == "Z" && it.parent == own))
+            .filter(|pid| has_no_thread(*pid))
             .collect()
     }
 }
@@ -114,12 +115,32 @@ struct Stat {
 
 /// proc(5): the state and the parent follow the name, which is in parentheses and may hold anything.
 fn stat(pid: i32) -> Option<Stat> {
-    let line = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    stat_of(&format!("/proc/{pid}/stat"))
+}
+
+fn stat_of(path: &str) -> Option<Stat> {
+    let line = std::fs::read(path).ok()?;
     let line = String::from_utf8_lossy(&line);
     let mut fields = line.rsplit(')').next()?.split_ascii_whitespace();
     Some(Stat {
         state: fields.next()?.to_owned(),
         parent: fields.next()?.parse().ok()?,
+    })
+}
+
+/// True when no thread of a process runs any more. Its state is `Z` as soon as the main thread has ended,
+/// while others may go on (`pthread_exit(3)`). Their number does not tell, for a tracer keeps threads.
+fn has_no_thread(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false; // it has been reaped
+    };
+    let mut threads = threads
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    // One that is gone by now does not run.
+    threads.all(|thread: i32| {
+        stat_of(&format!("/proc/{pid}/task/{thread}/stat"))
+            .is_none_or(|it| matches!(it.state.as_str(), "Z" | "X"))
     })
 }
 
@@ -225,6 +246,38 @@ mod tests {
         assert_eq!(poll_readable(&[watch.as_fd()], None), Ok(vec![0]));
         assert!(system.has_ended(pid));
         assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no interpreter runs here, and a child that execs has one thread"
+    )]
+    fn a_child_whose_main_thread_has_ended_lives_while_another_runs() {
+        let mut system = System;
+        // SAFETY: the child starts a thread, which is all that fork(2) leaves it, and returns nowhere.
+        let pid = match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Parent { child } => child.as_raw(),
+            nix::unistd::ForkResult::Child => {
+                let wait = || std::thread::sleep(std::time::Duration::from_secs(1000));
+                drop(std::thread::Builder::new().spawn(wait));
+                // SAFETY: ends this thread alone, whose stack nobody else refers to.
+                unsafe { libc::syscall(libc::SYS_exit, 0) };
+                std::process::abort();
+            }
+        };
+        let watch = system.watch(pid).unwrap();
+        while stat(pid).unwrap().state != "Z" {
+            std::thread::yield_now();
+        }
+
+        assert!(!system.has_ended(pid));
+        assert!(!system.ended_children().contains(&pid));
+
+        system.signal(pid, None, libc::SIGKILL);
+        assert_eq!(poll_readable(&[watch.as_fd()], None), Ok(vec![0]));
+        assert!(system.has_ended(pid));
+        assert_eq!(system.reap(pid), Some(libc::SIGKILL));
     }
 
     #[test]
