@@ -166,13 +166,13 @@ fn a_reload_while_the_round_is_stuck_acts_at_once() {
 
     rig.request(Request::Reload); // the operator has mended the configuration
 
-    assert_eq!(rig.run(), [Command::Reload]);
+    assert_eq!(
+        forks(&rig.run()),
+        [(0, 2)],
+        "beside it: it may fail no more"
+    );
     rig.end(100, 0);
-    assert!(rig.run().contains(&Command::Fork {
-        group: 0,
-        slot: 0,
-        generation: 2
-    }));
+    assert_eq!(forks(&rig.run()), []);
     settle(&mut rig);
     assert_eq!(rig.supervisor.phase(), Phase::Running);
     assert_eq!(rig.pids().len(), 2);
@@ -210,7 +210,7 @@ fn where_a_new_worker_does_not_get_ready_beside_the_old_one_it_leaves_first() {
     rig.request(Request::Reload);
     rig.run();
 
-    assert_eq!(rig.sleep(), 10_000, "a start took no time before");
+    assert_eq!(rig.sleep(), 30_000, "a start took no time before");
     assert_eq!(forks(&rig.run()), []);
 
     assert_eq!(
@@ -225,6 +225,136 @@ fn where_a_new_worker_does_not_get_ready_beside_the_old_one_it_leaves_first() {
     settle(&mut rig);
     assert_eq!(rig.supervisor.phase(), Phase::Running);
     assert_eq!(rig.pids().len(), 2);
+}
+
+#[test]
+fn a_reload_after_the_old_worker_was_told_to_leave_has_the_next_one_start_beside_it() {
+    let mut rig = Rig::running(1, 0);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.sleep();
+    rig.run();
+    assert_eq!(rig.signals(), [(100, TERM)], "it may drain for ever");
+
+    rig.request(Request::Reload);
+    assert_eq!(rig.run(), [Command::Reload]);
+    assert_eq!(rig.signals(), [(101, TERM)], "of the last configuration");
+    rig.end(101, 0);
+
+    assert_eq!(forks(&rig.run()), [(0, 2)]);
+    rig.request(Request::Reload);
+    assert_eq!(rig.run(), [], "noted: the round goes on");
+    rig.ready(102);
+    assert_eq!(rig.run()[0], Command::Reload);
+    assert_eq!(rig.pids(), [102, 103, 100]);
+}
+
+#[test]
+fn the_next_one_starts_beside_a_worker_that_leaves_wherever_the_new_round_is() {
+    let mut rig = Rig::running(2, 0);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.ready(102);
+    assert_eq!(forks(&rig.run()), [(1, 1)]);
+    rig.sleep();
+    rig.run();
+    assert_eq!(rig.signals(), [(100, TERM), (101, TERM)]);
+
+    rig.request(Request::Reload);
+    assert_eq!(forks(&rig.run()), [(0, 2)]);
+    rig.end(103, 0);
+    assert_eq!(forks(&rig.run()), [(1, 2)], "slot 0 is still starting");
+    rig.ready(105);
+    rig.run();
+
+    assert_eq!(rig.pids(), [102, 104, 100, 105, 101]);
+    rig.ready(104);
+    assert_eq!(rig.run(), [Command::Reloaded]);
+}
+
+#[test]
+fn a_worker_that_fails_beside_the_old_one_is_not_forked_again_before_that_has_left() {
+    let mut rig = Rig::running(1, 0);
+    rig.request(Request::Reload);
+    rig.run();
+    for pid in [101, 102] {
+        rig.end(pid, 256);
+        rig.run();
+    }
+    assert_eq!(rig.signals(), [(100, TERM)]);
+
+    assert_eq!(rig.next(), Err(None), "it needs what the old one has");
+
+    rig.end(100, 0);
+    assert_eq!(forks(&rig.run()), [(0, 1)]);
+}
+
+#[test]
+fn what_a_start_of_one_slot_has_taken_is_waited_for_in_the_others_of_its_group() {
+    let mut rig = Rig::running(2, 60);
+    rig.supervisor.add_group("other", 1).unwrap();
+    let other = rig.fork_all()[0];
+    rig.advance(200.0);
+    rig.ready(other);
+    rig.run();
+
+    rig.request(Request::Reload);
+    rig.run();
+    rig.advance(25.0);
+    rig.ready(103);
+    assert_eq!(forks(&rig.run()), [(1, 1)]);
+    assert_eq!(rig.signals(), [(100, TERM)]);
+    rig.end(100, 0);
+    rig.run();
+
+    assert_eq!(rig.sleep(), 75_000, "three times as long");
+    rig.run();
+    assert_eq!(rig.signals(), [(101, TERM)]);
+}
+
+#[test]
+fn a_quick_start_does_not_make_the_next_slow_one_look_odd() {
+    let mut rig = Rig::new(1, 60);
+    start_slowly(&mut rig, 40.0);
+    rig.request(Request::Reload);
+    rig.run();
+    rig.ready(101);
+    rig.run();
+    rig.end(100, 0);
+
+    rig.request(Request::Reload);
+    rig.run();
+
+    assert_eq!(rig.sleep(), 60_000, "three times half as long");
+}
+
+#[test]
+fn a_wait_for_the_old_worker_does_not_make_the_next_one_longer() {
+    let mut rig = Rig::running(1, 0);
+    for waited in [30_000, 93_000, 93_000] {
+        let old = rig.pids()[0];
+        rig.request(Request::Reload);
+        rig.run();
+        assert_eq!(rig.sleep(), waited);
+        rig.run();
+        assert_eq!(rig.signals(), [(old, TERM)]);
+        rig.advance(500.0);
+        rig.end(old, 0);
+        rig.run();
+        rig.advance(1.0);
+        rig.ready(old + 1);
+        assert_eq!(rig.run(), [Command::Reloaded]);
+    }
+}
+
+#[test]
+fn a_start_of_hours_is_no_measure() {
+    let mut rig = Rig::new(1, 60);
+    start_slowly(&mut rig, 7200.0);
+    rig.request(Request::Reload);
+    rig.run();
+
+    assert_eq!(rig.sleep(), 600_000);
 }
 
 #[test]
@@ -522,7 +652,11 @@ fn a_slot_whose_worker_left_first_is_filled_although_a_new_round_waits_elsewhere
 
     rig.end(100, 0);
     rig.request(Request::Reload);
-    assert_eq!(forks(&rig.run()), [(0, 2)]);
+    assert_eq!(forks(&rig.run()), [(0, 2), (1, 2)]);
+    rig.end(106, 256);
+    assert_eq!(forks(&rig.run()), [(1, 2)]);
+    rig.end(107, 256);
+    assert_eq!(forks(&rig.run()), []);
     rig.end(101, 0);
 
     assert_eq!(forks(&rig.run()), [(1, 2)], "slot 0 is still starting");

@@ -3,15 +3,20 @@
 //! Pure data and questions about it. What happens to a slot is decided by [`super::roster`], what a
 //! worker does by [`super::state`]; docs/lifecycle.md has the table of who is in a slot and when.
 
-use super::state::{STABLE, State, Worker};
+use super::state::{State, Worker};
 use std::time::{Duration, Instant};
 
 /// Workers of one slot that may drain for ever at a time; a reload waits for one of them then.
 pub const MOST_DRAINING: usize = 8;
 
-/// How many times as long as the quickest start of its slot a successor takes, and [`STABLE`] at least,
-/// before it counts as one that waits for what the current worker has.
+/// How many times as long as the longest recent start of its group a successor may take before it
+/// counts as one that waits for what the current worker has.
 pub const STARTS_OF_PATIENCE: u32 = 3;
+/// It may take so long in any case: a start of a second takes as long as this while a database fails
+/// over or caches are cold, and too early a leave costs capacity, where a late one costs only time.
+pub const LEAST_PATIENCE: Duration = Duration::from_secs(30);
+/// And never longer: a start that took minutes was held up with the whole machine.
+pub const MOST_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Which of the workers of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +54,12 @@ pub struct Slot {
     pub(super) current: Worker,
     pub(super) successor: Option<Worker>,
     pub(super) predecessors: Vec<Worker>,
-    /// The least that a worker of this slot has taken to get ready.
-    pub(super) quickest_start: Option<Duration>,
+    /// Successors failed beside the current worker in this round, so the next one waits for its end.
+    pub(super) fails_beside: bool,
+    /// The longest that a worker has taken to get ready, half as much with each later one.
+    pub(super) longest_start: Duration,
+    /// When a worker last ended beside one that was starting, which may have waited for that.
+    alone_since: Option<Instant>,
 }
 
 impl Slot {
@@ -65,7 +74,9 @@ impl Slot {
             current,
             successor: None,
             predecessors: Vec::new(),
-            quickest_start: None,
+            fails_beside: false,
+            longest_start: Duration::ZERO,
+            alone_since: None,
         }
     }
 
@@ -97,15 +108,42 @@ impl Slot {
     }
 
     /// When a successor that is not ready by then has the current worker leave first; `None` where no
-    /// successor starts beside one that serves.
-    pub(super) fn leaves_first_at(&self) -> Option<Instant> {
+    /// successor starts beside one that serves. *longest* is the longest recent start of the group.
+    pub(super) fn leaves_first_at(&self, longest: Duration) -> Option<Instant> {
         let (State::Running { .. }, State::Starting { forked, .. }) =
             (self.current.state, self.successor?.state)
         else {
             return None;
         };
-        let usual = self.quickest_start.unwrap_or_default();
-        forked.checked_add(STABLE.max(usual.saturating_mul(STARTS_OF_PATIENCE)))
+        let patience = longest.saturating_mul(STARTS_OF_PATIENCE);
+        forked.checked_add(patience.clamp(LEAST_PATIENCE, MOST_PATIENCE))
+    }
+
+    /// A worker that was forked then is ready now. Of the time beside one that has ended since,
+    /// [`LEAST_PATIENCE`] counts at most: else each wait would make the next one longer.
+    pub(super) fn note_start(&mut self, forked: Instant, now: Instant) {
+        let alone = self.alone_since.take().filter(|at| *at >= forked);
+        let beside = alone.map_or(Duration::ZERO, |at| at.saturating_duration_since(forked));
+        let since = now.saturating_duration_since(alone.unwrap_or(forked));
+        let took = since.saturating_add(beside.min(LEAST_PATIENCE));
+        self.longest_start = took.max(self.longest_start / 2);
+    }
+
+    /// A worker has ended beside the others.
+    pub(super) fn note_departure(&mut self, now: Instant) {
+        let is_starting = |worker: &Worker| matches!(worker.state, State::Starting { .. });
+        if self.role_of(is_starting).is_some() {
+            self.alone_since = Some(now);
+        }
+    }
+
+    /// True when its worker was told to leave and another is to follow.
+    pub(super) const fn is_leaving(&self) -> bool {
+        !self.is_closed
+            && matches!(
+                self.current.state,
+                State::Draining { .. } | State::Aborting { .. } | State::Killing { .. }
+            )
     }
 
     pub(super) fn role_of(&self, is_wanted: impl Fn(&Worker) -> bool) -> Option<Role> {

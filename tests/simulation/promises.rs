@@ -8,6 +8,7 @@ use super::kernel::{Asked, Event, Process, Sent};
 use super::world::World;
 use nix::libc;
 use osloxide::supervisor::process::LOST_STATUS;
+use osloxide::supervisor::slot::LEAST_PATIENCE;
 use osloxide::supervisor::state::{FIRST_BACKOFF, LONGEST_BACKOFF, LONGEST_FORK_BACKOFF, STABLE};
 use osloxide::supervisor::{Command, ORPHAN_GRACE};
 use std::collections::BTreeSet;
@@ -55,6 +56,20 @@ impl World {
         let timeout = Duration::from_secs(self.setup.worker_timeout);
         let kernel = self.kernel.clone();
         let mut tables = kernel.tables();
+        let leaves_early = number == libc::SIGTERM
+            && (tables.processes.get(&pid)).is_some_and(|it| {
+                let successors = (tables.processes.values())
+                    .filter(|other| other.slot == it.slot && other.born > it.born)
+                    .filter(|other| other.lives() && other.asked.is_none());
+                let is_early =
+                    |other: &Process| !other.is_ready && other.forked_at + LEAST_PATIENCE > now;
+                it.was_heard && it.asked.is_none() && successors.into_iter().any(is_early)
+            });
+        self.promise(
+            is_stopping || !leaves_early,
+            "a worker serves beside its successor until that is ready, or for 30 s",
+            pid,
+        );
         let Some(process) = tables.processes.get_mut(&pid) else {
             return;
         };

@@ -13,9 +13,10 @@ use osloxide::supervisor::roster::Phase;
 use std::time::{Duration, Instant};
 
 /// Far more than any world needs to come to rest.
-const MOST_STEPS: usize = 3_000;
-/// Two rounds in which each slot waits for a drain, after the longest back-off.
-const LONGEST_RECOVERY: Duration = Duration::from_secs(600);
+const MOST_STEPS: usize = 10_000;
+/// Two rounds in which each of two slots waits for a start as long as can be and for a drain, after the
+/// longest back-off.
+const LONGEST_RECOVERY: Duration = Duration::from_secs(3_000);
 /// What a stop may take beyond the grace period: a look without a pidfd, the last words of a worker.
 const STOP_SLACK: Duration = Duration::from_secs(3);
 

@@ -259,9 +259,7 @@ impl Roster {
             self.report_mutated();
         } else if let Some((slot, role)) = self.find(pid) {
             if let Some(forked) = self.starting_since(pid) {
-                let took = now.saturating_duration_since(forked);
-                let quickest = &mut self.slots[slot].quickest_start;
-                *quickest = Some(quickest.map_or(took, |quickest| quickest.min(took)));
+                self.slots[slot].note_start(forked, now);
             }
             self.apply(slot, role, Event::Ready, now);
         }
@@ -317,11 +315,13 @@ impl Roster {
         let left = match role {
             Role::Predecessor(index) => {
                 slot.predecessors.remove(index);
+                slot.note_departure(now);
                 None
             }
             Role::Current if slot.successor.is_some() => {
                 // Its successor is on the way already, so nothing is forked in its place.
                 slot.current = slot.successor.take()?;
+                slot.note_departure(now);
                 None
             }
             Role::Current | Role::Successor => {

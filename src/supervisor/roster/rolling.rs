@@ -2,14 +2,14 @@
 //!
 //! Owns the round of a reload, and the workers that ask to be replaced outside of one. A round never
 //! takes a serving worker away before its successor serves, but where the successor fails, or does not
-//! come to the end of its start, for as long as the other lives. Rules: docs/lifecycle.md.
+//! come to the end of its start, for as long as the other lives. One that leaves is not waited for. Rules: docs/lifecycle.md.
 
 use super::{Phase, Roster};
 use crate::signals::Request;
 use crate::supervisor::Command;
 use crate::supervisor::slot::Role;
 use crate::supervisor::state::{Event, STABLE, State, Worker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl Roster {
     pub(super) fn begin_round(&mut self, now: Instant) {
@@ -18,6 +18,7 @@ impl Roster {
         let grace = self.grace.map_or(STABLE, |grace| grace.min(STABLE));
         let deadline = Some(now + grace);
         for index in 0..self.slots.len() {
+            self.slots[index].fails_beside = false; // what made them fail may be mended
             // Left over from a round that stalled: it never served.
             if let Some(unready) = self.slots[index].successor.take() {
                 self.retire(index, unready, deadline, now);
@@ -34,9 +35,40 @@ impl Roster {
         self.report_ready(); // a worker that took the place of one which was not
     }
 
+    /// A worker that was told to leave first accepts nothing any more, and may drain for ever: the
+    /// next one starts beside it, wherever the round is.
+    fn follow_leaving(&mut self, now: Instant) {
+        let Phase::Reloading { cursor } = self.phase else {
+            return;
+        };
+        for index in cursor..self.slots.len() {
+            let slot = &mut self.slots[index];
+            if !slot.is_leaving() || self.hand_over(index, now) {
+                continue;
+            }
+            let slot = &mut self.slots[index];
+            if slot.successor.is_none() && !slot.fails_beside && slot.has_room() {
+                slot.successor = Some(Worker::new(self.generation));
+            }
+        }
+    }
+
+    /// Has the successor in slot *index* take the place of the current worker, if it is ready.
+    fn hand_over(&mut self, index: usize, now: Instant) -> bool {
+        let slot = &mut self.slots[index];
+        let is_running = |worker: &mut Worker| matches!(worker.state, State::Running { .. });
+        let Some(successor) = slot.successor.take_if(is_running) else {
+            return false;
+        };
+        let replaced = std::mem::replace(&mut slot.current, successor);
+        self.retire(index, replaced, self.deadline_from(now), now);
+        true
+    }
+
     fn replace_all(&mut self, now: Instant) {
+        self.follow_leaving(now);
         while let Phase::Reloading { cursor } = self.phase {
-            let (generation, deadline) = (self.generation, self.deadline_from(now));
+            let (generation, longest) = (self.generation, self.longest_start(cursor));
             let Some(slot) = self.slots.get_mut(cursor) else {
                 self.phase = Phase::Running;
                 if std::mem::take(&mut self.is_reload_owed) {
@@ -46,11 +78,10 @@ impl Roster {
                 }
                 return;
             };
-            let is_running = |worker: &Worker| matches!(worker.state, State::Running { .. });
             if slot.is_closed {
                 self.phase = Phase::Reloading { cursor: cursor + 1 };
             } else if slot.current.generation == generation {
-                if !is_running(&slot.current) {
+                if !matches!(slot.current.state, State::Running { .. }) {
                     return;
                 }
                 self.phase = Phase::Reloading { cursor: cursor + 1 };
@@ -58,21 +89,20 @@ impl Roster {
                 // No worker to replace: fork the new generation right away, also after failures.
                 slot.current = Worker::new(generation);
                 return;
-            } else if let Some(successor) = slot.successor.take_if(|it| is_running(it)) {
-                let replaced = std::mem::replace(&mut slot.current, successor);
-                self.retire(cursor, replaced, deadline, now);
-                self.phase = Phase::Reloading { cursor: cursor + 1 };
-            } else if matches!(
-                slot.current.state,
-                State::Draining { .. } | State::Aborting { .. } | State::Killing { .. }
-            ) {
-                return; // it leaves first: the next worker of the slot follows then
-            } else {
-                if slot.successor.is_none() && slot.has_room() {
+            } else if slot.is_leaving() {
+                return; // the next worker starts beside it, or follows when it has left
+            } else if slot.successor.is_none() {
+                if slot.has_room() {
                     slot.successor = Some(Worker::new(generation));
-                } else if slot.leaves_first_at().is_some_and(|at| at <= now) {
-                    self.apply(cursor, Role::Current, Event::Stop { deadline }, now);
                 }
+                return;
+            } else if slot.leaves_first_at(longest).is_some_and(|at| at <= now) {
+                let deadline = self.deadline_from(now);
+                self.apply(cursor, Role::Current, Event::Stop { deadline }, now);
+                return;
+            } else if self.hand_over(cursor, now) {
+                self.phase = Phase::Reloading { cursor: cursor + 1 };
+            } else {
                 return;
             }
         }
@@ -83,29 +113,20 @@ impl Roster {
         while self.phase == Phase::Running
             && let Some(pid) = self.worn.front().copied()
         {
-            let deadline = self.deadline_from(now);
             let Some((index, Role::Current)) = self.find(pid) else {
                 self.worn.pop_front(); // it was replaced, or ended by itself
                 continue;
             };
             let slot = &mut self.slots[index];
-            match slot.successor {
-                _ if !matches!(slot.current.state, State::Running { .. }) => {
-                    self.worn.pop_front(); // it is leaving, or hangs and is ended
-                }
-                None if !slot.has_room() => return,
-                None => {
-                    slot.successor = Some(Worker::new(self.generation));
-                    return;
-                }
-                Some(successor) if matches!(successor.state, State::Running { .. }) => {
-                    let replaced = std::mem::replace(&mut slot.current, successor);
-                    slot.successor = None;
-                    self.retire(index, replaced, deadline, now);
-                    self.worn.pop_front();
-                }
-                Some(_) => return,
+            if !matches!(slot.current.state, State::Running { .. }) || self.hand_over(index, now) {
+                self.worn.pop_front(); // it is leaving, or hangs and is ended, or has been replaced
+                continue;
             }
+            let slot = &mut self.slots[index];
+            if slot.successor.is_none() && slot.has_room() {
+                slot.successor = Some(Worker::new(self.generation));
+            }
+            return;
         }
     }
 
@@ -119,6 +140,7 @@ impl Roster {
         let slot = &mut self.slots[index];
         if slot.successor.is_some_and(|it| it.fails_again()) {
             slot.successor = None;
+            slot.fails_beside = true;
             // Nothing is put off: the next fork waits for the current worker alone.
             self.commands.retain(
                 |command| !matches!(command, Command::Backoff { slot, .. } if *slot == index),
@@ -134,7 +156,19 @@ impl Roster {
         let Phase::Reloading { cursor } = self.phase else {
             return None;
         };
-        self.slots.get(cursor)?.leaves_first_at()
+        let longest = self.longest_start(cursor);
+        self.slots.get(cursor)?.leaves_first_at(longest)
+    }
+
+    /// The longest recent start in the group of slot *index*: what one slot has just shown to be usual
+    /// holds for the others.
+    fn longest_start(&self, index: usize) -> Duration {
+        let group = self.slots.get(index).map(|slot| slot.group);
+        let of_group = (self.slots.iter()).filter(|slot| Some(slot.group) == group);
+        of_group
+            .map(|slot| slot.longest_start)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Has a worker leave that lost its place in slot *index*; one without a process is gone at once.
@@ -157,8 +191,7 @@ impl Roster {
     pub(super) fn is_round_stalled(&self, cursor: usize, now: Instant) -> bool {
         let is_new = |worker: &Worker| worker.generation == self.generation;
         self.slots.get(cursor).is_some_and(|slot| {
-            let leaves_first = matches!(slot.current.state, State::Draining { .. });
-            leaves_first
+            (slot.is_leaving() && slot.successor.is_none())
                 || slot
                     .workers()
                     .any(|(_, worker)| is_new(worker) && worker.is_stalled(now))
