@@ -13,6 +13,8 @@ import pytest
 from _children import run_python
 from conftest import wait_until
 
+from osloxide.threadgroup import GroupThread
+
 TIMEOUT = 30.0
 
 
@@ -457,11 +459,19 @@ def test_a_thread_that_is_cancelled_or_awaited_before_it_starts_raises_in_nobody
     ended: list[Any] = []
     wait = group._wait_threads if is_refused else lambda: group.cancel(timeout=TIMEOUT)
     other = threading.Thread(target=lambda: ended.append(wait()))
+    is_waiting = threading.Event()
+
+    class Released(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            is_waiting.set()
+            return super().wait(timeout)
 
     def start_late(thread: threading.Thread) -> None:
         if thread is not other:
+            assert isinstance(thread, GroupThread)
+            thread.released = Released()
             start(other)
-            other.join(0.05)  # what does not wait has ended by then
+            assert is_waiting.wait(TIMEOUT), "it did not wait"
             if is_refused:
                 raise RuntimeError("can't start new thread")
         start(thread)
@@ -475,7 +485,7 @@ def test_a_thread_that_is_cancelled_or_awaited_before_it_starts_raises_in_nobody
     monkeypatch.undo()
     other.join(TIMEOUT)
 
-    assert ended == [None], "it did not wait to its end, or the function was called"
+    assert ended == [None], "it did not end, or the function was called"
 
 
 def test_a_subclass_written_as_heats_is_works_and_its_timers_cost_no_threads() -> None:

@@ -125,7 +125,8 @@ def refuse_if_monkey_patched() -> None:
             f"osloxide cannot work in process {_pid()}: {library} has monkey-patched it, and "
             "native threads would wait on green primitives; do not patch (set "
             "OS_<PROJECT>_DISABLE_EVENTLET_PATCHING=1 where the project knows it), let osloxide "
-            "serve eventlet (set OSLOXIDE_EVENTLET=native), or start this service without it"
+            "serve eventlet (set OSLOXIDE_EVENTLET=native), or start this service without "
+            "osloxide"
         )
 
 

@@ -14,6 +14,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from osloxide.activation import import_hook, native_module
@@ -168,9 +169,7 @@ def _is_installed() -> bool:
     """
     import site
 
-    root = os.path.abspath(__file__)
-    for _ in ("cli", "osloxide", "its folder"):
-        root = os.path.dirname(root)
+    root = str(Path(os.path.abspath(__file__)).parents[2])
     places = site.getsitepackages()
     return root in ([*places, site.getusersitepackages()] if site.ENABLE_USER_SITE else places)
 

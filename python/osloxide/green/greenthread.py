@@ -23,7 +23,7 @@ from osloxide.green._core import waits as _waits
 from osloxide.green._core.greenlets import getcurrent, greenlet
 from osloxide.green._core.turns import lock
 from osloxide.green.hubs import timer
-from osloxide.threads import forked
+from osloxide.threads import forked as _forked
 from osloxide.threads import main_thread as _main_thread
 
 __all__ = [
@@ -200,7 +200,7 @@ class GreenThread(greenlet):
         """What its thread runs."""
         try:
             # Not around main(): a child that *function* has forked calls no link of its parent.
-            result = forked.call(function, *args, **kwargs)
+            result = _forked.call(function, *args, **kwargs)
             _interruption.settle()
         except BaseException:
             self._exit_event.send_exception(*sys.exc_info())

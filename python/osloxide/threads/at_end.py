@@ -1,9 +1,9 @@
 """The end of threads that enter Python, in order, before the interpreter is finalised.
 
 Owns the order and the two moments: exit functions of a program, and the end of a forked worker,
-which forgets the exit functions of its parent and not these. And what is told where a process is
-cut off, so that neither comes. Holds what is to be done, and so what
-it is done to, by strong references. Knows neither servers nor executors.
+which forgets the exit functions of its parent and not these. Owns as well what is told where a
+process is cut off, so that neither moment comes. Holds what is to be done, and so what it is done
+to, by strong references. Knows neither servers nor executors.
 
 A native thread that wants the interpreter back after its finalisation has begun would end the
 process with SIGABRT or SIGSEGV. Those who feed others go first: a request that is in flight may
