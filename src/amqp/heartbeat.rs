@@ -19,11 +19,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::sockopt::SetStruct;
-use nix::sys::socket::{MsgFlags, recv, send, setsockopt};
+use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::time::TimeSpec;
 use parking_lot::{Condvar, Mutex};
 
@@ -99,18 +97,6 @@ struct SendSide {
     wrote: Instant,
     failure: Option<Errno>,
 }
-
-/// `SO_RCVLOWAT` of socket(7).
-#[derive(Debug, Clone, Copy)]
-struct ReceiveMark;
-
-nix::setsockopt_impl!(
-    ReceiveMark,
-    libc::SOL_SOCKET,
-    libc::SO_RCVLOWAT,
-    i32,
-    SetStruct<'_, i32>
-);
 
 /// When the thread looks at a connection again.
 struct Next {
@@ -361,15 +347,6 @@ impl AmqpConnection {
         self.tls
             .as_ref()
             .is_some_and(|tls| tls.lock().is_readable())
-    }
-
-    /// Has who polls the socket woken only when *bytes* have arrived, or the peer has ended the stream; what
-    /// has arrived is received in any case. Nothing changes over TLS, whose records do not tell what is in
-    /// them.
-    pub(super) fn wake_at(&self, bytes: i32) {
-        if let (None, Some(socket)) = (&self.tls, &self.receive_side.lock().socket) {
-            let _ = setsockopt(socket, ReceiveMark, &bytes); // else it is woken more often
-        }
     }
 
     /// Sends heartbeats from now on, where nothing was sent for three quarters of *interval*.

@@ -189,9 +189,22 @@ impl AmqpClient {
 #[pymethods]
 impl AmqpRequest {
     fn wait<'py>(&self, py: Python<'py>) -> PyResult<(&'static str, Option<Bound<'py, PyAny>>)> {
-        let event = wait_in_turns(py, None, |until| self.pending.wait(until))?;
-        told(py, event.unwrap_or(Event::TimedOut))
+        if !is_main_thread() {
+            return told(py, py.detach(|| self.pending.wait()));
+        }
+        loop {
+            let look = Instant::now() + PATIENCE;
+            if let Some(event) = py.detach(|| self.pending.wait_until(look)) {
+                return told(py, event);
+            }
+            py.check_signals()?;
+        }
     }
+}
+
+/// Only there a signal handler may have to run.
+fn is_main_thread() -> bool {
+    gettid() == getpid()
 }
 
 /// Waits by *wait* until *deadline*; none when it passed first. The main thread runs signal handlers
@@ -201,8 +214,7 @@ pub(super) fn wait_in_turns<T: Send>(
     deadline: Option<Instant>,
     wait: impl Fn(Option<Instant>) -> Option<T> + Sync,
 ) -> PyResult<Option<T>> {
-    // Only there a signal handler may have to run.
-    let is_main_thread = gettid() == getpid();
+    let is_main_thread = is_main_thread();
     loop {
         let look = is_main_thread.then(|| Instant::now() + PATIENCE);
         let until = [deadline, look].into_iter().flatten().min();

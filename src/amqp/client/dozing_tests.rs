@@ -3,30 +3,19 @@
 use super::state::{Outlet, State};
 use super::*;
 
-/// What was written, each time; and whether a lone confirm wakes the thread.
+/// What was written, each time.
 #[derive(Clone, Default)]
-struct Paper {
-    written: Arc<Mutex<Vec<Vec<u8>>>>,
-    is_lax: Arc<AtomicBool>,
-}
+struct Paper(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Paper {
     fn take(&self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut self.written.lock())
-    }
-
-    fn is_lax(&self) -> bool {
-        self.is_lax.load(Ordering::Relaxed)
+        std::mem::take(&mut self.0.lock())
     }
 }
 
 impl Outlet for Paper {
     fn queue(&self, frames: Vec<u8>) {
-        self.written.lock().push(frames);
-    }
-
-    fn set_lax(&self, is_lax: bool) {
-        self.is_lax.store(is_lax, Ordering::Relaxed);
+        self.0.lock().push(frames);
     }
 
     fn unsent(&self) -> u64 {
@@ -161,44 +150,4 @@ fn nothing_is_said_of_replies_from_a_channel_that_is_closed() {
     state.acknowledge(None);
 
     assert!(paper.take().is_empty());
-}
-
-#[test]
-fn a_lone_confirm_wakes_the_thread_unless_only_calls_are_unconfirmed() {
-    let (outbox, paper) = (outbox(), Paper::default());
-    let mut state = state_on(&paper);
-    let settle = |state: &mut State, tag| assert!(state.settle(1, tag, true, true, Instant::now()));
-    assert!(!paper.is_lax(), "nothing is expected");
-
-    send(&mut state, Some("1"), None);
-    assert!(paper.is_lax());
-    send(&mut state, None, None);
-    assert!(!paper.is_lax(), "a thread waits for the confirm of a cast");
-    send(&mut state, Some("3"), None);
-    assert!(!paper.is_lax(), "it still does");
-    settle(&mut state, 3);
-
-    send(&mut state, Some("4"), None);
-    assert!(paper.is_lax());
-    send(&mut state, None, Some(&outbox));
-    assert!(!paper.is_lax(), "a reply may be refused, and sent again");
-    settle(&mut state, 5);
-
-    send(&mut state, Some("6"), None);
-    assert!(paper.is_lax());
-    assert!(!state.hurry(true));
-    assert!(!paper.is_lax(), "a thread waits for confirms");
-    send(&mut state, Some("7"), None);
-    assert!(!paper.is_lax());
-    assert!(!state.hurry(false));
-
-    send(&mut state, Some("8"), None);
-    assert!(paper.is_lax());
-    state.set_asking(true);
-    assert!(!paper.is_lax(), "an answer may be as short");
-    send(&mut state, Some("9"), None);
-    assert!(!paper.is_lax());
-    state.set_asking(false);
-    send(&mut state, Some("10"), None);
-    assert!(paper.is_lax());
 }

@@ -52,7 +52,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use delivery::{Delivery, PickUp, Sink};
 pub use envelope::Head;
@@ -140,11 +140,8 @@ const SETTLING: Duration = Duration::from_secs(15);
 /// How long servers have for the replies to calls whose requests may be lost.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// How soon the caller of a request looks whether the broker has it: nothing wakes it then, nor the thread,
-/// where a lone confirm is all that has arrived. Each further pause is four times as long.
-const FIRST_LOOK: Duration = Duration::from_millis(100);
-/// The longest of those pauses.
-const LONGEST_LOOK: Duration = Duration::from_secs(60);
+/// How long the caller of a request of which the broker has said nothing yet sleeps at least.
+const LEAST_SLEEP: Duration = Duration::from_millis(10);
 
 /// One request, or a notification.
 #[derive(Debug, Clone, Default)]
@@ -251,8 +248,6 @@ struct Progress {
     told_at: Option<Instant>,
     /// When the last reply has come.
     heard_at: Option<Instant>,
-    /// When its caller looks whether the broker has it, and the pause before that.
-    look: Option<(Instant, Duration)>,
     /// How often it was published.
     publications: u32,
     /// Attempts to send it that have failed.
@@ -424,57 +419,31 @@ impl Drop for Client {
 }
 
 impl PendingRequest {
-    /// Waits until something has become of the request; none where *deadline* passed first.
+    /// Waits until something has become of the request.
     #[must_use]
-    pub fn wait(&self, deadline: Option<Instant>) -> Option<Event> {
-        let request = &self.request;
-        let mut progress = request.progress.lock();
+    pub fn wait(&self) -> Event {
+        let mut progress = self.request.progress.lock();
         loop {
-            if let Some(reply) = progress.replies.pop_front() {
-                return Some(Event::Reply(reply));
-            }
-            if let Some(end) = &progress.end {
-                return Some(end.clone());
-            }
-            if progress.is_taken && !request.is_call() {
-                return Some(Event::Taken);
-            }
             let now = Instant::now();
-            if progress.lost_at.is_some_and(|lost_at| now >= lost_at) {
-                return Some(Event::Lost);
+            if let Some(event) = self.request.event(&mut progress, now) {
+                return event;
             }
-            let ends_at = request.ends_at(&progress);
-            if ends_at.is_some_and(|ends_at| now >= ends_at) {
-                return Some(Event::TimedOut);
-            }
-            let looks_at = self.look(&mut progress, now);
-            if deadline.is_some_and(|deadline| now >= deadline) {
-                return None;
-            }
-            let until = [deadline, ends_at, progress.lost_at, looks_at];
-            match until.into_iter().flatten().min() {
-                None => request.changed.wait(&mut progress),
-                Some(until) => {
-                    let _ = request.changed.wait_until(&mut progress, until);
-                }
-            }
+            self.request.sleep(&mut progress, now, None);
         }
     }
 
-    /// Has the thread look now and then whether the broker has the request of a call; the next time.
-    fn look(&self, progress: &mut Progress, now: Instant) -> Option<Instant> {
-        if !self.request.is_call() || progress.told_at.is_some() {
-            return None;
+    /// As [`PendingRequest::wait`]; none where *deadline* passes first.
+    #[must_use]
+    pub fn wait_until(&self, deadline: Instant) -> Option<Event> {
+        let mut progress = self.request.progress.lock();
+        loop {
+            let now = Instant::now();
+            let event = self.request.event(&mut progress, now);
+            if event.is_some() || now >= deadline {
+                return event;
+            }
+            self.request.sleep(&mut progress, now, Some(deadline));
         }
-        let longest = self.request.longest_look();
-        let first = FIRST_LOOK.min(longest);
-        let (looks_at, pause) = progress.look.get_or_insert((now + first, first));
-        if now >= *looks_at {
-            self.shared.ring();
-            *pause = (*pause * 4).min(longest);
-            *looks_at = now + *pause;
-        }
-        Some(*looks_at)
     }
 }
 
@@ -516,10 +485,57 @@ impl Request {
         self.message.exchange.kind == ExchangeType::Topic || self.message.is_mandatory
     }
 
+    /// What has become of it by *now*.
+    fn event(&self, progress: &mut Progress, now: Instant) -> Option<Event> {
+        if let Some(reply) = progress.replies.pop_front() {
+            return Some(Event::Reply(reply));
+        }
+        if let Some(end) = &progress.end {
+            return Some(end.clone());
+        }
+        if progress.is_taken && !self.is_call() {
+            return Some(Event::Taken);
+        }
+        let has_passed = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        if has_passed(progress.lost_at) {
+            return Some(Event::Lost);
+        }
+        has_passed(self.ends_at(progress)).then_some(Event::TimedOut)
+    }
+
+    /// Sleeps from *now* on until something may have become of it, or *deadline*. A confirm wakes no caller
+    /// of a call, who sleeps no longer than its time would be if it began now.
+    fn sleep(
+        &self,
+        progress: &mut MutexGuard<'_, Progress>,
+        now: Instant,
+        deadline: Option<Instant>,
+    ) {
+        let ends_at = match progress.told_at {
+            Some(_) => self.ends_at(progress),
+            None => self
+                .ends_after(now, now)
+                .map(|at| at.max(now + LEAST_SLEEP)),
+        };
+        match [deadline, ends_at, progress.lost_at]
+            .into_iter()
+            .flatten()
+            .min()
+        {
+            None => self.changed.wait(progress),
+            Some(until) => {
+                let _ = self.changed.wait_until(progress, until);
+            }
+        }
+    }
+
     /// When a call gives up its reply; none while the broker has said nothing of the request.
     fn ends_at(&self, progress: &Progress) -> Option<Instant> {
         let told_at = progress.told_at?;
-        let heard_at = progress.heard_at.unwrap_or(told_at);
+        self.ends_after(told_at, progress.heard_at.unwrap_or(told_at))
+    }
+
+    fn ends_after(&self, told_at: Instant, heard_at: Instant) -> Option<Instant> {
         let limits = [
             (told_at, self.message.answered_within),
             (heard_at, self.message.heard_within),
@@ -528,14 +544,6 @@ impl Request {
         limits
             .filter_map(|(at, within)| at.checked_add(within?))
             .min()
-    }
-
-    /// No longer than a call has, so that one whose time has begun unseen ends when it is over.
-    fn longest_look(&self) -> Duration {
-        let limits = [self.message.answered_within, self.message.heard_within];
-        let limits = limits.into_iter().flatten();
-        let limits = limits.map(|limit| limit.max(Duration::from_millis(10)));
-        limits.min().map_or(LONGEST_LOOK, |it| it.min(LONGEST_LOOK))
     }
 
     /// The default queue that it needs, by its name.

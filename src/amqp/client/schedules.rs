@@ -74,6 +74,13 @@ struct Channel {
     last_tag: u64,
 }
 
+/// Of replies.
+struct Consumer {
+    channel: u16,
+    delivered: u64,
+    acknowledged: u64,
+}
+
 struct World {
     chance: Chance,
     now: Instant,
@@ -83,6 +90,7 @@ struct World {
     has_connected: bool,
     last_channel: u16,
     channels: HashMap<u16, Channel>,
+    consumer: Option<Consumer>,
     /// Written by the client, not read by the broker.
     on_the_way: VecDeque<Sent>,
     /// Exchanges without a queue for what is sent to them.
@@ -122,6 +130,7 @@ impl World {
             has_connected: false,
             last_channel: 0,
             channels: HashMap::new(),
+            consumer: None,
             on_the_way: VecDeque::new(),
             unbound: HashSet::new(),
             taken: HashMap::new(),
@@ -213,8 +222,20 @@ impl World {
                 text: "ACCESS_REFUSED".to_owned(),
             };
             match need {
-                None => return,
-                Some(Need::Replies) => self.state.set_replies(true),
+                None => {
+                    self.state.acknowledge(Some(self.now));
+                    self.read();
+                    return;
+                }
+                Some(Need::Replies) => {
+                    self.last_channel += 1;
+                    self.consumer = Some(Consumer {
+                        channel: self.last_channel,
+                        delivered: 0,
+                        acknowledged: 0,
+                    });
+                    self.state.set_replies(true);
+                }
                 Some(Need::Route(exchange)) if is_refused => {
                     self.state.refuse(&exchange.name, None, &refusal);
                 }
@@ -250,6 +271,16 @@ impl World {
             assert!(size + 8 <= FRAME_MAX, "a frame of {size} bytes");
             let payload = reader.bytes(size).unwrap();
             assert_eq!(reader.u8(), Some(0xCE));
+            let mut method = Reader(payload);
+            if kind == 1 && (method.u16(), method.u16()) == (Some(60), Some(80)) {
+                let tag = method.u64().unwrap();
+                let consumer = self.consumer.as_mut();
+                let consumer = consumer.filter(|consumer| consumer.channel == channel);
+                let consumer = consumer.expect("replies are acknowledged where they came");
+                let is_new = consumer.acknowledged < tag && tag <= consumer.delivered;
+                assert!(is_new, "reply {tag} is acknowledged");
+                consumer.acknowledged = tag;
+            }
             if kind == 2 {
                 let properties = Properties::read(payload).unwrap();
                 let number = properties.message_id.parse().unwrap();
@@ -373,6 +404,11 @@ impl World {
             return;
         }
         let number = calls[self.chance.below(calls.len())];
+        let consumer = self.consumer.as_mut().unwrap();
+        consumer.delivered += 1;
+        let (channel, tag) = (consumer.channel, consumer.delivered);
+        let size = self.chance.below(100_000);
+        self.state.arrived(channel, tag, size, self.now);
         assert!(
             self.state
                 .reply(&number.to_string(), b"{}".to_vec(), self.now)
@@ -405,6 +441,7 @@ impl World {
         }
         self.on_the_way.clear();
         self.wire = None;
+        self.consumer = None;
         self.state.disconnect("the broker has closed the socket");
     }
 
@@ -417,8 +454,13 @@ impl World {
             .connect(Box::new(wire), FRAME_MAX, is_again, self.now);
     }
 
-    /// The broker closes a channel, over one of its messages or over a deleted exchange.
+    /// The broker closes a channel, over one of its messages or over a deleted exchange; or that of replies.
     fn close_channel(&mut self) {
+        if self.chance.one_in(4) {
+            self.consumer = None;
+            self.state.set_replies(false);
+            return;
+        }
         let Some(number) = self.any_channel() else {
             return;
         };
@@ -490,6 +532,11 @@ impl World {
             assert!(round < 200, "some requests do not end");
         }
         assert_eq!(self.state.gauges().unconfirmed, 0, "nothing is unconfirmed");
+        self.now += Duration::from_secs(1);
+        self.flush();
+        if let Some(consumer) = &self.consumer {
+            assert_eq!(consumer.acknowledged, consumer.delivered, "of replies");
+        }
         self.check_replies();
         for (number, request) in &self.requests {
             let progress = request.progress.lock();

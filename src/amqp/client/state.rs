@@ -18,8 +18,6 @@ use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 
 /// Bytes that may wait for the broker to take them; requests beyond are not queued behind them.
 const MOST_UNSENT: u64 = 32 * 1024 * 1024;
-/// Bytes: more than two confirms have (21 each), and less than any message.
-const LONE: i32 = 64;
 /// Replies whose confirms may lie.
 const MOST_DOZING: usize = 32;
 /// Between two attempts to send to a queue that is missing.
@@ -64,10 +62,6 @@ pub(super) struct State {
     is_dozing: bool,
     /// Threads that wait for confirms of replies.
     hurried: usize,
-    /// The thread waits for an answer of the broker.
-    is_asking: bool,
-    /// See [`Outlet::set_lax`].
-    is_lax: bool,
     later: Vec<(Instant, Arc<Request>)>,
     calls: HashMap<String, Arc<Request>>,
     /// The last reply that has arrived, of which the broker has not been told.
@@ -98,15 +92,9 @@ pub(super) trait Outlet: Send {
     fn queue(&self, frames: Vec<u8>);
     /// Bytes that wait for the broker to take them.
     fn unsent(&self) -> u64;
-    /// Has the thread woken by no lone confirm, which is shorter than any message; or woken by it again.
-    fn set_lax(&self, _is_lax: bool) {}
 }
 
 impl Outlet for Arc<AmqpConnection> {
-    fn set_lax(&self, is_lax: bool) {
-        self.wake_at(if is_lax { LONE } else { 1 });
-    }
-
     fn queue(&self, frames: Vec<u8>) {
         let _ = AmqpConnection::queue(self, frames);
     }
@@ -161,7 +149,6 @@ impl State {
         now: Instant,
     ) {
         self.link = Some(Link { outlet, frame_max });
-        self.is_lax = false;
         if is_again {
             self.reconnected_at = Some(now);
         }
@@ -328,38 +315,7 @@ impl State {
         if let Some(figures) = self.figures {
             figures.published(progress.publications > 1);
         }
-        drop(progress);
-        if !request.is_call() {
-            self.relax(false);
-        } else if !self.is_lax {
-            self.relax(self.may_relax());
-        }
         true
-    }
-
-    /// Only calls are unconfirmed, whose replies come after their confirms.
-    fn may_relax(&self) -> bool {
-        !self.is_asking
-            && self.hurried == 0
-            && self.has_few_unconfirmed()
-            && self.unconfirmed().all(|request| request.is_call())
-    }
-
-    fn relax(&mut self, is_lax: bool) {
-        if self.is_lax != is_lax
-            && let Some(link) = &self.link
-        {
-            link.outlet.set_lax(is_lax);
-            self.is_lax = is_lax;
-        }
-    }
-
-    /// The thread begins to wait for an answer, or ends to.
-    pub(super) fn set_asking(&mut self, is_asking: bool) {
-        self.is_asking = is_asking;
-        if is_asking {
-            self.relax(false);
-        }
     }
 
     /// Writes what waits; what has to be done first, if anything.
@@ -438,7 +394,6 @@ impl State {
     pub(super) fn hurry(&mut self, begins: bool) -> bool {
         if begins {
             self.hurried += 1;
-            self.relax(false);
         } else {
             self.hurried = self.hurried.saturating_sub(1);
         }

@@ -4,6 +4,7 @@
     reason = "a script fails on whatever it does not expect"
 )]
 
+use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -119,22 +120,31 @@ impl Peer {
     fn next(&mut self) -> Seen {
         while let Some((class, id, channel, arguments)) = self.method() {
             match (class, id) {
-                (20, 10) => self.say(channel, 20, 11, &[0; 4]),
-                (20, 40) => self.say(channel, 20, 41, &[]),
-                (20, 41) | (10, 51) => {}
-                (40, 10) => self.say(channel, 40, 11, &[]),
-                (50, 10) => self.say(channel, 50, 11, &[1, b'q', 0, 0, 0, 0, 0, 0, 0, 0]),
-                (50, 20) => self.say(channel, 50, 21, &[]),
-                (85, 10) => self.say(channel, 85, 11, &[]),
-                (60, 20) => {
-                    self.consumer = channel;
-                    self.say(channel, 60, 21, &[1, b'1']);
-                }
                 (60, 40) => return self.content(channel, &arguments),
+                _ if self.answer(class, id, channel) => {}
                 _ => return Seen::Method(class, id, channel),
             }
         }
         Seen::Gone
+    }
+
+    /// Answers a declaration; false where there is something to decide.
+    fn answer(&mut self, class: u16, id: u16, channel: u16) -> bool {
+        match (class, id) {
+            (20, 10) => self.say(channel, 20, 11, &[0; 4]),
+            (20, 40) => self.say(channel, 20, 41, &[]),
+            (20, 41) | (10, 51) => {}
+            (40, 10) => self.say(channel, 40, 11, &[]),
+            (50, 10) => self.say(channel, 50, 11, &[1, b'q', 0, 0, 0, 0, 0, 0, 0, 0]),
+            (50, 20) => self.say(channel, 50, 21, &[]),
+            (85, 10) => self.say(channel, 85, 11, &[]),
+            (60, 20) => {
+                self.consumer = channel;
+                self.say(channel, 60, 21, &[1, b'1']);
+            }
+            _ => return false,
+        }
+        true
     }
 
     pub(super) fn content(&mut self, channel: u16, arguments: &[u8]) -> Seen {
@@ -362,7 +372,7 @@ pub(super) fn call() -> Message {
 }
 
 pub(super) fn end_of(pending: &PendingRequest) -> Event {
-    let event = pending.wait(Some(Instant::now() + PATIENCE));
+    let event = pending.wait_until(Instant::now() + PATIENCE);
     event.expect("something has become of it")
 }
 
@@ -514,7 +524,7 @@ fn what_its_caller_has_given_up_is_not_sent_later() {
     let client = broker.client();
 
     let pending = client.send(call()).unwrap();
-    assert_eq!(pending.wait(Some(Instant::now())), None);
+    assert_eq!(pending.wait_until(Instant::now()), None);
     drop(pending);
     given_up.send(()).unwrap();
     let wanted = Message {
@@ -553,7 +563,7 @@ fn the_time_of_a_call_begins_when_a_broker_has_it() {
         peer.part();
     });
     let client = broker.client();
-    let has_time = |pending: &PendingRequest| pending.wait(Some(Instant::now())).is_none();
+    let has_time = |pending: &PendingRequest| pending.wait_until(Instant::now()).is_none();
 
     let pending = client.send(urgent_call()).unwrap();
     assert!(has_time(&pending), "there is no broker");
@@ -617,6 +627,122 @@ fn the_time_between_two_replies_begins_with_the_first() {
     assert_eq!(end_of(&pending), Event::TimedOut);
     drop(pending);
     broker.end(&client);
+}
+
+#[test]
+fn the_answer_of_the_broker_ends_a_clean_close_after_calls() {
+    let broker = Broker::new(1, |_, peer| {
+        peer.shake_hands(60);
+        for tag in 1..=2 {
+            let channel = peer.published().channel;
+            peer.confirm(channel, tag);
+            peer.deliver(tag, &reply_to("7"));
+        }
+        peer.part(); // the connection stays until the client has left
+    });
+    let client = broker.client();
+
+    for _ in 1..=2 {
+        let pending = client.send(call()).unwrap();
+        assert!(matches!(end_of(&pending), Event::Reply(_)));
+    }
+    broker.end(&client);
+}
+
+/// Confirms all, and ends a channel now and then: right after a confirm, whose caller then writes while the
+/// client deals with that. Returns what was written to channels after both sides had ended them.
+fn end_channels(
+    peer: &mut Peer,
+    mut rounds: usize,
+    has_ended: &AtomicBool,
+) -> Vec<(u16, u16, u16)> {
+    let (mut open, mut ending) = (HashSet::new(), HashSet::new());
+    let mut tags = HashMap::<u16, u64>::new();
+    let mut stray = Vec::new();
+    while let Some((kind, channel, payload)) = peer.frame() {
+        let mut reader = Reader(&payload);
+        let (class, id) = match kind {
+            1 => (reader.u16().unwrap(), reader.u16().unwrap()),
+            _ => (0, 0),
+        };
+        if (class, id) == (20, 10) {
+            open.insert(channel);
+        }
+        if channel > 0 && !open.contains(&channel) {
+            stray.push((channel, class, id));
+            continue;
+        }
+        match (class, id) {
+            (10, 50) => peer.say(0, 10, 51, &[]),
+            (20, 40 | 41) => {
+                open.remove(&channel);
+                ending.remove(&channel);
+                tags.remove(&channel);
+            }
+            _ => {}
+        }
+        let is_ending = ending.contains(&channel);
+        if kind == 1 && !is_ending {
+            peer.answer(class, id, channel);
+        }
+        if kind != 3 || is_ending {
+            continue;
+        }
+        let tag = tags.entry(channel).or_default();
+        *tag += 1;
+        let arguments = [&tag.to_be_bytes()[..], &[0]].concat();
+        let mut bytes = method(channel, 60, 80, |bytes| bytes.extend_from_slice(&arguments));
+        let consumer = std::mem::take(&mut peer.consumer);
+        if consumer > 0 && rounds > 0 {
+            rounds -= 1;
+            bytes.extend(moved(&delivery(1, &reply_to("8")), consumer));
+            let ended = if rounds.is_multiple_of(3) {
+                channel
+            } else {
+                consumer
+            };
+            if rounds % 3 == 1 {
+                let cancel = |bytes: &mut Vec<u8>| bytes.extend_from_slice(&[1, b'1', 1]);
+                bytes.extend(method(consumer, 60, 30, cancel));
+            } else {
+                let refusal = refusal(404, "NOT_FOUND");
+                let close = |bytes: &mut Vec<u8>| bytes.extend_from_slice(&refusal);
+                bytes.extend(method(ended, 20, 40, close));
+                ending.insert(ended);
+            }
+            if ended != consumer {
+                peer.consumer = consumer;
+            }
+        }
+        has_ended.store(rounds == 0, Ordering::Release);
+        peer.send(&bytes);
+    }
+    stray
+}
+
+#[test]
+fn nothing_is_written_to_a_channel_that_both_sides_have_ended() {
+    let (has_ended, stray) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    let (ends, strays) = (Arc::clone(&has_ended), Arc::<Mutex<_>>::clone(&stray));
+    let broker = Broker::new(1, move |_, peer| {
+        peer.shake_hands(60);
+        *strays.lock() = end_channels(peer, 150, &ends);
+    });
+    let client = broker.client();
+    let pending = client.send(call()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !has_ended.load(Ordering::Acquire) {
+                    end_of(&client.send(cast()).unwrap());
+                }
+            });
+        }
+    });
+    drop(pending);
+    broker.end(&client);
+
+    assert_eq!(*stray.lock(), []);
 }
 
 #[test]

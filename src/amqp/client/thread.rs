@@ -81,6 +81,12 @@ impl Conversation for Thread {
         self.shared.state.lock().acknowledge(Some(Instant::now()));
     }
 
+    fn closed(&mut self, channel: u16, _refusal: &Refusal) {
+        if self.replies == Some(channel) {
+            self.lose_consumer();
+        }
+    }
+
     fn open_channel(&mut self, connection: &mut Connection) -> Result<u16, Fault> {
         self.open_channel_beside(connection, None)
     }
@@ -211,7 +217,6 @@ impl Thread {
             state.acknowledge(Some(now));
             let until = state.next_flush(now);
             let dozes = need.is_none() && state.begin_doze();
-            state.set_asking(need.is_some());
             drop(state);
             match need {
                 Some(Need::Replies) => self.consume(connection)?,
@@ -250,17 +255,17 @@ impl Thread {
             }
             (channel, Method::Cancel { .. }) if self.replies == Some(channel) => {
                 tracing::warn!("the broker has cancelled the consumer of replies");
-                connection.close_channel(channel)?;
                 self.lose_consumer();
+                connection.close_channel(channel)?;
                 Ok(())
             }
             (channel, Method::ChannelClose(refusal)) => {
-                connection.channel_closed(channel)?;
                 if self.replies == Some(channel) {
                     self.lose_consumer();
                 } else if !self.shared.state.lock().close_route(channel, &refusal) {
                     return Err(unfounded("a channel that is not open was closed"));
                 }
+                connection.channel_closed(channel)?;
                 let Refusal { code, text } = refusal;
                 tracing::error!("AMQP server has closed channel {channel}: {code}: {text}");
                 Ok(())
@@ -283,6 +288,8 @@ impl Thread {
         Err(unfounded("something that was not sent is confirmed"))
     }
 
+    /// Before its channel is closed from here, or the broker hears that this side knows it to be: other
+    /// threads write too, and what they wrote after that would cost the connection (504).
     fn lose_consumer(&mut self) {
         self.replies = None;
         self.shared.state.lock().set_replies(false);
