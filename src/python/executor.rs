@@ -89,6 +89,7 @@ impl Executor {
     #[new]
     #[pyo3(signature = (make_future, max_workers, *, max_queued=0, thread_name="rpc"))]
     fn new(
+        py: Python<'_>,
         make_future: Py<PyAny>,
         max_workers: usize,
         max_queued: usize,
@@ -99,6 +100,7 @@ impl Executor {
                 "max_workers is 0; give at least 1".to_owned(),
             ));
         }
+        child::prepare(py)?;
         let engine = Arc::new(OnceLock::new());
         let calls = Calls {
             name: thread_name.to_owned(),
@@ -431,7 +433,7 @@ fn goes_on(result: &Bound<'_, PyAny>) -> PyResult<bool> {
 
 impl Task {
     fn call<'py>(&mut self, py: Python<'py>, picked_up: PickUp) -> PyResult<Bound<'py, PyAny>> {
-        let result = match self {
+        child::call(py, || match self {
             Self::Call {
                 function,
                 arguments,
@@ -446,9 +448,7 @@ impl Task {
                 let delivery = delivery.take().map(AmqpDelivery::new);
                 handler.bind(py).call1((delivery, name_of(picked_up)))
             }
-        };
-        child::leave_if_forked(py, result.as_ref().err());
-        result
+        })
     }
 }
 

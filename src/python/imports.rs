@@ -3,7 +3,6 @@
 //! Owns the names of those modules and of what is taken from them; docs/architecture.md lists the
 //! files. Decides nothing. Modules of the standard library are imported where they are used.
 
-use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 
 use super::parallel;
@@ -27,11 +26,10 @@ pub(super) fn later(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     py.import(EVENT_LOOP)?.getattr("Later")
 }
 
-/// Ends this process as a program ends whose main function has returned, or raised *failure*.
-pub(super) fn leave_child(py: Python<'_>, failure: Option<Py<PyBaseException>>) -> PyResult<()> {
-    py.import(FORKED)?
-        .call_method1("leave_after", (failure,))
-        .map(drop)
+/// The function that ends a process as a program ends whose main function has returned, or raised its
+/// argument.
+pub(super) fn leave_child(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    Ok(py.import(FORKED)?.getattr("leave_after")?.unbind())
 }
 
 /// Makes the calling thread one of Python's: listed, named, joined and traced like any other.

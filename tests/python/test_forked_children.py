@@ -9,7 +9,7 @@ import pytest
 from _children import run_python
 
 PROGRAM = """
-import http.client, logging, os, sys
+import http.client, logging, os, queue, sys
 import osloxide
 osloxide.install()
 from oslo_config import cfg
@@ -21,10 +21,15 @@ conf = cfg.ConfigOpts()
 conf([], default_config_files=[])
 ENDS = {"/exit": SystemExit(7), "/raise": KeyError("raised"), "/return": None}
 
+CLOSED = queue.SimpleQueue()
+
 def fork(path):
     pid = os.fork()
-    if pid == 0 and ENDS[path]:
-        raise ENDS[path]
+    if pid == 0:
+        # As good as gone: a lock of the import system may be held in a child for ever.
+        sys.modules["osloxide.threads.forked"] = None
+        if ENDS[path]:
+            raise ENDS[path]
     return pid
 
 def status(pid):
@@ -41,13 +46,45 @@ def in_pieces(environ, start_response):
     pid = fork(environ["PATH_INFO"])
     yield status(pid) if pid else b"of the child"
 
+def to_the_end(environ, start_response):
+    start_response("200 OK", [])
+    yield b""
+    pid = fork(environ["PATH_INFO"])
+    if pid:
+        yield status(pid)
+
+class Forking(list):
+    def __init__(self, path):
+        super().__init__([b""])
+        self.path = path
+        self.pid = None
+
+    def read(self, size):
+        if self.pid is not None:
+            return b""
+        self.pid = fork(self.path)
+        return status(self.pid) if self.pid else b"of the child"
+
+def while_read(environ, start_response):
+    start_response("200 OK", [])
+    return environ["wsgi.file_wrapper"](Forking(environ["PATH_INFO"]))
+
+class Closing(Forking):
+    def close(self):
+        CLOSED.put(self.read(0))
+
+def while_closed(environ, start_response):
+    start_response("200 OK", [])
+    return Closing(environ["PATH_INFO"])
+
 def ask(application):
     server = wsgi.Server(conf, "part", application, host="127.0.0.1", port=0)
     server.start()
     for path in ENDS:
         client = http.client.HTTPConnection("127.0.0.1", server.port)
         client.request("GET", path)
-        print(client.getresponse().read().decode(), flush=True)
+        body = client.getresponse().read() or CLOSED.get(timeout=30)
+        print(body.decode(), flush=True)
         client.close()
     server.stop()
 
@@ -62,7 +99,11 @@ HOW
 """
 
 
-@pytest.mark.parametrize("how", ["ask(at_once)", "ask(in_pieces)", "run_jobs(None)"])
+@pytest.mark.parametrize(
+    "how",
+    ["ask(at_once)", "ask(in_pieces)", "ask(to_the_end)", "ask(while_read)", "ask(while_closed)",
+     "run_jobs(None)"],
+)  # fmt: skip
 def test_a_child_of_a_request_or_a_job_ends_with_it_and_answers_nobody(how: str) -> None:
     """No process is left of the session, either."""
     done = run_python(PROGRAM.replace("HOW", how))

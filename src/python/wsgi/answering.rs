@@ -46,10 +46,11 @@ impl Application {
         {
             return self.send_file(call, wrapper);
         }
-        let is_single = !call.progress().has_begun && matches!(result.len(), Ok(1));
-        let mut pieces = result.try_iter()?.inspect(|piece| {
-            child::leave_if_forked(py, piece.as_ref().err());
-        });
+        let is_single =
+            !call.progress().has_begun && matches!(child::call(py, || result.len()), Ok(1));
+        let mut items = child::call(py, || result.try_iter())?;
+        let mut pieces =
+            std::iter::from_fn(|| child::call(py, || items.next().transpose()).transpose());
         if is_single && let Some(first) = pieces.next() {
             let body = bytes_from(&first?, self.is_lenient)?;
             let Some(second) = pieces.next() else {
@@ -90,7 +91,7 @@ impl Application {
             None => {
                 let mut left = declared.unwrap_or(u64::MAX);
                 while left > 0
-                    && let Some(block) = wrapper.get().block(py, left)?
+                    && let Some(block) = child::call(py, || wrapper.get().block(py, left))?
                 {
                     let bytes = bytes_from(&block, self.is_lenient)?;
                     left = left.saturating_sub(bytes.len() as u64);
@@ -218,9 +219,10 @@ impl Application {
 
     /// Closes the application's result (PEP 3333), exactly once and on every path.
     pub(super) fn close(&self, py: Python<'_>, exchange: &dyn Exchange, result: &Bound<'_, PyAny>) {
-        let closed = result
-            .getattr_opt(pyo3::intern!(py, "close"))
-            .and_then(|close| close.map(|close| close.call0()).transpose());
+        let closed = child::call(py, || {
+            let close = result.getattr_opt(pyo3::intern!(py, "close"))?;
+            close.map(|close| close.call0()).transpose()
+        });
         if let Err(error) = closed {
             let line = crate::wsgi::access_log::request_line(exchange.request());
             self.report(

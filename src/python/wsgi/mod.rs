@@ -110,6 +110,7 @@ struct Unsent {
 
 impl Application {
     pub(super) fn new(py: Python<'_>, options: Options<'_, '_>) -> PyResult<Self> {
+        child::prepare(py)?;
         let access_log = match options.log {
             Some(log) if !options.log_format.is_empty() => Some(Arc::new(AccessLog::new(
                 py,
@@ -324,8 +325,7 @@ impl Application {
         if self.has_timeout {
             in_flight::watch(self.owner, call.clone().unbind());
         }
-        let result = self.app.bind(py).call1((environ, call));
-        child::leave_if_forked(py, result.as_ref().err());
+        let result = child::call(py, || self.app.bind(py).call1((environ, call)));
         let (answer, result) = match result {
             Ok(result) => (self.collect(call.get(), &result), Some(result)),
             Err(error) => (Err(error), None),
