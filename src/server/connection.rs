@@ -115,7 +115,7 @@ pub(super) struct Connection {
     pub(super) link: Link<Socket>,
     pub(super) endpoints: Arc<Endpoints>,
     pub(super) phase: Phase,
-    /// The last time that bytes came or a request ended.
+    /// The last time that bytes came, or a handshake or a request ended.
     pub(super) active: Instant,
     /// When the reactor will look at the connection next, if nothing happens.
     pub(super) armed: Option<Instant>,
@@ -389,7 +389,8 @@ impl Connection {
         } else {
             RECEIVE_BYTES
         };
-        BUFFER.with_borrow_mut(|buffer| {
+        let was_handshaking = self.link.is_handshaking();
+        let fill = BUFFER.with_borrow_mut(|buffer| {
             buffer.resize(RECEIVE_BYTES, 0);
             let buffer = &mut buffer[..most];
             loop {
@@ -404,7 +405,12 @@ impl Connection {
                     Err(_) => Fill::Ended,
                 };
             }
-        })
+        });
+        if was_handshaking && !self.link.is_handshaking() {
+            // What the client has to say comes only now.
+            self.active = Instant::now();
+        }
+        fill
     }
 
     /// Sends the head and the body of an answer of the server's own, which is the connection's last.
@@ -437,7 +443,7 @@ impl Connection {
 
     /// True where sending has failed because a file ended too early, and for no other reason: the
     /// client may still be there.
-    pub(super) fn has_short_file(&self) -> bool {
+    pub(super) fn was_stopped_by_short_file(&self) -> bool {
         self.link.has_short_file() && self.link.unsent() > 0
     }
 
@@ -470,4 +476,4 @@ fn sent(link: &Link<Socket>) -> Sent {
     unsafe_code,
     reason = "bytes of which a room says that they were written"
 )]
-mod tests;
+pub(super) mod tests;

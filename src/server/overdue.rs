@@ -10,8 +10,10 @@ use crate::pool::Abandon;
 use crate::threads::{self, Signals};
 use nix::unistd::Pid;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::error;
 
 const STACK_BYTES: usize = 512 * 1024;
 /// Longest time between two looks: the end of the server is seen by then.
@@ -31,7 +33,12 @@ pub(super) fn start(
     let name = "osloxide-overdue".to_owned();
     threads::start(name, STACK_BYTES, Signals::AsCreator, move || {
         while !reactor.has_ended() {
-            let (overdue, next) = reactor.handler().give_up_overdue(timeout);
+            let look = || reactor.handler().give_up_overdue(timeout);
+            // A panic costs this look, not the watch over all that are overdue after it.
+            let (overdue, next) = catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|_| {
+                error!("a panic while a request was given up");
+                (Vec::new(), None)
+            });
             for thread in overdue {
                 pool.abandon(Pid::from_raw(thread));
             }

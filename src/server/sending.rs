@@ -6,7 +6,6 @@
 
 use super::client_wait::{BYTES_PER_MS, LOOKS, PRESSED_GRACE, SLOW_BYTES_PER_SECOND};
 use crate::scoreboard;
-use crate::wsgi::Delivery;
 use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +13,9 @@ use std::time::{Duration, Instant};
 
 /// Between two looks whether a client has taken what the kernel holds for it.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
-const LAST_LOOK: Duration = Duration::from_millis(250);
+const LAST_LOOK: Duration = Duration::from_secs(4);
+/// During a drain: how long a client that has to take all of it may take none of it.
+const LAST_QUIET: Duration = Duration::from_secs(5);
 
 /// What follows once the answer was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,15 +138,26 @@ impl Sending {
         (age >= PRESSED_GRACE && rate < SLOW_BYTES_PER_SECOND).then_some(rate)
     }
 
+    /// True once the client has taken what was waited for.
+    pub(super) fn is_taken(&self) -> bool {
+        self.is_taken
+    }
+
+    /// When the client is given up in a drain that began then, if its end was waited for alone.
+    pub(super) fn last_deadline(&self, began: Instant) -> Option<Instant> {
+        self.awaited_since?;
+        Some(self.moved.max(began) + LAST_QUIET)
+    }
+
     /// When the client is to be looked at again, or is given up because it has taken nothing for too
-    /// long, or too little; in the past once it has taken what was waited for.
+    /// long, or too little.
     pub(super) fn deadline(&self, timeout: Option<Duration>) -> Option<Instant> {
         let end = timeout.and_then(|timeout| self.end(timeout));
         let Some(since) = self.awaited_since else {
             return Some(end?.min(self.looked.checked_add(timeout? / LOOKS)?));
         };
         let pause = (self.looked - since).clamp(FIRST_LOOK, LAST_LOOK);
-        let look = self.looked + if self.is_taken { Duration::ZERO } else { pause };
+        let look = self.looked + pause;
         Some(end.map_or(look, |end| end.min(look)))
     }
 
@@ -154,24 +166,6 @@ impl Sending {
         let allowance = Duration::from_millis(bytes / BYTES_PER_MS);
         let altogether = self.since.checked_add(timeout.checked_add(allowance)?)?;
         Some(self.moved.checked_add(timeout)?.min(altogether))
-    }
-}
-
-/// What became of an answer of which `unsent` bytes are left.
-pub(super) fn delivery(body: u64, unsent: u64) -> Delivery {
-    Delivery {
-        sent: body.saturating_sub(unsent),
-        is_whole: unsent == 0,
-        is_file_short: false,
-    }
-}
-
-/// What became of an answer of which `body` bytes were to be sent in the end, and were.
-pub(super) fn delivered(body: u64, after: After, is_file_short: bool) -> Delivery {
-    Delivery {
-        sent: body,
-        is_whole: after != After::Cut,
-        is_file_short,
     }
 }
 
@@ -334,8 +328,9 @@ mod tests {
         sending.look(now, Sent { taken, unconfirmed });
         assert_eq!(sending.deadline(None), Some(now + LAST_LOOK));
         let unconfirmed = 0;
+        assert!(!sending.is_taken());
         sending.look(now, Sent { taken, unconfirmed });
-        assert_eq!(sending.deadline(None), Some(now));
+        assert!(sending.is_taken());
     }
 
     #[test]

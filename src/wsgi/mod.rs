@@ -214,6 +214,19 @@ pub struct Delivery {
     pub is_file_short: bool,
 }
 
+impl Delivery {
+    /// Of an answer with so many bytes of a body, behind which `unsent` bytes at the end of its
+    /// connection, heads and the framing of chunks among them, were not taken.
+    #[must_use]
+    pub fn of(body: u64, unsent: u64, is_whole: bool) -> Self {
+        Self {
+            sent: body.saturating_sub(unsent),
+            is_whole,
+            is_file_short: false,
+        }
+    }
+}
+
 /// What a client was told whose request was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GivenUp {

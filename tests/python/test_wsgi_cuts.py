@@ -188,10 +188,10 @@ def application(environ, start_response):
     start_response("200 OK", [])
     if environ["PATH_INFO"] == "/whole":
         return [bytes(30_000)]
-    return stream()
+    return stream(b"some" if environ["PATH_INFO"] != "/much" else bytes(range(256)) * 12_000)
 
-def stream():
-    yield b"some"
+def stream(piece):
+    yield piece
     while not os.path.exists("release"):
         time.sleep(0.01)
 """
@@ -224,17 +224,18 @@ def test_an_answer_that_only_its_end_delimits_does_not_look_whole_when_its_worke
     assert server.stop() == 0, server.log
 
 
-def test_a_request_that_is_given_up_takes_nothing_of_earlier_answers(
-    site: Callable[..., Running],
+@pytest.mark.parametrize(("path", "given"), [("/", b"some"), ("/much", LARGE)])
+def test_a_request_that_is_given_up_takes_nothing_of_what_was_given_before(
+    site: Callable[..., Running], path: str, given: bytes
 ) -> None:
     server = site("--request-timeout", "1")
     with Connection(("127.0.0.1", server.port()), 4096) as client:
-        client.send(pipeline("/whole", "/", version="HTTP/1.0"))
+        client.send(pipeline("/whole", path, version="HTTP/1.0"))
         wait_until(lambda: "has run for" in server.log, "the end of its time")
 
         assert client.answer().body == WHOLE
         client.head()
-        assert take_all(client) == (b"some", "reset")
+        assert take_all(client) == (given, "reset")
     assert server.stop() == 0, server.log
 
 

@@ -1,4 +1,7 @@
-"""What is under way on a connection when its server stops or reloads is brought to its end."""
+"""Handshakes that are under way when a server reloads are brought to their end.
+
+How long each phase is given in a drain: src/server/reactor/timing.rs, with chosen instants.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,12 @@ from typing import Any
 
 import pytest
 from support.certify import OPENSSL, Pair, self_signed
-from support.raw_http import DEADLINE, Connection, serving
+from support.raw_http import DEADLINE
 from support.serving import Running, starter
-from support.tls import TLSConnection, tls_configuration
 from waiting import wait_until
-
-from osloxide import wsgi
 
 Address = tuple[str, int]
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-
-
-def app(_environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    start_response("200 OK", [])
-    return [b"done"]
 
 
 class Greeting:
@@ -71,37 +66,6 @@ class Greeting:
         self._plain.close()
 
 
-def pass_time(kind: type[Connection], address: Address) -> None:
-    """Be idle for as long as the server lets its clients be."""
-    with kind(address) as idle:
-        assert idle.request().status == 200
-        idle.assert_closed()
-
-
-def test_a_head_that_began_long_before_a_stop_may_still_end() -> None:
-    kind = type("Server", (wsgi.Server,), {"keep_alive_timeout": 1.1})
-    with serving(app, kind=kind) as server, Connection((server.host, server.port)) as client:
-        client.send(REQUEST[:-2])
-        pass_time(Connection, (server.host, server.port))
-
-        server.stop()
-        client.send(REQUEST[-2:])
-
-        assert client.answer().body == b"done"
-
-
-def test_a_handshake_that_began_long_before_a_stop_may_still_end() -> None:
-    kind = type("Server", (wsgi.Server,), {"keep_alive_timeout": 2.1})
-    with serving(app, kind=kind, conf=tls_configuration(), use_ssl=True) as server:
-        address = server.host, server.port
-        with contextlib.closing(Greeting(address)) as client:
-            pass_time(TLSConnection, address)
-
-            server.stop()
-
-            assert client.ask()[1].endswith(b"done")
-
-
 SITE = """
 def application(environ, start_response):
     start_response("200 OK", [])
@@ -135,8 +99,8 @@ def test_handshakes_that_wait_survive_a_new_certificate_and_later_ones_get_it(
         "--certfile", str(pair.certificate), "--keyfile", str(pair.key),
     )  # fmt: skip
     address = "127.0.0.1", site.port()
-    # As many as end in the time that they are given on any machine.
-    count = 40
+    # Few: the time that they are given passes on a busy machine as well.
+    count = 4
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(contextlib.closing(Greeting(address))) for _ in range(count)]
         shutil.copy(other.certificate, pair.certificate)

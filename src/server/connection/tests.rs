@@ -2,6 +2,7 @@
 //! the client, so that what has come is known at every step.
 
 use super::*;
+use rustls::ServerConnection;
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -10,6 +11,12 @@ use std::os::unix::net::UnixStream;
 const BOUND: usize = 64 << 10;
 
 fn connection() -> (Connection, UnixStream) {
+    connection_with(None)
+}
+
+pub(in crate::server) fn connection_with(
+    session: Option<Box<ServerConnection>>,
+) -> (Connection, UnixStream) {
     let (ours, client) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     let limits = Limits {
@@ -20,7 +27,7 @@ fn connection() -> (Connection, UnixStream) {
         is_lenient: false,
         is_uwsgi: false,
     };
-    let link = Link::new(OwnedFd::from(ours), None);
+    let link = Link::new(OwnedFd::from(ours), session);
     let endpoints = Arc::new(Endpoints::new(None, None, false));
     let now = Instant::now();
     let connection = Connection::new(Token(1), link, endpoints, Arc::new(limits), now);

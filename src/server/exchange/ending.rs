@@ -6,7 +6,7 @@
 
 use super::{ConnectionExchange, DISCARD_BYTES, Outcome, Progress};
 use crate::server::connection::Connection;
-use crate::server::sending::{After, Note, Sending, delivered, delivery};
+use crate::server::sending::{After, Note, Sending};
 use crate::wsgi::{BodyError, ClientGone, Delivery, Exchange, GivenUp};
 use http::{HeaderMap, Method, StatusCode};
 use std::sync::atomic::Ordering;
@@ -43,7 +43,7 @@ impl ConnectionExchange<'_> {
         let body = self.body;
         let note = self.note.take().map(|value| Note { value, body });
         let Some(connection) = self.connection.take() else {
-            let failed = self.failed.unwrap_or_else(|| delivery(body, body));
+            let failed = self.failed.unwrap_or(Delivery::of(body, body, body == 0));
             return (None, Outcome::Failed(note.map(|note| (note, failed))));
         };
         let after = if self.is_cut {
@@ -107,9 +107,13 @@ impl ConnectionExchange<'_> {
 
     /// The link has failed: the client is gone, unless it was a file that ended too early.
     pub(super) fn lose(&mut self) -> Result<(), ClientGone> {
-        match self.reclaim().filter(|held| held.has_short_file()) {
+        match self
+            .reclaim()
+            .filter(|held| held.was_stopped_by_short_file())
+        {
             Some(held) => {
-                self.body -= held.drop_unsent();
+                let lost = held.drop_unsent();
+                self.body = self.body.saturating_sub(lost);
                 self.cut()
             }
             None => self.fail(),
@@ -121,9 +125,7 @@ impl ConnectionExchange<'_> {
         if self.failed.is_none() {
             let body = self.body;
             let unsent = self.reclaim().map_or(body, |held| held.link.unsent());
-            let mut delivery = delivery(body, unsent);
-            delivery.is_whole = false;
-            self.failed = Some(delivery);
+            self.failed = Some(Delivery::of(body, unsent, false));
         }
         self.progress = Progress::Ended;
         if let Some(connection) = self.reclaim() {
@@ -138,16 +140,6 @@ impl ConnectionExchange<'_> {
         self.is_last = true;
         self.progress = Progress::Ended;
         Err(ClientGone)
-    }
-
-    /// Cuts the answer off behind what is with the kernel; what became of it.
-    fn cut_off(&mut self) -> Delivery {
-        self.abort();
-        match self.reclaim().map(Connection::drop_unsent) {
-            Some(lost) => self.body -= lost,
-            None => self.body = 0,
-        }
-        delivered(self.body, After::Cut, false)
     }
 
     /// What to say to those that go on with an answer that is over: nothing of it will be sent where it
@@ -166,28 +158,37 @@ impl ConnectionExchange<'_> {
         }
         let status = StatusCode::GATEWAY_TIMEOUT;
         let is_answered = self.progress == Progress::Nothing && self.send_error(status).is_ok();
+        if !is_answered {
+            self.abort();
+        }
         let body = self.body;
+        let unsent = match self.reclaim() {
+            Some(held) if !is_answered => held.link.unsent(),
+            Some(_) => 0,
+            None => body,
+        };
+        let of_rest = || Delivery::of(body, unsent, is_answered);
         let given_up = GivenUp {
             status: is_answered.then_some(status),
-            delivery: if is_answered {
-                delivery(body, 0)
-            } else {
-                self.cut_off()
-            },
+            delivery: self.failed.unwrap_or_else(of_rest),
         };
         self.failed = Some(given_up.delivery);
         self.progress = Progress::Ended;
         self.failure = Some(BodyError::Disconnected);
         // It is not in flight any more, whatever the application does.
         self.in_flight = None;
-        self.reclaim();
         if let Some(connection) = self.connection.take() {
+            // It was reserved until now. Where others have used it up meanwhile, the bound is exceeded
+            // rather than the client deprived of what it was given.
+            let memory = connection.link.memory();
+            let has_room = self.terms.unsent.reserve(memory);
+            let reserved = if has_room { memory } else { 0 };
             let after = if is_answered {
                 After::Linger
             } else {
                 After::Cut
             };
-            self.keeper.end(connection, after);
+            self.keeper.end(connection, after, reserved);
         }
         Some(given_up)
     }

@@ -16,7 +16,7 @@ use crate::server::encoding::{
 };
 use crate::server::link::Flushed;
 use crate::server::received_request::ReceivedRequest;
-use crate::server::sending::{After, Note, Sending, UnsentMemory, delivered};
+use crate::server::sending::{After, Note, Sending, UnsentMemory};
 use crate::server::slow_clients::SlowClients;
 use crate::server::socket;
 use crate::wsgi::request::RequestHead;
@@ -47,8 +47,9 @@ pub(in crate::server) trait Keeper: Sync {
     /// Makes so much memory free for an answer that its client has not taken, if the thread is needed
     /// for other requests; false when it cannot.
     fn make_memory(&self, bytes: u64) -> bool;
-    /// Ends a connection on which everything was said, whose exchange goes on without it.
-    fn end(&self, connection: Box<Connection>, after: After);
+    /// Ends a connection on which everything was said, whose exchange goes on without it. So many bytes
+    /// of memory were reserved for what is left to send.
+    fn end(&self, connection: Box<Connection>, after: After, reserved: u64);
     /// Gives it back; `None` when it is lost.
     fn reclaim(&self, token: Token) -> Option<Box<Connection>>;
 }
@@ -560,10 +561,11 @@ impl Exchange for ConnectionExchange<'_> {
             return self.failed;
         }
         let connection = self.connection.as_ref().filter(|_| !self.is_kept)?;
-        let after = if self.is_cut { After::Cut } else { After::Next };
         let link = &connection.link;
-        link.is_flushed()
-            .then(|| delivered(self.body, after, link.has_short_file()))
+        link.is_flushed().then(|| Delivery {
+            is_file_short: link.has_short_file(),
+            ..Delivery::of(self.body, 0, !self.is_cut)
+        })
     }
 
     fn when_delivered(&mut self, note: Box<dyn Any + Send>) {

@@ -96,22 +96,34 @@ fn certificate(name: &str) -> std::path::PathBuf {
 /// The other end of an encrypted link.
 struct Client(ClientConnection);
 
-impl Client {
-    fn new() -> Self {
-        let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_file(certificate("ca.crt")).unwrap())
-            .unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = ServerName::try_from("localhost").unwrap();
-        Self(ClientConnection::new(Arc::new(config), name).unwrap())
-    }
+/// The client's end of a session that trusts [`session`].
+pub(in crate::server) fn client() -> ClientConnection {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(certificate("ca.crt")).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").unwrap();
+    ClientConnection::new(Arc::new(config), name).unwrap()
+}
 
+/// The server's end of a session.
+pub(in crate::server) fn session() -> Box<ServerConnection> {
+    let config = tls::Config::load(&tls::Options {
+        cert_file: certificate("server.crt"),
+        key_file: certificate("server.key"),
+        ..tls::Options::default()
+    })
+    .unwrap();
+    Box::new(config.accept().unwrap())
+}
+
+impl Client {
     /// Carries what both sides have to say; returns what was said in the clear.
     fn talk(&mut self, link: &mut Link<Fake>) -> io::Result<Vec<u8>> {
         let mut outgoing = Vec::new();
@@ -143,15 +155,8 @@ impl Client {
 
 /// An encrypted link behind its handshake, and its other end.
 fn encrypted(step: usize) -> (Link<Fake>, Client) {
-    let config = tls::Config::load(&tls::Options {
-        cert_file: certificate("server.crt"),
-        key_file: certificate("server.key"),
-        ..tls::Options::default()
-    })
-    .unwrap();
-    let session = config.accept().unwrap();
-    let mut link = Link::new(Fake::new(step), Some(Box::new(session)));
-    let mut client = Client::new();
+    let mut link = Link::new(Fake::new(step), Some(session()));
+    let mut client = Client(client());
     link.transport.room.set(usize::MAX);
     while client.0.is_handshaking() || link.is_handshaking() {
         client.talk(&mut link).unwrap();

@@ -10,7 +10,8 @@ use crate::server::exchange::DISCARD_BYTES;
 use crate::server::framing::Refusal;
 use crate::server::link::Flushed;
 use crate::server::received_request::ReceivedRequest;
-use crate::server::sending::{After, Sending, delivered};
+use crate::server::sending::{After, Sending};
+use crate::wsgi::Delivery;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::time::Instant;
 use tracing::{debug, warn};
@@ -132,7 +133,10 @@ impl Reactor {
                 self.unsent.release(std::mem::take(&mut sending.reserved));
                 let after = sending.after;
                 if let Some(note) = sending.note.take() {
-                    let delivery = delivered(note.body, after, connection.link.has_short_file());
+                    let delivery = Delivery {
+                        is_file_short: connection.link.has_short_file(),
+                        ..Delivery::of(note.body, 0, after != After::Cut)
+                    };
                     jobs.push(Job::Deliver(note, delivery));
                 }
                 connection.active = Instant::now();
@@ -151,10 +155,10 @@ impl Reactor {
                 connection.phase = Phase::Sending(sending);
                 self.park(connection)
             }
-            Err(_) if connection.has_short_file() => {
+            Err(_) if connection.was_stopped_by_short_file() => {
                 let lost = connection.drop_unsent();
                 if let Some(note) = &mut sending.note {
-                    note.body -= lost;
+                    note.body = note.body.saturating_sub(lost);
                 }
                 sending.after = After::Cut;
                 connection.phase = Phase::Sending(sending);

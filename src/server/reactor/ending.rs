@@ -6,8 +6,9 @@
 use super::{Again, Job, Reactor};
 use crate::scoreboard;
 use crate::server::connection::{Connection, Lingering, Phase, Token};
-use crate::server::sending::{Sending, delivery};
+use crate::server::sending::Sending;
 use crate::server::socket;
+use crate::wsgi::Delivery;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -134,8 +135,7 @@ impl Reactor {
     ) {
         let link = &mut connection.link;
         if let Some(note) = sending.note {
-            let mut delivery = delivery(note.body, link.unsent());
-            delivery.is_whole = false;
+            let delivery = Delivery::of(note.body, link.unsent(), false);
             jobs.push(Job::Deliver(note, delivery));
         }
         link.abort();

@@ -24,7 +24,7 @@ use super::exchange::{ConnectionExchange, Keeper, Outcome, Terms};
 use super::framing::Limits;
 use super::free_memory;
 use super::received_request::ReceivedRequest;
-use super::sending::{self, After, Note, Sending, UnsentMemory};
+use super::sending::{After, Note, Sending, UnsentMemory};
 use super::slow_clients::SlowClients;
 use super::{Settings, Stats, socket, tls};
 use crate::pool::{self, Source};
@@ -553,8 +553,10 @@ impl Reactor {
             }
             Outcome::Sent(after, note) => {
                 if let Some(note) = note {
-                    let is_file_short = connection.link.has_short_file();
-                    let delivery = sending::delivered(note.body, after, is_file_short);
+                    let delivery = Delivery {
+                        is_file_short: connection.link.has_short_file(),
+                        ..Delivery::of(note.body, 0, after != After::Cut)
+                    };
                     jobs.push(Job::Deliver(note, delivery));
                 }
                 self.go_on(connection, after)
@@ -604,9 +606,9 @@ impl Keeper for Reactor {
         self.drive(self.park(connection), &mut Vec::new());
     }
 
-    fn end(&self, mut connection: Box<Connection>, after: After) {
+    fn end(&self, mut connection: Box<Connection>, after: After, reserved: u64) {
         connection.active = Instant::now();
-        let sending = Sending::new(after, None, 0, connection.sent());
+        let sending = Sending::new(after, None, reserved, connection.sent());
         connection.phase = Phase::Sending(Box::new(sending));
         // An answer that has no note leads to no job.
         self.drive(Some(connection), &mut Vec::new());

@@ -4,6 +4,7 @@
 //! has passed. Never looks at bytes.
 
 use super::{Job, Reactor};
+use crate::server::Settings;
 use crate::server::connection::{Connection, Lingering, Phase, Token};
 use http::StatusCode;
 use std::sync::atomic::Ordering;
@@ -46,62 +47,9 @@ impl Reactor {
 
     /// When a connection that no thread has checked out has waited long enough.
     fn deadline(&self, connection: &Connection) -> Option<Instant> {
-        let patience = self.settings.client_socket_timeout;
-        let at_most = |time: Duration| patience.map_or(time, |patience| patience.min(time));
         let is_draining = self.is_draining.load(Ordering::Acquire);
-        // Patience may be longer than time itself.
-        let normal = match &connection.phase {
-            Phase::Head { since: None }
-                if connection.lacks_proxy_header() || connection.link.is_handshaking() =>
-            {
-                Some(connection.active + at_most(HANDSHAKE_TIME))
-            }
-            Phase::Head { since: None } => {
-                let idle = self.settings.keep_alive_timeout.or(patience);
-                let patience = if connection.is_fresh { patience } else { idle };
-                patience.and_then(|patience| connection.active.checked_add(patience))
-            }
-            Phase::Head { since: Some(since) } => Some(*since + at_most(HEAD_TIME)),
-            Phase::Collecting(received) => {
-                patience.and_then(|patience| received.since.checked_add(patience))
-            }
-            // The exchange watches its own time.
-            Phase::Producing => None,
-            Phase::Sending(sending) => sending.deadline(patience),
-            Phase::Discarding { since, .. } => Some(*since + at_most(DISCARD_TIME)),
-            Phase::Refused { until } => *until,
-            Phase::Lingering(Lingering { since, active, .. }) => {
-                let longest = if is_draining {
-                    LAST_LINGER_TIME
-                } else {
-                    LINGER_TIME
-                };
-                Some((*since + at_most(longest)).min(*active + LINGER_QUIET))
-            }
-        };
-        if !is_draining {
-            return normal;
-        }
-        let began = self.drain_began.lock().unwrap_or(connection.active);
-        let last = match &connection.phase {
-            // A request is on its way, and was before the drain began.
-            Phase::Head { since: None } if connection.is_fresh && connection.link.has_greeted() => {
-                connection.active.max(began) + FIRST_REQUEST_TIME
-            }
-            // It was accepted out of the kernel's queue, and its client was promised an answer.
-            Phase::Head { since: None } if connection.is_fresh => {
-                connection.active + FIRST_REQUEST_TIME
-            }
-            Phase::Head { since: None } => connection.active + QUIET_TIME,
-            Phase::Head { since: Some(since) } => (*since).max(began) + LAST_HEAD_TIME,
-            Phase::Collecting(_)
-            | Phase::Producing
-            | Phase::Sending(_)
-            | Phase::Discarding { .. }
-            | Phase::Refused { .. }
-            | Phase::Lingering(_) => return normal,
-        };
-        Some(normal.map_or(last, |normal| normal.min(last)))
+        let began = is_draining.then(|| self.drain_began.lock().unwrap_or(connection.active));
+        deadline(connection, &self.settings, began)
     }
 
     /// Brings every deadline forward to what a drain allows.
@@ -123,7 +71,10 @@ impl Reactor {
                 return;
             };
             connection.look(now);
+            let is_taken =
+                matches!(&connection.phase, Phase::Sending(sending) if sending.is_taken());
             match self.deadline(connection) {
+                _ if is_taken => slot.connection.take(),
                 Some(deadline) if deadline <= now => slot.connection.take(),
                 _ => {
                     self.arm(connection, now);
@@ -159,5 +110,168 @@ impl Reactor {
                 self.drive(self.park(connection), jobs);
             }
         }
+    }
+}
+
+/// The same, where a drain began then.
+fn deadline(
+    connection: &Connection,
+    settings: &Settings,
+    drain_began: Option<Instant>,
+) -> Option<Instant> {
+    let patience = settings.client_socket_timeout;
+    let at_most = |time: Duration| patience.map_or(time, |patience| patience.min(time));
+    // Patience may be longer than time itself.
+    let normal = match &connection.phase {
+        Phase::Head { since: None }
+            if connection.lacks_proxy_header() || connection.link.is_handshaking() =>
+        {
+            Some(connection.active + at_most(HANDSHAKE_TIME))
+        }
+        Phase::Head { since: None } => {
+            let idle = settings.keep_alive_timeout.or(patience);
+            let patience = if connection.is_fresh { patience } else { idle };
+            patience.and_then(|patience| connection.active.checked_add(patience))
+        }
+        Phase::Head { since: Some(since) } => Some(*since + at_most(HEAD_TIME)),
+        Phase::Collecting(received) => {
+            patience.and_then(|patience| received.since.checked_add(patience))
+        }
+        // The exchange watches its own time.
+        Phase::Producing => None,
+        Phase::Sending(sending) => sending.deadline(patience),
+        Phase::Discarding { since, .. } => Some(*since + at_most(DISCARD_TIME)),
+        Phase::Refused { until } => *until,
+        Phase::Lingering(Lingering { since, active, .. }) => {
+            let longest = if drain_began.is_some() {
+                LAST_LINGER_TIME
+            } else {
+                LINGER_TIME
+            };
+            Some((*since + at_most(longest)).min(*active + LINGER_QUIET))
+        }
+    };
+    let Some(began) = drain_began else {
+        return normal;
+    };
+    let last = match &connection.phase {
+        // A request is on its way, and was before the drain began.
+        Phase::Head { since: None }
+            if connection.link.is_handshaking() && connection.link.has_greeted() =>
+        {
+            connection.active.max(began) + FIRST_REQUEST_TIME
+        }
+        // It was accepted out of the kernel's queue, and its client was promised an answer.
+        Phase::Head { since: None } if connection.is_fresh => {
+            connection.active + FIRST_REQUEST_TIME
+        }
+        Phase::Head { since: None } => connection.active + QUIET_TIME,
+        Phase::Head { since: Some(since) } => (*since).max(began) + LAST_HEAD_TIME,
+        Phase::Sending(sending) => match sending.last_deadline(began) {
+            Some(last) => last,
+            None => return normal,
+        },
+        Phase::Collecting(_)
+        | Phase::Producing
+        | Phase::Discarding { .. }
+        | Phase::Refused { .. }
+        | Phase::Lingering(_) => return normal,
+    };
+    Some(normal.map_or(last, |normal| normal.min(last)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::connection::Step;
+    use crate::server::connection::tests::connection_with;
+    use crate::server::link::tests::{client, session};
+    use crate::server::sending::{After, Sending};
+    use rustls::ClientConnection;
+    use std::os::unix::net::UnixStream;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn last(connection: &Connection, began: Instant) -> Instant {
+        deadline(connection, &Settings::default(), Some(began)).unwrap()
+    }
+
+    #[test]
+    fn a_head_that_began_long_before_a_drain_may_still_end() {
+        let (mut connection, _client) = connection_with(None);
+        let began = connection.active + LONG;
+        connection.phase = Phase::Head {
+            since: Some(connection.active),
+        };
+
+        assert_eq!(last(&connection, began), began + LAST_HEAD_TIME);
+    }
+
+    /// Carries what each side of a handshake has to say to the other one, once.
+    fn talk(connection: &mut Connection, tls: &mut ClientConnection, socket: &mut UnixStream) {
+        while tls.wants_write() {
+            tls.write_tls(socket).unwrap();
+        }
+        connection.link.read_blocked = false;
+        assert!(matches!(connection.next_request(), Step::Blocked));
+        connection.flush().unwrap();
+    }
+
+    #[test]
+    fn a_handshake_that_began_long_before_a_drain_may_end_and_one_that_is_over_holds_nothing() {
+        let (mut connection, mut socket) = connection_with(Some(session()));
+        let mut tls = client();
+        let began = connection.active + LONG;
+        assert_eq!(
+            last(&connection, began),
+            connection.active + FIRST_REQUEST_TIME
+        );
+
+        talk(&mut connection, &mut tls, &mut socket);
+        assert!(connection.link.is_handshaking());
+        assert_eq!(last(&connection, began), began + FIRST_REQUEST_TIME);
+
+        let accepted = connection.active;
+        tls.read_tls(&mut socket).unwrap();
+        tls.process_new_packets().unwrap();
+        talk(&mut connection, &mut tls, &mut socket);
+        assert!(!connection.link.is_handshaking());
+        assert!(
+            connection.active > accepted,
+            "its first request is awaited from then on"
+        );
+        let began = connection.active + LONG;
+        assert!(last(&connection, began) < began);
+    }
+
+    #[test]
+    fn a_client_that_stops_to_take_what_it_has_to_is_given_up_in_a_drain() {
+        let (mut connection, _client) = connection_with(None);
+        let mut sending = Sending::new(After::Cut, None, 0, connection.sent());
+        let settings = Settings {
+            client_socket_timeout: None,
+            ..Settings::default()
+        };
+        let began = Instant::now() + LONG;
+        sending.await_taking();
+        sending.look(began, connection.sent());
+        connection.phase = Phase::Sending(Box::new(sending));
+        let mut looks = 0;
+        let mut now = began;
+        while let Some(next) = deadline(&connection, &settings, Some(began))
+            && next > now
+        {
+            now = next;
+            connection.look(now);
+            looks += 1;
+        }
+
+        assert_eq!(now, began + Duration::from_secs(5));
+        assert!(looks <= 3, "{looks} looks");
+        assert_eq!(
+            deadline(&connection, &settings, None),
+            Some(now + Duration::from_secs(4)),
+            "for ever otherwise"
+        );
     }
 }
