@@ -43,7 +43,9 @@ impl ConnectionExchange<'_> {
         let body = self.body;
         let note = self.note.take().map(|value| Note { value, body });
         let Some(connection) = self.connection.take() else {
-            let failed = self.failed.unwrap_or(Delivery::of(body, body, body == 0));
+            let failed = self
+                .failed
+                .unwrap_or_else(|| Delivery::of(body, body, false));
             return (None, Outcome::Failed(note.map(|note| (note, failed))));
         };
         let after = if self.is_cut {
