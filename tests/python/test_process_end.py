@@ -438,6 +438,92 @@ def test_sigterm_ends_a_reset_that_hangs_soon_and_with_status_0(
     assert "returned 0" in program.said()
 
 
+STUBBORN = """
+from osloxide.launch import process_launcher
+process_launcher.DEADLINE_OF_START = 0.1
+
+class Stubborn(Service):
+    def reset(self):
+        say("reset")
+        while True:
+            try:
+                threading.Event().wait()
+            except BaseException:
+                say("swallowed")
+
+prepare = int
+main(0, Stubborn)
+"""
+
+
+def test_a_parent_whose_reset_cannot_be_left_ends_although_its_grace_is_for_ever(
+    running: Any,
+) -> None:
+    program = running(STUBBORN, workers=2)
+    program.expect("started", 2)
+    os.kill(program.process.pid, signal.SIGHUP)
+    program.expect("reset")
+
+    assert program.stop() == 1
+    assert program.said().count("swallowed") == 1
+    assert "Caught SIGTERM, which ends Stubborn.reset() in the parent" in program.text()
+
+
+def test_a_sigterm_just_before_a_reload_skips_it(running: Any) -> None:
+    program = running(
+        """
+        class Hanging(Service):
+            def reset(self):
+                say("reset")
+                threading.Event().wait()
+
+        prepare = int
+        from osloxide.launch.process_launcher import ProcessLauncher as Ours
+        reconfigure = Ours._reconfigure_unless_stopped
+        def after_sigterm(self, method):
+            signal.raise_signal(signal.SIGTERM)
+            reconfigure(self, method)
+        Ours._reconfigure_unless_stopped = after_sigterm
+        main(0, Hanging)
+        """,
+        workers=2,
+    )
+    program.expect("started", 2)
+
+    assert program.stop(signal.SIGHUP) == 0
+    assert "returned 0" in program.said()
+    assert "reset" not in program.said()
+
+
+@pytest.mark.parametrize("grace", [1, 10**10])
+def test_a_stop_in_no_fork_after_wait_has_returned_is_bounded_or_for_ever(
+    running: Any, grace: int
+) -> None:
+    program = running(
+        f"""
+        from oslo_service import _options
+        conf.register_opts(_options.service_opts)
+        conf.set_override("graceful_shutdown_timeout", {grace})
+        class Brief(Service):
+            def wait(self):
+                pass
+            def stop(self):
+                super().stop()
+                say(f"alarm {{signal.alarm(0)}}")
+        prepare = int
+        launcher = service.ProcessLauncher(conf, no_fork=True)
+        launcher.launch_service(Brief())
+        say("launched")
+        threading.Event().wait()
+        """,
+    )
+    program.expect("launched")
+
+    assert program.stop() == 0
+    assert program.said()[-1] == f"alarm {1 if grace == 1 else 0}"
+    assert "Traceback" not in program.text()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("grace", [10**7, 10**10, 10**19])
 def test_a_grace_period_that_no_clock_of_the_system_can_count_is_for_ever(
@@ -511,6 +597,133 @@ def test_a_worker_that_stops_waits_neither_for_itself_nor_for_one_that_has_left(
 
 
 @pytest.mark.parametrize("flavour", ["THREADING", "EVENTLET"])
+def test_a_service_that_a_thread_launches_before_wait_is_forked_by_the_main_thread(
+    running: Any, flavour: str
+) -> None:
+    program = running(
+        """
+        prepare = int
+        os.register_at_fork(before=lambda: say(f"forks on {threading.current_thread().name}"))
+        launcher = service.ProcessLauncher(conf)
+        launch = lambda: launcher.launch_service(Service(), workers)
+        thread = threading.Thread(target=launch)
+        thread.start()
+        thread.join()
+        say("launched")
+        sys.exit(launcher.wait())
+        """,
+        flavour,
+        workers=2,
+    )
+
+    program.expect("started", 2)
+
+    said = [line for line in program.said() if not line.startswith("started")]
+    assert said == ["launched", "forks on MainThread", "forks on MainThread"]
+    assert program.stop() == 0
+
+
+REFUSED = """
+from osloxide import exceptions
+from osloxide.messaging.executor import Executor
+prepare = int
+executor = Executor(2, "rpc-own")
+executor.submit(len, ()).result(30)
+launcher = service.ProcessLauncher(conf)
+
+def launch_and_wait():
+    launcher.launch_service(Service(), workers)
+    return launcher.wait()
+
+try:
+    launch_and_wait()
+except exceptions.ForkAfterThreadsError:
+    say("refused")
+executor.shutdown()
+"""
+
+
+def test_sigterm_between_launch_and_wait_is_honoured_by_a_launcher_used_again(
+    running: Any,
+) -> None:
+    code = (
+        REFUSED
+        + """
+launcher.launch_service(Service(), workers)
+signal.raise_signal(signal.SIGTERM)
+assert launcher.wait() == 0
+say("stopped")
+"""
+    )
+    program = running(code, workers=2)
+
+    assert program.ended() == 0, program.text()
+    assert program.said() == ["refused", "stopped"]
+
+
+def test_another_thread_waits_for_a_launcher_used_again_and_stops_it(running: Any) -> None:
+    code = (
+        REFUSED
+        + """
+def wait():
+    say(f"thread returned {launcher.wait()}")
+
+def lend(function):
+    lent.append(function)
+    asked.set()
+    answered.wait()
+    return answers[0]
+
+from osloxide.threads import main_thread
+main_thread.serve(lend)
+lent, answers, asked, answered = [], [], threading.Event(), threading.Event()
+launcher.launch_service(Service(), workers)
+thread = threading.Thread(target=wait)
+thread.start()
+asked.wait(10)
+answers.append(lent[0]())
+answered.set()
+thread.join()
+sys.exit(answers[0])
+"""
+    )
+    program = running(code, workers=2)
+    program.expect("started", 4)
+
+    assert program.stop() == 0
+    assert "thread returned 0" in program.said()
+
+
+def test_a_service_that_could_not_be_launched_is_neither_resized_nor_reset(running: Any) -> None:
+    code = (
+        REFUSED
+        + """
+class Other(Service):
+    def reset(self):
+        say("reset of the other")
+
+class Probe(Service):
+    pass
+
+Service.reset = lambda self: say(f"reset of {type(self).__name__}")
+launcher.launch_service(Other(), workers)
+launcher.change_workers(-1)
+sys.exit(launcher.wait())
+"""
+    )
+    program = running(code, "EVENTLET", workers=2)
+    program.expect("started", 1)
+    os.kill(program.process.pid, signal.SIGHUP)
+    program.expect("reset")
+    program.expect("started", 3)
+
+    assert program.stop() == 0
+    assert {line for line in program.said() if "reset" in line} == {"reset of the other"}
+    assert "Other has 1 workers from now on, not 2" in program.text()
+    assert "the other workers go on" not in program.text()
+
+
+@pytest.mark.parametrize("flavour", ["THREADING", "EVENTLET"])
 def test_a_service_that_a_thread_launches_meanwhile_is_forked_by_the_main_thread(
     running: Any, flavour: str
 ) -> None:
@@ -544,29 +757,8 @@ def test_a_launcher_that_could_not_fork_its_first_worker_may_be_used_again(
     running: Any, flavour: str
 ) -> None:
     """Native threads were in the way, say; the program ends them and goes on."""
-    program = running(
-        """
-        from osloxide import exceptions
-        from osloxide.messaging.executor import Executor
-        prepare = int
-        executor = Executor(2, "rpc-own")
-        executor.submit(len, ()).result(30)
-        launcher = service.ProcessLauncher(conf)
-
-        def launch_and_wait():
-            launcher.launch_service(Service(), workers)
-            return launcher.wait()
-
-        try:
-            launch_and_wait()
-        except exceptions.ForkAfterThreadsError:
-            say("refused")
-        executor.shutdown()
-        sys.exit(launcher.wait() if sys.argv[1] == "THREADING" else launch_and_wait())
-        """,
-        flavour,
-        workers=2,
-    )
+    code = 'sys.exit(launcher.wait() if sys.argv[1] == "THREADING" else launch_and_wait())'
+    program = running(REFUSED + code, flavour, workers=2)
 
     program.expect("refused")
     program.expect("started", 2)

@@ -37,7 +37,7 @@ from osloxide.launch import (
     worker,
     worker_log,
 )
-from osloxide.launch.runner import Runner, reset
+from osloxide.launch.runner import DEADLINE_OF_START, Runner, reset
 from osloxide.signals import careful_log, policy, shutdown, signal_handler
 from osloxide.threads import main_thread, stopping
 
@@ -45,6 +45,9 @@ LOG = careful_log.logger(__name__)
 
 STOP_MARGIN = 1.0
 """Seconds after the grace period at which a parent ends that could not say that it was over."""
+
+_LONGEST_ALARM = 2**31 - 1
+"""Seconds that alarm(2) takes through Python's ``signal.alarm()``."""
 
 _launchers: weakref.WeakSet[ProcessLauncher] = weakref.WeakSet()
 """Those of this process: its signals and its end concern all of them."""
@@ -126,6 +129,7 @@ class ProcessLauncher:
         self._difference = 0
         self._is_supervising = False
         self._is_reconfiguring = False
+        self._resetting: Any = None
         self._has_ended = threading.Event()
         self._log = worker_log.WorkerLog()
         self._templates: template.Templates | None = None
@@ -169,8 +173,11 @@ class ProcessLauncher:
         LOG.info("Starting %d workers", count)
         self._set_timeouts()
         group = self._add_group(wrapper)
-        if _waited_for.get(os.getpid()) is self:
-            _native.wake()
+        if (
+            threading.current_thread() is not threading.main_thread()
+            or _waited_for.get(os.getpid()) is self
+        ):
+            _native.wake()  # the main thread forks: now where it supervises, else in wait()
         elif self.FORKS_AT_LAUNCH:
             self._fork_at_launch(group)
 
@@ -199,7 +206,7 @@ class ProcessLauncher:
             raise
 
     def change_workers(self, difference: int) -> None:
-        """Have more or fewer workers of the service that was launched first; one stays.
+        """Have more or fewer workers of the first service that has any; one stays.
 
         Workers that are not wanted any more drain as they do when they are stopped. Signal handlers
         may call it; it holds from the next look of the supervisor on.
@@ -208,19 +215,21 @@ class ProcessLauncher:
 
     def _resize(self) -> None:
         difference, self._difference = self._difference, 0
-        if not difference or not self._wrappers:
+        # One without workers could not be launched, or was to have none.
+        group = next((at for at, each in enumerate(self._wrappers) if each.workers), None)
+        if not difference or group is None:
             return
-        wrapper = self._wrappers[0]
+        wrapper, name = self._wrappers[group], self._name_of(group)
         wanted = max(1, wrapper.workers + difference)
         if wanted == wrapper.workers:
-            LOG.info("%s keeps its only worker", self._name_of(0))
+            LOG.info("%s keeps its only worker", name)
             return
         try:
-            self._supervisor_of_this_process().resize(0, wanted)
+            self._supervisor_of_this_process().resize(group, wanted)
         except ValueError as error:
-            LOG.warning("%s keeps %d workers: %s", self._name_of(0), wrapper.workers, error)
+            LOG.warning("%s keeps %d workers: %s", name, wrapper.workers, error)
             return
-        LOG.info("%s has %d workers from now on, not %d", self._name_of(0), wanted, wrapper.workers)
+        LOG.info("%s has %d workers from now on, not %d", name, wanted, wrapper.workers)
         wrapper.workers = wanted
 
     def use_template(self, prepare: Callable[[], object]) -> None:
@@ -247,8 +256,10 @@ class ProcessLauncher:
 
     def _supervisor_of_this_process(self) -> _native.Supervisor:
         if self._supervisor is None:
-            self._scoreboard = scoreboard.make()
-            self._supervisor = _native.Supervisor(self._scoreboard)
+            with self._adding:  # threads may launch at the same time
+                if self._supervisor is None:
+                    self._scoreboard = scoreboard.make()
+                    self._supervisor = _native.Supervisor(self._scoreboard)
         return self._supervisor
 
     def _set_timeouts(self) -> None:
@@ -281,6 +292,10 @@ class ProcessLauncher:
     def _handle_term(self, signo: int, frame: FrameType | None) -> None:
         self._policy.graceful_stop(signo, frame)
         if self._is_reconfiguring:
+            self._is_reconfiguring = False  # once: what it ends is not left a second time
+            service = self._resetting
+            name = "a reload" if service is None else f"{type(service).__name__}.reset()"
+            LOG.info("Caught SIGTERM, which ends %s in the parent", name)
             raise signal_handler.SignalExit(signo, 0)
 
     def _handle_hup(self, signo: int, frame: FrameType | None) -> None:
@@ -319,6 +334,8 @@ class ProcessLauncher:
         their parent.
         """
         grace = float(self.conf.graceful_shutdown_timeout or 0)
+        if grace <= 0 and self._is_reconfiguring:
+            grace = DEADLINE_OF_START
         if grace > 0 and self._pid == os.getpid():
             with contextlib.suppress(OSError):
                 _native.arm_deadline(grace + STOP_MARGIN)
@@ -353,7 +370,7 @@ class ProcessLauncher:
         self._set_timeouts()
         process_title.of_supervisor()
         self._claim_main_thread()
-        self._has_ended.clear()  # an earlier wait() may have ended before the first fork
+        is_over = False
         try:
             if self._templates is not None and self.running:
                 self._templates.begin()
@@ -361,10 +378,15 @@ class ProcessLauncher:
             with self._until_green_thread_is_killed():
                 self._supervise()
             self.stop()
+            is_over = True
         finally:
             status = 0 if self._supervisor is None else self._supervisor.exit_status()
             _native.uninstall_wakeup()
-            self._has_ended.set()
+            ended = self._has_ended
+            if not is_over and not self._has_forked:
+                # Nothing has begun: the launcher may be used again.
+                self._has_ended = threading.Event()
+            ended.set()
             self._release_main_thread()
             _native.disarm_deadline()
             if self.sigcaught is None:
@@ -433,9 +455,7 @@ class ProcessLauncher:
                 LOG.info("Caught %s, %s", signal_handler.signal_name(signo), ending)
             if due not in services.RESTART_METHODS:
                 return
-            self.sigcaught = None
             self._reconfigure_unless_stopped(due)
-            self.running = True
 
     def _respawn_children(self) -> None:
         """Supervise until a request asks for more than forking and reaping."""
@@ -455,15 +475,26 @@ class ProcessLauncher:
                 self._obey(command)
 
     def _reconfigure_unless_stopped(self, restart_method: str) -> None:
-        """A SIGTERM ends it: a reset() of the application, or a hook of its options, may hang."""
-        self._is_reconfiguring = True
+        """A SIGTERM ends it: a reset() of the application, or a hook of its options, may hang.
+
+        One that came before it is seen, one that comes from then on raises: none is forgotten.
+        """
         try:
-            self._reconfigure(restart_method)
+            self._is_reconfiguring = True
+            try:
+                if self.sigcaught != signal.SIGTERM:
+                    self.sigcaught = None
+                    self._reconfigure(restart_method)
+                    self.running = self.sigcaught is None
+            finally:
+                self._is_reconfiguring = False
         except signal_handler.SignalExit:
             if self.sigcaught != signal.SIGTERM:
                 raise
         finally:
-            self._is_reconfiguring = False
+            self._resetting = None
+        if self.sigcaught == signal.SIGTERM and not self.conf.graceful_shutdown_timeout:
+            _native.disarm_deadline()  # it was only for the reset()
 
     def _reconfigure(self, restart_method: str) -> None:
         self._notifier.reloading()
@@ -473,9 +504,13 @@ class ProcessLauncher:
             self._pulse()
             return
         self._set_timeouts()
-        known = [*self._wrappers, *self.children.values()]
+        known = [wrapper for wrapper in self._wrappers if wrapper.workers]
+        known += self.children.values()
         for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
+            self._resetting = service
             reset(service)
+            if self.sigcaught == signal.SIGTERM:
+                return  # it has swallowed the exception
         if self._templates is None:
             self._supervisor_of_this_process().configured()
         else:
@@ -493,10 +528,11 @@ class ProcessLauncher:
         if self._supervisor is None:
             return
         LOG.debug("Killing children.")
+        has_ended = self._has_ended
         self._supervisor.request("stop")
         if threading.current_thread() is not threading.main_thread():
             _native.wake()
-            self._has_ended.wait()
+            has_ended.wait()
         elif not self._is_supervising:
             self._drain()
 
@@ -571,7 +607,8 @@ class ProcessLauncher:
                 self._forget(pid)
                 self._log.exited(pid, self._name_of(group), slot, status, lifetime)
             case ("backoff", group, slot, seconds, failures):
-                self._log.put_off(self._name_of(group), slot, seconds, failures)
+                others = len(self._own)
+                self._log.put_off(self._name_of(group), slot, seconds, failures, others)
             case ("late", slot, pid, waited):
                 self._log.late(slot, pid, waited, self._scoreboard)
             case ("hung", slot, pid, seconds):
@@ -806,9 +843,10 @@ class ProcessLauncher:
             return
         # The service has returned from wait() by itself: nothing is left to wait for.
         LOG.info("Graceful shutdown start")
+        grace = self.conf.graceful_shutdown_timeout or 0
+        if 0 < grace <= _LONGEST_ALARM:
+            signal.alarm(grace)
         self._signals.ignore_handler("SIGTERM")
-        if self.conf.graceful_shutdown_timeout:
-            signal.alarm(self.conf.graceful_shutdown_timeout)
         if self.service is not None:
             self.service.stop()
         LOG.info("Graceful shutdown finish")

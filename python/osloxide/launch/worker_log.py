@@ -73,17 +73,21 @@ class WorkerLog:
                 describe(status),
             )
 
-    def put_off(self, service: str, slot: int, seconds: float, failures: int) -> None:
-        """A slot waits before its next fork."""
+    def put_off(self, service: str, slot: int, seconds: float, failures: int, others: int) -> None:
+        """A slot waits before its next fork.
+
+        :param others: how many workers there are now.
+        """
         LOG.info("Forking too fast, sleeping")
         LOG.error(
             "Worker %d of %s has failed %d times in a row (most recently: %s); its next start is "
-            "in %.1f s, the other workers go on",
+            "in %.1f s, %s",
             slot,
             service,
             failures,
             self._last_exits.get(slot, "it could not be forked"),
             seconds,
+            "the other workers go on" if others else "no other worker runs",
         )
 
     def late(self, slot: int, pid: int, waited: float, board: _native.Scoreboard | None) -> None:
