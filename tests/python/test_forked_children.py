@@ -1,4 +1,4 @@
-"""A child that an application forks in a request or a job ends where the application leaves it.
+"""A child that an application forks in a request, a job or a service ends where that leaves it.
 
 It would be one more server otherwise, on the sockets of its parent. Rules: fork(2), PEP 3333.
 """
@@ -109,3 +109,83 @@ def test_a_child_of_a_request_or_a_job_ends_with_it_and_answers_nobody(how: str)
     done = run_python(PROGRAM.replace("HOW", how))
 
     assert done.stdout.split() == ["7", "1", "0"], done.stderr
+
+
+SERVICE = """
+import os, sys, threading
+import osloxide
+osloxide.install()
+from oslo_config import cfg
+from oslo_service import backend
+backend.init_backend(backend.BackendType[sys.argv[1]])
+from oslo_service import _options, service
+
+conf = cfg.ConfigOpts()
+conf([], default_config_files=[])
+conf.register_opts(_options.service_opts)
+ENDS = [SystemExit(7), SystemExit("said"), KeyError("raised"), None]
+
+def fork(name):
+    for end in ENDS:
+        pid = os.fork()
+        if pid == 0:
+            if end:
+                raise end
+            return True
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(name, status, flush=True)
+
+class Forking(service.Service):
+    def start(self):
+        self.was_reset, self.was_stopped = threading.Event(), threading.Event()
+        fork("start")
+    def reset(self):
+        if fork("reset"):
+            return
+        self.was_reset.set()
+    def stop(self):
+        if fork("stop"):
+            return
+        self.was_stopped.set()
+    def wait(self):
+        if fork("wait"):
+            return
+        launcher.restart()
+        self.was_reset.wait()
+        launcher.stop()
+        self.was_stopped.wait()
+
+launcher = service.ServiceLauncher(conf, restart_method="mutate")
+launcher.launch_service(Forking())
+print("over", launcher.wait(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("flavour", ["THREADING", "EVENTLET"])
+def test_a_child_of_a_service_ends_with_the_method_that_has_forked_it(flavour: str) -> None:
+    done = run_python(SERVICE, flavour)
+
+    methods = ["start", "wait", "reset", "stop"]
+    expected = [f"{method} {status}" for method in methods for status in (7, 1, 1, 0)]
+    assert done.stdout.splitlines() == [*expected, "over 0"], done.stderr
+    assert done.stderr.count("said") == done.stderr.count("KeyError: 'raised'") == len(methods)
+
+
+def test_a_child_that_ends_writes_what_its_log_has_kept() -> None:
+    done = run_python("""
+        import logging, logging.handlers, os, sys
+        from osloxide.threads import forked
+
+        keeps = logging.handlers.MemoryHandler(100, target=logging.StreamHandler(sys.stdout))
+        logging.getLogger().addHandler(keeps)
+
+        def fork():
+            if os.fork() == 0:
+                logging.warning("of the child")
+            else:
+                os.wait()
+
+        forked.call(fork)
+    """)
+
+    assert done.stdout == "of the child\n", done.stderr

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import sys
 import threading
@@ -22,7 +21,7 @@ from typing import Any, NoReturn
 
 from osloxide import _native
 from osloxide.signals import careful_log
-from osloxide.threads import at_end, own
+from osloxide.threads import at_end, forked, own
 
 LOG = careful_log.logger(__name__)
 
@@ -199,10 +198,5 @@ def leave(status: int) -> NoReturn:
             with contextlib.suppress(BaseException):
                 if child.daemon:
                     child.kill()
-        with contextlib.suppress(BaseException):
-            logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(BaseException):
-                stream.flush()
     finally:
-        os._exit(status & 0xFF)
+        forked.leave(status)

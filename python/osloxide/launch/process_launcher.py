@@ -567,7 +567,7 @@ class ProcessLauncher:
         foreign = {pid: wrap for pid, wrap in self.children.items() if pid not in self._own}
         for service in {id(wrap.service): wrap.service for wrap in foreign.values()}.values():
             try:
-                service.stop()
+                services.call_service(service.stop)
             except Exception:
                 LOG.exception("Error stopping %s", type(service).__name__)
         for pid in foreign:
@@ -848,7 +848,7 @@ class ProcessLauncher:
             signal.alarm(grace)
         self._signals.ignore_handler("SIGTERM")
         if self.service is not None:
-            self.service.stop()
+            services.call_service(self.service.stop)
         LOG.info("Graceful shutdown finish")
         os._exit(0)
 

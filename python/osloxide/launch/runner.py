@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from osloxide import _native
 from osloxide.launch import configuration, ending, orphans
+from osloxide.launch.services import call_service
 from osloxide.launch.systemd import Notifier
 from osloxide.signals import careful_log, shutdown, waiting
 from osloxide.signals.control_thread import ControlThread, Request
@@ -116,8 +117,6 @@ class Runner:
         self._phase = Phase.IDLE
         self._begun: list[Any] = []
         self._early: list[Any] = []
-        self._pid = 0
-        """Of the process whose services are called; a program may fork before that."""
         self._is_early = False
         self._starting: Any = None
         self._resetting: Any = None
@@ -155,7 +154,6 @@ class Runner:
         :returns: exit status: 0 after a clean stop, 1 when start() or stop() failed, 2 when
             wait() failed, or what a service passed to ``sys.exit()``.
         """
-        self._pid = os.getpid()
         with self._changed:
             was_early, self._is_early = self._is_early, False
         if not was_early:
@@ -228,11 +226,9 @@ class Runner:
                 self._control.open()
             if self._leaving or self._phase is not Phase.STARTING:
                 return
-        self._pid = os.getpid()
         try:
             self._start(service)
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
-            self._leave_if_forked(exc)
             self._status = self._status or _exit_status(exc, 1, "Error starting thread.")
             self._begin_leaving("")
         self._early.append(service)
@@ -300,7 +296,6 @@ class Runner:
                     self._awaited = service
                     self._wait_for(service)
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
-                self._leave_if_forked(exc)
                 text = "Error starting thread." if method == "start" else "Unhandled exception"
                 self._end_round(_exit_status(exc, failure_status, text))
                 return False
@@ -318,18 +313,9 @@ class Runner:
                 self._begun.append(service)
             self._starting = service  # who begins to leave from now on interrupts it
         try:
-            event_loop.complete(service.start())
+            call_service(service.start)
         finally:
             self._starting = None
-
-    def _leave_if_forked(self, exc: BaseException) -> None:
-        """End here a process that a service has forked and left by an exception.
-
-        The services, threads and signals of the frames above are those of its parent.
-        """
-        if os.getpid() == self._pid:
-            return
-        forked.leave(_exit_status(exc, 1, "A process that a service has forked failed"))
 
     def _leave_start_if_asked(self) -> None:
         """On the main thread, when it is nudged: end a start() or reset() that outlasts SIGTERM."""
@@ -352,7 +338,7 @@ class Runner:
     def _wait_for(self, service: Any) -> None:
         while True:
             try:
-                event_loop.complete(service.wait())
+                call_service(service.wait)
                 return
             except SignalExit as exc:
                 if exc is not self._again:
@@ -506,7 +492,7 @@ class Runner:
         for service in list(self._begun):
             self._stopping = service
             try:
-                event_loop.complete(service.stop())
+                call_service(service.stop)
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
                 text = f"Error stopping {type(service).__name__}"
                 self._status = self._status or _exit_status(exc, 1, text)
@@ -602,7 +588,7 @@ def reset(service: Any) -> None:
     On the main thread an exception that ends programs passes: a signal handler may have raised it.
     """
     try:
-        event_loop.complete(service.reset())
+        call_service(service.reset)
     except BaseException as exc:
         on_main_thread = threading.current_thread() is threading.main_thread()
         if on_main_thread and not isinstance(exc, Exception):
@@ -612,12 +598,7 @@ def reset(service: Any) -> None:
 
 def _exit_status(exc: BaseException, failure_status: int, text: str) -> int:
     """The exit status for an exception, which is logged unless it is a plain ``sys.exit(n)``."""
-    if isinstance(exc, SystemExit):
-        if exc.code is None:
-            return 0
-        if isinstance(exc.code, int):
-            return exc.code
-        LOG.error("%s", exc.code)
-        return 1
-    LOG.error(text, exc_info=exc)
-    return failure_status if isinstance(exc, Exception) else 2
+    if not isinstance(exc, SystemExit):
+        LOG.error(text, exc_info=exc)
+    of_others = failure_status if isinstance(exc, Exception) else 2
+    return forked.exit_status(exc, of_others, lambda said: LOG.error("%s", said))

@@ -10,6 +10,7 @@ Rules: oslo_service.service.Service and Services (oslo.service 4.8), both backen
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from oslo_service.backend.base import ServiceBase
@@ -17,12 +18,21 @@ from oslo_service.backend.base import ServiceBase
 from osloxide import exceptions, threadgroup
 from osloxide._typing import override
 from osloxide.signals import careful_log
-from osloxide.threads import event_loop
+from osloxide.threads import event_loop, forked
 
 LOG = careful_log.logger(__name__)
 
 RESTART_METHODS = ("reload", "mutate")
 START_METHODS = (None, "fork")
+
+
+def call_service(method: Callable[[], Any]) -> None:
+    """Call start(), stop(), wait() or reset() of a service, which may be a coroutine, to its end.
+
+    A process that it has forked ends where it leaves the method: the services, threads and signals
+    of the frames above are those of its parent.
+    """
+    forked.call(lambda: event_loop.complete(method()))
 
 
 def check_service_base(service: object) -> None:
@@ -143,7 +153,7 @@ class Services:
     def stop(self) -> None:
         """Stop the services in order. May be called more than once."""
         for service in self.services:
-            event_loop.complete(service.stop())
+            call_service(service.stop)
         self.done.set()
         self.tg.stop()
 
@@ -153,7 +163,7 @@ class Services:
         :raises SystemExit: the start() of one failed (status 1) or raised SystemExit itself.
         """
         for service in self.services:
-            event_loop.complete(service.wait())
+            call_service(service.wait)
         self.tg.wait()
 
     def restart(self) -> None:
@@ -167,7 +177,7 @@ class Services:
             self.stop()
             self.done = threading.Event()
         for service in self.services:
-            event_loop.complete(service.reset())
+            call_service(service.reset)
         if starts_again:
             for service in self.services:
                 self._run(service)
@@ -182,7 +192,7 @@ class Services:
             # A thread may be in wait() of a service that will never get going.
             for each in self.services:
                 try:
-                    each.stop()
+                    call_service(each.stop)
                 except Exception:
                     LOG.exception("Error stopping %s after a failed start", type(each).__name__)
             done.set()
@@ -195,7 +205,7 @@ class Services:
         :raises SystemExit: start() failed.
         """
         try:
-            event_loop.complete(service.start())
+            call_service(service.start)
         except Exception:
             LOG.exception("Error starting thread.")
             raise SystemExit(1) from None

@@ -1,9 +1,10 @@
 """The end of a process that code of the application has forked on a thread of this package.
 
 Owns how such a child ends where that code leaves it, by a return or an exception: at once, after
-its output was written. It would go on otherwise with what its parent goes on with, such as a loop
-or a reply. greenlet's GreenletExit is a return wherever it is raised. The frames, threads and exit
-functions that such a child has are its parent's. Never forks.
+its log and its output were written. It would go on otherwise with what its parent goes on with,
+such as a loop or a reply. greenlet's GreenletExit is a return wherever it is raised. The frames,
+threads and exit functions that such a child has are its parent's. Owns as well what exit status an
+exception stands for, and how any process of this package is left without its frames. Never forks.
 
 Rules: sys.exit, os._exit (Python library reference).
 """
@@ -11,6 +12,7 @@ Rules: sys.exit, os._exit (Python library reference).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
@@ -49,26 +51,47 @@ def call_until(
 
 
 def leave(status: int) -> NoReturn:
-    """End this process with *status*, of which the kernel keeps the last byte."""
-    for stream in (sys.stdout, sys.stderr):
+    """End this process with *status*, of which the kernel keeps the last byte.
+
+    Its log and its output are written; nothing above runs, no ``finally`` and no exit function.
+    """
+    try:
         with contextlib.suppress(BaseException):
-            stream.flush()
-    os._exit(status & 0xFF)
+            logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(BaseException):
+                stream.flush()
+    finally:
+        os._exit(status & 0xFF)
 
 
 def leave_after(failure: BaseException | None) -> NoReturn:
     """End this process as a program ends whose main function has returned or raised *failure*."""
-    status = 0
-    if isinstance(failure, SystemExit):
-        status = failure.code if isinstance(failure.code, int) else int(failure.code is not None)
-        if failure.code is not None and not isinstance(failure.code, int):
-            with contextlib.suppress(BaseException):
-                print(failure.code, file=sys.stderr)
-    elif failure is not None and not stopping.is_kill(failure):
-        status = 1
+    if failure is not None and stopping.is_kill(failure):
+        failure = None
+    if failure is not None and not isinstance(failure, SystemExit):
         with contextlib.suppress(BaseException):
             traceback.print_exception(failure)
-    leave(status)
+    leave(exit_status(failure, 1, lambda text: print(text, file=sys.stderr)))
+
+
+def exit_status(
+    failure: BaseException | None, of_others: int, say: Callable[[object], object]
+) -> int:
+    """The exit status of a program whose main function has returned or raised *failure*.
+
+    :param of_others: that of an exception other than SystemExit.
+    :param say: called with what ``sys.exit()`` was given where that is no status.
+    """
+    if failure is None:
+        return 0
+    if not isinstance(failure, SystemExit):
+        return of_others
+    if failure.code is None or isinstance(failure.code, int):
+        return failure.code or 0
+    with contextlib.suppress(BaseException):
+        say(failure.code)
+    return 1
 
 
 def _count() -> None:
