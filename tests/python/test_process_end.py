@@ -706,13 +706,17 @@ class Probe(Service):
     pass
 
 Service.reset = lambda self: say(f"reset of {type(self).__name__}")
+reader, writer = os.pipe()
+prepare = lambda: os.write(writer, b"x")
 launcher.launch_service(Other(), workers)
+for _ in range(workers):
+    os.read(reader, 1)  # one that is not wanted before it has started says nothing
 launcher.change_workers(-1)
 sys.exit(launcher.wait())
 """
     )
     program = running(code, "EVENTLET", workers=2)
-    program.expect("started", 1)
+    program.expect("started", 2)
     os.kill(program.process.pid, signal.SIGHUP)
     program.expect("reset")
     program.expect("started", 3)
