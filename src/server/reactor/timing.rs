@@ -258,7 +258,8 @@ mod tests {
         connection.phase = Phase::Sending(Box::new(sending));
         let mut looks = 0;
         let mut now = began;
-        while let Some(next) = deadline(&connection, &settings, Some(began))
+        while looks < 10
+            && let Some(next) = deadline(&connection, &settings, Some(began))
             && next > now
         {
             now = next;
