@@ -2,7 +2,8 @@
 //!
 //! Owns the round of a reload, and the workers that ask to be replaced outside of one. A round never
 //! takes a serving worker away before its successor serves, but where the successor fails, or does not
-//! come to the end of its start, for as long as the other lives. One that leaves is not waited for. Rules: docs/lifecycle.md.
+//! come to the end of its start, for as long as the other lives. One that leaves is not waited for.
+//! Rules: docs/lifecycle.md.
 
 use super::{Phase, Roster};
 use crate::signals::Request;
