@@ -56,11 +56,13 @@ class Service(service.Service):
     def wait(self):
         self.stopped.wait()
 
-def main(grace, kind=Service, method="reload"):
+def main(grace, kind=None, method="reload"):
     from oslo_service import _options
     conf.register_opts(_options.service_opts)
     conf.set_override("graceful_shutdown_timeout", grace)
-    launcher = service.launch(conf, kind(), workers=workers, restart_method=method)
+    launcher = service.launch(
+        conf, (kind or Service)(), workers=workers, restart_method=method
+    )
     status = launcher.wait()
     say(f"returned {status}")
     sys.exit(status)
