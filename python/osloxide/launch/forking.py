@@ -132,10 +132,12 @@ def _await_rest(seconds: float) -> bool:
     the one that forks does. One that asks its database in the midst of something may hold a lock
     as well: eventlet's child would go on with it.
     """
-    began = time.monotonic()
     asleep, pause = 0.0, max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval())
     first: dict[int, cpu_time.Times] = {}
     seen: dict[int, str] = {}
+    _had([thread.native_id or 0 for thread in own.of_application()], first, 0.0)
+    # The clock after the times: what the machine takes in between counts as kept from the threads.
+    began = time.monotonic()
     while others := [thread.native_id or 0 for thread in own.of_application()]:
         waited = time.monotonic() - began
         if all(_native.thread_waits(native_id, seen.get(native_id, "")) for native_id in others):
