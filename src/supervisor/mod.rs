@@ -168,7 +168,8 @@ impl<P: Processes> Supervisor<P> {
         })
     }
 
-    /// Adds a group of *workers* identical workers, 0 allowed, and returns its number.
+    /// Adds a group of *workers* identical workers, 0 allowed, and returns its number. Any thread may: it
+    /// wakes a parked [`Supervisor::next`].
     ///
     /// # Errors
     /// [`Error::TooManyWorkers`].
@@ -180,6 +181,7 @@ impl<P: Processes> Supervisor<P> {
         }
         let group = inner.roster.add_group(name, workers);
         inner.board.name_group(group, name);
+        self.wakeup.wake();
         Ok(group)
     }
 

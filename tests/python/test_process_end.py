@@ -598,22 +598,27 @@ def test_a_worker_that_stops_waits_neither_for_itself_nor_for_one_that_has_left(
     assert list(patience) == [], "one that loads is waited for"
 
 
+SAYS_WHO_FORKS = """
+prepare = int
+os.register_at_fork(before=lambda: say(f"forks on {threading.current_thread().name}"))
+launcher = service.ProcessLauncher(conf)
+launch = lambda: launcher.launch_service(Service(), workers)
+"""
+
+
 @pytest.mark.parametrize("flavour", ["THREADING", "EVENTLET"])
 def test_a_service_that_a_thread_launches_before_wait_is_forked_by_the_main_thread(
     running: Any, flavour: str
 ) -> None:
     program = running(
-        """
-        prepare = int
-        os.register_at_fork(before=lambda: say(f"forks on {threading.current_thread().name}"))
-        launcher = service.ProcessLauncher(conf)
-        launch = lambda: launcher.launch_service(Service(), workers)
-        thread = threading.Thread(target=launch)
-        thread.start()
-        thread.join()
-        say("launched")
-        sys.exit(launcher.wait())
-        """,
+        SAYS_WHO_FORKS
+        + """
+thread = threading.Thread(target=launch)
+thread.start()
+thread.join()
+say("launched")
+sys.exit(launcher.wait())
+""",
         flavour,
         workers=2,
     )
@@ -734,20 +739,18 @@ def test_a_service_that_a_thread_launches_meanwhile_is_forked_by_the_main_thread
     running: Any, flavour: str
 ) -> None:
     program = running(
-        """
-        prepare = int
-        os.register_at_fork(before=lambda: say(f"forks on {threading.current_thread().name}"))
-        launcher = service.ProcessLauncher(conf)
-        launcher.launch_service(Service(), workers)
+        SAYS_WHO_FORKS
+        + """
+launch()
 
-        def launch_another():
-            while not launcher._is_supervising:
-                time.sleep(0.01)
-            launcher.launch_service(Service(), workers)
+def launch_another():
+    while not launcher._is_supervising:
+        time.sleep(0.01)
+    launch()
 
-        threading.Thread(target=launch_another, daemon=True).start()
-        sys.exit(launcher.wait())
-        """,
+threading.Thread(target=launch_another, daemon=True).start()
+sys.exit(launcher.wait())
+""",
         flavour,
         workers=2,
     )
@@ -770,3 +773,26 @@ def test_a_launcher_that_could_not_fork_its_first_worker_may_be_used_again(
     program.expect("started", 2)
     assert program.stop() == 0
     assert len([line for line in program.said() if line.startswith("started")]) == 2
+
+
+@pytest.mark.parametrize("flavour", ["THREADING", "EVENTLET"])
+def test_a_stop_while_the_supervisor_is_made_is_not_lost(running: Any, flavour: str) -> None:
+    """Its handler made one of its own and asked that one, which nobody waited for."""
+    program = running(
+        """
+from osloxide.launch import scoreboard
+make = scoreboard.make
+
+def make_slowly():
+    made = make()
+    os.kill(os.getpid(), signal.SIGTERM)
+    return made
+
+prepare, scoreboard.make = lambda: None, make_slowly
+main(30)
+""",
+        flavour,
+        workers=2,
+    )
+
+    assert program.ended() in {0, -signal.SIGTERM}, program.text()

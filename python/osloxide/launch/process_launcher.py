@@ -173,12 +173,9 @@ class ProcessLauncher:
         LOG.info("Starting %d workers", count)
         self._set_timeouts()
         group = self._add_group(wrapper)
-        if (
-            threading.current_thread() is not threading.main_thread()
-            or _waited_for.get(os.getpid()) is self
-        ):
-            _native.wake()  # the main thread forks: now where it supervises, else in wait()
-        elif self.FORKS_AT_LAUNCH:
+        # The main thread forks: at once where it supervises, else in wait().
+        is_main = threading.current_thread() is threading.main_thread()
+        if self.FORKS_AT_LAUNCH and is_main and _waited_for.get(os.getpid()) is not self:
             self._fork_at_launch(group)
 
     def _add_group(self, wrapper: ServiceWrapper) -> int:
@@ -272,6 +269,7 @@ class ProcessLauncher:
 
     def handle_signal(self) -> None:
         """Install the launcher's signal handlers, behind those of the application."""
+        self._supervisor_of_this_process()  # a handler that made it in the midst of this would lose
         self._signals.add_last(self._handlers())
         policy.bound_handlers(configuration.grace_seconds(self.conf), STOP_MARGIN)
         policy.unblock()
