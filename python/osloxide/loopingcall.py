@@ -97,14 +97,8 @@ class FutureEvent:
     def _end_in_child(self) -> None:
         """A loop of the parent has ended as after ``stop()``."""
         if not self._event.is_set():
-            self._event = _set_event()  # the lock of the inherited one may be held for ever
+            self._event = inherited.event_of_the_past()
             self._result, self._exc_info = True, None
-
-
-def _set_event() -> threading.Event:
-    event = threading.Event()
-    event.set()
-    return event
 
 
 class _Stopwatch:
@@ -269,7 +263,7 @@ class LoopingCallBase:
     def _end_in_child(self) -> None:
         """It does not go on in a forked child, where it may be started anew."""
         self._thread = self._timer = None
-        self._abort = _set_event()
+        self._abort = inherited.event_of_the_past()
 
     def _call(self, stop_on_exception: bool) -> Any:
         # None is no error before the first call, which then fails as it does with oslo.service.

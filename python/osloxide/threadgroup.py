@@ -247,9 +247,8 @@ class ThreadGroup:
         inherited.keep(gone)
         for thread in gone:
             if isinstance(thread, GroupThread):
-                thread.begun, thread.released = threading.Event(), threading.Event()
-                thread.begun.set()
-                thread.released.set()
+                thread.begun = inherited.event_of_the_past()
+                thread.released = inherited.event_of_the_past()
 
     # ---- threads
 

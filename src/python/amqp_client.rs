@@ -189,22 +189,12 @@ impl AmqpClient {
 #[pymethods]
 impl AmqpRequest {
     fn wait<'py>(&self, py: Python<'py>) -> PyResult<(&'static str, Option<Bound<'py, PyAny>>)> {
-        if !is_main_thread() {
-            return told(py, py.detach(|| self.pending.wait()));
-        }
-        loop {
-            let look = Instant::now() + PATIENCE;
-            if let Some(event) = py.detach(|| self.pending.wait_until(look)) {
-                return told(py, event);
-            }
-            py.check_signals()?;
-        }
+        let event = in_turns(py, |look| match look {
+            None => Some(self.pending.wait()),
+            Some(look) => self.pending.wait_until(look),
+        })?;
+        told(py, event)
     }
-}
-
-/// Only there a signal handler may have to run.
-fn is_main_thread() -> bool {
-    gettid() == getpid()
 }
 
 /// Waits by *wait* until *deadline*; none when it passed first. The main thread runs signal handlers
@@ -214,12 +204,23 @@ pub(super) fn wait_in_turns<T: Send>(
     deadline: Option<Instant>,
     wait: impl Fn(Option<Instant>) -> Option<T> + Sync,
 ) -> PyResult<Option<T>> {
-    let is_main_thread = is_main_thread();
+    in_turns(py, |look| {
+        let until = [deadline, look].into_iter().flatten().min();
+        let found = wait(until);
+        (found.is_some() || until == deadline).then_some(found)
+    })
+}
+
+/// Waits by *wait*, which is told when to come back at the latest, with or without what it waits for:
+/// on the main thread alone, where a signal handler may have to run.
+fn in_turns<T: Send>(
+    py: Python<'_>,
+    wait: impl Fn(Option<Instant>) -> Option<T> + Sync,
+) -> PyResult<T> {
+    let is_main_thread = gettid() == getpid();
     loop {
         let look = is_main_thread.then(|| Instant::now() + PATIENCE);
-        let until = [deadline, look].into_iter().flatten().min();
-        let found = py.detach(|| wait(until));
-        if found.is_some() || until == deadline || look.is_none() {
+        if let Some(found) = py.detach(|| wait(look)) {
             return Ok(found);
         }
         py.check_signals()?;

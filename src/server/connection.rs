@@ -11,7 +11,7 @@ use super::received_request::ReceivedRequest;
 use super::sending::{Sending, Sent};
 use super::socket::{self, Socket};
 use crate::scoreboard;
-use crate::wsgi::{BodyError, Endpoints, ResponseHead, Room};
+use crate::wsgi::{BodyError, Delivery, Endpoints, ResponseHead, Room};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, StatusCode, Version};
@@ -445,6 +445,14 @@ impl Connection {
     /// client may still be there.
     pub(super) fn was_stopped_by_short_file(&self) -> bool {
         self.link.has_short_file() && self.link.unsent() > 0
+    }
+
+    /// What became of an answer with so many bytes of a body, nothing of which is left to send.
+    pub(super) fn delivered(&self, body: u64, is_whole: bool) -> Delivery {
+        Delivery {
+            is_file_short: self.link.has_short_file(),
+            ..Delivery::of(body, 0, is_whole)
+        }
     }
 
     /// Gives up what is still to be sent; returns how many bytes those were.

@@ -362,7 +362,7 @@ def test_a_size_that_is_none_is_refused(size: Any, error: type[Exception]) -> No
 
 
 def test_a_worker_waits_for_no_timer_that_runs_in_its_parent_alone() -> None:
-    # senlin's services begin one when they are made, which is before the fork.
+    # Begun when the service is made, which is before the fork.
     result = run_python("""
 from osloxide.activation import import_hook
 import_hook.install(deferred=True, serve_eventlet=True)

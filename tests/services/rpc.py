@@ -154,6 +154,13 @@ def runs(trace: Path) -> Counter[int]:
     return Counter(int(line) for line in whole_lines(trace))
 
 
+def check_that_each_caller_lost_one_at_most(report: dict[str, Any], callers: int) -> None:
+    """What waited in a transient queue is lost with its broker; its caller learns it, once, and
+    goes on."""
+    assert set(report["failures"]) <= {"MessagingTimeout"}
+    assert sum(report["failures"].values()) <= callers
+
+
 def became_of_calls(report: dict[str, Any], trace: Path) -> tuple[str, list[int]]:
     """What became of the calls of *report*, in words, and those that ran twice or more.
 

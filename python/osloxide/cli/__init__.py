@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _main(arguments)
     except ImportError as error:
-        if error.name != "osloxide._native":
+        from osloxide.activation import native_module
+
+        if error.name != native_module.NAME:
             raise
         print(f"osloxide: {error}", file=sys.stderr)
         return 1

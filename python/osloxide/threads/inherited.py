@@ -1,13 +1,15 @@
 """What a forked child inherits of threads that it does not have.
 
-Owns references to it, which stay until the child ends. Uses none of it. A destructor in the child
-would act on what the parent goes on using: it says goodbye on a socket that both have, or runs the
-``finally`` blocks of a coroutine.
+Owns references to it, which stay until the child ends, and what takes its place. Uses none of it. A
+destructor in the child would act on what the parent goes on using: it says goodbye on a socket that
+both have, or runs the ``finally`` blocks of a coroutine.
 
 The data that CPython keeps for each thread are src/python/thread_data.rs's.
 """
 
 from __future__ import annotations
+
+import threading
 
 _kept: list[object] = []
 
@@ -15,3 +17,10 @@ _kept: list[object] = []
 def keep(*inherited: object) -> None:
     """Let nothing of *inherited* be destroyed in this process. For hooks that run after a fork."""
     _kept.extend(inherited)
+
+
+def event_of_the_past() -> threading.Event:
+    """One that is set, in place of an inherited one whose lock may be held for ever."""
+    event = threading.Event()
+    event.set()
+    return event

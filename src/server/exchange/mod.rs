@@ -561,11 +561,7 @@ impl Exchange for ConnectionExchange<'_> {
             return self.failed;
         }
         let connection = self.connection.as_ref().filter(|_| !self.is_kept)?;
-        let link = &connection.link;
-        link.is_flushed().then(|| Delivery {
-            is_file_short: link.has_short_file(),
-            ..Delivery::of(self.body, 0, !self.is_cut)
-        })
+        (connection.link.is_flushed()).then(|| connection.delivered(self.body, !self.is_cut))
     }
 
     fn when_delivered(&mut self, note: Box<dyn Any + Send>) {

@@ -11,7 +11,6 @@ use crate::server::framing::Refusal;
 use crate::server::link::Flushed;
 use crate::server::received_request::ReceivedRequest;
 use crate::server::sending::{After, Sending};
-use crate::wsgi::Delivery;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::time::Instant;
 use tracing::{debug, warn};
@@ -133,10 +132,7 @@ impl Reactor {
                 self.unsent.release(std::mem::take(&mut sending.reserved));
                 let after = sending.after;
                 if let Some(note) = sending.note.take() {
-                    let delivery = Delivery {
-                        is_file_short: connection.link.has_short_file(),
-                        ..Delivery::of(note.body, 0, after != After::Cut)
-                    };
+                    let delivery = connection.delivered(note.body, after != After::Cut);
                     jobs.push(Job::Deliver(note, delivery));
                 }
                 connection.active = Instant::now();

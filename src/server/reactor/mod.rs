@@ -553,10 +553,7 @@ impl Reactor {
             }
             Outcome::Sent(after, note) => {
                 if let Some(note) = note {
-                    let delivery = Delivery {
-                        is_file_short: connection.link.has_short_file(),
-                        ..Delivery::of(note.body, 0, after != After::Cut)
-                    };
+                    let delivery = connection.delivered(note.body, after != After::Cut);
                     jobs.push(Job::Deliver(note, delivery));
                 }
                 self.go_on(connection, after)

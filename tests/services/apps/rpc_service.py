@@ -32,6 +32,7 @@ from typing import Any
 import oslo_messaging
 from oslo_config import cfg
 from oslo_service import service
+from served import Served
 
 TOPIC = "osloxide-test"
 
@@ -79,30 +80,9 @@ class Endpoint:
         return threading.current_thread().name
 
 
-class RpcService(service.Service):
-    """What nova-conductor is, without nova."""
-
-    def __init__(self, conf: cfg.ConfigOpts, url: str, trace: str) -> None:
-        super().__init__()
-        self._transport = oslo_messaging.get_rpc_transport(conf, url=url)
-        self._trace = trace
-        self._server: Any = None
-
-    def start(self) -> None:
-        target = oslo_messaging.Target(topic=TOPIC, server=f"host-{os.getpid()}")
-        self._server = oslo_messaging.get_rpc_server(
-            self._transport, target, [Endpoint(self._trace)], executor="threading"
-        )
-        self._server.start()
-        print("READY", flush=True)
-
-    def stop(self, graceful: bool = False) -> None:
-        self._server.stop()
-        super().stop(graceful)
-
-    def wait(self) -> None:
-        self._server.wait()
-        super().wait()
+def make_server(transport: Any, trace: str) -> Any:
+    target = oslo_messaging.Target(topic=TOPIC, server=f"host-{os.getpid()}")
+    return oslo_messaging.get_rpc_server(transport, target, [Endpoint(trace)], executor="threading")
 
 
 def main() -> None:
@@ -113,7 +93,8 @@ def main() -> None:
     settings = [value for name, value in pairs if name == "--set"]
     conf = cfg.CONF
     conf([], project="rpc_service", default_config_files=files)
-    rpc = RpcService(conf, url, trace)
+    transport = oslo_messaging.get_rpc_transport(conf, url=url)
+    rpc = Served(lambda: make_server(transport, trace), lambda: print("READY", flush=True))
     for setting in settings:
         name, _, value = setting.partition("=")
         conf.set_override(name, value, "oslo_messaging_rabbit")

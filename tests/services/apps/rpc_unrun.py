@@ -33,6 +33,7 @@ from typing import Any
 import oslo_messaging
 from oslo_config import cfg
 from oslo_service import service
+from served import Served
 
 from osloxide.messaging.rabbit import listener as kombu_listener
 from osloxide.messaging.rabbit import native_listener
@@ -75,29 +76,10 @@ def patience_of(server: Any) -> Any:
     return getattr(listener, "_patience", None) or listener._waiting._patience
 
 
-class Service(service.Service):
-    """A server, and what happens to its process once it is there."""
-
-    def __init__(self, server: Any, then: Callable[[], object]) -> None:
-        super().__init__()
-        self._server, self._then = server, then
-
-    def start(self) -> None:
-        self._server.start()
-        threading.Thread(target=self._then).start()
-
-    def stop(self, graceful: bool = False) -> None:
-        self._server.stop()
-        super().stop(graceful)
-
-    def wait(self) -> None:
-        self._server.wait()
-        super().wait()
-
-
 def main() -> None:
     url, how = sys.argv[1:]
     is_cut_off = how in ("interrupted", "overdue")
+    acknowledges_early = is_cut_off or how == "acknowledged"
     for module in (kombu_listener, native_listener):
         module.LONGEST_SLEEP = SOON / 2
     logging.getLogger().addHandler(Collector(logging.WARNING))
@@ -115,22 +97,26 @@ def main() -> None:
         for number in numbers:
             client.cast({}, "work", number=number)
 
-    def have_acknowledged() -> None:
+    def fetch() -> None:
         cast(range(1))
         until(lambda: begun == [0], "the thread is busy")
-        patience_of(server).longest = SOON
+        if acknowledges_early:
+            patience_of(server).longest = SOON
         cast(SENT)
         until(lambda: server._work_executor.stats()["queued"] == len(SENT), "all are fetched")
+        if not acknowledges_early:
+            return
         early = "acknowledged before it runs"
         until(lambda: sum(early in line for line in list(warnings)) == len(SENT), early)
 
     def cut_off() -> None:
-        have_acknowledged()
+        fetch()
         os.kill(os.getpid(), signal.SIGINT if how == "interrupted" else signal.SIGTERM)
 
     if is_cut_off:
         logging.getLogger().addHandler(logging.StreamHandler())
-        launcher = service.launch(conf, Service(server, cut_off))
+        begins = threading.Thread(target=cut_off).start
+        launcher = service.launch(conf, Served(lambda: server, begins))
         conf.set_override("graceful_shutdown_timeout", 1)  # known since there is a launcher
         launcher.wait()
         return
@@ -141,13 +127,7 @@ def main() -> None:
         patience.longest = SOON
         cast(SENT)
     else:
-        if how == "acknowledged":
-            have_acknowledged()
-        else:
-            cast(range(1))
-            until(lambda: begun == [0], "the thread is busy")
-            cast(SENT)
-            until(lambda: executor.stats()["queued"] == len(SENT), "all are fetched")
+        fetch()
         executor.shutdown(wait=False, cancel_futures=True)
         patience.longest = SOON
     if how == "acknowledged":
