@@ -23,12 +23,12 @@ def fault() -> str:
     place = places[0]
     if not os.path.isdir(place):
         return (
-            f"cannot load {NAME} out of the archive that {place} is in; install "
+            f"cannot load osloxide._native out of the archive that {place} is in; install "
             "osloxide into a folder"
         )
     there = [entry for entry in sorted(os.listdir(place)) if entry.startswith("_native.cpython-")]
     return (
-        f"cannot import {NAME}: this interpreter, {sys.executable}, wants "
+        f"cannot import osloxide._native: this interpreter, {sys.executable}, wants "
         f"_native{EXTENSION_SUFFIXES[0]} in {place}, where there is {', '.join(there) or 'none'}; "
         "install osloxide with this interpreter's pip"
     )
