@@ -41,6 +41,7 @@ __all__ = [
     "guard_signals",
     "install_wakeup",
     "interrupt_thread",
+    "learn_lock_waiters",
     "limit_worker",
     "native_threads",
     "nudge_main_thread",
@@ -55,6 +56,7 @@ __all__ = [
     "thread_waits",
     "uninstall_wakeup",
     "unknown_thread_data",
+    "waits_for_interpreter",
     "wake",
     "worker_leaving",
     "worker_ready",
@@ -511,9 +513,26 @@ def thread_waits(native_id: int, seen: str) -> bool:
     """Whether a thread of this process waits for something else than the interpreter, which the
     caller holds, or has ended. A thread that waits for the interpreter is inside futex(2), and wakes
     up at every switch interval (``sys.getswitchinterval``). So one inside another system call waits
-    elsewhere, and so does one that has slept on since it was *seen*.
+    elsewhere, and so does one that has slept on since it was *seen*, but for one that
+    :func:`waits_for_interpreter`.
 
     :param seen: what :func:`thread_state` said of it some switch intervals ago; empty for nothing.
+    """
+
+# ---- waiters for the interpreter (src/python/lock_waiters.rs) ------------------------------------
+
+def learn_lock_waiters() -> bool:
+    """Learn at which futex threads wait for the interpreter, from two threads of its own that end
+    before this returns. At most 50 ms with the interpreter held; nothing once it is known.
+
+    :returns: False where it is not known: an interpreter without a lock (PEP 703), a C library that
+        keeps no such place (musl), a kernel that hides system calls, or two threads that the machine
+        kept from running, which may be tried again.
+    """
+
+def waits_for_interpreter(native_id: int) -> bool:
+    """Whether a thread of this process sleeps at the interpreter's lock; False as well where
+    :func:`learn_lock_waiters` has not returned True.
     """
 
 # ---- data of threads (src/python/thread_data.rs) ----------------------------------------------------------

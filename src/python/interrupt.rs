@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict};
 
+use super::lock_waiters::waits_for_interpreter;
 use super::parallel;
 
 /// Frames that are looked at, from the innermost outwards, for modules that hold locks.
@@ -175,5 +176,8 @@ pub(super) fn thread_waits(native_id: i32, seen: &str) -> bool {
         .split(' ')
         .next()
         .and_then(|it| it.parse::<libc::c_long>().ok());
-    call.is_some_and(|number| number >= 0 && number != libc::SYS_futex) || state == seen
+    if call == Some(libc::SYS_futex) {
+        return state == seen && !waits_for_interpreter(native_id);
+    }
+    call.is_some_and(|number| number >= 0) || state == seen
 }

@@ -16,6 +16,7 @@ mod handlers;
 mod heartbeat;
 mod imports;
 mod interrupt;
+mod lock_waiters;
 mod parallel;
 mod scoreboard;
 mod server;
@@ -49,6 +50,8 @@ mod _native {
     use super::heartbeat::{AmqpConnection, Heartbeats};
     #[pymodule_export]
     use super::interrupt::{interrupt_thread, thread_state, thread_waits};
+    #[pymodule_export]
+    use super::lock_waiters::{learn_lock_waiters, waits_for_interpreter};
     #[pymodule_export]
     use super::scoreboard::Scoreboard;
     #[pymodule_export]

@@ -307,7 +307,12 @@ class Clock:
         if count != turns.count or since is None:
             self._seen = (turns.count, used, state)
             return
-        asleep = state == "" or (state == before and state[0] in "SDTt")
+        # One that wants the interpreter computes, however long the machine keeps it from that.
+        asleep = state == "" or (
+            state == before
+            and state[0] in "SDTt"
+            and not _native.waits_for_interpreter(holder._native_id)
+        )
         if asleep or (_turns.HANDOVER == "yield" and used - since > _PATIENCE):
             _turns.pass_on()
             self._seen = (turns.count, None, "")
@@ -319,6 +324,8 @@ def _adopted(run: Callable[[], None]) -> None:
     """The whole life of the clock's thread, which is none of the application's."""
     adopted = own.enter(register_thread("green-clock"))
     try:
+        if _turns.HANDOVER != "free":
+            _native.learn_lock_waiters()
         run()
     finally:
         adopted.leave()  # type: ignore[attr-defined]
