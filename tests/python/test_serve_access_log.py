@@ -182,6 +182,7 @@ def test_the_line_of_a_slow_reader_is_judged_by_its_own_request(
         program.get("/loud/small")
         program.get("/quiet/small")
     for reader in readers:
+        reader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         assert len(reader.answer().body) == LARGE
         reader.close()
 
