@@ -1,4 +1,4 @@
-"""A worker that is forked after its parent has spoken to RabbitMQ has connections of its own."""
+"""A worker that is forked beside a parent's RPC has connections and servers of its own."""
 
 from __future__ import annotations
 
@@ -92,3 +92,99 @@ print("apart")
 """
     )
     assert result.stdout == "apart\n", result.stderr
+
+
+SERVER = """
+import threading
+from concurrent.futures import Future
+from oslo_config import cfg
+import oslo_messaging
+
+class Endpoint:
+    def pid(self, context):
+        return os.getpid()
+
+cfg.CONF([])
+transport = oslo_messaging.get_rpc_transport(cfg.CONF, url="osloxide+memory://")
+target = oslo_messaging.Target(topic="t", server="s")
+server = oslo_messaging.get_rpc_server(transport, target, [Endpoint()])
+
+def served_by():
+    client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="t"), timeout=20)
+    return client.call({}, "pid")
+
+def within(function):
+    # A server that waits for threads of its parent would wait for ever.
+    result = Future()
+    def run():
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(45)
+"""
+
+
+def test_a_worker_serves_with_a_server_that_its_parent_has_started_too() -> None:
+    """A parent that launches workers and then starts the service itself, as magnum-conductor's
+    does, gives a worker that is forked later a server that it can start, and stop."""
+    result = run_python(
+        PRELUDE
+        + SERVER
+        + """
+server.start()
+assert served_by() == os.getpid()
+
+def serve_and_stop():
+    within(server.start)
+    assert within(served_by) == os.getpid()
+    within(server.stop)
+    within(server.wait)
+
+in_child(serve_and_stop)
+assert served_by() == os.getpid()
+server.stop()
+server.wait()
+print("both")
+"""
+    )
+    assert result.stdout == "both\n", result.stderr
+
+
+def test_a_child_stops_a_server_of_its_parent_without_a_wait() -> None:
+    """It was told to stop in the midst of its beginning, or never starts it at all."""
+    result = run_python(
+        PRELUDE
+        + SERVER
+        + """
+server.start()
+
+def stop():
+    within(server.stop)
+    within(server.wait)
+
+in_child(stop)
+assert served_by() == os.getpid()
+print("left alone")
+"""
+    )
+    assert result.stdout == "left alone\n", result.stderr
+
+
+def test_a_server_that_no_process_has_started_starts_in_a_child() -> None:
+    result = run_python(
+        PRELUDE
+        + SERVER
+        + """
+server._reset_lock.acquire()  # as if another thread were about to start it
+
+def serve():
+    within(server.start)
+    assert within(served_by) == os.getpid()
+
+in_child(serve)
+print("started")
+"""
+    )
+    assert result.stdout == "started\n", result.stderr

@@ -54,7 +54,10 @@ TABLE: dict[str, tuple[str, ...]] = {
     ),
     "oslo_messaging.rpc.dispatcher": (f"{_MESSAGING}:amend_dispatcher",),
     "oslo_messaging.rpc.server": (f"{_MESSAGING}:amend_rpc_server",),
-    "oslo_messaging.server": (f"{_MESSAGING}:amend_server",),
+    "oslo_messaging.server": (
+        f"{_MESSAGING}:amend_server",
+        f"{_MESSAGING}:end_servers_in_child",
+    ),
     "oslo_service.backend": ("osloxide.activation.default_backend:amend",),
     "oslo_service.backend._common.loopingcall": ("osloxide.backends.shared_names:of_loopingcall",),
     "oslo_service.backend._common.service": ("osloxide.backends.shared_names:of_service",),

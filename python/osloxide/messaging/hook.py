@@ -15,7 +15,7 @@ from typing import Any
 
 from osloxide.activation import amendments, environment
 from osloxide.activation.amendments import relies_on
-from osloxide.messaging import dispatch
+from osloxide.messaging import dispatch, forked_servers
 from osloxide.messaging.rabbit import (
     connection_pool,
     epochs,
@@ -229,6 +229,17 @@ def amend_server(server: ModuleType) -> None:
     """
     server.driver = _Executors(server.driver)  # type: ignore[attr-defined]
     dispatch.amend_server(server)
+
+
+@relies_on(
+    "MessageHandlingServer.__init__",
+    "MessageHandlingServer.reset_states",
+    "_OrderedTask.COMPLETE",
+    "_OrderedTask.INIT",
+)
+def end_servers_in_child(server: ModuleType) -> None:
+    """Let a forked child start servers of its own (``oslo_messaging.server``)."""
+    forked_servers.amend_server(server)
 
 
 class _Executors:

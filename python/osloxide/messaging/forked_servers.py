@@ -1,0 +1,58 @@
+"""A forked child begins without the message servers of its parent, and can start its own.
+
+Owns the servers of oslo.messaging that this process has, and what becomes of them in a child. A
+parent may launch workers and then start the same service itself, as magnum-conductor's does. In a
+worker that is forked later, in the place of one that ended, that server would be one that has been
+started: it would not listen, and a stop would wait for a thread that the parent alone has. So it
+has ended in the child, as after ``stop()`` and ``wait()``, and may be started there. What served in
+the parent is neither used nor closed: the parent goes on with it. Starts and stops no server.
+
+Rules: oslo_messaging/server.py; fork(2). Looping calls do the same (osloxide.loopingcall).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import weakref
+from types import ModuleType
+from typing import Any
+
+from osloxide.threads import inherited
+
+_servers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def amend_server(server: ModuleType) -> None:
+    """Change ``oslo_messaging.server.MessageHandlingServer``."""
+    cls: Any = server.MessageHandlingServer
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def init_entered(self: Any, *arguments: Any, **keywords: Any) -> None:
+        init(self, *arguments, **keywords)
+        _servers.add(self)
+
+    cls.__init__ = init_entered
+
+
+def _end_all_in_child() -> None:
+    for server in list(_servers):
+        # Another thread may have held it.
+        server._reset_lock = threading.Lock()
+        start = server._states["start"]
+        if start._state != start.INIT:
+            _end_in_child(server)
+
+
+def _end_in_child(server: Any) -> None:
+    inherited.keep(server.listener, server._work_executor, server._states)
+    server.listener = server._work_executor = None
+    server._started = False
+    server.reset_states()
+    for task in server._states.values():
+        task._state = task.COMPLETE
+
+
+os.register_at_fork(after_in_child=_end_all_in_child)
