@@ -4,7 +4,7 @@
 //! takes it. Owns what has to be known about it until then, and the bound on the memory that such
 //! answers hold together. Never sends anything itself.
 
-use super::client_wait::{BYTES_PER_MS, LOOKS, PRESSED_GRACE, SLOW_BYTES_PER_SECOND};
+use super::client_wait::{BYTES_PER_MS, LOOKS, SLOW_BYTES_PER_SECOND};
 use crate::scoreboard;
 use std::any::Any;
 use std::fmt;
@@ -130,12 +130,12 @@ impl Sending {
     }
 
     /// Bytes a second that the client has taken, as far as it was seen, where it is slow by that; it is
-    /// given a moment before it is called so.
-    pub(super) fn slow_rate(&self, now: Instant) -> Option<u64> {
+    /// given `grace` before it is called so.
+    pub(super) fn slow_rate(&self, now: Instant, grace: Duration) -> Option<u64> {
         let age = now.saturating_duration_since(self.since);
         let millis = u64::try_from(age.as_millis()).ok()?;
         let rate = self.sent.max(self.confirmed).saturating_mul(1000) / millis.max(1);
-        (age >= PRESSED_GRACE && rate < SLOW_BYTES_PER_SECOND).then_some(rate)
+        (age >= grace && rate < SLOW_BYTES_PER_SECOND).then_some(rate)
     }
 
     /// True once the client has taken what was waited for.
@@ -305,13 +305,14 @@ mod tests {
         let since = sending.since;
         let after = |seconds| since + Duration::from_secs(seconds);
 
-        assert_eq!(sending.slow_rate(since), None);
-        assert_eq!(sending.slow_rate(after(2)), Some(0));
+        let grace = Duration::from_secs(2);
+        assert_eq!(sending.slow_rate(since, grace), None);
+        assert_eq!(sending.slow_rate(after(2), grace), Some(0));
         let unconfirmed = 880_000;
         let taken = 500;
         sending.look(after(2), Sent { taken, unconfirmed });
-        assert_eq!(sending.slow_rate(after(2)), Some(60_000));
-        assert_eq!(sending.slow_rate(after(1)), None);
+        assert_eq!(sending.slow_rate(after(2), grace), Some(60_000));
+        assert_eq!(sending.slow_rate(after(1), grace), None);
     }
 
     #[test]

@@ -7,10 +7,11 @@ import itertools
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.raw_http import DEADLINE, configuration, connect, serving
+from support.raw_http import DEADLINE, Connection, configuration, connect, serving
 from waiting import until
 
 from osloxide import wsgi
@@ -61,6 +62,36 @@ def test_clients_that_do_not_end_their_requests_keep_no_other_out(
         with connect(server) as client:
             assert client.request("GET", "/").status == 200
         assert stats(server)["connections"] <= 20
+
+
+@pytest.mark.parametrize("kind", ["bytes", "file"])
+def test_clients_that_do_not_take_their_answers_keep_no_other_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    monkeypatch.setattr(wsgi.Server, "max_connections", 12)
+    # More than the kernel holds for a client, and less than max_unsent for all of them together.
+    body = b"x" * (8 << 20)
+    (tmp_path / "large").write_bytes(body)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/short":
+            return plain(environ, start_response)
+        start_response("200 OK", [])
+        if kind == "bytes":
+            return [body]
+        return environ["wsgi.file_wrapper"]((tmp_path / "large").open("rb"))
+
+    with serving(app) as server, contextlib.ExitStack() as stack:
+        for _ in range(12):
+            address = (server.host, server.port)
+            client = stack.enter_context(Connection(address, receive_buffer=2048))
+            client.send("GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert until(lambda: stats(server)["connections"] == 12)
+
+        with connect(server) as client:
+            assert client.request("GET", "/short").status == 200
+        # One of them gave way, and no more than that.
+        assert until(lambda: stats(server)["connections"] == 11)
 
 
 def test_connections_are_accepted_as_they_can_be_served() -> None:

@@ -328,7 +328,7 @@ impl Reactor {
         };
         for count in 0..most {
             // At the end there is no later: the reserve has room for what the kernel has queued.
-            if !is_last && !self.make_room() {
+            if !is_last && !self.make_room(jobs) {
                 self.wait_for_room();
                 return 0;
             }

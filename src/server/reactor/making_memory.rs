@@ -5,6 +5,7 @@
 //! share of the threads already. docs/server.md, "The life of a connection".
 
 use super::Reactor;
+use crate::server::client_wait::PRESSED_GRACE;
 use crate::server::connection::{Connection, Phase, Token};
 use crate::server::sending::Sending;
 use std::sync::atomic::Ordering;
@@ -14,7 +15,7 @@ use tracing::debug;
 /// How long no other answer is looked for after none was found that could give way.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The slowest first: whom the memory is taken from.
+/// Bytes a second that a client takes, and its connection.
 type Slow = Vec<(u64, Token)>;
 
 impl Reactor {
@@ -31,11 +32,14 @@ impl Reactor {
         let wanted = bytes.max(self.unsent.most() / 8);
         let mut freed = 0;
         let (mut jobs, mut count) = (Vec::new(), 0);
-        for (_, token) in self.slow_readers(now) {
+        // The slowest first.
+        let mut slow = self.slow_readers(now, PRESSED_GRACE);
+        slow.sort_unstable();
+        for (_, token) in slow {
             if freed >= wanted {
                 break;
             }
-            if let Some((connection, sending)) = self.take_sending(token) {
+            if let Some((connection, sending)) = self.take_holder(token) {
                 freed += sending.reserved;
                 count += 1;
                 self.cut(connection, *sending, &mut jobs);
@@ -52,31 +56,40 @@ impl Reactor {
         freed > 0
     }
 
-    /// Clients that take their answers slowly, the slowest first.
-    fn slow_readers(&self, now: Instant) -> Slow {
+    /// Clients that have taken their answers slowly for `grace` at least.
+    pub(super) fn slow_readers(&self, now: Instant, grace: Duration) -> Slow {
         let mut slots = self.slots.lock();
-        let mut slow: Slow = slots
-            .parked()
-            .filter_map(|connection| {
-                connection.look(now);
-                let Phase::Sending(sending) = &connection.phase else {
-                    return None;
-                };
-                let rate = sending.slow_rate(now)?;
-                (sending.reserved > 0).then_some((rate, connection.token))
-            })
-            .collect();
-        slow.sort_unstable();
-        slow
+        let slow = slots.parked().filter_map(|connection| {
+            connection.look(now);
+            let Phase::Sending(sending) = &connection.phase else {
+                return None;
+            };
+            Some((sending.slow_rate(now, grace)?, connection.token))
+        });
+        slow.collect()
     }
 
     /// Takes a connection out whose client takes the rest of an answer.
-    fn take_sending(&self, token: Token) -> Option<(Box<Connection>, Box<Sending>)> {
+    pub(super) fn take_sending(&self, token: Token) -> Option<(Box<Connection>, Box<Sending>)> {
+        self.take_sending_if(token, |_| true)
+    }
+
+    /// The same, where the answer holds memory.
+    fn take_holder(&self, token: Token) -> Option<(Box<Connection>, Box<Sending>)> {
+        self.take_sending_if(token, |sending| sending.reserved > 0)
+    }
+
+    fn take_sending_if(
+        &self,
+        token: Token,
+        is_meant: impl Fn(&Sending) -> bool,
+    ) -> Option<(Box<Connection>, Box<Sending>)> {
         let mut connection = {
             let mut slots = self.slots.lock();
             let slot = slots.find(token)?;
-            slot.connection
-                .take_if(|connection| matches!(connection.phase, Phase::Sending(_)))?
+            slot.connection.take_if(
+                |connection| matches!(&connection.phase, Phase::Sending(sending) if is_meant(sending)),
+            )?
         };
         let phase = std::mem::replace(&mut connection.phase, Phase::Head { since: None });
         let Phase::Sending(sending) = phase else {

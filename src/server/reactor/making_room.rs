@@ -1,11 +1,11 @@
 //! Which connection is closed for a new one when as many are open as may be.
 //!
 //! Owns the count of the process's connections and the order in which they give way: those on which
-//! nothing is under way, those on which the server has said its last word, and clients that take
-//! long to say what they want. Never closes one whose request is complete or whose answer is being
-//! sent: docs/server.md, "Accepting".
+//! nothing is under way, those on which the server has said its last word, clients that take long to
+//! say what they want, and clients that are slow to take what they have asked for. Never closes one
+//! whose request is complete and has no whole answer yet: docs/server.md, "Accepting".
 
-use super::Reactor;
+use super::{Job, Reactor};
 use crate::server::connection::{Connection, Phase};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ use tracing::debug;
 
 /// How long a connection must have been idle before it gives way: a request may be on its way.
 const IDLE_ENOUGH: Duration = Duration::from_millis(250);
-/// How long a request may take to come, and a client to hear the last word, before it gives way.
+/// How long a request may take to come, an answer to be taken, and a client to hear the last word,
+/// before it gives way.
 const SLOW_ENOUGH: Duration = Duration::from_secs(2);
 
 /// Connections of all servers of this process.
@@ -43,8 +44,9 @@ fn reason(connection: &Connection, now: Instant) -> Option<(Reason, Instant)> {
 }
 
 impl Reactor {
-    /// Makes sure that another connection may be opened; false when none gives way.
-    pub(super) fn make_room(&self) -> bool {
+    /// Makes sure that another connection may be opened; false when none gives way. What became of an
+    /// answer that had to is among `jobs` then.
+    pub(super) fn make_room(&self, jobs: &mut Vec<Job>) -> bool {
         let most = self.most_connections;
         if OPEN.load(Ordering::Relaxed) < most {
             return true;
@@ -61,11 +63,26 @@ impl Reactor {
             })
         };
         let Some((reason, since, mut connection)) = found else {
-            return false;
+            return self.cut_off_the_slowest_reader(now, jobs);
         };
         debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, most, ?reason, for_s = now.saturating_duration_since(since).as_secs_f32(), "closed a connection for a new one: as many are open as may be");
         connection.link.finish();
         self.drop_connection(connection);
+        true
+    }
+
+    /// The same for a client that takes its answer slowly, or not at all. All of them are looked at for
+    /// it, a call for each, so that this comes last.
+    fn cut_off_the_slowest_reader(&self, now: Instant, jobs: &mut Vec<Job>) -> bool {
+        let slowest = self.slow_readers(now, SLOW_ENOUGH).into_iter().min();
+        let Some((rate, token)) = slowest else {
+            return false;
+        };
+        let Some((connection, sending)) = self.take_sending(token) else {
+            return false;
+        };
+        debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, most = self.most_connections, bytes_per_second = rate, "cut off a client that takes its answer slowly for a new connection: as many are open as may be");
+        self.cut(connection, *sending, jobs);
         true
     }
 
