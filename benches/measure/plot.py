@@ -10,6 +10,10 @@ import sys
 
 SUBJECT = "osloxide"
 COLUMNS = 3
+#: Room above and below the longest and the shortest bar, as a factor: their labels stand in it.
+MARGIN = 1.8
+#: What may be written below an axis: few enough in each decade to stand apart.
+MARKS = [digit * 10.0**power for power in range(-2, 4) for digit in (1, 2, 5)]
 
 
 def draw(found: dict[str, dict[str, float]], path: str) -> None:
@@ -19,6 +23,7 @@ def draw(found: dict[str, dict[str, float]], path: str) -> None:
     mpl.rcParams["svg.fonttype"] = "none"
     mpl.rcParams["svg.hashsalt"] = "benches"  # the same figures give the same file
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     names = [name for name in found if SUBJECT in found[name]]
     rows = -(-len(names) // COLUMNS)
@@ -33,7 +38,11 @@ def draw(found: dict[str, dict[str, float]], path: str) -> None:
         axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
         axis.set_title(name, fontsize=9)
         axis.set_xscale("log")
-        axis.margins(x=0.15)
+        axis.set_xlim(min(0.5, *ratios) / MARGIN, max(2, *ratios) * MARGIN)
+        axis.xaxis.set_major_locator(ticker.FixedLocator(MARKS))
+        axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        # The minor marks of a short logarithmic axis have labels of their own, one over the other.
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.tick_params(labelsize=7)
     figure.suptitle("CPU of a request as a multiple of osloxide's (logarithmic; less is better)")
     figure.tight_layout()
