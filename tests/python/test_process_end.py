@@ -440,6 +440,30 @@ def test_sigterm_ends_a_reset_that_hangs_soon_and_with_status_0(
     assert "returned 0" in program.said()
 
 
+IN_THE_FOREGROUND = """
+from osloxide.signals import signal_handler
+signal_handler.is_daemon = lambda: "reset" not in said
+"""
+"""As one whose user takes it there (``fg``) while it resets: the next SIGHUP is a stop."""
+
+
+@pytest.mark.parametrize("method", ["reload", "mutate"])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("grace", [0, 60])
+def test_a_hangup_that_is_a_stop_ends_a_reset_that_hangs_as_sigterm_does(
+    running: Any, method: str, workers: int, grace: int
+) -> None:
+    code = RELOADED.replace("METHOD", method).replace("GRACE", str(grace))
+    code = IN_THE_FOREGROUND + code.replace("say(", "said.append('reset'); say(")
+    program = running("said = []" + code, flavour="EVENTLET", workers=workers)
+    program.expect("started", workers)
+    os.kill(program.process.pid, signal.SIGHUP)
+    program.expect("reset")
+
+    assert program.stop(signal.SIGHUP) == 0
+    assert "returned 0" in program.said()
+
+
 STUBBORN = """
 from osloxide.launch import process_launcher
 process_launcher.DEADLINE_OF_START = 0.1

@@ -19,6 +19,7 @@ from oslo_service import _options
 
 from osloxide._typing import override
 from osloxide.signals import careful_log
+from osloxide.signals.signal_handler import SignalExit
 
 LOG = careful_log.logger(__name__)
 
@@ -98,6 +99,8 @@ def reload(conf: Any, restart_method: str) -> bool:
             with _nothing_cached(conf):
                 conf.mutate_config_files()
             done = True
+    except SignalExit:
+        raise  # a stop, of a parent whose files take too long to be read
     except (Exception, SystemExit):
         LOG.exception("The configuration files could not be read; nothing changes")
         return False

@@ -127,7 +127,9 @@ class ProcessLauncher:
         self._has_forked = False
         self._due: str | None = None
         self._difference = 0
+        self._was_told_to_stop = False
         self._is_supervising = False
+        self._is_in_rounds = False
         self._is_reconfiguring = False
         self._resetting: Any = None
         self._has_ended = threading.Event()
@@ -244,7 +246,7 @@ class ProcessLauncher:
             prepare,
             self._run_from_template,
             self._inherited,
-            lambda: self.sigcaught == signal.SIGTERM,
+            lambda: self._was_told_to_stop,
         )
 
     def template_pids(self) -> list[int]:
@@ -289,15 +291,20 @@ class ProcessLauncher:
 
     def _handle_term(self, signo: int, frame: FrameType | None) -> None:
         self._policy.graceful_stop(signo, frame)
-        if self._is_reconfiguring:
-            self._is_reconfiguring = False  # once: what it ends is not left a second time
-            service = self._resetting
-            name = "a reload" if service is None else f"{type(service).__name__}.reset()"
-            LOG.info("Caught SIGTERM, which ends %s in the parent", name)
-            raise signal_handler.SignalExit(signo, 0)
+        self._leave_reset_if_stopped(signo)
 
     def _handle_hup(self, signo: int, frame: FrameType | None) -> None:
         self._policy.reload(signo, frame)
+        self._leave_reset_if_stopped(signo)
+
+    def _leave_reset_if_stopped(self, signo: int) -> None:
+        if self._was_told_to_stop and self._is_reconfiguring:
+            self._is_reconfiguring = False  # once: what it ends is not left a second time
+            service = self._resetting
+            name = "a reload" if service is None else f"{type(service).__name__}.reset()"
+            caught = signal_handler.signal_name(signo)
+            LOG.info("Caught %s, which ends %s in the parent", caught, name)
+            raise signal_handler.SignalExit(signo, 0)
 
     def _fast_exit(self, signo: int, frame: FrameType | None) -> None:
         self._policy.fast_exit(signo, frame)
@@ -307,8 +314,13 @@ class ProcessLauncher:
 
     def _request_stop(self, signo: int) -> None:
         if self._has_ended.is_set():
+            if self.sigcaught is None:
+                # The launcher ended by itself, and is giving its handlers back.
+                self.sigcaught = signo
+                ending.begin(0, float(self.conf.graceful_shutdown_timeout or 0))
             ending.cut_short()
             return
+        self._was_told_to_stop = True
         if self.sigcaught != signal.SIGTERM:
             self.sigcaught = signo
         self.running = False
@@ -319,7 +331,7 @@ class ProcessLauncher:
             self._close_listeners()
 
     def _request_reload(self, signo: int) -> None:
-        if self.sigcaught == signal.SIGTERM:
+        if self._was_told_to_stop:
             return
         self.sigcaught = signo
         self.running = False
@@ -441,26 +453,32 @@ class ProcessLauncher:
 
     def _supervise(self) -> None:
         """Rounds of supervising, each ended by a signal, until one asks to stop."""
-        while True:
-            self.handle_signal()
-            self._respawn_children()
-            due, self._due = self._due, None
-            signo = self.sigcaught
-            if due is None and signo is not None and self._asks_for_reload(signo):
-                due = self.restart_method
-            if signo is not None:
-                ending = "handling" if due == "mutate" else "stopping children"
-                LOG.info("Caught %s, %s", signal_handler.signal_name(signo), ending)
-            if due not in services.RESTART_METHODS:
-                return
-            self._reconfigure_unless_stopped(due)
+        self._is_in_rounds = True
+        try:
+            while (due := self._supervise_until_due()) in services.RESTART_METHODS:
+                self._reconfigure_unless_stopped(due)
+        finally:
+            self._is_in_rounds = False
+
+    def _supervise_until_due(self) -> str | None:
+        """One round; returns what ended it: a restart method, or a stop."""
+        self.handle_signal()
+        self._respawn_children()
+        due, self._due = self._due, None
+        signo = self.sigcaught
+        if due is None and signo is not None and self._asks_for_reload(signo):
+            due = self.restart_method
+        if signo is not None:
+            what = "handling" if due == "mutate" else "stopping children"
+            LOG.info("Caught %s, %s", signal_handler.signal_name(signo), what)
+        return due
 
     def _respawn_children(self) -> None:
         """Supervise until a request asks for more than forking and reaping."""
         while self._due is None:
             self._is_supervising = True
             try:
-                if self.sigcaught == signal.SIGTERM:
+                if self._was_told_to_stop:
                     self._close_listeners()
                 self._resize()
                 command = self._supervisor_of_this_process().next()
@@ -473,25 +491,25 @@ class ProcessLauncher:
                 self._obey(command)
 
     def _reconfigure_unless_stopped(self, restart_method: str) -> None:
-        """A SIGTERM ends it: a reset() of the application, or a hook of its options, may hang.
+        """A stop ends it: a reset() of the application, or a hook of its options, may hang.
 
         One that came before it is seen, one that comes from then on raises: none is forgotten.
         """
         try:
             self._is_reconfiguring = True
             try:
-                if self.sigcaught != signal.SIGTERM:
+                if not self._was_told_to_stop:
                     self.sigcaught = None
                     self._reconfigure(restart_method)
                     self.running = self.sigcaught is None
             finally:
                 self._is_reconfiguring = False
         except signal_handler.SignalExit:
-            if self.sigcaught != signal.SIGTERM:
+            if not self._was_told_to_stop:
                 raise
         finally:
             self._resetting = None
-        if self.sigcaught == signal.SIGTERM and not self.conf.graceful_shutdown_timeout:
+        if self._was_told_to_stop and not self.conf.graceful_shutdown_timeout:
             _native.disarm_deadline()  # it was only for the reset()
 
     def _reconfigure(self, restart_method: str) -> None:
@@ -507,7 +525,7 @@ class ProcessLauncher:
         for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
             self._resetting = service
             reset(service)
-            if self.sigcaught == signal.SIGTERM:
+            if self._was_told_to_stop:
                 return  # it has swallowed the exception
         if self._templates is None:
             self._supervisor_of_this_process().configured()
@@ -531,8 +549,8 @@ class ProcessLauncher:
         if threading.current_thread() is not threading.main_thread():
             _native.wake()
             has_ended.wait()
-        elif not self._is_supervising:
-            self._drain()
+        elif self._is_reconfiguring or not self._is_in_rounds:
+            self._drain()  # in a handler as well, where a reset() may hang
 
     def _drain(self) -> None:
         if self._own:
@@ -677,7 +695,7 @@ class ProcessLauncher:
         forking.prepare()
         dump = fault_dump.FaultDump()
         # A signal that reaches the child before it has handlers of its own must wait for them.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.HANDLED)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.held_in_fork())
         try:
             try:
                 with forking.logging_paused(), forking.of_worker():
@@ -826,18 +844,22 @@ class ProcessLauncher:
         try:
             status = runner.run()
         finally:
-            left, is_leaving = runner.time_left(), runner.is_leaving
+            left, self._was_told_to_stop = runner.time_left(), runner.is_leaving
             self._runner = None
             runner.close()
+            self._was_told_to_stop = runner.is_leaving  # also where a stop came just before
             _native.disarm_deadline()
         if status:
             ending.leave(status)
-        if is_leaving:
+        if self._was_told_to_stop:
             ending.begin(status, left)
 
     def _graceful_shutdown(self, *_args: Any) -> None:
         if self._runner is not None:
             self._runner.request_stop("Caught SIGTERM, stopping")
+            return
+        if self._was_told_to_stop:
+            ending.cut_short()
             return
         # The service has returned from wait() by itself: nothing is left to wait for.
         LOG.info("Graceful shutdown start")

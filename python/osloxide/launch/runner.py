@@ -184,7 +184,7 @@ class Runner:
                 self._reset_between_rounds()
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
             # A handler of the application raised in here, or on_ready() failed.
-            self._end_round(_exit_status(exc, 2, "Unhandled exception"))
+            self._end_round(exit_status(exc, 2, "Unhandled exception"))
         finally:
             waiting.interruption = outer
             with contextlib.suppress(BaseException):
@@ -229,7 +229,7 @@ class Runner:
         try:
             self._start(service)
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
-            self._status = self._status or _exit_status(exc, 1, "Error starting thread.")
+            self._status = self._status or exit_status(exc, 1, "Error starting thread.")
             self._begin_leaving("")
         self._early.append(service)
         self._stop_early()
@@ -297,7 +297,7 @@ class Runner:
                     self._wait_for(service)
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
                 text = "Error starting thread." if method == "start" else "Unhandled exception"
-                self._end_round(_exit_status(exc, failure_status, text))
+                self._end_round(exit_status(exc, failure_status, text))
                 return False
         self._awaited = None
         return True
@@ -306,13 +306,13 @@ class Runner:
         if _holds(self._early, service):
             self._early[:] = [one for one in self._early if one is not service]
             return
-        with self._changed:
-            if self._leaving:
-                return  # told in between: nothing is started only to be stopped
-            if not _holds(self._begun, service):
-                self._begun.append(service)
-            self._starting = service  # who begins to leave from now on interrupts it
-        try:
+        try:  # around all of it: what a stop raises in here may come before the call
+            with self._changed:
+                if self._leaving:
+                    return  # told in between: nothing is started only to be stopped
+                if not _holds(self._begun, service):
+                    self._begun.append(service)
+                self._starting = service  # who begins to leave from now on interrupts it
             call_service(service.start)
         finally:
             self._starting = None
@@ -326,11 +326,11 @@ class Runner:
 
     def _reset_between_rounds(self) -> None:
         for service in list(self._services):
-            with self._changed:
-                if self._leaving:
-                    return
-                self._resetting = service  # who begins to leave from now on interrupts it
             try:
+                with self._changed:
+                    if self._leaving:
+                        return
+                    self._resetting = service  # who begins to leave from now on interrupts it
                 reset(service)
             finally:
                 self._resetting = None
@@ -495,7 +495,7 @@ class Runner:
                 call_service(service.stop)
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
                 text = f"Error stopping {type(service).__name__}"
-                self._status = self._status or _exit_status(exc, 1, text)
+                self._status = self._status or exit_status(exc, 1, text)
         self._stopping = None
         with self._changed:
             self._enter(Phase.STOPPED)
@@ -596,8 +596,12 @@ def reset(service: Any) -> None:
         LOG.exception("Error resetting %s", type(service).__name__)
 
 
-def _exit_status(exc: BaseException, failure_status: int, text: str) -> int:
-    """The exit status for an exception, which is logged unless it is a plain ``sys.exit(n)``."""
+def exit_status(exc: BaseException, failure_status: int, text: str) -> int:
+    """The exit status for an exception, which is logged unless it is a plain ``sys.exit(n)``.
+
+    :param failure_status: that of an :class:`Exception`.
+    :param text: of the log line.
+    """
     if not isinstance(exc, SystemExit):
         LOG.error(text, exc_info=exc)
     of_others = failure_status if isinstance(exc, Exception) else 2

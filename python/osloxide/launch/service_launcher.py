@@ -218,8 +218,8 @@ class ServiceLauncher(Launcher):
             left = self._runner.time_left()
             return status
         finally:
-            self._is_waiting = False
-            self._has_ended.set()
+            self._has_ended.set()  # first: a second SIGTERM in between would end a process like
+            self._is_waiting = False  # one that nobody has waited for, at once
             self._runner.close()
             _native.disarm_deadline()
             if self._term_came:

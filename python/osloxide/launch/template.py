@@ -288,7 +288,7 @@ class Templates:
         except (OSError, exceptions.ForkAfterThreadsError) as error:
             self._refused(error)
             return
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.HANDLED)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.held_in_fork())
         try:
             with forking.logging_paused(), forking.of_worker():
                 pid = os.fork()
@@ -444,7 +444,7 @@ class _Process:
     def _fork(self, which: tuple[int, int, int], descriptors: list[int]) -> int:
         """The pid of a new worker, or an errno, negative."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.HANDLED)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.held_in_fork())
         try:
             between = _fork()
             if between == 0:

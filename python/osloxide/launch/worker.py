@@ -17,10 +17,8 @@ from typing import Any, NoReturn
 
 from osloxide import _native
 from osloxide.launch import ending, fault_dump, process_title, systemd
-from osloxide.launch.runner import Runner
-from osloxide.signals import careful_log, policy, shutdown, signal_handler
-
-LOG = careful_log.logger(__name__)
+from osloxide.launch.runner import Runner, exit_status
+from osloxide.signals import policy, shutdown, signal_handler
 
 slot: int | None = None
 """The slot of this process; None in a process that is no worker."""
@@ -63,9 +61,8 @@ def run(assignment: Assignment) -> NoReturn:
     status = 1
     try:
         status = _serve(assignment)
-    except BaseException:
-        LOG.exception("Unhandled exception")
-        status = 2
+    except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
+        status = exit_status(exc, 2, "Unhandled exception")
     finally:
         ending.leave(status)
 

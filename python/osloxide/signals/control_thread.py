@@ -107,8 +107,9 @@ class ControlThread:
 
     def take(self) -> list[Request]:
         """What was put before :meth:`open`, and take it out."""
-        early = list(self._requests)
-        self._requests.clear()
+        early: list[Request] = []
+        while self._requests:  # one by one: a signal handler may put another at any moment
+            early.append(self._requests.popleft())
         return early
 
     def open(self) -> None:

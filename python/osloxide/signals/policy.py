@@ -24,8 +24,18 @@ LOG = careful_log.logger(__name__)
 
 HANDLED = signal_handler.OF_LAUNCHERS
 
+_OF_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+
 _LOG_SECONDS = 0.5
 """Seconds that the last log line may take before the process ends without it."""
+
+
+def held_in_fork() -> set[signal.Signals]:
+    """Signals that wait until a fork is over: those of launchers, and those that the application
+    has handlers for in Python, which may raise. In a child that would run the code of its parent.
+    """
+    handled = {signo for signo in signal.valid_signals() if callable(signal.getsignal(signo))}
+    return {*HANDLED, *handled} - _OF_FAULTS
 
 
 def unblock() -> None:

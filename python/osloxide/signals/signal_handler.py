@@ -156,8 +156,10 @@ class SignalHandler(metaclass=Singleton):
         keep = list(new.values())
         forget = [handler for handler in old if handler not in keep]
         for signo, handlers in list(self._signal_handlers.items()):
-            handlers[:] = [handler for handler in handlers if handler not in forget]
-            if not handlers:
+            left = [handler for handler in handlers if handler not in forget]
+            if left:
+                handlers[:] = left
+            else:
                 self._give_back(signo)
 
     def clear(self) -> None:
@@ -181,13 +183,15 @@ class SignalHandler(metaclass=Singleton):
         self._previous[signo] = current
 
     def _give_back(self, signo: int) -> None:
-        self._signal_handlers.pop(signo, None)
-        previous = self._previous.pop(signo, None)
+        # The disposition first: a signal that came with no handler here would be lost.
+        previous = self._previous.get(signo)
         if signal.getsignal(signo) == self._handle_signal:
             # None: a handler that was not installed from Python cannot be put back.
             signal.signal(signo, signal.SIG_DFL if previous is None else previous)
             if signo == signal.SIGTERM:
                 _native.end_init_at_sigterm()  # process 1 has no default that would end it
+        self._signal_handlers.pop(signo, None)
+        self._previous.pop(signo, None)
 
     def _handle_signal(self, signo: int, frame: FrameType | None) -> None:
         self._handle_signal_cb(signo, frame)

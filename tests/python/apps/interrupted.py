@@ -1,0 +1,349 @@
+"""Runs launchers, and has a signal arrive at a chosen line of their Python code.
+
+Owns the fork of one process for each job that comes on stdin, a JSON object a line; the trace
+function that counts lines there and sends the signal; and the judgement of how that process ends.
+A job that never fails has an empty list of ``problems`` in the JSON object that answers it. Never
+asks the launcher anything: it knows what the process says, logs and ends with.
+
+The places are lines, calls and returns of osloxide, and of what it uses of the standard library
+that has locks. CPython runs a handler between any two instructions but a few; a line is where one
+statement is over and the next has not begun.
+
+Rules: docs/signals.md; sys.settrace (Python library reference), signal(7).
+"""
+
+from __future__ import annotations
+
+import _weakrefset
+import contextlib
+import faulthandler
+import json
+import logging
+import mmap
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import osloxide
+
+osloxide.install()
+
+from oslo_config import cfg  # noqa: E402
+from oslo_service import _options, backend  # noqa: E402
+
+FLAVOUR = sys.argv[1]
+backend.init_backend(backend.BackendType[FLAVOUR])
+
+from oslo_service import service  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from procfs import is_alive, session_members  # noqa: E402
+
+from osloxide.launch import ending  # noqa: E402
+
+GRACE = 100
+"""Seconds of every deadline. Nothing here may need it, and on a slow machine nothing is cut off."""
+STATUS_OF_HANDLER = 7
+"""What a handler of the application passes to ``sys.exit()``."""
+LONGEST = 45.0
+"""Seconds after which a process counts as hung."""
+
+OSLOXIDE = str(Path(osloxide.__file__).parent)
+WITH_LOCKS = {module.__file__ for module in (_weakrefset, contextlib, logging, threading, weakref)}
+WAIT = ("_attempt", "_supervise")
+"""What a launcher calls once it is waited for: a single process, and a parent of workers."""
+SUSPECT = re.compile(r"Traceback|still running|is still there|sent SIG|killed by signal")
+"""What a log has only where something failed, or a deadline had to end it."""
+
+
+class Shared:
+    """Numbers that a process and its children share with the one that judges them."""
+
+    NAMES = ("claimed", "delivered", "was_default", "waits", "began")
+
+    def __init__(self) -> None:
+        self._memory = memoryview(mmap.mmap(-1, 8 * len(self.NAMES))).cast("q")
+
+    def __getattr__(self, name: str) -> int:
+        return self._memory[self.NAMES.index(name)]
+
+    def put(self, name: str, value: int) -> None:
+        self._memory[self.NAMES.index(name)] = value
+
+    def clear(self) -> None:
+        for name in self.NAMES:
+            self.put(name, 0)
+
+
+shared = Shared()
+
+
+def say(text: str) -> None:
+    os.write(1, f"{text}\n".encode())
+
+
+class Interruption:
+    """Sends this process a signal when it comes to a place for the first time.
+
+    :param job: its *at* is the place; empty, no signal is sent and all places are written to
+        descriptor 3. They count from the start, or *since* a moment: a signal from ``outside``,
+        the launcher was ``launched``, or it is told to ``stop``. They are those of the launching
+        process, or with *in_worker* of the worker that comes first.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._signo = signal.Signals["SIG" + job["signal"]]
+        self._at = job["at"]
+        self._in_worker = job.get("in_worker", False)
+        self._launching = os.getpid()
+        self._seen: set[str] = set()
+        shared.put("began", "since" not in job)
+
+    def call(self, frame: FrameType, event: str, _argument: Any) -> Any:
+        code = frame.f_code
+        if not (code.co_filename.startswith(OSLOXIDE) or code.co_filename in WITH_LOCKS):
+            return None
+        if code.co_name in WAIT and os.getpid() == self._launching:
+            shared.put("waits", 1)
+        return self.place(frame, event, None)
+
+    def place(self, frame: FrameType, event: str, _argument: Any) -> Any:
+        if shared.began and not shared.delivered and self._is_chosen(os.getpid()):
+            code = frame.f_code
+            file = code.co_filename.removeprefix(OSLOXIDE).lstrip("/")
+            self._come_to(f"{file}:{frame.f_lineno} {code.co_name} {event}")
+        return self.place
+
+    def _is_chosen(self, pid: int) -> bool:
+        if self._in_worker and pid != self._launching and not shared.claimed:
+            shared.put("claimed", pid)
+        return pid == (shared.claimed if self._in_worker else self._launching)
+
+    def _come_to(self, place: str) -> None:
+        if not self._at and place not in self._seen:
+            self._seen.add(place)
+            os.write(3, f"{place}\n".encode())
+        elif place == self._at:
+            say(f"signal at {place}")
+            shared.put("was_default", signal.getsignal(self._signo) == signal.SIG_DFL)
+            shared.put("delivered", os.getpid())
+            os.kill(os.getpid(), self._signo)
+
+
+class Service(service.Service):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopped = threading.Event()
+
+    def start(self) -> None:
+        self.stopped.clear()
+        self.tg.add_thread(self.stopped.wait)
+        say(f"started {os.getpid()}")
+
+    def stop(self, graceful: bool = False) -> None:
+        self.stopped.set()
+        super().stop(graceful)
+        say(f"stopped {os.getpid()}")
+
+    def reset(self) -> None:
+        say(f"reset {os.getpid()}")
+
+
+def serve(job: dict[str, Any]) -> None:
+    """What the process of a job does."""
+    logging.basicConfig(level=logging.INFO, format="%(process)d %(name)s %(message)s")
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[])
+    conf.register_opts(_options.service_opts)
+    conf.set_override("graceful_shutdown_timeout", 1 if job.get("stops_itself") else GRACE)
+    ending.AT_EXIT = GRACE
+    workers, method, handler = job["workers"], job.get("method", "reload"), job.get("handler")
+    launcher: Any = None
+    if handler == "exit":
+        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(STATUS_OF_HANDLER))
+    elif handler == "stop":
+        signal.signal(signal.SIGUSR1, lambda *_: launcher.stop())
+    sys.settrace(Interruption(job).call)
+    try:
+        if workers == 0:
+            launcher = service.ProcessLauncher(conf, restart_method=method, no_fork=True)
+            launcher.launch_service(Service())
+            sys.exit(0)
+        launcher = service.launch(conf, Service(), workers=workers, restart_method=method)
+        if job.get("since") == "launched":
+            shared.put("began", 1)
+        if job.get("stops_itself"):
+            threading.Thread(target=stop_when_served, args=(launcher, workers), daemon=True).start()
+        status = launcher.wait()
+        if job.get("stops_itself"):
+            say("goes on")
+            while True:
+                signal.pause()
+        sys.exit(status)
+    finally:
+        say(f"left {os.getpid()}")
+
+
+def stop_when_served(launcher: Any, workers: int) -> None:
+    while os.pread(1, 1 << 16, 0).count(b"started") < workers or not shared.waits:
+        time.sleep(0.001)
+    shared.put("began", 1)
+    launcher.stop()
+
+
+class Case:
+    """One process, from its fork to the end of its session.
+
+    :param out: what it says.
+    :param log: what it logs.
+    """
+
+    def __init__(self, pid: int, job: dict[str, Any], out: int, log: int, places: int) -> None:
+        self._pid, self._job, self._out, self._log = pid, job, out, log
+        self._places = places
+        self._workers = max(job["workers"], 1)
+        self._outside = [signal.Signals["SIG" + name] for name in job.get("outside", ())]
+        self._signo = signal.Signals["SIG" + job["signal"]]
+        self._reloads = 0
+        self._was_told = False
+        self._problems: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        end = time.monotonic() + LONGEST
+        status = None
+        while status is None:
+            pid, ended = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                status = os.waitstatus_to_exitcode(ended)
+            elif time.monotonic() > end:
+                self._problems.append("hangs")
+                self._kill(signal.SIGUSR2)
+                time.sleep(0.5)
+                self._kill(signal.SIGKILL)
+                status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+            else:
+                self._tell()
+                time.sleep(0.002)
+        self._await_the_end_of_others()
+        self._judge(status)
+        return {
+            "status": status,
+            "places": _text(self._places).splitlines(),
+            "delivered": bool(shared.delivered),
+            "problems": self._problems,
+            "log": _text(self._log) if self._problems else "",
+            "said": self._said() if self._problems else [],
+        }
+
+    def _kill(self, signo: int) -> None:
+        for pid in session_members(self._pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signo)
+
+    def _said(self) -> list[str]:
+        return _text(self._out).splitlines()
+
+    def _pids(self, what: str) -> list[int]:
+        return [int(line.split()[1]) for line in self._said() if line.startswith(what)]
+
+    def _tell(self) -> None:
+        """Send what is to be sent from outside once the process is at rest; at last SIGTERM."""
+        if self._was_told or not shared.waits or not self._is_at_rest():
+            return
+        if self._outside:
+            shared.put("began", 1)
+            signo = self._outside.pop(0)
+            self._reloads += 1
+        else:
+            signo = signal.SIGTERM
+            self._was_told = True
+        os.kill(self._pid, signo)
+
+    def _is_at_rest(self) -> bool:
+        started, stopped = self._pids("started"), self._pids("stopped")
+        if self._job.get("stops_itself"):
+            return not shared.delivered and "goes on" in self._said()
+        if shared.delivered and not self._job.get("in_worker") and self._signo != signal.SIGHUP:
+            return False  # it is to end by this one
+        if self._job.get("in_worker") and shared.delivered and self._signo != signal.SIGHUP:
+            stopped.append(shared.delivered) if shared.delivered not in stopped else None
+            if is_alive(shared.delivered):
+                return False
+            if shared.delivered not in started:
+                started.append(shared.delivered)
+        is_reloaded = self._signo == signal.SIGHUP and shared.delivered
+        wanted = max(self._reloads, int(is_reloaded and not self._job.get("in_worker")))
+        if self._pids("reset").count(self._pid) < wanted:
+            return False
+        replaces = self._job.get("method") != "mutate" and not self._job.get("in_worker")
+        if replaces and len(started) < self._workers * (1 + self._reloads):
+            return False
+        return len(started) - len(stopped) == self._workers
+
+    def _await_the_end_of_others(self) -> None:
+        end = time.monotonic() + LONGEST
+        while left := session_members(self._pid):
+            if time.monotonic() > end:
+                self._problems.append(f"left behind: {left}")
+                self._kill(signal.SIGKILL)
+                return
+            time.sleep(0.002)
+
+    def _judge(self, status: int) -> None:
+        legal = {0}
+        is_first = not self._was_told
+        if shared.delivered and not self._job.get("in_worker"):
+            if shared.was_default or (self._signo == signal.SIGINT and is_first):
+                legal = {-self._signo, *((1,) if self._signo == signal.SIGINT else ())}
+            elif self._signo in (signal.SIGINT, signal.SIGALRM):
+                legal = {0, 1, -self._signo}
+            elif self._job.get("handler") == "exit":
+                legal = {0, STATUS_OF_HANDLER}
+        if self._job.get("stops_itself"):
+            legal = {0, -signal.SIGTERM}
+        if status not in legal:
+            self._problems.append(f"status {status}, not in {legal}")
+        if status == 0 and sorted(self._pids("started")) != sorted(self._pids("stopped")):
+            self._problems.append("a service that was started was not stopped")
+        if any(pid != self._pid for pid in self._pids("left")):
+            self._problems.append("a worker has left into the code that launched it")
+        log = _text(self._log)
+        if self._job.get("stops_itself"):
+            return
+        if status == 0 and (found := SUSPECT.search(log)):
+            self._problems.append(f"the log says {found.group()!r}")
+
+
+def _text(fd: int) -> str:
+    return os.pread(fd, 1 << 20, 0).decode(errors="replace")
+
+
+def main() -> None:
+    for line in sys.stdin:
+        job = json.loads(line)
+        shared.clear()
+        out, log, places = (os.memfd_create(name) for name in ("out", "log", "places"))
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(out, 1)
+            os.dup2(log, 2)
+            os.dup2(places, 3)
+            return serve(job)
+        print(json.dumps({**job, **Case(pid, job, out, log, places).run()}), flush=True)
+        for fd in (out, log, places):
+            os.close(fd)
+    return None
+
+
+main()
