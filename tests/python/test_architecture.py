@@ -79,3 +79,28 @@ def test_circles_are_found() -> None:
 
     assert structure.circles(circle) == [["a", "b", "c"]]
     assert structure.circles(diamond) == []
+
+
+WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|datetime|CLOCK_REALTIME|SystemTime|UNIX_EPOCH")
+
+
+@pytest.mark.parametrize(
+    ("root", "rooms"),
+    [
+        ("python/osloxide", ["launch", "signals", "threads"]),
+        ("src", ["supervisor", "worker", "scoreboard", "pool", "executor", "signals", "handlers"]),
+    ],
+)
+def test_nothing_that_decides_about_processes_reads_the_wall_clock(
+    root: str, rooms: list[str]
+) -> None:
+    """It jumps: deadlines, back-offs and ages would move with it."""
+    found = []
+    for room in rooms:
+        path = structure.REPOSITORY / root / room
+        files = list(path.rglob("*.py")) + list(path.rglob("*.rs")) or [path.with_suffix(".rs")]
+        for file in files:
+            text = file.read_text(encoding="utf-8")
+            found += [f"{file.name}: {hit.group()}" for hit in WALL_CLOCK.finditer(text)]
+
+    assert found == []

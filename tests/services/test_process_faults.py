@@ -757,31 +757,41 @@ def unprivileged(directory: Path) -> list[str]:
     ]  # fmt: skip
 
 
+REFUSED = r"(?i)fork.*(EAGAIN|temporarily unavailable|errno 11)"
+
+
+def process_limit(service: RunningService, prefix: list[str]) -> Callable[[str], None]:
+    """Sets RLIMIT_NPROC of the parent; to what it was where the number is empty."""
+    limits = Path(f"/proc/{service.pid}/limits").read_text()
+    (normal,) = re.findall(r"Max processes\s+(\S+)", limits)
+
+    def limit(soft: str) -> None:
+        command = ["prlimit", f"--pid={service.pid}", f"--nproc={soft or normal}:"]
+        subprocess.run([*prefix, *command], check=True)
+
+    return limit
+
+
 def test_a_fork_refused_by_the_kernel_is_retried_while_the_others_serve(
     start: Start, tmp_path: Path, figure: Figure
 ) -> None:
     prefix = unprivileged(tmp_path)
     small = SmallService(start, tmp_path, prefix)
     service = small.start(workers=2)
-    limits = Path(f"/proc/{service.pid}/limits").read_text()
-    (normal,) = re.findall(r"Max processes\s+(\S+)", limits)
-
-    def limit_processes(soft: str) -> None:
-        limit = ["prlimit", f"--pid={service.pid}", f"--nproc={soft}:"]
-        subprocess.run([*prefix, *limit], check=True)
+    limit_processes = process_limit(service, prefix)
 
     victim, survivor = service.workers()
     mark = service.mark()
     limit_processes("1")
 
     os.kill(victim, signal.SIGKILL)
-    service.wait_log(r"(?i)fork.*(EAGAIN|temporarily unavailable|errno 11)", since=mark)
+    service.wait_log(REFUSED, since=mark)
     cpu, begin = cpu_seconds([service.pid]), time.monotonic()
     for _ in range(20):
         assert get(small.port)[1] == survivor
     held("the parent keeps running", lambda: is_alive(service.pid), 2)
     cpu = (cpu_seconds([service.pid]) - cpu) / (time.monotonic() - begin)
-    limit_processes(normal)
+    limit_processes("")
     begin = time.monotonic()
     service.wait_workers(2, within=30)
     took = time.monotonic() - begin
@@ -789,6 +799,36 @@ def test_a_fork_refused_by_the_kernel_is_retried_while_the_others_serve(
     assert cpu < 0.10, f"the parent used {cpu:.0%} of a core between its attempts"
     service.wait_log("worker serves", since=mark)
     figure(f"full strength {took:.2f} s after the limit was lifted, parent at {cpu:.1%} meanwhile")
+    end(service)
+
+
+@pytest.mark.parametrize("follows", ["forks", "a stop"])
+def test_a_reload_whose_forks_the_kernel_refuses_costs_nothing_and_goes_on_later(
+    start: Start, tmp_path: Path, load: StartLoad, figure: Figure, follows: str
+) -> None:
+    prefix = unprivileged(tmp_path)
+    small = SmallService(start, tmp_path, prefix)
+    service = small.start(workers=2, restart_method="reload")
+    old = service.workers()
+    limit_processes = process_limit(service, prefix)
+    driver = load(small.port, connections=8)
+    driver.wait_answered(100)
+    mark = service.mark()
+    limit_processes("1")
+
+    service.signal(signal.SIGHUP)
+    service.wait_log(REFUSED, times=2, since=mark)
+    driver.wait_answered(100)
+    assert service.workers() == old, "an old worker has left before its successor could be forked"
+    if follows == "forks":
+        limit_processes("")
+        begin = time.monotonic()
+        wait_until(lambda: replaced(service, old, 2), "every worker is a new one", 60)
+        figure(f"a new generation {time.monotonic() - begin:.2f} s after the limit was lifted")
+        driver.wait_answered(100)
+        assert_unharmed(driver.stop())
+    else:
+        driver.stop()
     end(service)
 
 
