@@ -66,7 +66,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 LOST_ONCE = {
     "a stop, single process, threading": r" take line",
-    "a stop, no_fork": r"control_thread\.py:\d+ close call",
+    "a stop, no_fork": r"control_thread\.py:\d+ close call|launch/runner\.py:\d+ __init__ call",
     "a stop in a mutate, parent": r"configuration\.py:\d+ reload line",
     "a stop as the launcher ends, parent": r"signal_handler\.py:\d+ _give_back line",
     "a handler that exits, worker": r" _run_child call",

@@ -830,7 +830,6 @@ class ProcessLauncher:
         import_hook.announce()
         scoreboard.begin([service])
         configuration.log_options(self.conf, LOG)
-        self.service = service
         service.backdoor_port = None
         runner = Runner(
             self.conf,
@@ -841,6 +840,7 @@ class ProcessLauncher:
             parks=False,
         )
         self._runner = runner
+        self.service = service  # not before: a stop would stop it that was never started
         try:
             status = runner.run()
         finally:

@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -165,7 +166,7 @@ def serve(job: dict[str, Any]) -> None:
     conf([], default_config_files=[])
     conf.register_opts(_options.service_opts)
     conf.set_override("graceful_shutdown_timeout", 1 if job.get("stops_itself") else GRACE)
-    ending.AT_EXIT = GRACE
+    ending.AT_EXIT = 1 if job.get("stops_itself") else GRACE
     workers, method, handler = job["workers"], job.get("method", "reload"), job.get("handler")
     launcher: Any = None
     if handler == "exit":
@@ -312,12 +313,14 @@ class Case:
             legal = {0, -signal.SIGTERM}
         if status not in legal:
             self._problems.append(f"status {status}, not in {legal}")
-        if status == 0 and sorted(self._pids("started")) != sorted(self._pids("stopped")):
-            self._problems.append("a service that was started was not stopped")
+        started, stopped = (Counter(self._pids(what)) for what in ("started", "stopped"))
+        is_interrupted = self._job.get("handler") == "exit"  # in start(): stopped all the same
+        if status == 0 and (started - stopped or (stopped - started and not is_interrupted)):
+            self._problems.append(f"started {dict(started)}, stopped {dict(stopped)}")
         if any(pid != self._pid for pid in self._pids("left")):
             self._problems.append("a worker has left into the code that launched it")
         log = _text(self._log)
-        if self._job.get("stops_itself"):
+        if self._job.get("stops_itself") or is_interrupted:
             return
         if status == 0 and (found := SUSPECT.search(log)):
             self._problems.append(f"the log says {found.group()!r}")
