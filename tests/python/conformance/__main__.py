@@ -1,7 +1,7 @@
 """``python -m conformance SERVER...``: run rows against servers and print what held.
 
 With ``--markdown FILE`` the table is written there: that is how docs/conformance.md is made, by one
-run or by several that share a ``--store FILE``.
+run or by several that share a ``--store FILE``, of which a later one judges some ``--rows`` anew.
 Peers run under ``--python``, an interpreter that has them installed.
 """
 
@@ -100,7 +100,8 @@ def main() -> int:
             if manner.is_tls and server in WITHOUT_TLS:
                 continue
             verdicts = run(server, python, names, manner, verbose=args.verbose)
-            results[server, manner.name] = verdicts
+            # Rows that were judged earlier keep their verdicts where --rows leaves them out.
+            results[server, manner.name] = results.get((server, manner.name), {}) | verdicts
             held = sum(ok for ok, _ in verdicts.values())
             print(f"{server}, {manner.name}: {held} of {len(verdicts)} rows hold", flush=True)
     if args.store:

@@ -19,6 +19,9 @@ The last such run was on {about}. Rows with hundreds of clients
 (`slow_*`, `idle_keepalive`) depend on the machine: on a busy one a server may miss what it
 holds on an idle one.
 
+Peers run under `--python`, an interpreter that has them; `--rows` judges some rows again, such as
+those that a peer missed because the machine was busy.
+
 Every row sends raw bytes to a running server and judges strictly what comes back
 and what the application saw; the rules are RFC 9110, RFC 9112 and PEP 3333.
 `tests/python/conformance/` holds the rows, `test_http_conformance.py` runs them as tests, in every
@@ -37,6 +40,35 @@ which the server was judged, and `-` where the row says nothing in a manner, or 
 TLS of its own.
 
 """
+
+#: What no row judges, since the rules say SHOULD or MAY: rule, what it says, what is done.
+CHOICES = (
+    (
+        "RFC 9112 section 3.2",
+        "an invalid request line SHOULD be answered 400",
+        "characters that clients leave unescaped in a target are handed on (`line_unescaped`)",
+    ),
+    (
+        "RFC 9110 section 9.1",
+        "a method that is not known SHOULD be answered 501",
+        "the application decides; `CONNECT` is answered 501",
+    ),
+    ("RFC 9112 section 2.2", "a bare LF MAY end a line", "refused"),
+    ("RFC 9112 section 5.2", "a folded line may be unfolded", "refused"),
+    ("RFC 9110 section 8.6", "equal values of `Content-Length` may count as one", "refused"),
+    ("RFC 9112 section 6.3", "`Transfer-Encoding` may override `Content-Length`", "refused"),
+    (
+        "RFC 9112 section 7.1.2",
+        "trailers may be kept",
+        "checked and dropped: PEP 3333 has no place for them",
+    ),
+    ("RFC 9110 section 10.1.1", "an unknown expectation MAY be answered 417", "ignored"),
+    (
+        "RFC 9110 section 14.2",
+        "`Range` MAY be ignored",
+        "ignored for files of `--static-map`; else the application's",
+    ),
+)
 
 Verdicts = Mapping[str, tuple[bool, str]]
 
@@ -105,4 +137,6 @@ def markdown(
         )
     else:
         text += "None: every row holds, in every manner.\n"
-    return text
+    text += f"\nWhere the rules leave a choice, or say SHOULD, {subject} does this:\n\n"
+    text += f"| rule | it says | {subject} |\n|---|---|---|\n"
+    return text + "".join(f"| {' | '.join(choice)} |\n" for choice in CHOICES)
