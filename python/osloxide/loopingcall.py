@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from osloxide.signals import waiting
-from osloxide.threads import forked, inherited, timers
+from osloxide.threads import forked, inherited, pausing, timers
 
 # oslo.service up to 4.0 logged here, and default_log_levels of designate, mistral and others
 # still name it.
@@ -268,6 +268,7 @@ class LoopingCallBase:
     def _call(self, stop_on_exception: bool) -> Any:
         # None is no error before the first call, which then fails as it does with oslo.service.
         function: Any = self.f
+        _calling.add(threading.get_ident())
         try:
             return forked.call_until((LoopingCallDone,), function, *self.args, **self.kw)
         except LoopingCallDone:
@@ -277,6 +278,8 @@ class LoopingCallBase:
                 raise
             self._log_failure(exc)
             return 0
+        finally:
+            _calling.discard(threading.get_ident())
 
     def _log_failure(self, exc: Exception) -> None:
         LOG.error(
@@ -302,7 +305,24 @@ _under_way: dict[FutureEvent, LoopingCallBase] = {}
 """The loops that have not ended, by the outcome of each: one may be started again as it ends."""
 
 
+_calling: set[int] = set()
+"""The threads that are in the midst of a call, and may hold locks that it took."""
+
+
+def _are_between_calls() -> bool:
+    """Whether no loop is in the midst of a call, that of the calling thread aside.
+
+    Under green threads a loop that begins before the workers has not called yet when they are
+    forked. Here its first call may be asking the database by then.
+    """
+    return _calling <= {threading.get_ident()}
+
+
+pausing.serve(_are_between_calls)
+
+
 def _end_all_in_child() -> None:
+    _calling.intersection_update({threading.get_ident()})
     for done, loop in _under_way.items():
         done._end_in_child()
         if loop.done is done:

@@ -285,3 +285,48 @@ def test_a_fork_waits_for_a_greenthread_that_asks_its_database_but_not_for_ever(
     """It would go on in eventlet's child; here nobody gives back there what it holds."""
     result = run_python(ASKING.replace("ANSWERED_AT", str(answered_at)))
     assert result.stdout == f"{said}\n", result.stderr
+
+
+CALLING = """
+import socket, threading, time
+from osloxide import loopingcall
+from osloxide.launch import forking
+
+lock, begun = threading.Lock(), threading.Event()
+near, far = socket.socketpair()
+
+def report():
+    with lock:
+        begun.set()
+        near.recv(1)
+
+loop = loopingcall.FixedIntervalLoopingCall(report)
+loop.start(600)
+begun.wait()
+
+class Clock:
+    monotonic = time.monotonic
+    looks = 0
+    @classmethod
+    def sleep(cls, seconds):
+        cls.looks += 1
+        if cls.looks == ANSWERED_AT:
+            far.send(b"x")
+        time.sleep(seconds)
+
+forking.time = Clock
+forking.prepare()
+print("locked" if lock.locked() else "free", forking.rest)
+"""
+
+
+@pytest.mark.parametrize(
+    ("answered_at", "said"), [(10, "free 1.0"), (0, "locked 0.02")], ids=["soon", "never"]
+)
+def test_a_fork_waits_for_a_looping_call_that_asks_its_database_but_not_for_ever(
+    answered_at, said
+) -> None:
+    """As senlin-engine's does, which its parent begins before the workers: it holds the lock under
+    which oslo.db connects, and a worker that inherits it locked never starts."""
+    result = run_python(CALLING.replace("ANSWERED_AT", str(answered_at)))
+    assert result.stdout == f"{said}\n", result.stderr

@@ -41,9 +41,10 @@ that time does not count."""
 _STARVED = 12.0
 """How many times as long the fork waits then, at most."""
 _PAUSE = 2.0
-"""Seconds that greenthreads which sleep in a system call get to come to a wait of eventlet's before
-the first fork. Never more than :data:`rest`: 1 s before each that follows one for which they all
-came, and a look after one that has waited in vain."""
+"""Seconds that greenthreads which sleep in a system call get to come to a wait of eventlet's, and
+looping calls to come to the end of a call, before the first fork. Never more than :data:`rest`: 1 s
+before each that follows one for which they all came, and a look after one that has waited in
+vain."""
 _gc_is_frozen = False
 
 PATIENCE = 1.0
@@ -125,12 +126,14 @@ def _await_rest(seconds: float) -> bool:
     """Wait until the other threads of the application wait for something.
 
     :param seconds: that they get until then, without those in which they wait for CPU.
-    :returns: False where one still computes, or has not come to a wait of eventlet's.
+    :returns: False where one still computes, or has not come to a wait of eventlet's or to the end
+        of a looping call.
 
     A thread that computes may hold a lock, as one does that loads a driver, and in the child nobody
     gives it back. Greenthreads, for which such services were written, never compute during a fork:
     the one that forks does. One that asks its database in the midst of something may hold a lock
-    as well: eventlet's child would go on with it.
+    as well: eventlet's child would go on with it. So may a looping call, of the THREADING backend
+    too.
     """
     asleep, pause = 0.0, max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval())
     first: dict[int, cpu_time.Times] = {}

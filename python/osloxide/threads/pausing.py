@@ -1,22 +1,22 @@
-"""Where a fork meets threads whose code counts on being left alone between two of its waits.
+"""Where a fork meets threads whose code counts on being left alone for a while.
 
-Owns one hook. What runs such threads (osloxide.green) says here whether all of them wait in
-something of its own. Knows neither the waits nor who asks. Rules: docs/eventlet.md, "A fork".
+Owns the hooks that are asked before a fork. What runs such threads says here whether they have all
+come to rest: the greenthreads of osloxide.green wait in something of its own, and looping calls are
+between two calls. Knows neither of them, nor who asks. Rules: docs/eventlet.md, "A fork".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-_are_parked: Callable[[], bool] | None = None
+_hooks: list[Callable[[], bool]] = []
 
 
 def serve(are_parked: Callable[[], bool]) -> None:
     """Have *are_parked* asked from now on."""
-    global _are_parked
-    _are_parked = are_parked
+    _hooks.append(are_parked)
 
 
 def are_parked() -> bool:
-    """Whether no such thread is between two waits, the calling one aside."""
-    return _are_parked is None or _are_parked()
+    """Whether no such thread is in the midst of something, the calling one aside."""
+    return all(are_parked() for are_parked in _hooks)
