@@ -34,8 +34,8 @@ pub(super) trait Conversation {
     fn is_closing(&self) -> bool;
     /// Deals with what was not asked for.
     fn take(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<(), Fault>;
-    /// Nothing more has arrived for the moment.
-    fn pause(&mut self) {}
+    /// Nothing more has arrived for the moment, on *connection*.
+    fn pause(&mut self, _connection: &Connection) {}
 
     /// The broker has closed a channel, and has not heard yet that this side knows.
     fn closed(&mut self, _channel: u16, _refusal: &Refusal) {}
@@ -66,7 +66,7 @@ pub(super) trait Conversation {
                 }
                 Some(incoming) => self.take(connection, incoming)?,
                 None => {
-                    self.pause();
+                    self.pause(connection);
                     if self.is_closing() {
                         return Err(Fault::Lost("the transport is closed".to_owned()));
                     }

@@ -13,6 +13,8 @@
 //! is decided as `impl_rabbit` of oslo.messaging does (docs/rpc.md).
 
 mod assembler;
+#[cfg(test)]
+mod awaited_tests;
 mod begun;
 mod connection;
 mod conversation;
@@ -162,8 +164,8 @@ pub struct Message {
     /// By which its replies are known; none for a cast.
     pub msg_id: Option<String>,
     /// How long a call waits for its last reply. As in `impl_rabbit` that time begins when the broker has
-    /// the request, or has said that it cannot take it: it does not run while there is no broker. None
-    /// for ever.
+    /// the request, or has said that it cannot take it: it does not run while there is no broker. It does
+    /// while the request waits for a broker to answer what another one needs. None for ever.
     pub answered_within: Option<Duration>,
     /// As that, between two replies: the server of a monitored call tells that it is at work.
     pub heard_within: Option<Duration>,
@@ -246,6 +248,8 @@ struct Progress {
     is_answered: bool,
     /// When the broker has said first that it has it, or cannot have it; or a server has answered.
     told_at: Option<Instant>,
+    /// Since when it waits for what the broker is asked for by another one, on this connection.
+    held_at: Option<Instant>,
     /// When the last reply has come.
     heard_at: Option<Instant>,
     /// How often it was published.
@@ -511,12 +515,11 @@ impl Request {
         now: Instant,
         deadline: Option<Instant>,
     ) {
-        let ends_at = match progress.told_at {
-            Some(_) => self.ends_at(progress),
-            None => self
-                .ends_after(now, now)
-                .map(|at| at.max(now + LEAST_SLEEP)),
-        };
+        let ends_at = self.ends_at(progress).or_else(|| {
+            let is_told = progress.told_at.is_some();
+            let least = |at: Instant| at.max(now + LEAST_SLEEP);
+            self.ends_after(now, now).filter(|_| !is_told).map(least)
+        });
         match [deadline, ends_at, progress.lost_at]
             .into_iter()
             .flatten()
@@ -529,9 +532,12 @@ impl Request {
         }
     }
 
-    /// When a call gives up its reply; none while the broker has said nothing of the request.
+    /// When a call gives up its reply; none while the broker has said nothing of the request, which does
+    /// not wait for what another one needs.
     fn ends_at(&self, progress: &Progress) -> Option<Instant> {
-        let told_at = progress.told_at?;
+        let Some(told_at) = progress.told_at else {
+            return progress.held_at?.checked_add(self.message.answered_within?);
+        };
         self.ends_after(told_at, progress.heard_at.unwrap_or(told_at))
     }
 
@@ -544,6 +550,12 @@ impl Request {
         limits
             .filter_map(|(at, within)| at.checked_add(within?))
             .min()
+    }
+
+    /// It waits from *since* on for what another one needs, or longer; none: it does not.
+    fn hold(&self, since: Option<Instant>) {
+        let mut progress = self.progress.lock();
+        progress.held_at = since.map(|now| progress.held_at.unwrap_or(now));
     }
 
     /// The default queue that it needs, by its name.

@@ -102,7 +102,8 @@ struct World {
     /// No queue took it, and the client knows.
     dropped: HashSet<u64>,
     published: HashSet<u64>,
-    last_first: u64,
+    /// Of those with the same needs and the same destination, which keep their order.
+    last_first: HashMap<(String, String, bool, bool), u64>,
     /// Of all replies.
     outbox: Arc<Outbox>,
     failures: Arc<Failures>,
@@ -137,7 +138,7 @@ impl World {
             settled: HashSet::new(),
             dropped: HashSet::new(),
             published: HashSet::new(),
-            last_first: 0,
+            last_first: HashMap::new(),
         }
     }
 
@@ -210,12 +211,15 @@ impl World {
             return;
         }
         for _ in 0..8 {
-            let need = if self.state.wants_replies && !self.state.has_replies() {
-                Some(Need::Replies)
-            } else {
-                self.state.flush(self.now)
-            };
+            let need = self.state.flush(self.now);
             self.read();
+            if need.is_some() && self.chance.one_in(4) {
+                // The broker takes its time to answer.
+                self.change();
+                let is_blocked = self.chance.one_in(4);
+                self.state.write_waiting((!is_blocked).then_some(self.now));
+                self.read();
+            }
             let is_refused = self.chance.one_in(12);
             let refusal = Refusal {
                 code: 403,
@@ -302,8 +306,15 @@ impl World {
             "{number} is sent though it has ended"
         );
         if self.published.insert(number) {
-            assert!(number > self.last_first, "{number} comes too late");
-            self.last_first = number;
+            let message = &self.requests[&number].message;
+            let kind = (
+                message.exchange.name.clone(),
+                message.routing_key.clone(),
+                message.msg_id.is_some(),
+                message.default_queue.is_some(),
+            );
+            let before = self.last_first.insert(kind, number);
+            assert!(before < Some(number), "{number} comes too late");
         }
     }
 

@@ -56,7 +56,7 @@ pub(super) struct State {
     link: Option<Link>,
     /// By exchange.
     routes: HashMap<String, Route>,
-    /// In the order of their sending.
+    /// In the order of their sending, which those with the same needs and the same destination keep.
     waiting: VecDeque<Arc<Request>>,
     /// The thread reads nothing until it is rung for.
     is_dozing: bool,
@@ -64,6 +64,11 @@ pub(super) struct State {
     hurried: usize,
     later: Vec<(Instant, Arc<Request>)>,
     calls: HashMap<String, Arc<Request>>,
+    /// What the thread asks the broker for.
+    asked: Option<Need>,
+    /// What brokers did not answer before their connections were left, the oldest first: asked for after
+    /// all else, so that nothing else waits for it once more.
+    put_off: Vec<Need>,
     /// The last reply that has arrived, of which the broker has not been told.
     untold: Option<Untold>,
     unusable: Option<String>,
@@ -115,8 +120,8 @@ struct Route {
     queues: HashSet<String>,
 }
 
-/// What the first waiting request needs from the thread.
-#[derive(Debug, PartialEq, Eq)]
+/// What waiting requests need from the thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Need {
     /// A consumer of replies.
     Replies,
@@ -165,6 +170,7 @@ impl State {
     }
 
     /// Whether there is a consumer of replies on this connection.
+    #[cfg(test)]
     pub(super) fn has_replies(&self) -> bool {
         self.has_replies
     }
@@ -258,14 +264,30 @@ impl State {
             self.wants_replies = true;
             self.calls.insert(msg_id.clone(), Arc::clone(request));
         }
-        // Those that wait already come first.
-        if self.waiting.is_empty() && self.publish(request) {
+        if self.is_first(request) && self.publish(request) {
             self.count();
             let is_awaited = request.outbox.is_none() || !self.has_few_unconfirmed();
             return is_awaited && self.end_doze();
         }
         self.waiting.push_back(Arc::clone(request));
         true
+    }
+
+    /// No request waits that has to be written before *request*. Those to other places need not be: what they
+    /// wait for may take as long as the broker likes.
+    fn is_first(&self, request: &Request) -> bool {
+        let message = &request.message;
+        let is_before = |other: &Arc<Request>| {
+            other.message.routing_key == message.routing_key
+                && other.message.exchange.name == message.exchange.name
+        };
+        self.waiting.is_empty() || (self.has_room() && !self.waiting.iter().any(is_before))
+    }
+
+    /// There is a connection, and the broker takes what is written to it.
+    fn has_room(&self) -> bool {
+        let link = self.link.as_ref();
+        link.is_some_and(|link| link.outlet.unsent() <= MOST_UNSENT)
     }
 
     /// Nothing will come of `msg_id` any more.
@@ -312,6 +334,7 @@ impl State {
         link.outlet.queue(frames);
         let mut progress = request.progress.lock();
         progress.publications += 1;
+        progress.held_at = None;
         if let Some(figures) = self.figures {
             figures.published(progress.publications > 1);
         }
@@ -331,17 +354,46 @@ impl State {
         for request in due.into_iter().rev() {
             self.waiting.push_front(request);
         }
-        let mut need = None;
+        if let Some(done) = self.asked.take() {
+            self.put_off.retain(|need| *need != done);
+        }
+        let mut needs = self.write_waiting(Some(now));
+        if self.wants_replies && !self.has_replies {
+            needs.retain(|need| *need != Need::Replies);
+            needs.insert(0, Need::Replies);
+        }
+        self.put_off.retain(|need| needs.contains(need));
+        let fresh = needs.iter().find(|need| !self.put_off.contains(need));
+        let need = fresh.or_else(|| self.put_off.first()).cloned();
+        self.asked.clone_from(&need);
+        need
+    }
+
+    /// Writes what waits and need not wait for what is asked for; what the rest needs, in its order.
+    ///
+    /// The time of a call that waits for what another one needs goes on from *now* on, or not at all: the
+    /// broker has blocked the connection.
+    pub(super) fn write_waiting(&mut self, now: Option<Instant>) -> Vec<Need> {
+        let mut needs = Vec::new();
+        let mut kept = VecDeque::new();
         while let Some(request) = self.waiting.pop_front() {
             if request.is_over() || self.publish(&request) {
                 continue;
             }
-            need = self.need_of(&request);
-            self.waiting.push_front(request);
-            break;
+            let need = self.need_of(&request);
+            let is_held = need.is_some() && self.asked.is_some() && need != self.asked;
+            request.hold(now.filter(|_| is_held));
+            kept.push_back(request);
+            match need {
+                None => break, // the connection is full
+                Some(need) if needs.contains(&need) => {}
+                Some(need) => needs.push(need),
+            }
         }
+        kept.append(&mut self.waiting);
+        self.waiting = kept;
         self.count();
-        need
+        needs
     }
 
     fn need_of(&self, request: &Request) -> Option<Need> {
@@ -621,6 +673,10 @@ impl State {
 
     /// The connection is gone. What is unconfirmed is sent again, in its order.
     pub(super) fn disconnect(&mut self, reason: &str) {
+        if let Some(unanswered) = self.asked.take() {
+            self.put_off.retain(|need| *need != unanswered);
+            self.put_off.push(unanswered);
+        }
         self.link = None;
         self.has_replies = false;
         self.untold = None;
@@ -642,6 +698,9 @@ impl State {
     /// No host could be connected with, or the connection did not last.
     pub(super) fn count_attempt(&mut self, reason: &str) {
         self.waiting.retain(|request| request.may_try_again(reason));
+        for request in &self.waiting {
+            request.hold(None);
+        }
     }
 
     /// The queues of the broker are gone, and the requests in them: calls that were sent before

@@ -612,7 +612,8 @@ impl Thread {
                 tracing::error!("Failed to declare consumer for topic '{name}': {code}: {text}");
                 listening.rest(Instant::now() + RETRY_REFUSED);
             }
-            Err(_) => {}
+            // On the next connection the others come first: this may be the one that is not answered.
+            Err(_) => self.put_last(listening),
         }
         match outcome {
             Err(Fault::Refused(_)) => Ok(()),
@@ -624,6 +625,12 @@ impl Thread {
     fn refuse(&self, listening: &Arc<Listening>, refusal: &Refusal) {
         self.forget(listening);
         listening.end(Standing::Refused(refusal.code, refusal.text.clone()));
+    }
+
+    fn put_last(&self, listening: &Arc<Listening>) {
+        let mut state = self.shared.state.lock();
+        let is_other = |other: &Arc<Listening>| !Arc::ptr_eq(other, listening);
+        state.listenings.sort_by_key(|other| !is_other(other));
     }
 
     fn forget(&self, listening: &Arc<Listening>) {

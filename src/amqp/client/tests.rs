@@ -129,7 +129,7 @@ impl Peer {
     }
 
     /// Answers a declaration; false where there is something to decide.
-    fn answer(&mut self, class: u16, id: u16, channel: u16) -> bool {
+    pub(super) fn answer(&mut self, class: u16, id: u16, channel: u16) -> bool {
         match (class, id) {
             (20, 10) => self.say(channel, 20, 11, &[0; 4]),
             (20, 40) => self.say(channel, 20, 41, &[]),

@@ -77,8 +77,12 @@ impl Conversation for Thread {
         self.shared.is_closing.load(Ordering::Acquire)
     }
 
-    fn pause(&mut self) {
-        self.shared.state.lock().acknowledge(Some(Instant::now()));
+    fn pause(&mut self, connection: &Connection) {
+        let now = Instant::now();
+        let mut state = self.shared.state.lock();
+        state.acknowledge(Some(now));
+        // The broker may take long to answer, and what waits may not need that.
+        state.write_waiting((!connection.is_blocked).then_some(now));
     }
 
     fn closed(&mut self, channel: u16, _refusal: &Refusal) {
@@ -208,12 +212,7 @@ impl Thread {
                 return Ok(());
             }
             let mut state = self.shared.state.lock();
-            let has_lost_consumer = state.wants_replies && !state.has_replies();
-            let need = if has_lost_consumer {
-                Some(Need::Replies)
-            } else {
-                state.flush(now)
-            };
+            let need = state.flush(now);
             state.acknowledge(Some(now));
             let until = state.next_flush(now);
             let dozes = need.is_none() && state.begin_doze();
@@ -326,7 +325,16 @@ impl Thread {
         connection: &mut Connection,
         needed: Option<&str>,
     ) -> Result<u16, Fault> {
+        let patience = self.options().answers_within;
+        let mut deadline = Instant::now() + patience;
         while !connection.has_free_channel() {
+            let now = Instant::now();
+            if connection.is_blocked {
+                deadline = now + patience;
+            }
+            if now > deadline {
+                return Err(Fault::Lost("no channel becomes free".to_owned()));
+            }
             self.make_room(connection, needed)?;
         }
         self.open_free_channel(connection)
@@ -357,7 +365,7 @@ impl Thread {
         if let Some(incoming) = connection.next()? {
             return self.take(connection, incoming);
         }
-        self.pause();
+        self.pause(connection);
         if self.is_closing() {
             return Err(Fault::Lost("the transport is closed".to_owned()));
         }
