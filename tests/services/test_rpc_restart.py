@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +23,8 @@ from services.rpc import (
     runs,
     start_rpc_service,
 )
+from services.subject import clean_environment
+from services.test_rpc_rabbit import TOPIC
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -100,6 +105,49 @@ def test_calls_go_on_after_a_crash_of_the_broker(
     # 15 s after the broker is back and this client is connected again, however slow its start was.
     assert report["slowest"] < outage + TIMEOUT - 20
     assert not doubled
+
+
+CALLERS = """
+import sys, threading
+from oslo_service import backend
+backend.init_backend(backend.BackendType.THREADING)
+import oslo_messaging
+from oslo_config import cfg
+
+cfg.CONF([], project="callers")
+transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=sys.argv[1])
+target = oslo_messaging.Target(topic=sys.argv[2])
+client = oslo_messaging.get_rpc_client(transport, target, timeout=300)
+for _ in range(8):
+    arguments = {"size": 10, "after": sys.argv[3]}
+    threading.Thread(target=client.call, args=({}, "large"), kwargs=arguments).start()
+"""
+
+
+def test_a_service_with_replies_stops_though_its_broker_does_not_come_back(
+    serve: Serve, broker: Broker, trace: Path
+) -> None:
+    service = serve()
+    gate, begun = trace.with_name("gate"), trace.with_name(f"{trace.name}.large")
+    callers = subprocess.Popen(
+        [sys.executable, "-c", CALLERS, broker.url, TOPIC, str(gate)], env=clean_environment()
+    )
+    try:
+        wait_until(
+            lambda: begun.exists() and len(begun.read_text()) == 8, "all threads are busy", 60
+        )
+        seen = service.mark()
+        broker.kill_server()
+        service.wait_log("unreachable", since=seen, within=45)
+        gate.touch()
+
+        service.signal(signal.SIGTERM)
+
+        # 15 s for the replies, and 15 s more: that no broker takes them is not known before.
+        assert service.wait_exit(within=55) == 0
+    finally:
+        callers.kill()
+        callers.wait()
 
 
 def test_a_fanout_reaches_every_server_once_also_after_a_kill_and_a_crash_of_the_broker(

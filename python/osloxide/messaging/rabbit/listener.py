@@ -46,6 +46,9 @@ LONGEST_SLEEP = 15.0
 LULL = 0.05
 
 
+#: Seconds that the broker has for each answer to a listener that stops.
+FAREWELL = 5.0
+
 #: Class and method of ``basic.nack``, RabbitMQ's extension of AMQP 0-9-1.
 _BASIC_NACK = (60, 120)
 
@@ -381,6 +384,8 @@ class PacedListener(amqpdriver.AMQPListener):
     def _cancel_consumers(self) -> None:
         consumers = [] if self._is_cancelled else list(self._lent._consumers.items())
         self._is_cancelled = True
+        with contextlib.suppress(Exception):  # there is no connection, or no socket
+            self._lent.set_transport_socket_timeout(FAREWELL)
         for consumer, tag in consumers:
             try:
                 consumer.cancel(tag)

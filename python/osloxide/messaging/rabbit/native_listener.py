@@ -31,6 +31,7 @@ from osloxide import _native
 from osloxide._typing import override
 from osloxide.messaging.rabbit import envelope, forbidden_queues
 from osloxide.messaging.rabbit.listener import (
+    FAREWELL,
     PacedMessage,
     late_replies,
     pool_threads,
@@ -47,9 +48,6 @@ LONGEST_SLEEP = 60.0
 
 CLOSING = 15.0
 """Seconds that the end of a listener waits for the broker to confirm its replies."""
-
-FAREWELL = 5.0
-"""Seconds that the broker has to cancel the consumers of a listener, and to close its channel."""
 
 ClientOf = Callable[[Any], _native.AmqpClient | None]
 """The native client of a driver; None while its messages go by kombu."""

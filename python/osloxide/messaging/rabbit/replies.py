@@ -18,8 +18,10 @@ import logging
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from oslo_messaging._drivers import common
@@ -37,6 +39,9 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds between two attempts to reply to a queue that is missing (oslo.messaging's own pause).
 RETRY_EVERY = 0.25
+
+#: Seconds between two attempts to connect, while no broker takes replies.
+CONNECT_EVERY = 1.0
 
 
 class LateReplies:
@@ -70,6 +75,18 @@ class LateReplies:
             LOG.warning("no thread for replies that wait for their queue; the next one asks again")
             with self._changed:
                 self._running = False
+
+    def wait_sent(self, replies: Any, seconds: float) -> None:
+        """Wait until none of those of *replies* is stranded any more, or for *seconds*."""
+
+        def are_sent() -> bool:
+            return not any(
+                reply.is_stranded and reply.incoming.listener.replies is replies
+                for reply in self._waiting
+            )
+
+        with self._changed:
+            self._changed.wait_for(are_sent, seconds)
 
     def wait_attempted(self, seconds: float) -> int:
         """Wait until everything that waits has been attempted since it came here.
@@ -114,9 +131,13 @@ class SharedConnection:
     def __init__(self, driver: Any, late: LateReplies) -> None:
         self._driver = driver
         self._late = late
+        #: Never held while a broker is waited for: a listener that stops needs it.
         self._lock = threading.Lock()
+        self._connecting = threading.Lock()
         self._connection: ReplyConnection | None = None
-        self._is_possible = True
+        self._failed_at = float("-inf")
+        self.is_possible = True
+        """Replies of this transport can share a connection, as far as is known."""
         self._listeners = 0
         self._most = 0
 
@@ -161,31 +182,50 @@ class SharedConnection:
     def connect(self) -> ReplyConnection | None:
         """The connection, opened unless another thread was faster.
 
-        :returns: None when there is none: replies go one by one.
+        One attempt at each host of the URL, and none within a second of one that failed: to wait
+        for the broker is not the business of a thread that has other things to do.
+
+        :returns: None when there is none.
         """
-        with self._lock:
-            if self._connection is not None or not self._is_possible:
+        with self._connecting:
+            is_soon = time.monotonic() < self._failed_at + CONNECT_EVERY
+            if self._connection is not None or not self.is_possible or is_soon:
                 return self._connection
-            lent = None
+            opened = lent = None
             try:
                 # Not for sending, as far as oslo.messaging knows: such a connection is our own, and
                 # has no thread that reads it.
-                lent = self._driver._get_connection(common.PURPOSE_LISTEN)
-                self._connection = ReplyConnection(lent, self._most, self._late.add)
+                lent = self._lend()
+                opened = ReplyConnection(lent, self._most, self._late.add)
             except Exception as error:  # noqa: BLE001  (kombu's transport raises many)
-                self._is_possible = not isinstance(error, Unsupported)
+                self.is_possible = not isinstance(error, Unsupported)
+                self._failed_at = time.monotonic()
                 LOG.info("no connection for replies: %s", error)
                 if lent is not None:
                     lent.close()
-            return self._connection
+                return None
+            with self._lock:
+                if self._listeners:
+                    opened.most = self._most
+                    self._connection = opened
+                    return opened
+            opened.close()  # the last listener has left
+            return None
+
+    def _lend(self) -> Any:
+        retries = max(0, len(self._driver._url.hosts) - 1)
+        connection = self._driver._connection_pool.create(common.PURPOSE_LISTEN, retry=retries)
+        return SimpleNamespace(connection=connection, close=connection.close)
 
     def without(self, connection: ReplyConnection) -> ReplyConnection | None:
         """The one that there is instead of the lost *connection*, if any."""
         with self._lock:
-            if self._connection is connection:
-                self._connection = None
-                connection.close()
-            return self._connection
+            current = self._connection
+            if current is not connection:
+                return current
+            self._connection = None
+        connection.close()
+        return None
 
 
 _sharing = threading.Lock()
@@ -235,8 +275,29 @@ class Replies:
             else:
                 self._on_sent()
                 return
-        if not reply.attempt():
+        if self._shared.is_possible:
+            reply.is_stranded = True
             self._late.add(reply)
+        elif not reply.attempt():
+            self._late.add(reply)
+
+    def send_stranded(self, reply: Reply) -> bool:
+        """Send *reply*, whose connection was lost, if there is one again; whether it is sent."""
+        if not self._is_joined or not self._shared.is_possible:
+            reply.is_stranded = False  # one by one
+            return False
+        connection = self._shared.current() or self._shared.connect()
+        if connection is None:
+            return False
+        reply.is_stranded = False
+        try:
+            self._last = connection, connection.publish(reply)
+        except ConnectionLostError:
+            reply.is_stranded = True
+            self._shared.without(connection)
+            return False
+        self._on_sent()
+        return True
 
     def _join(self) -> bool:
         with self._lock:
@@ -275,17 +336,16 @@ class Replies:
     def close(self) -> None:
         """Return when the broker has every reply, as far as it can be had within reason."""
         with self._lock:
-            self._is_closed = True
-            if not self._is_joined:
+            was_closed, self._is_closed = self._is_closed, True
+            if was_closed or not self._is_joined:
                 return
-            self._is_joined = False
+        self._late.wait_sent(self, CLOSING)
+        self._is_joined = False  # from now on late ones go one by one
         connection = self._shared.leave(self._most)
         if connection is not None:
             connection.close()
         elif self._last is not None:
             self._last[0].wait_confirmed(self._last[1])
-        else:
-            return
         lost = self._late.wait_attempted(CLOSING)
         if lost:
             LOG.error("%d replies are lost: no broker takes them within %g s", lost, CLOSING)

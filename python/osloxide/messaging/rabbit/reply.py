@@ -33,6 +33,7 @@ class Reply:
         "_hindrance",
         "envelope",
         "incoming",
+        "is_stranded",
         "queue",
         "was_attempted",
     )
@@ -48,6 +49,8 @@ class Reply:
         self.envelope = envelope
         self._deadline: float | None = None
         self._hindrance: Exception | None = None
+        self.is_stranded = False
+        """It has no connection: its own was lost, or there was none. Its queue may be there."""
         self.was_attempted = False
         """Once more, after what brought it to the late ones."""
 
@@ -86,10 +89,17 @@ class Reply:
         refuse(incoming, len(str(self.envelope)), refused, is_error=is_error)
 
     def is_settled(self) -> bool:
-        """Attempt it once more; abandoned when that has been of no use for too long."""
+        """Attempt it once more; abandoned when that has been of no use for too long.
+
+        A stranded one is kept for as long as there is no broker.
+        """
         incoming = self.incoming
         is_wanted = incoming._obsolete_reply_queues.reply_q_valid(self.queue, incoming.msg_id)
-        if not is_wanted or self.attempt():
+        if not is_wanted:
+            return True
+        if self.is_stranded:
+            return bool(incoming.listener.replies.send_stranded(self))
+        if self.attempt():
             return True
         self.was_attempted = True
         seconds = incoming.listener.driver.missing_destination_retry_timeout

@@ -66,9 +66,12 @@ class ReplyConnection:
         self.is_lost = False
         """Nothing can be sent any more."""
         self._channel = lent.connection.connection.channel()
-        self._link = self._channel.connection
-        # Kept: to ask a closed connection for it would open it again.
-        self._transport = self._link.transport
+        try:
+            self._link = self._channel.connection
+            # Kept: to ask a closed connection for it would open it again.
+            self._transport = self._link.transport
+        except AttributeError as error:  # a transport of kombu's own
+            raise Unsupported(str(error)) from error
         native = getattr(self._transport, "_osloxide_connection", None)
         if native is None or lent.connection.kombu_compression:
             raise Unsupported("compression, no heartbeats, or TLS that is OpenSSL's")
@@ -180,6 +183,7 @@ class ReplyConnection:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)  # a thread that sleeps on it wakes up
         for reply in lost:
+            reply.is_stranded = True
             self._give_back(reply)
 
     def wait_confirmed(self, number: int) -> None:
