@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import select
 import sys
 import threading
@@ -273,6 +274,30 @@ def test_kill_ends_the_next_wait_of_code_that_computes() -> None:
     g.kill()
     with green.Timeout(WITHIN), pytest.raises(GreenletExit):
         g.wait()
+
+
+def test_a_kill_of_a_wait_in_foreign_code_returns_at_once_and_comes_when_that_wait_ends() -> None:
+    """As of a task that sleeps in ``time.sleep()``, which a service takes for eventlet's."""
+    reader, writer = os.pipe()
+    begun = threading.Event()
+
+    def read_on() -> None:
+        begun.set()
+        os.read(reader, 1)
+        never_sent()
+
+    try:
+        g = greenthread.spawn(read_on)
+        while not begun.is_set():
+            greenthread.sleep(0)
+        g.kill()
+        assert not g.dead, "it ended, or kill() waited for it"
+        os.write(writer, b"x")
+        with green.Timeout(WITHIN), pytest.raises(GreenletExit):
+            g.wait()
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def test_a_timeout_ends_a_loop_of_short_waits_in_foreign_code() -> None:
