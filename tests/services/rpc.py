@@ -161,6 +161,13 @@ def check_that_each_caller_lost_one_at_most(report: dict[str, Any], callers: int
     assert sum(report["failures"].values()) <= callers
 
 
+def became_of_casts(sent: int, trace: Path) -> str:
+    """What became of the casts numbered from 0 to *sent*, in words. Each was sent."""
+    done = runs(trace)
+    lost, doubled = set(range(sent)) - set(done), [n for n, times in done.items() if times > 1]
+    return f"{sent} sent, 0 failed, {len(lost)} lost, {len(doubled)} doubled"
+
+
 def became_of_calls(report: dict[str, Any], trace: Path) -> tuple[str, list[int]]:
     """What became of the calls of *report*, in words, and those that ran twice or more.
 

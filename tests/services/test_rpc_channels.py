@@ -16,7 +16,7 @@ from waiting import wait_until
 from services.conftest import Start, running
 from services.infra import Broker
 from services.processes import RunningService
-from services.rpc import runs, start_rpc_service
+from services.rpc import became_of_casts, runs, start_rpc_service
 from services.test_rpc_rabbit import TOPIC
 
 Serve = Callable[..., RunningService]
@@ -64,7 +64,10 @@ def begun(trace: Path) -> set[str]:
 
 
 def test_a_channel_closed_over_waiting_requests_runs_each_once(
-    serve: Serve, cast: Callable[[int, float], None], trace: Path
+    serve: Serve,
+    cast: Callable[[int, float], None],
+    trace: Path,
+    figure: Callable[[str], None],
 ) -> None:
     service = serve(2)
     for number in (0, 1):
@@ -76,6 +79,8 @@ def test_a_channel_closed_over_waiting_requests_runs_each_once(
     wait_until(lambda: set(runs(trace)) == set(range(6)), "everything has run", 90)
     service.stop()
 
+    closed = service.text().count("the broker closed the channel of a listener")
+    figure(f"consumer_timeout, channel closed {closed} times: {became_of_casts(6, trace)}")
     assert set(runs(trace).values()) == {1}
     assert "the broker closed the channel of a listener" in service.text()
     assert "is not known" not in service.text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from waiting import wait_until
 from services.conftest import Start, running
 from services.infra import Broker
 from services.processes import RunningService
-from services.rpc import runs, start_rpc_service
+from services.rpc import became_of_casts, runs, start_rpc_service
 from services.subject import IS_NATIVE, clean_environment
 from services.test_rpc_rabbit import TOPIC
 
@@ -62,7 +62,11 @@ def test_a_reply_that_the_broker_refuses_becomes_an_error_of_the_call(
 
 
 def test_large_replies_that_wait_for_the_broker_hold_up_no_request(
-    service: RunningService, client: Any, small_broker: Broker, trace: Path
+    service: RunningService,
+    client: Any,
+    small_broker: Broker,
+    trace: Path,
+    figure: Callable[[str], None],
 ) -> None:
     gate = trace.with_name("gate")
     with ThreadPoolExecutor(3) as callers:
@@ -85,6 +89,8 @@ def test_large_replies_that_wait_for_the_broker_hold_up_no_request(
             small_broker.control("set_vm_memory_high_watermark", "absolute", "1GB")
         assert [len(call.result()) for call in calls] == [8 * MIB] * 3
     service.stop()
+    figure(f"memory alarm under 3 replies of 8 MiB: {became_of_casts(40, trace)}; 3 answered")
+    assert set(runs(trace).values()) == {1}
 
 
 CLIENT = """

@@ -1,17 +1,26 @@
-"""Requests that a stop gives back to a quorum queue, which drops what was returned too often."""
+"""Requests that return to a quorum queue, which drops what was returned too often."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import oslo_messaging
 import pytest
+from oslo_config import cfg
+from oslo_messaging import conffixture
+from waiting import wait_until
 
+from services.conftest import Start, running
 from services.infra import Broker, MissingTreeError, retried
+from services.rpc import became_of_casts, runs, start_rpc_service
 from services.subject import APPS, IS_STOCK, clean_environment
+from services.test_rpc_rabbit import TOPIC
 
 pytestmark = [
     pytest.mark.timeout(1500),  # the first use of a release installs it
@@ -63,3 +72,67 @@ def test_requests_near_the_limit_of_returns_are_logged_and_still_there(counting:
 
     assert left == [0, 1, 2, 3]
     assert "was returned to its queue 10 times, and is dropped at 20" in log
+
+
+QUORUM = {
+    "rabbit_quorum_queue": True,
+    "rabbit_transient_quorum_queue": True,
+    "rabbit_quorum_delivery_limit": 10,
+}
+
+
+@pytest.fixture
+def limited() -> Iterator[Broker]:
+    """One of this machine's RabbitMQ."""
+    yield from running(Broker)
+
+
+@pytest.fixture
+def cast(limited: Broker) -> Iterator[Callable[[int, float], None]]:
+    fixture = conffixture.ConfFixture(cfg.CONF)
+    cfg.CONF([])
+    fixture.setUp()
+    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=limited.url)
+    for name, value in QUORUM.items():
+        cfg.CONF.set_override(name, value, "oslo_messaging_rabbit")
+    client: Any = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
+
+    def send(number: int, seconds: float) -> None:
+        client.cast({}, "work", number=number, seconds=seconds)
+
+    yield send
+    transport.cleanup()
+    fixture.cleanUp()
+    cfg.CONF.reset()
+
+
+def test_requests_that_lost_connections_return_to_their_queue_run_once(
+    start: Start,
+    limited: Broker,
+    cast: Callable[[int, float], None],
+    trace: Path,
+    figure: Callable[[str], None],
+) -> None:
+    service = start_rpc_service(start, limited.url, trace, threads=2, **QUORUM)
+    for number in (0, 1):
+        cast(number, 25)
+    begun = trace.with_name(f"{trace.name}.begun")
+    wait_until(lambda: len(begun.read_text().split()) == 2, "both threads are busy", 60)
+    for number in range(2, 6):
+        cast(number, 0)
+
+    def unsettled() -> bool:
+        """The next two are fetched, and no thread takes them."""
+        queues = limited.control("-q", "list_queues", "name", "messages_unacknowledged")
+        return [TOPIC, "2"] in [line.split() for line in queues.splitlines()]
+
+    closed = 0
+    while len(set(runs(trace))) == 0 and closed < 6:
+        wait_until(unsettled, "the next two are fetched", 60)
+        limited.close_connections()
+        closed += 1
+    wait_until(lambda: set(runs(trace)) == set(range(6)), "everything has run", 90)
+    service.stop()
+
+    figure(f"delivery limit 10, {closed} times all connections closed: {became_of_casts(6, trace)}")
+    assert set(runs(trace).values()) == {1}
