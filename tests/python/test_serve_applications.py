@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import py_compile
 import re
 import signal
 import socket
+import struct
 import sys
+import termios
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from conftest import wait_until
 from support.serving import OSLOXIDE, Running, fetch, starter
 
 from osloxide._native import Scoreboard
-from osloxide.cli import ready
+from osloxide.cli import operator_signals, ready
 from osloxide.cli.application import Application
 from osloxide.cli.errors import CommandError
 from osloxide.launch import launcher_index
@@ -391,6 +395,40 @@ def test_usr1_opens_the_log_files_again(
 
     wait_until(logged, "the new file")
     assert site.stop() == 0, site.log
+
+
+def test_log_files_are_opened_again_in_the_middle_of_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that waits, for the reader of the old file, goes on in the new one."""
+    log = tmp_path / "log"
+    read_end, write_end = os.pipe()
+    stream = os.fdopen(write_end, "w")
+    monkeypatch.setattr(sys, "__stdout__", stream)
+    monkeypatch.setattr(sys, "__stderr__", None)
+    room = fcntl.fcntl(read_end, fcntl.F_GETPIPE_SZ)
+    main = threading.get_ident()
+
+    def queued() -> int:
+        return struct.unpack("i", fcntl.ioctl(read_end, termios.FIONREAD, bytes(4)))[0]
+
+    def signal_when_it_waits() -> None:
+        wait_until(lambda: queued() == room, "a full pipe")
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    earlier = signal.signal(signal.SIGUSR1, lambda *_: operator_signals.reopen_logs(str(log)))
+    thread = threading.Thread(target=signal_when_it_waits)
+    try:
+        thread.start()
+        stream.write("x" * 4 * room)
+        stream.flush()
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, earlier)
+        os.close(read_end)
+        stream.close()
+
+    assert len(log.read_text()) == 3 * room
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,10 @@ def _replace(path: str, streams: Iterable[Any]) -> None:
         for stream in streams:
             if stream is None:
                 continue
-            with contextlib.suppress(OSError, ValueError):
+            # A handler may find it in the middle of a write ("reentrant call"), which goes on.
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
                 stream.flush()
+            with contextlib.suppress(OSError, ValueError):
                 number = stream.fileno()
                 os.dup2(fresh, number, inheritable=os.get_inheritable(number))
     finally:
