@@ -33,6 +33,7 @@ TERM = {"signal": "TERM"}
 HUP = {"signal": "HUP"}
 MUTATE = {"method": "mutate"}
 AFTER_HUP = {"outside": ["HUP"], "since": "outside"}
+HTTP = {"serves_http": True}
 IN_WORKER = {"workers": 2, "in_worker": True}
 EXIT = {"signal": "USR1", "handler": "exit"}
 STOP = {"signal": "USR1", "handler": "stop", "since": "launched"}
@@ -43,6 +44,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a stop, parent, eventlet": ("EVENTLET", {"workers": 2, **TERM}),
     "a stop, no_fork": ("THREADING", {"workers": 0, **TERM}),
     "a stop, worker": ("THREADING", {**IN_WORKER, **TERM}),
+    "a stop, worker that serves HTTP": ("THREADING", {**IN_WORKER, **TERM, **HTTP}),
+    "a stop, single process that serves HTTP": ("EVENTLET", {"workers": 1, **TERM, **HTTP}),
+    "a stop, parent of workers that serve HTTP": ("EVENTLET", {"workers": 2, **TERM, **HTTP}),
     "a stop in a reload, single process": ("EVENTLET", {"workers": 1, **TERM, **AFTER_HUP}),
     "a stop in a reload, parent": ("THREADING", {"workers": 2, **TERM, **AFTER_HUP}),
     "a stop in a mutate, parent": ("EVENTLET", {"workers": 2, **TERM, **AFTER_HUP, **MUTATE}),

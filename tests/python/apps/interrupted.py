@@ -42,7 +42,7 @@ from oslo_service import _options, backend  # noqa: E402
 FLAVOUR = sys.argv[1]
 backend.init_backend(backend.BackendType[FLAVOUR])
 
-from oslo_service import service  # noqa: E402
+from oslo_service import service, wsgi  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -158,6 +158,30 @@ class Service(service.Service):
         say(f"reset {os.getpid()}")
 
 
+class WebService(Service):
+    """One that serves HTTP: its server is made before the fork and started after it."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        super().__init__()
+        self.server = wsgi.Server(conf, "interrupted", None, host="127.0.0.1", port=0)
+
+    def start(self) -> None:
+        self.server.start()
+        super().start()
+
+    def stop(self, graceful: bool = False) -> None:
+        self.server.stop()
+        super().stop(graceful)
+
+    def wait(self) -> None:
+        self.server.wait()
+        super().wait()
+
+    def reset(self) -> None:
+        self.server.reset()
+        super().reset()
+
+
 def serve(job: dict[str, Any]) -> None:
     """What the process of a job does."""
     logging.basicConfig(level=logging.INFO, format="%(process)d %(name)s %(message)s")
@@ -169,6 +193,10 @@ def serve(job: dict[str, Any]) -> None:
     ending.AT_EXIT = 1 if job.get("stops_itself") else GRACE
     workers, method, handler = job["workers"], job.get("method", "reload"), job.get("handler")
     launcher: Any = None
+
+    def served() -> Service:
+        return WebService(conf) if job.get("serves_http") else Service()
+
     if handler == "exit":
         signal.signal(signal.SIGUSR1, lambda *_: sys.exit(STATUS_OF_HANDLER))
     elif handler == "stop":
@@ -177,9 +205,9 @@ def serve(job: dict[str, Any]) -> None:
     try:
         if workers == 0:
             launcher = service.ProcessLauncher(conf, restart_method=method, no_fork=True)
-            launcher.launch_service(Service())
+            launcher.launch_service(served())
             sys.exit(0)
-        launcher = service.launch(conf, Service(), workers=workers, restart_method=method)
+        launcher = service.launch(conf, served(), workers=workers, restart_method=method)
         if job.get("since") == "launched":
             shared.put("began", 1)
         if job.get("stops_itself"):
