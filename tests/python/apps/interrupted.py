@@ -189,8 +189,8 @@ def serve(job: dict[str, Any]) -> None:
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[])
     conf.register_opts(_options.service_opts)
-    conf.set_override("graceful_shutdown_timeout", 1 if job.get("stops_itself") else GRACE)
-    ending.AT_EXIT = 1 if job.get("stops_itself") else GRACE
+    conf.set_override("graceful_shutdown_timeout", GRACE)
+    ending.AT_EXIT = GRACE
     workers, method, handler = job["workers"], job.get("method", "reload"), job.get("handler")
     launcher: Any = None
 
@@ -215,8 +215,8 @@ def serve(job: dict[str, Any]) -> None:
         status = launcher.wait()
         if job.get("stops_itself"):
             say("goes on")
-            while True:
-                signal.pause()
+            while ending._end is None:  # a stop that was heard has a deadline
+                time.sleep(0.01)
         sys.exit(status)
     finally:
         say(f"left {os.getpid()}")
