@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 from waiting import wait_until
 
-from services.processes import RunningService, accepts_connections, free_port
+from services.processes import RunningService, accepts_connections, free_port, is_refused
 from services.subject import REPOSITORY, clean_environment
 
 RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
@@ -218,6 +218,8 @@ class Broker:
     def kill_server(self) -> None:
         """End the node as a crash would. What is not on disk is lost."""
         self._processes.pop().kill()
+        # The kernel may take a moment for the sockets of a process that has ended.
+        wait_until(lambda: is_refused(self.port), "the port of the node is closed", 20, pause=0.05)
 
     def signal_server(self, signo: signal.Signals) -> None:
         """Send *signo* to every process of the node; SIGSTOP is a machine that hangs."""
