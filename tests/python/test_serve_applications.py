@@ -19,6 +19,7 @@ import pytest
 from _children import environment, run_command
 from conftest import wait_until
 from support.serving import OSLOXIDE, Running, fetch, starter
+from waiting import DEADLINE
 
 from osloxide._native import Scoreboard
 from osloxide.cli import operator_signals, ready
@@ -408,13 +409,18 @@ def test_log_files_are_opened_again_in_the_middle_of_a_write(
     monkeypatch.setattr(sys, "__stderr__", None)
     room = fcntl.fcntl(read_end, fcntl.F_GETPIPE_SZ)
     main = threading.get_ident()
+    is_written = threading.Event()
 
     def queued() -> int:
         return struct.unpack("i", fcntl.ioctl(read_end, termios.FIONREAD, bytes(4)))[0]
 
     def signal_when_it_waits() -> None:
-        wait_until(lambda: queued() == room, "a full pipe")
-        signal.pthread_kill(main, signal.SIGUSR1)
+        try:
+            wait_until(lambda: queued() == room, "a full pipe")
+            signal.pthread_kill(main, signal.SIGUSR1)
+            is_written.wait(DEADLINE)
+        finally:
+            os.close(read_end)  # ends a write that still waits there, with an error
 
     earlier = signal.signal(signal.SIGUSR1, lambda *_: operator_signals.reopen_logs(str(log)))
     thread = threading.Thread(target=signal_when_it_waits)
@@ -423,9 +429,9 @@ def test_log_files_are_opened_again_in_the_middle_of_a_write(
         stream.write("x" * 4 * room)
         stream.flush()
     finally:
+        is_written.set()
         thread.join()
         signal.signal(signal.SIGUSR1, earlier)
-        os.close(read_end)
         stream.close()
 
     assert len(log.read_text()) == 3 * room
