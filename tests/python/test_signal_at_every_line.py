@@ -26,6 +26,13 @@ DRAWN = 1
 KNOWN = 3
 """... so many more."""
 SEED = 20
+LONGEST = 45.0
+"""Seconds after which a process counts as hung, and again those that it has left behind."""
+START = 30.0
+"""Seconds in which a program has imported everything."""
+TIMEOUT = 0 if IS_LONG else START + 2 * LONGEST * (1 + DRAWN + KNOWN)
+"""Seconds of one case: the run without a signal and those at its places come to a judgement of
+their own, however they end. 0, which is none, where there are hundreds of places."""
 
 Run = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -88,7 +95,7 @@ def run() -> Iterator[Run]:
     def run(flavour: str, job: dict[str, Any]) -> dict[str, Any]:
         if flavour not in programs:
             programs[flavour] = subprocess.Popen(
-                [sys.executable, str(app), flavour],
+                [sys.executable, str(app), flavour, str(LONGEST)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment(),
@@ -120,6 +127,7 @@ def chosen(case: str, places: list[str]) -> list[str]:
     return drawn
 
 
+@pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize("case", CASES)
 def test_a_signal_at_any_line_ends_what_it_has_to_end_and_leaves_nothing(
     run: Run, case: str

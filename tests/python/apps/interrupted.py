@@ -17,6 +17,7 @@ from __future__ import annotations
 import _weakrefset
 import contextlib
 import faulthandler
+import fcntl
 import json
 import logging
 import mmap
@@ -47,6 +48,7 @@ from oslo_service import service, wsgi  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from procfs import is_alive, session_members  # noqa: E402
+from waiting import until, wait_until  # noqa: E402
 
 from osloxide.launch import ending  # noqa: E402
 
@@ -54,8 +56,8 @@ GRACE = 100
 """Seconds of every deadline. Nothing here may need it, and on a slow machine nothing is cut off."""
 STATUS_OF_HANDLER = 7
 """What a handler of the application passes to ``sys.exit()``."""
-LONGEST = 45.0
-"""Seconds after which a process counts as hung."""
+LONGEST = float(sys.argv[2])
+"""Seconds after which a process counts as hung, and those that it has left behind."""
 
 OSLOXIDE = str(Path(osloxide.__file__).parent)
 WITH_LOCKS = {module.__file__ for module in (_weakrefset, contextlib, logging, threading, weakref)}
@@ -68,7 +70,7 @@ SUSPECT = re.compile(r"Traceback|still running|is still there|sent SIG|killed by
 class Shared:
     """Numbers that a process and its children share with the one that judges them."""
 
-    NAMES = ("claimed", "delivered", "was_default", "waits", "began")
+    NAMES = ("delivered", "was_default", "was_told", "told", "waits", "began")
 
     def __init__(self) -> None:
         self._memory = memoryview(mmap.mmap(-1, 8 * len(self.NAMES))).cast("q")
@@ -97,7 +99,7 @@ class Interruption:
     :param job: its *at* is the place; empty, no signal is sent and all places are written to
         descriptor 3. They count from the start, or *since* a moment: a signal from ``outside``,
         the launcher was ``launched``, or it is told to ``stop``. They are those of the launching
-        process, or with *in_worker* of the worker that comes first.
+        process, or with *in_worker* of the worker that it forks first, that of slot 0.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -105,6 +107,8 @@ class Interruption:
         self._at = job["at"]
         self._in_worker = job.get("in_worker", False)
         self._launching = os.getpid()
+        self._forks = 0
+        os.register_at_fork(before=self._count)
         self._seen: set[str] = set()
         shared.put("began", "since" not in job)
 
@@ -123,10 +127,15 @@ class Interruption:
             self._come_to(f"{file}:{frame.f_lineno} {code.co_name} {event}")
         return self.place
 
+    def _count(self) -> None:
+        """Before a fork, whose child has this count for its own: workers run at the same time."""
+        if os.getpid() == self._launching:
+            self._forks += 1
+
     def _is_chosen(self, pid: int) -> bool:
-        if self._in_worker and pid != self._launching and not shared.claimed:
-            shared.put("claimed", pid)
-        return pid == (shared.claimed if self._in_worker else self._launching)
+        if self._in_worker:
+            return pid != self._launching and self._forks == 1
+        return pid == self._launching
 
     def _come_to(self, place: str) -> None:
         if not self._at and place not in self._seen:
@@ -135,6 +144,7 @@ class Interruption:
         elif place == self._at:
             say(f"signal at {place}")
             shared.put("was_default", signal.getsignal(self._signo) == signal.SIG_DFL)
+            shared.put("was_told", shared.told)
             shared.put("delivered", os.getpid())
             os.kill(os.getpid(), self._signo)
 
@@ -215,16 +225,20 @@ def serve(job: dict[str, Any]) -> None:
         status = launcher.wait()
         if job.get("stops_itself"):
             say("goes on")
-            while ending._end is None:  # a stop that was heard has a deadline
-                time.sleep(0.01)
+            # A stop that was heard has a deadline.
+            wait_until(lambda: ending._end is not None, "the end", GRACE)
         sys.exit(status)
     finally:
         say(f"left {os.getpid()}")
 
 
 def stop_when_served(launcher: Any, workers: int) -> None:
-    while os.pread(1, 1 << 16, 0).count(b"started") < workers or not shared.waits:
-        time.sleep(0.001)
+    wait_until(
+        lambda: shared.waits and os.pread(1, 1 << 16, 0).count(b"started") >= workers,
+        "services that are waited for",
+        GRACE,
+        pause=0.001,
+    )
     shared.put("began", 1)
     launcher.stop()
 
@@ -244,34 +258,37 @@ class Case:
         self._signo = signal.Signals["SIG" + job["signal"]]
         self._reloads = 0
         self._was_told = False
+        self._status = 0
         self._problems: list[str] = []
 
     def run(self) -> dict[str, Any]:
-        end = time.monotonic() + LONGEST
-        status = None
-        while status is None:
-            pid, ended = os.waitpid(self._pid, os.WNOHANG)
-            if pid:
-                status = os.waitstatus_to_exitcode(ended)
-            elif time.monotonic() > end:
-                self._problems.append("hangs")
-                self._kill(signal.SIGUSR2)
-                time.sleep(0.5)
-                self._kill(signal.SIGKILL)
-                status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-            else:
-                self._tell()
-                time.sleep(0.002)
-        self._await_the_end_of_others()
-        self._judge(status)
+        if not until(self._has_ended, LONGEST, pause=0.002):
+            self._problems.append("hangs")
+            self._kill(signal.SIGUSR2)
+            time.sleep(0.5)  # for what faulthandler writes; nothing tells that it is done
+            self._kill(signal.SIGKILL)
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        if not until(lambda: not session_members(self._pid), LONGEST, pause=0.002):
+            self._problems.append(f"left behind: {session_members(self._pid)}")
+            self._kill(signal.SIGKILL)
+        self._judge(self._status)
         return {
-            "status": status,
+            "status": self._status,
             "places": _text(self._places).splitlines(),
             "delivered": bool(shared.delivered),
             "problems": self._problems,
             "log": _text(self._log) if self._problems else "",
             "said": self._said() if self._problems else [],
         }
+
+    def _has_ended(self) -> bool:
+        """Look whether the process has ended, and if not, tell it what it is to be told now."""
+        pid, ended = os.waitpid(self._pid, os.WNOHANG)
+        if pid == 0:
+            self._tell()
+            return False
+        self._status = os.waitstatus_to_exitcode(ended)
+        return True
 
     def _kill(self, signo: int) -> None:
         for pid in session_members(self._pid):
@@ -295,6 +312,7 @@ class Case:
         else:
             signo = signal.SIGTERM
             self._was_told = True
+            shared.put("told", 1)
         os.kill(self._pid, signo)
 
     def _is_at_rest(self) -> bool:
@@ -318,15 +336,6 @@ class Case:
             return False
         return len(started) - len(stopped) == self._workers
 
-    def _await_the_end_of_others(self) -> None:
-        end = time.monotonic() + LONGEST
-        while left := session_members(self._pid):
-            if time.monotonic() > end:
-                self._problems.append(f"left behind: {left}")
-                self._kill(signal.SIGKILL)
-                return
-            time.sleep(0.002)
-
     def _judge(self, status: int) -> None:
         legal = {0}
         is_first = not self._was_told
@@ -338,7 +347,10 @@ class Case:
             elif self._job.get("handler") == "exit":
                 legal = {0, STATUS_OF_HANDLER}
         if self._job.get("stops_itself"):
-            legal = {0, -signal.SIGTERM}
+            # The default is back once the launcher gives its handlers back, and not before. Where
+            # no signal was sent there, SIGTERM came when all of it was over.
+            gives_back = shared.was_default or not shared.delivered
+            legal = {-signal.SIGTERM} if gives_back else {0}
         if status not in legal:
             self._problems.append(f"status {status}, not in {legal}")
         started, stopped = (Counter(self._pids(what)) for what in ("started", "stopped"))
@@ -348,21 +360,40 @@ class Case:
         if any(pid != self._pid for pid in self._pids("left")):
             self._problems.append("a worker has left into the code that launched it")
         log = _text(self._log)
+        if is_interrupted and self._job.get("in_worker") and shared.delivered:
+            self._judge_worker(log)
         if self._job.get("stops_itself") or is_interrupted:
             return
         if status == 0 and (found := SUSPECT.search(log)):
             self._problems.append(f"the log says {found.group()!r}")
+
+    def _judge_worker(self, log: str) -> None:
+        """Judge what the parent has seen of the worker in which a handler has exited."""
+        # Once it ends, what exit functions and callbacks of its end raise is logged and no more.
+        legal = {STATUS_OF_HANDLER, *((0,) if shared.was_told else ())}
+        found = re.search(rf"Child {shared.delivered} exited with status (\d+)", log)
+        if found is None:
+            self._problems.append("the log does not say how the worker has ended")
+        elif int(found[1]) not in legal:
+            self._problems.append(f"status {found[1]} of the worker, not in {legal}")
 
 
 def _text(fd: int) -> str:
     return os.pread(fd, 1 << 20, 0).decode(errors="replace")
 
 
+def _memory_file(name: str) -> int:
+    fd = os.memfd_create(name)
+    # Workers share one position, which the kernel does not lock here: one overwrites the other.
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    return fd
+
+
 def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         shared.clear()
-        out, log, places = (os.memfd_create(name) for name in ("out", "log", "places"))
+        out, log, places = (_memory_file(name) for name in ("out", "log", "places"))
         pid = os.fork()
         if pid == 0:
             os.setsid()
