@@ -44,6 +44,7 @@ HTTP = {"serves_http": True}
 IN_WORKER = {"workers": 2, "in_worker": True}
 EXIT = {"signal": "USR1", "handler": "exit"}
 STOP = {"signal": "USR1", "handler": "stop", "since": "launched"}
+IDLE_THREAD = {"has_idle_thread": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a stop, single process, threading": ("THREADING", {"workers": 1, **TERM}),
     "a stop, single process, eventlet": ("EVENTLET", {"workers": 1, **TERM}),
@@ -73,6 +74,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a handler that exits, parent": ("EVENTLET", {"workers": 2, **EXIT}),
     "a handler that exits, worker": ("EVENTLET", {**IN_WORKER, **EXIT}),
     "a handler that stops, parent": ("THREADING", {"workers": 2, **STOP}),
+    "a stop, parent beside an idle thread": ("EVENTLET", {"workers": 2, **TERM, **IDLE_THREAD}),
 }
 
 LOST_ONCE = {

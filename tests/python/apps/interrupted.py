@@ -211,6 +211,8 @@ def serve(job: dict[str, Any]) -> None:
         signal.signal(signal.SIGUSR1, lambda *_: sys.exit(STATUS_OF_HANDLER))
     elif handler == "stop":
         signal.signal(signal.SIGUSR1, lambda *_: launcher.stop())
+    if job.get("has_idle_thread"):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
     sys.settrace(Interruption(job).call)
     try:
         if workers == 0:
