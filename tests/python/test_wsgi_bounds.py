@@ -91,7 +91,7 @@ def test_clients_that_do_not_take_their_answers_keep_no_other_out(
         with connect(server) as client:
             assert client.request("GET", "/short").status == 200
         # One of them gave way, and no more than that.
-        assert until(lambda: stats(server)["connections"] == 11)
+        assert until(lambda: stats(server)["connections"] == 11), stats(server)
 
 
 def test_connections_are_accepted_as_they_can_be_served() -> None:

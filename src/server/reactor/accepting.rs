@@ -328,9 +328,14 @@ impl Reactor {
         };
         for count in 0..most {
             // At the end there is no later: the reserve has room for what the kernel has queued.
-            if !is_last && !self.make_room(jobs) {
-                self.wait_for_room();
-                return 0;
+            if !is_last && self.is_full() {
+                if !socket::has_connection(&socket) {
+                    return count; // nobody gives way to nobody
+                }
+                if !self.make_room(jobs) {
+                    self.wait_for_room();
+                    return 0;
+                }
             }
             match socket::accept(&socket) {
                 Ok(accepted) => self.add_connection(accepted, jobs),

@@ -16,7 +16,7 @@ use tracing::debug;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes a second that a client takes, and its connection.
-type Slow = Vec<(u64, Token)>;
+pub(super) type Slow = Vec<(u64, Token)>;
 
 impl Reactor {
     /// Makes sure that `bytes` more may be held; false when nobody gives way.
@@ -39,7 +39,7 @@ impl Reactor {
             if freed >= wanted {
                 break;
             }
-            if let Some((connection, sending)) = self.take_holder(token) {
+            if let Some((connection, sending)) = self.take_sending_if(token, |it| it.reserved > 0) {
                 freed += sending.reserved;
                 count += 1;
                 self.cut(connection, *sending, &mut jobs);
@@ -69,17 +69,8 @@ impl Reactor {
         slow.collect()
     }
 
-    /// Takes a connection out whose client takes the rest of an answer.
-    pub(super) fn take_sending(&self, token: Token) -> Option<(Box<Connection>, Box<Sending>)> {
-        self.take_sending_if(token, |_| true)
-    }
-
-    /// The same, where the answer holds memory.
-    fn take_holder(&self, token: Token) -> Option<(Box<Connection>, Box<Sending>)> {
-        self.take_sending_if(token, |sending| sending.reserved > 0)
-    }
-
-    fn take_sending_if(
+    /// Takes a connection out whose client takes the rest of an answer, if that is the one meant.
+    pub(super) fn take_sending_if(
         &self,
         token: Token,
         is_meant: impl Fn(&Sending) -> bool,

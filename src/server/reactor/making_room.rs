@@ -5,8 +5,10 @@
 //! say what they want, and clients that are slow to take what they have asked for. Never closes one
 //! whose request is complete and has no whole answer yet: docs/server.md, "Accepting".
 
+use super::making_memory::Slow;
 use super::{Job, Reactor};
 use crate::server::connection::{Connection, Phase};
+use crate::server::sending::Sending;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tracing::debug;
@@ -16,6 +18,17 @@ const IDLE_ENOUGH: Duration = Duration::from_millis(250);
 /// How long a request may take to come, an answer to be taken, and a client to hear the last word,
 /// before it gives way.
 const SLOW_ENOUGH: Duration = Duration::from_secs(2);
+
+/// How often it is looked at who takes an answer slowly, at most.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Who takes an answer slowly, as it was seen last.
+#[derive(Debug, Default)]
+pub(super) struct LookAtReaders {
+    /// When to look again; at once where that is none.
+    next: Option<Instant>,
+    slowest_last: Slow,
+}
 
 /// Connections of all servers of this process.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
@@ -44,13 +57,15 @@ fn reason(connection: &Connection, now: Instant) -> Option<(Reason, Instant)> {
 }
 
 impl Reactor {
-    /// Makes sure that another connection may be opened; false when none gives way. What became of an
+    /// True while as many connections are open as may be.
+    pub(super) fn is_full(&self) -> bool {
+        OPEN.load(Ordering::Relaxed) >= self.most_connections
+    }
+
+    /// Closes a connection for another one, which waits; false when none gives way. What became of an
     /// answer that had to is among `jobs` then.
     pub(super) fn make_room(&self, jobs: &mut Vec<Job>) -> bool {
         let most = self.most_connections;
-        if OPEN.load(Ordering::Relaxed) < most {
-            return true;
-        }
         let now = Instant::now();
         let found = {
             let mut slots = self.slots.lock();
@@ -72,13 +87,21 @@ impl Reactor {
     }
 
     /// The same for a client that takes its answer slowly, or not at all. All of them are looked at for
-    /// it, a call for each, so that this comes last.
+    /// it, a call for each, so this comes last, and one look serves for a while.
     fn cut_off_the_slowest_reader(&self, now: Instant, jobs: &mut Vec<Job>) -> bool {
-        let slowest = self.slow_readers(now, SLOW_ENOUGH).into_iter().min();
-        let Some((rate, token)) = slowest else {
-            return false;
-        };
-        let Some((connection, sending)) = self.take_sending(token) else {
+        let mut look = self.look_at_readers.lock();
+        if look.next.is_none_or(|next| now >= next) {
+            look.slowest_last = self.slow_readers(now, SLOW_ENOUGH);
+            look.slowest_last
+                .sort_unstable_by(|one, other| other.cmp(one));
+            look.next = Some(Instant::now() + LOOK_EVERY);
+        }
+        // One whose answer has ended since, or that is served at this moment, is passed over.
+        let is_slow = |sending: &Sending| sending.slow_rate(now, SLOW_ENOUGH).is_some();
+        let found = std::iter::from_fn(|| look.slowest_last.pop())
+            .find_map(|(rate, token)| Some((rate, self.take_sending_if(token, is_slow)?)));
+        drop(look);
+        let Some((rate, (connection, sending))) = found else {
             return false;
         };
         debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, most = self.most_connections, bytes_per_second = rate, "cut off a client that takes its answer slowly for a new connection: as many are open as may be");

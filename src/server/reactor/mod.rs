@@ -31,6 +31,7 @@ use crate::pool::{self, Source};
 use crate::scoreboard;
 use crate::wsgi::{Delivery, Exchange, Handler, Refused};
 use accepting::Listening;
+use making_room::LookAtReaders;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -103,6 +104,7 @@ pub(super) struct Reactor {
     slow_clients: SlowClients,
     /// No answer gave way to another one; when to try again.
     next_making: Mutex<Option<Instant>>,
+    look_at_readers: Mutex<LookAtReaders>,
     most_connections: usize,
     /// Jobs that were found and not begun.
     queued: AtomicUsize,
@@ -169,6 +171,7 @@ impl Reactor {
             unsent: UnsentMemory::new(settings.max_unsent),
             slow_clients: SlowClients::new(pool_size, settings.slow_client_share),
             next_making: Mutex::default(),
+            look_at_readers: Mutex::default(),
             most_connections: most_connections(&settings),
             queued: AtomicUsize::new(0),
             pool_size: AtomicUsize::new(pool_size.max(1)),

@@ -1,0 +1,192 @@
+"""What a stop does that comes from a handler of the application, or at an awkward moment.
+
+Each test runs a small program. Rules: docs/signals.md, docs/lifecycle.md; oslo_service.service,
+Launcher.stop() and ProcessLauncher.stop().
+"""
+
+from __future__ import annotations
+
+from _children import run_python
+
+PROGRAM = """
+import logging, os, signal, sys, threading, time
+import osloxide
+osloxide.install()
+from oslo_config import cfg
+from oslo_service import _options, backend
+backend.init_backend(backend.BackendType[FLAVOUR])
+from oslo_service import service
+logging.basicConfig(level=logging.INFO, format="%(process)d %(message)s")
+conf = cfg.ConfigOpts()
+conf([], default_config_files=[])
+conf.register_opts(_options.service_opts)
+conf.set_override("graceful_shutdown_timeout", GRACE)
+parent = os.getpid()
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + chr(10)).encode())
+"""
+
+
+def program(code: str, *, flavour: str = "THREADING", grace: int = 30) -> str:
+    return f"FLAVOUR, GRACE = {flavour!r}, {grace}\n{PROGRAM}\n{code}"
+
+
+def test_a_handler_that_stops_the_launcher_between_a_fork_and_its_answer_leaves_no_worker() -> None:
+    """The flavour that forks in launch_service() took the fork for refused, and lost the worker."""
+    done = run_python(
+        program(
+            """
+from osloxide.launch import forking
+launcher = service.ProcessLauncher(conf)
+signal.signal(signal.SIGUSR1, lambda *_: launcher.stop())
+prepare = forking.prepare
+
+def prepare_once():
+    forking.prepare = prepare
+    os.kill(parent, signal.SIGUSR1)
+    prepare()
+
+forking.prepare = prepare_once
+launcher.launch_service(service.Service(), workers=2)
+say(launcher.wait(), launcher.children)
+""",
+            flavour="EVENTLET",
+        )
+    )
+
+    assert (done.returncode, done.stdout) == (0, "0 {}\n"), done.stderr  # and nobody is left
+
+
+def test_a_stop_by_a_handler_leaves_a_reset_that_hangs() -> None:
+    done = run_python(
+        program(
+            """
+class Hangs(service.Service):
+    def reset(self):
+        if os.getpid() == parent:
+            os.kill(parent, signal.SIGUSR1)
+            threading.Event().wait()
+
+launcher = service.ProcessLauncher(conf)
+signal.signal(signal.SIGUSR1, lambda *_: launcher.stop())
+launcher.launch_service(Hangs(), workers=1)
+
+def hang_up():
+    while not launcher.children:
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGHUP)
+
+threading.Thread(target=hang_up).start()
+say(launcher.wait())
+"""
+        )
+    )
+
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    assert "stop() ends Hangs.reset() in the parent" in done.stderr
+
+
+def test_a_hangup_while_a_thread_stops_the_launcher_does_not_end_the_program() -> None:
+    """It was taken for a stop by a signal, after which the program has to end."""
+    done = run_python(
+        program(
+            """
+class Slow(service.Service):
+    def stop(self, graceful=False):
+        say("stops")
+        os.read(gate, 1)
+        super().stop(graceful)
+
+gate, opener = os.pipe()
+launcher = service.ProcessLauncher(conf)
+launcher.launch_service(Slow(), workers=1)
+
+def stop():
+    while not launcher.children:
+        time.sleep(0.01)
+    stopping = threading.Thread(target=launcher.stop)
+    stopping.start()
+    while not launcher._is_stopping:
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGHUP)
+    os.write(opener, b"x")
+    stopping.join()
+
+threading.Thread(target=stop).start()
+say(launcher.wait())
+from osloxide.launch import ending
+say(ending._end, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+"""
+        )
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["0", "None True"]
+
+
+def test_a_stop_as_wait_begins_gets_the_whole_grace_period() -> None:
+    """It was bounded as in a process that nobody waits for: its services got 5 s."""
+    done = run_python(
+        program(
+            """
+from osloxide.launch import configuration, ending
+ending.AT_EXIT = 0.5
+
+class Slow(service.Service):
+    def stop(self, graceful=False):
+        time.sleep(2)  # four times as long as it would get
+        say("stopped")
+        super().stop(graceful)
+
+launcher = service.launch(conf, Slow())
+log_options = configuration.log_options
+
+def told_to_stop(*arguments):
+    os.kill(parent, signal.SIGTERM)
+    log_options(*arguments)
+
+configuration.log_options = told_to_stop
+say(launcher.wait())
+""",
+            flavour="EVENTLET",
+        )
+    )
+
+    assert (done.returncode, done.stdout) == (0, "stopped\n0\n"), done.stderr
+
+
+def test_a_looping_call_that_never_ends_costs_no_thread_that_computes_its_time() -> None:
+    done = run_python("""
+import os, threading, time
+from osloxide import loopingcall
+from osloxide.launch import forking
+begun, never, lock, computes = (threading.Event(), threading.Event(), threading.Lock(),
+                                threading.Event())
+
+def wait_for_ever():
+    begun.set()
+    never.wait()
+
+loopingcall.FixedIntervalLoopingCall(wait_for_ever).start(600)
+begun.wait()
+forking.pause = 0.1
+forking.prepare()  # waits in vain
+print(forking.pause < 0.1, forking.rest > 0.5)
+
+def compute():
+    with lock:
+        computes.set()
+        end = time.thread_time() + 0.3
+        while time.thread_time() < end:
+            pass
+
+threading.Thread(target=compute, daemon=True).start()
+computes.wait()
+forking.rest = 60
+forking.prepare()
+print("locked" if lock.locked() else "free", flush=True)
+os._exit(0)
+""")
+
+    assert done.stdout == "True True\nfree\n", done.stderr
