@@ -527,7 +527,7 @@ def learn_lock_waiters() -> bool:
 
     :returns: False where it is not known: an interpreter without a lock (PEP 703), a C library that
         keeps no such place (musl), a kernel that hides system calls, or two threads that the machine
-        kept from running, which may be tried again.
+        kept from running. It is tried ten times in a process, forks included.
     """
 
 def waits_for_interpreter(native_id: int) -> bool:

@@ -29,30 +29,32 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// They run no Python code.
 const STACK_BYTES: usize = 256 << 10;
 
-const NOT_LEARNT: usize = 0;
-/// There is none: two waiters sleep at places far apart. No futex lies at an odd address.
-const NONE: usize = 1;
-/// A futex of the interpreter's lock.
-static LOCK: AtomicUsize = AtomicUsize::new(NOT_LEARNT);
+/// How often it is tried: what keeps the threads from the lock may be the machine, or may last.
+const TRIES: usize = 10;
+
+/// A futex of the interpreter's lock; 0 while it is not known.
+static LOCK: AtomicUsize = AtomicUsize::new(0);
+static TRIED: AtomicUsize = AtomicUsize::new(0);
 
 /// See `_native.pyi`.
 #[pyfunction]
 pub(super) fn learn_lock_waiters(py: Python<'_>) -> PyResult<bool> {
     parallel::learn(py)?;
-    if parallel::has_lock() && LOCK.load(Ordering::Relaxed) == NOT_LEARNT {
-        LOCK.store(learn(py), Ordering::Relaxed);
+    let is_known = || LOCK.load(Ordering::Relaxed) != 0;
+    if parallel::has_lock() && !is_known() && TRIED.fetch_add(1, Ordering::Relaxed) < TRIES {
+        LOCK.store(learn(py).unwrap_or(0), Ordering::Relaxed);
     }
-    Ok(LOCK.load(Ordering::Relaxed) > NONE)
+    Ok(is_known())
 }
 
 /// See `_native.pyi`.
 #[pyfunction]
 pub(super) fn waits_for_interpreter(native_id: i32) -> bool {
     let lock = LOCK.load(Ordering::Relaxed);
-    lock > NONE && futex_of(native_id).is_some_and(|futex| futex.abs_diff(lock) <= SPAN)
+    lock != 0 && futex_of(native_id).is_some_and(|futex| futex.abs_diff(lock) <= SPAN)
 }
 
-fn learn(py: Python<'_>) -> usize {
+fn learn(py: Python<'_>) -> Option<usize> {
     let (say, heard) = mpsc::channel();
     let deadline = Instant::now() + PATIENCE;
     let started = (0..2).filter(|number| {
@@ -71,17 +73,13 @@ fn learn(py: Python<'_>) -> usize {
     let waiters: Vec<_> = (0..started)
         .map_while(|_| heard.recv_timeout(left()).ok())
         .collect();
-    let mut found = NOT_LEARNT;
+    let mut found = None;
     while let [one, other] = waiters[..] {
         if let (Some(one), Some(other)) = (futex_of(one), futex_of(other)) {
-            if one.abs_diff(other) <= SPAN {
-                found = one;
-                break;
-            }
-            // One of them may have come no further than to another lock.
-            found = NONE;
+            // Else one of them has come no further than to another lock, or they have no place in common.
+            found = (one.abs_diff(other) <= SPAN).then_some(one);
         }
-        if left().is_zero() {
+        if found.is_some() || left().is_zero() {
             break;
         }
         thread::yield_now();

@@ -19,7 +19,7 @@ import sys, threading, time
 from osloxide import _native
 from osloxide.green._core import clock, turns
 
-for _ in range(100):  # the machine may keep those from running that it is learnt from
+for _ in range(10):  # the machine may keep those from running that it is learnt from
     if _native.learn_lock_waiters():
         break
 sys.setswitchinterval(1000)  # no one is asked for the interpreter: the other wants it till we wait
@@ -74,7 +74,7 @@ HAS_LOCK = getattr(sys, "_is_gil_enabled", lambda: True)()
 @pytest.mark.parametrize("handover", ["yield", "strict"])
 def test_the_baton_stays_with_a_thread_that_wants_the_interpreter(handover: str) -> None:
     """It computes, however long the machine keeps it from that; a sleeping one hands it on."""
-    if not any(_native.learn_lock_waiters() for _ in range(100)):
+    if not any(_native.learn_lock_waiters() for _ in range(10)):
         pytest.skip("the C library keeps no address for those who wait, or the kernel hides it")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
