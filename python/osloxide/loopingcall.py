@@ -268,7 +268,9 @@ class LoopingCallBase:
     def _call(self, stop_on_exception: bool) -> Any:
         # None is no error before the first call, which then fails as it does with oslo.service.
         function: Any = self.f
-        _calling.add(threading.get_ident())
+        me = threading.get_ident()
+        is_nested = me in _calling  # the function of another loop may run a loop
+        _calling.add(me)
         try:
             return forked.call_until((LoopingCallDone,), function, *self.args, **self.kw)
         except LoopingCallDone:
@@ -279,7 +281,8 @@ class LoopingCallBase:
             self._log_failure(exc)
             return 0
         finally:
-            _calling.discard(threading.get_ident())
+            if not is_nested:
+                _calling.discard(me)
 
     def _log_failure(self, exc: Exception) -> None:
         LOG.error(

@@ -272,7 +272,7 @@ class Clock:
 
 forking.time = Clock
 forking.prepare()
-print("locked" if lock.locked() else "free", forking.rest)
+print("locked" if lock.locked() else "free", forking.pause)
 """
 
 
@@ -316,7 +316,7 @@ class Clock:
 
 forking.time = Clock
 forking.prepare()
-print("locked" if lock.locked() else "free", forking.rest)
+print("locked" if lock.locked() else "free", forking.pause)
 """
 
 

@@ -1,7 +1,8 @@
 """What has to hold around ``os.fork()`` in a parent of workers.
 
-Owns the check that no native thread runs, the wait until no other thread computes, the
-warning about them, and the pause of logging: a thread that is in the middle of a record holds the
+Owns the check that no native thread runs, the wait until no other thread computes or is in the
+midst of a greenthread's step or of a looping call, the warning about them, and the pause of
+logging: a thread that is in the middle of a record holds the
 lock of its stream, which CPython resets in the child for the standard streams only (a log file
 stays locked there for ever). The locks of ``logging`` itself are reset by its own at-fork hooks.
 Forks nothing.
@@ -40,11 +41,12 @@ one, and two looks' worth after one that has waited in vain. Where the machine k
 that time does not count."""
 _STARVED = 12.0
 """How many times as long the fork waits then, at most."""
-_PAUSE = 2.0
+pause = 2.0
 """Seconds that greenthreads which sleep in a system call get to come to a wait of eventlet's, and
-looping calls to come to the end of a call, before the first fork. Never more than :data:`rest`: 1 s
-before each that follows one for which they all came, and a look after one that has waited in
-vain."""
+looping calls to come to the end of a call, before the next fork: most before the first one, and a
+look after one that has waited in vain, as for a call that never ends. Never more than
+:data:`rest`."""
+_COMPUTES, _IN_THE_MIDST = "computes", "in the midst"
 _gc_is_frozen = False
 
 PATIENCE = 1.0
@@ -92,8 +94,10 @@ def prepare() -> None:
 
     :raises ForkAfterThreadsError: native threads run in this process.
     """
-    global _gc_is_frozen, rest
-    rest = _NEXT_REST if _await_rest(rest) else _BETWEEN_LOOKS
+    global _gc_is_frozen, pause, rest
+    hindrance = _await_rest(rest, pause)
+    rest = _BETWEEN_LOOKS if hindrance == _COMPUTES else _NEXT_REST
+    pause = _BETWEEN_LOOKS if hindrance == _IN_THE_MIDST else _NEXT_REST
     native = _native_threads()
     if native:
         raise exceptions.ForkAfterThreadsError(
@@ -122,12 +126,13 @@ def prepare() -> None:
         )
 
 
-def _await_rest(seconds: float) -> bool:
+def _await_rest(seconds: float, pause: float) -> str:
     """Wait until the other threads of the application wait for something.
 
     :param seconds: that they get until then, without those in which they wait for CPU.
-    :returns: False where one still computes, or has not come to a wait of eventlet's or to the end
-        of a looping call.
+    :param pause: seconds that they get, once none computes, to come to a wait of eventlet's or to
+        the end of a looping call.
+    :returns: blank, or what was waited for in vain: one still computes, or is in the midst of such.
 
     A thread that computes may hold a lock, as one does that loads a driver, and in the child nobody
     gives it back. Greenthreads, for which such services were written, never compute during a fork:
@@ -135,7 +140,7 @@ def _await_rest(seconds: float) -> bool:
     as well: eventlet's child would go on with it. So may a looping call, of the THREADING backend
     too.
     """
-    asleep, pause = 0.0, max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval())
+    asleep, between = 0.0, max(_BETWEEN_LOOKS, 4 * sys.getswitchinterval())
     first: dict[int, cpu_time.Times] = {}
     seen: dict[int, str] = {}
     _had([thread.native_id or 0 for thread in own.of_application()], first, 0.0)
@@ -144,16 +149,16 @@ def _await_rest(seconds: float) -> bool:
     while others := [thread.native_id or 0 for thread in own.of_application()]:
         waited = time.monotonic() - began
         if all(_native.thread_waits(native_id, seen.get(native_id, "")) for native_id in others):
-            if pausing.are_parked():
-                return True
-            asleep += pause
-            if asleep >= min(seconds, _PAUSE):
-                return False
+            if pausing.are_at_rest():
+                return ""
+            asleep += between
+            if asleep >= min(seconds, pause):
+                return _IN_THE_MIDST
         if waited >= seconds * _STARVED or _had(others, first, waited) >= seconds:
-            return False
+            return _COMPUTES
         seen = {native_id: _native.thread_state(native_id) for native_id in others}
-        time.sleep(pause)
-    return True
+        time.sleep(between)
+    return ""
 
 
 def _had(threads: list[int], first: dict[int, cpu_time.Times], waited: float) -> float:

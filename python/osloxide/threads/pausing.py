@@ -12,11 +12,11 @@ from collections.abc import Callable
 _hooks: list[Callable[[], bool]] = []
 
 
-def serve(are_parked: Callable[[], bool]) -> None:
-    """Have *are_parked* asked from now on."""
-    _hooks.append(are_parked)
+def serve(hook: Callable[[], bool]) -> None:
+    """Have *hook* asked from now on."""
+    _hooks.append(hook)
 
 
-def are_parked() -> bool:
+def are_at_rest() -> bool:
     """Whether no such thread is in the midst of something, the calling one aside."""
-    return all(are_parked() for are_parked in _hooks)
+    return all(hook() for hook in _hooks)
