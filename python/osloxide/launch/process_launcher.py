@@ -122,12 +122,14 @@ class ProcessLauncher:
         self._scoreboard: _native.Scoreboard | None = None
         self._supervisor: _native.Supervisor | None = None
         self._runner: Runner | None = None
+        self._has_run = False
         self._pid = os.getpid()
         self._own: set[int] = set()
         self._has_forked = False
         self._due: str | None = None
         self._difference = 0
         self._was_told_to_stop = False
+        self._is_stopping = False
         self._is_supervising = False
         self._is_in_rounds = False
         self._is_reconfiguring = False
@@ -195,6 +197,7 @@ class ProcessLauncher:
 
     def _fork_at_launch(self, group: int) -> None:
         supervisor = self._supervisor_of_this_process()
+        self._is_in_rounds = True  # a handler's stop() must not come between a fork and its answer
         try:
             while self._due is None and (command := supervisor.due()) is not None:
                 self._obey(command)
@@ -203,6 +206,8 @@ class ProcessLauncher:
             supervisor.resize(group, 0)
             self._wrappers[group].workers = 0
             raise
+        finally:
+            self._is_in_rounds = False
 
     def change_workers(self, difference: int) -> None:
         """Have more or fewer workers of the first service that has any; one stays.
@@ -246,7 +251,7 @@ class ProcessLauncher:
             prepare,
             self._run_from_template,
             self._inherited,
-            lambda: self._was_told_to_stop,
+            lambda: self._is_stopping,
         )
 
     def template_pids(self) -> list[int]:
@@ -291,19 +296,23 @@ class ProcessLauncher:
 
     def _handle_term(self, signo: int, frame: FrameType | None) -> None:
         self._policy.graceful_stop(signo, frame)
-        self._leave_reset_if_stopped(signo)
+        self._leave_reset_if_stopped(signo, f"Caught {signal_handler.signal_name(signo)}, which")
 
     def _handle_hup(self, signo: int, frame: FrameType | None) -> None:
         self._policy.reload(signo, frame)
-        self._leave_reset_if_stopped(signo)
+        self._leave_reset_if_stopped(signo, f"Caught {signal_handler.signal_name(signo)}, which")
 
-    def _leave_reset_if_stopped(self, signo: int) -> None:
-        if self._was_told_to_stop and self._is_reconfiguring:
+    def _leave_reset_if_stopped(self, signo: int, what: str) -> None:
+        """End a reset() that a handler has interrupted, and that may hang.
+
+        :param what: ended it, for the log.
+        :raises SignalExit: there is one, and the launcher stops.
+        """
+        if self._is_stopping and self._is_reconfiguring:
             self._is_reconfiguring = False  # once: what it ends is not left a second time
             service = self._resetting
             name = "a reload" if service is None else f"{type(service).__name__}.reset()"
-            caught = signal_handler.signal_name(signo)
-            LOG.info("Caught %s, which ends %s in the parent", caught, name)
+            LOG.info("%s ends %s in the parent", what, name)
             raise signal_handler.SignalExit(signo, 0)
 
     def _fast_exit(self, signo: int, frame: FrameType | None) -> None:
@@ -314,13 +323,14 @@ class ProcessLauncher:
 
     def _request_stop(self, signo: int) -> None:
         if self._has_ended.is_set():
-            if self.sigcaught is None:
+            if not self._was_told_to_stop:
                 # The launcher ended by itself, and is giving its handlers back.
+                self._was_told_to_stop = True
                 self.sigcaught = signo
                 ending.begin(0, float(self.conf.graceful_shutdown_timeout or 0))
             ending.cut_short()
             return
-        self._was_told_to_stop = True
+        self._was_told_to_stop = self._is_stopping = True
         if self.sigcaught != signal.SIGTERM:
             self.sigcaught = signo
         self.running = False
@@ -331,7 +341,7 @@ class ProcessLauncher:
             self._close_listeners()
 
     def _request_reload(self, signo: int) -> None:
-        if self._was_told_to_stop:
+        if self._is_stopping:
             return
         self.sigcaught = signo
         self.running = False
@@ -399,10 +409,10 @@ class ProcessLauncher:
             ended.set()
             self._release_main_thread()
             _native.disarm_deadline()
-            if self.sigcaught is None:
-                self._signals.replace(self._handlers().values(), {})
-            else:
+            if self._was_told_to_stop:
                 ending.begin(status, float(self.conf.graceful_shutdown_timeout or 0))
+            else:
+                self._signals.replace(self._handlers().values(), {})
         if status != 0:
             raise SystemExit(status)
         return 0
@@ -478,7 +488,7 @@ class ProcessLauncher:
         while self._due is None:
             self._is_supervising = True
             try:
-                if self._was_told_to_stop:
+                if self._is_stopping:
                     self._close_listeners()
                 self._resize()
                 command = self._supervisor_of_this_process().next()
@@ -498,18 +508,18 @@ class ProcessLauncher:
         try:
             self._is_reconfiguring = True
             try:
-                if not self._was_told_to_stop:
+                if not self._is_stopping:
                     self.sigcaught = None
                     self._reconfigure(restart_method)
                     self.running = self.sigcaught is None
             finally:
                 self._is_reconfiguring = False
         except signal_handler.SignalExit:
-            if not self._was_told_to_stop:
+            if not self._is_stopping:
                 raise
         finally:
             self._resetting = None
-        if self._was_told_to_stop and not self.conf.graceful_shutdown_timeout:
+        if self._is_stopping and not self.conf.graceful_shutdown_timeout:
             _native.disarm_deadline()  # it was only for the reset()
 
     def _reconfigure(self, restart_method: str) -> None:
@@ -523,10 +533,12 @@ class ProcessLauncher:
         known = [wrapper for wrapper in self._wrappers if wrapper.workers]
         known += self.children.values()
         for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
+            if self._is_stopping:
+                return  # the exception was swallowed
             self._resetting = service
             reset(service)
-            if self._was_told_to_stop:
-                return  # it has swallowed the exception
+        if self._is_stopping:
+            return
         if self._templates is None:
             self._supervisor_of_this_process().configured()
         else:
@@ -536,7 +548,8 @@ class ProcessLauncher:
     def stop(self) -> None:
         """Stop all workers and wait until they have left.
 
-        Called in a signal handler while wait() runs, it only asks for that.
+        Called in a signal handler while wait() runs, or while workers are forked, it only asks for
+        that, and ends a reset() that it has interrupted.
         """
         self.running = False
         LOG.debug("Stop services.")
@@ -545,12 +558,17 @@ class ProcessLauncher:
             return
         LOG.debug("Killing children.")
         has_ended = self._has_ended
+        self._is_stopping = True
         self._supervisor.request("stop")
         if threading.current_thread() is not threading.main_thread():
             _native.wake()
             has_ended.wait()
-        elif self._is_reconfiguring or not self._is_in_rounds:
-            self._drain()  # in a handler as well, where a reset() may hang
+        elif self._is_in_rounds:
+            if self._is_reconfiguring:
+                self._bound_stop()
+            self._leave_reset_if_stopped(signal.SIGTERM, "stop()")
+        else:
+            self._drain()
 
     def _drain(self) -> None:
         if self._own:
@@ -840,25 +858,26 @@ class ProcessLauncher:
             parks=False,
         )
         self._runner = runner
+        self._has_run = False
         self.service = service  # not before: a stop would stop it that was never started
         try:
             status = runner.run()
         finally:
-            left, self._was_told_to_stop = runner.time_left(), runner.is_leaving
-            self._runner = None
+            left = runner.time_left()
             runner.close()
-            self._was_told_to_stop = runner.is_leaving  # also where a stop came just before
+            self._has_run = True  # from here on a handler asks the runner what was asked of it
             _native.disarm_deadline()
         if status:
             ending.leave(status)
-        if self._was_told_to_stop:
+        if runner.is_leaving:
             ending.begin(status, left)
 
     def _graceful_shutdown(self, *_args: Any) -> None:
-        if self._runner is not None:
-            self._runner.request_stop("Caught SIGTERM, stopping")
+        runner = self._runner
+        if runner is not None and not self._has_run:
+            runner.request_stop("Caught SIGTERM, stopping")
             return
-        if self._was_told_to_stop:
+        if runner is not None and runner.is_leaving:
             ending.cut_short()
             return
         # The service has returned from wait() by itself: nothing is left to wait for.
@@ -873,12 +892,12 @@ class ProcessLauncher:
         os._exit(0)
 
     def _reload_service(self, *_args: Any) -> None:
-        if self._runner is not None:
+        if self._runner is not None and not self._has_run:
             self._runner.request_reconfigure("Caught SIGHUP, handling")
 
     def restart(self) -> None:
         """Do what SIGHUP does."""
-        if self._runner is not None:
+        if self._runner is not None and not self._has_run:
             self._runner.request_reconfigure()
         elif self._supervisor is not None:
             self._supervisor.request(self.restart_method)

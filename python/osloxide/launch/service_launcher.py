@@ -204,13 +204,13 @@ class ServiceLauncher(Launcher):
         :returns: exit status: 0 after a clean stop, 1 when start() or stop() of a service failed,
             2 when its wait() failed, or what it passed to ``sys.exit()``.
         """
-        ending.take_back()
         import_hook.announce()
         configuration.log_options(self.conf, LOG)
         on_main_thread = threading.current_thread() is threading.main_thread()
         if on_main_thread:
             self.handle_signal()
         self._is_waiting = True
+        ending.take_back()  # not before: a stop until here counts as one that nobody waits for
         scoreboard.begin(self.services.services)
         status, left = 2, 0.0
         try:

@@ -24,6 +24,7 @@ LOG = careful_log.logger(__name__)
 
 HANDLED = signal_handler.OF_LAUNCHERS
 
+# A thread cannot wait for these: the kernel ends a process that has blocked the one that it causes.
 _OF_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 
 _LOG_SECONDS = 0.5
