@@ -66,6 +66,10 @@ WAIT = ("_attempt", "_supervise")
 SUSPECT = re.compile(r"Traceback|still running|is still there|sent SIG|killed by signal")
 """What a log has only where something failed, or a deadline had to end it."""
 
+REPLACES_EXIT = "RuntimeError: release unlocked lock"
+"""What arrives instead of a handler's exception where that came in a ``Condition.wait()`` of the
+standard library which had just released its lock: an unhandled exception, of status 2."""
+
 
 class Shared:
     """Numbers that a process and its children share with the one that judges them."""
@@ -98,8 +102,8 @@ class Interruption:
 
     :param job: its *at* is the place; empty, no signal is sent and all places are written to
         descriptor 3. They count from the start, or *since* a moment: a signal from ``outside``,
-        the launcher was ``launched``, or it is told to ``stop``. They are those of the launching
-        process, or with *in_worker* of the worker that it forks first, that of slot 0.
+        the launcher was ``made`` or ``launched``, or it is told to ``stop``. They are those of the
+        launching process, or with *in_worker* of the worker that it forks first, that of slot 0.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -373,6 +377,8 @@ class Case:
         """Judge what the parent has seen of the worker in which a handler has exited."""
         # Once it ends, what exit functions and callbacks of its end raise is logged and no more.
         legal = {STATUS_OF_HANDLER, *((0,) if shared.was_told else ())}
+        if REPLACES_EXIT in log:
+            legal.add(2)
         found = re.search(rf"Child {shared.delivered} exited with status (\d+)", log)
         if found is None:
             self._problems.append("the log does not say how the worker has ended")
