@@ -44,6 +44,7 @@ HTTP = {"serves_http": True}
 IN_WORKER = {"workers": 2, "in_worker": True}
 EXIT = {"signal": "USR1", "handler": "exit"}
 STOP = {"signal": "USR1", "handler": "stop", "since": "launched"}
+STOP_FROM_START = {**STOP, "since": "made"}
 IDLE_THREAD = {"has_idle_thread": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a stop, single process, threading": ("THREADING", {"workers": 1, **TERM}),
@@ -74,6 +75,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a handler that exits, parent": ("EVENTLET", {"workers": 2, **EXIT}),
     "a handler that exits, worker": ("EVENTLET", {**IN_WORKER, **EXIT}),
     "a handler that stops, parent": ("THREADING", {"workers": 2, **STOP}),
+    "a handler that stops, parent that forks": ("EVENTLET", {"workers": 2, **STOP_FROM_START}),
+    "a handler that stops, parent that forks beside an idle thread": (
+        "EVENTLET",
+        {"workers": 2, **STOP_FROM_START, **IDLE_THREAD},
+    ),
     "a stop, parent beside an idle thread": ("EVENTLET", {"workers": 2, **TERM, **IDLE_THREAD}),
 }
 
@@ -84,6 +90,8 @@ LOST_ONCE = {
     "a stop as the launcher ends, parent": r"signal_handler\.py:\d+ _give_back line",
     "a handler that exits, worker": r" _run_child call",
     "a handler that stops, parent": r"_note_child line",
+    "a handler that stops, parent that forks": r" _obey call| _start_child call| prepare call",
+    "a handler that stops, parent that forks beside an idle thread": r" _await_rest line",
 }
 """By case, places where the signal was lost, or did what it must not do."""
 

@@ -223,7 +223,13 @@ def serve(job: dict[str, Any]) -> None:
             launcher = service.ProcessLauncher(conf, restart_method=method, no_fork=True)
             launcher.launch_service(served())
             sys.exit(0)
-        launcher = service.launch(conf, served(), workers=workers, restart_method=method)
+        if job.get("since") == "made":
+            one = served()
+            launcher = service.ProcessLauncher(conf, restart_method=method)
+            shared.put("began", 1)
+            launcher.launch_service(one, workers=workers)
+        else:
+            launcher = service.launch(conf, served(), workers=workers, restart_method=method)
         if job.get("since") == "launched":
             shared.put("began", 1)
         if job.get("stops_itself"):
