@@ -44,6 +44,8 @@ mod subscriber_tests;
 #[cfg(test)]
 mod tests;
 mod thread;
+#[cfg(test)]
+mod waiting_tests;
 
 use std::collections::VecDeque;
 use std::fmt;

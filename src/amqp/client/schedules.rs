@@ -20,6 +20,9 @@ use crate::amqp::frames::Reader;
 const SCHEDULES: u64 = 3_000;
 const STEPS: usize = 120;
 const FRAME_MAX: usize = 4096;
+/// So many connections after the last fault each request is written but for those that need the answer
+/// which never comes: on the first one another need may still come last that was not answered before.
+const ROUNDS: usize = 4;
 
 /// xorshift64*.
 pub(super) struct Chance(u64);
@@ -102,6 +105,11 @@ struct World {
     /// No queue took it, and the client knows.
     dropped: HashSet<u64>,
     published: HashSet<u64>,
+    /// What the broker did not answer, and a request that has waited for it ever since.
+    unanswered: Vec<(Need, u64)>,
+    /// What it does not answer for a while though nothing else fails any more.
+    stubborn: Option<Need>,
+    is_recovering: bool,
     /// Of those with the same needs and the same destination, which keep their order.
     last_first: HashMap<(String, String, bool, bool), u64>,
     /// Of all replies.
@@ -138,6 +146,9 @@ impl World {
             settled: HashSet::new(),
             dropped: HashSet::new(),
             published: HashSet::new(),
+            unanswered: Vec::new(),
+            stubborn: None,
+            is_recovering: false,
             last_first: HashMap::new(),
         }
     }
@@ -213,12 +224,25 @@ impl World {
         for _ in 0..8 {
             let need = self.state.flush(self.now);
             self.read();
+            self.check_need(need.as_ref());
+            if let Some(need) = need.as_ref().filter(|need| !self.answers(need)) {
+                self.put_off(need);
+                self.lose();
+                return;
+            }
+            if let Some(need) = &need {
+                self.unanswered.retain(|(unanswered, _)| unanswered != need);
+            }
             if need.is_some() && self.chance.one_in(4) {
-                // The broker takes its time to answer.
+                // The broker takes its time to answer, and may have no channel left.
+                if self.chance.one_in(2) {
+                    self.give_up_channel();
+                }
                 self.change();
                 let is_blocked = self.chance.one_in(4);
-                self.state.write_waiting((!is_blocked).then_some(self.now));
+                self.state.write_waiting(self.now, is_blocked);
                 self.read();
+                self.state.keep_routes();
             }
             let is_refused = self.chance.one_in(12);
             let refusal = Refusal {
@@ -260,6 +284,59 @@ impl World {
                     self.state.add_queue(&exchange.name, name);
                 }
             }
+        }
+    }
+
+    /// Whether the broker answers what it is asked for now.
+    fn answers(&mut self, need: &Need) -> bool {
+        if self.is_recovering {
+            self.stubborn.as_ref() != Some(need)
+        } else {
+            !self.chance.one_in(24)
+        }
+    }
+
+    /// Whether nothing but what the broker has got can come of the request.
+    fn is_unwritten(&self, number: u64) -> bool {
+        !self.published.contains(&number) && !self.has_ended(number)
+    }
+
+    fn put_off(&mut self, need: &Need) {
+        let mut requests = self.requests.iter();
+        let waits = requests
+            .find(|(number, request)| need.may_be_of(request) && self.is_unwritten(**number));
+        if let Some((number, _)) = waits {
+            self.unanswered.push((need.clone(), *number));
+        }
+    }
+
+    /// Nothing waits that could be written, and what was not answered is asked for last.
+    fn check_need(&mut self, need: Option<&Need>) {
+        let is_full = |wire: &Wire| wire.is_full.load(Ordering::Relaxed);
+        if self.wire.as_ref().is_some_and(is_full) {
+            return; // one line, at the head of which something waits for the broker to take more
+        }
+        let needs = self.state.needs();
+        let has_needs = needs.iter().all(Option::is_some);
+        assert!(has_needs, "something waits that could be written");
+        let mut unanswered = std::mem::take(&mut self.unanswered);
+        unanswered.retain(|(_, number)| self.is_unwritten(*number));
+        self.unanswered = unanswered;
+        let was_asked = |it: &Need| self.unanswered.iter().any(|(other, _)| it == other);
+        if let Some(need) = need.filter(|need| was_asked(need)) {
+            let mut needs = needs.iter().flatten();
+            let is_last = needs.all(|other| self.state.is_put_off(other));
+            assert!(is_last, "{need:?} was not answered, and comes first");
+        }
+    }
+
+    /// One step towards a free channel.
+    fn give_up_channel(&mut self) {
+        if let Some(number) = self.state.remove_idle_route(None) {
+            let channel = self.channels.remove(&number).unwrap();
+            assert!(channel.unsettled.is_empty(), "it is not idle");
+            let is_under_way = self.on_the_way.iter().any(|sent| sent.channel == number);
+            assert!(!is_under_way, "it is not idle");
         }
     }
 
@@ -441,9 +518,12 @@ impl World {
             self.connect();
             return;
         }
-        if !self.chance.one_in(3) {
-            return;
+        if self.chance.one_in(3) {
+            self.lose();
         }
+    }
+
+    fn lose(&mut self) {
         self.arrive();
         let mut channels: Vec<_> = self.channels.drain().collect();
         channels.sort_unstable_by_key(|(number, _)| *number);
@@ -514,13 +594,25 @@ impl World {
         }
     }
 
-    /// From here on connections last, and there are queues: every request comes to an end.
+    /// From here on connections last, but for one thing that is not answered at first, and there are
+    /// queues: every request comes to an end.
     fn recover(&mut self) {
-        if self.wire.is_none() {
-            self.connect();
-        }
+        self.is_recovering = true;
+        self.stubborn = self.any_need();
         self.unbound.clear();
         for round in 0.. {
+            if round == ROUNDS {
+                let stubborn = self.stubborn.take();
+                for (number, request) in &self.requests {
+                    let needs_it = |need: &Need| need.may_be_of(request);
+                    let is_unwritten =
+                        self.is_unwritten(*number) && !stubborn.as_ref().is_some_and(needs_it);
+                    assert!(!is_unwritten, "{number} waits behind {stubborn:?}");
+                }
+            }
+            if self.wire.is_none() {
+                self.connect();
+            }
             self.now += Duration::from_secs(1);
             if let Some(wire) = &self.wire {
                 wire.is_full.store(false, Ordering::Relaxed);
@@ -554,6 +646,23 @@ impl World {
             if progress.is_taken && !self.dropped.contains(number) {
                 assert!(self.taken.contains_key(number), "{number} is lost");
             }
+        }
+    }
+
+    fn any_need(&mut self) -> Option<Need> {
+        let exchange = Exchange {
+            name: ["exchange0", "exchange1", "fanout", ""][self.chance.below(4)].to_owned(),
+            ..Exchange::default()
+        };
+        match self.chance.below(6) {
+            0 => None,
+            1 => Some(Need::Replies),
+            2 | 3 => Some(Need::Route(exchange)),
+            _ => Some(Need::Queue {
+                exchange,
+                name: "topic".to_owned(),
+                arguments: Table::new(),
+            }),
         }
     }
 

@@ -69,6 +69,10 @@ pub(super) struct State {
     /// What brokers did not answer before their connections were left, the oldest first: asked for after
     /// all else, so that nothing else waits for it once more.
     put_off: Vec<Need>,
+    /// The exchange that is to give up its channel: nothing is published there until that is free.
+    giving_up: Option<String>,
+    /// The broker takes too little: what waits for that is not overtaken.
+    is_full: bool,
     /// The last reply that has arrived, of which the broker has not been told.
     untold: Option<Untold>,
     unusable: Option<String>,
@@ -121,7 +125,7 @@ struct Route {
 }
 
 /// What waiting requests need from the thread.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum Need {
     /// A consumer of replies.
     Replies,
@@ -133,6 +137,39 @@ pub(super) enum Need {
         name: String,
         arguments: Table,
     },
+}
+
+impl PartialEq for Need {
+    /// The broker is asked for the same thing, whatever its properties.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Replies, Self::Replies) => true,
+            (Self::Route(one), Self::Route(other)) => one.name == other.name,
+            (
+                Self::Queue { exchange, name, .. },
+                Self::Queue {
+                    exchange: other,
+                    name: queue,
+                    ..
+                },
+            ) => exchange.name == other.name && name == queue,
+            _ => false,
+        }
+    }
+}
+
+impl Need {
+    /// Whether *request* has this need, or may come to it once others are met.
+    pub(super) fn may_be_of(&self, request: &Request) -> bool {
+        let exchange = &request.message.exchange.name;
+        match self {
+            Self::Replies => request.is_call(),
+            Self::Route(it) => it.name == *exchange,
+            Self::Queue {
+                exchange: it, name, ..
+            } => it.name == *exchange && request.default_queue() == Some(name),
+        }
+    }
 }
 
 impl State {
@@ -173,6 +210,18 @@ impl State {
     #[cfg(test)]
     pub(super) fn has_replies(&self) -> bool {
         self.has_replies
+    }
+
+    /// What each request needs that waits; none where the broker takes too little.
+    #[cfg(test)]
+    pub(super) fn needs(&self) -> Vec<Option<Need>> {
+        let waiting = self.waiting.iter();
+        waiting.map(|request| self.need_of(request)).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_put_off(&self, need: &Need) -> bool {
+        self.put_off.contains(need)
     }
 
     pub(super) fn set_replies(&mut self, has_replies: bool) {
@@ -269,19 +318,21 @@ impl State {
             let is_awaited = request.outbox.is_none() || !self.has_few_unconfirmed();
             return is_awaited && self.end_doze();
         }
+        self.is_full |= self.need_of(request).is_none();
         self.waiting.push_back(Arc::clone(request));
         true
     }
 
     /// No request waits that has to be written before *request*. Those to other places need not be: what they
-    /// wait for may take as long as the broker likes.
+    /// wait for may take as long as the broker likes; but all wait in one line for it to take more.
     fn is_first(&self, request: &Request) -> bool {
         let message = &request.message;
         let is_before = |other: &Arc<Request>| {
             other.message.routing_key == message.routing_key
                 && other.message.exchange.name == message.exchange.name
         };
-        self.waiting.is_empty() || (self.has_room() && !self.waiting.iter().any(is_before))
+        let may_overtake = !self.is_full && self.has_room();
+        self.waiting.is_empty() || (may_overtake && !self.waiting.iter().any(is_before))
     }
 
     /// There is a connection, and the broker takes what is written to it.
@@ -298,6 +349,9 @@ impl State {
     /// Writes *request* to the connection; false when there is none that is ready for it.
     fn publish(&mut self, request: &Arc<Request>) -> bool {
         let Some(link) = &self.link else { return false };
+        if self.gives_up(&request.message.exchange) {
+            return false;
+        }
         let Some(route) = self.routes.get_mut(&request.message.exchange.name) else {
             return false;
         };
@@ -343,49 +397,57 @@ impl State {
 
     /// Writes what waits; what has to be done first, if anything.
     pub(super) fn flush(&mut self, now: Instant) -> Option<Need> {
-        let mut due: Vec<_> = Vec::new();
-        self.later.retain(|(at, request)| {
-            let is_due = *at <= now;
-            if is_due {
-                due.push(Arc::clone(request));
-            }
-            !is_due
-        });
-        for request in due.into_iter().rev() {
-            self.waiting.push_front(request);
-        }
         if let Some(done) = self.asked.take() {
             self.put_off.retain(|need| *need != done);
         }
-        let mut needs = self.write_waiting(Some(now));
+        let mut needs = self.write(now);
         if self.wants_replies && !self.has_replies {
             needs.retain(|need| *need != Need::Replies);
             needs.insert(0, Need::Replies);
         }
-        self.put_off.retain(|need| needs.contains(need));
+        let (waiting, later) = (&self.waiting, &self.later);
+        let wants_replies = self.wants_replies;
+        self.put_off.retain(|need| {
+            let mut requests = waiting.iter().chain(later.iter().map(|(_, it)| it));
+            (wants_replies && *need == Need::Replies) || requests.any(|it| need.may_be_of(it))
+        });
         let fresh = needs.iter().find(|need| !self.put_off.contains(need));
-        let need = fresh.or_else(|| self.put_off.first()).cloned();
-        self.asked.clone_from(&need);
-        need
+        let late = || self.put_off.iter().find(|need| needs.contains(need));
+        self.asked = fresh.or_else(late).cloned();
+        self.hold(Some(now));
+        self.asked.clone()
     }
 
-    /// Writes what waits and need not wait for what is asked for; what the rest needs, in its order.
+    /// Writes what waits and need not wait for what is asked for.
     ///
-    /// The time of a call that waits for what another one needs goes on from *now* on, or not at all: the
-    /// broker has blocked the connection.
-    pub(super) fn write_waiting(&mut self, now: Option<Instant>) -> Vec<Need> {
+    /// The time of a call that waits for what another one needs goes on, or not at all where the broker
+    /// has *blocked* the connection.
+    pub(super) fn write_waiting(&mut self, now: Instant, is_blocked: bool) {
+        self.write(now);
+        self.hold((!is_blocked).then_some(now));
+    }
+
+    /// Writes what waits, with what is due again first; what the rest needs, in its order.
+    fn write(&mut self, now: Instant) -> Vec<Need> {
+        let due = self.later.extract_if(.., |(at, _)| *at <= now);
+        let due: Vec<_> = due.map(|(_, request)| request).collect();
+        for request in due.into_iter().rev() {
+            self.waiting.push_front(request);
+        }
         let mut needs = Vec::new();
         let mut kept = VecDeque::new();
+        self.is_full = false;
         while let Some(request) = self.waiting.pop_front() {
             if request.is_over() || self.publish(&request) {
                 continue;
             }
             let need = self.need_of(&request);
-            let is_held = need.is_some() && self.asked.is_some() && need != self.asked;
-            request.hold(now.filter(|_| is_held));
             kept.push_back(request);
             match need {
-                None => break, // the connection is full
+                None => {
+                    self.is_full = true;
+                    break;
+                }
                 Some(need) if needs.contains(&need) => {}
                 Some(need) => needs.push(need),
             }
@@ -396,12 +458,31 @@ impl State {
         needs
     }
 
+    /// Lets the time of calls run from *now* on, or longer, that wait for what is asked for by others;
+    /// none: no call's time runs.
+    fn hold(&self, now: Option<Instant>) {
+        let Some(asked) = &self.asked else { return };
+        // No other request's time is limited before the broker has it.
+        let timed = |it: &&Arc<Request>| it.message.answered_within.is_some();
+        for request in self.waiting.iter().filter(timed) {
+            if let Some(need) = self.need_of(request) {
+                request.hold(now.filter(|_| need != *asked));
+            }
+        }
+    }
+
+    /// The channel of this exchange is about to be closed.
+    fn gives_up(&self, exchange: &Exchange) -> bool {
+        self.giving_up.as_ref() == Some(&exchange.name)
+    }
+
     fn need_of(&self, request: &Request) -> Option<Need> {
         let message = &request.message;
         if request.is_call() && !self.has_replies {
             return Some(Need::Replies);
         }
-        let Some(route) = self.routes.get(&message.exchange.name) else {
+        let route = self.routes.get(&message.exchange.name);
+        let Some(route) = route.filter(|_| !self.gives_up(&message.exchange)) else {
             return Some(Need::Route(message.exchange.clone()));
         };
         if let Some(arguments) = &message.default_queue
@@ -487,15 +568,25 @@ impl State {
         }
     }
 
-    /// Takes the channel from an exchange to which nothing is under way, and which is not *needed*.
+    /// Takes the channel from an exchange to which nothing is under way, and which is not *needed*. While
+    /// there is none, one of them gets nothing more: else none would ever be idle under load.
     pub(super) fn remove_idle_route(&mut self, needed: Option<&str>) -> Option<u16> {
-        let mut routes = self.routes.iter();
-        let (exchange, _) =
-            routes.find(|(name, it)| it.unconfirmed.is_empty() && Some(name.as_str()) != needed)?;
+        let others = self.routes.iter();
+        let others = others.filter(|(name, _)| Some(name.as_str()) != needed);
+        let (exchange, route) = others.min_by_key(|(_, it)| it.unconfirmed.len())?;
+        if !route.unconfirmed.is_empty() {
+            self.giving_up.get_or_insert_with(|| exchange.clone());
+            return None;
+        }
         let exchange = exchange.clone();
         let route = self.routes.remove(&exchange)?;
         self.count();
         Some(route.channel)
+    }
+
+    /// There is a free channel: no exchange has to give up its own.
+    pub(super) fn keep_routes(&mut self) {
+        self.giving_up = None;
     }
 
     /// The broker has settled what was published on *channel*; false when it cannot have.
@@ -680,6 +771,8 @@ impl State {
         self.link = None;
         self.has_replies = false;
         self.untold = None;
+        self.giving_up = None;
+        self.is_full = false;
         self.count_attempt(reason);
         let mut unconfirmed: Vec<_> = self
             .routes

@@ -31,7 +31,7 @@ pub(super) struct Peer {
 pub(super) struct Published {
     pub(super) channel: u16,
     exchange: String,
-    routing_key: String,
+    pub(super) routing_key: String,
     is_mandatory: bool,
     message_id: String,
     expiration: Option<String>,
@@ -246,7 +246,7 @@ pub(super) fn reply_to(msg_id: &str) -> String {
 }
 
 /// `basic.return` of *published*.
-fn returned(published: &Published) -> Vec<u8> {
+pub(super) fn returned(published: &Published) -> Vec<u8> {
     let mut bytes = method(published.channel, 60, 50, |bytes| {
         bytes.extend_from_slice(&[1, 56, 8]); // 312
         bytes.extend_from_slice(b"NO_ROUTE");

@@ -82,7 +82,9 @@ impl Conversation for Thread {
         let mut state = self.shared.state.lock();
         state.acknowledge(Some(now));
         // The broker may take long to answer, and what waits may not need that.
-        state.write_waiting((!connection.is_blocked).then_some(now));
+        state.write_waiting(now, connection.is_blocked);
+        drop(state);
+        outbox::tell(&self.shared.failures);
     }
 
     fn closed(&mut self, channel: u16, _refusal: &Refusal) {
@@ -194,13 +196,9 @@ impl Thread {
             is_again,
             Instant::now(),
         );
-        let wants_replies = state.wants_replies;
         drop(state);
         if is_again {
             tracing::info!("Reconnected to AMQP server");
-        }
-        if wants_replies {
-            self.consume(connection)?;
         }
         loop {
             while let Some(incoming) = connection.next()? {
@@ -337,6 +335,7 @@ impl Thread {
             }
             self.make_room(connection, needed)?;
         }
+        self.shared.state.lock().keep_routes();
         self.open_free_channel(connection)
     }
 
