@@ -188,3 +188,32 @@ print("started")
 """
     )
     assert result.stdout == "started\n", result.stderr
+
+
+def test_a_server_that_another_thread_looks_at_during_the_fork_starts_in_a_child() -> None:
+    result = run_python(
+        PRELUDE
+        + SERVER
+        + """
+held, forked = threading.Event(), threading.Event()
+
+def hold():
+    with server._states["start"]._cond:
+        held.set()
+        forked.wait()
+
+threading.Thread(target=hold).start()
+held.wait()
+
+def serve():
+    within(server.start)
+    assert within(served_by) == os.getpid()
+
+try:
+    in_child(serve)
+finally:
+    forked.set()
+print("started")
+"""
+    )
+    assert result.stdout == "started\n", result.stderr

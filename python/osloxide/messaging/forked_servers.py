@@ -24,8 +24,8 @@ from osloxide.threads import inherited
 _servers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def amend_server(server: ModuleType) -> None:
-    """Change ``oslo_messaging.server.MessageHandlingServer``."""
+def register(server: ModuleType) -> None:
+    """Enter each ``oslo_messaging.server.MessageHandlingServer`` that is made from now on."""
     cls: Any = server.MessageHandlingServer
     init = cls.__init__
 
@@ -41,16 +41,17 @@ def _end_all_in_child() -> None:
     for server in list(_servers):
         # Another thread may have held it.
         server._reset_lock = threading.Lock()
-        start = server._states["start"]
-        if start._state != start.INIT:
+        states = server._states
+        inherited.keep(states)
+        server.reset_states()
+        if states["start"]._state != states["start"].INIT:
             _end_in_child(server)
 
 
 def _end_in_child(server: Any) -> None:
-    inherited.keep(server.listener, server._work_executor, server._states)
+    inherited.keep(server.listener, server._work_executor)
     server.listener = server._work_executor = None
     server._started = False
-    server.reset_states()
     for task in server._states.values():
         task._state = task.COMPLETE
 

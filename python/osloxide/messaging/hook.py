@@ -239,7 +239,7 @@ def amend_server(server: ModuleType) -> None:
 )
 def end_servers_in_child(server: ModuleType) -> None:
     """Let a forked child start servers of its own (``oslo_messaging.server``)."""
-    forked_servers.amend_server(server)
+    forked_servers.register(server)
 
 
 class _Executors:

@@ -18,10 +18,10 @@ import weakref
 from types import ModuleType
 from typing import Any
 
+from osloxide.threads import inherited
+
 _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 _drivers: weakref.WeakSet[Any] = weakref.WeakSet()
-_left: list[Any] = []
-"""What belongs to the processes that this one was forked from; kept, so that nothing closes it."""
 
 
 def amend_pool(pool: ModuleType) -> None:
@@ -47,11 +47,13 @@ def _enter(cls: Any, register: weakref.WeakSet[Any]) -> None:
 
 def _begin_in_child() -> None:
     for pool in list(_pools):
-        _left.append((pool._items, pool._cond))
+        inherited.keep(pool._items, pool._cond)
         pool._cond, pool._items = threading.Condition(), collections.deque()
         pool._current_size = 0
     for driver in list(_drivers):
-        _left.append((driver._reply_q_conn, driver._waiter, driver._reply_q_lock))
+        inherited.keep(driver._reply_q_conn, driver._waiter, driver._reply_q_lock)
+        # The connection on which the parent's servers reply (osloxide.messaging.rabbit.replies).
+        inherited.keep(driver.__dict__.pop("_osloxide_replies", None))
         driver._reply_q = driver._reply_q_conn = driver._waiter = None
         driver._reply_q_lock = threading.Lock()
 

@@ -50,8 +50,13 @@ class _ProcessHeartbeats:
                 self._own = (os.getpid(), _native.Heartbeats())
             return self._own[1]
 
+    def begin_in_child(self) -> None:
+        """Another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
 
 _heartbeats = _ProcessHeartbeats()
+os.register_at_fork(after_in_child=_heartbeats.begin_in_child)
 
 
 def own() -> _native.Heartbeats:

@@ -231,6 +231,15 @@ class SharedConnection:
 _sharing = threading.Lock()
 
 
+def _share_anew() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    global _sharing
+    _sharing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_share_anew)
+
+
 class Replies:
     """The replies to what one listener has received."""
 
