@@ -165,7 +165,7 @@ def became_of_casts(sent: int, trace: Path) -> str:
     """What became of the casts numbered from 0 to *sent*, in words. Each was sent."""
     done = runs(trace)
     lost, doubled = set(range(sent)) - set(done), [n for n, times in done.items() if times > 1]
-    return f"{sent} sent, 0 failed, {len(lost)} lost, {len(doubled)} doubled"
+    return f"{sent} sent, {len(lost)} lost, {len(doubled)} doubled"
 
 
 def became_of_calls(report: dict[str, Any], trace: Path) -> tuple[str, list[int]]:
