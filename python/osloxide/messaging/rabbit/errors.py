@@ -1,10 +1,14 @@
-"""Which of a broker's errors are final, and which go away.
+"""Which of a broker's errors are final, which go away, and which say that it is away.
 
-Owns the table of AMQP's reply codes. Never decides what becomes of a message.
+Owns the table of AMQP's reply codes, and that of the system's errors which are no broker's. Never
+decides what becomes of a message.
 Rules: AMQP 0-9-1, reply codes; RabbitMQ answers a message above its ``max_message_size`` by 406.
 """
 
 from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
 
 PERMANENT = {
     311: "content too large",
@@ -22,13 +26,47 @@ PERMANENT = {
 (320), a queue is missing or locked for a while (404, 405), a channel was closed before (504), the
 broker lacks something (506) or fails inside (541)."""
 
+FORCED = 320
+"""Code of a broker that closes all its connections, because it stops."""
+
+OWN_FAULTS = {
+    errno.EACCES,
+    errno.EADDRNOTAVAIL,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOBUFS,
+    errno.ENOENT,
+    errno.ENOMEM,
+    errno.EPERM,
+}
+"""Errors of the system that say nothing of a broker: this process cannot connect to any."""
+
 
 def refusal(error: BaseException | None) -> str | None:
     """What the broker said, where *error*, or one that led to it, is permanent."""
+    for one in _chain(error):
+        if getattr(one, "code", None) in PERMANENT:
+            return str(one)
+    return None
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether *error*, or one that led to it, says that there is no broker to talk to.
+
+    :returns: False where there may be one, which refuses, or which this process cannot talk to.
+    """
+    if refusal(error) is not None:
+        return False
+    chain = list(_chain(error))
+    of_system = [one.errno for one in chain if isinstance(one, OSError)]
+    if any(number in OWN_FAULTS for number in of_system):
+        return False
+    return bool(of_system) or any(getattr(one, "code", None) == FORCED for one in chain)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if getattr(error, "code", None) in PERMANENT:
-            return str(error)
+        yield error
         error = error.__cause__ or error.__context__
-    return None

@@ -371,6 +371,11 @@ class NativeReplies:
         is_mandatory, missing_for = self._settings
         outbox.reply(incoming.reply_q, body, mandatory=is_mandatory, missing_for=missing_for)
 
+    @property
+    def is_open(self) -> bool:
+        """Its listener serves."""
+        return not self._is_closed
+
     def _outbox_of(self, client: _native.AmqpClient) -> _native.AmqpOutbox:
         current = self._current
         if current is not None and current[0] is client:

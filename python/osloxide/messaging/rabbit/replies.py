@@ -14,6 +14,7 @@ Rules: oslo_messaging/_drivers/amqpdriver.py (``AMQPIncomingMessage.reply``).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -26,22 +27,20 @@ from typing import Any, Protocol
 
 from oslo_messaging._drivers import common
 
-from osloxide.messaging.rabbit.reply import Reply
+from osloxide.messaging.rabbit import errors
+from osloxide.messaging.rabbit.reply import CONNECT_EVERY, Reply
 from osloxide.messaging.rabbit.reply_connection import (
     CLOSING,
     ConnectionLostError,
     ReplyConnection,
     Unsupported,
 )
-from osloxide.threads import own
+from osloxide.threads import inherited, own
 
 LOG = logging.getLogger(__name__)
 
 #: Seconds between two attempts to reply to a queue that is missing (oslo.messaging's own pause).
 RETRY_EVERY = 0.25
-
-#: Seconds between two attempts to connect, while no broker takes replies.
-CONNECT_EVERY = 1.0
 
 
 class LateReplies:
@@ -52,15 +51,20 @@ class LateReplies:
 
     def __init__(self) -> None:
         self._begin()
-        ours = weakref.WeakMethod(self._begin)
+        ours = weakref.WeakMethod(self._begin_in_child)
         os.register_at_fork(after_in_child=lambda: (begin := ours()) and begin())
 
     def _begin(self) -> None:
-        """With nothing that waits. In a forked child as well: what waits there is its parent's, and
-        so are the thread and the holder of the lock."""
         self._changed = threading.Condition()
         self._waiting: list[Reply] = []
+        self._in_hand: Reply | None = None
         self._running = False
+        self._hurried = threading.Event()
+
+    def _begin_in_child(self) -> None:
+        """What waits is the parent's, and so are the thread and the holder of the lock."""
+        inherited.keep(self._changed, self._waiting, self._in_hand, self._hurried)
+        self._begin()
 
     def add(self, reply: Reply) -> None:
         """Send *reply* as soon as it can be, or abandon it after its time."""
@@ -76,42 +80,54 @@ class LateReplies:
             with self._changed:
                 self._running = False
 
+    def hurry(self) -> None:
+        """There is a connection: wait no longer before the next attempts."""
+        self._hurried.set()
+
     def wait_sent(self, replies: Any, seconds: float) -> None:
         """Wait until none of those of *replies* is stranded any more, or for *seconds*."""
 
         def are_sent() -> bool:
             return not any(
-                reply.is_stranded and reply.incoming.listener.replies is replies
+                reply.incoming.listener.replies is replies
+                # While it is sent it has no number yet that could be waited for.
+                and (reply.is_stranded or reply is self._in_hand)
                 for reply in self._waiting
             )
 
         with self._changed:
             self._changed.wait_for(are_sent, seconds)
 
-    def wait_attempted(self, seconds: float) -> int:
-        """Wait until everything that waits has been attempted since it came here.
+    def wait_attempted(self, replies: Any, seconds: float) -> int:
+        """Wait until those of *replies* that wait have been attempted since they came here.
 
-        :returns: how many replies were not within *seconds*.
+        :returns: how many were not within *seconds*.
         """
 
         def unattempted() -> int:
-            return sum(not reply.was_attempted for reply in self._waiting)
+            return sum(
+                not reply.was_attempted and reply.incoming.listener.replies is replies
+                for reply in self._waiting
+            )
 
         with self._changed:
             self._changed.wait_for(lambda: not unattempted(), seconds)
             return unattempted()
 
     def _run(self) -> None:
-        pause = threading.Event()
         while True:
-            pause.wait(RETRY_EVERY)
+            self._hurried.wait(RETRY_EVERY)
+            self._hurried.clear()
             for reply in list(self._waiting):
+                with self._changed:
+                    self._in_hand = reply
                 try:
                     is_settled = reply.is_settled()
                 except Exception:
                     LOG.exception("a reply could not be sent and is dropped")
                     is_settled = True
                 with self._changed:
+                    self._in_hand = None
                     if is_settled:
                         self._waiting.remove(reply)
                     self._changed.notify_all()
@@ -138,6 +154,9 @@ class SharedConnection:
         self._failed_at = float("-inf")
         self.is_possible = True
         """Replies of this transport can share a connection, as far as is known."""
+        self.is_awaited = True
+        """There will be one as soon as there is a broker: nothing else has hindered the last
+        attempt to connect."""
         self._listeners = 0
         self._most = 0
 
@@ -185,32 +204,43 @@ class SharedConnection:
         One attempt at each host of the URL, and none within a second of one that failed: to wait
         for the broker is not the business of a thread that has other things to do.
 
-        :returns: None when there is none.
+        :returns: None when there is none, or another thread is about to open it.
         """
-        with self._connecting:
+        if not self._connecting.acquire(blocking=False):
+            return self._connection
+        try:
             is_soon = time.monotonic() < self._failed_at + CONNECT_EVERY
             if self._connection is not None or not self.is_possible or is_soon:
                 return self._connection
-            opened = lent = None
-            try:
-                # Not for sending, as far as oslo.messaging knows: such a connection is our own, and
-                # has no thread that reads it.
-                lent = self._lend()
-                opened = ReplyConnection(lent, self._most, self._late.add)
-            except Exception as error:  # noqa: BLE001  (kombu's transport raises many)
-                self.is_possible = not isinstance(error, Unsupported)
-                self._failed_at = time.monotonic()
-                LOG.info("no connection for replies: %s", error)
-                if lent is not None:
+            return self._open()
+        finally:
+            self._connecting.release()
+
+    def _open(self) -> ReplyConnection | None:
+        lent = None
+        try:
+            # Not for sending, as far as oslo.messaging knows: such a connection is our own, and
+            # has no thread that reads it.
+            lent = self._lend()
+            opened = ReplyConnection(lent, self._most, self._late.add)
+        except Exception as error:  # noqa: BLE001  (kombu's transport raises many)
+            self.is_possible = not isinstance(error, Unsupported)
+            self.is_awaited = errors.is_away(error)
+            self._failed_at = time.monotonic()
+            LOG.info("no connection for replies: %s", error)
+            if lent is not None:
+                with contextlib.suppress(Exception):  # it may be lost
                     lent.close()
-                return None
-            with self._lock:
-                if self._listeners:
-                    opened.most = self._most
-                    self._connection = opened
-                    return opened
-            opened.close()  # the last listener has left
             return None
+        self.is_awaited = True
+        with self._lock:
+            if self._listeners:
+                opened.most = self._most
+                self._connection = opened
+                self._late.hurry()
+                return opened
+        opened.close()  # the last listener has left
+        return None
 
     def _lend(self) -> Any:
         retries = max(0, len(self._driver._url.hosts) - 1)
@@ -284,9 +314,11 @@ class Replies:
             else:
                 self._on_sent()
                 return
-        if self._shared.is_possible:
+        if self._is_joined and self._shared.is_possible and self._shared.is_awaited:
             reply.is_stranded = True
             self._late.add(reply)
+            if self._shared.current() is not None:
+                self._late.hurry()  # another thread has opened it meanwhile
         elif not reply.attempt():
             self._late.add(reply)
 
@@ -297,6 +329,7 @@ class Replies:
             return False
         connection = self._shared.current() or self._shared.connect()
         if connection is None:
+            reply.is_stranded = self._shared.is_awaited
             return False
         reply.is_stranded = False
         try:
@@ -314,6 +347,11 @@ class Replies:
                 self._shared.join(self._most)
                 self._is_joined = True
             return self._is_joined
+
+    @property
+    def is_open(self) -> bool:
+        """Its listener serves."""
+        return not self._is_closed
 
     @property
     def socket(self) -> socket.socket | None:
@@ -355,7 +393,7 @@ class Replies:
             connection.close()
         elif self._last is not None:
             self._last[0].wait_confirmed(self._last[1])
-        lost = self._late.wait_attempted(CLOSING)
+        lost = self._late.wait_attempted(self, CLOSING)
         if lost:
             LOG.error("%d replies are lost: no broker takes them within %g s", lost, CLOSING)
 

@@ -1,14 +1,16 @@
 """One reply on its way to a client, and the slow way of sending it.
 
 Owns what is sent to which queue, and how often that was attempted. The slow way is oslo.messaging's
-own: a connection of the driver's pool, on which the thread waits for the broker. What the reply
-contains is oslo.messaging's business.
+own: a connection of the driver's pool, on which the thread waits until the broker has the reply.
+Unlike oslo.messaging's it never waits for a broker that is away. What the reply contains is
+oslo.messaging's business.
 Imports oslo.messaging: to be imported after it, by what amends it.
 Rules: oslo_messaging/_drivers/amqpdriver.py (``AMQPIncomingMessage.reply``).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import time
@@ -21,8 +23,15 @@ from osloxide.messaging.rabbit import errors
 
 LOG = logging.getLogger(__name__)
 
+CONNECT_EVERY = 1.0
+"""Seconds between two attempts of a driver to connect, while no broker takes replies."""
+
 REFUSED = "is refused by the broker"
 """By which the error in the place of a reply is known, when it is refused as well."""
+
+
+class _RefusedError(Exception):
+    """The broker will never take it."""
 
 
 class Reply:
@@ -52,34 +61,62 @@ class Reply:
         self.is_stranded = False
         """It has no connection: its own was lost, or there was none. Its queue may be there."""
         self.was_attempted = False
-        """Once more, after what brought it to the late ones."""
+        """Once more, after what brought it to the late ones, and a broker was there."""
 
     def attempt(self) -> bool:
-        """Send it as oslo.messaging does: wait for the broker, as long as that is away.
+        """Send it on a connection of the driver's pool, and wait until the broker has it.
 
-        A reply that the broker refuses for good is replaced by an error, and counts as sent.
+        One attempt is made at each host of the URL. A reply that the broker refuses for good is
+        replaced by an error, and counts as sent.
 
-        :returns: False when there is no such queue, or the connection was lost while it was made:
-            then oslo.messaging does not try again.
+        :returns: False when there is no such queue, or no connection.
         """
         driver = self.incoming.listener.driver
+        retries = max(0, len(driver._url.hosts) - 1)
+        self._hindrance = None
         try:
-            with driver._get_connection(common.PURPOSE_SEND) as connection:
-                connection.direct_send(self.queue, self.envelope)
+            with driver._get_connection(common.PURPOSE_SEND, retry=retries) as connection:
+                self._send_on(connection.connection, retries)
         except (
             oslo_messaging.MessageUndeliverable,
             amqp.AMQPDestinationNotFound,
         ):
-            self._hindrance = None
             return False
+        except _RefusedError as refused:
+            self._give_up(str(refused))
+            return True
         except Exception as error:  # noqa: BLE001  (kombu's transport raises many)
-            refused = errors.refusal(error)
-            if refused is not None:
-                self._give_up(refused)
-                return True
             self._hindrance = error
+            driver._osloxide_hindrance = time.monotonic(), error
             return False
         return True
+
+    def _send_on(self, lent: Any, retries: int) -> None:
+        """Send it on *lent*, a connection of the driver's; on a new one where that was lost.
+
+        :raises _RefusedError: the broker has refused the reply, and not only the connection.
+        """
+        for is_last in (False, True):
+            _connect(lent, retries, is_lost=is_last)
+            # By itself it would try again for ever.
+            lent._ensure_publishing = functools.partial(lent._ensure_publishing, retry=0)
+            try:
+                lent.direct_send(self.queue, self.envelope)
+            except (
+                oslo_messaging.MessageUndeliverable,
+                amqp.AMQPDestinationNotFound,
+            ):
+                raise
+            except Exception as error:
+                refused = errors.refusal(error)
+                if refused is not None:
+                    raise _RefusedError(refused) from error
+                if is_last:
+                    raise
+            else:
+                return
+            finally:
+                del lent._ensure_publishing
 
     def _give_up(self, refused: str) -> None:
         """Replace it by an error, unless it is that error."""
@@ -91,7 +128,7 @@ class Reply:
     def is_settled(self) -> bool:
         """Attempt it once more; abandoned when that has been of no use for too long.
 
-        A stranded one is kept for as long as there is no broker.
+        It is kept for as long as there is no broker and its listener serves.
         """
         incoming = self.incoming
         is_wanted = incoming._obsolete_reply_queues.reply_q_valid(self.queue, incoming.msg_id)
@@ -99,10 +136,17 @@ class Reply:
             return True
         if self.is_stranded:
             return bool(incoming.listener.replies.send_stranded(self))
-        if self.attempt():
+        driver = incoming.listener.driver
+        failed_at, hindrance = driver.__dict__.get("_osloxide_hindrance", (float("-inf"), None))
+        if time.monotonic() < failed_at + CONNECT_EVERY:
+            self._hindrance = hindrance  # another's: the same would happen to this one
+        elif self.attempt():
             return True
-        self.was_attempted = True
-        seconds = incoming.listener.driver.missing_destination_retry_timeout
+        if self._hindrance is None:
+            self.was_attempted = True
+        elif errors.is_away(self._hindrance) and incoming.listener.replies.is_open:
+            return False
+        seconds = driver.missing_destination_retry_timeout
         now = time.monotonic()
         if self._deadline is None:
             self._deadline = now + seconds
@@ -117,6 +161,23 @@ class Reply:
             self._hindrance or f"there is no queue {self.queue}",
         )
         return True
+
+
+def _connect(lent: Any, retries: int, *, is_lost: bool) -> None:
+    """Have *lent*, a connection of the driver's, connected, without a wait for a broker.
+
+    :param retries: at how many more hosts to try.
+    :param is_lost: it is not, although it may not know yet.
+    """
+    link = lent.connection
+    with lent._connection_lock:
+        if is_lost or not link.connected:
+            link.collect()
+            lent._set_current_channel(None)
+            link.ensure_connection(max_retries=retries)
+        if lent.channel is None:
+            lent._set_current_channel(link.channel())
+            lent.set_transport_socket_timeout()
 
 
 def refuse(incoming: Any, size: int, refused: str, *, is_error: bool) -> None:
