@@ -190,3 +190,42 @@ os._exit(0)
 """)
 
     assert done.stdout == "True True\nfree\n", done.stderr
+
+
+LOCKED = """
+import sys, threading
+from types import SimpleNamespace
+from oslo_config import cfg
+from osloxide.launch import runner as module
+
+class ExitError(BaseException):
+    pass
+
+def raise_once_locked(frame, event, argument):
+    # As a handler of the application, which runs as soon as the call that takes the lock returns.
+    if frame.f_code is threading.Condition.__enter__.__code__ and event == "return":
+        raise ExitError
+    return raise_once_locked
+
+notifier = SimpleNamespace(stopping=lambda: None)
+runner = module.Runner(cfg.ConfigOpts(), [], restart_method="reload", on_ready=lambda: None,
+                       notifier=notifier)
+sys.settrace(raise_once_locked)
+try:
+    runner._stop_early()
+except ExitError:
+    pass
+sys.settrace(None)
+free = []
+other = threading.Thread(target=lambda: free.append(runner._changed.acquire(timeout=1)))
+other.start()
+other.join()
+print(*free)
+"""
+
+
+def test_what_a_handler_raises_as_the_runner_takes_its_lock_leaves_it_free() -> None:
+    """It stayed locked, and the thread that stops the services waited for it until the deadline."""
+    done = run_python(LOCKED)
+
+    assert done.stdout == "True\n", done.stderr

@@ -113,7 +113,10 @@ class Runner:
             self._leave_start_if_asked,
             self._patience,
         )
-        self._changed = threading.Condition()
+        # Entered by itself and never by its condition, whose __enter__() is code in Python: what a
+        # handler raises in there, once the lock is taken, would leave it locked for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._phase = Phase.IDLE
         self._begun: list[Any] = []
         self._early: list[Any] = []
@@ -154,7 +157,7 @@ class Runner:
         :returns: exit status: 0 after a clean stop, 1 when start() or stop() failed, 2 when
             wait() failed, or what a service passed to ``sys.exit()``.
         """
-        with self._changed:
+        with self._lock:
             was_early, self._is_early = self._is_early, False
         if not was_early:
             self._take_early_requests()
@@ -189,7 +192,7 @@ class Runner:
             waiting.interruption = outer
             with contextlib.suppress(BaseException):
                 self._end_round(0)
-            with self._changed:
+            with self._lock:
                 if self._phase in (Phase.IDLE, Phase.STOPPED):
                     self._enter(Phase.ENDING)
         return self._status
@@ -219,7 +222,7 @@ class Runner:
 
         A failure is logged and becomes what :meth:`run` returns.
         """
-        with self._changed:
+        with self._lock:
             if self._phase is Phase.IDLE:
                 self._enter(Phase.STARTING)
                 self._is_early = True
@@ -235,7 +238,7 @@ class Runner:
         self._stop_early()
 
     def _enter(self, phase: Phase) -> None:
-        """Go on to *phase*; the caller holds the condition."""
+        """Go on to *phase*; the caller holds the lock."""
         if phase not in NEXT[self._phase]:
             raise AssertionError(f"{self._phase} cannot be followed by {phase}")
         self._phase = phase
@@ -263,12 +266,12 @@ class Runner:
         self._control.look()
 
     def _begin_round(self) -> None:
-        with self._changed:
+        with self._lock:
             self._enter(Phase.STARTING)
             self._begun = []
 
     def _start_done(self) -> None:
-        with self._changed:
+        with self._lock:
             self._enter(Phase.SERVING)
             if self._leaving:
                 if self._grace() <= 0:
@@ -278,7 +281,7 @@ class Runner:
 
     def _is_over(self) -> bool:
         """Every wait() has returned: whether that ends the process although nobody asked."""
-        with self._changed:
+        with self._lock:
             if self._parks or self._leaving or self._phase is not Phase.SERVING:
                 return False
             self._enter(Phase.STOPPED)
@@ -307,7 +310,7 @@ class Runner:
             self._early[:] = [one for one in self._early if one is not service]
             return
         try:  # around all of it: what a stop raises in here may come before the call
-            with self._changed:
+            with self._lock:
                 if self._leaving:
                     return  # told in between: nothing is started only to be stopped
                 if not _holds(self._begun, service):
@@ -327,7 +330,7 @@ class Runner:
     def _reset_between_rounds(self) -> None:
         for service in list(self._services):
             try:
-                with self._changed:
+                with self._lock:
                     if self._leaving:
                         return
                     self._resetting = service  # who begins to leave from now on interrupts it
@@ -361,7 +364,7 @@ class Runner:
 
     def _end_round(self, status: int) -> None:
         """Stop what was started, if nobody did yet, and wait for that."""
-        with self._changed:
+        with self._lock:
             self._status = self._status or status
             if self._phase not in _AT_REST:
                 self._set_leaving()
@@ -411,14 +414,14 @@ class Runner:
         return self._phase is Phase.STARTING or self._resetting is not None
 
     def _begin_leaving(self, message: str) -> None:
-        with self._changed:
+        with self._lock:
             if self._leaving:
                 return
             # The deadline first: the log line may be what never returns.
             self._set_leaving()
         if message:
             LOG.info("%s", message)
-        with self._changed:
+        with self._lock:
             if self._phase is Phase.SERVING:
                 self._begin_stopping()
             self._changed.notify_all()
@@ -436,7 +439,7 @@ class Runner:
 
     def _stop_early(self) -> None:
         """Stop what was started before run(), once asked; run() may never be called."""
-        with self._changed:
+        with self._lock:
             if self._leaving and self._is_early and self._phase is Phase.STARTING:
                 self._begin_stopping()
 
@@ -497,7 +500,7 @@ class Runner:
                 text = f"Error stopping {type(service).__name__}"
                 self._status = self._status or exit_status(exc, 1, text)
         self._stopping = None
-        with self._changed:
+        with self._lock:
             self._enter(Phase.STOPPED)
         _native.wake()
 
@@ -528,7 +531,7 @@ class Runner:
     def _begin_reconfiguring(self, message: str) -> None:
         if message:
             LOG.info("%s", message)
-        with self._changed:
+        with self._lock:
             self._reconfigure_wanted = True
             if self._reconfiguring:
                 return
@@ -540,13 +543,13 @@ class Runner:
             self._reconfigure_while_wanted()
         except BaseException:
             # The next SIGHUP has to find that none is under way.
-            with self._changed:
+            with self._lock:
                 self._reconfiguring = False
             raise
 
     def _reconfigure_while_wanted(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 # A round that is starting or ending is not disturbed: wait for the next one.
                 self._changed.wait_for(lambda: self._leaving or self._phase is Phase.SERVING)
                 if self._leaving or not self._reconfigure_wanted:
@@ -565,7 +568,7 @@ class Runner:
                 _native.wake()
                 self._reconfigured()
                 continue
-            with self._changed:
+            with self._lock:
                 if self._phase is not Phase.SERVING or self._leaving:
                     self._reconfigured()
                     continue
