@@ -326,7 +326,7 @@ print("locked" if lock.locked() else "free", forking.pause)
 def test_a_fork_waits_for_a_looping_call_that_asks_its_database_but_not_for_ever(
     answered_at, said
 ) -> None:
-    """As senlin-engine's does, which its parent begins before the workers: it holds the lock under
-    which oslo.db connects, and a worker that inherits it locked never starts."""
+    """It begins in the parent before the workers, and holds the lock under which oslo.db connects:
+    a worker that inherits it locked never starts."""
     result = run_python(CALLING.replace("ANSWERED_AT", str(answered_at)))
     assert result.stdout == f"{said}\n", result.stderr

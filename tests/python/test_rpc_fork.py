@@ -127,8 +127,8 @@ def within(function):
 
 
 def test_a_worker_serves_with_a_server_that_its_parent_has_started_too() -> None:
-    """A parent that launches workers and then starts the service itself, as magnum-conductor's
-    does, gives a worker that is forked later a server that it can start, and stop."""
+    """A parent that launches workers and then starts the service itself gives a worker that is
+    forked later a server that it can start, and stop."""
     result = run_python(
         PRELUDE
         + SERVER

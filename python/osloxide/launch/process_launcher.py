@@ -276,7 +276,8 @@ class ProcessLauncher:
 
     def handle_signal(self) -> None:
         """Install the launcher's signal handlers, behind those of the application."""
-        self._supervisor_of_this_process()  # a handler that made it in the midst of this would lose
+        # Before any handler: one that comes while it is made would make another, and ask that one.
+        self._supervisor_of_this_process()
         self._signals.add_last(self._handlers())
         policy.bound_handlers(configuration.grace_seconds(self.conf), STOP_MARGIN)
         policy.unblock()

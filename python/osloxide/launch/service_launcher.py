@@ -218,8 +218,10 @@ class ServiceLauncher(Launcher):
             left = self._runner.time_left()
             return status
         finally:
-            self._has_ended.set()  # first: a second SIGTERM in between would end a process like
-            self._is_waiting = False  # one that nobody has waited for, at once
+            # In this order: between the two another one would find a process that nobody waits for,
+            # where a second SIGTERM ends it at once.
+            self._has_ended.set()
+            self._is_waiting = False
             self._runner.close()
             _native.disarm_deadline()
             if self._term_came:

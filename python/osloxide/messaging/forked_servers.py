@@ -1,9 +1,9 @@
 """A forked child begins without the message servers of its parent, and can start its own.
 
 Owns the servers of oslo.messaging that this process has, and what becomes of them in a child. A
-parent may launch workers and then start the same service itself, as magnum-conductor's does. In a
-worker that is forked later, in the place of one that ended, that server would be one that has been
-started: it would not listen, and a stop would wait for a thread that the parent alone has. So it
+parent may launch workers and then start the same service itself. In a worker that is forked later,
+in the place of one that ended, that server would be one that has been started: it would not
+listen, and a stop would wait for a thread that the parent alone has. So it
 has ended in the child, as after ``stop()`` and ``wait()``, and may be started there. What served in
 the parent is neither used nor closed: the parent goes on with it. Starts and stops no server.
 
@@ -12,7 +12,6 @@ Rules: oslo_messaging/server.py; fork(2). Looping calls do the same (osloxide.lo
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import weakref
@@ -26,15 +25,7 @@ _servers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def register(server: ModuleType) -> None:
     """Enter each ``oslo_messaging.server.MessageHandlingServer`` that is made from now on."""
-    cls: Any = server.MessageHandlingServer
-    init = cls.__init__
-
-    @functools.wraps(init)
-    def init_entered(self: Any, *arguments: Any, **keywords: Any) -> None:
-        init(self, *arguments, **keywords)
-        _servers.add(self)
-
-    cls.__init__ = init_entered
+    inherited.enter_instances(server.MessageHandlingServer, _servers)
 
 
 def _end_all_in_child() -> None:

@@ -9,7 +9,10 @@ The data that CPython keeps for each thread are src/python/thread_data.rs's.
 
 from __future__ import annotations
 
+import functools
 import threading
+import weakref
+from typing import Any
 
 _kept: list[object] = []
 
@@ -17,6 +20,18 @@ _kept: list[object] = []
 def keep(*inherited: object) -> None:
     """Let nothing of *inherited* be destroyed in this process. For hooks that run after a fork."""
     _kept.extend(inherited)
+
+
+def enter_instances(cls: Any, register: weakref.WeakSet[Any]) -> None:
+    """Enter into *register* each instance of *cls* that is made from now on, for such hooks."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def init_entered(self: Any, *arguments: Any, **keywords: Any) -> None:
+        init(self, *arguments, **keywords)
+        register.add(self)
+
+    cls.__init__ = init_entered
 
 
 def event_of_the_past() -> threading.Event:

@@ -11,7 +11,6 @@ Rules: oslo_messaging/_drivers/pool.py and amqpdriver.py; fork(2).
 from __future__ import annotations
 
 import collections
-import functools
 import os
 import threading
 import weakref
@@ -26,23 +25,12 @@ _drivers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def amend_pool(pool: ModuleType) -> None:
     """Change ``oslo_messaging._drivers.pool.ConnectionPool``."""
-    _enter(pool.ConnectionPool, _pools)
+    inherited.enter_instances(pool.ConnectionPool, _pools)
 
 
 def amend_driver(amqpdriver: ModuleType) -> None:
     """Change ``oslo_messaging._drivers.amqpdriver.AMQPDriverBase``."""
-    _enter(amqpdriver.AMQPDriverBase, _drivers)
-
-
-def _enter(cls: Any, register: weakref.WeakSet[Any]) -> None:
-    init = cls.__init__
-
-    @functools.wraps(init)
-    def init_entered(self: Any, *arguments: Any, **keywords: Any) -> None:
-        init(self, *arguments, **keywords)
-        register.add(self)
-
-    cls.__init__ = init_entered
+    inherited.enter_instances(amqpdriver.AMQPDriverBase, _drivers)
 
 
 def _begin_in_child() -> None:
