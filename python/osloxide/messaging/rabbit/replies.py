@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from oslo_messaging._drivers import common
 
 from osloxide.messaging.rabbit import errors
-from osloxide.messaging.rabbit.reply import CONNECT_EVERY, Reply
+from osloxide.messaging.rabbit.reply import CONNECT_EVERY, Reply, further_hosts
 from osloxide.messaging.rabbit.reply_connection import (
     CLOSING,
     ConnectionLostError,
@@ -243,7 +243,7 @@ class SharedConnection:
         return None
 
     def _lend(self) -> Any:
-        retries = max(0, len(self._driver._url.hosts) - 1)
+        retries = further_hosts(self._driver)
         connection = self._driver._connection_pool.create(common.PURPOSE_LISTEN, retry=retries)
         return SimpleNamespace(connection=connection, close=connection.close)
 

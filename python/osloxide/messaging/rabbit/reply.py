@@ -72,7 +72,7 @@ class Reply:
         :returns: False when there is no such queue, or no connection.
         """
         driver = self.incoming.listener.driver
-        retries = max(0, len(driver._url.hosts) - 1)
+        retries = further_hosts(driver)
         self._hindrance = None
         try:
             with driver._get_connection(common.PURPOSE_SEND, retry=retries) as connection:
@@ -161,6 +161,11 @@ class Reply:
             self._hindrance or f"there is no queue {self.queue}",
         )
         return True
+
+
+def further_hosts(driver: Any) -> int:
+    """How many more attempts to connect make one at each host of the URL."""
+    return max(0, len(driver._url.hosts) - 1)
 
 
 def _connect(lent: Any, retries: int, *, is_lost: bool) -> None:
