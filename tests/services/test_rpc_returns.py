@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,21 +87,26 @@ def limited() -> Iterator[Broker]:
     yield from running(Broker)
 
 
+Cast = Callable[[Iterable[int], float], None]
+
+
 @pytest.fixture
-def cast(limited: Broker) -> Iterator[Callable[[int, float], None]]:
+def cast(limited: Broker) -> Iterator[Cast]:
+    """Asks for *numbers* to be worked on, for *seconds* each, by a client that has left then."""
     fixture = conffixture.ConfFixture(cfg.CONF)
     cfg.CONF([])
     fixture.setUp()
-    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=limited.url)
-    for name, value in QUORUM.items():
-        cfg.CONF.set_override(name, value, "oslo_messaging_rabbit")
-    client: Any = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
 
-    def send(number: int, seconds: float) -> None:
-        client.cast({}, "work", number=number, seconds=seconds)
+    def send(numbers: Iterable[int], seconds: float) -> None:
+        transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=limited.url)
+        for name, value in QUORUM.items():
+            cfg.CONF.set_override(name, value, "oslo_messaging_rabbit")
+        client: Any = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
+        for number in numbers:
+            client.cast({}, "work", number=number, seconds=seconds)
+        transport.cleanup()
 
     yield send
-    transport.cleanup()
     fixture.cleanUp()
     cfg.CONF.reset()
 
@@ -109,17 +114,15 @@ def cast(limited: Broker) -> Iterator[Callable[[int, float], None]]:
 def test_requests_that_lost_connections_return_to_their_queue_run_once(
     start: Start,
     limited: Broker,
-    cast: Callable[[int, float], None],
+    cast: Cast,
     trace: Path,
     figure: Callable[[str], None],
 ) -> None:
     service = start_rpc_service(start, limited.url, trace, threads=2, **QUORUM)
-    for number in (0, 1):
-        cast(number, 25)
+    cast((0, 1), 25)
     begun = trace.with_name(f"{trace.name}.begun")
     wait_until(lambda: len(begun.read_text().split()) == 2, "both threads are busy", 60)
-    for number in range(2, 6):
-        cast(number, 0)
+    cast(range(2, 6), 0)
 
     def unsettled() -> bool:
         """The next two are fetched, and no thread takes them."""
