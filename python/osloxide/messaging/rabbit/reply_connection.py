@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from osloxide import _native
+from osloxide.messaging.rabbit import errors
 
 if TYPE_CHECKING:
     from osloxide.messaging.rabbit.reply import Reply
@@ -182,8 +183,11 @@ class ReplyConnection:
         self._native.close()
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)  # a thread that sleeps on it wakes up
+        # One of those that the broker refuses for good would end the next connection as well: then
+        # each goes alone, and the one that is refused is found.
+        may_share = errors.refusal(error) is None
         for reply in lost:
-            reply.is_stranded = True
+            reply.is_stranded = may_share
             self._give_back(reply)
 
     def wait_confirmed(self, number: int) -> None:
