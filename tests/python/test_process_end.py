@@ -22,6 +22,7 @@ from procfs import is_alive, session_members
 from waiting import wait_until, whole_lines
 
 from osloxide.cli import site
+from osloxide.launch import ending, worker
 from osloxide.launch.runner import Runner
 
 LONGEST = 45.0
@@ -599,6 +600,26 @@ def test_nothing_is_started_once_a_stop_has_begun() -> None:
     runner._start(service)
 
     assert (started, runner._begun) == ([], [])
+
+
+def test_what_a_handler_raises_in_the_last_lines_of_a_worker_leaves_its_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It got 1, with which the code ends it that has forked it."""
+
+    def interrupted(_status: int) -> None:
+        raise SystemExit(9)
+
+    monkeypatch.setattr(worker, "_serve", lambda _assignment: 7)
+    monkeypatch.setattr(ending, "leave", interrupted)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            worker.run(None)
+        finally:
+            os._exit(1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 def test_a_worker_that_stops_waits_neither_for_itself_nor_for_one_that_has_left(

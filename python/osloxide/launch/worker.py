@@ -10,6 +10,7 @@ Rules: oslo_service.service.ProcessLauncher._child_process (oslo.service 4.8).
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import signal
 from collections.abc import Iterable
@@ -57,14 +58,19 @@ class Assignment:
 
 
 def run(assignment: Assignment) -> NoReturn:
-    """Serve, then end this process. Called in the child, right after the fork."""
+    """Serve, then end this process. Called in the child, right after the fork.
+
+    What a handler of the application raises in the last lines changes the status no more.
+    """
     status = 1
     try:
-        status = _serve(assignment)
-    except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
-        status = exit_status(exc, 2, "Unhandled exception")
-    finally:
+        try:
+            status = _serve(assignment)
+        except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
+            status = exit_status(exc, 2, "Unhandled exception")
         ending.leave(status)
+    finally:
+        os._exit(status & 0xFF)
 
 
 def _serve(assignment: Assignment) -> int:

@@ -382,8 +382,8 @@ class Case:
     def _judge_worker(self, log: str) -> None:
         """Judge what the parent has seen of the worker in which a handler has exited."""
         # Once it ends, what exit functions and callbacks of its end raise is logged and no more,
-        # and what comes in the last lines before its exit is a failure, of status 1.
-        legal = {STATUS_OF_HANDLER, *((0, 1) if shared.was_told else ())}
+        # and what comes in the last lines before its exit changes its status no more.
+        legal = {STATUS_OF_HANDLER, *((0,) if shared.was_told else ())}
         if REPLACES_EXIT in log:
             legal.add(2)
         found = re.search(rf"Child {shared.delivered} exited with status (\d+)", log)
