@@ -6,6 +6,7 @@ Launcher.stop() and ProcessLauncher.stop().
 
 from __future__ import annotations
 
+import pytest
 from _children import run_python
 
 PROGRAM = """
@@ -26,6 +27,12 @@ parent = os.getpid()
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + chr(10)).encode())
 """
+
+
+STOPPERS = {
+    "handler": "os.kill(parent, signal.SIGUSR1)",
+    "thread": "threading.Thread(target=launcher.stop).start()",
+}
 
 
 def program(code: str, *, flavour: str = "THREADING", grace: int = 30) -> str:
@@ -58,16 +65,19 @@ say(launcher.wait(), launcher.children)
     assert (done.returncode, done.stdout) == (0, "0 {}\n"), done.stderr  # and nobody is left
 
 
-def test_a_stop_by_a_handler_leaves_a_reset_that_hangs() -> None:
+@pytest.mark.parametrize("who", ["handler", "thread"])
+def test_a_stop_leaves_a_reset_that_hangs(who: str) -> None:
+    """That of another thread waited for ever."""
     done = run_python(
         program(
-            """
+            f"""
 class Hangs(service.Service):
     def reset(self):
         if os.getpid() == parent:
-            os.kill(parent, signal.SIGUSR1)
+            {STOPPERS[who]}
             threading.Event().wait()
-
+"""
+            """
 launcher = service.ProcessLauncher(conf)
 signal.signal(signal.SIGUSR1, lambda *_: launcher.stop())
 launcher.launch_service(Hangs(), workers=1)
@@ -78,12 +88,12 @@ def hang_up():
     os.kill(parent, signal.SIGHUP)
 
 threading.Thread(target=hang_up).start()
-say(launcher.wait())
+say(launcher.wait(), signal.getsignal(signal.SIGURG) is signal.SIG_DFL)
 """
         )
     )
 
-    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "0 True\n"), done.stderr
     assert "stop() ends Hangs.reset() in the parent" in done.stderr
 
 

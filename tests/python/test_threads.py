@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 import re
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -135,6 +137,45 @@ def test_no_failure_of_a_callback_ends_the_control_thread(
     control.close()
 
     assert "goes on after a failure" in caplog.text
+
+
+def test_a_request_that_comes_as_the_control_thread_is_closed_is_written_to_no_other_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file that was opened just then got the number of the pipe, and the byte."""
+    control = ControlThread(lambda request: request[0] != "end", lambda: None)
+    control.open()
+    control.put(("end", ""))
+    files: list[int] = []
+    write = os.write
+
+    def write_late(fd: int, data: bytes) -> int:
+        control.close()
+        files.extend(os.memfd_create("file of the application") for _ in range(4))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", write_late)
+    control.put(("stop", ""))
+    monkeypatch.undo()
+
+    try:
+        assert [os.pread(fd, 1, 0) for fd in files] == [b""] * 4
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def test_a_child_may_nudge_its_main_thread_although_its_parent_does() -> None:
+    """It found a handler of SIGURG, and took that for one of the application."""
+    control = ControlThread(lambda request: request[0] != "end", lambda: None)
+    control.open()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if signal.getsignal(signal.SIGURG) is signal.SIG_DFL else 1)
+    control.put(("end", ""))
+    control.close()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_worker_is_not_forked_beside_native_threads_and_the_error_names_them() -> None:

@@ -38,7 +38,7 @@ from osloxide.launch import (
     worker_log,
 )
 from osloxide.launch.runner import DEADLINE_OF_START, Runner, reset
-from osloxide.signals import careful_log, policy, shutdown, signal_handler
+from osloxide.signals import careful_log, nudge, policy, shutdown, signal_handler
 from osloxide.threads import main_thread, stopping
 
 LOG = careful_log.logger(__name__)
@@ -134,6 +134,7 @@ class ProcessLauncher:
         self._is_in_rounds = False
         self._is_reconfiguring = False
         self._resetting: Any = None
+        self._nudge = nudge.Nudge(self._leave_reset_by_stop)
         self._has_ended = threading.Event()
         self._log = worker_log.WorkerLog()
         self._templates: template.Templates | None = None
@@ -315,6 +316,12 @@ class ProcessLauncher:
             name = "a reload" if service is None else f"{type(service).__name__}.reset()"
             LOG.info("%s ends %s in the parent", what, name)
             raise signal_handler.SignalExit(signo, 0)
+
+    def _leave_reset_by_stop(self) -> None:
+        """On the main thread: end a reset() that stop() has interrupted."""
+        if self._is_stopping and self._is_reconfiguring:
+            self._bound_stop()
+            self._leave_reset_if_stopped(signal.SIGTERM, "stop()")
 
     def _fast_exit(self, signo: int, frame: FrameType | None) -> None:
         self._policy.fast_exit(signo, frame)
@@ -526,31 +533,45 @@ class ProcessLauncher:
     def _reconfigure(self, restart_method: str) -> None:
         self._notifier.reloading()
         self._pulse()
-        if not configuration.reload(self.conf, restart_method):
-            self._notifier.reloaded()
-            self._pulse()
-            return
-        self._set_timeouts()
-        known = [wrapper for wrapper in self._wrappers if wrapper.workers]
-        known += self.children.values()
-        for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
-            if self._is_stopping:
-                return  # the exception was swallowed
-            self._resetting = service
-            reset(service)
+        self._nudge.take()
+        try:
+            is_done = self._read_and_reset(restart_method)
+        finally:
+            self._nudge.give_back()
         if self._is_stopping:
             return
-        if self._templates is None:
+        if not is_done:
+            self._notifier.reloaded()
+            self._pulse()
+        elif self._templates is None:
             self._supervisor_of_this_process().configured()
         else:
             self._templates.reload()
             self._pulse()
 
+    def _read_and_reset(self, restart_method: str) -> bool:
+        """Read the configuration files again and reset the parent's copies of the services.
+
+        :returns: False when the files could not be read, and nothing changes.
+        """
+        if not configuration.reload(self.conf, restart_method):
+            return False
+        self._set_timeouts()
+        known = [wrapper for wrapper in self._wrappers if wrapper.workers]
+        known += self.children.values()
+        for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
+            if self._is_stopping:
+                break  # the exception was swallowed
+            self._resetting = service
+            reset(service)
+        return True
+
     def stop(self) -> None:
         """Stop all workers and wait until they have left.
 
         Called in a signal handler while wait() runs, or while workers are forked, it only asks for
-        that, and ends a reset() that it has interrupted.
+        that, and ends a reset() that it has interrupted. Called on another thread, it ends a
+        reset() on the main thread likewise, unless the application has a handler for SIGURG.
         """
         self.running = False
         LOG.debug("Stop services.")
@@ -563,13 +584,19 @@ class ProcessLauncher:
         self._supervisor.request("stop")
         if threading.current_thread() is not threading.main_thread():
             _native.wake()
+            self._nudge_until_reset_is_left(has_ended)
             has_ended.wait()
         elif self._is_in_rounds:
-            if self._is_reconfiguring:
-                self._bound_stop()
-            self._leave_reset_if_stopped(signal.SIGTERM, "stop()")
+            self._leave_reset_by_stop()
         else:
             self._drain()
+
+    def _nudge_until_reset_is_left(self, has_ended: threading.Event) -> None:
+        """On another thread: end a reset() that may hang on the main thread."""
+        patience = nudge.FIRST_PATIENCE
+        while self._is_reconfiguring and not has_ended.wait(patience):
+            self._nudge.send()
+            patience = min(patience * 2, nudge.LONGEST_PATIENCE)
 
     def _drain(self) -> None:
         if self._own:

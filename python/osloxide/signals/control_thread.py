@@ -4,9 +4,8 @@ Owns the one way of a signal to the main thread of a process that runs services,
 requests and one deadline. Knows no service and decides nothing. It closes a gap of CPython:
 handlers run on the main thread, but a main thread that waits for a lock does not notice a signal
 that the kernel delivered to another thread, or in the instant before it began to wait. So whenever
-a signal number comes out of the wakeup fd, this thread nudges the main thread with SIGURG, whose
-default is to be ignored, until a handler for that has run; all handlers that were due have run by
-then.
+a signal number comes out of the wakeup fd, this thread nudges the main thread until that has been
+heard; all handlers that were due have run by then.
 
 The native watch thread stands between the wakeup fd and this thread. It needs no interpreter, and
 ends a process in which no handler has run within the grace period after a signal that ends
@@ -25,20 +24,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from osloxide import _native
-from osloxide.signals import careful_log
+from osloxide.signals import careful_log, nudge
 from osloxide.signals.wakeup_fd import SharedWakeupFd
 from osloxide.threads import own
 
 LOG = careful_log.logger(__name__)
-
-NUDGE = signal.SIGURG
-_FIRST_PATIENCE = 0.005
-"""Seconds until the main thread is nudged again; doubled each time up to the next constant."""
-_LONGEST_PATIENCE = 1.0
 
 _LONGEST_SLEEP = 86_400.0
 """Seconds between two looks at the clock at most: poll(2) counts milliseconds in a C int, and a
@@ -47,9 +40,22 @@ grace period may be longer."""
 _PULSE_AGAIN = 5.0
 """Seconds until a pulse that failed is called again."""
 
-_UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN)
-
 Request = tuple[str, str]
+
+
+class _Pipe:
+    """A pipe of which both ends are open for as long as there is a reference to it.
+
+    So no descriptor of it is closed, and its number given to another file, under a thread or a
+    signal handler that uses it.
+    """
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        for end in vars(self).values():  # none where the system had none to give
+            close(end)
 
 
 class ControlThread:
@@ -82,23 +88,22 @@ class ControlThread:
         self._patience_for_handlers = patience
         self._next_pulse: float | None = 0.0
         self._requests: collections.deque[Request] = collections.deque()
-        self._read_end = self._write_end = -1
+        self._pipe: _Pipe | None = None
         self._wakeup_fd: SharedWakeupFd | None = None
-        self._main_thread = 0
-        self._nudges = False
-        self._nudge_disposition: Any = None
+        self._nudge = nudge.Nudge(self._hear_nudge)
         self._is_nudging = False
         self._is_heard = True
-        self._patience = _FIRST_PATIENCE
+        self._patience = nudge.FIRST_PATIENCE
         self._next_nudge = 0.0
         self._thread: threading.Thread | None = None
 
     def put(self, request: Request) -> None:
         """Hand over a request. Callable from signal handlers: takes no lock, never blocks."""
         self._requests.append(request)
-        if self._write_end != -1:
+        pipe = self._pipe  # it stays open until this has returned, whatever close() does meanwhile
+        if pipe is not None:
             with contextlib.suppress(OSError):  # a full pipe wakes the thread as well
-                os.write(self._write_end, b"\0")
+                os.write(pipe.write_end, b"\0")
 
     def look(self) -> None:
         """Have the clock looked at and the pulse called, from any thread."""
@@ -114,35 +119,30 @@ class ControlThread:
 
     def open(self) -> None:
         """Start the thread; on the main thread also take the wakeup fd."""
-        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pipe = pipe = _Pipe()
         if threading.current_thread() is threading.main_thread():
-            self._main_thread = threading.get_ident()
             _native.uninstall_wakeup()
-            self._wakeup_fd = SharedWakeupFd(self._relay())
+            self._wakeup_fd = SharedWakeupFd(self._relay(pipe.write_end))
             self._wakeup_fd.take()
-            self._nudges = signal.getsignal(NUDGE) in _UNHANDLED
-            if self._nudges:
-                self._nudge_disposition = signal.signal(NUDGE, self._hear_nudge)
-                # A process may be started with it blocked: no nudge would be heard, ever.
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {NUDGE})
+            if self._nudge.take():
                 _native.nudge_main_thread(True)
-            if os.getpid() == 1 and signal.getsignal(signal.SIGCHLD) in _UNHANDLED:
+            if os.getpid() == 1 and signal.getsignal(signal.SIGCHLD) in nudge.UNHANDLED:
                 # Only a signal with a handler shows on the wakeup fd. Ignored, it would have the
                 # kernel throw exit statuses away.
                 signal.signal(signal.SIGCHLD, lambda *_: None)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        self._thread = own.start("service control", self._serve)
+        self._thread = own.start("service control", lambda: self._serve(pipe.read_end))
 
     def bound_unheard(self, seconds: float) -> None:
         """Another *patience*, as the configuration has it now."""
         _native.bound_unheard(seconds)
 
-    def _relay(self) -> int:
+    def _relay(self, write_end: int) -> int:
         """The descriptor for CPython: the watch thread's, or this thread's own without one."""
         try:
-            relay = _native.relay_signals(self._write_end, self._patience_for_handlers())
+            relay = _native.relay_signals(write_end, self._patience_for_handlers())
         except OSError:
-            return self._write_end
+            return write_end
         _native.guard_signals(0.0)  # the watch thread bounds the handlers from here on
         return relay
 
@@ -153,35 +153,31 @@ class ControlThread:
         if self._wakeup_fd is not None:
             self._wakeup_fd.give_back()
             _native.stop_relaying()
-            if self._nudges:
+            if self._nudge.is_taken:
                 _native.nudge_main_thread(False)
-                signal.signal(NUDGE, self._nudge_disposition)
+                self._nudge.give_back()
         if self._thread is not None and not self._thread.is_alive():
-            ends = self._read_end, self._write_end
-            self._read_end = self._write_end = -1
-            for end in ends:
-                os.close(end)
+            self._pipe = None
 
     def nudge(self) -> None:
         """Have the main thread run its signal handlers now, :attr:`on_nudge` among them.
 
         Does nothing where the application uses the signal itself.
         """
-        if self._nudges:
-            signal.pthread_kill(self._main_thread, NUDGE)
+        self._nudge.send()
 
-    def _hear_nudge(self, _signo: int, _frame: FrameType | None) -> None:
+    def _hear_nudge(self) -> None:
         self._is_heard = True
         self._on_nudge()
 
-    def _serve(self) -> None:
+    def _serve(self, read_end: int) -> None:
         poll = select.poll()
-        poll.register(self._read_end, select.POLLIN)
+        poll.register(read_end, select.POLLIN)
         while True:
             while self._requests:
                 if self._guarded(self._handle, self._requests.popleft()) is False:
                     return
-            self._nudge()
+            self._nudge_until_heard()
             if self._next_pulse is not None and time.monotonic() >= self._next_pulse:
                 self._next_pulse = None  # before the call: look() may come during it
                 seconds = self._guarded(self._pulse)
@@ -193,10 +189,10 @@ class ControlThread:
                 self.deadline = None  # once: what ends the process does not return
                 self._guarded(self._is_late)
             poll.poll(self._milliseconds_left())
-            if self._drain():
-                self._is_nudging = self._nudges
+            if self._drain(read_end):
+                self._is_nudging = self._nudge.is_taken
                 self._is_heard = False
-                self._patience = _FIRST_PATIENCE
+                self._patience = nudge.FIRST_PATIENCE
                 self._next_nudge = 0.0
 
     def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -218,22 +214,22 @@ class ControlThread:
             return None
         return min(max(min(ends) - time.monotonic(), 0), _LONGEST_SLEEP) * 1000
 
-    def _drain(self) -> bool:
+    def _drain(self, read_end: int) -> bool:
         """Empty the pipe; True when a signal has arrived that the main thread must hear of."""
         arrived = b""
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self._read_end, 4096):
+            while data := os.read(read_end, 4096):
                 arrived += data
         signals = bytes(number for number in arrived if number)
         if signals and self._wakeup_fd is not None:
             self._wakeup_fd.pass_on(signals)
-            if not self._nudges:
+            if not self._nudge.is_taken:
                 _native.signals_heard()  # this much can be told: the interpreter runs
         if signal.SIGCHLD in signals and os.getpid() == 1:
             self._next_pulse = 0.0
-        return any(number != NUDGE for number in signals)
+        return any(number != nudge.SIGNAL for number in signals)
 
-    def _nudge(self) -> None:
+    def _nudge_until_heard(self) -> None:
         if not self._is_nudging:
             return
         if self._is_heard:
@@ -244,5 +240,5 @@ class ControlThread:
         now = time.monotonic()
         if now >= self._next_nudge:
             self._next_nudge = now + self._patience
-            self._patience = min(self._patience * 2, _LONGEST_PATIENCE)
-            signal.pthread_kill(self._main_thread, NUDGE)
+            self._patience = min(self._patience * 2, nudge.LONGEST_PATIENCE)
+            self._nudge.send()

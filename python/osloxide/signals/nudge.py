@@ -1,0 +1,85 @@
+"""The nudge: a signal by which another thread has the main thread run its signal handlers.
+
+Owns the disposition of SIGURG while it is needed; by default that signal is ignored, so one that
+comes late does no harm. The main thread runs handlers between two instructions and where a system
+call of its own is interrupted: neither happens where it waits for a lock. Starts no thread, and
+leaves the signal alone where the application has a handler for it.
+
+Rules: signal(7), pthread_kill(3), Python's documentation of signal.signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+SIGNAL = signal.SIGURG
+FIRST_PATIENCE = 0.005
+"""Seconds until the main thread is nudged again, which may have begun to wait just as the first
+nudge came; doubled each time up to the next constant."""
+LONGEST_PATIENCE = 1.0
+
+UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN)
+
+
+class Nudge:
+    """A nudge of the main thread.
+
+    :param on_nudge: called on the main thread at each nudge; what it raises is raised there.
+    """
+
+    def __init__(self, on_nudge: Callable[[], object]) -> None:
+        self._on_nudge = on_nudge
+        self._main_thread = 0
+        self._displaced: Any = None
+        self.is_taken = False
+        """Whether :meth:`send` has an effect."""
+
+    def take(self) -> bool:
+        """Handle the signal from now on, unless it has a handler (main thread only).
+
+        :returns: :attr:`is_taken`.
+        """
+        global _taken
+        if not self.is_taken and signal.getsignal(SIGNAL) in UNHANDLED:
+            self._main_thread = threading.get_ident()
+            self._displaced = signal.signal(SIGNAL, self._hear)
+            self.is_taken = True
+            _taken = self
+            # A process may be started with it blocked: no nudge would be heard, ever.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGNAL})
+        return self.is_taken
+
+    def give_back(self) -> None:
+        """Undo :meth:`take` (main thread only)."""
+        global _taken
+        if self.is_taken:
+            self.is_taken = False
+            _taken = None
+            signal.signal(SIGNAL, self._displaced)
+
+    def send(self) -> None:
+        """Nudge the main thread, from any thread. Does nothing unless the signal is taken."""
+        if self.is_taken:
+            signal.pthread_kill(self._main_thread, SIGNAL)
+
+    def _hear(self, _signo: int, _frame: FrameType | None) -> None:
+        self._on_nudge()
+
+
+_taken: Nudge | None = None
+
+
+def _forget() -> None:
+    """In a child: who nudged is a thread of its parent, and the child may need a nudge itself."""
+    if _taken is not None:
+        with contextlib.suppress(ValueError):
+            _taken.give_back()
+
+
+os.register_at_fork(after_in_child=_forget)
