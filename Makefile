@@ -22,7 +22,7 @@ unexport CONDA_PREFIX PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help deployments demo test check setup build fmt lint mypy walls clippy docs site rust simulation simulate fuzz fuzz-coverage python stubs parity eventlet \
-	services services-setup messaging pythons pythons-page test-pythons test-free-threaded test-musl cover releasenotes deb debian wheels release release-page bench clean
+	services services-setup rpc messaging pythons pythons-page test-pythons test-free-threaded test-musl cover releasenotes deb debian wheels release release-page bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,11 +34,14 @@ demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, d
 
 CHECKS := fmt lint mypy clippy walls docs site
 SUITES := rust simulation stubs parity
-# Two lists that take about as long, and mostly wait: they run beside each other.
-BOUNDARY := python pythons eventlet
-SERVICES := services deployments messaging demo
+# Lists of stages that mostly wait: they run beside each other.
+BOUNDARY := python eventlet
+SERVICES := services demo
+MESSAGING := rpc messaging
+OTHERS := pythons deployments
 test: $(VENV)/.rust-tools $(VENV)/.release ## every check and every suite, quick ones first
-	@$(PY) tools/stages.py setup $(CHECKS) $(SUITES) -- $(BOUNDARY) -- $(SERVICES)
+	@$(PY) tools/stages.py setup services-setup $(CHECKS) $(SUITES) -- $(BOUNDARY) -- $(SERVICES) \
+	    -- $(MESSAGING) -- $(OTHERS)
 
 check: $(VENV)/.rust-tools ## the quick checks alone, no suite
 	@$(PY) tools/stages.py setup $(CHECKS)
@@ -173,7 +176,10 @@ deployments: $(VENV)/.native $(VENV)/.test ## ini files of deployment tools, une
 	$(PY) -m pytest -q tests/deployments
 
 services: $(VENV)/.native $(VENV)/.test services-setup ## real services on RabbitMQ and MariaDB
-	$(PY) -m pytest -q tests/services
+	$(PY) -m pytest -q tests/services --ignore-glob='*/test_rpc_*'
+
+rpc: $(VENV)/.native $(VENV)/.test services-setup ## RPC services on RabbitMQ as people run it, and its faults
+	$(PY) -m pytest -q $(wildcard tests/services/test_rpc_*.py)
 
 messaging: $(VENV)/.native $(VENV)/.test services-setup ## oslo.messaging's, py-amqp's and kombu's own tests against osloxide
 	$(PY) tests/messaging/clients.py

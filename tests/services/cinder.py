@@ -22,7 +22,7 @@ from typing import Any
 
 from waiting import wait_until
 
-from services.infra import Database, cache_directory, digest
+from services.infra import Database, cache_directory, cache_lock, digest
 from services.processes import RunningService, free_port
 from services.subject import APPS, IS_STOCK, REPOSITORY, clean_environment, run_under_subject
 
@@ -57,11 +57,12 @@ class Environment:
 
     def _install(self, lock: Path) -> None:
         done = self.directory / "complete"
-        if not done.exists():
-            venv.create(self.directory, with_pip=True, clear=True)
-            pip = [self.python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-            subprocess.run([*pip, "--no-deps", "-r", str(lock)], check=True)
-            done.touch()
+        with cache_lock(self.directory.name):  # two suites may need it at a time
+            if not done.exists():
+                venv.create(self.directory, with_pip=True, clear=True)
+                pip = [self.python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+                subprocess.run([*pip, "--no-deps", "-r", str(lock)], check=True)
+                done.touch()
 
     @property
     def bin(self) -> Path:

@@ -9,6 +9,7 @@ fails the tests that need it with the remedy; it never skips them silently.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import getpass
 import hashlib
@@ -443,6 +444,14 @@ def cache_directory() -> Path:
     path = Path(base) / "osloxide" / "services"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def cache_lock(name: str) -> Iterator[None]:
+    """Let one process at a time make the entry *name* of the cache."""
+    with (cache_directory() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def digest(*parts: str) -> str:
