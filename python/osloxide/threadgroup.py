@@ -18,14 +18,13 @@ import os
 import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from osloxide import loopingcall
 from osloxide._typing import override
 from osloxide.signals import waiting
-from osloxide.threads import forked, inherited, stopping
+from osloxide.threads import forked, identity, inherited, stopping
 
 LOG = logging.getLogger(__name__)
 
@@ -268,7 +267,7 @@ class ThreadGroup:
             while len(self.threads) >= self.thread_pool_size and not is_nested:
                 if not self.BLOCKS_WHEN_FULL:
                     raise RuntimeError("Maximum number of threads reached")
-                is_nested = current in map(_native, self.threads)
+                is_nested = any(_native(entry) is current for entry in self.threads)
                 if not is_nested:
                     self._room.wait()
             if not is_nested:
@@ -394,8 +393,7 @@ class ThreadGroup:
     def timer_done(self, timer: Any) -> None:
         """Take a timer out of the group; an unknown one is ignored."""
         with self._lock:
-            if timer in self.timers:
-                self.timers.remove(timer)
+            self.timers[:] = [entry for entry in self.timers if entry is not timer]
 
     def stop_timers(self, wait: bool = False) -> None:
         """Stop all timers and take them out of the group.
@@ -445,7 +443,8 @@ class ThreadGroup:
             if not is_ending:
                 forgotten.append(thread)
         with self._lock:
-            self.threads[:] = [t for t in self.threads if _native(t) not in forgotten]
+            gone = {id(thread) for thread in forgotten}
+            self.threads[:] = [t for t in self.threads if id(_native(t)) not in gone]
             self._room.notify_all()
         for thread in forgotten:
             if isinstance(thread, GroupThread):
@@ -513,7 +512,7 @@ class ThreadGroup:
             self.stop()
 
 
-_groups: weakref.WeakSet[ThreadGroup] = weakref.WeakSet()
+_groups: identity.WeakIdentitySet[ThreadGroup] = identity.WeakIdentitySet()
 
 
 def _begin_in_child() -> None:

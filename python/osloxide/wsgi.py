@@ -31,7 +31,7 @@ from osloxide.activation import environment
 from osloxide.server import forwarded, options, slow_requests
 from osloxide.server.listener import address_of, listen_tcp, listen_unix
 from osloxide.signals import shutdown
-from osloxide.threads import at_end
+from osloxide.threads import at_end, identity
 
 if TYPE_CHECKING:
     from osloxide.server.routing import Request as Request
@@ -646,7 +646,7 @@ class _ErrorStream:
             self._logger.log(ERROR, "%s", line.rstrip("\r"))
 
 
-_started: weakref.WeakSet[Server] = weakref.WeakSet()
+_started: identity.WeakIdentitySet[Server] = identity.WeakIdentitySet()
 
 _running: list[_native.Server] = []
 """Engines that were started in this process, also those whose server was collected: their threads

@@ -104,3 +104,14 @@ def test_nothing_that_decides_about_processes_reads_the_wall_clock(
             found += [f"{file.name}: {hit.group()}" for hit in WALL_CLOCK.finditer(text)]
 
     assert found == []
+
+
+def test_objects_of_the_application_are_remembered_by_identity() -> None:
+    """Their classes may define equality, with no hash: they would be refused, or taken for one."""
+    found = []
+    for module, path in structure.python_files().items():
+        if module != "osloxide.threads.identity":
+            text = path.read_text(encoding="utf-8")
+            found += [f"{module}: {hit}" for hit in re.findall(r"Weak(?:Set|KeyDict\w*)", text)]
+
+    assert found == []

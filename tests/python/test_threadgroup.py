@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import threading
 import warnings
@@ -14,6 +15,7 @@ from _children import run_python
 from conftest import wait_until
 
 from osloxide.threadgroup import GroupThread
+from osloxide.threads import identity
 
 TIMEOUT = 30.0
 
@@ -42,6 +44,44 @@ def test_a_thread_leaves_the_group_when_it_ends(threadgroup: ModuleType) -> None
     thread.wait()
 
     assert group.threads == []
+
+
+class Equal:
+    """All are equal, and none has a hash."""
+
+    def __eq__(self, _other: object) -> bool:
+        return True
+
+
+def test_groups_and_timers_that_are_equal_and_have_no_hash_are_told_apart(
+    threadgroup: ModuleType,
+) -> None:
+    """Such a group was refused, and the end of one timer took another out of the group."""
+    group = type("Group", (Equal, threadgroup.ThreadGroup), {})()
+    timer = type("Timer", (Equal, group.FIXED_TIMER), {})
+    first, second = timer(lambda: None), timer(lambda: None)
+    group.timers += [first, second]
+
+    group.timer_done(second)
+
+    (left,) = group.timers
+    assert left is first
+    group.stop()
+
+
+def test_a_weak_set_tells_equal_members_apart_and_forgets_those_that_are_collected() -> None:
+    members, first, second = identity.WeakIdentitySet(), Equal(), Equal()
+    members.add(first)
+    members.add(first)
+    assert (second in members, len([*members])) == (False, 1)
+
+    members.add(second)
+    members.discard(Equal())
+    del first
+    gc.collect()
+
+    (left,) = members
+    assert left is second
 
 
 def test_wait_returns_when_every_thread_has_ended(

@@ -14,14 +14,13 @@ for ``Engine.dispose(close=False)`` in the child; 1.4 before 1.4.33 has no such 
 from __future__ import annotations
 
 import os
-import weakref
 from types import ModuleType
 from typing import Any
 
 from osloxide.activation.amendments import relies_on
-from osloxide.threads import inherited
+from osloxide.threads import identity, inherited
 
-_engines: weakref.WeakSet[Any] = weakref.WeakSet()
+_engines: identity.WeakIdentitySet[Any] = identity.WeakIdentitySet()
 
 
 @relies_on("Engine.dispose")
@@ -40,16 +39,17 @@ def amend(base: ModuleType) -> None:
 
 
 def _begin_in_child() -> None:
-    if not _engines:
+    engines = list(_engines)
+    if not engines:
         return
     from sqlalchemy.pool import QueuePool
 
     begun: list[Any] = []
-    for engine in list(_engines):
+    for engine in engines:
         # None while another thread makes the engine; engines with other options share a pool.
         pool = getattr(engine, "pool", None)
         # Other pools hold a database in memory, or one connection for each thread, or none.
-        if isinstance(pool, QueuePool) and pool not in begun:
+        if isinstance(pool, QueuePool) and not any(one is pool for one in begun):
             inherited.keep(pool)
             engine.pool = pool.recreate()
             begun.append(engine.pool)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 from osloxide._typing import override
 from osloxide.green._core.greenlets import getcurrent
+from osloxide.threads import identity
 
 __all__ = ["get_ident", "local"]
 
@@ -22,7 +22,7 @@ class _localbase:  # noqa: N801
     def __new__(cls, *args: Any, **kw: Any) -> Any:
         self = object.__new__(cls)
         object.__setattr__(self, "_local__args", (args, kw))
-        object.__setattr__(self, "_local__greens", weakref.WeakKeyDictionary())
+        object.__setattr__(self, "_local__greens", identity.WeakIdentityDict())
         if (args or kw) and cls.__init__ is object.__init__:
             raise TypeError("Initialization arguments are not supported")
         return self

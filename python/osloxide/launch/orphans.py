@@ -17,12 +17,12 @@ import os
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from osloxide.signals import careful_log
+from osloxide.threads import identity
 
 LOG = careful_log.logger(__name__)
 
@@ -36,11 +36,11 @@ _LASTS = 1.0
 """Seconds that one look at all objects is used: shorter than an orphan is left alone, so that no
 command can have been started after the look and be asked about before the next."""
 
-own_children: weakref.WeakSet[Any] = weakref.WeakSet()
+own_children: identity.WeakIdentitySet[Any] = identity.WeakIdentitySet()
 """Launchers; the pids in their ``children`` are theirs alone."""
 
 _asked_at: dict[int, float] = {}
-_frozen: weakref.WeakSet[subprocess.Popen[Any]] = weakref.WeakSet()
+_frozen: identity.WeakIdentitySet[subprocess.Popen[Any]] = identity.WeakIdentitySet()
 _looked_at = float("-inf")
 _pids: frozenset[int] = frozenset()
 

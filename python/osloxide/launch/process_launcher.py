@@ -15,7 +15,6 @@ import contextlib
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, ClassVar, assert_never
@@ -39,7 +38,7 @@ from osloxide.launch import (
 )
 from osloxide.launch.runner import DEADLINE_OF_START, Runner, reset
 from osloxide.signals import careful_log, nudge, policy, shutdown, signal_handler
-from osloxide.threads import main_thread, stopping
+from osloxide.threads import identity, main_thread, stopping
 
 LOG = careful_log.logger(__name__)
 
@@ -49,7 +48,7 @@ STOP_MARGIN = 1.0
 _LONGEST_ALARM = 2**31 - 1
 """Seconds that alarm(2) takes through Python's ``signal.alarm()``."""
 
-_launchers: weakref.WeakSet[ProcessLauncher] = weakref.WeakSet()
+_launchers: identity.WeakIdentitySet[ProcessLauncher] = identity.WeakIdentitySet()
 """Those of this process: its signals and its end concern all of them."""
 
 _waited_for: dict[int, ProcessLauncher] = {}

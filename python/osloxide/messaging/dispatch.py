@@ -16,12 +16,11 @@ import inspect
 import logging
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Coroutine
 from types import CoroutineType, ModuleType, SimpleNamespace
 from typing import Any
 
-from osloxide.threads import at_end, forked, own
+from osloxide.threads import at_end, forked, identity, own
 from osloxide.threads.event_loop import Later, Outcome
 
 LOG = logging.getLogger(__name__)
@@ -223,7 +222,7 @@ def _submit_later(incoming: list[Any], submit: Callable[[], object], refusal: Ru
     _give_back([(incoming,)])
 
 
-_serving: weakref.WeakSet[Any] = weakref.WeakSet()
+_serving: identity.WeakIdentitySet[Any] = identity.WeakIdentitySet()
 """Executors of servers whose requests are given back, or named, when nothing runs them."""
 
 

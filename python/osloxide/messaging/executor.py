@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from osloxide import _native
 from osloxide._typing import override
-from osloxide.threads import at_end
+from osloxide.threads import at_end, identity
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -215,7 +215,7 @@ class Executor(concurrent.futures.Executor):
         return int(stats["threads"] - stats["busy"])
 
 
-_alive: weakref.WeakSet[Executor] = weakref.WeakSet()
+_alive: identity.WeakIdentitySet[Executor] = identity.WeakIdentitySet()
 
 
 _orphaned: list[_native.Executor] = []

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from types import ModuleType
 from typing import Any
 
-from osloxide.threads import inherited
+from osloxide.threads import identity, inherited
 
-_servers: weakref.WeakSet[Any] = weakref.WeakSet()
+_servers: identity.WeakIdentitySet[Any] = identity.WeakIdentitySet()
 
 
 def register(server: ModuleType) -> None:

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import weakref
 from collections.abc import Callable
 
 from osloxide.signals import careful_log
+from osloxide.threads import identity
 
 LOG = careful_log.logger(__name__)
 
 _stopping = False
-_listeners: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+_listeners: identity.WeakIdentitySet[socket.socket] = identity.WeakIdentitySet()
 _on_close: list[Callable[[], object]] = []
 
 

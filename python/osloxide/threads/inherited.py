@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import threading
-import weakref
 from typing import Any
+
+from osloxide.threads import identity
 
 _kept: list[object] = []
 
@@ -22,7 +23,7 @@ def keep(*inherited: object) -> None:
     _kept.extend(inherited)
 
 
-def enter_instances(cls: Any, register: weakref.WeakSet[Any]) -> None:
+def enter_instances(cls: Any, register: identity.WeakIdentitySet[Any]) -> None:
     """Enter into *register* each instance of *cls* that is made from now on, for such hooks."""
     init = cls.__init__
 

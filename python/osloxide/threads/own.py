@@ -11,10 +11,11 @@ Rules: threading (Python library reference), signal(7).
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 
-_own: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+from osloxide.threads import identity
+
+_own: identity.WeakIdentitySet[threading.Thread] = identity.WeakIdentitySet()
 
 
 def start(name: str, target: Callable[[], object]) -> threading.Thread:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 import threading
-import weakref
 from collections.abc import Callable
+
+from osloxide.threads import identity
 
 Ender = Callable[[threading.Thread, Callable[[], object]], bool]
 """Ends a thread where it waits. True: it is going to end, or the function is called that says that
@@ -18,7 +19,7 @@ it comes to no wait."""
 
 _ender: Ender | None = None
 _kill: type[BaseException] | None = None
-_asked: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_asked: identity.WeakIdentitySet[threading.Thread] = identity.WeakIdentitySet()
 
 
 def serve(ender: Ender, kill: type[BaseException]) -> None:

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import collections
 import threading
-import weakref
 from collections.abc import Callable
 
 from osloxide.green._core import turns as _turns
 from osloxide.green._core.interruption import GreenletExit, Interruption, interrupt
 from osloxide.green._core.turns import RUNNING, TurnTaker, lock
 from osloxide.green._core.waits import current_carrier, hold, yield_turn
-from osloxide.threads import stopping
+from osloxide.threads import identity, stopping
 
 UNHEARD_AFTER = 2.0
 """Seconds that a thread which does not wait here gets to arrive at such a wait."""
 
-_standing: weakref.WeakKeyDictionary[threading.Thread, TurnTaker] = weakref.WeakKeyDictionary()
+_standing: identity.WeakIdentityDict[threading.Thread, TurnTaker] = identity.WeakIdentityDict()
 
 
 def enter(me: TurnTaker) -> None:

@@ -13,14 +13,13 @@ from __future__ import annotations
 import collections
 import os
 import threading
-import weakref
 from types import ModuleType
 from typing import Any
 
-from osloxide.threads import inherited
+from osloxide.threads import identity, inherited
 
-_pools: weakref.WeakSet[Any] = weakref.WeakSet()
-_drivers: weakref.WeakSet[Any] = weakref.WeakSet()
+_pools: identity.WeakIdentitySet[Any] = identity.WeakIdentitySet()
+_drivers: identity.WeakIdentitySet[Any] = identity.WeakIdentitySet()
 
 
 def amend_pool(pool: ModuleType) -> None:

@@ -20,11 +20,11 @@ import select
 import socket
 import ssl
 import threading
-import weakref
 from types import CodeType, ModuleType
 from typing import Any
 
 from osloxide import _native
+from osloxide.threads import identity
 
 LOG = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def amend_connection(impl_rabbit: ModuleType) -> None:
     """
     cls = impl_rabbit.Connection
     start = cls._heartbeat_start
-    threaded: weakref.WeakSet[Any] = weakref.WeakSet()
+    threaded: identity.WeakIdentitySet[Any] = identity.WeakIdentitySet()
 
     @functools.wraps(start)
     def start_unless_lent(self: Any) -> None:
