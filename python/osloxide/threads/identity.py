@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -25,7 +25,7 @@ class _Reference(weakref.ref[K]):
     number: int
 
     @staticmethod
-    def to(target: K, forget: Callable[[weakref.ref[K]], object]) -> _Reference[K]:
+    def to(target: K, forget: Callable[[Any], object]) -> _Reference[K]:
         reference = _Reference(target, forget)
         reference.number = id(target)
         return reference
@@ -41,8 +41,9 @@ class WeakIdentityDict(Generic[K, V]):
         self._entries: dict[int, tuple[_Reference[K], V]] = {}
         this = weakref.ref(self)  # not strong: it would be a circle, for the collector to find
 
-        def forget(reference: weakref.ref[K]) -> None:
-            if (alive := this()) is not None and isinstance(reference, _Reference):
+        def forget(reference: Any) -> None:
+            # No global name: at the end of the interpreter they are gone before some members.
+            if (alive := this()) is not None:
                 alive._forget(reference)
 
         self._forget_reference = forget
