@@ -239,13 +239,14 @@ def test_a_forked_child_retries_its_replies_by_a_thread_of_its_own() -> None:
     from osloxide.messaging.rabbit.replies import LateReplies
 
     late = LateReplies()
-    late._running = True
+    of_driver = SimpleNamespace(listener=SimpleNamespace(driver="one"))
+    late._hurried["one"] = threading.Event()  # its thread runs
     late._waiting.append(SimpleNamespace(was_attempted=False))  # type: ignore[arg-type]
     with late._changed:  # as another thread may hold it while the process forks
         pid = os.fork()
         if pid == 0:
             sent = threading.Event()
-            reply = SimpleNamespace(was_attempted=True, is_settled=lambda: sent.set() or True)
+            reply = SimpleNamespace(is_settled=lambda: sent.set() or True, incoming=of_driver)
             late.add(reply)  # type: ignore[arg-type]
             os._exit(0 if sent.wait(PATIENCE) else 1)
 

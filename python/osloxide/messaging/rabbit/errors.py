@@ -64,6 +64,16 @@ def is_away(error: BaseException | None) -> bool:
     return bool(of_system) or any(getattr(one, "code", None) == FORCED for one in chain)
 
 
+def is_silent(error: BaseException | None) -> bool:
+    """Whether *error*, or one that led to it, is that a broker did not answer in time."""
+    return has(error, TimeoutError)
+
+
+def has(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether *error*, or one that led to it, is of this *kind*."""
+    return any(isinstance(one, kind) for one in _chain(error))
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

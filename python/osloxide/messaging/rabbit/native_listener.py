@@ -413,10 +413,9 @@ class NativeReplies:
         with self._lock:
             # An outbox holds this object, and the garbage collector does not see how.
             self._is_closed, current, self._current = True, self._current, None
-        if current is None:
-            return
-        lost, late = current[1].wait_confirmed(CLOSING)
+        lost, late = (0, 0) if current is None else current[1].wait_confirmed(CLOSING)
         self._is_over = True
+        lost += late_replies.wait_attempted(self, CLOSING)  # what goes by kombu for a while
         if lost:
             LOG.error("%d replies are lost: no broker takes them within %g s", lost, CLOSING)
         if late:

@@ -15,6 +15,7 @@ Rules: oslo_messaging/_drivers/amqpdriver.py (``AMQPIncomingMessage.reply``).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -32,6 +33,7 @@ from osloxide.messaging.rabbit.reply import CONNECT_EVERY, Reply, further_hosts
 from osloxide.messaging.rabbit.reply_connection import (
     CLOSING,
     ConnectionLostError,
+    FullError,
     ReplyConnection,
     Unsupported,
 )
@@ -43,10 +45,19 @@ LOG = logging.getLogger(__name__)
 RETRY_EVERY = 0.25
 
 
+_this_thread = threading.local()
+
+
+def may_wait() -> bool:
+    """Whether this thread has nothing else to do than to send its reply; late ones' has."""
+    return not getattr(_this_thread, "is_of_late_replies", False)
+
+
 class LateReplies:
     """Retries replies whose queue or connection is missing, so that no endpoint's thread waits.
 
-    One thread, started with the first such reply and gone after the last.
+    One thread a transport, started with the first such reply and gone after the last: one broker
+    may be silent for long, and another's replies do not wait for it.
     """
 
     def __init__(self) -> None:
@@ -57,9 +68,9 @@ class LateReplies:
     def _begin(self) -> None:
         self._changed = threading.Condition()
         self._waiting: list[Reply] = []
-        self._in_hand: Reply | None = None
-        self._running = False
-        self._hurried = threading.Event()
+        self._in_hand: list[Reply] = []
+        # By driver: those which have a thread.
+        self._hurried: dict[Any, threading.Event] = {}
 
     def _begin_in_child(self) -> None:
         """What waits is the parent's, and so are the thread and the holder of the lock."""
@@ -68,21 +79,24 @@ class LateReplies:
 
     def add(self, reply: Reply) -> None:
         """Send *reply* as soon as it can be, or abandon it after its time."""
+        driver = reply.incoming.listener.driver
         with self._changed:
             self._waiting.append(reply)
-            if self._running:
+            if driver in self._hurried:
                 return
-            self._running = True
+            hurried = self._hurried[driver] = threading.Event()
         try:
-            own.start("osloxide-late-replies", self._run)
+            own.start("osloxide-late-replies", functools.partial(self._run, driver, hurried))
         except RuntimeError:
             LOG.warning("no thread for replies that wait for their queue; the next one asks again")
             with self._changed:
-                self._running = False
+                del self._hurried[driver]
 
-    def hurry(self) -> None:
-        """There is a connection: wait no longer before the next attempts."""
-        self._hurried.set()
+    def hurry(self, driver: Any) -> None:
+        """*driver* has a connection: wait no longer before the next attempts."""
+        hurried = self._hurried.get(driver)
+        if hurried is not None:
+            hurried.set()
 
     def wait_sent(self, replies: Any, seconds: float) -> None:
         """Wait until none of those of *replies* is stranded any more, or for *seconds*."""
@@ -91,7 +105,7 @@ class LateReplies:
             return not any(
                 reply.incoming.listener.replies is replies
                 # While it is sent it has no number yet that could be waited for.
-                and (reply.is_stranded or reply is self._in_hand)
+                and (reply.is_stranded or reply in self._in_hand)
                 for reply in self._waiting
             )
 
@@ -114,26 +128,31 @@ class LateReplies:
             self._changed.wait_for(lambda: not unattempted(), seconds)
             return unattempted()
 
-    def _run(self) -> None:
+    def _of(self, driver: Any) -> list[Reply]:
+        with self._changed:
+            return [reply for reply in self._waiting if reply.incoming.listener.driver is driver]
+
+    def _run(self, driver: Any, hurried: threading.Event) -> None:
+        _this_thread.is_of_late_replies = True
         while True:
-            self._hurried.wait(RETRY_EVERY)
-            self._hurried.clear()
-            for reply in list(self._waiting):
+            hurried.wait(RETRY_EVERY)
+            hurried.clear()
+            for reply in self._of(driver):
                 with self._changed:
-                    self._in_hand = reply
+                    self._in_hand.append(reply)
                 try:
                     is_settled = reply.is_settled()
                 except Exception:
                     LOG.exception("a reply could not be sent and is dropped")
                     is_settled = True
                 with self._changed:
-                    self._in_hand = None
+                    self._in_hand.remove(reply)
                     if is_settled:
                         self._waiting.remove(reply)
                     self._changed.notify_all()
             with self._changed:
-                if not self._waiting:
-                    self._running = False
+                if not self._of(driver):
+                    del self._hurried[driver]
                     return
 
 
@@ -237,7 +256,7 @@ class SharedConnection:
             if self._listeners:
                 opened.most = self._most
                 self._connection = opened
-                self._late.hurry()
+                self._late.hurry(self._driver)
                 return opened
         opened.close()  # the last listener has left
         return None
@@ -292,7 +311,7 @@ class Replies:
         # With the first reply: a listener that could not be set up is never closed.
         self._is_joined = False
         self._is_closed = False
-        # The last of this listener's, and where it was sent.
+        # The last of this listener's, and where it was sent; written with the lock.
         self._last: tuple[ReplyConnection, int] | None = None
 
     def to(self, incoming: Any) -> Sender:
@@ -308,19 +327,35 @@ class Replies:
             if connection is None:
                 break
             try:
-                self._last = connection, connection.publish(reply)
+                self._publish(reply, connection)
             except ConnectionLostError:
                 connection = self._shared.without(connection)
+            except FullError:
+                self._strand(reply)
+                return
             else:
-                self._on_sent()
                 return
         if self._is_joined and self._shared.is_possible and self._shared.is_awaited:
-            reply.is_stranded = True
-            self._late.add(reply)
+            self._strand(reply)
             if self._shared.current() is not None:
-                self._late.hurry()  # another thread has opened it meanwhile
-        elif not reply.attempt():
+                # Another thread has opened it meanwhile.
+                self._late.hurry(reply.incoming.listener.driver)
+        elif not reply.attempt(may_wait=may_wait()):
             self._late.add(reply)
+
+    def _publish(self, reply: Reply, connection: ReplyConnection) -> None:
+        number = connection.publish(reply, may_wait=may_wait())
+        with self._lock:
+            # Another thread may have been faster, on this connection or on the next one.
+            last = self._last
+            is_later = number > last[1] if last and last[0] is connection else True
+            if is_later and not connection.is_lost:
+                self._last = connection, number
+        self._on_sent()
+
+    def _strand(self, reply: Reply) -> None:
+        reply.is_stranded = True
+        self._late.add(reply)
 
     def send_stranded(self, reply: Reply) -> bool:
         """Send *reply*, whose connection was lost, if there is one again; whether it is sent."""
@@ -333,12 +368,14 @@ class Replies:
             return False
         reply.is_stranded = False
         try:
-            self._last = connection, connection.publish(reply)
+            self._publish(reply, connection)
         except ConnectionLostError:
             reply.is_stranded = True
             self._shared.without(connection)
             return False
-        self._on_sent()
+        except FullError:
+            reply.is_stranded = True
+            return False
         return True
 
     def _join(self) -> bool:

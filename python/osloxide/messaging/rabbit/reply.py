@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 import oslo_messaging
+from amqp.exceptions import MessageNacked  # type: ignore[import-untyped]
 from oslo_messaging._drivers import amqp, common
 
 from osloxide.messaging.rabbit import errors
@@ -34,15 +35,53 @@ class _RefusedError(Exception):
     """The broker will never take it."""
 
 
+class _NotSentError(Exception):
+    """The broker was there, and has not taken it. Others' replies may fare better."""
+
+
+class _NoneFreeError(Exception):
+    """All connections of the pool are in use, and there may be no more."""
+
+
+class _Unwaiting:
+    """A connection pool in which nobody waits for a connection to come back."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.create, self.put = pool.create, pool.put
+
+    def get(self, retry: int | None = None) -> Any:
+        """As ``Pool.get`` does it.
+
+        :raises _NoneFreeError: it would wait.
+        """
+        pool = self._pool
+        with pool._cond:
+            if pool._items:
+                return pool._items.pop()[1]
+            if pool._current_size >= pool._max_size:
+                raise _NoneFreeError("all rpc_conn_pool_size connections are in use")
+            pool._current_size += 1
+        try:
+            return pool.create(retry=retry)
+        except BaseException:
+            with pool._cond:
+                pool._current_size -= 1
+            raise
+
+
 class Reply:
     """One reply on its way."""
 
     __slots__ = (
+        "_again_at",
         "_deadline",
         "_hindrance",
+        "_is_kept",
         "envelope",
         "incoming",
         "is_stranded",
+        "losses",
         "queue",
         "was_attempted",
     )
@@ -58,24 +97,34 @@ class Reply:
         self.envelope = envelope
         self._deadline: float | None = None
         self._hindrance: Exception | None = None
+        # What hinders it passes, and is not the reply's: it is kept while its listener serves.
+        self._is_kept = False
+        # Not attempted by itself before that.
+        self._again_at = float("-inf")
+        self.losses = 0
+        """How many connections were lost on which it was unconfirmed beside others."""
         self.is_stranded = False
         """It has no connection: its own was lost, or there was none. Its queue may be there."""
         self.was_attempted = False
         """Once more, after what brought it to the late ones, and a broker was there."""
 
-    def attempt(self) -> bool:
+    def attempt(self, *, may_wait: bool = True) -> bool:
         """Send it on a connection of the driver's pool, and wait until the broker has it.
 
         One attempt is made at each host of the URL. A reply that the broker refuses for good is
         replaced by an error, and counts as sent.
 
+        :param may_wait: where all connections of the pool are in use, until one is free.
         :returns: False when there is no such queue, or no connection.
         """
         driver = self.incoming.listener.driver
         retries = further_hosts(driver)
         self._hindrance = None
+        pool = driver._connection_pool
         try:
-            with driver._get_connection(common.PURPOSE_SEND, retry=retries) as connection:
+            with common.ConnectionContext(
+                pool if may_wait else _Unwaiting(pool), common.PURPOSE_SEND, retries
+            ) as connection:
                 self._send_on(connection.connection, retries)
         except (
             oslo_messaging.MessageUndeliverable,
@@ -85,8 +134,17 @@ class Reply:
         except _RefusedError as refused:
             self._give_up(str(refused))
             return True
+        except _NoneFreeError as error:
+            self._hindrance, self._is_kept = error, True
+            return False
+        except _NotSentError as error:
+            self._hindrance = error.__cause__  # type: ignore[assignment]
+            # A broker under an alarm takes nothing for as long as that lasts.
+            self._is_kept = errors.is_silent(error)
+            self._again_at = time.monotonic() + CONNECT_EVERY
+            return False
         except Exception as error:  # noqa: BLE001  (kombu's transport raises many)
-            self._hindrance = error
+            self._hindrance, self._is_kept = error, errors.is_away(error)
             driver._osloxide_hindrance = time.monotonic(), error
             return False
         return True
@@ -95,6 +153,7 @@ class Reply:
         """Send it on *lent*, a connection of the driver's; on a new one where that was lost.
 
         :raises _RefusedError: the broker has refused the reply, and not only the connection.
+        :raises _NotSentError: it could not be sent, though there was a connection.
         """
         for is_last in (False, True):
             _connect(lent, retries, is_lost=is_last)
@@ -111,8 +170,8 @@ class Reply:
                 refused = errors.refusal(error)
                 if refused is not None:
                     raise _RefusedError(refused) from error
-                if is_last:
-                    raise
+                if is_last or errors.has(error, MessageNacked):
+                    raise _NotSentError from error
             else:
                 return
             finally:
@@ -136,15 +195,19 @@ class Reply:
             return True
         if self.is_stranded:
             return bool(incoming.listener.replies.send_stranded(self))
+        if time.monotonic() < self._again_at:
+            return False
         driver = incoming.listener.driver
         failed_at, hindrance = driver.__dict__.get("_osloxide_hindrance", (float("-inf"), None))
         if time.monotonic() < failed_at + CONNECT_EVERY:
-            self._hindrance = hindrance  # another's: the same would happen to this one
-        elif self.attempt():
+            # Another's: the same would happen to this one.
+            self._hindrance, self._is_kept = hindrance, errors.is_away(hindrance)
+        elif self.attempt(may_wait=False):
             return True
         if self._hindrance is None:
             self.was_attempted = True
-        elif errors.is_away(self._hindrance) and incoming.listener.replies.is_open:
+        elif self._is_kept and incoming.listener.replies.is_open:
+            self._deadline = None
             return False
         seconds = driver.missing_destination_retry_timeout
         now = time.monotonic()

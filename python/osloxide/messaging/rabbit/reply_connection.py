@@ -35,8 +35,17 @@ CLOSING = 15.0
 MOST_UNSENT = 64 * 1024 * 1024
 
 
+#: How often a reply shares a connection that is lost. If one of them ends it in a way that is no
+#: refusal, it goes on alone from then on.
+MOST_LOSSES = 3
+
+
 class ConnectionLostError(Exception):
     """Nothing was sent: the connection is gone."""
+
+
+class FullError(Exception):
+    """Nothing was sent: as much is unconfirmed, or unsent, as there may be."""
 
 
 class Unsupported(Exception):
@@ -93,14 +102,18 @@ class ReplyConnection:
         with self._lock:
             return next(iter(self._unconfirmed), number + 1) > number
 
-    def publish(self, reply: Reply) -> int:
+    def publish(self, reply: Reply, *, may_wait: bool = True) -> int:
         """Write *reply*, and leave its confirmation to the thread that reads.
 
+        :param may_wait: until there is room for it.
         :returns: its number: they count from one.
         :raises ConnectionLostError: it was not written; else it is this connection's from now on.
+        :raises FullError: there is no room, and it may not wait.
         """
         body = json.dumps(reply.envelope)
         if self._is_full:
+            if not may_wait and not self.is_lost:
+                raise FullError
             self._wait_for_room()
         with self._lock:
             if self.is_lost:
@@ -187,7 +200,8 @@ class ReplyConnection:
         # each goes alone, and the one that is refused is found.
         may_share = errors.refusal(error) is None
         for reply in lost:
-            reply.is_stranded = may_share
+            reply.losses += 1
+            reply.is_stranded = may_share and reply.losses < MOST_LOSSES
             self._give_back(reply)
 
     def wait_confirmed(self, number: int) -> None:
