@@ -88,7 +88,7 @@ LOST_ONCE = {
     "a stop, no_fork": r"control_thread\.py:\d+ close call|launch/runner\.py:\d+ __init__ call",
     "a stop in a mutate, parent": r"configuration\.py:\d+ reload line",
     "a stop as the launcher ends, parent": r"signal_handler\.py:\d+ _give_back line",
-    "a handler that exits, worker": r" _run_child call",
+    "a handler that exits, worker": r" run_child call",
     "a handler that stops, parent": r"_note_child line",
     "a handler that stops, parent that forks": r" _obey call| _start_child call| prepare call",
     "a handler that stops, parent that forks beside an idle thread": r" _await_rest line",

@@ -1,9 +1,8 @@
 """The launcher that runs services in worker processes.
 
-Owns what a signal means to the parent of workers, and the fork of workers (always through
-``os.fork()`` on the main thread). Which worker is forked, signalled or killed when is decided by
-the native supervisor; what a worker does is osloxide.launch.worker's part, and what the log says of
-its life osloxide.launch.worker_log's.
+Owns what a signal means to the parent of workers. Which worker is forked, signalled or killed when
+is decided by the native supervisor; how one is forked is osloxide.launch.worker_fork's part, what
+it does osloxide.launch.worker's, and what the log says of its life osloxide.launch.worker_log's.
 Starts no thread and never starts or stops a service, except with *no_fork*.
 
 Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8); docs/signals.md, docs/lifecycle.md.
@@ -25,7 +24,6 @@ from osloxide.launch import (
     configuration,
     ending,
     fault_dump,
-    forking,
     orphans,
     process_title,
     scoreboard,
@@ -34,9 +32,11 @@ from osloxide.launch import (
     systemd,
     template,
     worker,
+    worker_fork,
     worker_log,
 )
 from osloxide.launch.runner import DEADLINE_OF_START, Runner, reset
+from osloxide.launch.worker_fork import ServiceWrapper
 from osloxide.signals import careful_log, nudge, policy, shutdown, signal_handler
 from osloxide.threads import identity, main_thread, stopping
 
@@ -61,18 +61,9 @@ def _kill_all_workers() -> None:
             launcher._supervisor.kill_all(signal.SIGKILL)
 
 
-class ServiceWrapper:
-    """The parent's record of one service and its workers.
-
-    :param service: the service; the parent never starts or stops it.
-    :param workers: how many workers it is to have.
-    """
-
-    def __init__(self, service: Any, workers: int) -> None:
-        self.service = service
-        self.workers = workers
-        self.children: set[int] = set()
-        self.forktimes: list[float] = []
+def _close_inherited() -> None:
+    for launcher in _launchers:
+        launcher._log.close_inherited()
 
 
 class ProcessLauncher:
@@ -123,8 +114,6 @@ class ProcessLauncher:
         self._runner: Runner | None = None
         self._has_run = False
         self._pid = os.getpid()
-        self._own: set[int] = set()
-        self._has_forked = False
         self._due: str | None = None
         self._difference = 0
         self._was_told_to_stop = False
@@ -136,7 +125,14 @@ class ProcessLauncher:
         self._nudge = nudge.Nudge(self._leave_reset_by_stop)
         self._has_ended = threading.Event()
         self._log = worker_log.WorkerLog()
-        self._templates: template.Templates | None = None
+        self._fork = worker_fork.WorkerFork(
+            self._supervisor_of_this_process,
+            lambda: self.children,
+            self._log,
+            self._assign,
+            _close_inherited,
+            self._pulse,
+        )
         _launchers.add(self)
         orphans.own_children.add(self)
         shutdown.begin_serving()
@@ -246,7 +242,7 @@ class ProcessLauncher:
         """
         if self.no_fork or self.restart_method != "reload":
             raise ValueError("a template needs workers, and restart_method='reload'")
-        self._templates = template.Templates(
+        self._fork.templates = template.Templates(
             self._supervisor_of_this_process(),
             prepare,
             self._run_from_template,
@@ -256,7 +252,7 @@ class ProcessLauncher:
 
     def template_pids(self) -> list[int]:
         """Pids of the template and of one that is to follow it."""
-        return [] if self._templates is None else self._templates.pids()
+        return [] if self._fork.templates is None else self._fork.templates.pids()
 
     def _supervisor_of_this_process(self) -> _native.Supervisor:
         if self._supervisor is None:
@@ -399,8 +395,8 @@ class ProcessLauncher:
         self._claim_main_thread()
         is_over = False
         try:
-            if self._templates is not None and self.running:
-                self._templates.begin()
+            if self._fork.templates is not None and self.running:
+                self._fork.templates.begin()
                 self._pulse()
             with self._until_green_thread_is_killed():
                 self._supervise()
@@ -410,7 +406,7 @@ class ProcessLauncher:
             status = 0 if self._supervisor is None else self._supervisor.exit_status()
             _native.uninstall_wakeup()
             ended = self._has_ended
-            if not is_over and not self._has_forked:
+            if not is_over and not self._fork.has_forked:
                 # Nothing has begun: the launcher may be used again.
                 self._has_ended = threading.Event()
             ended.set()
@@ -542,10 +538,10 @@ class ProcessLauncher:
         if not is_done:
             self._notifier.reloaded()
             self._pulse()
-        elif self._templates is None:
+        elif self._fork.templates is None:
             self._supervisor_of_this_process().configured()
         else:
-            self._templates.reload()
+            self._fork.templates.reload()
             self._pulse()
 
     def _read_and_reset(self, restart_method: str) -> bool:
@@ -598,8 +594,8 @@ class ProcessLauncher:
             patience = min(patience * 2, nudge.LONGEST_PATIENCE)
 
     def _drain(self) -> None:
-        if self._own:
-            LOG.info("Waiting on %d children to exit", len(self._own))
+        if self._fork.pids:
+            LOG.info("Waiting on %d children to exit", len(self._fork.pids))
         self._begin_shutdown()
         assert self._supervisor is not None
         while (command := self._supervisor.next()) is not None:
@@ -618,14 +614,14 @@ class ProcessLauncher:
         Called only where no worker is forked any more: it would need them. A template has copies
         as well, and ends.
         """
-        if self._templates is not None:
-            self._templates.end()
-        if not any(other._own for other in _launchers if other is not self):
+        if self._fork.templates is not None:
+            self._fork.templates.end()
+        if not any(other._fork.pids for other in _launchers if other is not self):
             shutdown.close_listeners()
 
     def _stop_foreign_children(self) -> None:
         """Stop children that a subclass forked by itself and entered into ``children``."""
-        foreign = {pid: wrap for pid, wrap in self.children.items() if pid not in self._own}
+        foreign = {pid: wrap for pid, wrap in self.children.items() if pid not in self._fork.pids}
         for service in {id(wrap.service): wrap.service for wrap in foreign.values()}.values():
             try:
                 services.call_service(service.stop)
@@ -634,12 +630,12 @@ class ProcessLauncher:
         for pid in foreign:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        while any(pid not in self._own for pid in self.children):
+        while any(pid not in self._fork.pids for pid in self.children):
             self._wait_child()
 
     def _wait_child(self) -> ServiceWrapper | None:
         """Wait for one child that a subclass forked; others are the native supervisor's."""
-        pid = next((pid for pid in self.children if pid not in self._own), None)
+        pid = next((pid for pid in self.children if pid not in self._fork.pids), None)
         if pid is None:
             return None
         with contextlib.suppress(ChildProcessError):
@@ -656,19 +652,19 @@ class ProcessLauncher:
         try:
             self._carry_out(command)
         except Exception:
-            if not self._has_forked:
+            if not self._fork.has_forked:
                 raise  # nothing serves yet: the start has failed
             LOG.exception("The parent goes on after a failure at %r", command[0])
 
     def _carry_out(self, command: _native._Command) -> None:
         match command:
             case ("fork", group, slot, generation):
-                self._fork_or_put_off(self._wrappers[group], slot, generation)
+                self._fork.fork_or_put_off(group, self._wrappers[group], slot, generation)
             case ("exited", pid, group, slot, status, lifetime):
-                self._forget(pid)
+                self._fork.forget(pid)
                 self._log.exited(pid, self._name_of(group), slot, status, lifetime)
             case ("backoff", group, slot, seconds, failures):
-                others = len(self._own)
+                others = len(self._fork.pids)
                 self._log.put_off(self._name_of(group), slot, seconds, failures, others)
             case ("late", slot, pid, waited):
                 self._log.late(slot, pid, waited, self._scoreboard)
@@ -685,8 +681,8 @@ class ProcessLauncher:
             case ("tick",):
                 self._pulse()
             case ("template",):
-                assert self._templates is not None
-                self._templates.listen()
+                assert self._fork.templates is not None
+                self._fork.templates.listen()
                 self._pulse()
             case ("orphan", pid):
                 self._reap_orphan(pid)
@@ -700,106 +696,18 @@ class ProcessLauncher:
     def _pulse(self) -> None:
         """Tell systemd what is due, and have the supervisor come back when there is more."""
         due = [self._notifier.pulse()]
-        if self._templates is not None:
-            due.append(self._templates.pulse(self.conf[configuration.GROUP].worker_timeout))
+        if self._fork.templates is not None:
+            due.append(self._fork.templates.pulse(self.conf[configuration.GROUP].worker_timeout))
         seconds = min((each for each in due if each), default=0.0)
         self._supervisor_of_this_process().set_tick(seconds)
 
     def _name_of(self, group: int) -> str:
         return type(self._wrappers[group].service).__name__
 
-    def _fork_or_put_off(self, wrap: ServiceWrapper, slot: int, generation: int) -> None:
-        """A fork that is not possible for any reason is tried again, once one was possible.
-
-        The application may have started threads in this process since then, for one.
-        """
-        try:
-            self._start_child(wrap, slot, generation)
-        except Exception as error:
-            with contextlib.suppress(RuntimeError):  # it was answered
-                self._supervisor_of_this_process().fork_failed(
-                    slot, getattr(error, "errno", 0) or 0
-                )
-            if not self._has_forked:
-                raise
-            LOG.error(
-                "Worker %d of %s could not be forked: %s; it is tried again",
-                slot,
-                type(wrap.service).__name__,
-                error,
-            )
-
-    def _start_child(
-        self, wrap: ServiceWrapper, slot: int | None = None, generation: int = 0
-    ) -> int | None:
-        """Fork one worker; returns its pid, or None when the system refused."""
-        assert slot is not None
-        if self._templates is not None:
-            dump = fault_dump.FaultDump()
-            return self._start_from_template(self._templates, wrap, slot, generation, dump)
-        forking.prepare()
-        dump = fault_dump.FaultDump()
-        # A signal that reaches the child before it has handlers of its own must wait for them.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, policy.held_in_fork())
-        try:
-            try:
-                with forking.logging_paused(), forking.of_worker():
-                    pid = os.fork()
-            except OSError as exc:
-                self._refused(wrap, slot, dump, exc)
-                return None
-            if pid == 0:
-                self._run_child(wrap, slot, generation, mask, dump)
-            self._note_child(wrap, slot, pid, dump)
-        finally:
-            if os.getpid() == self._pid:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return pid
-
-    def _start_from_template(
-        self,
-        templates: template.Templates,
-        wrap: ServiceWrapper,
-        slot: int,
-        generation: int,
-        dump: fault_dump.FaultDump,
-    ) -> int | None:
-        try:
-            started = templates.fork(self._wrappers.index(wrap), slot, generation, dump)
-        except OSError as exc:
-            self._refused(wrap, slot, dump, exc)
-            self._pulse()
-            return None
-        self._note_child(wrap, slot, started.pid, dump)
-        started.begin()
-        return started.pid
-
-    def _refused(
-        self, wrap: ServiceWrapper, slot: int, dump: fault_dump.FaultDump, error: OSError
-    ) -> None:
-        LOG.warning(
-            "Worker %d of %s could not be forked: %s; it is tried again",
-            slot,
-            type(wrap.service).__name__,
-            error,
-        )
-        dump.close()
-        self._supervisor_of_this_process().fork_failed(slot, error.errno or 0)
-
-    def _note_child(
-        self, wrap: ServiceWrapper, slot: int, pid: int, dump: fault_dump.FaultDump
-    ) -> None:
-        self._supervisor_of_this_process().forked(slot, pid)
-        self._own.add(pid)
-        self._has_forked = True
-        self._log.forked(pid, dump)
-        wrap.children.add(pid)
-        self.children[pid] = wrap
-
     def _run_from_template(
         self, group: int, slot: int, generation: int, mask: Any, dump: fault_dump.FaultDump
     ) -> None:
-        self._run_child(self._wrappers[group], slot, generation, mask, dump)
+        self._fork.run_child(self._wrappers[group], slot, generation, mask, dump)
 
     def _inherited(self) -> list[signal_handler.Handler]:
         """Handlers of this process that a child of it is to replace."""
@@ -808,44 +716,30 @@ class ProcessLauncher:
             *(handler for launcher in _launchers for handler in launcher._handlers().values()),
         ]
 
-    def _run_child(
+    def _assign(
         self,
         wrap: ServiceWrapper,
         slot: int,
         generation: int,
         mask: Any,
         dump: fault_dump.FaultDump,
-    ) -> None:
-        status = 1
-        try:
-            for launcher in _launchers:
-                launcher._log.close_inherited()
-            assert self._supervisor is not None
-            assert self._scoreboard is not None
-            worker.run(
-                worker.Assignment(
-                    conf=self.conf,
-                    service=wrap.service,
-                    restart_method=self.restart_method,
-                    supervisor=self._supervisor,
-                    scoreboard=self._scoreboard,
-                    slot=slot,
-                    generation=generation,
-                    hup_needs_daemon=self.HUP_NEEDS_DAEMON,
-                    inherited=self._inherited(),
-                    signal_mask=mask,
-                    dump=dump,
-                    has_template=self._templates is not None,
-                )
-            )
-        finally:
-            os._exit(status)  # never into the code that launched, whatever happened above
-
-    def _forget(self, pid: int) -> None:
-        self._own.discard(pid)
-        wrap = self.children.pop(pid, None)
-        if wrap is not None:
-            wrap.children.discard(pid)
+    ) -> worker.Assignment:
+        assert self._supervisor is not None
+        assert self._scoreboard is not None
+        return worker.Assignment(
+            conf=self.conf,
+            service=wrap.service,
+            restart_method=self.restart_method,
+            supervisor=self._supervisor,
+            scoreboard=self._scoreboard,
+            slot=slot,
+            generation=generation,
+            hup_needs_daemon=self.HUP_NEEDS_DAEMON,
+            inherited=self._inherited(),
+            signal_mask=mask,
+            dump=dump,
+            has_template=self._fork.templates is not None,
+        )
 
     def _reap_orphan(self, pid: int) -> None:
         """Reap an orphan of the container, for which this is process 1."""

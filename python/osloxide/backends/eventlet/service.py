@@ -13,7 +13,7 @@ from oslo_service.backend.base import ServiceBase
 
 from osloxide.backends.eventlet import threadgroup
 from osloxide.launch import process_launcher, service_launcher, services
-from osloxide.launch.process_launcher import ServiceWrapper
+from osloxide.launch.worker_fork import ServiceWrapper
 from osloxide.signals.signal_handler import SignalExit, SignalHandler, Singleton
 
 __all__ = [

@@ -16,7 +16,7 @@ from oslo_service.backend.base import ServiceBase
 from osloxide import exceptions
 from osloxide._typing import override
 from osloxide.backends.threading import threadgroup
-from osloxide.launch import process_launcher, service_launcher, services
+from osloxide.launch import process_launcher, service_launcher, services, worker_fork
 from osloxide.signals.signal_handler import SignalExit, SignalHandler, Singleton
 
 __all__ = [
@@ -141,7 +141,7 @@ class ServiceLauncher(service_launcher.ServiceLauncher):
             self._processes.restart()
 
 
-class ServiceWrapper(process_launcher.ServiceWrapper):
+class ServiceWrapper(worker_fork.ServiceWrapper):
     """One worker's view of its service, as the threading backend shapes it.
 
     :param worker_id: number of the worker; or the service, as the eventlet backend orders them.
