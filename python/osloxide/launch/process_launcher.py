@@ -3,7 +3,8 @@
 Owns what a signal means to the parent of workers. Which worker is forked, signalled or killed when
 is decided by the native supervisor; how one is forked is osloxide.launch.worker_fork's part, what
 it does osloxide.launch.worker's, and what the log says of its life osloxide.launch.worker_log's.
-Starts no thread and never starts or stops a service, except with *no_fork*.
+With *no_fork* osloxide.launch.unforked takes its place. Starts no thread and never starts or stops
+a service.
 
 Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8); docs/signals.md, docs/lifecycle.md.
 """
@@ -31,11 +32,12 @@ from osloxide.launch import (
     standard_streams,
     systemd,
     template,
+    unforked,
     worker,
     worker_fork,
     worker_log,
 )
-from osloxide.launch.runner import DEADLINE_OF_START, Runner, reset
+from osloxide.launch.runner import DEADLINE_OF_START, reset
 from osloxide.launch.worker_fork import ServiceWrapper
 from osloxide.signals import careful_log, nudge, policy, shutdown, signal_handler
 from osloxide.threads import identity, main_thread, stopping
@@ -44,9 +46,6 @@ LOG = careful_log.logger(__name__)
 
 STOP_MARGIN = 1.0
 """Seconds after the grace period at which a parent ends that could not say that it was over."""
-
-_LONGEST_ALARM = 2**31 - 1
-"""Seconds that alarm(2) takes through Python's ``signal.alarm()``."""
 
 _launchers: identity.WeakIdentitySet[ProcessLauncher] = identity.WeakIdentitySet()
 """Those of this process: its signals and its end concern all of them."""
@@ -107,12 +106,11 @@ class ProcessLauncher:
         self.signal_handler: signal_handler.SignalHandler | None = None
         self._signals = signal_handler.SignalHandler()
         self._notifier = systemd.Notifier()
+        self._unforked = unforked.Unforked(conf, restart_method, self._notifier, self._signals)
         self._wrappers: list[ServiceWrapper] = []
         self._adding = threading.RLock()
         self._scoreboard: _native.Scoreboard | None = None
         self._supervisor: _native.Supervisor | None = None
-        self._runner: Runner | None = None
-        self._has_run = False
         self._pid = os.getpid()
         self._due: str | None = None
         self._difference = 0
@@ -161,7 +159,8 @@ class ProcessLauncher:
         services.check_service_base(service)
         import_hook.refuse_if_monkey_patched()
         if self.no_fork:
-            self._run_here(service)
+            self.service = service
+            self._unforked.run(service)
             return
         services.refuse_spawn(self.start_method, service)
         count = 1 if workers is None else workers
@@ -756,70 +755,17 @@ class ProcessLauncher:
         self._signals.clear()
         self._signals.add_last(
             {
-                "SIGTERM": self._graceful_shutdown,
+                "SIGTERM": self._unforked.graceful_shutdown,
                 "SIGINT": self._fast_exit,
-                "SIGHUP": self._reload_service,
+                "SIGHUP": self._unforked.reload,
                 "SIGALRM": self._on_alarm_exit,
             }
         )
 
-    def _run_here(self, service: Any) -> None:
-        """Run *service* on the main thread; returns when it has ended."""
-        LOG.warning("no_fork=True: running service in main process")
-        import_hook.announce()
-        scoreboard.begin([service])
-        configuration.log_options(self.conf, LOG)
-        service.backdoor_port = None
-        runner = Runner(
-            self.conf,
-            [service],
-            restart_method=self.restart_method,
-            on_ready=_native.worker_ready,
-            notifier=self._notifier,
-            parks=False,
-        )
-        self._runner = runner
-        self._has_run = False
-        self.service = service  # not before: a stop would stop it that was never started
-        try:
-            status = runner.run()
-        finally:
-            left = runner.time_left()
-            runner.close()
-            self._has_run = True  # from here on a handler asks the runner what was asked of it
-            _native.disarm_deadline()
-        if status:
-            ending.leave(status)
-        if runner.is_leaving:
-            ending.begin(status, left)
-
-    def _graceful_shutdown(self, *_args: Any) -> None:
-        runner = self._runner
-        if runner is not None and not self._has_run:
-            runner.request_stop("Caught SIGTERM, stopping")
-            return
-        if runner is not None and runner.is_leaving:
-            ending.cut_short()
-            return
-        # The service has returned from wait() by itself: nothing is left to wait for.
-        LOG.info("Graceful shutdown start")
-        grace = self.conf.graceful_shutdown_timeout or 0
-        if 0 < grace <= _LONGEST_ALARM:
-            signal.alarm(grace)
-        self._signals.ignore_handler("SIGTERM")
-        if self.service is not None:
-            services.call_service(self.service.stop)
-        LOG.info("Graceful shutdown finish")
-        os._exit(0)
-
-    def _reload_service(self, *_args: Any) -> None:
-        if self._runner is not None and not self._has_run:
-            self._runner.request_reconfigure("Caught SIGHUP, handling")
-
     def restart(self) -> None:
         """Do what SIGHUP does."""
-        if self._runner is not None and not self._has_run:
-            self._runner.request_reconfigure()
+        if self.no_fork:
+            self._unforked.reconfigure()
         elif self._supervisor is not None:
             self._supervisor.request(self.restart_method)
 
