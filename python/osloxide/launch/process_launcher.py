@@ -3,8 +3,8 @@
 Owns what a signal means to the parent of workers. Which worker is forked, signalled or killed when
 is decided by the native supervisor; how one is forked is osloxide.launch.worker_fork's part, what
 it does osloxide.launch.worker's, and what the log says of its life osloxide.launch.worker_log's.
-With *no_fork* osloxide.launch.unforked takes its place. Starts no thread and never starts or stops
-a service.
+How a stop leaves a reload is osloxide.launch.parent_reload's part. With *no_fork*
+osloxide.launch.unforked takes its place. Starts no thread and never starts or stops a service.
 
 Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8); docs/signals.md, docs/lifecycle.md.
 """
@@ -26,6 +26,7 @@ from osloxide.launch import (
     ending,
     fault_dump,
     orphans,
+    parent_reload,
     process_title,
     scoreboard,
     services,
@@ -37,9 +38,9 @@ from osloxide.launch import (
     worker_fork,
     worker_log,
 )
-from osloxide.launch.runner import DEADLINE_OF_START, reset
+from osloxide.launch.runner import DEADLINE_OF_START
 from osloxide.launch.worker_fork import ServiceWrapper
-from osloxide.signals import careful_log, nudge, policy, shutdown, signal_handler
+from osloxide.signals import careful_log, policy, shutdown, signal_handler
 from osloxide.threads import identity, main_thread, stopping
 
 LOG = careful_log.logger(__name__)
@@ -118,9 +119,7 @@ class ProcessLauncher:
         self._is_stopping = False
         self._is_supervising = False
         self._is_in_rounds = False
-        self._is_reconfiguring = False
-        self._resetting: Any = None
-        self._nudge = nudge.Nudge(self._leave_reset_by_stop)
+        self._reload = parent_reload.ParentReload(lambda: self._is_stopping, self._bound_stop)
         self._has_ended = threading.Event()
         self._log = worker_log.WorkerLog()
         self._fork = worker_fork.WorkerFork(
@@ -292,30 +291,11 @@ class ProcessLauncher:
 
     def _handle_term(self, signo: int, frame: FrameType | None) -> None:
         self._policy.graceful_stop(signo, frame)
-        self._leave_reset_if_stopped(signo, f"Caught {signal_handler.signal_name(signo)}, which")
+        self._reload.leave_if_stopped(signo, f"Caught {signal_handler.signal_name(signo)}, which")
 
     def _handle_hup(self, signo: int, frame: FrameType | None) -> None:
         self._policy.reload(signo, frame)
-        self._leave_reset_if_stopped(signo, f"Caught {signal_handler.signal_name(signo)}, which")
-
-    def _leave_reset_if_stopped(self, signo: int, what: str) -> None:
-        """End a reset() that a handler has interrupted, and that may hang.
-
-        :param what: ended it, for the log.
-        :raises SignalExit: there is one, and the launcher stops.
-        """
-        if self._is_stopping and self._is_reconfiguring:
-            self._is_reconfiguring = False  # once: what it ends is not left a second time
-            service = self._resetting
-            name = "a reload" if service is None else f"{type(service).__name__}.reset()"
-            LOG.info("%s ends %s in the parent", what, name)
-            raise signal_handler.SignalExit(signo, 0)
-
-    def _leave_reset_by_stop(self) -> None:
-        """On the main thread: end a reset() that stop() has interrupted."""
-        if self._is_stopping and self._is_reconfiguring:
-            self._bound_stop()
-            self._leave_reset_if_stopped(signal.SIGTERM, "stop()")
+        self._reload.leave_if_stopped(signo, f"Caught {signal_handler.signal_name(signo)}, which")
 
     def _fast_exit(self, signo: int, frame: FrameType | None) -> None:
         self._policy.fast_exit(signo, frame)
@@ -356,7 +336,7 @@ class ProcessLauncher:
         their parent.
         """
         grace = float(self.conf.graceful_shutdown_timeout or 0)
-        if grace <= 0 and self._is_reconfiguring:
+        if grace <= 0 and self._reload.is_under_way:
             grace = DEADLINE_OF_START
         if grace > 0 and self._pid == os.getpid():
             with contextlib.suppress(OSError):
@@ -503,38 +483,22 @@ class ProcessLauncher:
                 self._obey(command)
 
     def _reconfigure_unless_stopped(self, restart_method: str) -> None:
-        """A stop ends it: a reset() of the application, or a hook of its options, may hang.
-
-        One that came before it is seen, one that comes from then on raises: none is forgotten.
-        """
-        try:
-            self._is_reconfiguring = True
-            try:
-                if not self._is_stopping:
-                    self.sigcaught = None
-                    self._reconfigure(restart_method)
-                    self.running = self.sigcaught is None
-            finally:
-                self._is_reconfiguring = False
-        except signal_handler.SignalExit:
-            if not self._is_stopping:
-                raise
-        finally:
-            self._resetting = None
+        self._reload.run_unless_stopped(lambda: self._reconfigure(restart_method))
         if self._is_stopping and not self.conf.graceful_shutdown_timeout:
             _native.disarm_deadline()  # it was only for the reset()
 
     def _reconfigure(self, restart_method: str) -> None:
+        self.sigcaught = None
         self._notifier.reloading()
         self._pulse()
-        self._nudge.take()
-        try:
-            is_done = self._read_and_reset(restart_method)
-        finally:
-            self._nudge.give_back()
-        if self._is_stopping:
-            return
-        if not is_done:
+        is_done = self._reload.call_beside_threads(lambda: self._read_and_reset(restart_method))
+        if not self._is_stopping:
+            self._go_on_with(is_done)
+        self.running = self.sigcaught is None
+
+    def _go_on_with(self, is_new: bool) -> None:
+        """:param is_new: whether the files could be read."""
+        if not is_new:
             self._notifier.reloaded()
             self._pulse()
         elif self._fork.templates is None:
@@ -556,8 +520,7 @@ class ProcessLauncher:
         for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
             if self._is_stopping:
                 break  # the exception was swallowed
-            self._resetting = service
-            reset(service)
+            self._reload.reset(service)
         return True
 
     def stop(self) -> None:
@@ -578,19 +541,12 @@ class ProcessLauncher:
         self._supervisor.request("stop")
         if threading.current_thread() is not threading.main_thread():
             _native.wake()
-            self._nudge_until_reset_is_left(has_ended)
+            self._reload.leave_from_thread(has_ended)
             has_ended.wait()
         elif self._is_in_rounds:
-            self._leave_reset_by_stop()
+            self._reload.leave_by_stop()
         else:
             self._drain()
-
-    def _nudge_until_reset_is_left(self, has_ended: threading.Event) -> None:
-        """On another thread: end a reset() that may hang on the main thread."""
-        patience = nudge.FIRST_PATIENCE
-        while self._is_reconfiguring and not has_ended.wait(patience):
-            self._nudge.send()
-            patience = min(patience * 2, nudge.LONGEST_PATIENCE)
 
     def _drain(self) -> None:
         if self._fork.pids:
