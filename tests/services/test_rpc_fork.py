@@ -8,12 +8,11 @@ import sys
 import pytest
 
 from services.infra import Broker
-from services.subject import IS_NATIVE, IS_STOCK, clean_environment
+from services.subject import IS_STOCK, clean_environment
 
 pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(IS_STOCK, reason="stock has no server in a child of its process"),
-    pytest.mark.skipif(IS_NATIVE, reason="no connection for replies: the native client has them"),
 ]
 
 BOTH = """
@@ -57,6 +56,9 @@ def within(function):
         raise AssertionError(f"it waits for ever: {function}")
 
 def replies_leave_by():
+    slot = transport._driver.__dict__.get("_osloxide_slot")
+    if slot is not None and slot.client is not None:
+        return slot.client
     return transport._driver._osloxide_replies.current().socket.getsockname()
 
 def serve_and_stop():
@@ -71,8 +73,12 @@ server.start()
 call_until_served_here()
 parents = replies_leave_by()
 from osloxide.messaging.rabbit import heartbeats, replies
-shared = transport._driver._osloxide_replies
-locks = [shared._lock, shared._connecting, replies._sharing, heartbeats._heartbeats._lock]
+locks = [replies._sharing, heartbeats._heartbeats._lock]
+shared = transport._driver.__dict__.get("_osloxide_replies")
+if shared is not None:
+    locks += shared._lock, shared._connecting
+else:  # without kombu
+    locks.append(transport._driver._osloxide_slot.lock)
 
 held, forked = threading.Event(), threading.Event()
 
