@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from oslo_config import cfg
 
-from osloxide.adapters import nova, policy
+from osloxide.adapters import log, nova, policy
 from osloxide.server import options as server_options
 
 
@@ -127,3 +127,21 @@ def test_no_thread_checks_a_policy_before_its_rules_are_loaded(
         loaded.set()
         assert first.result(60)
         assert second.result(60)
+
+
+def test_handlers_of_logging_keep_its_locks_where_oslo_log_would_replace_them() -> None:
+    replaced: list[str] = []
+    oslo_log = module("oslo_log.log", _fix_eventlet_logging=lambda: replaced.append("createLock"))
+
+    log.amend(oslo_log)
+    oslo_log._fix_eventlet_logging()
+
+    assert replaced == []
+
+
+def test_a_release_of_oslo_log_that_replaces_no_locks_is_left_alone() -> None:
+    oslo_log = module("oslo_log.log")
+
+    log.amend(oslo_log)
+
+    assert not hasattr(oslo_log, "_fix_eventlet_logging")

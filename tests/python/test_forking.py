@@ -75,6 +75,46 @@ def test_a_handler_that_is_stuck_delays_a_fork_and_does_not_prevent_it(monkeypat
     assert os.waitpid(pid, 0)[1] == 0
 
 
+class Token:
+    """A lock of the kind that oslo.log and swift make from a pipe: it waits without a limit."""
+
+    def __init__(self) -> None:
+        self.taken: list[bool] = []
+
+    def acquire(self, blocking: bool = True) -> bool:
+        self.taken.append(blocking)
+        return True
+
+    def release(self) -> None:
+        self.taken.pop()
+
+
+def test_a_handler_with_a_lock_of_another_kind_does_not_prevent_a_fork():
+    import logging
+
+    handler = logging.NullHandler()
+    handler.lock = Token()
+
+    with forking.logging_paused():
+        assert handler.lock.taken == []
+
+
+def test_a_lock_that_a_handler_has_made_by_itself_is_free_in_the_child():
+    import logging
+
+    handler = logging.NullHandler()
+    handler.lock = threading.Lock()
+
+    with forking.logging_paused():
+        assert handler.lock.locked()
+        pid = os.fork()
+    if pid == 0:
+        os._exit(handler.lock.locked())
+
+    assert not handler.lock.locked()
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 BESIDE = """
 import os, threading, time
 from osloxide import _native

@@ -35,6 +35,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "neutron_lib.policy._engine": (_POLICY,),
     "nova.service": (_NOVA,),
     "oslo_context.context": ("osloxide.adapters.context:amend",),
+    "oslo_log.log": ("osloxide.adapters.log:amend",),
     "oslo_messaging._drivers.amqpdriver": (
         f"{_MESSAGING}:begin_replies_in_child",
         f"{_MESSAGING}:end_lost_calls",

@@ -58,25 +58,39 @@ def logging_paused() -> Iterator[None]:
     """Hold the lock of ``logging`` and those of all handlers, so that none is in the middle of a
     record.
 
-    In the child nothing is given back: ``logging`` has made new locks there by then. The lock of
-    the module comes first, as in ``logging`` itself: code that configures logging holds it while it
-    asks for the locks of handlers, and CPython asks for it during a fork.
+    In the child ``logging`` has made new locks by then for all handlers that have them from it; a
+    lock that a handler has made by itself is made anew there too. One that is no lock of CPython's
+    is left alone: it may not know how to wait for a time, and the processes may share it, as they
+    do one that is a token in a pipe. The lock of the module comes first, as in ``logging`` itself:
+    code that configures logging holds it while it asks for the locks of handlers, and CPython asks
+    for it during a fork.
     """
     parent, deadline, held = os.getpid(), time.monotonic() + PATIENCE, []
+    own_locks: list[Any] = []
+    renewed = logging._at_fork_reinit_lock_weakset  # type: ignore[attr-defined]
 
-    def hold(lock: Any) -> None:
-        if lock is not None and lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            held.append(lock)
+    def hold(lock: Any) -> bool:
+        if not hasattr(lock, "_at_fork_reinit"):
+            return False
+        if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return False
+        held.append(lock)
+        return True
 
     hold(getattr(logging, "_lock", None))
     for handler in [reference() for reference in list(logging._handlerList)]:  # type: ignore[attr-defined]
-        hold(getattr(handler, "lock", None))
+        lock = getattr(handler, "lock", None)
+        if hold(lock) and handler not in renewed:
+            own_locks.append(lock)
     try:
         yield
     finally:
         if os.getpid() == parent:
             for lock in reversed(held):
                 lock.release()
+        else:
+            for lock in own_locks:
+                lock._at_fork_reinit()
 
 
 @contextlib.contextmanager
