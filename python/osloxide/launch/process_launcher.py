@@ -36,6 +36,7 @@ from osloxide.launch import (
     unforked,
     worker,
     worker_fork,
+    worker_groups,
     worker_log,
 )
 from osloxide.launch.runner import DEADLINE_OF_START
@@ -108,13 +109,12 @@ class ProcessLauncher:
         self._signals = signal_handler.SignalHandler()
         self._notifier = systemd.Notifier()
         self._unforked = unforked.Unforked(conf, restart_method, self._notifier, self._signals)
-        self._wrappers: list[ServiceWrapper] = []
-        self._adding = threading.RLock()
+        self._groups = worker_groups.WorkerGroups(self._supervisor_of_this_process)
+        self._making = threading.RLock()
         self._scoreboard: _native.Scoreboard | None = None
         self._supervisor: _native.Supervisor | None = None
         self._pid = os.getpid()
         self._due: str | None = None
-        self._difference = 0
         self._was_told_to_stop = False
         self._is_stopping = False
         self._is_supervising = False
@@ -166,28 +166,14 @@ class ProcessLauncher:
         if count < 0:
             raise ValueError(f"Number of workers should be positive! (got {workers!r})")
         service.backdoor_port = None
-        wrapper = ServiceWrapper(service, count)
         self._handle_signals_on_main_thread()
         LOG.info("Starting %d workers", count)
         self._set_timeouts()
-        group = self._add_group(wrapper)
+        group = self._groups.add(service, count)
         # The main thread forks: at once where it supervises, else in wait().
         is_main = threading.current_thread() is threading.main_thread()
         if self.FORKS_AT_LAUNCH and is_main and _waited_for.get(os.getpid()) is not self:
             self._fork_at_launch(group)
-
-    def _add_group(self, wrapper: ServiceWrapper) -> int:
-        """Have its workers forked from now on, by the main thread where that supervises already."""
-        supervisor = self._supervisor_of_this_process()
-        with self._adding:
-            self._wrappers.append(wrapper)  # the main thread may fork the first before this returns
-            try:
-                group = supervisor.add_group(type(wrapper.service).__name__, wrapper.workers)
-            except BaseException:
-                self._wrappers.pop()
-                raise
-            assert group == len(self._wrappers) - 1
-        return group
 
     def _fork_at_launch(self, group: int) -> None:
         supervisor = self._supervisor_of_this_process()
@@ -196,9 +182,7 @@ class ProcessLauncher:
             while self._due is None and (command := supervisor.due()) is not None:
                 self._obey(command)
         except BaseException:
-            # The program may go on and launch again what could not be launched now.
-            supervisor.resize(group, 0)
-            self._wrappers[group].workers = 0
+            self._groups.give_up(group)
             raise
         finally:
             self._is_in_rounds = False
@@ -209,26 +193,7 @@ class ProcessLauncher:
         Workers that are not wanted any more drain as they do when they are stopped. Signal handlers
         may call it; it holds from the next look of the supervisor on.
         """
-        self._difference += difference
-
-    def _resize(self) -> None:
-        difference, self._difference = self._difference, 0
-        # One without workers could not be launched, or was to have none.
-        group = next((at for at, each in enumerate(self._wrappers) if each.workers), None)
-        if not difference or group is None:
-            return
-        wrapper, name = self._wrappers[group], self._name_of(group)
-        wanted = max(1, wrapper.workers + difference)
-        if wanted == wrapper.workers:
-            LOG.info("%s keeps its only worker", name)
-            return
-        try:
-            self._supervisor_of_this_process().resize(group, wanted)
-        except ValueError as error:
-            LOG.warning("%s keeps %d workers: %s", name, wrapper.workers, error)
-            return
-        LOG.info("%s has %d workers from now on, not %d", name, wanted, wrapper.workers)
-        wrapper.workers = wanted
+        self._groups.change(difference)
 
     def use_template(self, prepare: Callable[[], object]) -> None:
         """Fork workers from a process that has loaded the application (before any is launched).
@@ -254,7 +219,7 @@ class ProcessLauncher:
 
     def _supervisor_of_this_process(self) -> _native.Supervisor:
         if self._supervisor is None:
-            with self._adding:  # threads may launch at the same time
+            with self._making:  # threads may launch at the same time
                 if self._supervisor is None:
                     self._scoreboard = scoreboard.make()
                     self._supervisor = _native.Supervisor(self._scoreboard)
@@ -360,7 +325,7 @@ class ProcessLauncher:
         """
         if self.no_fork:
             return 0
-        if not self._wrappers and not self.children:
+        if not self._groups and not self.children:
             if threading.current_thread() is threading.main_thread():
                 self._signals.replace(self._handlers().values(), {})
             return 0
@@ -472,7 +437,7 @@ class ProcessLauncher:
             try:
                 if self._is_stopping:
                     self._close_listeners()
-                self._resize()
+                self._groups.settle()
                 command = self._supervisor_of_this_process().next()
             finally:
                 self._is_supervising = False
@@ -515,8 +480,7 @@ class ProcessLauncher:
         if not configuration.reload(self.conf, restart_method):
             return False
         self._set_timeouts()
-        known = [wrapper for wrapper in self._wrappers if wrapper.workers]
-        known += self.children.values()
+        known = [*self._groups.with_workers(), *self.children.values()]
         for service in {id(wrapper.service): wrapper.service for wrapper in known}.values():
             if self._is_stopping:
                 break  # the exception was swallowed
@@ -614,19 +578,19 @@ class ProcessLauncher:
     def _carry_out(self, command: _native._Command) -> None:
         match command:
             case ("fork", group, slot, generation):
-                self._fork.fork_or_put_off(group, self._wrappers[group], slot, generation)
+                self._fork.fork_or_put_off(group, self._groups[group], slot, generation)
             case ("exited", pid, group, slot, status, lifetime):
                 self._fork.forget(pid)
-                self._log.exited(pid, self._name_of(group), slot, status, lifetime)
+                self._log.exited(pid, self._groups.name_of(group), slot, status, lifetime)
             case ("backoff", group, slot, seconds, failures):
                 others = len(self._fork.pids)
-                self._log.put_off(self._name_of(group), slot, seconds, failures, others)
+                self._log.put_off(self._groups.name_of(group), slot, seconds, failures, others)
             case ("late", slot, pid, waited):
                 self._log.late(slot, pid, waited, self._scoreboard)
             case ("hung", slot, pid, seconds):
                 self._log.hung(slot, pid, seconds, self._scoreboard)
             case ("worn", group, slot, pid, why, number):
-                self._log.worn(pid, self._name_of(group), slot, why, number)
+                self._log.worn(pid, self._groups.name_of(group), slot, why, number)
             case ("all_ready",):
                 self._notifier.ready()
                 self._pulse()
@@ -656,13 +620,10 @@ class ProcessLauncher:
         seconds = min((each for each in due if each), default=0.0)
         self._supervisor_of_this_process().set_tick(seconds)
 
-    def _name_of(self, group: int) -> str:
-        return type(self._wrappers[group].service).__name__
-
     def _run_from_template(
         self, group: int, slot: int, generation: int, mask: Any, dump: fault_dump.FaultDump
     ) -> None:
-        self._fork.run_child(self._wrappers[group], slot, generation, mask, dump)
+        self._fork.run_child(self._groups[group], slot, generation, mask, dump)
 
     def _inherited(self) -> list[signal_handler.Handler]:
         """Handlers of this process that a child of it is to replace."""
