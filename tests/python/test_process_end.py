@@ -21,9 +21,11 @@ from _children import environment
 from procfs import is_alive, session_members
 from waiting import wait_until, whole_lines
 
+from osloxide import _native
 from osloxide.cli import site
 from osloxide.launch import ending, worker
 from osloxide.launch.runner import Runner
+from osloxide.threads import own
 
 LONGEST = 45.0
 """Seconds after which a program counts as hung; far more than any deadline in here."""
@@ -620,6 +622,30 @@ def test_what_a_handler_raises_in_the_last_lines_of_a_worker_leaves_its_status(
             os._exit(1)
 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+@pytest.mark.parametrize("refused", [RuntimeError, OSError])
+def test_an_end_that_gets_no_thread_is_bounded_and_can_be_taken_back(
+    monkeypatch: pytest.MonkeyPatch, refused: type[Exception]
+) -> None:
+    """A launcher that was made then was ended by the deadline of the one before it."""
+    said: list[str] = []
+
+    def refuse(*_arguments: object) -> None:
+        raise refused("can't start new thread")
+
+    monkeypatch.setattr(_native, "arm_deadline", lambda *_arguments: said.append("armed"))
+    monkeypatch.setattr(_native, "disarm_deadline", lambda: said.append("disarmed"))
+    if refused is OSError:
+        monkeypatch.setattr(_native, "arm_deadline", refuse)
+        monkeypatch.setattr(own, "start", lambda _name, _work: said.append("armed"))
+    else:
+        monkeypatch.setattr(own, "start", refuse)
+
+    ending.begin(0, 60)
+    ending.take_back()
+
+    assert said == ["armed", "disarmed"]
 
 
 def test_a_worker_that_stops_waits_neither_for_itself_nor_for_one_that_has_left(

@@ -51,11 +51,16 @@ class _End:
         self.changed = threading.Condition()
         self.is_taken_back = False
         self.arm()
-        self.thread = own.start("service end", self._watch)
+        try:
+            own.start("service end", self._watch)
+        except RuntimeError:
+            LOG.debug("The end of this process is bounded, but nothing will say why", exc_info=True)
 
     def arm(self) -> None:
+        """Where the system gives no thread for the native deadline, that of this room is left."""
         left = max(0.0, self.deadline - time.monotonic())
-        _native.arm_deadline(left + NATIVE_MARGIN, self.status)
+        with contextlib.suppress(OSError):
+            _native.arm_deadline(left + NATIVE_MARGIN, self.status)
 
     def shorten(self, seconds: float) -> None:
         self.deadline = min(self.deadline, time.monotonic() + seconds)
@@ -74,7 +79,8 @@ class _End:
     def cut_off(self) -> NoReturn:
         try:
             # The log may be what holds up the end.
-            _native.arm_deadline(NATIVE_MARGIN, self.status)
+            with contextlib.suppress(OSError):
+                _native.arm_deadline(NATIVE_MARGIN, self.status)
             LOG.warning(
                 "Process %d is still there %.1f s after its services have stopped: %s; "
                 "exiting with status %d",
@@ -99,10 +105,7 @@ def begin(status: int, seconds: float) -> None:
     """
     global _end
     take_back()
-    try:
-        _end = _End(status, seconds or WITHOUT_GRACE)
-    except (RuntimeError, OSError):
-        LOG.debug("No deadline for the end of this process", exc_info=True)
+    _end = _End(status, seconds or WITHOUT_GRACE)
 
 
 def take_back() -> None:
