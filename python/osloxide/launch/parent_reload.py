@@ -57,8 +57,8 @@ class ParentReload:
 
     def call_beside_threads(self, work: Callable[[], bool]) -> bool:
         """What *work* returns, in which a stop by another thread is heard as well."""
-        self._nudge.take()
         try:
+            self._nudge.take()
             return work()
         finally:
             self._nudge.give_back()

@@ -46,11 +46,12 @@ class Nudge:
         :returns: :attr:`is_taken`.
         """
         global _taken
-        if not self.is_taken and signal.getsignal(SIGNAL) in UNHANDLED:
-            self._main_thread = threading.get_ident()
-            self._displaced = signal.signal(SIGNAL, self._hear)
-            self.is_taken = True
-            _taken = self
+        displaced = signal.getsignal(SIGNAL)
+        if displaced in UNHANDLED:
+            self._main_thread, self._displaced = threading.get_ident(), displaced
+            # Before the handler is there: give_back() has to undo what another one interrupts here.
+            self.is_taken, _taken = True, self
+            signal.signal(SIGNAL, self._hear)
             # A process may be started with it blocked: no nudge would be heard, ever.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGNAL})
         return self.is_taken
@@ -59,9 +60,8 @@ class Nudge:
         """Undo :meth:`take` (main thread only)."""
         global _taken
         if self.is_taken:
-            self.is_taken = False
-            _taken = None
             signal.signal(SIGNAL, self._displaced)
+            self.is_taken, _taken = False, None
 
     def send(self) -> None:
         """Nudge the main thread, from any thread. Does nothing unless the signal is taken."""
