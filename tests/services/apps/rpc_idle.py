@@ -21,6 +21,7 @@ from oslo_service import backend
 backend.init_backend(backend.BackendType.THREADING)
 
 import time
+from pathlib import Path
 from typing import Any
 
 import oslo_messaging
@@ -30,6 +31,13 @@ from oslo_config import cfg
 class Endpoint:
     def echo(self, ctxt: dict[str, Any], what: Any) -> Any:
         return what
+
+
+def native_threads() -> list[tuple[str, int]]:
+    """Those that read what a broker sends, where kombu does not."""
+    tasks = Path("/proc/self/task").iterdir()
+    named = [((task / "comm").read_text().strip(), int(task.name)) for task in tasks]
+    return [one for one in named if one[0] in ("amqp-client", "amqp-listeners")]
 
 
 def main() -> None:
@@ -42,8 +50,10 @@ def main() -> None:
     server.start()
     client = oslo_messaging.get_rpc_client(client_transport, target)
     assert client.call({}, "echo", what=1) == 1
-    listener, waiter = server.listener._listen_thread, client_transport._driver._waiter._thread
-    print(f"THREADS {listener.native_id} {waiter.native_id}", flush=True)
+    threads = [("listener", server.listener._listen_thread.native_id)]
+    waiter = client_transport._driver._waiter
+    threads += native_threads() if waiter is None else [("waiter", waiter._thread.native_id)]
+    print("THREADS", *(f"{name}={number}" for name, number in threads), flush=True)
     sys.stdin.read()
     began = time.monotonic()
     server.stop()
