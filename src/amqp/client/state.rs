@@ -36,6 +36,8 @@ const LONGEST_UNTOLD: Duration = Duration::from_secs(1);
 const MOST_UNTOLD: usize = 64 * 1024;
 /// How often a message is sent again after its exchange or its default queue was deleted beneath it.
 const MOST_REFUSALS: u32 = 3;
+/// By which RabbitMQ's refusal of a message that is too large is known.
+const TOO_LARGE: &str = "message size";
 
 /// See the head of this file.
 #[derive(Default)]
@@ -735,9 +737,12 @@ impl State {
             .remove(&exchange)
             .map(|route| route.unconfirmed)
             .unwrap_or_default();
+        let is_known = unconfirmed
+            .values()
+            .any(|request| is_too_large(refusal, request));
         let mut again = Vec::new();
         for request in unconfirmed.into_values() {
-            if may_send_after(refusal, &request) {
+            if may_send_after(refusal, &request, is_known) {
                 again.push(request);
             } else if !request.progress.lock().is_answered {
                 request.end(Event::Failed(format!("{}: {}", refusal.code, refusal.text)));
@@ -837,23 +842,31 @@ impl State {
     }
 }
 
-/// Whether *request*, unconfirmed on a channel that the broker has closed, is sent again.
-fn may_send_after(refusal: &Refusal, request: &Request) -> bool {
+/// Whether *request*, unconfirmed on a channel that the broker has closed, is sent again; it *is known*
+/// which of those on it is to blame, or is not.
+fn may_send_after(refusal: &Refusal, request: &Request, is_known: bool) -> bool {
     let mut progress = request.progress.lock();
     if progress.is_left || progress.is_answered {
         return false;
     }
     progress.returned = None;
-    progress.refusals += 1;
+    // Where it is known there is one less to blame each time, and so an end.
+    progress.refusals += u32::from(!is_known);
     let is_often = progress.refusals > MOST_REFUSALS;
     match refusal.code {
         // Its exchange was deleted; it is declared again.
         NOT_FOUND => !is_often,
-        // One of them is too large: RabbitMQ says of how many bytes.
         PRECONDITION_FAILED => {
-            let size = format!(" {} ", request.message.body.len());
-            !is_often && refusal.text.contains("message size") && !refusal.text.contains(&size)
+            !is_often && refusal.text.contains(TOO_LARGE) && !is_too_large(refusal, request)
         }
         _ => false,
     }
+}
+
+/// Whether the broker has refused *request* as too large: RabbitMQ says of how many bytes that was.
+fn is_too_large(refusal: &Refusal, request: &Request) -> bool {
+    let size = format!(" {} ", request.message.body.len());
+    refusal.code == PRECONDITION_FAILED
+        && refusal.text.contains(TOO_LARGE)
+        && refusal.text.contains(&size)
 }

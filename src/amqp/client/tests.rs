@@ -952,6 +952,43 @@ fn a_channel_that_is_closed_fails_what_is_to_blame_and_nothing_else() {
 }
 
 #[test]
+fn a_message_is_sent_however_many_beside_it_are_too_large() {
+    const LARGE: usize = 5;
+    let broker = Broker::new(1, |_, peer| {
+        peer.shake_hands(60);
+        for left in (1..=LARGE).rev() {
+            let mut channel = 0;
+            for _ in 0..=left {
+                channel = peer.published().channel;
+            }
+            // One of those sizes each time.
+            let size = 4 + left;
+            let text = format!("PRECONDITION_FAILED - message size {size} is larger than 4");
+            peer.say(channel, 20, 40, &refusal(406, &text));
+        }
+        let small = peer.published();
+        assert_eq!(small.body, b"{}");
+        peer.confirm(small.channel, 1);
+        peer.part();
+    });
+    let client = broker.client();
+
+    let large: Vec<_> = (1..=LARGE)
+        .map(|more| Message {
+            body: vec![b'x'; 4 + more],
+            ..cast()
+        })
+        .map(|message| client.send(message).unwrap())
+        .collect();
+    let small = client.send(cast()).unwrap();
+    for large in &large {
+        assert!(matches!(end_of(large), Event::Failed(text) if text.contains("message size")));
+    }
+    assert_eq!(end_of(&small), Event::Taken);
+    broker.end(&client);
+}
+
+#[test]
 fn an_exchange_that_is_not_durable_is_taken_as_it_is() {
     let broker = Broker::new(1, |_, peer| {
         peer.shake_hands(60);
