@@ -6,6 +6,7 @@ Over ``kombu+memory://``, kombu's broker in the process: what is asked here is w
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,3 +127,47 @@ for use in (lambda: client.call({}, "method"), listen):
         refusals.append("monkey-patched" in str(error))
 print(json.dumps(refusals))
 """) == [True, True]
+
+
+def test_messages_of_a_release_that_does_not_keep_the_callers_id_can_be_answered() -> None:
+    from osloxide.messaging.rabbit import listener
+
+    class Incoming:
+        def __init__(self, *arguments: Any) -> None: ...
+
+    lister = SimpleNamespace(
+        message_cls=Incoming, msg_id_cache=listener.Seen(), _obsolete_reply_queues=None
+    )
+    message = {"_msg_id": "call", "_reply_q": "reply_1"}
+
+    assert listener.received(lister, None, message, None).orig_msg_id == "call"
+
+
+def test_a_release_without_quorum_queues_hands_requests_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from osloxide.messaging.rabbit import listener
+
+    monkeypatch.setattr(listener, "_Decoded", lambda message: None)
+    taken: list[Any] = []
+    lister: Any = SimpleNamespace(_lent=SimpleNamespace(), _take=lambda *given: taken.append(given))
+    message = SimpleNamespace(_raw_message=SimpleNamespace(headers={}))
+    listener.PacedListener.__call__(lister, message)
+
+    assert [given[1] for given in taken] == [message]
+
+
+def test_a_release_whose_messages_have_no_id_takes_them_from_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from oslo_messaging._drivers import base
+
+    from osloxide.messaging.memory import driver
+
+    def init(self: Any, ctxt: Any, message: Any) -> None:
+        self.ctxt, self.message = ctxt, message
+
+    monkeypatch.setattr(base.IncomingMessage, "__init__", init)
+    envelope: Any = SimpleNamespace(body='[{}, {"method": "m"}]', reply=None)
+
+    assert driver._Incoming(envelope, lambda _: None).msg_id.startswith("memory-")

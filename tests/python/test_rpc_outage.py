@@ -104,3 +104,21 @@ def test_a_call_waits_for_a_missing_queue_no_longer_than_its_own_timeout(
     connection.topic_send("exchange", "topic", "message", 0.25)
 
     assert connection.attempts > 1
+
+
+def test_a_release_whose_waiters_are_not_told_the_queue_waits_as_before() -> None:
+    class ReplyWaiter:
+        def __init__(self, reply_q: str, conn: Any) -> None: ...
+
+        def wait(self, msg_id: str, timeout: Any, call_monitor_timeout: Any) -> Any:
+            return msg_id, timeout, call_monitor_timeout
+
+        def _process_reply(self, data: Any) -> Any: ...
+
+    errors = SimpleNamespace(MessagingTimeout=TimeoutError)
+    driver: Any = SimpleNamespace(ReplyWaiter=ReplyWaiter, oslo_messaging=errors)
+    outage.amend_waiters(driver)
+    waiter = ReplyWaiter("reply_1", SimpleNamespace(connection=SimpleNamespace(_consumers=[])))
+
+    assert waiter.wait("call", 9, None) == ("call", 9, None)
+    assert waiter.wait("call", 9, 3) == ("call", 9, 3)

@@ -2,8 +2,8 @@
 
 Owns what stands in for its workaround of eventlet/eventlet#432. Releases such as 5.1 make it in
 ``setup()`` in each process that has imported eventlet, patched or not; 5.5.1 does so in patched
-ones alone, of which osloxide runs none. Handlers that are made afterwards are locked with a token in
-a pipe. All workers inherit that pipe from their parent, so one that is killed in the middle of a
+ones alone, of which osloxide runs none. Handlers that are made afterwards are locked with a token
+in a pipe. All workers inherit that pipe from their parent, so one that is killed in the middle of a
 record takes the token with it, and from then on none of them can log. Where nothing is patched,
 logging's own locks do, and a child gets new ones.
 Rules: oslo_log/log.py (``_fix_eventlet_logging``), oslo_log/pipe_mutex.py; :mod:`logging`.

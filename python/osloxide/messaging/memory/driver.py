@@ -39,7 +39,9 @@ class _Incoming(base.RpcIncomingMessage):
         self, envelope: exchanges.Envelope, requeue: Callable[[exchanges.Envelope], None]
     ) -> None:
         context, message = jsonutils.loads(envelope.body)
-        super().__init__(context, message, msg_id=f"memory-{next(_message_ids)}")
+        super().__init__(context, message)
+        # Up to 14.7 the base class does not take one.
+        self.msg_id = f"memory-{next(_message_ids)}"
         self.client_timeout = message.pop("_timeout", None)
         self._envelope = envelope
         self._requeue = requeue

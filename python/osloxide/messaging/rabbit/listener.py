@@ -230,6 +230,8 @@ def received(listener: Any, origin: Any, message: dict[str, Any], operations: An
         operations,
     )
     incoming.origin = origin
+    # Releases up to 14.7 have one name for it, which stands for no reply where it is blank.
+    incoming.orig_msg_id = msg_id
     return incoming
 
 
@@ -264,7 +266,9 @@ class PacedListener(amqpdriver.AMQPListener):
 
     def __call__(self, message: Any) -> None:
         headers = message._raw_message.headers or {}
-        limit = self._lent.rabbit_quorum_queue_config.delivery_limit
+        # Up to 12.13 there are no quorum queues.
+        quorum = getattr(self._lent, "rabbit_quorum_queue_config", None)
+        limit = quorum.delivery_limit if quorum else None
         warn_near_limit(headers.get("x-delivery-count", 0), limit)
         self._take(_Decoded(message), message)
 

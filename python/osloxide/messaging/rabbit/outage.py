@@ -123,14 +123,15 @@ def amend_waiters(amqpdriver: ModuleType) -> None:
 
     @functools.wraps(wait)
     def wait_or_learn(
-        self: Any, msg_id: str, timeout: Any, call_monitor_timeout: Any, reply_q: str
+        self: Any, msg_id: str, timeout: Any, call_monitor_timeout: Any, *reply_q: str
     ) -> Any:
+        # Releases up to 14.4 do not name the queue.
         if not call_monitor_timeout:
-            return wait(self, msg_id, timeout, call_monitor_timeout, reply_q)
+            return wait(self, msg_id, timeout, call_monitor_timeout, *reply_q)
         # Heartbeats tell it sooner whether the call is still at work.
         self._osloxide_monitored.add(msg_id)
         try:
-            return wait(self, msg_id, timeout, call_monitor_timeout, reply_q)
+            return wait(self, msg_id, timeout, call_monitor_timeout, *reply_q)
         finally:
             self._osloxide_monitored.discard(msg_id)
 
