@@ -97,6 +97,55 @@ say(launcher.wait(), signal.getsignal(signal.SIGURG) is signal.SIG_DFL)
     assert "stop() ends Hangs.reset() in the parent" in done.stderr
 
 
+def test_a_thread_stops_a_launcher_that_nobody_waits_for() -> None:
+    """It waited for ever, for a main thread that waited for it."""
+    done = run_python(
+        program(
+            """
+launcher = service.ProcessLauncher(conf)
+launcher.launch_service(service.Service(), workers=1)
+stopping = threading.Thread(target=launcher.stop, daemon=True)
+stopping.start()
+stopping.join(15)
+say(stopping.is_alive(), launcher.children)
+say(launcher.wait())
+""",
+            flavour="EVENTLET",
+        )
+    )
+
+    assert (done.returncode, done.stdout) == (0, "False {}\n0\n"), done.stderr
+
+
+def test_a_program_stops_what_it_has_launched_and_goes_on_without_wait() -> None:
+    """stop() returned before that of the service was called, and the grace period ended both."""
+    done = run_python(
+        program(
+            """
+from osloxide import _native
+disarm = _native.disarm_deadline
+_native.disarm_deadline = lambda: (say("disarmed"), disarm())
+
+class Slow(service.Service):
+    def stop(self, graceful=False):
+        launcher.stop()  # does not wait for itself
+        say("stops")
+        super().stop(graceful)
+
+launcher = service.ServiceLauncher(conf)
+launcher.launch_service(Slow())
+launcher.stop()
+say("stopped", launcher._runner.time_left())
+say(launcher.wait())
+""",
+            flavour="EVENTLET",
+        )
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:3] == ["stops", "disarmed", "stopped 0.0"]
+
+
 def test_a_hangup_while_a_thread_stops_the_launcher_does_not_end_the_program() -> None:
     """It was taken for a stop by a signal, after which the program has to end."""
     done = run_python(

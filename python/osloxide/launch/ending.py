@@ -119,6 +119,11 @@ def take_back() -> None:
         _native.disarm_deadline()
 
 
+def has_begun() -> bool:
+    """Whether the process has to end, and has not been taken back."""
+    return _end is not None
+
+
 def cut_short() -> None:
     """Another SIGTERM: end now what has been ending for a while. Does nothing before an end."""
     if _end is not None and time.monotonic() - _end.began >= _PATIENT:

@@ -111,6 +111,8 @@ class ProcessLauncher:
         self._unforked = unforked.Unforked(conf, restart_method, self._notifier, self._signals)
         self._groups = worker_groups.WorkerGroups(self._supervisor_of_this_process)
         self._making = threading.RLock()
+        self._driving = threading.RLock()
+        """Held by the thread that carries out the supervisor's commands."""
         self._scoreboard: _native.Scoreboard | None = None
         self._supervisor: _native.Supervisor | None = None
         self._pid = os.getpid()
@@ -179,8 +181,9 @@ class ProcessLauncher:
         supervisor = self._supervisor_of_this_process()
         self._is_in_rounds = True  # a handler's stop() must not come between a fork and its answer
         try:
-            while self._due is None and (command := supervisor.due()) is not None:
-                self._obey(command)
+            with self._driving:
+                while self._due is None and (command := supervisor.due()) is not None:
+                    self._obey(command)
         except BaseException:
             self._groups.give_up(group)
             raise
@@ -337,6 +340,14 @@ class ProcessLauncher:
         self._set_timeouts()
         process_title.of_supervisor()
         self._claim_main_thread()
+        with self._driving:
+            status = self._wait_here()
+        if status != 0:
+            raise SystemExit(status)
+        return 0
+
+    def _wait_here(self) -> int:
+        """Supervise until the launcher is stopped; returns the exit status."""
         is_over = False
         try:
             if self._fork.templates is not None and self.running:
@@ -360,9 +371,7 @@ class ProcessLauncher:
                 ending.begin(status, float(self.conf.graceful_shutdown_timeout or 0))
             else:
                 self._signals.replace(self._handlers().values(), {})
-        if status != 0:
-            raise SystemExit(status)
-        return 0
+        return status
 
     def _wait_on_main_thread(self) -> int:
         """:meth:`wait` of another thread: the main thread does it, which waits for that one.
@@ -492,7 +501,8 @@ class ProcessLauncher:
 
         Called in a signal handler while wait() runs, or while workers are forked, it only asks for
         that, and ends a reset() that it has interrupted. Called on another thread, it ends a
-        reset() on the main thread likewise, unless the application has a handler for SIGURG.
+        reset() on the main thread likewise, unless the application has a handler for SIGURG, and
+        waits for the workers itself where the main thread is not in wait().
         """
         self.running = False
         LOG.debug("Stop services.")
@@ -506,11 +516,14 @@ class ProcessLauncher:
         if threading.current_thread() is not threading.main_thread():
             _native.wake()
             self._reload.leave_from_thread(has_ended)
-            has_ended.wait()
+            with self._driving:
+                if not has_ended.is_set():
+                    self._drain()
         elif self._is_in_rounds:
             self._reload.leave_by_stop()
         else:
-            self._drain()
+            with self._driving:
+                self._drain()
 
     def _drain(self) -> None:
         if self._fork.pids:

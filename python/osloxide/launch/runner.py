@@ -121,6 +121,8 @@ class Runner:
         self._begun: list[Any] = []
         self._early: list[Any] = []
         self._is_early = False
+        self._early_stopped = threading.Event()
+        self._stop_thread: int | None = None
         self._starting: Any = None
         self._resetting: Any = None
         self._leave_start_at: float | None = None
@@ -236,6 +238,17 @@ class Runner:
             self._begin_leaving("")
         self._early.append(service)
         self._stop_early()
+
+    def await_early_stop(self) -> None:
+        """After :meth:`request_stop`: wait until what :meth:`start_early` has started has stopped.
+
+        Not within the start() of a service, which has to return first, nor within its stop().
+        """
+        is_started = self._is_early and self._phase not in _AT_REST
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        is_within_start = on_main_thread and self._starting is not None
+        if is_started and not is_within_start and threading.get_ident() != self._stop_thread:
+            waiting.wait_for(self._early_stopped)
 
     def _enter(self, phase: Phase) -> None:
         """Go on to *phase*; the caller holds the lock."""
@@ -492,6 +505,7 @@ class Runner:
             work()
 
     def _stop_services(self) -> None:
+        self._stop_thread = threading.get_ident()
         for service in list(self._begun):
             self._stopping = service
             try:
@@ -499,10 +513,15 @@ class Runner:
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
                 text = f"Error stopping {type(service).__name__}"
                 self._status = self._status or exit_status(exc, 1, text)
-        self._stopping = None
+        self._stopping = self._stop_thread = None
         with self._lock:
             self._enter(Phase.STOPPED)
+            if self._is_early and not ending.has_begun():
+                # By the program itself, which may go on without run().
+                self._control.deadline = None
+                _native.disarm_deadline()
         _native.wake()
+        waiting.fire(self._early_stopped)
 
     def _cut_off(self) -> NoReturn:
         late = [

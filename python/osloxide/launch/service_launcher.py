@@ -233,11 +233,14 @@ class ServiceLauncher(Launcher):
     def stop(self) -> None:
         """Stop the services.
 
-        On the main thread this only asks wait() for it; called elsewhere while wait() runs, it
-        returns when the services have ended. Services that were not started are not stopped.
+        While wait() runs, on the main thread this only asks it for that, and elsewhere it returns
+        when the services have ended. Before wait() it returns when those have stopped that
+        launch_service() has started. Services that were not started are not stopped.
         """
         self._runner.request_stop()
-        if self._is_waiting and threading.current_thread() is not threading.main_thread():
+        if not self._is_waiting:
+            self._runner.await_early_stop()
+        elif threading.current_thread() is not threading.main_thread():
             self._has_ended.wait()
 
     @override
