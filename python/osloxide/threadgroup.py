@@ -106,6 +106,16 @@ class GroupThread(threading.Thread):
         return self.result
 
 
+def release_current() -> None:
+    """The calling thread is about to wait for what waits for its group: that waits for it no more.
+
+    Does nothing on a thread of no group.
+    """
+    current = threading.current_thread()
+    if isinstance(current, GroupThread):
+        waiting.fire(current.released)
+
+
 def _call_link(link: Callable[[], object]) -> None:
     try:
         link()

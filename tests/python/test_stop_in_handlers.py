@@ -146,6 +146,29 @@ say(launcher.wait())
     assert done.stdout.splitlines()[:3] == ["stops", "disarmed", "stopped 0.0"]
 
 
+def test_a_thread_of_a_service_that_waits_for_its_threads_stops_the_launcher() -> None:
+    """Each waited for the other, until the grace period was over."""
+    done = run_python(
+        program(
+            """
+class Ends(service.Service):
+    def start(self):
+        self.tg.add_thread(launcher.stop)
+
+    def stop(self, graceful=False):
+        super().stop(graceful=True)
+
+launcher = service.ServiceLauncher(conf)
+launcher.launch_service(Ends())
+say(launcher.wait())
+""",
+            grace=10,
+        )
+    )
+
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 def test_a_hangup_while_a_thread_stops_the_launcher_does_not_end_the_program() -> None:
     """It was taken for a stop by a signal, after which the program has to end."""
     done = run_python(

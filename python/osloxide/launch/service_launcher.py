@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar
 
-from osloxide import _native
+from osloxide import _native, threadgroup
 from osloxide._typing import override
 from osloxide.activation import import_hook
 from osloxide.launch import configuration, ending, scoreboard, services, standard_streams, systemd
@@ -234,13 +234,15 @@ class ServiceLauncher(Launcher):
         """Stop the services.
 
         While wait() runs, on the main thread this only asks it for that, and elsewhere it returns
-        when the services have ended. Before wait() it returns when those have stopped that
-        launch_service() has started. Services that were not started are not stopped.
+        when the services have ended, which do not wait for the calling thread. Before wait() it
+        returns when those have stopped that launch_service() has started. Services that were not
+        started are not stopped.
         """
         self._runner.request_stop()
         if not self._is_waiting:
             self._runner.await_early_stop()
         elif threading.current_thread() is not threading.main_thread():
+            threadgroup.release_current()
             self._has_ended.wait()
 
     @override
