@@ -47,14 +47,27 @@ impl Wait {
         self.before.time + now.saturating_duration_since(self.began)
     }
 
+    /// What the client has moved in all the time that threads have waited for it, or in this wait
+    /// alone once that is long: one that was quick before it stalled is slow.
     fn bytes_per_second(&self, now: Instant) -> u64 {
         let moved = match self.direction {
             Direction::Receiving => 0,
             Direction::Sending => self.unconfirmed.saturating_sub(unconfirmed(self.socket)),
         };
-        let millis = u64::try_from(self.age(now).as_millis()).unwrap_or(u64::MAX);
-        (self.before.bytes + moved).saturating_mul(1000) / millis.max(1)
+        let average = rate(self.before.bytes + moved, self.age(now));
+        let this = now.saturating_duration_since(self.began);
+        if this >= GRACE {
+            average.min(rate(moved, this))
+        } else {
+            average
+        }
     }
+}
+
+/// Bytes a second.
+fn rate(bytes: u64, time: Duration) -> u64 {
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    bytes.saturating_mul(1000) / millis.max(1)
 }
 
 impl SlowClients {
@@ -158,7 +171,7 @@ impl SlowClients {
 }
 
 /// That many percent of the threads.
-fn threads(pool_size: usize, share: usize) -> usize {
+pub(super) fn threads(pool_size: usize, share: usize) -> usize {
     pool_size.saturating_mul(share) / 100
 }
 
@@ -254,6 +267,26 @@ mod tests {
 
             assert_eq!(waiting.join().unwrap(), (1, true));
         });
+    }
+
+    #[test]
+    fn a_client_that_was_quick_before_it_stalled_is_slow_after_a_while() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let began = Instant::now();
+        let wait = Wait {
+            socket: ours.as_raw_fd(),
+            direction: Direction::Receiving,
+            began,
+            before: Waited {
+                time: Duration::from_millis(100),
+                bytes: 1 << 30,
+            },
+            unconfirmed: 0,
+            is_cut: false,
+        };
+
+        assert!(wait.bytes_per_second(began + GRACE / 2) > SLOW_BYTES_PER_SECOND);
+        assert_eq!(wait.bytes_per_second(began + GRACE), 0);
     }
 
     #[test]
