@@ -16,7 +16,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Running, app, echo, hello, ok, path, read_all, read_answer, read_body};
 
 #[test]
@@ -594,6 +594,110 @@ fn a_long_body_that_trickles_is_cut_off_although_bytes_keep_coming() {
     assert_eq!(result, Err(BodyError::TimedOut));
 }
 
+/// Requests that stall: 30 kB short of a body of 100 kB, in the middle of a chunk, or before they were
+/// asked for any of it; with what is missing of each.
+fn stalling(count: usize) -> impl Iterator<Item = (String, String)> {
+    let (come, missing) = ("a".repeat(70_000), "b".repeat(30_000));
+    let kinds = [
+        (
+            format!("Content-Length: 100000\r\n\r\n{come}"),
+            missing.clone(),
+        ),
+        (
+            format!("Transfer-Encoding: chunked\r\n\r\n186a0\r\n{come}"),
+            format!("{missing}\r\n0\r\n\r\n"),
+        ),
+        (
+            "Content-Length: 100000\r\nExpect: 100-continue\r\n\r\n".into(),
+            come + &missing,
+        ),
+    ];
+    kinds
+        .into_iter()
+        .cycle()
+        .take(count)
+        .map(|(sent, missing)| {
+            let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n";
+            (format!("{head}{sent}"), missing)
+        })
+}
+
+#[test]
+fn uploads_that_stall_hold_their_share_of_the_threads_and_are_served_once_they_go_on() {
+    let settings = Settings {
+        pool_size: 4,
+        ..Settings::default()
+    };
+    let running = Running::with(settings, echo);
+    let stalled: Vec<_> = stalling(12)
+        .map(|(sent, missing)| {
+            let mut stream = running.connect();
+            stream.write_all(sent.as_bytes()).unwrap();
+            (stream, missing)
+        })
+        .collect();
+
+    // Each of these comes behind all of those.
+    for _ in 0..8 {
+        let answer = running.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while running.server.stats().in_flight != 2 {
+        assert!(Instant::now() < deadline, "{:?}", running.server.stats());
+        std::thread::yield_now();
+    }
+
+    for (at, (mut stream, missing)) in stalled.into_iter().enumerate() {
+        stream.write_all(missing.as_bytes()).unwrap();
+        let answer = read_all(&mut stream);
+        let answer = answer.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{at}: {answer:.100}");
+        assert!(answer.ends_with(&"b".repeat(30_000)), "{at}");
+    }
+}
+
+#[test]
+fn uploads_beyond_the_share_have_the_threads_that_nobody_else_needs() {
+    let (send, begun) = std::sync::mpsc::channel();
+    let settings = Settings {
+        pool_size: 4,
+        ..Settings::default()
+    };
+    let running = Running::with(settings, move |exchange| {
+        send.send(()).unwrap();
+        echo(exchange);
+    });
+    let length = 3 << 20;
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        length + 1
+    );
+
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let mut writer = running.connect();
+            let reader = writer.try_clone().unwrap();
+            let message = head.clone().into_bytes();
+            let sending = std::thread::Builder::new().spawn(move || {
+                writer.write_all(&message).unwrap();
+                writer.write_all(&vec![b'a'; length]).unwrap();
+                writer
+            });
+            (reader, sending.unwrap())
+        })
+        .collect();
+    for _ in 0..4 {
+        begun.recv_timeout(Duration::from_secs(30)).unwrap();
+    }
+
+    for (mut reader, sending) in clients {
+        sending.join().unwrap().write_all(b"b").unwrap();
+        let answer = read_all(&mut reader);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:.100}");
+    }
+}
+
 #[test]
 fn a_client_that_stops_reading_is_given_up() {
     let (send, receive) = std::sync::mpsc::channel();
@@ -706,13 +810,9 @@ fn a_client_that_resets_its_connection_leaves_nothing_behind() {
     }
 
     assert!(running.ask(GET).starts_with("HTTP/1.1 200 "));
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while running.server.stats().connections > 0 {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "{:?}",
-            running.server.stats()
-        );
+        assert!(Instant::now() < deadline, "{:?}", running.server.stats());
         std::thread::yield_now();
     }
 }

@@ -225,8 +225,8 @@ class Server(ServiceBase):
     #: Requests that may wait while ``pool_size`` are answered; more are answered with 503. 0: none
     #: waits; None: any number.
     max_waiting: int | None = None
-    #: Percent of the pool's threads that slow clients may hold while requests wait for one; 100:
-    #: none is cut off for others.
+    #: Percent of the pool's threads that slow clients may hold while requests wait for one; uploads
+    #: beyond it wait without a thread. 100: none is cut off for others.
     slow_client_share = 50
     #: Most bytes of memory of complete answers that clients have not taken yet; beyond it threads
     #: wait for the clients, or the slowest clients are cut off where threads are needed.

@@ -91,6 +91,17 @@ pub(super) enum BodyStep {
     Blocked,
 }
 
+/// What there is of a request that a thread is to be spent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Collected {
+    /// All of it: here, or with the kernel.
+    Whole,
+    /// Some of its body, and no more may be collected.
+    Beginning,
+    /// Too little: the socket has to become ready first.
+    Missing,
+}
+
 /// What the kernel was found to hold of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
@@ -355,27 +366,36 @@ impl Connection {
         {}
     }
 
-    /// Takes what has come of a request's body, up to `bound` bytes, unless all of it is there. True
-    /// once there is nothing to wait for: the body is whole or the bound is reached.
+    /// Takes what has come of a request's body, up to its bound, unless all of it is there.
     pub(super) fn collect(
         &mut self,
         received: &mut ReceivedRequest,
-        bound: usize,
-    ) -> Result<bool, BodyError> {
-        while received.collected < bound {
-            if self.is_body_left(bound - received.collected) {
-                return Ok(true);
+    ) -> Result<Collected, BodyError> {
+        while received.collected < received.bound {
+            if self.is_body_left(received.bound - received.collected) {
+                return Ok(Collected::Whole);
             }
             match self.next_piece()? {
                 BodyStep::Data(piece) => {
                     received.collected += piece.len();
                     received.pieces.push_back(piece);
                 }
-                BodyStep::End => return Ok(true),
-                BodyStep::Blocked => return Ok(false),
+                BodyStep::End => return Ok(Collected::Whole),
+                BodyStep::Blocked => return Ok(Collected::Missing),
             }
         }
-        Ok(true)
+        if self.decoder.is_body_read() || self.is_rest_here() {
+            return Ok(Collected::Whole);
+        }
+        Ok(Collected::Beginning)
+    }
+
+    /// True when all that is missing of a counted body has come, as far as that is known.
+    fn is_rest_here(&self) -> bool {
+        self.decoder.outstanding().is_some_and(|left| {
+            let missing = left.saturating_sub(self.decoder.held() as u64);
+            missing == 0 || self.link.waiting() >= missing
+        })
     }
 
     /// Receives once, and gives the decoder what came.

@@ -21,6 +21,7 @@ mod sending;
 mod slow_clients;
 mod socket;
 pub mod tls;
+mod uploads;
 
 use crate::pool::Pool;
 use crate::wsgi::Handler;
@@ -63,7 +64,8 @@ pub struct Settings {
     /// them. Beyond it, the threads that made them wait for the clients.
     pub max_unsent: u64,
     /// Percent of `pool_size` that clients which take or send slowly may hold while requests wait for
-    /// a thread, from 1 to 100. At 100 no such client is cut off for others.
+    /// a thread, from 1 to 100. Requests whose bodies have not come wait beyond it without a thread.
+    /// At 100 no such client is cut off for others.
     pub slow_client_share: usize,
     /// How long after [`Server::stop`] the listening socket is looked at for the last time and
     /// closed. Closing the last copy of it resets what the kernel has queued, so a process whose

@@ -147,12 +147,17 @@ def test_streams_to_slow_readers_hold_no_more_than_their_share_of_the_pool(schem
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_slow_senders_hold_no_more_than_their_share_of_the_pool(scheme: str) -> None:
     with serving_over(scheme) as server, ExitStack() as stack:
-        for _ in range(3 * POOL):
-            client = stack.enter_context(slow(server, scheme))
+        clients = [stack.enter_context(slow(server, scheme)) for _ in range(3 * POOL)]
+        for client in clients:
             client.send("POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n")
             client.send(b"x" * 70_000)
 
         assert_others_are_served(server, scheme)
+
+        assert until(lambda: busy(server) <= POOL // 2)
+        for client in clients:  # the first hold threads, and none was cut off for the others
+            client.send(b"x" * 130_000)
+            assert client.answer().body == b"200000"
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

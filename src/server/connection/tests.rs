@@ -77,7 +77,7 @@ fn a_body_that_has_come_stays_with_the_kernel_until_it_is_read() {
     client.write_all(&post(BOUND)).unwrap();
 
     let mut received = request(&mut connection);
-    assert_eq!(connection.collect(&mut received, BOUND), Ok(true));
+    assert_eq!(connection.collect(&mut received), Ok(Collected::Whole));
     assert!(received.pieces.is_empty());
     assert!(connection.decoder.held() <= HEAD_RECEIVE_BYTES);
 
@@ -95,7 +95,7 @@ fn the_request_behind_a_body_that_was_left_is_found() {
     }
     for length in [20_000, 30_000, 0] {
         let mut received = request(&mut connection);
-        assert_eq!(connection.collect(&mut received, BOUND), Ok(true));
+        assert_eq!(connection.collect(&mut received), Ok(Collected::Whole));
         let bytes = read(&mut connection, &mut received, length);
         assert!(bytes.into_iter().eq(body(length)), "{length}");
     }
@@ -109,10 +109,10 @@ fn a_body_of_which_some_is_missing_is_waited_for() {
     client.write_all(first).unwrap();
 
     let mut received = request(&mut connection);
-    assert_eq!(connection.collect(&mut received, BOUND), Ok(false));
+    assert_eq!(connection.collect(&mut received), Ok(Collected::Missing));
     client.write_all(rest).unwrap();
     connection.note(EpollFlags::EPOLLIN);
-    assert_eq!(connection.collect(&mut received, BOUND), Ok(true));
+    assert_eq!(connection.collect(&mut received), Ok(Collected::Whole));
 
     let bytes = read(&mut connection, &mut received, 50_000);
     assert!(bytes.into_iter().eq(body(50_000)));
@@ -125,7 +125,7 @@ fn a_body_that_was_left_and_not_read_is_dropped_before_the_next_request() {
     client.write_all(&post(0)).unwrap();
 
     let mut received = request(&mut connection);
-    assert_eq!(connection.collect(&mut received, BOUND), Ok(true));
+    assert_eq!(connection.collect(&mut received), Ok(Collected::Whole));
     connection.drop_body_left();
 
     assert!(connection.decoder.is_body_read());
@@ -140,11 +140,30 @@ fn a_client_that_has_left_behind_its_body_is_noticed() {
 
     connection.note(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP);
     let mut received = request(&mut connection);
-    assert_eq!(connection.collect(&mut received, BOUND), Ok(true));
+    assert_eq!(connection.collect(&mut received), Ok(Collected::Whole));
     let bytes = read(&mut connection, &mut received, 40_000);
 
     assert!(bytes.into_iter().eq(body(40_000)));
     assert!(matches!(connection.next_request(), Step::Ended));
+}
+
+#[test]
+fn a_body_that_stalls_beyond_the_bound_is_told_from_one_that_has_come() {
+    let (mut connection, mut client) = connection();
+    let message = post(BOUND + 40_000);
+    let (first, rest) = message.split_at(message.len() - 10_000);
+    client.write_all(first).unwrap();
+
+    let mut received = request(&mut connection);
+    assert_eq!(connection.collect(&mut received), Ok(Collected::Beginning));
+    client.write_all(rest).unwrap();
+    connection.note(EpollFlags::EPOLLIN);
+
+    assert_eq!(connection.collect(&mut received), Ok(Collected::Whole));
+    assert!(
+        received.collected < BOUND + 40_000,
+        "the rest stays with the kernel"
+    );
 }
 
 #[test]
@@ -153,7 +172,7 @@ fn a_body_beyond_the_bound_is_collected_up_to_it() {
     client.write_all(&post(BOUND + 20_000)).unwrap();
 
     let mut received = request(&mut connection);
-    assert_eq!(connection.collect(&mut received, BOUND), Ok(true));
+    assert_eq!(connection.collect(&mut received), Ok(Collected::Whole));
 
     assert!(received.collected >= BOUND);
     let bytes = read(&mut connection, &mut received, BOUND + 20_000);

@@ -179,6 +179,7 @@ impl ConnectionExchange<'_> {
         self.failure = Some(BodyError::Disconnected);
         // It is not in flight any more, whatever the application does.
         self.in_flight = None;
+        self.received.permit = None;
         if let Some(connection) = self.connection.take() {
             // It was reserved until now. Where others have used it up meanwhile, the bound is exceeded
             // rather than the client deprived of what it was given.

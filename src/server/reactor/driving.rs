@@ -15,9 +15,6 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::time::Instant;
 use tracing::{debug, warn};
 
-/// How much of a body is collected before a thread is spent on the request.
-const COLLECT_BYTES: usize = 64 << 10;
-
 impl Reactor {
     /// The kernel has news of a connection.
     pub(super) fn handle_event(&self, token: Token, events: EpollFlags, jobs: &mut Vec<Job>) {
@@ -80,27 +77,12 @@ impl Reactor {
     ) -> Again {
         connection.active = received.since;
         connection.is_fresh = false;
-        if received.is_bodiless || received.is_expecting {
+        if received.is_bodiless {
             self.admit(connection, received, jobs)
+        } else if received.is_expecting {
+            self.begin_expecting(connection, received, jobs)
         } else {
             self.collect(connection, received, jobs)
-        }
-    }
-
-    /// Collects the beginning of a body before a thread is spent on the request.
-    fn collect(
-        &self,
-        mut connection: Box<Connection>,
-        mut received: Box<ReceivedRequest>,
-        jobs: &mut Vec<Job>,
-    ) -> Again {
-        match connection.collect(&mut received, COLLECT_BYTES) {
-            Ok(true) => self.admit(connection, received, jobs),
-            Ok(false) => {
-                connection.phase = Phase::Collecting(received);
-                self.park(connection)
-            }
-            Err(error) => self.give_up(connection, &received, error.status(), jobs),
         }
     }
 

@@ -7,7 +7,9 @@
 
 use super::making_memory::Slow;
 use super::{Job, Reactor};
+use crate::server::client_wait::SLOW_BYTES_PER_SECOND;
 use crate::server::connection::{Connection, Phase};
+use crate::server::received_request::{ReceivedRequest, Upload};
 use crate::server::sending::Sending;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -50,10 +52,27 @@ fn reason(connection: &Connection, now: Instant) -> Option<(Reason, Instant)> {
         Phase::Discarding { since, .. } => (Reason::Ended, *since, SLOW_ENOUGH),
         Phase::Lingering(lingering) => (Reason::Ended, lingering.since, SLOW_ENOUGH),
         Phase::Head { since: Some(since) } => (Reason::Slow, *since, SLOW_ENOUGH),
-        Phase::Collecting(received) => (Reason::Slow, received.since, SLOW_ENOUGH),
-        Phase::Producing | Phase::Sending(_) | Phase::Refused { .. } => return None,
+        Phase::Collecting(received) if is_slow(received, now) => {
+            (Reason::Slow, received.since, SLOW_ENOUGH)
+        }
+        Phase::Collecting(_) | Phase::Producing | Phase::Sending(_) | Phase::Refused { .. } => {
+            return None;
+        }
     };
     (since + enough <= now).then_some((reason, since))
+}
+
+/// True where the client takes long to send a body: the beginning of it, or where that is here and no
+/// thread is there for it yet, the rest.
+fn is_slow(received: &ReceivedRequest, now: Instant) -> bool {
+    let millis = now.saturating_duration_since(received.since).as_millis();
+    let is_fast = (received.collected as u128) * 1000
+        >= u128::from(SLOW_BYTES_PER_SECOND).saturating_mul(millis);
+    match received.upload {
+        Upload::Beginning => true,
+        Upload::Held => !is_fast,
+        Upload::Sending => false,
+    }
 }
 
 impl Reactor {

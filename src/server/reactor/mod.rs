@@ -17,6 +17,7 @@ mod overload;
 mod refusing;
 mod slots;
 mod timing;
+mod uploading;
 
 use super::connection::{Connection, Phase, Token};
 use super::deadlines::Deadlines;
@@ -26,6 +27,7 @@ use super::free_memory;
 use super::received_request::ReceivedRequest;
 use super::sending::{After, Note, Sending, UnsentMemory};
 use super::slow_clients::SlowClients;
+use super::uploads::{Others, Uploads};
 use super::{Settings, Stats, socket, tls};
 use crate::pool::{self, Source};
 use crate::scoreboard;
@@ -102,6 +104,7 @@ pub(super) struct Reactor {
     /// Memory of answers that clients have not taken yet.
     unsent: UnsentMemory,
     slow_clients: SlowClients,
+    uploads: Arc<Uploads>,
     /// No answer gave way to another one; when to try again.
     next_making: Mutex<Option<Instant>>,
     look_at_readers: Mutex<LookAtReaders>,
@@ -133,6 +136,8 @@ pub(super) struct Reactor {
 struct Scratch {
     events: Vec<EpollEvent>,
     due: Vec<Token>,
+    /// Requests that have or wait for a thread, those with permits left out.
+    others: Others,
 }
 
 impl Reactor {
@@ -170,6 +175,7 @@ impl Reactor {
         Ok(Self {
             unsent: UnsentMemory::new(settings.max_unsent),
             slow_clients: SlowClients::new(pool_size, settings.slow_client_share),
+            uploads: Arc::new(Uploads::new(pool_size, settings.slow_client_share)),
             next_making: Mutex::default(),
             look_at_readers: Mutex::default(),
             most_connections: most_connections(&settings),
@@ -199,6 +205,7 @@ impl Reactor {
             scratch: Mutex::new(Scratch {
                 events: vec![EpollEvent::empty(); EVENTS_PER_TURN],
                 due: Vec::new(),
+                others: Others::new(Instant::now()),
             }),
         })
     }
@@ -222,6 +229,7 @@ impl Reactor {
     /// The pool has another size now.
     pub(super) fn resize(&self, pool_size: usize) {
         self.slow_clients.resize(pool_size);
+        self.uploads.resize(pool_size);
         self.pool_size.store(pool_size.max(1), Ordering::Relaxed);
         self.overload.resize(pool_size);
         // Connections may be accepted that had to wait for the backlog.
@@ -344,7 +352,11 @@ impl Source for Reactor {
 
     fn wait(&self, jobs: &mut Vec<Job>, most: usize, free: usize) {
         let mut scratch = self.scratch.lock();
-        let Scratch { events, due } = &mut *scratch;
+        let Scratch {
+            events,
+            due,
+            others,
+        } = &mut *scratch;
         let before = jobs.len();
         self.apply_orders(jobs);
         if self.is_over() {
@@ -359,9 +371,12 @@ impl Source for Reactor {
         };
         let deferred = std::mem::take(&mut *self.deferred.lock());
         let now = Instant::now();
+        let busy = self.pool_size.load(Ordering::Relaxed).saturating_sub(free);
+        others.note_busy(busy, self.uploads.taken(), now);
+        let look_at_uploads = self.see_to_uploads(free, before, others, now, jobs);
         let other = if deferred.is_empty() && jobs.is_empty() {
             let relief = self.relieve_of_slow_clients(now);
-            [paused_until, closes_at, look_at, relief]
+            [paused_until, closes_at, look_at, relief, look_at_uploads]
                 .into_iter()
                 .flatten()
                 .min()
@@ -406,6 +421,8 @@ impl Source for Reactor {
             self.take_what_was_left(now, jobs);
         }
         self.apply_orders(jobs);
+        // What comes next is known when the leader waits again.
+        let _ = self.see_to_uploads(free, before, others, now, jobs);
         self.queue(jobs.len() - before);
     }
 
@@ -427,7 +444,7 @@ impl Source for Reactor {
     }
 
     fn note_room(&self) {
-        if self.has_siblings() {
+        if self.has_siblings() || self.uploads.has_held() {
             self.wake_leader();
         }
     }
@@ -445,6 +462,7 @@ impl Source for Reactor {
                 let token = connection.token;
                 self.contain(token, || self.answer(connection, received, &mut jobs));
                 self.overload.release();
+                self.note_upload_ended();
             }
             Job::Report(token, refused) => {
                 self.contain(token, || self.report(token, &refused, &mut jobs));
@@ -499,6 +517,27 @@ impl Source for Reactor {
 }
 
 impl Reactor {
+    /// Counts the requests behind the first `before` that need threads, and hands over those that wait
+    /// for one before their bodies have come. Beside those first, `free` threads are free.
+    fn see_to_uploads(
+        &self,
+        free: usize,
+        before: usize,
+        others: &mut Others,
+        now: Instant,
+        jobs: &mut Vec<Job>,
+    ) -> Option<Instant> {
+        let found = &jobs[before..];
+        let free = free.saturating_sub(found.len());
+        let with_permit =
+            |job: &&Job| matches!(job, Job::Answer(_, received) if received.permit.is_some());
+        others.note_found(found.len() - found.iter().filter(with_permit).count(), now);
+        if !self.uploads.has_held() {
+            return None;
+        }
+        self.hand_over_uploads(free, others.peak(), jobs)
+    }
+
     /// Does something with a connection; a panic costs that connection and nothing else.
     fn contain<T>(&self, token: Token, work: impl FnOnce() -> T) -> Option<T> {
         let result = catch_unwind(AssertUnwindSafe(work));
@@ -610,6 +649,7 @@ impl Keeper for Reactor {
         connection.active = Instant::now();
         let sending = Sending::new(after, None, reserved, connection.sent());
         connection.phase = Phase::Sending(Box::new(sending));
+        self.note_upload_ended();
         // An answer that has no note leads to no job.
         self.drive(Some(connection), &mut Vec::new());
     }

@@ -5,7 +5,9 @@
 
 use super::{Job, Reactor};
 use crate::server::Settings;
+use crate::server::client_wait::BYTES_PER_MS;
 use crate::server::connection::{Connection, Lingering, Phase, Token};
+use crate::server::received_request::Upload;
 use http::StatusCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -134,6 +136,18 @@ fn deadline(
             patience.and_then(|patience| connection.active.checked_add(patience))
         }
         Phase::Head { since: Some(since) } => Some(*since + at_most(HEAD_TIME)),
+        // It waits for the server.
+        Phase::Collecting(received) if received.upload == Upload::Sending => None,
+        // As for a client that a thread waits for.
+        Phase::Collecting(received) if received.upload == Upload::Held => {
+            let allowance = Duration::from_millis(received.collected as u64 / BYTES_PER_MS);
+            patience.and_then(|patience| {
+                let altogether = received
+                    .since
+                    .checked_add(patience.saturating_add(allowance))?;
+                Some(altogether.min(connection.active.checked_add(patience)?))
+            })
+        }
         Phase::Collecting(received) => {
             patience.and_then(|patience| received.since.checked_add(patience))
         }
@@ -188,6 +202,7 @@ mod tests {
     use crate::server::link::tests::{client, session};
     use crate::server::sending::{After, Sending};
     use rustls::ClientConnection;
+    use std::io::Write;
     use std::os::unix::net::UnixStream;
 
     const LONG: Duration = Duration::from_secs(20);
@@ -242,6 +257,40 @@ mod tests {
         );
         let began = connection.active + LONG;
         assert!(last(&connection, began) < began);
+    }
+
+    #[test]
+    fn a_body_that_is_held_may_take_a_millisecond_for_each_byte_and_make_no_long_pause() {
+        let (mut connection, mut client) = connection_with(None);
+        client
+            .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+            .unwrap();
+        let Step::Request(mut received) = connection.next_request() else {
+            panic!("no request has come");
+        };
+        let since = received.since;
+        received.upload = Upload::Held;
+        received.collected = 5_000;
+        connection.phase = Phase::Collecting(received);
+        let settings = Settings {
+            client_socket_timeout: Some(Duration::from_secs(10)),
+            ..Settings::default()
+        };
+        let second = Duration::from_secs(1);
+
+        for (active, end) in [(2, Some(12)), (9, Some(15))] {
+            connection.active = since + active * second;
+            let deadline = deadline(&connection, &settings, None);
+            assert_eq!(deadline, end.map(|end| since + end * second));
+        }
+        if let Phase::Collecting(received) = &mut connection.phase {
+            received.upload = Upload::Sending;
+        }
+        assert_eq!(
+            deadline(&connection, &settings, None),
+            None,
+            "it waits for the server"
+        );
     }
 
     #[test]
