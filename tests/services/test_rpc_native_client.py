@@ -1,5 +1,6 @@
 """RPC clients without kombu, on a real RabbitMQ: what kombu's do, and what faults make of it.
 
+Where connections are counted, the service's are kombu's, whatever the subject.
 With OSLOXIDE_LONG=1 the faults happen to the RabbitMQ of other releases as well; every day
 test_rpc_deployments.py has clients without kombu on those.
 """
@@ -137,7 +138,7 @@ def products(broker: Broker) -> list[str]:
 def test_every_kind_of_request_ends_as_with_kombu(
     start: Start, broker: Broker, trace: Path, figure: Figure
 ) -> None:
-    service = start_rpc_service(start, broker.url, trace)
+    service = start_rpc_service(start, broker.url, trace, is_native=False)
     # A child's calls are not compared: by kombu it shares its parent's socket.
     alike = [word for name in OUTCOMES if name != "child" for word in ("--only", name)]
     with (
@@ -199,7 +200,7 @@ def test_compressed_replies_of_other_peers_are_read(
 def test_a_setting_that_is_not_supported_goes_by_kombu_and_is_named(
     start: Start, broker: Broker, trace: Path, setting: str, named: str | None
 ) -> None:
-    service = start_rpc_service(start, broker.url, trace)
+    service = start_rpc_service(start, broker.url, trace, is_native=False)
     with client_of(broker.url, "--set", setting, "--only", "echo") as client:
         connected = products(broker)
         log = client.end()
@@ -257,7 +258,7 @@ def test_deployed_settings_of_queues_are_declared_as_kombu_declares_them(
 def test_64_callers_share_a_connection_and_lose_and_double_nothing(
     start: Start, broker: Broker, trace: Path
 ) -> None:
-    service = start_rpc_service(start, broker.url, trace, threads=16)
+    service = start_rpc_service(start, broker.url, trace, threads=16, is_native=False)
     senders = Senders(broker.url, "call", 64, [], is_native=True)
     try:
         senders.wait_more(1000)
@@ -379,7 +380,7 @@ def test_tls_with_a_client_certificate(
     start: Start, strict_broker: StrictBroker, trace: Path, url: str
 ) -> None:
     settings = TRUST | IDENTITY
-    service = start_rpc_service(start, strict_broker.url, trace, **settings)
+    service = start_rpc_service(start, strict_broker.url, trace, is_native=False, **settings)
     address = strict_broker.url.replace("127.0.0.1", url)
     with client_of(address, *options(settings), "--only", "echo", "--only", "large") as client:
         connected = products(strict_broker)
