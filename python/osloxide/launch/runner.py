@@ -120,7 +120,7 @@ class Runner:
         self._phase = Phase.IDLE
         self._begun: list[Any] = []
         self._early: list[Any] = []
-        self._is_early = False
+        self._is_early = self._has_failed_early = False
         self._early_stopped = threading.Event()
         self._stop_thread: int | None = None
         self._starting: Any = None
@@ -169,6 +169,10 @@ class Runner:
         try:
             if was_early and self._leaving:
                 # Services run already, and a stop was asked for or one of them has failed.
+                if not self._has_failed_early:
+                    if self._grace() > 0:
+                        self.bound_end()
+                    self._attempt("wait", 2)
                 self._end_round(self._status)
             while not self._leaving:
                 if not was_early:
@@ -234,6 +238,7 @@ class Runner:
         try:
             self._start(service)
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
+            self._has_failed_early = True
             self._status = self._status or exit_status(exc, 1, "Error starting thread.")
             self._begin_leaving("")
         self._early.append(service)
