@@ -699,6 +699,39 @@ fn uploads_beyond_the_share_have_the_threads_that_nobody_else_needs() {
 }
 
 #[test]
+fn an_upload_that_goes_on_gets_the_thread_of_one_that_stalls_beyond_the_share() {
+    let (send, begun) = std::sync::mpsc::channel();
+    let settings = Settings {
+        pool_size: 2,
+        ..Settings::default()
+    };
+    let running = Running::with(settings, move |exchange| {
+        send.send(()).unwrap();
+        echo(exchange);
+    });
+
+    // Each sends more than is collected without a thread, and no more.
+    let clients: Vec<_> = (0..3)
+        .map(|_| {
+            let mut writer = running.connect();
+            std::thread::Builder::new()
+                .spawn(move || {
+                    let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n";
+                    writer.write_all(head).unwrap();
+                    let _ = writer.write_all(&vec![b'a'; 1_500_000]);
+                    writer
+                })
+                .unwrap()
+        })
+        .collect();
+    for _ in 0..3 {
+        begun.recv_timeout(Duration::from_secs(45)).unwrap();
+    }
+
+    drop(clients);
+}
+
+#[test]
 fn a_client_that_stops_reading_is_given_up() {
     let (send, receive) = std::sync::mpsc::channel();
     let running = Running::with(impatient(), move |exchange| {

@@ -316,7 +316,9 @@ impl Reactor {
 
     /// Cuts slow clients off where requests wait for their threads. Returns when to look again.
     fn relieve_of_slow_clients(&self, now: Instant) -> Option<Instant> {
-        let mut queued = self.queued.load(Ordering::Relaxed);
+        // Uploads that wait for a thread beyond the share are not in the queue: one at a time counts.
+        let waiting = usize::from(self.uploads.has_sending());
+        let mut queued = self.queued.load(Ordering::Relaxed) + waiting;
         if queued == 0 && self.is_held.load(Ordering::Relaxed) && self.slow_clients.are_too_many() {
             if !self.has_left_some() {
                 return Some(now + LOOK_AT_THE_LEFT);
@@ -656,7 +658,10 @@ impl Keeper for Reactor {
 
     fn relieve(&self) {
         // The leader looks at the slow clients whenever it looks at the sockets.
-        if self.queued.load(Ordering::Relaxed) > 0 || self.is_held.load(Ordering::Relaxed) {
+        let is_wanted = self.queued.load(Ordering::Relaxed) > 0
+            || self.is_held.load(Ordering::Relaxed)
+            || self.uploads.has_sending();
+        if is_wanted {
             self.wake_leader();
         }
     }
