@@ -175,6 +175,39 @@ say(launcher.wait())
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
+def test_a_service_that_is_launched_during_wait_is_stopped_and_awaited() -> None:
+    """It was started and forgotten."""
+    done = run_python(
+        program(
+            """
+class Late(service.Service):
+    def stop(self, graceful=False):
+        say("stopped")
+        super().stop(graceful)
+
+    def wait(self):
+        super().wait()
+        say("awaited")
+
+class First(service.Service):
+    def start(self):
+        self.tg.add_thread(launch_and_stop)
+
+def launch_and_stop():
+    launcher.launch_service(Late())
+    launcher.stop()
+
+launcher = service.ServiceLauncher(conf)
+launcher.launch_service(First())
+say(launcher.wait())
+"""
+        )
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["0", "awaited", "stopped"]
+
+
 def test_a_hangup_while_a_thread_stops_the_launcher_does_not_end_the_program() -> None:
     """It was taken for a stop by a signal, after which the program has to end."""
     done = run_python(

@@ -244,6 +244,17 @@ class Runner:
         self._early.append(service)
         self._stop_early()
 
+    def adopt(self, service: Any) -> bool:
+        """Stop and await *service* with the others, which the caller starts beside :meth:`run`.
+
+        :returns: False where they are being stopped already: it is not to be started.
+        """
+        with self._lock:
+            if self._leaving:
+                return False
+            self._begun.append(service)
+        return True
+
     def await_early_stop(self) -> None:
         """After :meth:`request_stop`: wait until what :meth:`start_early` has started has stopped.
 
@@ -307,7 +318,8 @@ class Runner:
 
     def _attempt(self, method: str, failure_status: int) -> bool:
         """Call start() or wait() of every service; False when that ends the process."""
-        for service in list(self._services):
+        # One that is launched meanwhile has been started, and is awaited.
+        for service in list(self._services) if method == "start" else self._services:
             if method == "start" and self._leaving:
                 break  # those that have started already are stopped by _start_done()
             try:

@@ -139,7 +139,8 @@ class ServiceLauncher(Launcher):
         configuration.grace_seconds(self.conf)  # refused now, not when somebody stops the service
         service.backdoor_port = self.backdoor_port
         if self._is_waiting:
-            self.services.add(service)
+            if self._runner.adopt(service):
+                self.services.add(service)
             return
         self.services.services.append(service)
         # From here on a signal is kept for wait(), instead of ending the process in between.
