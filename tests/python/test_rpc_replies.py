@@ -133,8 +133,8 @@ class Driver:
         self.comes_back = threading.Event()
 
 
-def fails(error: Exception) -> Callable[[], Any]:
-    def fail() -> Any:
+def fails(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> Any:
         raise error
 
     return fail
@@ -375,6 +375,7 @@ def test_a_reply_that_the_broker_does_not_take_holds_up_no_other_and_has_an_end(
     poison, healthy = listener.reply("poison"), listener.reply("healthy")
 
     assert poison.is_settled(), "it is dropped after its time, though the listener serves"
+    assert poison.was_attempted, "no end of a listener waits for another attempt"
     assert healthy.is_settled()
 
     assert listener.driver.pooled.sent == ["healthy"]
@@ -387,7 +388,24 @@ def test_a_reply_is_kept_while_the_broker_takes_nothing(late: LateReplies) -> No
     listener.driver.pooled.errors["q"] = TimeoutError()
     listener.driver.missing_destination_retry_timeout = 0
 
-    assert not listener.reply("q").is_settled()
+    reply = listener.reply("q")
+    assert not reply.is_settled()
+    assert not reply.was_attempted
+
+
+def test_a_late_reply_for_which_there_was_no_thread_is_sent_with_the_next(
+    late: LateReplies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener(Driver(fails(AWAY)), late)
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", fails(RuntimeError("no thread")))
+        late.add(listener.reply("first"))
+        late.add(listener.reply("second"))
+
+    late.add(listener.reply("third"))
+
+    sent = listener.driver.pooled.sent
+    wait_until(lambda: sent == ["first", "second", "third"], "all are sent", PATIENCE)
 
 
 class Wire:

@@ -175,11 +175,14 @@ say(launcher.wait())
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
-def test_a_service_that_is_launched_during_wait_is_stopped_and_awaited() -> None:
+@pytest.mark.parametrize("first", ["waits", "has returned from wait()"])
+def test_a_service_that_is_launched_during_wait_is_stopped_and_awaited(first: str) -> None:
     """It was started and forgotten."""
     done = run_python(
         program(
-            """
+            f"""
+waits = {first == "waits"}
+
 class Late(service.Service):
     def stop(self, graceful=False):
         say("stopped")
@@ -191,14 +194,26 @@ class Late(service.Service):
 
 class First(service.Service):
     def start(self):
-        self.tg.add_thread(launch_and_stop)
+        if waits:
+            self.tg.add_thread(launch_and_stop)
+
+    def wait(self):
+        super().wait()
+        if not waits:
+            began.set()
+
+began = threading.Event()
 
 def launch_and_stop():
+    if not waits:
+        began.wait()
     launcher.launch_service(Late())
     launcher.stop()
 
 launcher = service.ServiceLauncher(conf)
 launcher.launch_service(First())
+if not waits:
+    threading.Thread(target=launch_and_stop).start()
 say(launcher.wait())
 """
         )

@@ -119,6 +119,8 @@ class Runner:
         self._changed = threading.Condition(self._lock)
         self._phase = Phase.IDLE
         self._begun: list[Any] = []
+        # Of those, whose wait() has returned in this round.
+        self._returned: list[Any] = []
         self._early: list[Any] = []
         self._is_early = self._has_failed_early = False
         self._early_stopped = threading.Event()
@@ -190,6 +192,8 @@ class Runner:
                 if not self._attempt("wait", 2) or self._is_over():
                     break
                 self._park_until_stopped()
+                if not self._attempt("wait", 2):  # of those that were launched meanwhile
+                    break
                 self._reset_between_rounds()
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
             # A handler of the application raised in here, or on_ready() failed.
@@ -298,6 +302,7 @@ class Runner:
         with self._lock:
             self._enter(Phase.STARTING)
             self._begun = []
+            self._returned = []
 
     def _start_done(self) -> None:
         with self._lock:
@@ -325,9 +330,10 @@ class Runner:
             try:
                 if method == "start":
                     self._start(service)
-                elif _holds(self._begun, service):
+                elif _holds(self._begun, service) and not _holds(self._returned, service):
                     self._awaited = service
                     self._wait_for(service)
+                    self._returned.append(service)
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
                 text = "Error starting thread." if method == "start" else "Unhandled exception"
                 self._end_round(exit_status(exc, failure_status, text))

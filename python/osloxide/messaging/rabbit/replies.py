@@ -49,7 +49,7 @@ _this_thread = threading.local()
 
 
 def may_wait() -> bool:
-    """Whether this thread has nothing else to do than to send its reply; late ones' has."""
+    """False on the thread of late replies: others wait to be sent by it."""
     return not getattr(_this_thread, "is_of_late_replies", False)
 
 
@@ -84,13 +84,15 @@ class LateReplies:
             self._waiting.append(reply)
             if driver in self._hurried:
                 return
-            hurried = self._hurried[driver] = threading.Event()
-        try:
-            own.start("osloxide-late-replies", functools.partial(self._run, driver, hurried))
-        except RuntimeError:
-            LOG.warning("no thread for replies that wait for their queue; the next one asks again")
-            with self._changed:
-                del self._hurried[driver]
+            hurried = threading.Event()
+            try:
+                own.start("osloxide-late-replies", functools.partial(self._run, driver, hurried))
+            except RuntimeError:
+                pass
+            else:
+                self._hurried[driver] = hurried
+                return
+        LOG.warning("no thread for replies that wait for their queue; the next one asks again")
 
     def hurry(self, driver: Any) -> None:
         """*driver* has a connection: wait no longer before the next attempts."""

@@ -46,9 +46,14 @@ class _NoneFreeError(Exception):
 class _Unwaiting:
     """A connection pool in which nobody waits for a connection to come back."""
 
+    NEEDS = ("_cond", "_current_size", "_items", "_max_size")
+    """What it knows of ``Pool``. In a release that lacks one of them, it waits as ``Pool`` does."""
+
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         self.create, self.put = pool.create, pool.put
+        if not all(hasattr(pool, name) for name in self.NEEDS):
+            self.get = pool.get  # type: ignore[method-assign]
 
     def get(self, retry: int | None = None) -> Any:
         """As ``Pool.get`` does it.
@@ -58,7 +63,9 @@ class _Unwaiting:
         pool = self._pool
         with pool._cond:
             if pool._items:
-                return pool._items.pop()[1]
+                _, item = pool._items.pop()
+                pool.expire()
+                return item
             if pool._current_size >= pool._max_size:
                 raise _NoneFreeError("all rpc_conn_pool_size connections are in use")
             pool._current_size += 1
@@ -141,6 +148,7 @@ class Reply:
             self._hindrance = error.__cause__  # type: ignore[assignment]
             # A broker under an alarm takes nothing for as long as that lasts.
             self._is_kept = errors.is_silent(error)
+            self.was_attempted = not self._is_kept
             self._again_at = time.monotonic() + CONNECT_EVERY
             return False
         except Exception as error:  # noqa: BLE001  (kombu's transport raises many)

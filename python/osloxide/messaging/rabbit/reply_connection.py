@@ -35,8 +35,8 @@ CLOSING = 15.0
 MOST_UNSENT = 64 * 1024 * 1024
 
 
-#: How often a reply shares a connection that is lost. If one of them ends it in a way that is no
-#: refusal, it goes on alone from then on.
+#: How many connections a reply may lose with others beside it; from then on it is sent alone. It
+#: may be the one that ends them, without a word from the broker that it refuses it.
 MOST_LOSSES = 3
 
 
@@ -110,11 +110,11 @@ class ReplyConnection:
         :raises ConnectionLostError: it was not written; else it is this connection's from now on.
         :raises FullError: there is no room, and it may not wait.
         """
-        body = json.dumps(reply.envelope)
         if self._is_full:
             if not may_wait and not self.is_lost:
                 raise FullError
             self._wait_for_room()
+        body = json.dumps(reply.envelope)
         with self._lock:
             if self.is_lost:
                 raise ConnectionLostError
