@@ -99,20 +99,55 @@ def test_a_handler_with_a_lock_of_another_kind_does_not_prevent_a_fork():
         assert handler.lock.taken == []
 
 
-def test_a_lock_that_a_handler_has_made_by_itself_is_free_in_the_child():
+@pytest.mark.parametrize("kind", [threading.Lock, threading.Semaphore, threading.BoundedSemaphore])
+def test_a_lock_that_a_handler_has_made_by_itself_is_free_in_the_child(kind):
     import logging
 
     handler = logging.NullHandler()
-    handler.lock = threading.Lock()
+    handler.lock = kind()
+
+    with forking.logging_paused():
+        assert not handler.lock.acquire(blocking=False)
+        pid = os.fork()
+    if pid == 0:
+        os._exit(not handler.lock.acquire(blocking=False))
+
+    assert handler.lock.acquire(blocking=False)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_handler_of_a_class_without_a_hash_does_not_prevent_a_fork():
+    import logging
+
+    class Equal(logging.NullHandler):
+        def createLock(self):  # noqa: N802
+            self.lock = threading.Lock()
+
+        def __eq__(self, other):
+            return isinstance(other, Equal)
+
+    handler = Equal()
 
     with forking.logging_paused():
         assert handler.lock.locked()
-        pid = os.fork()
-    if pid == 0:
-        os._exit(handler.lock.locked())
 
-    assert not handler.lock.locked()
-    assert os.waitpid(pid, 0)[1] == 0
+
+def test_a_lock_that_fails_as_a_fork_asks_for_it_leaves_none_held():
+    import logging
+
+    class Failing:
+        _at_fork_reinit = None
+
+        def acquire(self, timeout):
+            raise OSError("no such lock")
+
+    handler = logging.NullHandler()
+    handler.lock = Failing()
+
+    with pytest.raises(OSError, match="no such lock"), forking.logging_paused():
+        pass
+
+    assert not logging._lock._is_owned()
 
 
 BESIDE = """

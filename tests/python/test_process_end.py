@@ -648,6 +648,43 @@ def test_an_end_that_gets_no_thread_is_bounded_and_can_be_taken_back(
     assert said == ["armed", "disarmed"]
 
 
+def test_a_worker_writes_its_output_whatever_a_handler_raises_as_it_finds_its_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def raised(*_arguments: object) -> int:
+        raise SystemExit(9)
+
+    monkeypatch.setattr(worker, "_serve", raised)
+    monkeypatch.setattr(worker, "exit_status", raised)
+    monkeypatch.setattr(ending, "leave", lambda status: os._exit(70 + status))
+    pid = os.fork()
+    if pid == 0:
+        worker.run(None)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 71
+
+
+def test_an_end_that_gets_no_thread_and_no_deadline_is_not_said_to_be_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError("can't start new thread")
+
+    def refuse_thread(*_arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_native, "arm_deadline", refuse)
+    monkeypatch.setattr(own, "start", refuse_thread)
+
+    with caplog.at_level("DEBUG", logger="osloxide.launch.ending"):
+        ending.begin(0, 60)
+    ending.take_back()
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "The end of this process is not bounded"
+    ]
+
+
 def test_a_worker_that_stops_waits_neither_for_itself_nor_for_one_that_has_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

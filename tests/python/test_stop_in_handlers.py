@@ -365,3 +365,84 @@ def test_what_a_handler_raises_as_the_runner_takes_its_lock_leaves_it_free() -> 
     done = run_python(LOCKED)
 
     assert done.stdout == "True\n", done.stderr
+
+
+OWN_FORK = """
+    pid = os.fork()
+    if pid == 0:
+        os.kill(parent, signal.SIGTERM)
+        while True:
+            signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    "fork", ["    pid = super()._start_child(wrap)", OWN_FORK], ids=["adds to it", "replaces it"]
+)
+def test_a_launcher_may_have_its_own_way_to_fork_a_worker(fork: str) -> None:
+    """Stock's method was gone: one of a subclass was never called."""
+    forks = "\n".join(f"    {line}" for line in fork.splitlines())
+    done = run_python(
+        program(
+            f"""
+class Stops(service.Service):
+    def start(self):
+        os.kill(parent, signal.SIGTERM)
+
+class Launcher(service.ProcessLauncher):
+    def _start_child(self, wrap):
+{forks}
+        say("forked one of", wrap.workers, pid > 0)
+        return pid
+
+launcher = Launcher(conf)
+launcher.launch_service(Stops(), workers=1)
+say(launcher.wait(), launcher.children)
+"""
+        )
+    )
+
+    expected = "forked one of 1 True\n0 {}\n"
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
+
+
+def test_what_a_handler_raises_at_the_end_of_a_reload_leaves_the_nudge_to_others() -> None:
+    """Its signal stayed taken, and no other launcher of the program could be nudged."""
+    done = run_python(
+        program(
+            """
+from osloxide.signals import nudge
+
+class ExitError(BaseException):
+    pass
+
+def raise_once(frame, event, argument):
+    if frame.f_code is nudge.Nudge.give_back.__code__:
+        sys.settrace(None)
+        raise ExitError
+
+class HangsUp(service.Service):
+    def start(self):
+        os.kill(parent, signal.SIGHUP)
+
+class Launcher(service.ProcessLauncher):
+    def _read_and_reset(self, restart_method):
+        sys.settrace(raise_once)
+        return False
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {nudge.SIGNAL})
+launcher = Launcher(conf)
+launcher.launch_service(HangsUp())
+try:
+    launcher.wait()
+except ExitError:
+    say("raised", nudge.SIGNAL in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+other = nudge.Nudge(lambda: None)
+say(other.take())
+other.give_back()
+launcher.stop()
+"""
+        )
+    )
+
+    assert done.stdout == "raised True\nTrue\n", done.stderr

@@ -50,17 +50,24 @@ class _End:
         self.deadline = self.began + seconds
         self.changed = threading.Condition()
         self.is_taken_back = False
-        self.arm()
+        is_bounded = self.arm()
         try:
             own.start("service end", self._watch)
         except RuntimeError:
-            LOG.debug("The end of this process is bounded, but nothing will say why", exc_info=True)
+            bounded = "bounded, but nothing will say why" if is_bounded else "not bounded"
+            LOG.debug("The end of this process is %s", bounded, exc_info=True)
 
-    def arm(self) -> None:
-        """Where the system gives no thread for the native deadline, that of this room is left."""
+    def arm(self) -> bool:
+        """Arm the native deadline.
+
+        :returns: False where the system gives no thread for it: that of this room is left.
+        """
         left = max(0.0, self.deadline - time.monotonic())
-        with contextlib.suppress(OSError):
+        try:
             _native.arm_deadline(left + NATIVE_MARGIN, self.status)
+        except OSError:
+            return False
+        return True
 
     def shorten(self, seconds: float) -> None:
         self.deadline = min(self.deadline, time.monotonic() + seconds)

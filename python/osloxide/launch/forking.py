@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -59,30 +60,35 @@ def logging_paused() -> Iterator[None]:
     record.
 
     In the child ``logging`` has made new locks by then for all handlers that have them from it; a
-    lock that a handler has made by itself is made anew there too. One that is no lock of CPython's
-    is left alone: it may not know how to wait for a time, and the processes may share it, as they
-    do one that is a token in a pipe. The lock of the module comes first, as in ``logging`` itself:
-    code that configures logging holds it while it asks for the locks of handlers, and CPython asks
-    for it during a fork.
+    lock or a semaphore of ``threading`` that a handler has made by itself is free there too. One of
+    any other kind is left alone: it may not know how to wait for a time, and the processes may
+    share it, as they do one that is a token in a pipe. The lock of the module comes first, as in
+    ``logging`` itself: code that configures logging holds it while it asks for the locks of
+    handlers, and CPython asks for it during a fork.
+
+    What the lock of a handler raises as it is asked for is raised here, and none stays held.
     """
-    parent, deadline, held = os.getpid(), time.monotonic() + PATIENCE, []
+    parent, deadline = os.getpid(), time.monotonic() + PATIENCE
+    held: list[Any] = []
     own_locks: list[Any] = []
-    renewed = logging._at_fork_reinit_lock_weakset  # type: ignore[attr-defined]
 
     def hold(lock: Any) -> bool:
-        if not hasattr(lock, "_at_fork_reinit"):
+        if not _can_be_freed_in_child(lock):
             return False
         if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return False
         held.append(lock)
         return True
 
-    hold(getattr(logging, "_lock", None))
-    for handler in [reference() for reference in list(logging._handlerList)]:  # type: ignore[attr-defined]
-        lock = getattr(handler, "lock", None)
-        if hold(lock) and handler not in renewed:
-            own_locks.append(lock)
     try:
+        hold(getattr(logging, "_lock", None))
+        # By identity: a handler may be of a class that has no hash.
+        renewed = {id(handler) for handler in logging._at_fork_reinit_lock_weakset}  # type: ignore[attr-defined]
+        for handler in [reference() for reference in list(logging._handlerList)]:  # type: ignore[attr-defined]
+            lock = getattr(handler, "lock", None)
+            is_own = isinstance(lock, threading.Semaphore) or id(handler) not in renewed
+            if hold(lock) and is_own:
+                own_locks.append(lock)
         yield
     finally:
         if os.getpid() == parent:
@@ -90,7 +96,24 @@ def logging_paused() -> Iterator[None]:
                 lock.release()
         else:
             for lock in own_locks:
-                lock._at_fork_reinit()
+                _free_in_child(lock)
+
+
+def _can_be_freed_in_child(lock: Any) -> bool:
+    """Whether *lock* is a lock of CPython's, or a semaphore that is made of one."""
+    is_semaphore = isinstance(lock, threading.Semaphore)
+    innermost = lock._cond._lock if is_semaphore else lock
+    return hasattr(innermost, "_at_fork_reinit")
+
+
+def _free_in_child(lock: Any) -> None:
+    """In the child: free *lock*, which this thread has held during the fork."""
+    if isinstance(lock, threading.Semaphore):
+        # Another thread may have been in the midst of asking for it.
+        lock._cond._at_fork_reinit()  # type: ignore[attr-defined]
+        lock.release()
+    else:
+        lock._at_fork_reinit()
 
 
 @contextlib.contextmanager

@@ -63,6 +63,10 @@ class ParentReload:
         finally:
             self._nudge.give_back()
 
+    def give_back(self) -> None:
+        """At the end of the launcher: what a handler has kept :meth:`call_beside_threads` from."""
+        self._nudge.give_back()
+
     def reset(self, service: Any) -> None:
         """Call reset() of *service*."""
         self._resetting = service

@@ -126,6 +126,7 @@ class ProcessLauncher:
         self._log = worker_log.WorkerLog()
         self._fork = worker_fork.WorkerFork(
             self._supervisor_of_this_process,
+            lambda wrap: self._start_child(wrap),
             lambda: self.children,
             self._log,
             self._assign,
@@ -365,6 +366,7 @@ class ProcessLauncher:
                 # Nothing has begun: the launcher may be used again.
                 self._has_ended = threading.Event()
             ended.set()
+            self._reload.give_back()
             self._release_main_thread()
             _native.disarm_deadline()
             if self._was_told_to_stop:
@@ -565,6 +567,13 @@ class ProcessLauncher:
         while any(pid not in self._fork.pids for pid in self.children):
             self._wait_child()
 
+    def _start_child(self, wrap: ServiceWrapper) -> int | None:
+        """Fork the worker that the supervisor asks for: what a subclass replaces or adds to.
+
+        :returns: its pid; None when the system, or a template, refused.
+        """
+        return self._fork.start_child(wrap)
+
     def _wait_child(self) -> ServiceWrapper | None:
         """Wait for one child that a subclass forked; others are the native supervisor's."""
         pid = next((pid for pid in self.children if pid not in self._fork.pids), None)
@@ -685,12 +694,18 @@ class ProcessLauncher:
         self._signals.clear()
         self._signals.add_last(
             {
-                "SIGTERM": self._unforked.graceful_shutdown,
+                "SIGTERM": self._graceful_shutdown,
                 "SIGINT": self._fast_exit,
-                "SIGHUP": self._unforked.reload,
+                "SIGHUP": self._reload_service,
                 "SIGALRM": self._on_alarm_exit,
             }
         )
+
+    def _graceful_shutdown(self, signo: int, frame: FrameType | None) -> None:
+        self._unforked.graceful_shutdown(signo, frame)
+
+    def _reload_service(self, signo: int, frame: FrameType | None) -> None:
+        self._unforked.reload(signo, frame)
 
     def restart(self) -> None:
         """Do what SIGHUP does."""

@@ -2,7 +2,7 @@
 
 Owns the clean cut between parent and child: own signal handlers, own random numbers, no
 NOTIFY_SOCKET, and an exit that never returns into the code that forked. Serving itself is
-osloxide.launch.runner's part. Called by osloxide.launch.process_launcher only, in the child.
+osloxide.launch.runner's part. Called by osloxide.launch.worker_fork only, in the child.
 
 Rules: oslo_service.service.ProcessLauncher._child_process (oslo.service 4.8).
 """
@@ -68,7 +68,8 @@ def run(assignment: Assignment) -> NoReturn:
             status = _serve(assignment)
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
             status = exit_status(exc, 2, "Unhandled exception")
-        ending.leave(status)
+        finally:
+            ending.leave(status)
     finally:
         os._exit(status & 0xFF)
 

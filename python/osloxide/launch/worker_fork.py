@@ -49,6 +49,8 @@ class WorkerFork:
     """Forks the workers of one launcher (main thread only).
 
     :param supervisor: whose commands are carried out, and which hears what became of them.
+    :param start: forks a worker and returns its pid, None where that is refused. It calls
+        :meth:`start_child`, unless a subclass of the launcher does it by itself.
     :param children: all processes that the launcher has forked, by pid; kept up to date.
     :param log: hears of each worker.
     :param assign: called in the child.
@@ -59,6 +61,7 @@ class WorkerFork:
     def __init__(
         self,
         supervisor: Callable[[], _native.Supervisor],
+        start: Callable[[ServiceWrapper], int | None],
         children: Callable[[], dict[int, ServiceWrapper]],
         log: worker_log.WorkerLog,
         assign: Assign,
@@ -66,12 +69,15 @@ class WorkerFork:
         pulse: Callable[[], object],
     ) -> None:
         self._supervisor = supervisor
+        self._start = start
         self._children = children
         self._log = log
         self._assign = assign
         self._enter_child = enter_child
         self._pulse = pulse
         self._pid = os.getpid()
+        self._wanted: tuple[int, int, int] | None = None
+        """Group, slot and generation of the worker that is to be forked next."""
         self.pids: set[int] = set()
         """Workers that live, or that nobody has reaped yet."""
         self.has_forked = False
@@ -86,19 +92,38 @@ class WorkerFork:
 
         :param group: the number of *wrap*, which a template knows it by.
         """
+        self._wanted = group, slot, generation
         try:
-            self._start_child(group, wrap, slot, generation)
+            pid = self._start(wrap)
+            if self._wanted is not None:
+                self._adopt(wrap, slot, pid)
         except Exception as error:
             with contextlib.suppress(RuntimeError):  # it was answered
                 self._supervisor().fork_failed(slot, getattr(error, "errno", 0) or 0)
             if not self.has_forked:
                 raise
             LOG.error(_NOT_FORKED, slot, type(wrap.service).__name__, error)
+        finally:
+            self._wanted = None
 
-    def _start_child(self, group: int, wrap: ServiceWrapper, slot: int, generation: int) -> None:
+    def _adopt(self, wrap: ServiceWrapper, slot: int, pid: object) -> None:
+        """Take over what a launcher has started that forks by itself: *pid*, or nothing."""
+        if isinstance(pid, int) and pid > 0:
+            self._note_child(wrap, slot, pid, fault_dump.FaultDump())
+        else:
+            self._supervisor().fork_failed(slot, 0)
+
+    def start_child(self, wrap: ServiceWrapper) -> int | None:
+        """Fork the worker that the supervisor asks for.
+
+        :returns: its pid; None when the system, or a template, refused.
+        :raises RuntimeError: none is asked for now.
+        """
+        if self._wanted is None:
+            raise RuntimeError("a worker is forked only where the supervisor asks for it")
+        (group, slot, generation), self._wanted = self._wanted, None
         if self.templates is not None:
-            self._start_from_template(self.templates, group, wrap, slot, generation)
-            return
+            return self._start_from_template(self.templates, group, wrap, slot, generation)
         forking.prepare()
         dump = fault_dump.FaultDump()
         # A signal that reaches the child before it has handlers of its own must wait for them.
@@ -109,13 +134,14 @@ class WorkerFork:
                     pid = os.fork()
             except OSError as exc:
                 self._refused(wrap, slot, dump, exc)
-                return
+                return None
             if pid == 0:
                 self.run_child(wrap, slot, generation, mask, dump)
             self._note_child(wrap, slot, pid, dump)
         finally:
             if os.getpid() == self._pid:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return pid
 
     def _start_from_template(
         self,
@@ -124,16 +150,17 @@ class WorkerFork:
         wrap: ServiceWrapper,
         slot: int,
         generation: int,
-    ) -> None:
+    ) -> int | None:
         dump = fault_dump.FaultDump()
         try:
             started = templates.fork(group, slot, generation, dump)
         except OSError as exc:
             self._refused(wrap, slot, dump, exc)
             self._pulse()
-            return
+            return None
         self._note_child(wrap, slot, started.pid, dump)
         started.begin()
+        return started.pid
 
     def _refused(
         self, wrap: ServiceWrapper, slot: int, dump: fault_dump.FaultDump, error: OSError

@@ -37,6 +37,7 @@ class Nudge:
         self._on_nudge = on_nudge
         self._main_thread = 0
         self._displaced: Any = None
+        self._was_blocked = False
         self.is_taken = False
         """Whether :meth:`send` has an effect."""
 
@@ -51,16 +52,23 @@ class Nudge:
             self._main_thread, self._displaced = threading.get_ident(), displaced
             # Before the handler is there: give_back() has to undo what another one interrupts here.
             self.is_taken, _taken = True, self
+            self._was_blocked = SIGNAL in signal.pthread_sigmask(signal.SIG_BLOCK, ())
             signal.signal(SIGNAL, self._hear)
             # A process may be started with it blocked: no nudge would be heard, ever.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGNAL})
         return self.is_taken
 
     def give_back(self) -> None:
-        """Undo :meth:`take` (main thread only)."""
+        """Undo :meth:`take`, once or again (main thread only).
+
+        One that a handler leaves by an exception is to be called again.
+        """
         global _taken
         if self.is_taken:
             signal.signal(SIGNAL, self._displaced)
+            # Not in a child of another thread: that one has a mask of its own.
+            if self._was_blocked and threading.get_ident() == self._main_thread:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {SIGNAL})
             self.is_taken, _taken = False, None
 
     def send(self) -> None:
