@@ -75,13 +75,15 @@ def test_a_weak_set_tells_equal_members_apart_and_forgets_those_that_are_collect
     members, first, second = identity.WeakIdentitySet(), Equal(), Equal()
     members.add(first)
     members.add(first)
-    assert (second in members, len([*members])) == (False, 1)
+    assert (second in members, len(members), bool(identity.WeakIdentitySet())) == (False, 1, False)
 
+    walk = iter(members)
     members.add(second)
+    assert [each is first for each in walk] == [True]
     members.discard(Equal())
     for name in ("_Reference", "WeakIdentityDict", "weakref"):  # as the interpreter does at its end
         monkeypatch.setattr(identity, name, None)
-    del first
+    del first, walk
     gc.collect()
 
     (left,) = members

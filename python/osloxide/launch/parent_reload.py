@@ -18,7 +18,7 @@ from typing import Any
 from osloxide.launch.runner import reset
 from osloxide.signals import careful_log, nudge, signal_handler
 
-LOG = careful_log.logger("osloxide.launch.process_launcher")
+LOG = careful_log.logger(careful_log.OF_PROCESS_LAUNCHER)
 
 
 class ParentReload:
@@ -99,4 +99,4 @@ class ParentReload:
         patience = nudge.FIRST_PATIENCE
         while self.is_under_way and not has_ended.wait(patience):
             self._nudge.send()
-            patience = min(patience * 2, nudge.LONGEST_PATIENCE)
+            patience = self._nudge.next_patience(patience)

@@ -467,14 +467,17 @@ class ProcessLauncher:
         self.sigcaught = None
         self._notifier.reloading()
         self._pulse()
-        is_done = self._reload.call_beside_threads(lambda: self._read_and_reset(restart_method))
+        is_read = self._reload.call_beside_threads(lambda: self._read_and_reset(restart_method))
         if not self._is_stopping:
-            self._go_on_with(is_done)
+            self._go_on_with(is_read)
         self.running = self.sigcaught is None
 
-    def _go_on_with(self, is_new: bool) -> None:
-        """:param is_new: whether the files could be read."""
-        if not is_new:
+    def _go_on_with(self, is_read: bool) -> None:
+        """Have the workers follow what was read, or tell systemd that nothing has changed.
+
+        :param is_read: whether the files could be read.
+        """
+        if not is_read:
             self._notifier.reloaded()
             self._pulse()
         elif self._fork.templates is None:

@@ -20,7 +20,7 @@ from osloxide.launch import configuration, ending, scoreboard, services, systemd
 from osloxide.launch.runner import Runner
 from osloxide.signals import careful_log, signal_handler
 
-LOG = careful_log.logger("osloxide.launch.process_launcher")
+LOG = careful_log.logger(careful_log.OF_PROCESS_LAUNCHER)
 
 _LONGEST_ALARM = 2**31 - 1
 """Seconds that alarm(2) takes through Python's ``signal.alarm()``."""

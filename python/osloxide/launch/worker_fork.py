@@ -21,7 +21,7 @@ from osloxide import _native
 from osloxide.launch import fault_dump, forking, template, worker, worker_log
 from osloxide.signals import careful_log, policy
 
-LOG = careful_log.logger("osloxide.launch.process_launcher")
+LOG = careful_log.logger(careful_log.OF_PROCESS_LAUNCHER)
 
 _NOT_FORKED = "Worker %d of %s could not be forked: %s; it is tried again"
 

@@ -16,7 +16,7 @@ from osloxide import _native
 from osloxide.launch.worker_fork import ServiceWrapper
 from osloxide.signals import careful_log
 
-LOG = careful_log.logger("osloxide.launch.process_launcher")
+LOG = careful_log.logger(careful_log.OF_PROCESS_LAUNCHER)
 
 
 class WorkerGroups:

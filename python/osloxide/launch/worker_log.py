@@ -3,7 +3,7 @@
 Owns the texts, oslo.service's own and those that it left out, and what a later text has to know
 of an earlier event: how a slot ended last, whom the parent ended itself, the fault dump of each
 worker. Decides nothing and signals no process; osloxide.launch.process_launcher calls it with the
-native supervisor's commands.
+native supervisor's commands, and osloxide.launch.worker_fork with each worker that was forked.
 
 Rules: oslo_service.service.ProcessLauncher (oslo.service 4.8) for the first line of each pair.
 """
@@ -18,7 +18,7 @@ from osloxide import _native
 from osloxide.launch import fault_dump
 from osloxide.signals import careful_log, signal_handler
 
-LOG = careful_log.logger("osloxide.launch.process_launcher")
+LOG = careful_log.logger(careful_log.OF_PROCESS_LAUNCHER)
 
 
 class WorkerLog:

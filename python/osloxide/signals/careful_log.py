@@ -16,6 +16,10 @@ from typing import Any
 
 from osloxide._typing import override
 
+OF_PROCESS_LAUNCHER = "osloxide.launch.process_launcher"
+"""Name of the logger of all files that a parent of workers is made of: a filter or a level that an
+operator has set for it holds for the whole launcher, whichever file says it."""
+
 
 class CarefulLogger(logging.LoggerAdapter[logging.Logger]):
     """A logger whose methods raise nothing that is an :class:`Exception`.

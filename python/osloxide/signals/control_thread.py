@@ -240,5 +240,5 @@ class ControlThread:
         now = time.monotonic()
         if now >= self._next_nudge:
             self._next_nudge = now + self._patience
-            self._patience = min(self._patience * 2, nudge.LONGEST_PATIENCE)
+            self._patience = self._nudge.next_patience(self._patience)
             self._nudge.send()

@@ -71,6 +71,11 @@ class Nudge:
                 signal.pthread_sigmask(signal.SIG_BLOCK, {SIGNAL})
             self.is_taken, _taken = False, None
 
+    @staticmethod
+    def next_patience(patience: float) -> float:
+        """Seconds until the nudge after the next one, where *patience* was that until the next."""
+        return min(patience * 2, LONGEST_PATIENCE)
+
     def send(self) -> None:
         """Nudge the main thread, from any thread. Does nothing unless the signal is taken."""
         if self.is_taken:

@@ -78,9 +78,11 @@ class WeakIdentityDict(Generic[K, V]):
 
     def __iter__(self) -> Iterator[K]:
         """The keys that live, as they were when this was called."""
-        for reference, _ in list(self._entries.values()):
-            if (key := reference()) is not None:
-                yield key
+        references = [reference for reference, _ in list(self._entries.values())]
+        return iter([key for reference in references if (key := reference()) is not None])
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 class WeakIdentitySet(Generic[K]):
@@ -107,3 +109,6 @@ class WeakIdentitySet(Generic[K]):
 
     def __iter__(self) -> Iterator[K]:
         return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
