@@ -15,7 +15,8 @@ use osloxide::wsgi::BodyError;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::{Running, app, echo, hello, ok, path, read_all, read_answer, read_body};
 
@@ -95,7 +96,7 @@ fn a_chunked_body_comes_through_without_its_framing() {
 #[test]
 fn pieces_arrive_before_the_answer_ends() {
     let (send, receive) = std::sync::mpsc::channel::<()>();
-    let receive = std::sync::Mutex::new(receive);
+    let receive = Mutex::new(receive);
     let running = Running::new(move |exchange| {
         exchange.start(ok()).unwrap();
         exchange.write(Bytes::from_static(b"first")).unwrap();
@@ -204,7 +205,7 @@ fn blocking_handlers_run_side_by_side() {
 fn a_stopped_server_answers_what_is_in_flight_then_drains() {
     let (entered, entering) = std::sync::mpsc::channel();
     let (send, receive) = std::sync::mpsc::channel::<()>();
-    let receive = std::sync::Mutex::new(receive);
+    let receive = Mutex::new(receive);
     let running = Running::new(move |exchange| {
         entered.send(()).unwrap();
         receive
@@ -729,6 +730,148 @@ fn an_upload_that_goes_on_gets_the_thread_of_one_that_stalls_beyond_the_share() 
     }
 
     drop(clients);
+}
+
+/// Of these, what goes to `/busy` takes until the gate is opened once its body was read, and what goes to
+/// `/unread` before that. Says each path as it begins, and `read` where a body was read.
+fn uploads_with(settings: Settings, gate: &Arc<Mutex<()>>) -> (Running, Receiver<String>) {
+    let (send, heard) = std::sync::mpsc::channel();
+    let gate = gate.clone();
+    let running = Running::with(settings, move |exchange| {
+        let path = path(exchange);
+        send.send(path.clone()).unwrap();
+        if path == "/unread" {
+            drop(gate.lock());
+        }
+        let Ok(body) = read_body(exchange) else {
+            return;
+        };
+        send.send("read".into()).unwrap();
+        if path == "/busy" {
+            drop(gate.lock());
+        }
+        let _ = exchange.respond(ok(), body.into());
+    });
+    (running, heard)
+}
+
+/// Sends the head of an upload of `length` bytes and all of it but `missing`.
+fn upload(running: &Running, path: &str, length: usize, missing: usize) -> TcpStream {
+    let mut stream = running.connect();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&vec![b'a'; length - missing]).unwrap();
+    stream
+}
+
+fn two_threads() -> Settings {
+    Settings {
+        pool_size: 2,
+        ..Settings::default()
+    }
+}
+
+fn next(heard: &Receiver<String>) -> String {
+    heard.recv_timeout(Duration::from_secs(45)).unwrap()
+}
+
+fn wait_for_connections(running: &Running, count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(45);
+    while running.server.stats().connections != count {
+        assert!(Instant::now() < deadline, "{:?}", running.server.stats());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn an_upload_that_goes_on_gets_the_thread_of_one_that_stalls_within_the_share() {
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let (running, heard) = uploads_with(two_threads(), &gate);
+    let mut other = running.connect();
+    other
+        .write_all(b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    assert_eq!([next(&heard), next(&heard)], ["/busy", "read"]);
+    let _stalled = upload(&running, "/stalled", 100_000, 30_000);
+    assert_eq!(next(&heard), "/stalled");
+    let _behind = upload(&running, "/behind", 100_000, 30_000);
+
+    let _upload = upload(&running, "/upload", 3_000_000, 1_500_000);
+
+    assert_eq!(next(&heard), "/upload");
+    drop(closed);
+}
+
+#[test]
+fn an_upload_whose_client_leaves_while_it_waits_for_a_thread_is_dropped() {
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let (running, heard) = uploads_with(two_threads(), &gate);
+    let _first = upload(&running, "/unread", 100_000, 30_000);
+    assert_eq!(next(&heard), "/unread");
+    let mut other = running.connect();
+    other
+        .write_all(b"GET /unread HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    assert_eq!(next(&heard), "/unread");
+
+    let upload = upload(&running, "/upload", 3_000_000, 1_500_000);
+    wait_for_connections(&running, 3);
+    drop(upload);
+
+    wait_for_connections(&running, 2);
+    drop(closed);
+}
+
+#[test]
+fn an_upload_whose_body_was_read_makes_place_for_the_next() {
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let (running, heard) = uploads_with(two_threads(), &gate);
+    let mut first = upload(&running, "/busy", 100_000, 30_000);
+    assert_eq!(next(&heard), "/busy");
+    let _second = upload(&running, "/second", 100_000, 30_000);
+
+    first.write_all(&vec![b'a'; 30_000]).unwrap();
+
+    assert_eq!([next(&heard), next(&heard)], ["read", "/second"]);
+    drop(closed);
+}
+
+#[test]
+fn an_upload_that_waits_is_not_refused_because_there_are_too_many_others() {
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let settings = Settings {
+        max_waiting: Some(0),
+        ..two_threads()
+    };
+    let (running, heard) = uploads_with(settings, &gate);
+    let mut first = upload(&running, "/busy", 100_000, 30_000);
+    assert_eq!(next(&heard), "/busy");
+    let mut other = running.connect();
+    other
+        .write_all(b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    assert_eq!([next(&heard), next(&heard)], ["/busy", "read"]);
+    let mut held = upload(&running, "/held", 100_000, 30_000);
+    let refused = running.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+
+    first.write_all(&vec![b'a'; 30_000]).unwrap();
+    assert_eq!(next(&heard), "read");
+    // The reactor has had a look at it.
+    let refused = running.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    drop(closed);
+    assert_eq!(next(&heard), "/held");
+    held.write_all(&vec![b'a'; 30_000]).unwrap();
+
+    let answer = read_all(&mut held);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:.100}");
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub(super) enum Phase {
         /// When the first byte of the head came; `None` before that.
         since: Option<Instant>,
     },
-    /// The beginning of a body, so that a slow client costs no thread.
+    /// The beginning of a body, or a permit for an upload, so that a slow client costs no thread.
     Collecting(Box<ReceivedRequest>),
     /// The client takes what there is of an answer, while the application works on it.
     Producing,
@@ -376,10 +376,7 @@ impl Connection {
                 return Ok(Collected::Whole);
             }
             match self.next_piece()? {
-                BodyStep::Data(piece) => {
-                    received.collected += piece.len();
-                    received.pieces.push_back(piece);
-                }
+                BodyStep::Data(piece) => received.put(piece),
                 BodyStep::End => return Ok(Collected::Whole),
                 BodyStep::Blocked => return Ok(Collected::Missing),
             }
@@ -396,6 +393,14 @@ impl Connection {
             let missing = left.saturating_sub(self.decoder.held() as u64);
             missing == 0 || self.link.waiting() >= missing
         })
+    }
+
+    /// True when the client has left before all of a body has come, as far as that is known without
+    /// receiving what is there.
+    pub(super) fn has_left(&self) -> bool {
+        let is_counted = self.decoder.outstanding().is_some() && !self.link.is_encrypted();
+        self.link.is_half_closed
+            && ((is_counted && !self.is_rest_here()) || socket::is_dead(&self.link.transport))
     }
 
     /// Receives once, and gives the decoder what came.

@@ -3,22 +3,15 @@
 //! Owns nothing of the connection, and never reads from it: [`super::connection`] fills it.
 
 use super::framing::Received;
-use super::uploads::{COLLECT_BYTES, Memory, Permit};
+use super::uploads::{COLLECT_BYTES, Memory, Permit, Waiting};
 use crate::wsgi::request::RequestHead;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// How far a request is whose body has not come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Upload {
-    /// The beginning of its body is awaited, or it has a thread.
-    Beginning,
-    /// It waits for a permit, and its body is collected meanwhile.
-    Held,
-    /// As much was collected as may be: its client sends, and waits for the server.
-    Sending,
-}
+/// Shorter pieces of a body are put together: each would take a block of memory for itself, or keep one
+/// that is longer.
+const SHORT_PIECE: usize = 16 << 10;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -30,8 +23,9 @@ pub(super) struct ReceivedRequest {
     pub(super) collected: usize,
     /// How many bytes of it are to be collected before a thread is spent on the request.
     pub(super) bound: usize,
-    /// Where it is, if its body has not come.
-    pub(super) upload: Upload,
+    /// It waits for a permit, and its body is collected meanwhile. `None` while the beginning of the
+    /// body is awaited, and of a request that waits no more.
+    pub(super) waiting: Option<Waiting>,
     /// Memory for what was collected beyond what every request may have.
     pub(super) memory: Option<Memory>,
     /// It may have a thread before its body has come.
@@ -56,12 +50,27 @@ impl ReceivedRequest {
             pieces: VecDeque::new(),
             collected: 0,
             bound: COLLECT_BYTES,
-            upload: Upload::Beginning,
+            waiting: None,
             memory: None,
             permit: None,
             since,
             is_expecting: received.is_expecting,
             is_persistent: received.is_persistent,
         }
+    }
+
+    /// Keeps a piece of the body for the application.
+    pub(super) fn put(&mut self, piece: Bytes) {
+        self.collected += piece.len();
+        let last = self.pieces.back().map_or(SHORT_PIECE, Bytes::len);
+        if piece.len() >= SHORT_PIECE || last + piece.len() > SHORT_PIECE {
+            self.pieces.push_back(piece);
+            return;
+        }
+        // Nobody else has it.
+        let last = self.pieces.pop_back().unwrap_or_default();
+        let mut last = last.try_into_mut().unwrap_or_else(BytesMut::from);
+        last.extend_from_slice(&piece);
+        self.pieces.push_back(last.freeze());
     }
 }

@@ -4,7 +4,7 @@
 //! takes it. Owns what has to be known about it until then, and the bound on the memory that such
 //! answers hold together. Never sends anything itself.
 
-use super::client_wait::{BYTES_PER_MS, LOOKS, SLOW_BYTES_PER_SECOND};
+use super::client_wait::{LOOKS, SLOW_BYTES_PER_SECOND, allowance};
 use crate::scoreboard;
 use std::any::Any;
 use std::fmt;
@@ -163,8 +163,8 @@ impl Sending {
 
     fn end(&self, timeout: Duration) -> Option<Instant> {
         let bytes = self.sent.max(self.confirmed);
-        let allowance = Duration::from_millis(bytes / BYTES_PER_MS);
-        let altogether = self.since.checked_add(timeout.checked_add(allowance)?)?;
+        let altogether = timeout.checked_add(allowance(bytes))?;
+        let altogether = self.since.checked_add(altogether)?;
         Some(self.moved.checked_add(timeout)?.min(altogether))
     }
 }

@@ -7,7 +7,7 @@
 //! off, the slowest first. Never touches a connection but to shut its socket down, which wakes the
 //! thread that waits.
 
-use super::client_wait::{Direction, PRESSED_GRACE, SLOW_BYTES_PER_SECOND, Waited};
+use super::client_wait::{Direction, PRESSED_GRACE, SLOW_BYTES_PER_SECOND, Waited, rate};
 use super::socket::{self, Socket};
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
@@ -36,6 +36,7 @@ struct Wait {
     socket: RawFd,
     direction: Direction,
     began: Instant,
+    /// What threads have waited for the client lately, before this.
     before: Waited,
     /// What the kernel held for the client when the wait began.
     unconfirmed: u64,
@@ -47,8 +48,8 @@ impl Wait {
         self.before.time + now.saturating_duration_since(self.began)
     }
 
-    /// What the client has moved in all the time that threads have waited for it, or in this wait
-    /// alone once that is long: one that was quick before it stalled is slow.
+    /// What the client has moved lately, or in this wait alone once that is long: one that was quick
+    /// before it stalled is slow.
     fn bytes_per_second(&self, now: Instant) -> u64 {
         let moved = match self.direction {
             Direction::Receiving => 0,
@@ -62,12 +63,6 @@ impl Wait {
             average
         }
     }
-}
-
-/// Bytes a second.
-fn rate(bytes: u64, time: Duration) -> u64 {
-    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    bytes.saturating_mul(1000) / millis.max(1)
 }
 
 impl SlowClients {
@@ -136,31 +131,46 @@ impl SlowClients {
     }
 
     /// `queued` requests wait for a thread: cuts off as many slow clients, if more than their share
-    /// of the threads waits for them. `are_many`: there are more of them than those that hold threads.
-    /// Returns when to look again, if that may help.
-    pub(super) fn relieve(&self, queued: usize, are_many: bool, now: Instant) -> Option<Instant> {
+    /// of the threads waits for them. `is_upload_waiting`: an upload does because others have all
+    /// permits; then one that sends slowly is cut off within the share too. `are_many`: there are more
+    /// of them than those that hold threads. Returns when to look again, if that may help.
+    pub(super) fn relieve(
+        &self,
+        queued: usize,
+        is_upload_waiting: bool,
+        are_many: bool,
+        now: Instant,
+    ) -> Option<Instant> {
         if queued == 0 {
             return None;
         }
         let mut waits = self.waits.lock();
         let waiting = waits.iter().filter(|wait| !wait.is_cut).count();
         let excess = waiting.saturating_sub(self.most.load(Ordering::Relaxed));
-        if excess == 0 {
+        if excess == 0 && !is_upload_waiting {
             return None;
         }
         let mut last_cut = self.last_cut.lock();
-        let is_pressed =
-            are_many || last_cut.is_some_and(|at| now.saturating_duration_since(at) < PRESSED_FOR);
+        let was_cut_within =
+            |time| last_cut.is_some_and(|at| now.saturating_duration_since(at) < time);
+        let is_pressed = are_many || was_cut_within(PRESSED_FOR);
         let grace = if is_pressed { PRESSED_GRACE } else { GRACE };
+        // The permit of the one that was cut off last may not have come back yet.
+        let most = match excess {
+            0 => usize::from(!was_cut_within(PRESSED_GRACE / 4)),
+            _ => excess.min(queued),
+        };
+        let has_permit = |wait: &Wait| wait.direction == Direction::Receiving;
         let mut slow: Vec<(u64, usize)> = waits
             .iter()
             .enumerate()
             .filter(|(_, wait)| !wait.is_cut && wait.age(now) >= grace)
+            .filter(|(_, wait)| excess > 0 || has_permit(wait))
             .map(|(at, wait)| (wait.bytes_per_second(now), at))
             .filter(|(rate, _)| *rate < SLOW_BYTES_PER_SECOND)
             .collect();
         slow.sort_unstable();
-        for (_, at) in slow.into_iter().take(excess.min(queued)) {
+        for (_, at) in slow.into_iter().take(most) {
             waits[at].is_cut = true;
             *last_cut = Some(now);
             // Wakes the thread. Fails only when the connection is gone, which wakes it as well.
@@ -204,10 +214,10 @@ mod tests {
         copy.read(&mut [0]).unwrap()
     }
 
-    fn relieve_until(clients: &SlowClients, mut is_over: impl FnMut() -> bool) {
+    fn relieve_until(clients: &SlowClients, is_upload: bool, mut is_over: impl FnMut() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !is_over() {
-            clients.relieve(1, false, Instant::now());
+            clients.relieve(1, is_upload, false, Instant::now());
             assert!(Instant::now() < deadline);
             std::thread::yield_now();
         }
@@ -215,7 +225,15 @@ mod tests {
 
     #[test]
     fn a_client_beyond_the_share_is_cut_off_while_others_wait_for_a_thread() {
-        let clients = SlowClients::new(1, 50);
+        assert_cut_off(&SlowClients::new(1, 50), false);
+    }
+
+    #[test]
+    fn one_that_sends_slowly_within_the_share_is_cut_off_for_an_upload_that_waits() {
+        assert_cut_off(&SlowClients::new(1, 100), true);
+    }
+
+    fn assert_cut_off(clients: &SlowClients, is_upload: bool) {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let socket = OwnedFd::from(ours.try_clone().unwrap());
         std::thread::scope(|scope| {
@@ -228,7 +246,7 @@ mod tests {
                     || wait_for_end(&ours),
                 )
             });
-            relieve_until(&clients, || waiting.is_finished());
+            relieve_until(clients, is_upload, || waiting.is_finished());
 
             assert_eq!(waiting.join().unwrap(), (0, false));
         });
@@ -262,7 +280,7 @@ mod tests {
             while clients.waits.lock().is_empty() {
                 std::thread::yield_now();
             }
-            assert_eq!(clients.relieve(0, false, Instant::now()), None);
+            assert_eq!(clients.relieve(0, false, false, Instant::now()), None);
             theirs.write_all(b"x").unwrap();
 
             assert_eq!(waiting.join().unwrap(), (1, true));
@@ -311,7 +329,7 @@ mod tests {
             while clients.waits.lock().is_empty() {
                 std::thread::yield_now();
             }
-            assert!(clients.relieve(5, false, Instant::now()).is_some());
+            assert!(clients.relieve(5, false, false, Instant::now()).is_some());
             theirs.write_all(b"x").unwrap();
 
             assert_eq!(waiting.join().unwrap(), (1, true));

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 /// How much of a body is collected before a thread is spent on the request.
 pub(super) const COLLECT_BYTES: usize = 64 << 10;
-/// The same where the permits are used up. A client that has sent so much is one that sends.
+/// The same where the permits are used up.
 pub(super) const HELD_BYTES: usize = 1 << 20;
 /// Most memory that the bodies of such requests take together, beyond their first
 /// [`COLLECT_BYTES`].
 const HELD_BYTES_IN_ALL: usize = 64 << 20;
 /// Others that have run together in this time are expected to do so again.
 const PEAK_TIME: Duration = Duration::from_secs(1);
-/// How soon a request is looked at again whose client sends and for which no thread is left.
+/// How soon a request is looked at again of which as much was collected as may be.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// See the module's text.
@@ -33,10 +33,12 @@ pub(super) struct Uploads {
     taken: AtomicUsize,
     /// Bytes of bodies.
     memory: AtomicUsize,
-    /// Some requests wait for a permit, as far as is known.
-    has_held: AtomicBool,
-    /// Some of them have clients that send.
-    has_sending: AtomicBool,
+    /// Memory was asked for that was not left.
+    is_short: AtomicBool,
+    /// Requests that wait for a permit.
+    held: AtomicUsize,
+    /// Those of them of which as much was collected as may be.
+    full: AtomicUsize,
 }
 
 /// Lets one request have a thread, or wait for one, before its body has come.
@@ -46,6 +48,38 @@ pub(super) struct Permit(Arc<Uploads>);
 impl Drop for Permit {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A request that waits for a permit, and is counted as one until this is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    uploads: Arc<Uploads>,
+    is_full: bool,
+}
+
+impl Waiting {
+    /// As much of its body was collected as may be: its client waits for the server.
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Says whether that is so; returns true when it has become so.
+    pub(super) fn set_full(&mut self, is_full: bool) -> bool {
+        let was_full = std::mem::replace(&mut self.is_full, is_full);
+        match (was_full, is_full) {
+            (false, true) => self.uploads.full.fetch_add(1, Ordering::SeqCst),
+            (true, false) => self.uploads.full.fetch_sub(1, Ordering::SeqCst),
+            (true, true) | (false, false) => return false,
+        };
+        is_full
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.set_full(false);
+        self.uploads.held.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -69,8 +103,9 @@ impl Uploads {
             most: AtomicUsize::new(1),
             taken: AtomicUsize::new(0),
             memory: AtomicUsize::new(0),
-            has_held: AtomicBool::new(false),
-            has_sending: AtomicBool::new(false),
+            is_short: AtomicBool::new(false),
+            held: AtomicUsize::new(0),
+            full: AtomicUsize::new(0),
         };
         uploads.resize(pool_size);
         uploads
@@ -101,18 +136,28 @@ impl Uploads {
         self.permit_below(self.most.load(Ordering::Relaxed))
     }
 
-    /// A permit beyond that share, for a thread that others need not: `free` threads are idle of
-    /// `pool_size`, and no more than `peak` others have run at once lately.
+    /// How many permits may be out for another one beyond the share: for a thread that others need not.
+    /// `free` threads are idle of `pool_size`, and no more than `peak` others have run at once lately.
+    fn most_beyond(free: usize, pool_size: usize, peak: usize) -> usize {
+        if free == 0 {
+            return 0;
+        }
+        pool_size.saturating_sub(peak)
+    }
+
+    /// A permit beyond that share: see [`Uploads::most_beyond`].
     pub(super) fn permit_beyond(
         self: &Arc<Self>,
         free: usize,
         pool_size: usize,
         peak: usize,
     ) -> Option<Permit> {
-        if free == 0 {
-            return None;
-        }
-        self.permit_below(pool_size.saturating_sub(peak))
+        self.permit_below(Self::most_beyond(free, pool_size, peak))
+    }
+
+    /// True while such a permit is left.
+    pub(super) fn has_permit_beyond(&self, free: usize, pool_size: usize, peak: usize) -> bool {
+        self.taken() < Self::most_beyond(free, pool_size, peak)
     }
 
     /// True while a permit of the clients' share is left.
@@ -120,26 +165,29 @@ impl Uploads {
         self.taken() < self.most.load(Ordering::Relaxed)
     }
 
-    /// A request waits for a permit; `is_sending`: its client sends. True when none was known to.
-    pub(super) fn note_held(&self, is_sending: bool) -> bool {
-        let is_news = is_sending && !self.has_sending.swap(true, Ordering::SeqCst);
-        !self.has_held.swap(true, Ordering::SeqCst) || is_news
+    /// Counts a request that waits for a permit.
+    pub(super) fn wait(self: &Arc<Self>) -> Waiting {
+        self.held.fetch_add(1, Ordering::SeqCst);
+        Waiting {
+            uploads: self.clone(),
+            is_full: false,
+        }
     }
 
-    /// True while requests wait for permits, as far as is known.
+    /// True while requests wait for permits.
     pub(super) fn has_held(&self) -> bool {
-        self.has_held.load(Ordering::SeqCst)
+        self.held.load(Ordering::SeqCst) > 0
     }
 
-    /// True while some of their clients send.
-    pub(super) fn has_sending(&self) -> bool {
-        self.has_sending.load(Ordering::SeqCst)
+    /// True while there are some of which as much was collected as may be.
+    pub(super) fn has_full(&self) -> bool {
+        self.full.load(Ordering::SeqCst) > 0
     }
 
-    /// All who wait are looked at now, and noted again.
-    pub(super) fn forget_held(&self) {
-        self.has_held.store(false, Ordering::SeqCst);
-        self.has_sending.store(false, Ordering::SeqCst);
+    /// True once memory is left again after some was asked for in vain.
+    pub(super) fn has_memory_again(&self) -> bool {
+        let is_left = self.memory.load(Ordering::Relaxed) + COLLECT_BYTES <= HELD_BYTES_IN_ALL;
+        is_left && self.is_short.swap(false, Ordering::Relaxed)
     }
 
     /// Adds memory for so many more bytes of a body; false where too much is taken.
@@ -158,6 +206,8 @@ impl Uploads {
                 bytes: 0,
             });
             held.bytes += bytes;
+        } else {
+            self.is_short.store(true, Ordering::Relaxed);
         }
         is_reserved
     }
@@ -279,21 +329,28 @@ mod tests {
         assert!(uploads.reserve(&mut held, HELD_BYTES_IN_ALL - 1));
         assert!(uploads.reserve(&mut held, 1));
         assert!(!uploads.reserve(&mut held, 1));
+        assert!(!uploads.has_memory_again());
         drop(held);
 
+        assert!(uploads.has_memory_again());
+        assert!(!uploads.has_memory_again(), "nobody has asked since");
         assert!(uploads.reserve(&mut None, HELD_BYTES_IN_ALL));
     }
 
     #[test]
-    fn what_is_noted_first_is_news() {
-        let uploads = Uploads::new(1, 50);
+    fn requests_that_wait_are_counted_until_they_do_not() {
+        let uploads = Arc::new(Uploads::new(1, 50));
+        let (mut one, mut other) = (uploads.wait(), uploads.wait());
 
-        assert!(uploads.note_held(false));
-        assert!(!uploads.note_held(false));
-        assert!(uploads.note_held(true), "somebody sends");
-        assert!(!uploads.note_held(true));
-        uploads.forget_held();
+        assert!(one.set_full(true) && other.set_full(true));
+        assert!(!one.set_full(true), "it was before");
+        drop(one);
+        assert!(uploads.has_full());
+        assert!(!other.set_full(false));
+        assert!(uploads.has_held() && !uploads.has_full());
+        other.set_full(true);
+        drop(other);
 
-        assert!(!uploads.has_held() && !uploads.has_sending());
+        assert!(!uploads.has_held() && !uploads.has_full());
     }
 }

@@ -178,3 +178,49 @@ fn a_body_beyond_the_bound_is_collected_up_to_it() {
     let bytes = read(&mut connection, &mut received, BOUND + 20_000);
     assert!(bytes.into_iter().eq(body(BOUND + 20_000)));
 }
+
+#[test]
+fn short_chunks_are_put_together() {
+    let (mut connection, mut client) = connection();
+    let body: String = body(20_000).map(char::from).collect();
+    let mut message = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
+    let (short, long) = body.split_at(2_000);
+    for byte in short.chars() {
+        message.extend(["1\r\n", &byte.to_string(), "\r\n"]);
+    }
+    let size = format!("{:x}", long.len());
+    message.extend([&size, "\r\n", long, "\r\n0\r\n\r\n"]);
+    client.write_all(message.as_bytes()).unwrap();
+
+    let mut received = request(&mut connection);
+    assert_eq!(connection.collect(&mut received), Ok(Collected::Whole));
+
+    assert!(
+        received.pieces.len() <= 4,
+        "{} pieces",
+        received.pieces.len()
+    );
+    assert_eq!(received.collected, body.len());
+    let pieces: Vec<_> = received.pieces.into();
+    assert!(pieces.concat() == body.as_bytes());
+}
+
+#[test]
+fn a_client_that_leaves_before_its_body_has_come_is_told_from_one_that_has_sent_it() {
+    for (come, has_left) in [(BOUND + 40_000, false), (BOUND + 30_000, true)] {
+        let (mut connection, mut client) = connection();
+        let message = post(BOUND + 40_000);
+        let missing = BOUND + 40_000 - come;
+        client
+            .write_all(&message[..message.len() - missing])
+            .unwrap();
+        let mut received = request(&mut connection);
+        connection.collect(&mut received).unwrap();
+        assert!(!connection.has_left());
+
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        connection.note(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP);
+
+        assert_eq!(connection.has_left(), has_left, "{come}");
+    }
+}

@@ -9,7 +9,7 @@
 mod ending;
 
 use crate::scoreboard::{self, InFlight};
-use crate::server::client_wait::{Direction, Waited};
+use crate::server::client_wait::{Direction, Lately, Waited};
 use crate::server::connection::{BodyStep, Connection, Phase, Token};
 use crate::server::encoding::{
     CHUNK_END, CONTINUE, Framing, LAST_CHUNK, Persistence, write_chunk_size, write_head,
@@ -44,6 +44,8 @@ pub(in crate::server) trait Keeper: Sync {
     fn keep(&self, connection: Box<Connection>);
     /// More threads wait for clients than may while requests wait for a thread.
     fn relieve(&self);
+    /// A thread waits no more for the client to send, and the next upload may have its permit.
+    fn upload_ended(&self);
     /// Makes so much memory free for an answer that its client has not taken, if the thread is needed
     /// for other requests; false when it cannot.
     fn make_memory(&self, bytes: u64) -> bool;
@@ -111,6 +113,8 @@ pub(in crate::server) struct ConnectionExchange<'r> {
     failure: Option<BodyError>,
     reading: Waited,
     writing: Waited,
+    reading_lately: Lately,
+    writing_lately: Lately,
     /// Bytes of the body that were put into the link.
     body: u64,
     /// The connection is of no use any more; so much of the body had been taken.
@@ -148,6 +152,8 @@ impl<'r> ConnectionExchange<'r> {
             failure: None,
             reading: Waited::default(),
             writing: Waited::default(),
+            reading_lately: Lately::default(),
+            writing_lately: Lately::default(),
             body: 0,
             failed: None,
             is_cut: false,
@@ -272,11 +278,12 @@ impl<'r> ConnectionExchange<'r> {
     /// Blocks until the socket is ready; false when it did not become so in time, when this client
     /// has held up threads for too long altogether, or when it had to make room for others.
     fn wait(&mut self, events: PollFlags, taken: u64) -> bool {
-        let (direction, mut waited) = if events.contains(PollFlags::POLLIN) {
-            (Direction::Receiving, self.reading)
+        let (direction, mut waited, lately) = if events.contains(PollFlags::POLLIN) {
+            (Direction::Receiving, self.reading, &mut self.reading_lately)
         } else {
-            (Direction::Sending, self.writing)
+            (Direction::Sending, self.writing, &mut self.writing_lately)
         };
+        let lately = lately.of(waited);
         let timeout = self.terms.timeout;
         let slow_clients = self.terms.slow_clients;
         let keeper = self.keeper;
@@ -289,7 +296,7 @@ impl<'r> ConnectionExchange<'r> {
         let before = waited;
         let for_client = scoreboard::current().wait_for_client();
         let (is_ready, may_stay) =
-            slow_clients.during(&link.transport, direction, before, beyond_share, || {
+            slow_clients.during(&link.transport, direction, lately, beyond_share, || {
                 waited.wait(&link.transport, events, direction, timeout)
             });
         drop(for_client);
@@ -308,6 +315,20 @@ impl<'r> ConnectionExchange<'r> {
             Direction::Sending => self.writing = waited,
         }
         is_ready && may_stay
+    }
+}
+
+impl ConnectionExchange<'_> {
+    /// Lets the next upload begin where no more of this body is waited for.
+    fn note_reading(&mut self) {
+        let is_over = self.failure.is_some()
+            || self
+                .connection
+                .as_ref()
+                .is_none_or(|connection| connection.decoder.is_body_read());
+        if is_over && self.received.permit.take().is_some() {
+            self.keeper.upload_ended();
+        }
     }
 }
 
@@ -356,9 +377,13 @@ impl Exchange for ConnectionExchange<'_> {
             let error = match connection.next_piece() {
                 Ok(BodyStep::Data(piece)) => {
                     self.reading.bytes += piece.len() as u64;
+                    self.note_reading();
                     return Ok(Some(piece));
                 }
-                Ok(BodyStep::End) => return Ok(None),
+                Ok(BodyStep::End) => {
+                    self.note_reading();
+                    return Ok(None);
+                }
                 Err(error) => error,
                 Ok(BodyStep::Blocked) if !is_sent => BodyError::Disconnected,
                 Ok(BodyStep::Blocked) => {
@@ -374,6 +399,7 @@ impl Exchange for ConnectionExchange<'_> {
                 }
             };
             self.failure = Some(error);
+            self.note_reading();
             return Err(error);
         }
     }
@@ -396,10 +422,12 @@ impl Exchange for ConnectionExchange<'_> {
         match connection.read_into(room) {
             Ok(count) => {
                 self.reading.bytes += count as u64;
+                self.note_reading();
                 Ok(count)
             }
             Err(error) => {
                 self.failure = Some(error);
+                self.note_reading();
                 Err(error)
             }
         }

@@ -7,9 +7,9 @@
 
 use super::making_memory::Slow;
 use super::{Job, Reactor};
-use crate::server::client_wait::SLOW_BYTES_PER_SECOND;
+use crate::server::client_wait::{SLOW_BYTES_PER_SECOND, rate};
 use crate::server::connection::{Connection, Phase};
-use crate::server::received_request::{ReceivedRequest, Upload};
+use crate::server::received_request::ReceivedRequest;
 use crate::server::sending::Sending;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -41,7 +41,8 @@ enum Reason {
     Idle,
     /// Everything was said; the client has not closed its end.
     Ended,
-    /// A head or the beginning of a body is not complete.
+    /// A head or the beginning of a body is not complete, or an upload comes slowly that waits for its
+    /// turn.
     Slow,
 }
 
@@ -65,14 +66,10 @@ fn reason(connection: &Connection, now: Instant) -> Option<(Reason, Instant)> {
 /// True where the client takes long to send a body: the beginning of it, or where that is here and no
 /// thread is there for it yet, the rest.
 fn is_slow(received: &ReceivedRequest, now: Instant) -> bool {
-    let millis = now.saturating_duration_since(received.since).as_millis();
-    let is_fast = (received.collected as u128) * 1000
-        >= u128::from(SLOW_BYTES_PER_SECOND).saturating_mul(millis);
-    match received.upload {
-        Upload::Beginning => true,
-        Upload::Held => !is_fast,
-        Upload::Sending => false,
-    }
+    let age = now.saturating_duration_since(received.since);
+    received.waiting.as_ref().is_none_or(|waiting| {
+        !waiting.is_full() && rate(received.collected as u64, age) < SLOW_BYTES_PER_SECOND
+    })
 }
 
 impl Reactor {

@@ -316,9 +316,9 @@ impl Reactor {
 
     /// Cuts slow clients off where requests wait for their threads. Returns when to look again.
     fn relieve_of_slow_clients(&self, now: Instant) -> Option<Instant> {
-        // Uploads that wait for a thread beyond the share are not in the queue: one at a time counts.
-        let waiting = usize::from(self.uploads.has_sending());
-        let mut queued = self.queued.load(Ordering::Relaxed) + waiting;
+        let is_upload_waiting = self.uploads.has_full() && !self.uploads.has_permit();
+        // Uploads that wait for a thread are not in the queue: one at a time counts.
+        let mut queued = self.queued.load(Ordering::Relaxed) + usize::from(is_upload_waiting);
         if queued == 0 && self.is_held.load(Ordering::Relaxed) && self.slow_clients.are_too_many() {
             if !self.has_left_some() {
                 return Some(now + LOOK_AT_THE_LEFT);
@@ -326,7 +326,7 @@ impl Reactor {
             queued = 1;
         }
         self.slow_clients
-            .relieve(queued, self.unsent.is_short(), now)
+            .relieve(queued, is_upload_waiting, self.unsent.is_short(), now)
     }
 
     /// Waits for events, until `until` at the latest.
@@ -660,10 +660,14 @@ impl Keeper for Reactor {
         // The leader looks at the slow clients whenever it looks at the sockets.
         let is_wanted = self.queued.load(Ordering::Relaxed) > 0
             || self.is_held.load(Ordering::Relaxed)
-            || self.uploads.has_sending();
+            || self.uploads.has_full();
         if is_wanted {
             self.wake_leader();
         }
+    }
+
+    fn upload_ended(&self) {
+        self.note_upload_ended();
     }
 
     fn make_memory(&self, bytes: u64) -> bool {

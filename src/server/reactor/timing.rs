@@ -5,9 +5,8 @@
 
 use super::{Job, Reactor};
 use crate::server::Settings;
-use crate::server::client_wait::BYTES_PER_MS;
+use crate::server::client_wait::allowance;
 use crate::server::connection::{Connection, Lingering, Phase, Token};
-use crate::server::received_request::Upload;
 use http::StatusCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -136,21 +135,17 @@ fn deadline(
             patience.and_then(|patience| connection.active.checked_add(patience))
         }
         Phase::Head { since: Some(since) } => Some(*since + at_most(HEAD_TIME)),
-        // It waits for the server.
-        Phase::Collecting(received) if received.upload == Upload::Sending => None,
-        // As for a client that a thread waits for.
-        Phase::Collecting(received) if received.upload == Upload::Held => {
-            let allowance = Duration::from_millis(received.collected as u64 / BYTES_PER_MS);
-            patience.and_then(|patience| {
-                let altogether = received
-                    .since
-                    .checked_add(patience.saturating_add(allowance))?;
+        Phase::Collecting(received) => patience.and_then(|patience| match &received.waiting {
+            None => received.since.checked_add(patience),
+            // It waits for the server.
+            Some(waiting) if waiting.is_full() => None,
+            // As for a client that a thread waits for.
+            Some(_) => {
+                let altogether = patience.saturating_add(allowance(received.collected as u64));
+                let altogether = received.since.checked_add(altogether)?;
                 Some(altogether.min(connection.active.checked_add(patience)?))
-            })
-        }
-        Phase::Collecting(received) => {
-            patience.and_then(|patience| received.since.checked_add(patience))
-        }
+            }
+        }),
         // The exchange watches its own time.
         Phase::Producing => None,
         Phase::Sending(sending) => sending.deadline(patience),
@@ -201,9 +196,11 @@ mod tests {
     use crate::server::connection::tests::connection_with;
     use crate::server::link::tests::{client, session};
     use crate::server::sending::{After, Sending};
+    use crate::server::uploads::Uploads;
     use rustls::ClientConnection;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -269,7 +266,8 @@ mod tests {
             panic!("no request has come");
         };
         let since = received.since;
-        received.upload = Upload::Held;
+        let uploads = Arc::new(Uploads::new(1, 50));
+        received.waiting = Some(uploads.wait());
         received.collected = 5_000;
         connection.phase = Phase::Collecting(received);
         let settings = Settings {
@@ -284,7 +282,7 @@ mod tests {
             assert_eq!(deadline, end.map(|end| since + end * second));
         }
         if let Phase::Collecting(received) = &mut connection.phase {
-            received.upload = Upload::Sending;
+            received.waiting.as_mut().unwrap().set_full(true);
         }
         assert_eq!(
             deadline(&connection, &settings, None),

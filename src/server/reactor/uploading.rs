@@ -2,24 +2,26 @@
 //!
 //! Owns the way from the beginning of a body to a permit of [`crate::server::uploads`]: requests
 //! beyond the clients' share stay with the reactor, which collects their bodies without a thread,
-//! and leave it in order of arrival. Never reads a body that an application reads. The rules are in
+//! and leave it in order of arrival, those first whose clients have shown that they send. Never reads a body that an application reads. The rules are in
 //! docs/server.md, "Uploads".
 
 use super::{Again, Job, Reactor};
 use crate::server::connection::{Collected, Connection, Phase, Token};
 use crate::server::encoding::CONTINUE;
-use crate::server::received_request::{ReceivedRequest, Upload};
+use crate::server::received_request::ReceivedRequest;
 use crate::server::uploads::{COLLECT_BYTES, HELD_BYTES, LOOK_AGAIN, Permit};
+use crate::wsgi::BodyError;
 use bytes::Bytes;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// A request that waits for a permit.
+/// A request that waits for a permit. The first to get one is the first in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Held {
+    /// Its client still has to show that it sends. Behind the others: it may have stalled.
+    is_unproven: bool,
     since: Instant,
     token: Token,
-    is_sending: bool,
 }
 
 impl Reactor {
@@ -36,11 +38,10 @@ impl Reactor {
             return self.admit(connection, received, jobs);
         }
         received.is_expecting = false;
-        received.upload = Upload::Held;
+        received.waiting = Some(self.uploads.wait());
         if !connection.decoder.is_body_read() {
+            // Sent while the body is awaited.
             connection.link.put(Bytes::from_static(CONTINUE));
-            // What the client does not take is sent before the answer. A failure is met there too.
-            drop(connection.flush());
         }
         self.collect(connection, received, jobs)
     }
@@ -59,25 +60,32 @@ impl Reactor {
                 connection.active = Instant::now();
             }
             match collected {
-                Ok(Collected::Whole) => return self.admit(connection, received, jobs),
-                Ok(Collected::Missing) => return self.await_body(connection, received),
-                Ok(Collected::Beginning) if received.upload == Upload::Beginning => {
+                Ok(Collected::Whole) => {
+                    received.waiting = None;
+                    return self.admit(connection, received, jobs);
+                }
+                Ok(Collected::Missing) => return self.await_body(connection, received, false),
+                Ok(Collected::Beginning) if received.waiting.is_none() => {
                     if let Some(permit) = self.permit() {
                         received.permit = Some(permit);
                         return self.admit(connection, received, jobs);
                     }
-                    received.upload = Upload::Held;
                 }
                 Ok(Collected::Beginning) => {}
                 Err(error) => return self.give_up(connection, &received, error.status(), jobs),
             }
             let has_room = received.bound < HELD_BYTES
                 && self.uploads.reserve(&mut received.memory, COLLECT_BYTES);
+            let waiting = received.waiting.get_or_insert_with(|| self.uploads.wait());
+            let has_become_full = waiting.set_full(!has_room);
             if has_room {
                 received.bound += COLLECT_BYTES;
+            } else if connection.has_left() {
+                // Nothing is received any more, so that is not found out otherwise.
+                let status = BodyError::Disconnected.status();
+                return self.give_up(connection, &received, status, jobs);
             } else {
-                received.upload = Upload::Sending;
-                return self.await_body(connection, received);
+                return self.await_body(connection, received, has_become_full);
             }
         }
     }
@@ -91,67 +99,89 @@ impl Reactor {
     }
 
     /// Nothing can be done before more of a body has come, or before there is a permit.
-    fn await_body(&self, mut connection: Box<Connection>, received: Box<ReceivedRequest>) -> Again {
-        let upload = received.upload;
+    /// `has_become_full`: as much was collected as may be, which the leader does not know yet.
+    fn await_body(
+        &self,
+        mut connection: Box<Connection>,
+        received: Box<ReceivedRequest>,
+        has_become_full: bool,
+    ) -> Again {
+        let is_held = received.waiting.is_some();
         connection.phase = Phase::Collecting(received);
+        // `100 Continue` that the client has not taken yet. A failure is met when it is received from.
+        drop(connection.flush());
         let again = self.park(connection);
-        if again.is_none() && upload != Upload::Beginning {
-            // After it was parked: the leader finds it from then on, whatever it has missed before.
-            let is_news = self.uploads.note_held(upload == Upload::Sending);
-            if is_news || self.uploads.has_permit() {
-                self.wake_leader();
-            }
+        // After it was parked: the leader finds it from then on, whatever it has missed before.
+        if again.is_none() && is_held && (has_become_full || self.uploads.has_permit()) {
+            self.wake_leader();
         }
         again
     }
 
-    /// Hands requests that wait for permits to threads, the oldest first: as many as the clients'
-    /// share has room for, and those whose clients send to threads that others have not needed
-    /// lately, of which `free` are idle. Returns when to look again, if that may help.
+    /// Hands requests that wait for permits to threads. `free` threads are idle, and no more than `peak`
+    /// other requests have needed one at once lately. Returns when to look again, if that may help.
     pub(super) fn hand_over_uploads(
         &self,
         free: usize,
         peak: usize,
         jobs: &mut Vec<Job>,
     ) -> Option<Instant> {
-        let pool_size = self.pool_size.load(Ordering::Relaxed);
-        let mut free = free;
-        let has_free = |free| free > 0 && self.uploads.taken() < pool_size.saturating_sub(peak);
-        let is_sending = self.uploads.has_sending();
-        if self.uploads.has_permit() || (is_sending && has_free(free)) {
-            self.uploads.forget_held();
+        self.give_permits(free, peak, jobs);
+        if self.uploads.has_memory_again() {
+            // Their sockets may be full: nothing else happens to them.
             for held in self.held_uploads() {
-                let permit = self.uploads.permit().or_else(|| {
-                    let is_free = held.is_sending && free > 0;
-                    is_free
-                        .then(|| self.uploads.permit_beyond(free, pool_size, peak))
-                        .flatten()
-                });
-                let handed = permit.and_then(|permit| self.take_held(held.token, permit));
-                if let Some((connection, received)) = handed {
-                    free = free.saturating_sub(1);
-                    let again = self.admit(connection, received, jobs);
+                let is_full = !held.is_unproven;
+                if is_full && let Some((connection, received)) = self.take_held(held.token) {
+                    let again = self.collect(connection, received, jobs);
                     self.drive(again, jobs);
-                } else {
-                    self.uploads.note_held(held.is_sending);
                 }
             }
         }
-        // The peak of the others falls with time.
-        (is_sending && self.uploads.has_sending()).then(|| Instant::now() + LOOK_AGAIN)
+        // The peak of the others falls with time, and memory is given back without a word.
+        self.uploads.has_full().then(|| Instant::now() + LOOK_AGAIN)
     }
 
-    /// Requests that wait for permits, in order of arrival.
+    /// Gives out the permits that are left: those of the clients' share, and for requests whose clients
+    /// have shown that they send those beyond it.
+    fn give_permits(&self, free: usize, peak: usize, jobs: &mut Vec<Job>) {
+        let pool_size = self.pool_size.load(Ordering::Relaxed);
+        let mut free = free;
+        let is_any_left = self.uploads.has_permit()
+            || (self.uploads.has_full() && self.uploads.has_permit_beyond(free, pool_size, peak));
+        if !is_any_left {
+            return;
+        }
+        for held in self.held_uploads() {
+            let beyond = || self.uploads.permit_beyond(free, pool_size, peak);
+            let permit = match self.uploads.permit() {
+                None if !held.is_unproven => beyond(),
+                permit => permit,
+            };
+            // One that is one too many would be refused now. It has waited so far: let it wait on.
+            let (Some(permit), false) = (permit, self.overload.is_full()) else {
+                return;
+            };
+            if let Some((connection, mut received)) = self.take_held(held.token) {
+                received.permit = Some(permit);
+                received.waiting = None;
+                free = free.saturating_sub(1);
+                let again = self.admit(connection, received, jobs);
+                self.drive(again, jobs);
+            }
+        }
+    }
+
+    /// Requests that wait for permits, in the order in which they get them.
     fn held_uploads(&self) -> Vec<Held> {
         let mut slots = self.slots.lock();
         let held = slots.parked().filter_map(|connection| {
             let Phase::Collecting(received) = &connection.phase else {
                 return None;
             };
-            is_held(&connection.phase).then_some(Held {
+            Some(Held {
+                is_unproven: !received.waiting.as_ref()?.is_full(),
                 since: received.since,
                 token: connection.token,
-                is_sending: received.upload == Upload::Sending,
             })
         });
         let mut held: Vec<_> = held.collect();
@@ -161,11 +191,7 @@ impl Reactor {
     }
 
     /// Takes a request that waits for a permit out of its slot, unless a thread has it.
-    fn take_held(
-        &self,
-        token: Token,
-        permit: Permit,
-    ) -> Option<(Box<Connection>, Box<ReceivedRequest>)> {
+    fn take_held(&self, token: Token) -> Option<(Box<Connection>, Box<ReceivedRequest>)> {
         let mut slots = self.slots.lock();
         let slot = slots.find(token)?;
         let mut connection = slot
@@ -173,15 +199,13 @@ impl Reactor {
             .take_if(|connection| is_held(&connection.phase))?;
         drop(slots);
         let phase = std::mem::replace(&mut connection.phase, Phase::Head { since: None });
-        let Phase::Collecting(mut received) = phase else {
+        let Phase::Collecting(received) = phase else {
             return None;
         };
-        received.permit = Some(permit);
-        received.upload = Upload::Beginning;
         Some((connection, received))
     }
 
-    /// A request has ended that may have had a permit.
+    /// A request has ended, or its body: it may have had a permit.
     pub(super) fn note_upload_ended(&self) {
         if self.uploads.has_held() && self.uploads.has_permit() {
             self.wake_leader();
@@ -191,5 +215,5 @@ impl Reactor {
 
 /// True of a request that waits for a permit.
 fn is_held(phase: &Phase) -> bool {
-    matches!(phase, Phase::Collecting(received) if received.upload != Upload::Beginning)
+    matches!(phase, Phase::Collecting(received) if received.waiting.is_some())
 }
