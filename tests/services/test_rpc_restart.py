@@ -104,7 +104,9 @@ def test_calls_go_on_after_a_crash_of_the_broker(
     check_that_each_caller_lost_one_at_most(report, callers)
     # 15 s after the broker is back and this client is connected again, however slow its start was.
     assert report["slowest"] < outage + TIMEOUT - 20
-    assert not doubled
+    # A client sends again what the crash has kept the broker from confirming (oslo.messaging's
+    # publishers); what the broker had delivered already runs twice.
+    assert len(doubled) <= callers
 
 
 CALLERS = """
