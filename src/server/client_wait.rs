@@ -15,6 +15,8 @@ const BYTES_PER_MS: u64 = 1;
 pub(super) const LOOKS: u32 = 4;
 /// A client that moves at least this much is not slow, whatever it holds: half a megabit a second.
 pub(super) const SLOW_BYTES_PER_SECOND: u64 = 64 << 10;
+/// A client that moves less has all but stopped.
+pub(super) const STALLED_BYTES_PER_SECOND: u64 = 4 << 10;
 /// How long a client is looked at before it is called slow, where there are many.
 pub(super) const PRESSED_GRACE: Duration = Duration::from_millis(400);
 

@@ -7,7 +7,9 @@
 //! off, the slowest first. Never touches a connection but to shut its socket down, which wakes the
 //! thread that waits.
 
-use super::client_wait::{Direction, PRESSED_GRACE, SLOW_BYTES_PER_SECOND, Waited, rate};
+use super::client_wait::{
+    Direction, PRESSED_GRACE, SLOW_BYTES_PER_SECOND, STALLED_BYTES_PER_SECOND, Waited, rate,
+};
 use super::socket::{self, Socket};
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
@@ -132,7 +134,7 @@ impl SlowClients {
 
     /// `queued` requests wait for a thread: cuts off as many slow clients, if more than their share
     /// of the threads waits for them. `is_upload_waiting`: an upload does because others have all
-    /// permits; then one that sends slowly is cut off within the share too. `are_many`: there are more
+    /// permits; then one that has stalled is cut off within the share too. `are_many`: there are more
     /// of them than those that hold threads. Returns when to look again, if that may help.
     pub(super) fn relieve(
         &self,
@@ -154,7 +156,12 @@ impl SlowClients {
         let was_cut_within =
             |time| last_cut.is_some_and(|at| now.saturating_duration_since(at) < time);
         let is_pressed = are_many || was_cut_within(PRESSED_FOR);
-        let grace = if is_pressed { PRESSED_GRACE } else { GRACE };
+        // Within the share only those give way that have all but stopped, and have had time to begin.
+        let (grace, slow_below) = match excess {
+            0 => (GRACE, STALLED_BYTES_PER_SECOND),
+            _ if is_pressed => (PRESSED_GRACE, SLOW_BYTES_PER_SECOND),
+            _ => (GRACE, SLOW_BYTES_PER_SECOND),
+        };
         // The permit of the one that was cut off last may not have come back yet.
         let most = match excess {
             0 => usize::from(!was_cut_within(PRESSED_GRACE / 4)),
@@ -167,7 +174,7 @@ impl SlowClients {
             .filter(|(_, wait)| !wait.is_cut && wait.age(now) >= grace)
             .filter(|(_, wait)| excess > 0 || has_permit(wait))
             .map(|(at, wait)| (wait.bytes_per_second(now), at))
-            .filter(|(rate, _)| *rate < SLOW_BYTES_PER_SECOND)
+            .filter(|(rate, _)| *rate < slow_below)
             .collect();
         slow.sort_unstable();
         for (_, at) in slow.into_iter().take(most) {
@@ -229,8 +236,37 @@ mod tests {
     }
 
     #[test]
-    fn one_that_sends_slowly_within_the_share_is_cut_off_for_an_upload_that_waits() {
-        assert_cut_off(&SlowClients::new(1, 100), true);
+    fn one_that_has_stalled_within_the_share_is_cut_off_for_an_upload_that_waits() {
+        assert_cut_off(&SlowClients::new(2, 50), true);
+    }
+
+    #[test]
+    fn one_that_sends_slowly_within_the_share_is_cut_off_for_nobody() {
+        let clients = SlowClients::new(2, 50);
+        let steady = Waited {
+            time: Duration::from_secs(60),
+            bytes: 60 * 2 * STALLED_BYTES_PER_SECOND,
+        };
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let socket = OwnedFd::from(ours.try_clone().unwrap());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                clients.during(
+                    &socket,
+                    Direction::Receiving,
+                    steady,
+                    || (),
+                    || wait_for_end(&ours),
+                )
+            });
+            while clients.waiting() == 0 {
+                std::thread::yield_now();
+            }
+            assert!(clients.relieve(1, true, true, Instant::now()).is_some());
+            theirs.write_all(b"x").unwrap();
+
+            assert_eq!(waiting.join().unwrap(), (1, true));
+        });
     }
 
     fn assert_cut_off(clients: &SlowClients, is_upload: bool) {

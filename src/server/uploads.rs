@@ -174,6 +174,12 @@ impl Uploads {
         }
     }
 
+    /// True while one waits for its thread because others have all permits, and some of them are to
+    /// give way for it: not where uploads may have all threads.
+    pub(super) fn is_one_kept_out(&self) -> bool {
+        self.has_full() && !self.has_permit() && self.share < 100
+    }
+
     /// True while requests wait for permits.
     pub(super) fn has_held(&self) -> bool {
         self.held.load(Ordering::SeqCst) > 0
@@ -276,6 +282,21 @@ mod tests {
             drop(permits);
 
             assert!(uploads.has_permit());
+        }
+    }
+
+    #[test]
+    fn uploads_that_may_have_all_threads_keep_none_out() {
+        for (share, is_kept_out) in [(50, true), (100, false)] {
+            let uploads = Arc::new(Uploads::new(2, share));
+            let permits: Vec<_> = std::iter::from_fn(|| uploads.permit()).collect();
+            let mut waiting = uploads.wait();
+            waiting.set_full(true);
+
+            assert_eq!(uploads.is_one_kept_out(), is_kept_out);
+
+            drop(permits);
+            assert!(!uploads.is_one_kept_out());
         }
     }
 

@@ -316,7 +316,7 @@ impl Reactor {
 
     /// Cuts slow clients off where requests wait for their threads. Returns when to look again.
     fn relieve_of_slow_clients(&self, now: Instant) -> Option<Instant> {
-        let is_upload_waiting = self.uploads.has_full() && !self.uploads.has_permit();
+        let is_upload_waiting = self.uploads.is_one_kept_out();
         // Uploads that wait for a thread are not in the queue: one at a time counts.
         let mut queued = self.queued.load(Ordering::Relaxed) + usize::from(is_upload_waiting);
         if queued == 0 && self.is_held.load(Ordering::Relaxed) && self.slow_clients.are_too_many() {

@@ -2,8 +2,8 @@
 //!
 //! Owns the way from the beginning of a body to a permit of [`crate::server::uploads`]: requests
 //! beyond the clients' share stay with the reactor, which collects their bodies without a thread,
-//! and leave it in order of arrival, those first whose clients have shown that they send. Never reads a body that an application reads. The rules are in
-//! docs/server.md, "Uploads".
+//! and leave it in order of arrival, those first whose clients have shown that they send. Never reads
+//! a body that an application reads. The rules are in docs/server.md, "Uploads".
 
 use super::{Again, Job, Reactor};
 use crate::server::connection::{Collected, Connection, Phase, Token};
@@ -77,9 +77,15 @@ impl Reactor {
             let has_room = received.bound < HELD_BYTES
                 && self.uploads.reserve(&mut received.memory, COLLECT_BYTES);
             let waiting = received.waiting.get_or_insert_with(|| self.uploads.wait());
+            let was_full = waiting.is_full();
             let has_become_full = waiting.set_full(!has_room);
             if has_room {
                 received.bound += COLLECT_BYTES;
+                if was_full {
+                    // It has waited for the server: its client's time begins now.
+                    connection.active = Instant::now();
+                    received.since = connection.active;
+                }
             } else if connection.has_left() {
                 // Nothing is received any more, so that is not found out otherwise.
                 let status = BodyError::Disconnected.status();
@@ -111,8 +117,9 @@ impl Reactor {
         // `100 Continue` that the client has not taken yet. A failure is met when it is received from.
         drop(connection.flush());
         let again = self.park(connection);
-        // After it was parked: the leader finds it from then on, whatever it has missed before.
-        if again.is_none() && is_held && (has_become_full || self.uploads.has_permit()) {
+        // After it was parked: the leader finds it from then on, whatever it has missed before. One that
+        // has become full is told of also where this thread goes on with it: it is told of once.
+        if is_held && (has_become_full || (again.is_none() && self.uploads.has_permit())) {
             self.wake_leader();
         }
         again
@@ -148,7 +155,7 @@ impl Reactor {
         let mut free = free;
         let is_any_left = self.uploads.has_permit()
             || (self.uploads.has_full() && self.uploads.has_permit_beyond(free, pool_size, peak));
-        if !is_any_left {
+        if !is_any_left || self.overload.is_full() {
             return;
         }
         for held in self.held_uploads() {
