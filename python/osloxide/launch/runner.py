@@ -192,7 +192,7 @@ class Runner:
                 if not self._attempt("wait", 2) or self._is_over():
                     break
                 self._park_until_stopped()
-                if self._leaving and not self._attempt("wait", 2):  # who was launched meanwhile
+                if self.is_leaving and not self._attempt("wait", 2):  # who was launched meanwhile
                     break
                 self._reset_between_rounds()
         except BaseException as exc:  # noqa: BLE001  # it becomes the exit status

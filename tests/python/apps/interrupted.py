@@ -29,6 +29,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -116,7 +117,15 @@ class Interruption:
         self._seen: set[str] = set()
         shared.put("began", "since" not in job)
 
-    def call(self, frame: FrameType, event: str, _argument: Any) -> Any:
+    def call(
+        self,
+        frame: FrameType,
+        event: str,
+        _argument: Any,
+        is_over: Callable[[], bool] = sys.is_finalizing,
+    ) -> Any:
+        if is_over():  # this module's names may be gone
+            return None
         code = frame.f_code
         if not (code.co_filename.startswith(OSLOXIDE) or code.co_filename in WITH_LOCKS):
             return None
@@ -124,7 +133,15 @@ class Interruption:
             shared.put("waits", 1)
         return self.place(frame, event, None)
 
-    def place(self, frame: FrameType, event: str, _argument: Any) -> Any:
+    def place(
+        self,
+        frame: FrameType,
+        event: str,
+        _argument: Any,
+        is_over: Callable[[], bool] = sys.is_finalizing,
+    ) -> Any:
+        if is_over():
+            return None
         if shared.began and not shared.delivered and self._is_chosen(os.getpid()):
             code = frame.f_code
             file = code.co_filename.removeprefix(OSLOXIDE).lstrip("/")
