@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 DEADLINE = 30.0
 """Seconds without an event after which the running test counts as hung."""
+COLLECTING = 120.0
+"""The same before the first test: everything is imported then."""
 SHORT_DEADLINE = 10.0
 """The same for a test that is expected to hang."""
 
@@ -147,6 +149,8 @@ class Suite:
         ]
 
     def _deadline(self, test: str) -> float:
+        if not test:
+            return COLLECTING
         hangs = self._expected.outcome(self._short(test)) == HUNG
         return SHORT_DEADLINE if hangs else DEADLINE
 
