@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref  # noqa: F401  # eventlet's module has the name
 from typing import Any
 
 from osloxide._typing import override
