@@ -34,14 +34,13 @@ demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, d
 
 CHECKS := fmt lint mypy clippy walls docs site
 SUITES := rust simulation stubs parity
-# Lists of stages that mostly wait: they run beside each other.
+# Three lists that take about as long, and mostly wait: they run beside each other.
 BOUNDARY := python eventlet
-SERVICES := services demo
+SERVICES := services demo deployments pythons
 MESSAGING := rpc messaging
-OTHERS := pythons deployments
 test: $(VENV)/.rust-tools $(VENV)/.release ## every check and every suite, quick ones first
 	@$(PY) tools/stages.py setup services-setup $(CHECKS) $(SUITES) -- $(BOUNDARY) -- $(SERVICES) \
-	    -- $(MESSAGING) -- $(OTHERS)
+	    -- $(MESSAGING)
 
 check: $(VENV)/.rust-tools ## the quick checks alone, no suite
 	@$(PY) tools/stages.py setup $(CHECKS)

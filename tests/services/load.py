@@ -89,7 +89,7 @@ class Load:
         keep_alive: bool = True,
         path: str = "/",
         headers: Mapping[str, str] | None = None,
-        timeout: float = 100,
+        timeout: float = 20,
         pause: float = 0.0,
     ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="osloxide-load-")
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--path", default="/")
     parser.add_argument("--header", action="append", default=[], help="Name: value")
     parser.add_argument("--status", type=int, default=200, help="the expected status")
-    parser.add_argument("--timeout", type=float, default=100, help="seconds per request")
+    parser.add_argument("--timeout", type=float, default=20, help="seconds per request")
     parser.add_argument("--pause", type=float, default=0, help="seconds between two requests")
     parser.add_argument("--report", required=True, help="JSON file written at the end")
     _Driver(parser.parse_args()).run()

@@ -103,7 +103,7 @@ def deployment(
 
 def load_on(cinder: Cinder, load: StartLoad, connections: int = 8) -> Load:
     """Keep-alive load on a call that goes through every layer down to the database."""
-    driver = load(cinder.port, connections=connections, path=VOLUMES, headers=AUTH, timeout=30)
+    driver = load(cinder.port, connections=connections, path=VOLUMES, headers=AUTH, timeout=55)
     # Every connection has its worker, and every worker its database connections.
     driver.wait_answered(20 * connections, within=60)
     return driver
