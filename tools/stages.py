@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import NamedTuple
 
-STAGE_SECONDS = 3000
+STAGE_SECONDS = 3600
 END_SECONDS = 60
 REPEATED_LINES = 40
 OUTCOMES = ("passed", "failed", "errors", "skipped", "ignored", "xfailed", "xpassed")
