@@ -658,17 +658,23 @@ fn uploads_that_stall_hold_their_share_of_the_threads_and_are_served_once_they_g
     }
 }
 
-#[test]
-fn uploads_beyond_the_share_have_the_threads_that_nobody_else_needs() {
+/// Answers each request with its body, and says that it has begun.
+fn echoing_with(pool_size: usize) -> (Running, Receiver<()>) {
     let (send, begun) = std::sync::mpsc::channel();
     let settings = Settings {
-        pool_size: 4,
+        pool_size,
         ..Settings::default()
     };
     let running = Running::with(settings, move |exchange| {
         send.send(()).unwrap();
         echo(exchange);
     });
+    (running, begun)
+}
+
+#[test]
+fn uploads_beyond_the_share_have_the_threads_that_nobody_else_needs() {
+    let (running, begun) = echoing_with(4);
     let length = 3 << 20;
     let head = format!(
         "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
@@ -701,15 +707,7 @@ fn uploads_beyond_the_share_have_the_threads_that_nobody_else_needs() {
 
 #[test]
 fn an_upload_that_goes_on_gets_the_thread_of_one_that_stalls_beyond_the_share() {
-    let (send, begun) = std::sync::mpsc::channel();
-    let settings = Settings {
-        pool_size: 2,
-        ..Settings::default()
-    };
-    let running = Running::with(settings, move |exchange| {
-        send.send(()).unwrap();
-        echo(exchange);
-    });
+    let (running, begun) = echoing_with(2);
 
     // Each sends more than is collected without a thread, and no more.
     let clients: Vec<_> = (0..3)

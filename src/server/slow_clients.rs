@@ -221,7 +221,29 @@ mod tests {
         copy.read(&mut [0]).unwrap()
     }
 
-    fn relieve_until(clients: &SlowClients, is_upload: bool, mut is_over: impl FnMut() -> bool) {
+    /// Does something while a thread waits for a client to send that was *waited* for already; it gets
+    /// the client's end, and whether the wait is over. Returns what the wait does.
+    fn during_a_wait(
+        clients: &SlowClients,
+        waited: Waited,
+        work: impl FnOnce(&mut UnixStream, &dyn Fn() -> bool),
+    ) -> (usize, bool) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let socket = OwnedFd::from(ours.try_clone().unwrap());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let wait = || wait_for_end(&ours);
+                clients.during(&socket, Direction::Receiving, waited, || (), wait)
+            });
+            while clients.waits.lock().is_empty() {
+                std::thread::yield_now();
+            }
+            work(&mut theirs, &|| waiting.is_finished());
+            waiting.join().unwrap()
+        })
+    }
+
+    fn relieve_until(clients: &SlowClients, is_upload: bool, is_over: &dyn Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !is_over() {
             clients.relieve(1, is_upload, false, Instant::now());
@@ -247,45 +269,21 @@ mod tests {
             time: Duration::from_secs(60),
             bytes: 60 * 2 * STALLED_BYTES_PER_SECOND,
         };
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let socket = OwnedFd::from(ours.try_clone().unwrap());
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| {
-                clients.during(
-                    &socket,
-                    Direction::Receiving,
-                    steady,
-                    || (),
-                    || wait_for_end(&ours),
-                )
-            });
-            while clients.waiting() == 0 {
-                std::thread::yield_now();
-            }
+
+        let result = during_a_wait(&clients, steady, |theirs, _| {
             assert!(clients.relieve(1, true, true, Instant::now()).is_some());
             theirs.write_all(b"x").unwrap();
-
-            assert_eq!(waiting.join().unwrap(), (1, true));
         });
+
+        assert_eq!(result, (1, true));
     }
 
     fn assert_cut_off(clients: &SlowClients, is_upload: bool) {
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        let socket = OwnedFd::from(ours.try_clone().unwrap());
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| {
-                clients.during(
-                    &socket,
-                    Direction::Receiving,
-                    LONG_AGO,
-                    || (),
-                    || wait_for_end(&ours),
-                )
-            });
-            relieve_until(clients, is_upload, || waiting.is_finished());
-
-            assert_eq!(waiting.join().unwrap(), (0, false));
+        let result = during_a_wait(clients, LONG_AGO, |_, is_over| {
+            relieve_until(clients, is_upload, is_over);
         });
+
+        assert_eq!(result, (0, false));
     }
 
     #[test]
@@ -301,26 +299,13 @@ mod tests {
     #[test]
     fn no_client_is_cut_off_while_no_request_waits() {
         let clients = SlowClients::new(1, 50);
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let socket = OwnedFd::from(ours.try_clone().unwrap());
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| {
-                clients.during(
-                    &socket,
-                    Direction::Receiving,
-                    LONG_AGO,
-                    || (),
-                    || wait_for_end(&ours),
-                )
-            });
-            while clients.waits.lock().is_empty() {
-                std::thread::yield_now();
-            }
+
+        let result = during_a_wait(&clients, LONG_AGO, |theirs, _| {
             assert_eq!(clients.relieve(0, false, false, Instant::now()), None);
             theirs.write_all(b"x").unwrap();
-
-            assert_eq!(waiting.join().unwrap(), (1, true));
         });
+
+        assert_eq!(result, (1, true));
     }
 
     #[test]

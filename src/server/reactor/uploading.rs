@@ -150,18 +150,16 @@ impl Reactor {
 
     /// Gives out the permits that are left: those of the clients' share, and for requests whose clients
     /// have shown that they send those beyond it.
-    fn give_permits(&self, free: usize, peak: usize, jobs: &mut Vec<Job>) {
+    fn give_permits(&self, mut free: usize, peak: usize, jobs: &mut Vec<Job>) {
         let pool_size = self.pool_size.load(Ordering::Relaxed);
-        let mut free = free;
         let is_any_left = self.uploads.has_permit()
             || (self.uploads.has_full() && self.uploads.has_permit_beyond(free, pool_size, peak));
         if !is_any_left || self.overload.is_full() {
             return;
         }
         for held in self.held_uploads() {
-            let beyond = || self.uploads.permit_beyond(free, pool_size, peak);
             let permit = match self.uploads.permit() {
-                None if !held.is_unproven => beyond(),
+                None if !held.is_unproven => self.uploads.permit_beyond(free, pool_size, peak),
                 permit => permit,
             };
             // One that is one too many would be refused now. It has waited so far: let it wait on.
