@@ -29,7 +29,6 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -107,6 +106,9 @@ class Interruption:
         launching process, or with *in_worker* of the worker that it forks first, that of slot 0.
     """
 
+    # Not by the module's name for it: at the end of the interpreter those are gone.
+    _is_over = staticmethod(sys.is_finalizing)
+
     def __init__(self, job: dict[str, Any]) -> None:
         self._signo = signal.Signals["SIG" + job["signal"]]
         self._at = job["at"]
@@ -117,14 +119,8 @@ class Interruption:
         self._seen: set[str] = set()
         shared.put("began", "since" not in job)
 
-    def call(
-        self,
-        frame: FrameType,
-        event: str,
-        _argument: Any,
-        is_over: Callable[[], bool] = sys.is_finalizing,
-    ) -> Any:
-        if is_over():  # this module's names may be gone
+    def call(self, frame: FrameType, event: str, _argument: Any) -> Any:
+        if self._is_over():
             return None
         code = frame.f_code
         if not (code.co_filename.startswith(OSLOXIDE) or code.co_filename in WITH_LOCKS):
@@ -133,14 +129,8 @@ class Interruption:
             shared.put("waits", 1)
         return self.place(frame, event, None)
 
-    def place(
-        self,
-        frame: FrameType,
-        event: str,
-        _argument: Any,
-        is_over: Callable[[], bool] = sys.is_finalizing,
-    ) -> Any:
-        if is_over():
+    def place(self, frame: FrameType, event: str, _argument: Any) -> Any:
+        if self._is_over():
             return None
         if shared.began and not shared.delivered and self._is_chosen(os.getpid()):
             code = frame.f_code
