@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,6 +60,23 @@ def test_a_reply_that_the_broker_refuses_becomes_an_error_of_the_call(
     assert client.prepare(timeout=50).call({}, "echo", what="next") == "next"
     service.stop()
     assert service.text().count("is refused by the broker") == 1
+
+
+def test_replies_beside_those_that_the_broker_refuses_are_sent(
+    service: RunningService, client: Any, figure: Callable[[str], None]
+) -> None:
+    began = time.monotonic()
+    with ThreadPoolExecutor(14) as callers:
+        call = client.prepare(timeout=50).call
+        large = [callers.submit(call, {}, "large", size=20 * MIB) for _ in range(6)]
+        small = [callers.submit(call, {}, "echo", what=str(n)) for n in range(8)]
+        assert [answer.result() for answer in small] == [str(n) for n in range(8)]
+        answered = time.monotonic() - began
+        refused = [str(answer.exception()) for answer in large]
+    service.stop()
+
+    assert all("refused by the broker" in text for text in refused), refused
+    figure(f"6 replies of 20 MiB beside 8 small ones: all answered after {answered:.1f} s")
 
 
 def test_large_replies_that_wait_for_the_broker_hold_up_no_request(
