@@ -14,7 +14,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 """Seconds after which something that must happen counts as missing."""
 
 

@@ -18,12 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use crate::locks::{Condvar, Mutex};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::time::TimeSpec;
-use parking_lot::{Condvar, Mutex};
 
 use super::tls::Session;
 use crate::threads::{self, Signals};

@@ -187,9 +187,9 @@ impl<W: Work> Drop for Executor<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::locks::{Condvar, Mutex};
     use crate::scoreboard;
     use nix::poll::{PollFd, PollFlags, poll};
-    use parking_lot::{Condvar, Mutex};
     use std::collections::HashSet;
     use std::os::fd::AsFd;
     use std::thread;

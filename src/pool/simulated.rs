@@ -1,6 +1,6 @@
 //! What stands in for the operating system's threads, clock and timers under `cfg(simulate)`.
 //!
-//! Owns simulated types with the interfaces of `parking_lot`, `std::time::Instant` and
+//! Owns simulated types with the interfaces of [`crate::locks`], `std::time::Instant` and
 //! [`super::threads`], on top of shuttle, which chooses at each operation which thread goes on. Time
 //! is one number, moved to the next deadline by a thread that shuttle schedules like any other: so
 //! any timeout may pass at any moment, as on a machine that is too busy. Whether a job computes is a

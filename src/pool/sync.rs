@@ -2,10 +2,10 @@
 //!
 //! Owns the choice between the real ones and those of the simulation: `cfg(simulate)` puts
 //! simulated ones in their place, and every schedule can be run (docs/simulation.md). What is
-//! shipped has `parking_lot` and `std` here and nothing else.
+//! shipped has [`crate::locks`] and `std` here and nothing else.
 
 #[cfg(not(simulate))]
-pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+pub(crate) use crate::locks::{Condvar, Mutex, MutexGuard};
 #[cfg(not(simulate))]
 pub(crate) use std::time::Instant;
 

@@ -2,11 +2,11 @@
 //!
 //! Owns the size of their stacks, the question whether a thread computes, and the alarm. Never schedules anything.
 
+use crate::locks::{Condvar, Mutex};
 use crate::threads::{self, Signals};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::{Pid, gettid};
-use parking_lot::{Condvar, Mutex};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::RangeInclusive;

@@ -11,9 +11,9 @@ use std::cell::Cell;
 
 use nix::libc;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 
 use super::imports;
+use super::kept::Kept;
 use crate::handlers;
 
 thread_local! {
@@ -21,7 +21,7 @@ thread_local! {
 }
 
 /// What ends such a process.
-static LEAVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static LEAVE: Kept<Py<PyAny>> = Kept::new();
 
 /// Notes forks from now on. Once is enough.
 pub(super) fn note_forks() -> PyResult<()> {
@@ -32,12 +32,12 @@ pub(super) fn note_forks() -> PyResult<()> {
     }
 }
 
-/// Has at hand what ends a child; to be called before application code is. A child must not import it:
-/// another thread may have held a lock of the import system when it was forked.
+/// Has at hand what ends a child, and all that threads of the pool call; to be called before application
+/// code is. A child must not import it: another thread may have held a lock of the import system when
+/// it was forked.
 pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
-    LEAVE
-        .get_or_try_init(py, || imports::leave_child(py))
-        .map(drop)
+    imports::load(py)?;
+    LEAVE.get_or_make(|| imports::leave_child(py)).map(drop)
 }
 
 /// In the child, on the thread that has forked.
@@ -58,7 +58,7 @@ fn leave_if_forked(py: Python<'_>, failure: Option<&PyErr>) {
         return;
     }
     let failure = failure.map(|failure| failure.clone_ref(py).into_value(py));
-    if let Some(leave) = LEAVE.get(py)
+    if let Some(leave) = LEAVE.get()
         && let Err(error) = leave.call1(py, (failure,))
     {
         error.print(py);

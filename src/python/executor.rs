@@ -12,20 +12,19 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyList, PyString, PyTuple};
 
 use super::amqp_delivery::{AmqpDelivery, name_of};
 use super::child;
 use super::detached::detached;
 use super::errors::executor_refusal;
+use super::kept::{Kept, intern};
 use super::{imports, parallel, signals};
 use crate::amqp::client::{Delivery, PickUp, Sink, warn_of_lost};
 use crate::executor::{self, Refused, Work};
+use crate::locks::Mutex;
 use crate::scoreboard::InFlight;
-use parking_lot::Mutex;
 
 /// How long a submitter waits for room before it lets Python signal handlers run.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -420,12 +419,12 @@ impl Drop for Resume {
 
 /// True for a coroutine, and for what osloxide's own code wants to be treated like one.
 fn goes_on(result: &Bound<'_, PyAny>) -> PyResult<bool> {
-    static LATER: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
+    static LATER: Kept<(Py<PyAny>, Py<PyAny>)> = Kept::new();
     let py = result.py();
-    let kinds = LATER.get_or_try_init(py, || {
+    let kinds = LATER.get_or_make(|| {
         let coroutine = py.import("types")?.getattr("CoroutineType")?;
         let later = imports::later(py)?;
-        PyResult::Ok((coroutine.unbind(), later.unbind()))
+        Ok((coroutine.unbind(), later.unbind()))
     })?;
     let kind = result.get_type();
     Ok(kind.is(&kinds.0) || kind.is(&kinds.1))
@@ -504,8 +503,7 @@ impl Job {
 
 /// True while nobody but the executor can be inside the future.
 ///
-/// NOTE: whoever acts on the answer must not let go of the interpreter in between. `intern!` does
-/// when it makes its string, so callers intern what they need first.
+/// NOTE: whoever acts on the answer must not let go of the interpreter in between.
 fn is_private(future: &Bound<'_, PyAny>) -> PyResult<bool> {
     let py = future.py();
     let dict = future.getattr(intern!(py, "__dict__"))?;

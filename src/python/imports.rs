@@ -11,6 +11,15 @@ const EVENT_LOOP: &str = "osloxide.threads.event_loop";
 const FORKED: &str = "osloxide.threads.forked";
 const POOL_THREAD: &str = "osloxide.threads.pool_thread";
 
+/// Imports them all: what a thread of the pool imported first would be half imported, and its lock
+/// held for ever, in the child of a program that forks meanwhile.
+pub(super) fn load(py: Python<'_>) -> PyResult<()> {
+    for module in [EVENT_LOOP, FORKED, POOL_THREAD] {
+        py.import(module)?;
+    }
+    Ok(())
+}
+
 /// Starts *coroutine* on the event loop of the process; *resume* is called with its outcome.
 pub(super) fn start_coroutine<'py>(
     py: Python<'py>,

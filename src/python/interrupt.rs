@@ -14,9 +14,9 @@
 
 use nix::libc;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict};
 
+use super::kept::Kept;
 use super::lock_waiters::waits_for_interpreter;
 use super::parallel;
 
@@ -27,7 +27,7 @@ const DEPTH: usize = 24;
 const CALLS: [&str; 3] = ["CALL", "CALL_KW", "CALL_FUNCTION_EX"];
 
 /// Their numbers in this CPython; none before 3.13, where every place will do.
-static CALL_CODES: PyOnceLock<Vec<u8>> = PyOnceLock::new();
+static CALL_CODES: Kept<Vec<u8>> = Kept::new();
 
 /// See `_native.pyi`.
 #[pyfunction]
@@ -72,7 +72,7 @@ pub(super) fn interrupt_thread(
         return Ok(None);
     }
     let anywhere: Vec<String> = anywhere.extract()?;
-    let calls = CALL_CODES.get_or_try_init(py, || call_codes(py))?;
+    let calls = CALL_CODES.get_or_make(|| call_codes(py))?;
     // SAFETY: both need an attached thread only, which `py` proves. A collection in between could run
     // Python code and let the other thread go on.
     let was_enabled = unsafe { pyo3::ffi::PyGC_Disable() };

@@ -16,6 +16,7 @@ mod handlers;
 mod heartbeat;
 mod imports;
 mod interrupt;
+mod kept;
 mod lock_waiters;
 mod parallel;
 mod scoreboard;

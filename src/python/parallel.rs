@@ -6,8 +6,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use pyo3::intern;
 use pyo3::prelude::*;
+
+use super::kept::intern;
 
 /// The lock is there for good.
 static HAS_LOCK: AtomicBool = AtomicBool::new(false);

@@ -7,7 +7,7 @@
 
 use super::snapshot::MethodSnapshot;
 use super::{IN_FLIGHT_MAX, decrement};
-use parking_lot::Mutex;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -17,6 +17,32 @@ pub const METHODS: usize = 62;
 /// The name of what found no room.
 const OTHERS: &str = "(others)";
 const NAME_BYTES: usize = 96;
+
+/// The first byte of a name that a thread is about to write; UTF-8 has no such byte.
+const CLAIMED: u8 = 0xff;
+/// Looks at a claimed place, with a turn of other threads after each, until it is given up: its writer
+/// was killed, or is no part of the process that was forked meanwhile.
+const LOOKS: usize = 1000;
+
+/// The places that the calling thread has looked up. No lock: a process may be forked at any moment by
+/// a thread that is not this one.
+struct Known {
+    of: *const Methods,
+    places: HashMap<String, u8>,
+}
+
+impl Known {
+    fn of(methods: *const Methods) -> Self {
+        Self {
+            of: methods,
+            places: HashMap::new(),
+        }
+    }
+}
+
+thread_local! {
+    static KNOWN: RefCell<Known> = RefCell::new(Known::of(ptr::null()));
+}
 
 /// One worker's table.
 #[derive(Debug)]
@@ -48,29 +74,22 @@ pub(super) struct Method {
 impl Method {
     /// The place of *name* in the table of this process; a new one on first use.
     pub(super) fn named(name: &str) -> Self {
-        type Known = Option<(&'static Methods, HashMap<String, u8>)>;
-        static KNOWN: Mutex<Known> = Mutex::new(None);
         let methods = super::current_methods();
-        let mut known = KNOWN.lock();
-        if !matches!(&*known, Some((of, _)) if ptr::eq(*of, methods)) {
-            *known = Some((methods, HashMap::new())); // a process that has claimed its row since
-        }
-        let places = known.as_mut().map(|(_, places)| places);
-        let Some(places) = places else {
-            return Self { methods, place: 0 };
-        };
-        if let Some(place) = places.get(name) {
-            return Self {
-                methods,
-                place: *place,
-            };
-        }
-        let place = methods.enter(name);
-        super::current().name_methods();
-        // Names come from the network: not more of them are kept than there are places.
-        if places.len() < METHODS {
-            places.insert(name.to_owned(), place);
-        }
+        let place = KNOWN.with_borrow_mut(|known| {
+            if !ptr::eq(known.of, methods) {
+                *known = Known::of(methods); // the process has claimed its row since
+            }
+            if let Some(place) = known.places.get(name) {
+                return *place;
+            }
+            let place = methods.enter(name);
+            super::current().name_methods();
+            // Names come from the network: not more of them are kept than there are places.
+            if known.places.len() < METHODS {
+                known.places.insert(name.to_owned(), place);
+            }
+            place
+        });
         Self { methods, place }
     }
 
@@ -129,22 +148,16 @@ impl Methods {
         }
     }
 
-    /// The place of *name*: its own, a free one, or the last. Callers take turns.
+    /// The place of *name*: its own, a free one, or the last.
     fn enter(&self, name: &str) -> u8 {
+        let name = if name.is_empty() { "?" } else { cut(name) };
         let last = METHODS - 1;
         for (place, counters) in (0..).zip(&self.table[..last]) {
-            if counters.is_used() {
-                if counters.name() == cut(name) {
-                    return place;
-                }
-            } else {
-                counters.set_name(name);
+            if counters.is_or_becomes(name) {
                 return place;
             }
         }
-        if !self.table[last].is_used() {
-            self.table[last].set_name(OTHERS);
-        }
+        self.table[last].is_or_becomes(OTHERS);
         u8::try_from(last).unwrap_or_default()
     }
 
@@ -162,6 +175,7 @@ impl Methods {
             for method in &mut found {
                 method.queued = 0;
             }
+            found.retain(|method| !method.name.is_empty());
             return found;
         }
         for (mark, began) in self.in_flight_slots.iter().zip(began) {
@@ -173,6 +187,7 @@ impl Methods {
                 method.oldest_since = Some(oldest.min(began));
             }
         }
+        found.retain(|method| !method.name.is_empty());
         found
     }
 }
@@ -191,16 +206,31 @@ impl Counters {
         self.name[0].load(Ordering::Acquire) != 0
     }
 
-    fn set_name(&self, name: &str) {
-        let name = if name.is_empty() { "?" } else { cut(name) };
-        let mut bytes = self.name.iter().zip(name.bytes()).rev();
-        // The first byte last: it says that the name is complete.
-        for (place, byte) in &mut bytes {
-            place.store(byte, Ordering::Release);
+    /// True where this is the place of *name*; a free one becomes it.
+    fn is_or_becomes(&self, name: &str) -> bool {
+        let [first, ..] = &self.name;
+        let claim = first.compare_exchange(0, CLAIMED, Ordering::AcqRel, Ordering::Acquire);
+        if claim.is_ok() {
+            // The first byte last: it says that the name is complete.
+            for (place, byte) in self.name.iter().zip(name.bytes()).rev() {
+                place.store(byte, Ordering::Release);
+            }
+            return true;
         }
+        for _ in 0..LOOKS {
+            if first.load(Ordering::Acquire) != CLAIMED {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        self.name() == name
     }
 
+    /// Empty until it is complete.
     fn name(&self) -> String {
+        if self.name[0].load(Ordering::Acquire) == CLAIMED {
+            return String::new();
+        }
         let bytes = self.name.iter().map(|byte| byte.load(Ordering::Relaxed));
         let bytes: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -285,6 +315,33 @@ mod tests {
         let seen = methods.read(row.began(), false);
 
         assert_eq!((seen[0].queued, seen[0].running), (0, 0));
+    }
+
+    #[test]
+    fn a_name_that_several_threads_enter_at_once_has_one_place() {
+        let methods = leaked();
+        let names = ["a", "b", "c", "d", ""];
+        let enter = || names.map(|name| methods.enter(name));
+
+        let places = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(enter)).collect();
+            let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+            ended.collect::<std::collections::HashSet<_>>()
+        });
+
+        assert_eq!(places.len(), 1);
+        assert_eq!(methods.read(Row::new().began(), true).len(), names.len());
+    }
+
+    #[test]
+    fn a_name_whose_writer_has_gone_holds_nobody_up() {
+        let methods = leaked();
+        methods.table[0].name[0].store(CLAIMED, Ordering::Relaxed);
+
+        assert_eq!(methods.enter("build"), 1);
+        let seen = methods.read(Row::new().began(), true);
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert_eq!(seen[0].name, "build");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! connection costs nothing here, and one that is closed leaves nothing behind.
 
 use super::connection::Token;
-use parking_lot::Mutex;
+use crate::locks::Mutex;
 use std::collections::BTreeSet;
 use std::time::Instant;
 

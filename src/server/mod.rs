@@ -23,11 +23,11 @@ mod socket;
 pub mod tls;
 mod uploads;
 
+use crate::locks::Mutex;
 use crate::pool::Pool;
 use crate::wsgi::Handler;
 use nix::sys::eventfd::EventFd;
 use nix::unistd::{Pid, getpid};
-use parking_lot::Mutex;
 use reactor::Reactor;
 use std::io;
 use std::net::IpAddr;

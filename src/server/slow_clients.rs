@@ -11,8 +11,8 @@ use super::client_wait::{
     Direction, PRESSED_GRACE, SLOW_BYTES_PER_SECOND, STALLED_BYTES_PER_SECOND, Waited, rate,
 };
 use super::socket::{self, Socket};
+use crate::locks::Mutex;
 use nix::sys::socket::{Shutdown, shutdown};
-use parking_lot::Mutex;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

@@ -115,3 +115,14 @@ def test_objects_of_the_application_are_remembered_by_identity() -> None:
             found += [f"{module}: {hit}" for hit in re.findall(r"Weak(?:Set|KeyDict\w*)", text)]
 
     assert found == []
+
+
+def test_no_thread_waits_for_another_to_make_an_object() -> None:
+    """The child of a program that forks meanwhile has the one that waits, and not the other."""
+    waiting = re.compile(r"PyOnceLock|GILOnceCell|pyo3::intern|prelude::intern|sync::Interned")
+    found = []
+    for path in (structure.REPOSITORY / "src/python").rglob("*.rs"):
+        if path.name != "kept.rs":
+            found += [f"{path.name}: {hit}" for hit in waiting.findall(path.read_text())]
+
+    assert found == []

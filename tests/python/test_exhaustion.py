@@ -474,7 +474,8 @@ def test_signals_of_operators_while_a_program_executes_itself_end_and_stop_nothi
         assert site.process.poll() is None, site.log
         return site.log.count("listening on") >= 4
 
-    wait_until(begun_again, f"two further starts\n{site.log}")
+    # Each start has all of them to answer before it listens, and takes a loaded machine seconds.
+    wait_until(begun_again, lambda: f"two further starts\n{site.log}", 120, pause=0.05)
     wait_until(lambda: fetch(port) == [str(site.pid)], "an answer")
     assert site.stop() == 0, site.log
 

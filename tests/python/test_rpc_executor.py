@@ -462,3 +462,40 @@ def test_a_python_with_other_futures_gets_plain_ones(monkeypatch: pytest.MonkeyP
     assert "_condition" in vars(future)
     assert future.result(PATIENCE) == 3
     executor.shutdown()
+
+
+CHILDREN = """
+import os, signal, threading
+from osloxide.messaging.executor import Executor
+
+def used():
+    executor = Executor(3)
+    started = threading.Barrier(4)
+    for _ in range(3):
+        executor.submit(started.wait)
+    started.wait()
+    return executor
+
+def child():
+    signal.alarm(20)
+    own = used()
+    for _ in range(10):
+        own.submit(os.getpid).result()
+    own.shutdown()
+    os._exit(0)
+
+for _ in range(50):
+    parents = used()
+    pid = os.fork() or child()
+    parents.shutdown()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+print("ended")
+"""
+
+
+def test_executors_of_children_end_whatever_the_threads_of_the_parent_wait_for() -> None:
+    """Threads of a child get the stacks of those of its parent. Wake-ups went to the latter while
+    locks kept all that waits in one table: one child in eight ended at its alarm."""
+    done = run_python(CHILDREN)
+
+    assert done.stdout == "ended\n", done.stderr

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::locks::{Condvar, Mutex};
 
 use super::begun::Begun;
 use super::delivery::{Delivery, PickUp, Settling, Sink};
@@ -219,7 +219,7 @@ impl Listening {
     /// Whether *deadline* has passed.
     fn wait(
         &self,
-        inner: &mut parking_lot::MutexGuard<'_, Inner>,
+        inner: &mut crate::locks::MutexGuard<'_, Inner>,
         deadline: Option<Instant>,
     ) -> bool {
         match deadline {

@@ -55,8 +55,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::locks::{Condvar, Mutex, MutexGuard};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use delivery::{Delivery, PickUp, Sink};
 pub use envelope::Head;

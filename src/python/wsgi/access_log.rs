@@ -5,11 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use crate::locks::Mutex;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
+use crate::python::kept::intern;
 use crate::wsgi::access_log::{self as line, KEYS};
 use crate::wsgi::request::RequestHead;
 use crate::wsgi::{Delivery, Endpoints, Refused};
@@ -175,14 +176,14 @@ impl AccessLog {
         wall: Duration,
     ) -> PyResult<Bound<'py, PyAny>> {
         let fields = PyDict::new(py);
-        fields.set_item(pyo3::intern!(py, "client_ip"), &entry.client_ip)?;
-        fields.set_item(pyo3::intern!(py, "client_port"), &entry.client_port)?;
-        fields.set_item(pyo3::intern!(py, "request_line"), &entry.request_line)?;
-        fields.set_item(pyo3::intern!(py, "status_code"), status)?;
-        fields.set_item(pyo3::intern!(py, "body_length"), body_length)?;
-        fields.set_item(pyo3::intern!(py, "wall_seconds"), wall.as_secs_f64())?;
+        fields.set_item(intern!(py, "client_ip"), &entry.client_ip)?;
+        fields.set_item(intern!(py, "client_port"), &entry.client_port)?;
+        fields.set_item(intern!(py, "request_line"), &entry.request_line)?;
+        fields.set_item(intern!(py, "status_code"), status)?;
+        fields.set_item(intern!(py, "body_length"), body_length)?;
+        fields.set_item(intern!(py, "wall_seconds"), wall.as_secs_f64())?;
         if self.has_date {
-            fields.set_item(pyo3::intern!(py, "date_time"), self.date_time(py)?)?;
+            fields.set_item(intern!(py, "date_time"), self.date_time(py)?)?;
         }
         self.format.bind(py).rem(fields)
     }

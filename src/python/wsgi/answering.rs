@@ -9,6 +9,7 @@ use super::Application;
 use super::call::{Call, bytes_from, not_started};
 use super::child;
 use super::file_wrapper::{Content, FileWrapper};
+use crate::python::kept::intern;
 use crate::wsgi::Exchange;
 use crate::wsgi::response::{Ending, Head, Ready};
 use bytes::{Bytes, BytesMut};
@@ -220,7 +221,7 @@ impl Application {
     /// Closes the application's result (PEP 3333), exactly once and on every path.
     pub(super) fn close(&self, py: Python<'_>, exchange: &dyn Exchange, result: &Bound<'_, PyAny>) {
         let closed = child::call(py, || {
-            let close = result.getattr_opt(pyo3::intern!(py, "close"))?;
+            let close = result.getattr_opt(intern!(py, "close"))?;
             close.map(|close| close.call0()).transpose()
         });
         if let Err(error) = closed {

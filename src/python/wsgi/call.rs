@@ -5,15 +5,16 @@
 //! against its Content-Length. The decisions are [`crate::wsgi::response`]'s; this file only
 //! carries them between Python and the exchange. Rules: PEP 3333 "The `start_response()` Callable".
 
+use crate::locks::Mutex;
 use bytes::Bytes;
 use http::Method;
-use parking_lot::Mutex;
 use pyo3::exceptions::{PyAssertionError, PyBrokenPipeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use super::loan::{Loan, Revoked};
 use super::text;
+use crate::python::kept::intern;
 use crate::wsgi::response::{Body, Ending, Head, is_bodiless};
 use crate::wsgi::{BodyError, ClientGone, FilePart, ResponseHead};
 
@@ -415,7 +416,7 @@ impl Call {
         }
         let head = call.parse(status, response_headers)?;
         call.state.lock().head = Some(head);
-        slf.getattr(pyo3::intern!(py, "write"))
+        slf.getattr(intern!(py, "write"))
     }
 
     /// PEP 3333: sends one piece of the body at once; for applications that cannot yield it.

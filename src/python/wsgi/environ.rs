@@ -8,14 +8,15 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 
+use crate::locks::Mutex;
 use http::{Method, Version};
-use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::file_wrapper::FileWrapper;
 use super::input::Input;
 use super::text::native;
+use crate::python::kept::intern;
 use crate::wsgi::Endpoints;
 use crate::wsgi::environ::{HeaderSlot, Target, header_slot, separator};
 use crate::wsgi::request::{Header, RequestHead, name_hash};
@@ -113,36 +114,30 @@ impl Environ {
             "REMOTE_PORT",
             "SCRIPT_NAME",
         ] {
-            base.set_item(PyString::intern(py, key), pyo3::intern!(py, ""))?;
+            base.set_item(PyString::intern(py, key), intern!(py, ""))?;
         }
+        base.set_item(intern!(py, "REQUEST_METHOD"), intern!(py, "GET"))?;
+        base.set_item(intern!(py, "SERVER_PROTOCOL"), intern!(py, "HTTP/1.1"))?;
+        base.set_item(intern!(py, "GATEWAY_INTERFACE"), "CGI/1.1")?;
         base.set_item(
-            pyo3::intern!(py, "REQUEST_METHOD"),
-            pyo3::intern!(py, "GET"),
-        )?;
-        base.set_item(
-            pyo3::intern!(py, "SERVER_PROTOCOL"),
-            pyo3::intern!(py, "HTTP/1.1"),
-        )?;
-        base.set_item(pyo3::intern!(py, "GATEWAY_INTERFACE"), "CGI/1.1")?;
-        base.set_item(
-            pyo3::intern!(py, "SERVER_SOFTWARE"),
+            intern!(py, "SERVER_SOFTWARE"),
             concat!("osloxide/", env!("CARGO_PKG_VERSION")),
         )?;
-        base.set_item(pyo3::intern!(py, "wsgi.version"), PyTuple::new(py, [1, 0])?)?;
-        base.set_item(pyo3::intern!(py, "wsgi.multithread"), true)?;
-        base.set_item(pyo3::intern!(py, "wsgi.multiprocess"), is_multiprocess)?;
-        base.set_item(pyo3::intern!(py, "wsgi.run_once"), false)?;
+        base.set_item(intern!(py, "wsgi.version"), PyTuple::new(py, [1, 0])?)?;
+        base.set_item(intern!(py, "wsgi.multithread"), true)?;
+        base.set_item(intern!(py, "wsgi.multiprocess"), is_multiprocess)?;
+        base.set_item(intern!(py, "wsgi.run_once"), false)?;
         base.set_item(
-            pyo3::intern!(py, "wsgi.errors"),
+            intern!(py, "wsgi.errors"),
             py.import("sys")?.getattr("stderr")?,
         )?;
         base.set_item(
-            pyo3::intern!(py, "wsgi.file_wrapper"),
+            intern!(py, "wsgi.file_wrapper"),
             py.get_type::<FileWrapper>(),
         )?;
         // Requests without a body share an input that has nothing and refers to nobody.
         base.set_item(
-            pyo3::intern!(py, "wsgi.input"),
+            intern!(py, "wsgi.input"),
             Bound::new(py, Input::new(None, Some(0)))?,
         )?;
         if let Some(extra) = extra {
@@ -175,43 +170,43 @@ impl Environ {
         // The template is that of a GET with HTTP/1.1.
         let method = match *request.method() {
             Method::GET => None,
-            Method::POST => Some(pyo3::intern!(py, "POST").clone()),
+            Method::POST => Some(intern!(py, "POST").clone()),
             ref other => Some(native(py, other.as_str().as_bytes())?),
         };
         if let Some(method) = method {
-            environ.set_item(pyo3::intern!(py, "REQUEST_METHOD"), method)?;
+            environ.set_item(intern!(py, "REQUEST_METHOD"), method)?;
         }
         let raw_path = native(py, target.raw_path)?;
         let path = target.path_info();
         if *path == *target.raw_path {
-            environ.set_item(pyo3::intern!(py, "PATH_INFO"), &raw_path)?;
+            environ.set_item(intern!(py, "PATH_INFO"), &raw_path)?;
         } else {
-            environ.set_item(pyo3::intern!(py, "PATH_INFO"), native(py, &path)?)?;
+            environ.set_item(intern!(py, "PATH_INFO"), native(py, &path)?)?;
         }
-        environ.set_item(pyo3::intern!(py, "RAW_PATH_INFO"), raw_path)?;
+        environ.set_item(intern!(py, "RAW_PATH_INFO"), raw_path)?;
         if !target.query.is_empty() {
             let query = native(py, target.query)?;
-            environ.set_item(pyo3::intern!(py, "QUERY_STRING"), query)?;
+            environ.set_item(intern!(py, "QUERY_STRING"), query)?;
         }
         if request.version() == Version::HTTP_10 {
-            let protocol = pyo3::intern!(py, "HTTP/1.0");
-            environ.set_item(pyo3::intern!(py, "SERVER_PROTOCOL"), protocol)?;
+            let protocol = intern!(py, "HTTP/1.0");
+            environ.set_item(intern!(py, "SERVER_PROTOCOL"), protocol)?;
         }
         if let Some((address, port)) = endpoints.peer_text() {
-            environ.set_item(pyo3::intern!(py, "REMOTE_ADDR"), native(py, address)?)?;
-            environ.set_item(pyo3::intern!(py, "REMOTE_PORT"), native(py, port)?)?;
+            environ.set_item(intern!(py, "REMOTE_ADDR"), native(py, address)?)?;
+            environ.set_item(intern!(py, "REMOTE_PORT"), native(py, port)?)?;
         }
         self.set_headers(&environ, request)?;
         for (name, value) in request.variables() {
             environ.set_item(native(py, name)?, native(py, value)?)?;
         }
         if let Some(host) = target.host {
-            environ.set_item(pyo3::intern!(py, "HTTP_HOST"), native(py, host)?)?;
+            environ.set_item(intern!(py, "HTTP_HOST"), native(py, host)?)?;
         }
         if let Some(input) = input {
-            environ.set_item(pyo3::intern!(py, "wsgi.input"), input)?;
+            environ.set_item(intern!(py, "wsgi.input"), input)?;
             if request.header("transfer-encoding").is_some() {
-                environ.set_item(pyo3::intern!(py, "wsgi.input_terminated"), true)?;
+                environ.set_item(intern!(py, "wsgi.input_terminated"), true)?;
             }
         }
         Ok(environ)
@@ -253,9 +248,9 @@ impl Environ {
     ) -> PyResult<Bound<'py, PyDict>> {
         let environ = PyDict::new(py);
         let scheme = if endpoints.tls { "https" } else { "http" };
-        environ.set_item(pyo3::intern!(py, "wsgi.url_scheme"), scheme)?;
+        environ.set_item(intern!(py, "wsgi.url_scheme"), scheme)?;
         if endpoints.tls {
-            environ.set_item(pyo3::intern!(py, "HTTPS"), "on")?;
+            environ.set_item(intern!(py, "HTTPS"), "on")?;
         }
         // PEP 3333 wants both non-empty; what reaches a unix socket came through a proxy that
         // names the real host in Host.
@@ -269,13 +264,13 @@ impl Environ {
                 if endpoints.tls { "443" } else { "80" }.to_owned(),
             ),
         };
-        environ.set_item(pyo3::intern!(py, "SERVER_NAME"), name)?;
-        environ.set_item(pyo3::intern!(py, "SERVER_PORT"), port)?;
+        environ.set_item(intern!(py, "SERVER_NAME"), name)?;
+        environ.set_item(intern!(py, "SERVER_PORT"), port)?;
         for (key, value) in self.base.bind(py) {
             environ.set_item(key, value)?;
         }
         if endpoints.peer.is_none() {
-            environ.set_item(pyo3::intern!(py, "REMOTE_ADDR"), "unix")?;
+            environ.set_item(intern!(py, "REMOTE_ADDR"), "unix")?;
         }
         make_room(&environ)?;
         Ok(environ)
@@ -297,13 +292,13 @@ impl Environ {
                     HeaderSlot::ContentType => {
                         // Two types cannot both be true; the first one counts.
                         let value = native(py, header.value)?;
-                        environ.set_item(pyo3::intern!(py, "CONTENT_TYPE"), value)?;
+                        environ.set_item(intern!(py, "CONTENT_TYPE"), value)?;
                         continue;
                     }
                     HeaderSlot::ContentLength => {
                         if !is_chunked {
                             let value = native(py, header.value)?;
-                            environ.set_item(pyo3::intern!(py, "CONTENT_LENGTH"), value)?;
+                            environ.set_item(intern!(py, "CONTENT_LENGTH"), value)?;
                         }
                         continue;
                     }

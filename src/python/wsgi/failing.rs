@@ -6,6 +6,7 @@
 
 use super::Application;
 use super::call::Call;
+use crate::python::kept::intern;
 use crate::scoreboard;
 use crate::wsgi::Exchange;
 use crate::wsgi::environ::TargetError;
@@ -101,7 +102,7 @@ impl Application {
         let error = error.map(|error| error.clone_ref(py).into_value(py));
         let keywords = PyDict::new(py);
         let logged = keywords
-            .set_item(pyo3::intern!(py, "exc_info"), error)
+            .set_item(intern!(py, "exc_info"), error)
             .and_then(|()| self.log_error.call(py, (message,), Some(&keywords)));
         if let Err(failure) = logged {
             failure.write_unraisable(py, Some(self.log_error.bind(py)));

@@ -11,9 +11,9 @@ use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyType};
+use pyo3::types::PyBytes;
 
+use crate::python::kept::{Kept, intern};
 use crate::python::parallel;
 use crate::wsgi::FilePart;
 
@@ -60,7 +60,7 @@ impl FileWrapper {
 
     /// Closes the file, if it can be closed.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        if let Some(close) = self.file.bind(py).getattr_opt(pyo3::intern!(py, "close"))? {
+        if let Some(close) = self.file.bind(py).getattr_opt(intern!(py, "close"))? {
             close.call0()?;
         }
         Ok(())
@@ -82,7 +82,7 @@ impl FileWrapper {
         let block = self
             .file
             .bind(py)
-            .call_method1(pyo3::intern!(py, "read"), (most,))?;
+            .call_method1(intern!(py, "read"), (most,))?;
         let is_empty = match block.cast::<PyBytes>() {
             Ok(block) => block.as_bytes().is_empty(),
             Err(_) => block.is_none(),
@@ -109,7 +109,7 @@ impl FileWrapper {
             return Ok(None);
         }
         // The object's position, which is not the descriptor's where it reads ahead.
-        let offset: u64 = file.call_method0(pyo3::intern!(py, "tell"))?.extract()?;
+        let offset: u64 = file.call_method0(intern!(py, "tell"))?.extract()?;
         let left = about.len().saturating_sub(offset);
         let part = FilePart {
             file: copy,
@@ -125,20 +125,17 @@ impl FileWrapper {
 
 /// True for what `open(..., "rb")` returns.
 fn is_plain_file(file: &Bound<'_, PyAny>) -> PyResult<bool> {
-    static RAW: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    static BUFFERED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static RAW: Kept<Py<PyAny>> = Kept::new();
+    static BUFFERED: Kept<Py<PyAny>> = Kept::new();
 
     let py = file.py();
-    let raw = RAW.import(py, "io", "FileIO")?;
-    if file.is_exact_instance(raw) {
+    let class_of_io = |name| Ok(py.import("io")?.getattr(name)?.unbind());
+    let raw = RAW.get_or_make(|| class_of_io("FileIO"))?;
+    if file.get_type().is(raw) {
         return Ok(true);
     }
-    Ok(
-        file.is_exact_instance(BUFFERED.import(py, "io", "BufferedReader")?)
-            && file
-                .getattr(pyo3::intern!(py, "raw"))?
-                .is_exact_instance(raw),
-    )
+    let buffered = BUFFERED.get_or_make(|| class_of_io("BufferedReader"))?;
+    Ok(file.get_type().is(buffered) && file.getattr(intern!(py, "raw"))?.get_type().is(raw))
 }
 
 /// The open file under a descriptor of our own; `None` where there is none to be had.
@@ -162,7 +159,7 @@ fn duplicate(file: &Bound<'_, PyAny>) -> Option<File> {
 
 /// What the file object names as its descriptor; `None` when it is closed or names none.
 fn descriptor(file: &Bound<'_, PyAny>) -> Option<RawFd> {
-    file.call_method0(pyo3::intern!(file.py(), "fileno"))
+    file.call_method0(intern!(file.py(), "fileno"))
         .and_then(|number| number.extract())
         .ok()
         .filter(|number| *number >= 0)

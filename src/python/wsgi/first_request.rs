@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use crate::locks::{Condvar, Mutex};
 
 /// How long a request waits for the first one. A first request that takes longer (a client that
 /// reads slowly, a long poll) must not hold up the others: they all go ahead then.
@@ -18,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct FirstRequest {
     is_over: AtomicBool,
-    turn: Mutex<()>,
+    has_begun: Mutex<bool>,
+    ended: Condvar,
 }
 
 impl FirstRequest {
@@ -28,29 +29,32 @@ impl FirstRequest {
         if self.is_over.load(Ordering::Acquire) {
             return None;
         }
-        let Some(guard) = self.turn.try_lock_for(PATIENCE) else {
-            self.is_over.store(true, Ordering::Release);
-            return None;
-        };
-        if self.is_over.load(Ordering::Acquire) {
-            return None; // dropping the guard wakes the next one that waits
+        let mut has_begun = self.has_begun.lock();
+        if !std::mem::replace(&mut *has_begun, true) {
+            return Some(Turn(self));
         }
-        Some(Turn {
-            first: self,
-            _guard: guard,
-        })
+        let goes_on = |_: &mut bool| !self.is_over.load(Ordering::Acquire);
+        let waited = self.ended.wait_while_for(&mut has_begun, goes_on, PATIENCE);
+        if waited.timed_out() {
+            self.end();
+        }
+        None
+    }
+
+    fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+        self.ended.notify_all();
     }
 }
 
 /// The first request; when it is dropped, panic or not, the others go ahead.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
-    first: &'a FirstRequest,
-    _guard: MutexGuard<'a, ()>,
-}
+pub(super) struct Turn<'a>(&'a FirstRequest);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.first.is_over.store(true, Ordering::Release);
+        // Under the lock, or one that has just looked would sleep past it.
+        let _has_begun = self.0.has_begun.lock();
+        self.0.end();
     }
 }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::locks::Mutex;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::gettid;
-use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use super::call::Call;

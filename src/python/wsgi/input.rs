@@ -8,8 +8,8 @@
     reason = "bytes are written to the memory of a new object, which PyO3 would clear first"
 )]
 
+use crate::locks::Mutex;
 use bytes::{Buf, Bytes};
-use parking_lot::Mutex;
 use pyo3::exceptions::{PyConnectionResetError, PyOSError, PyTimeoutError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;

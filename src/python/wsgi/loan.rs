@@ -13,7 +13,7 @@
 use std::mem;
 use std::ptr::NonNull;
 
-use parking_lot::Mutex;
+use crate::locks::Mutex;
 use pyo3::prelude::*;
 
 use crate::wsgi::Exchange;

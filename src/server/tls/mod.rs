@@ -9,7 +9,7 @@ mod clients;
 mod files;
 mod validity;
 
-use parking_lot::Mutex;
+use crate::locks::Mutex;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, ServerConnection};

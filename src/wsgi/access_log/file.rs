@@ -9,6 +9,7 @@
 #![expect(unsafe_code, reason = "the local time is asked of the C library")]
 
 use super::format::LocalTime;
+use crate::locks::{Mutex, MutexGuard};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -16,7 +17,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{dup3_raw, write};
-use parking_lot::{Mutex, MutexGuard};
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};

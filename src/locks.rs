@@ -1,0 +1,268 @@
+//! Locks and condition variables that the child of a program with threads can use.
+//!
+//! Owns two choices on top of `std`. A lock whose holder panicked stays usable: one request that
+//! panics must not lock the pool. And nothing here stands on memory that locks share: on Linux each is a
+//! futex of its own, and a child that makes new ones finds them as new as its parent did.
+//! `parking_lot` keeps all threads that wait in one table with places in their stacks. A program that
+//! forks beside such threads, which Python programs do, leaves the table to the child, whose new
+//! threads get those stacks, and wake-ups of theirs go to threads that are not there.
+//! A lock that another thread held at the fork stays locked in the child, here as anywhere: what a
+//! child uses, it makes itself.
+//! The interface is that of `parking_lot`, which [`crate::pool`] can have simulated.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{self, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+/// Data that one thread at a time has.
+#[derive(Debug, Default)]
+pub struct Mutex<T>(sync::Mutex<T>);
+
+/// Unlocks when it is dropped.
+#[derive(Debug)]
+#[must_use = "the lock is given back when this is dropped"]
+pub struct MutexGuard<'a, T> {
+    mutex: &'a Mutex<T>,
+    /// None only inside [`MutexGuard::without`].
+    held: Option<sync::MutexGuard<'a, T>>,
+}
+
+impl<T> Mutex<T> {
+    /// A lock that nobody has.
+    pub const fn new(value: T) -> Self {
+        Self(sync::Mutex::new(value))
+    }
+
+    /// Waits until no other thread has it.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        MutexGuard {
+            mutex: self,
+            held: Some(self.0.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    /// None while another thread has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        let held = match self.0.try_lock() {
+            Ok(held) => held,
+            Err(TryLockError::Poisoned(held)) => held.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(MutexGuard {
+            mutex: self,
+            held: Some(held),
+        })
+    }
+
+    /// What it held.
+    pub fn into_inner(self) -> T {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<'a, T> MutexGuard<'a, T> {
+    /// Runs `work` without the lock, which is taken again afterwards, panic or not.
+    pub fn unlocked<R>(guard: &mut Self, work: impl FnOnce() -> R) -> R {
+        /// Takes the lock again when it is dropped.
+        struct Unlocked<'g, 'a, T>(&'g mut MutexGuard<'a, T>);
+
+        impl<T> Drop for Unlocked<'_, '_, T> {
+            fn drop(&mut self) {
+                self.0.held = self.0.mutex.lock().held.take();
+            }
+        }
+
+        guard.held = None;
+        let _again = Unlocked(guard);
+        work()
+    }
+
+    /// Lends the guard of `std` to something that gives one back.
+    fn without<R>(
+        &mut self,
+        wait: impl FnOnce(sync::MutexGuard<'a, T>) -> (sync::MutexGuard<'a, T>, R),
+    ) -> R {
+        let held = self.held.take();
+        // INVARIANT: there is one outside this function and `unlocked`, which both have put it back.
+        #[expect(clippy::expect_used, reason = "see the invariant")]
+        let (held, result) = wait(held.expect("a guard holds its lock"));
+        self.held = Some(held);
+        result
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // INVARIANT: as in `without`.
+        #[expect(clippy::expect_used, reason = "see the invariant")]
+        self.held.as_ref().expect("a guard holds its lock")
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // INVARIANT: as in `without`.
+        #[expect(clippy::expect_used, reason = "see the invariant")]
+        self.held.as_mut().expect("a guard holds its lock")
+    }
+}
+
+/// Whether a wait ended because its time was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitTimeoutResult(bool);
+
+impl WaitTimeoutResult {
+    /// True when nothing else ended it.
+    #[must_use]
+    pub fn timed_out(&self) -> bool {
+        self.0
+    }
+}
+
+/// Something that threads wait for. Waits may end without a reason, so conditions are asked again.
+#[derive(Debug, Default)]
+pub struct Condvar(sync::Condvar);
+
+impl Condvar {
+    /// Nobody waits for it.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(sync::Condvar::new())
+    }
+
+    /// Waits for a wake-up.
+    pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        guard.without(|held| {
+            let held = self.0.wait(held);
+            (held.unwrap_or_else(PoisonError::into_inner), ())
+        });
+    }
+
+    /// Waits for a wake-up, no longer than `time`.
+    pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, time: Duration) -> WaitTimeoutResult {
+        guard.without(|held| {
+            let waited = self.0.wait_timeout(held, time);
+            let (held, result) = waited.unwrap_or_else(PoisonError::into_inner);
+            (held, WaitTimeoutResult(result.timed_out()))
+        })
+    }
+
+    /// Waits for a wake-up, no longer than until `deadline`.
+    pub fn wait_until<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        deadline: Instant,
+    ) -> WaitTimeoutResult {
+        self.wait_for(guard, deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Waits until `condition` is false.
+    pub fn wait_while<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        mut condition: impl FnMut(&mut T) -> bool,
+    ) {
+        while condition(guard) {
+            self.wait(guard);
+        }
+    }
+
+    /// Waits until `condition` is false, no longer than until `deadline`. It timed out where the
+    /// condition is still true.
+    pub fn wait_while_until<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        mut condition: impl FnMut(&mut T) -> bool,
+        deadline: Instant,
+    ) -> WaitTimeoutResult {
+        while condition(guard) {
+            if self.wait_until(guard, deadline).timed_out() {
+                return WaitTimeoutResult(condition(guard));
+            }
+        }
+        WaitTimeoutResult(false)
+    }
+
+    /// Waits until `condition` is false, no longer than `time`.
+    pub fn wait_while_for<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        condition: impl FnMut(&mut T) -> bool,
+        time: Duration,
+    ) -> WaitTimeoutResult {
+        self.wait_while_until(guard, condition, Instant::now() + time)
+    }
+
+    /// Wakes one thread that waits.
+    pub fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    /// Wakes all that wait.
+    pub fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::thread;
+
+    #[test]
+    fn a_lock_whose_holder_panicked_stays_usable() {
+        let lock = Mutex::new(0);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let mut held = lock.lock();
+            *held = 1;
+            panic!("a request");
+        }));
+
+        assert!(panicked.is_err());
+        assert_eq!(*lock.lock(), 1);
+        assert_eq!(lock.try_lock().map(|held| *held), Some(1));
+        assert_eq!(lock.into_inner(), 1);
+    }
+
+    #[test]
+    fn a_lock_is_free_inside_unlocked_and_held_after_it_even_after_a_panic() {
+        let lock = Mutex::new(0);
+        let mut held = lock.lock();
+        assert!(lock.try_lock().is_none());
+
+        MutexGuard::unlocked(&mut held, || *lock.lock() += 1);
+        assert_eq!(*held, 1);
+        assert!(lock.try_lock().is_none());
+
+        let work = AssertUnwindSafe(|| MutexGuard::unlocked(&mut held, || panic!("a job")));
+        assert!(catch_unwind(work).is_err());
+        assert_eq!(*held, 1);
+        assert!(lock.try_lock().is_none());
+    }
+
+    #[test]
+    fn waits_end_at_a_wake_up_or_at_their_time() {
+        let (lock, changed) = (Mutex::new(false), Condvar::new());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                *lock.lock() = true;
+                changed.notify_all();
+            });
+            changed.wait_while(&mut lock.lock(), |is_set| !*is_set);
+        });
+        let mut held = lock.lock();
+        let moment = Duration::from_millis(1);
+
+        let unset = |is_set: &mut bool| !*is_set;
+        assert!(!changed.wait_while_for(&mut held, unset, moment).timed_out());
+        *held = false;
+        assert!(changed.wait_while_for(&mut held, unset, moment).timed_out());
+        assert!(changed.wait_until(&mut held, Instant::now()).timed_out());
+        assert!(!*held);
+    }
+}
