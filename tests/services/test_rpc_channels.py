@@ -87,7 +87,7 @@ def test_a_channel_closed_over_waiting_requests_runs_each_once(
 
 
 def at_broker(broker: Broker) -> tuple[int, int]:
-    """How many requests wait at *broker*, and how many a server has fetched and not acknowledged."""
+    """How many requests wait at *broker*, and how many were fetched and not acknowledged."""
     columns = ("name", "messages_ready", "messages_unacknowledged")
     queues = [line.split() for line in broker.control("-q", "list_queues", *columns).splitlines()]
     counts = [(int(line[1]), int(line[2])) for line in queues if line[0] == TOPIC]
