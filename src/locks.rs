@@ -11,6 +11,7 @@
 //! The interface is that of `parking_lot`, which [`crate::pool`] can have simulated.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{self, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -124,31 +125,45 @@ impl WaitTimeoutResult {
 }
 
 /// Something that threads wait for. Waits may end without a reason, so conditions are asked again.
+/// What they wait for is changed with the lock held; a wake-up may come after it was given back.
 #[derive(Debug, Default)]
-pub struct Condvar(sync::Condvar);
+pub struct Condvar {
+    inner: sync::Condvar,
+    /// Threads that wait, each counted before it gives its lock back: without one a wake-up needs no
+    /// system call, which `std` makes each time.
+    waiting: AtomicUsize,
+}
 
 impl Condvar {
     /// Nobody waits for it.
     #[must_use]
     pub const fn new() -> Self {
-        Self(sync::Condvar::new())
+        Self {
+            inner: sync::Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     /// Waits for a wake-up.
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         guard.without(|held| {
-            let held = self.0.wait(held);
+            let held = self.inner.wait(held);
             (held.unwrap_or_else(PoisonError::into_inner), ())
         });
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Waits for a wake-up, no longer than `time`.
     pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, time: Duration) -> WaitTimeoutResult {
-        guard.without(|held| {
-            let waited = self.0.wait_timeout(held, time);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let result = guard.without(|held| {
+            let waited = self.inner.wait_timeout(held, time);
             let (held, result) = waited.unwrap_or_else(PoisonError::into_inner);
             (held, WaitTimeoutResult(result.timed_out()))
-        })
+        });
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        result
     }
 
     /// Waits for a wake-up, no longer than until `deadline`.
@@ -199,12 +214,16 @@ impl Condvar {
 
     /// Wakes one thread that waits.
     pub fn notify_one(&self) {
-        self.0.notify_one();
+        if self.waiting.load(Ordering::Relaxed) != 0 {
+            self.inner.notify_one();
+        }
     }
 
     /// Wakes all that wait.
     pub fn notify_all(&self) {
-        self.0.notify_all();
+        if self.waiting.load(Ordering::Relaxed) != 0 {
+            self.inner.notify_all();
+        }
     }
 }
 
