@@ -114,6 +114,7 @@ fn figures<'py>(py: Python<'py>, figures: &FigureSnapshot) -> PyResult<Bound<'py
     dict.set_item("unsent", figures.unsent)?;
     dict.set_item("queued", figures.queued)?;
     dict.set_item("stuck", figures.stuck)?;
+    dict.set_item("held_uploads", figures.held_uploads)?;
     Ok(dict)
 }
 

@@ -30,6 +30,7 @@ pub struct Figures {
     unsent: AtomicU64,
     queued: AtomicU32,
     stuck: AtomicU32,
+    held_uploads: AtomicU32,
 }
 
 /// A copy of them.
@@ -56,6 +57,8 @@ pub struct FigureSnapshot {
     pub queued: u32,
     /// Gauge: threads in requests that were given up.
     pub stuck: u32,
+    /// Gauge: uploads that get no thread yet, and whose bodies are collected.
+    pub held_uploads: u32,
 }
 
 impl Figures {
@@ -71,6 +74,7 @@ impl Figures {
             unsent: AtomicU64::new(0),
             queued: AtomicU32::new(0),
             stuck: AtomicU32::new(0),
+            held_uploads: AtomicU32::new(0),
         }
     }
 
@@ -147,10 +151,21 @@ impl Figures {
         super::decrement(&self.queued);
     }
 
+    /// One more upload waits for a permit.
+    pub fn hold_upload(&self) {
+        self.held_uploads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One of them waits no more.
+    pub fn release_upload(&self) {
+        super::decrement(&self.held_uploads);
+    }
+
     pub(super) fn clear_gauges(&self) {
         self.unsent.store(0, Ordering::Relaxed);
         self.queued.store(0, Ordering::Relaxed);
         self.stuck.store(0, Ordering::Relaxed);
+        self.held_uploads.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn read(&self) -> FigureSnapshot {
@@ -166,6 +181,7 @@ impl Figures {
             unsent: load(&self.unsent),
             queued: self.queued.load(Ordering::Relaxed),
             stuck: self.stuck.load(Ordering::Relaxed),
+            held_uploads: self.held_uploads.load(Ordering::Relaxed),
         }
     }
 }
@@ -192,6 +208,7 @@ impl FigureSnapshot {
             unsent: self.unsent,
             queued: self.queued,
             stuck: self.stuck,
+            held_uploads: self.held_uploads,
             ..Self::default()
         }
     }

@@ -6,6 +6,7 @@
 //! [`super::reactor`] has them. The rules are in docs/server.md, "Uploads".
 
 use super::slow_clients;
+use crate::scoreboard;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -80,6 +81,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.set_full(false);
         self.uploads.held.fetch_sub(1, Ordering::SeqCst);
+        scoreboard::current().figures().release_upload();
     }
 }
 
@@ -168,6 +170,7 @@ impl Uploads {
     /// Counts a request that waits for a permit.
     pub(super) fn wait(self: &Arc<Self>) -> Waiting {
         self.held.fetch_add(1, Ordering::SeqCst);
+        scoreboard::current().figures().hold_upload();
         Waiting {
             uploads: self.clone(),
             is_full: false,

@@ -28,6 +28,8 @@ def application(environ, start_response):
         raise RuntimeError("on purpose")
     while path == "/hold" and not os.path.exists("release"):
         time.sleep(0.01)
+    if environ["REQUEST_METHOD"] == "POST":
+        environ["wsgi.input"].read()
     start_response("404 Not Found" if path == "/missing" else "200 OK", [])
     return [b"x" * {LARGE} if path == "/large" else b"hello"]
 """
@@ -87,6 +89,24 @@ def test_bytes_that_a_slow_client_has_not_taken_are_shown(serve: Callable[..., R
         assert len(slow.answer().body) == LARGE
     wait_until(lambda: only(site)["figures"]["unsent_bytes"] == 0, "all of it taken")
     wait_until(lambda: only(site)["figures"]["sent_bytes"] >= LARGE, "all of it counted")
+    assert site.stop() == 0, site.log
+
+
+def test_uploads_that_get_no_thread_yet_are_shown(serve: Callable[..., Running]) -> None:
+    site = serve("--threads", "2")  # half of them for clients that are slow
+    head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
+    address = ("127.0.0.1", site.port())
+    with Connection(address) as first, Connection(address) as second:
+        first.send(head + 70_000 * "b")
+        wait_until(lambda: only(site)["in_flight"] == 1, "the first has a thread")
+        second.send(head + 70_000 * "b")
+        wait_until(lambda: only(site)["figures"]["held_uploads"] == 1, "the second is held")
+
+        second.send(30_000 * "b")
+        assert second.answer().status == 200
+        wait_until(lambda: only(site)["figures"]["held_uploads"] == 0, "it is held no more")
+        first.send(30_000 * "b")
+        assert first.answer().status == 200
     assert site.stop() == 0, site.log
 
 

@@ -288,6 +288,12 @@ _OF_SLOTS: tuple[tuple[bool, str, str, Callable[[list[Worker]], float]], ...] = 
     ),
     (
         False,
+        "osloxide_worker_held_uploads",
+        "Uploads that get no thread yet, and whose bodies are collected.",
+        lambda its: sum(it.figures.held_uploads for it in its),
+    ),
+    (
+        False,
         "osloxide_worker_stuck_threads",
         "Threads in requests that were given up.",
         lambda its: sum(it.figures.stuck for it in its),

@@ -65,6 +65,7 @@ class Figures:
     :param unsent_bytes: complete answers that clients have not taken yet, in memory.
     :param queued: requests that wait for a thread.
     :param stuck: threads in requests that were given up.
+    :param held_uploads: uploads that get no thread yet, and whose bodies are collected.
     """
 
     answers: dict[str, int] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Figures:
     unsent_bytes: int = 0
     queued: int = 0
     stuck: int = 0
+    held_uploads: int = 0
 
 
 @dataclass(frozen=True)
@@ -361,6 +363,7 @@ def _figures(row: dict[str, Any]) -> Figures:
         unsent_bytes=row["unsent"],
         queued=row["queued"],
         stuck=row["stuck"],
+        held_uploads=row["held_uploads"],
     )
 
 
