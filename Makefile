@@ -35,8 +35,8 @@ demo: $(VENV)/.native $(VENV)/.cinder ## real cinder on osloxide: set up, run, d
 CHECKS := fmt lint mypy clippy walls docs site
 SUITES := rust simulation stubs parity
 # Three lists that take about as long, and mostly wait: they run beside each other.
-BOUNDARY := python eventlet
-SERVICES := services demo deployments pythons
+BOUNDARY := python
+SERVICES := services demo deployments pythons eventlet
 MESSAGING := rpc messaging
 test: $(VENV)/.rust-tools $(VENV)/.release ## every check and every suite, quick ones first
 	@$(PY) tools/stages.py setup services-setup $(CHECKS) $(SUITES) -- $(BOUNDARY) -- $(SERVICES) \
