@@ -14,7 +14,7 @@ from waiting import wait_until
 from osloxide.green import event, greenthread
 from osloxide.green._core import carriers
 
-WITHIN = 20.0
+WITHIN = 45.0
 
 
 def idle() -> int:

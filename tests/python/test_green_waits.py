@@ -23,7 +23,7 @@ from osloxide.green._core.clock import clock
 from osloxide.green._core.interruption import GreenletExit
 from osloxide.green._core.turns import turns
 
-WITHIN = 20.0
+WITHIN = 45.0
 """Seconds after which a wait that should have ended counts as hung."""
 
 

@@ -18,7 +18,7 @@ from waiting import wait_until
 from osloxide import green
 from osloxide.green import event, wsgi
 
-WITHIN = 30.0
+WITHIN = 45.0
 """Seconds after which a connection counts as hung."""
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

@@ -14,7 +14,7 @@ import pytest
 from osloxide import green
 from osloxide.green import event, wsgi
 
-WITHIN = 20.0
+WITHIN = 45.0
 """Seconds after which a connection counts as hung."""
 
 # eventlet 0.41.3

@@ -19,7 +19,7 @@ from osloxide import _native
 from osloxide.messaging.rabbit import connection_pool, heartbeats
 
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-PATIENCE = 20.0
+PATIENCE = 45.0
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from waiting import until
 from osloxide.messaging import executor as rpc
 from osloxide.threads import event_loop
 
-PATIENCE = 20.0
+PATIENCE = 45.0
 number: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
 
 

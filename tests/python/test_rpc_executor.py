@@ -18,7 +18,7 @@ from waiting import until
 
 from osloxide.messaging import executor as rpc
 
-PATIENCE = 20.0
+PATIENCE = 45.0
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ class RunningService:
                 f"{self.name} (pid {self.pid}) still ran {within} s later:\n{self.text()[-9000:]}"
             ) from None
 
-    def wait_gone(self, within: float = 5) -> float:
+    def wait_gone(self, within: float = 30) -> float:
         """Wait until no process of the family lives; return the seconds that took."""
         begin = time.monotonic()
         wait_until(lambda: not self.family(), f"{self.name}: every process gone", within)

@@ -131,7 +131,7 @@ def test_a_worker_that_crashes_is_replaced_and_its_signal_named(
     with pytest.raises((OSError, http.client.HTTPException)):
         get(small.port, "/segv")
     crashed_at = time.monotonic()
-    wait_until(lambda: len(set(service.workers()) - set(before)) == 1, "full strength", 10, 0.002)
+    wait_until(lambda: len(set(service.workers()) - set(before)) == 1, "full strength", 60, 0.002)
     took = time.monotonic() - crashed_at
 
     (victim,) = set(before) - set(service.workers())
@@ -173,7 +173,7 @@ def test_a_crash_loop_can_be_stopped_at_once(small: SmallService, figure: Figure
 
     begin = time.monotonic()
     service.signal(signal.SIGTERM)
-    service.wait_exit(5)
+    service.wait_exit(30)
     service.wait_gone()
     figure(f"left after {time.monotonic() - begin:.2f} s")
 
@@ -296,7 +296,7 @@ def test_a_hung_worker_is_replaced_after_worker_timeout_and_shows_where_it_hung(
         (line,) = service.wait_log("spinning")
         hung = next(pid for pid in before if str(pid) in line)
 
-    wait_until(lambda: replaced_one(service, hung, 2), "the hung worker is replaced", 30)
+    wait_until(lambda: replaced_one(service, hung, 2), "the hung worker is replaced", 60)
     took = time.monotonic() - begin
     service.wait_log("worker serves", times=3)
 
@@ -305,7 +305,7 @@ def test_a_hung_worker_is_replaced_after_worker_timeout_and_shows_where_it_hung(
     if how != "frozen":
         service.wait_log(r"small\.py.* in application")
         assert "1 request in flight" in line
-        assert [o.status for o in lost.wait(5)] == [0]
+        assert [o.status for o in lost.wait(60)] == [0]
     assert [get(small.port)[0] for _ in range(10)] == [200] * 10
     figure(f"replaced {took:.1f} s after it hung (worker_timeout 2 s), tracebacks in the log")
     end(service)
@@ -371,8 +371,8 @@ def test_no_worker_outlives_a_killed_parent(small: SmallService, figure: Figure)
     port = small.port
 
     os.kill(service.pid, signal.SIGKILL)
-    service.wait_exit(5)
-    took = service.wait_gone(3)
+    service.wait_exit(30)
+    took = service.wait_gone(20)
 
     assert is_refused(port)
     figure(f"3 workers gone after {took:.2f} s")
@@ -387,8 +387,8 @@ def test_requests_in_flight_are_answered_when_the_parent_is_killed(
     service.wait_log(HOLD, times=4)
 
     os.kill(service.pid, signal.SIGKILL)
-    service.wait_exit(5)
-    took = service.wait_gone(4)
+    service.wait_exit(30)
+    took = service.wait_gone(30)
 
     assert requests.statuses() == [200] * 4
     assert is_refused(port)
@@ -410,7 +410,7 @@ def test_a_reload_under_load_replaces_every_worker_and_loses_no_request(
     small.write(greeting="reloaded")
     begin = time.monotonic()
     service.signal(signal.SIGHUP)
-    wait_until(lambda: replaced(service, old, 2), "every worker is a new one", 30)
+    wait_until(lambda: replaced(service, old, 2), "every worker is a new one", 60)
     took = time.monotonic() - begin
     driver.wait_answered(200)
     report = driver.stop()
@@ -551,7 +551,7 @@ def test_a_jump_of_the_wall_clock_moves_no_deadline_and_no_back_off(
 
     jump(days * 86400)
     os.kill(before[0], signal.SIGKILL)
-    wait_until(lambda: replaced_one(service, before[0], 2), "a death is seen at once", 20)
+    wait_until(lambda: replaced_one(service, before[0], 2), "a death is seen at once", 60)
     service.wait_log("worker serves", times=3)
     request = Held(small.port, "/hold?s=60", 1)
     (line,) = service.wait_log(HOLD)
@@ -563,7 +563,7 @@ def test_a_jump_of_the_wall_clock_moves_no_deadline_and_no_back_off(
     took = time.monotonic() - begin
 
     service.wait_gone()
-    request.wait(5)
+    request.wait(60)
     assert status == 1
     assert took >= 2.9, "the grace period was cut short"
     assert "did nothing" not in service.text(), "a worker was taken to hang"
@@ -590,7 +590,7 @@ def test_a_stop_in_the_middle_of_a_reload_still_leaves_with_status_0(
 def test_a_reload_while_workers_are_starting_ends_at_full_strength(small: SmallService) -> None:
     service = small.launch(workers=4, restart_method="reload")
     small.wait_port(service)
-    wait_until(service.workers, "the first worker is forked", 20, 0.001)
+    wait_until(service.workers, "the first worker is forked", 60, 0.001)
 
     service.signal(signal.SIGHUP)
 
@@ -640,7 +640,7 @@ def test_idle_keep_alive_connections_never_delay_the_exit(
 
     begin = time.monotonic()
     service.signal(signal.SIGTERM)
-    assert service.wait_exit(10) == 0
+    assert service.wait_exit(30) == 0
     took = time.monotonic() - begin
 
     service.wait_gone()
@@ -663,11 +663,11 @@ def test_at_the_deadline_everything_leaves_with_status_1(
     service.signal(signal.SIGTERM)
     status = service.wait_exit(grace + 8)
     took = time.monotonic() - begin
-    gone = service.wait_gone(3)
+    gone = service.wait_gone(20)
 
     assert took >= grace - 0.1, "the grace period was cut short"
     assert status == 1
-    assert [o.status for o in request.wait(5)] == [0]
+    assert [o.status for o in request.wait(60)] == [0]
     service.wait_log(
         rf"Worker \d \(pid {late}\) still running.*\b1 request in flight, the oldest for [\d.]+ s"
     )
@@ -701,10 +701,10 @@ def test_sigint_leaves_at_once_with_status_1(small: SmallService, figure: Figure
 
     begin = time.monotonic()
     service.signal(signal.SIGINT)
-    assert service.wait_exit(5) == 1
-    service.wait_gone(3)
+    assert service.wait_exit(20) == 1
+    service.wait_gone(20)
     figure(f"everything gone {time.monotonic() - begin:.2f} s after SIGINT")
-    request.wait(5)
+    request.wait(60)
 
 
 def test_a_stop_at_any_moment_of_the_start_leaves_nothing_behind(
@@ -718,7 +718,7 @@ def test_a_stop_at_any_moment_of_the_start_leaves_nothing_behind(
         wait_until(lambda m=moment: time.monotonic() >= m, "the chosen moment", 5, 0.001)  # type: ignore[misc]
         begin = time.monotonic()
         service.signal(signal.SIGTERM)
-        statuses.append(service.wait_exit(15))
+        statuses.append(service.wait_exit(30))
         service.wait_gone()
         slowest = max(slowest, time.monotonic() - begin)
     assert set(statuses) <= {0, -signal.SIGTERM}, statuses
@@ -732,9 +732,9 @@ def test_a_stop_between_fork_and_serving_leaves_nothing_behind(
     for attempt in range(10):
         service = small.launch(workers=3)
         small.wait_port(service)
-        wait_until(lambda s=service, n=attempt: len(s.workers()) > n % 3, "forks", 20, 0.0005)  # type: ignore[misc]
+        wait_until(lambda s=service, n=attempt: len(s.workers()) > n % 3, "forks", 60, 0.0005)  # type: ignore[misc]
         service.signal(signal.SIGTERM)
-        statuses.append(service.wait_exit(15))
+        statuses.append(service.wait_exit(30))
         service.wait_gone()
     assert set(statuses) == {0}, statuses
     figure("10 of 10 left with status 0")
@@ -899,7 +899,7 @@ def test_a_full_log_disk_stops_neither_serving_nor_respawning(
 
     os.kill(before[0], signal.SIGKILL)
     killed_at = time.monotonic()
-    wait_until(lambda: len(set(service.workers()) - set(before)) == 1, "full strength", 20, 0.002)
+    wait_until(lambda: len(set(service.workers()) - set(before)) == 1, "full strength", 60, 0.002)
     took = time.monotonic() - killed_at
 
     assert answered == 50
