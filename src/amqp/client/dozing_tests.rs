@@ -145,7 +145,7 @@ fn nothing_is_said_of_replies_from_a_channel_that_is_closed() {
     state.set_replies(false);
     state.acknowledge(None);
     state.arrived(2, 7, 500, now);
-    state.disconnect("gone");
+    state.disconnect("gone", suspicion::Loss::Forced);
     state.connect(Box::new(paper.clone()), 4096, true, now);
     state.acknowledge(None);
 

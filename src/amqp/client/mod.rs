@@ -41,6 +41,9 @@ mod state;
 mod subscriber;
 #[cfg(test)]
 mod subscriber_tests;
+mod suspicion;
+#[cfg(test)]
+mod suspicion_tests;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -66,6 +69,7 @@ use outbox::Failures;
 pub use outbox::{FailedReply, Outbox};
 use state::State;
 pub use subscriber::{Subscriber, Subscription};
+use suspicion::Suspicion;
 
 use super::heartbeat::Heartbeats;
 
@@ -260,6 +264,8 @@ struct Progress {
     failures: u32,
     /// Bodies that a broker has closed a channel over.
     refusals: u32,
+    /// Connections that have ended with it under way.
+    suspicion: Suspicion,
     /// When a call whose request may be lost ends.
     lost_at: Option<Instant>,
     /// Since when the queue of a reply is missing.
@@ -564,6 +570,25 @@ impl Request {
     fn default_queue(&self) -> Option<&str> {
         self.message.default_queue.as_ref()?;
         Some(&self.message.routing_key)
+    }
+
+    /// For the log: its kind, its method where it has one, its size, and where it goes.
+    fn describe(&self) -> String {
+        let Message {
+            exchange,
+            routing_key,
+            body,
+            ..
+        } = &self.message;
+        let size = body.len();
+        if self.outbox.is_some() {
+            return format!("a reply of {size} bytes to {routing_key}");
+        }
+        let kind = if self.is_call() { "call" } else { "message" };
+        let head = envelope::message(body).and_then(|message| envelope::head(&message));
+        let of_method = head.map_or_else(String::new, |head| format!(" of {}", head.method));
+        let exchange = &exchange.name;
+        format!("a {kind}{of_method}, {size} bytes, to exchange {exchange:?}, key {routing_key:?},")
     }
 
     fn end(&self, event: Event) {

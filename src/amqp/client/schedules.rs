@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::methods::{NOT_FOUND, Properties, Refusal};
 use super::state::{Need, Outlet, State};
+use super::suspicion::Loss;
 use super::*;
 use crate::amqp::frames::Reader;
 
@@ -316,6 +317,9 @@ impl World {
         if self.wire.as_ref().is_some_and(is_full) {
             return; // one line, at the head of which something waits for the broker to take more
         }
+        if self.state.sends_alone() {
+            return;
+        }
         let needs = self.state.needs();
         let has_needs = needs.iter().all(Option::is_some);
         assert!(has_needs, "something waits that could be written");
@@ -533,7 +537,8 @@ impl World {
         self.on_the_way.clear();
         self.wire = None;
         self.consumer = None;
-        self.state.disconnect("the broker has closed the socket");
+        let loss = [Loss::Forced, Loss::Unexplained, Loss::Refusal][self.chance.below(3)];
+        let _ = self.state.disconnect("the connection is lost", loss);
     }
 
     fn connect(&mut self) {
@@ -617,13 +622,19 @@ impl World {
             if let Some(wire) = &self.wire {
                 wire.is_full.store(false, Ordering::Relaxed);
             }
-            self.flush();
-            self.read();
-            while !self.on_the_way.is_empty() {
-                self.arrive();
-            }
-            while self.any_channel().is_some() {
-                self.settle();
+            loop {
+                self.flush();
+                self.read();
+                while !self.on_the_way.is_empty() {
+                    self.arrive();
+                }
+                while self.any_channel().is_some() {
+                    self.settle();
+                }
+                // Suspects, each of which waits for those before.
+                if !self.state.sends_alone() {
+                    break;
+                }
             }
             for _ in 0..self.requests.len() {
                 self.reply();

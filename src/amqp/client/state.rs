@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::methods::{self, Exchange, NOT_FOUND, PRECONDITION_FAILED, Publication, Refusal, Table};
+use super::suspicion::{HOLD, Loss, Suspicion, Turn};
 use super::{Event, GRACE, Request, SETTLING};
 use crate::amqp::heartbeat::AmqpConnection;
 use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
@@ -60,6 +61,9 @@ pub(super) struct State {
     routes: HashMap<String, Route>,
     /// In the order of their sending, which those with the same needs and the same destination keep.
     waiting: VecDeque<Arc<Request>>,
+    /// Over one of them connections may have ended: each is sent alone, in this order.
+    suspects: VecDeque<Arc<Request>>,
+    turn: Turn,
     /// The thread reads nothing until it is rung for.
     is_dozing: bool,
     /// Threads that wait for confirms of replies.
@@ -221,6 +225,12 @@ impl State {
         waiting.map(|request| self.need_of(request)).collect()
     }
 
+    /// What waits does so for a suspect's turn to pass.
+    #[cfg(test)]
+    pub(super) fn sends_alone(&self) -> bool {
+        self.turn != Turn::Others
+    }
+
     #[cfg(test)]
     pub(super) fn is_put_off(&self, need: &Need) -> bool {
         self.put_off.contains(need)
@@ -350,6 +360,11 @@ impl State {
 
     /// Writes *request* to the connection; false when there is none that is ready for it.
     fn publish(&mut self, request: &Arc<Request>) -> bool {
+        self.turn == Turn::Others && self.put(request)
+    }
+
+    /// As [`State::publish`], whoever's turn it is.
+    fn put(&mut self, request: &Arc<Request>) -> bool {
         let Some(link) = &self.link else { return false };
         if self.gives_up(&request.message.exchange) {
             return false;
@@ -402,22 +417,78 @@ impl State {
         if let Some(done) = self.asked.take() {
             self.put_off.retain(|need| *need != done);
         }
+        if !self.end_turn(now) {
+            return None; // a question may end the connection as well as a message
+        }
         let mut needs = self.write(now);
         if self.wants_replies && !self.has_replies {
             needs.retain(|need| *need != Need::Replies);
             needs.insert(0, Need::Replies);
         }
-        let (waiting, later) = (&self.waiting, &self.later);
+        let (waiting, suspects, later) = (&self.waiting, &self.suspects, &self.later);
         let wants_replies = self.wants_replies;
         self.put_off.retain(|need| {
-            let mut requests = waiting.iter().chain(later.iter().map(|(_, it)| it));
+            let later = later.iter().map(|(_, it)| it);
+            let mut requests = waiting.iter().chain(suspects).chain(later);
             (wants_replies && *need == Need::Replies) || requests.any(|it| need.may_be_of(it))
         });
         let fresh = needs.iter().find(|need| !self.put_off.contains(need));
+        if fresh.is_none() && self.begin_turn(now) {
+            return None;
+        }
         let late = || self.put_off.iter().find(|need| needs.contains(need));
         self.asked = fresh.or_else(late).cloned();
         self.hold(Some(now));
         self.asked.clone()
+    }
+
+    /// Whether all that is under no suspicion may be sent: what was sent alone is settled, or has had its
+    /// time.
+    fn end_turn(&mut self, now: Instant) -> bool {
+        let is_settled = match self.turn {
+            Turn::Others => return true,
+            Turn::Nobody(_) => self.unconfirmed().next().is_none(),
+            Turn::Alone(number, _) => {
+                let mut routes = self.routes.values();
+                !routes.any(|route| route.tags.contains_key(&number))
+            }
+        };
+        if !is_settled && self.turn.until().is_some_and(|until| now < until) {
+            return false;
+        }
+        let was_nobodys = matches!(self.turn, Turn::Nobody(_));
+        self.turn = Turn::Others;
+        !was_nobodys || !self.send_alone(now)
+    }
+
+    /// Sees to it that a suspect is sent next; false where there is none that can be.
+    fn begin_turn(&mut self, now: Instant) -> bool {
+        self.suspects.retain(|request| !request.is_over());
+        let can_go = |request: &Arc<Request>| self.need_of(request).is_none();
+        if self.link.is_none() || !self.suspects.iter().any(can_go) {
+            return false;
+        }
+        if self.unconfirmed().next().is_none() {
+            return self.send_alone(now);
+        }
+        self.turn = Turn::Nobody(now + HOLD);
+        true
+    }
+
+    fn send_alone(&mut self, now: Instant) -> bool {
+        for at in 0..self.suspects.len() {
+            let Some(request) = self.suspects.get(at).cloned() else {
+                break;
+            };
+            if !request.is_over() && self.put(&request) {
+                request.progress.lock().suspicion.sent_alone();
+                self.suspects.remove(at);
+                self.turn = Turn::Alone(request.number, now + HOLD);
+                self.count();
+                return true;
+            }
+        }
+        false
     }
 
     /// Writes what waits and need not wait for what is asked for.
@@ -454,6 +525,10 @@ impl State {
                 Some(need) => needs.push(need),
             }
         }
+        for request in &self.suspects {
+            let need = self.need_of(request).filter(|need| !needs.contains(need));
+            needs.extend(need.filter(|_| !self.is_full && !request.is_over()));
+        }
         kept.append(&mut self.waiting);
         self.waiting = kept;
         self.count();
@@ -466,7 +541,8 @@ impl State {
         let Some(asked) = &self.asked else { return };
         // No other request's time is limited before the broker has it.
         let timed = |it: &&Arc<Request>| it.message.answered_within.is_some();
-        for request in self.waiting.iter().filter(timed) {
+        let requests = self.waiting.iter().chain(&self.suspects);
+        for request in requests.filter(timed) {
             if let Some(need) = self.need_of(request) {
                 request.hold(now.filter(|_| need != *asked));
             }
@@ -504,7 +580,10 @@ impl State {
         let later = self.later.iter().map(|(at, _)| *at).min();
         let full = (!self.waiting.is_empty()).then(|| now + RETRY_MISSING);
         let untold = self.untold.as_ref().map(|untold| untold.until);
-        [later, full, untold].into_iter().flatten().min()
+        [later, full, untold, self.turn.until()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether the confirms of some replies are all that is expected, and no thread waits for them.
@@ -513,6 +592,8 @@ impl State {
         let dozes = self.hurried == 0
             && self.calls.is_empty()
             && self.waiting.is_empty()
+            && self.suspects.is_empty()
+            && self.turn == Turn::Others
             && self.unconfirmed().next().is_some()
             && self.has_few_unconfirmed()
             && replies_alone();
@@ -547,7 +628,10 @@ impl State {
 
     /// There is something for which a connection is needed.
     pub(super) fn needs_connection(&self) -> bool {
-        self.wants_replies || !self.waiting.is_empty() || !self.later.is_empty()
+        self.wants_replies
+            || !self.waiting.is_empty()
+            || !self.suspects.is_empty()
+            || !self.later.is_empty()
     }
 
     pub(super) fn add_route(&mut self, exchange: String, channel: u16) {
@@ -618,6 +702,8 @@ impl State {
             route.tags.remove(&request.number);
         }
         for request in settled {
+            // No connection has ended over it.
+            request.progress.lock().suspicion = Suspicion::default();
             if is_taken {
                 self.taken(request, now);
                 continue;
@@ -757,18 +843,21 @@ impl State {
 
     /// The exchange cannot be declared, or the default queue `queue` of it: nothing can be sent there.
     pub(super) fn refuse(&mut self, exchange: &str, queue: Option<&str>, refusal: &Refusal) {
-        self.waiting.retain(|request| {
+        let mut refuse = |request: &Arc<Request>| {
             let is_meant = request.message.exchange.name == exchange
                 && (queue.is_none() || request.default_queue() == queue);
             if is_meant {
                 request.end(Event::Failed(format!("{}: {}", refusal.code, refusal.text)));
             }
             !is_meant
-        });
+        };
+        self.waiting.retain(&mut refuse);
+        self.suspects.retain(refuse);
     }
 
-    /// The connection is gone. What is unconfirmed is sent again, in its order.
-    pub(super) fn disconnect(&mut self, reason: &str) {
+    /// The connection is gone. What is unconfirmed is sent again, in its order, and alone where it may be
+    /// why. Returns what is to be said of messages that are given up.
+    pub(super) fn disconnect(&mut self, reason: &str, loss: Loss) -> Vec<String> {
         if let Some(unanswered) = self.asked.take() {
             self.put_off.retain(|need| *need != unanswered);
             self.put_off.push(unanswered);
@@ -778,6 +867,7 @@ impl State {
         self.untold = None;
         self.giving_up = None;
         self.is_full = false;
+        self.turn = Turn::Others;
         self.count_attempt(reason);
         let mut unconfirmed: Vec<_> = self
             .routes
@@ -785,18 +875,41 @@ impl State {
             .flat_map(|(_, route)| route.unconfirmed.into_values())
             .collect();
         unconfirmed.sort_by_key(|request| request.number);
+        let mut given_up = Vec::new();
         for request in unconfirmed.into_iter().rev() {
-            if request.may_try_again(reason) {
+            if !request.may_try_again(reason) {
+                continue;
+            }
+            let mut progress = request.progress.lock();
+            let is_kept = progress.suspicion.lose(loss);
+            let goes_alone = progress.suspicion.goes_alone();
+            if !is_kept {
+                let text = format!(
+                    "{} connections have ended as it was sent, the last ones as it was sent alone: \
+                     {reason}",
+                    progress.suspicion.losses()
+                );
+                given_up.push(format!("{} is given up: {text}", request.describe()));
+                request.conclude(&mut progress, Event::Failed(text));
+                continue;
+            }
+            drop(progress);
+            if goes_alone {
+                self.suspects.push_front(request);
+            } else {
                 self.waiting.push_front(request);
             }
         }
         self.count();
+        given_up
     }
 
     /// No host could be connected with, or the connection did not last.
     pub(super) fn count_attempt(&mut self, reason: &str) {
         self.waiting.retain(|request| request.may_try_again(reason));
-        for request in &self.waiting {
+        self.suspects
+            .retain(|request| request.may_try_again(reason));
+        for request in self.waiting.iter().chain(&self.suspects) {
             request.hold(None);
         }
     }
@@ -828,7 +941,7 @@ impl State {
     }
 
     fn end_all(&mut self, event: &Event) {
-        let waiting = self.waiting.drain(..);
+        let waiting = self.waiting.drain(..).chain(self.suspects.drain(..));
         let later = self.later.drain(..).map(|(_, request)| request);
         let calls = self.calls.drain().map(|(_, request)| request);
         let unconfirmed = self.routes.values_mut().flat_map(|route| {
@@ -850,6 +963,7 @@ fn may_send_after(refusal: &Refusal, request: &Request, is_known: bool) -> bool 
         return false;
     }
     progress.returned = None;
+    progress.suspicion = Suspicion::default();
     // Where it is known there is one less to blame each time, and so an end.
     progress.refusals += u32::from(!is_known);
     let is_often = progress.refusals > MOST_REFUSALS;

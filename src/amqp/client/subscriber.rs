@@ -31,15 +31,13 @@ use super::dialer::Dialer;
 use super::listening::{
     Arrival, Closure, LastSeen, Listening, Queue, Stage, Standing, Step, warn_of_lost,
 };
-use super::methods::{self, Method, Refusal};
+use super::methods::{self, CONNECTION_FORCED, Method, Refusal};
 use super::{Client, Options};
 use crate::amqp::heartbeat::{Heartbeats, LONGEST_FREEZE};
 use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 use crate::threads::{self, Signals};
 
 const STACK_BYTES: usize = 512 * 1024;
-/// An operator closes the connection, or stops the broker: no answer to what was asked.
-const CONNECTION_FORCED: u16 = 320;
 /// Between two attempts to declare what the broker has refused after it was consumed.
 const RETRY_REFUSED: Duration = Duration::from_secs(2);
 

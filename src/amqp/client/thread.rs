@@ -23,6 +23,7 @@ use super::methods::{
     self, COMMAND_INVALID, Exchange, Method, NOT_FOUND, Properties, Refusal, Table, Violation,
 };
 use super::state::Need;
+use super::suspicion::Loss;
 use super::{GRACE, Options, Shared, envelope, outbox};
 use crate::threads::{self, Signals};
 
@@ -152,7 +153,10 @@ impl Thread {
                         return;
                     }
                     let text = fault.text();
-                    shared.state.lock().disconnect(&text);
+                    let given_up = shared.state.lock().disconnect(&text, Loss::of(&fault));
+                    for it in given_up {
+                        tracing::error!("{it}");
+                    }
                     self.rest(Dialer::after_loss(&shared.options, &host, &text));
                 }
                 Err((text, is_permanent)) => {
