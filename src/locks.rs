@@ -7,13 +7,24 @@
 //! forks beside such threads, which Python programs do, leaves the table to the child, whose new
 //! threads get those stacks, and wake-ups of theirs go to threads that are not there.
 //! A lock that another thread held at the fork stays locked in the child, here as anywhere: what a
-//! child uses, it makes itself.
+//! child uses, it makes itself. Where that cannot be, as with what a C library keeps for the whole
+//! process, a thread that forks takes the lock first: [`held_by_forks`].
 //! The interface is that of `parking_lot`, which [`crate::pool`] can have simulated.
 
+#![cfg_attr(
+    any(feature = "wsgi", all(test, feature = "executor")),
+    expect(unsafe_code, reason = "pthread_atfork(3)")
+)]
+
+#[cfg(feature = "wsgi")]
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{self, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
+
+#[cfg(any(feature = "wsgi", all(test, feature = "executor")))]
+use nix::libc;
 
 /// Data that one thread at a time has.
 #[derive(Debug, Default)]
@@ -109,6 +120,43 @@ impl<T> DerefMut for MutexGuard<'_, T> {
         // INVARIANT: as in `without`.
         #[expect(clippy::expect_used, reason = "see the invariant")]
         self.held.as_mut().expect("a guard holds its lock")
+    }
+}
+
+/// Has a thread that forks take the static lock `$lock` of a `Mutex<$data>` before, and give it back
+/// afterwards in both processes, so that no child inherits it locked or what it guards half changed.
+/// A holder of it must not wait for anything that a thread which forks may hold, such as the
+/// interpreter. Once is enough; gives what [`when_forking`] returns.
+#[cfg(feature = "wsgi")]
+macro_rules! held_by_forks {
+    ($lock:path, $data:ty) => {{
+        thread_local! {
+            static HELD: std::cell::Cell<Option<$crate::locks::MutexGuard<'static, $data>>> =
+                const { std::cell::Cell::new(None) };
+        }
+        extern "C" fn take() {
+            // Fails on a thread that is at its end alone, whose destructors fork.
+            let _ = HELD.try_with(|held| held.set(Some($lock.lock())));
+        }
+        extern "C" fn give_back() {
+            let _ = HELD.try_with(|held| drop(held.take()));
+        }
+        $crate::locks::when_forking(take, give_back)
+    }};
+}
+#[cfg(feature = "wsgi")]
+pub(crate) use held_by_forks;
+
+/// Has each thread that forks call *before*, and *after* in both processes.
+///
+/// # Errors
+/// Where memory is exhausted.
+#[cfg(feature = "wsgi")]
+pub(crate) fn when_forking(before: extern "C" fn(), after: extern "C" fn()) -> io::Result<()> {
+    // SAFETY: the functions are of this crate, which is never unloaded, and their type is right.
+    match unsafe { libc::pthread_atfork(Some(before), Some(after), Some(after)) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
@@ -228,9 +276,49 @@ impl Condvar {
 }
 
 #[cfg(test)]
+#[cfg(any(feature = "executor", feature = "wsgi"))]
+pub(crate) mod children {
+    use super::*;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, alarm};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// Seconds after which a child hangs, which SIGALRM ends then.
+    const PATIENCE: u32 = 45;
+
+    /// Forks a child that does *work*, which prints nothing; what it ended with, or that it hung.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no interpreter runs here, and the child ends where it was forked"
+    )]
+    #[must_use = "to be asserted once what the child could wait for is released"]
+    pub(crate) fn run(work: impl FnOnce()) -> WaitStatus {
+        // SAFETY: the child does work that is promised to be possible beside threads, allocates, which
+        // glibc allows there, and ends at once.
+        let child = match unsafe { nix::unistd::fork() }.unwrap() {
+            ForkResult::Child => {
+                alarm::set(PATIENCE);
+                let done = catch_unwind(AssertUnwindSafe(work));
+                // SAFETY: it does not return, and runs nothing.
+                unsafe { libc::_exit(done.is_err().into()) }
+            }
+            ForkResult::Parent { child } => child,
+        };
+        waitpid(child, None).unwrap()
+    }
+
+    /// True for a child that has done its work.
+    pub(crate) fn has_done(status: &WaitStatus) -> bool {
+        matches!(status, WaitStatus::Exited(_, 0))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    #[cfg(feature = "wsgi")]
+    use std::sync::atomic::AtomicBool;
     use std::thread;
 
     #[test]
@@ -246,6 +334,34 @@ mod tests {
         assert_eq!(*lock.lock(), 1);
         assert_eq!(lock.try_lock().map(|held| *held), Some(1));
         assert_eq!(lock.into_inner(), 1);
+    }
+
+    #[cfg(feature = "wsgi")]
+    #[test]
+    fn a_child_has_a_lock_that_is_held_by_forks_free_and_its_data_whole() {
+        static PAIR: Mutex<(u64, u64)> = Mutex::new((0, 0));
+        let is_over = AtomicBool::new(false);
+        held_by_forks!(PAIR, (u64, u64)).unwrap();
+
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let mut pair = PAIR.lock();
+                    pair.0 += 1;
+                    std::hint::black_box(&mut pair.0);
+                    pair.1 = pair.0;
+                }
+            });
+            let run = |_| {
+                children::run(|| {
+                    let pair = PAIR.lock();
+                    assert_eq!(pair.0, pair.1);
+                })
+            };
+            let failed = (0..50).map(run).find(|status| !children::has_done(status));
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(failed, None);
+        });
     }
 
     #[test]

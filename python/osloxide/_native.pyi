@@ -375,7 +375,8 @@ class Server:
         With *close*, the server's copy of the listening socket is closed too, after the
         connections that the kernel had already queued were accepted."""
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until drained, interpreter released, Python signal handlers running; False on timeout."""
+        """Wait until drained, interpreter released, Python signal handlers running; False on timeout.
+        True at once where this process has not started it, as in a child that inherits it."""
     def resize(self, pool_size: int) -> None: ...
     def stats(self) -> dict[str, int]:
         """threads, busy, queued, connections, idle, in_flight, served, limit (what the gate admits

@@ -12,6 +12,7 @@ mod queue;
 
 use std::fmt;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +70,8 @@ pub struct Executor<W: Work> {
     queue: Arc<Queue<W>>,
     pool: Pool<Queue<W>>,
     max_workers: usize,
+    /// The one that made it: its threads exist nowhere else.
+    process: u32,
 }
 
 impl<W: Work> fmt::Debug for Executor<W> {
@@ -89,7 +92,21 @@ impl<W: Work> Executor<W> {
             pool: Pool::new("rpc", Arc::clone(&queue), max_workers),
             queue,
             max_workers: max_workers.max(1),
+            process: std::process::id(),
         }
+    }
+
+    /// The process that made it, and in which alone it is to be used. In a child of it the locks may be
+    /// held for ever.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.process
+    }
+
+    /// True in the process that made it.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.process == std::process::id()
     }
 
     /// Queues a job behind all others. With a *name* it is counted under it (docs/rpc.md).
@@ -178,20 +195,26 @@ impl<W: Work> Executor<W> {
 }
 
 impl<W: Work> Drop for Executor<W> {
-    /// Lets the threads finish what is queued and leave.
+    /// Lets the threads finish what is queued and leave. A child that was forked from them leaves all
+    /// as it is, since the jobs and what is counted of them are the parent's.
     fn drop(&mut self) {
-        drop(self.queue.close(false));
+        if self.is_ours() {
+            drop(self.queue.close(false));
+        } else {
+            let _stays = ManuallyDrop::new(Arc::clone(&self.queue));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::locks::{Condvar, Mutex};
+    use crate::locks::{Condvar, Mutex, children};
     use crate::scoreboard;
     use nix::poll::{PollFd, PollFlags, poll};
     use std::collections::HashSet;
     use std::os::fd::AsFd;
+    use std::sync::mpsc;
     use std::thread;
     use std::time::Instant;
 
@@ -275,6 +298,31 @@ mod tests {
 
         assert_eq!(executor.stats(), Stats::default());
         end(&executor);
+    }
+
+    #[test]
+    fn a_child_forgets_the_executor_of_its_parent_whatever_its_threads_hold() {
+        let executor = executor(1, 0);
+        let ended = executor.ended_fd().unwrap();
+        let queue = Arc::clone(&executor.queue);
+        let (held, holds) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let holder = thread::Builder::new().spawn(move || {
+            let _state = queue.state.lock();
+            held.send(()).unwrap();
+            let _ = released.recv();
+        });
+        holds.recv().unwrap();
+
+        let mut of_each = Some(executor);
+        let status = children::run(|| drop(of_each.take()));
+
+        drop(release);
+        holder.unwrap().join().unwrap();
+        assert!(children::has_done(&status), "{status:?}");
+        let mut fds = [PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, 0_u8).unwrap(), 0, "the child has ended it");
+        end(&of_each.unwrap());
     }
 
     #[test]

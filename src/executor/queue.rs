@@ -54,7 +54,7 @@ pub(super) struct Ticket;
 pub(super) struct Queue<W: Work> {
     work: W,
     max_queued: usize,
-    state: Mutex<QueueState<W::Job>>,
+    pub(super) state: Mutex<QueueState<W::Job>>,
     /// The leader waits for tickets.
     arrived: Condvar,
     /// Submitters wait for room.
@@ -92,7 +92,7 @@ enum Place {
     InFlight(InFlight<'static>),
 }
 
-struct QueueState<J> {
+pub(super) struct QueueState<J> {
     jobs: VecDeque<Entry<J>>,
     /// Jobs that go on without a thread and will be queued again.
     held: usize,

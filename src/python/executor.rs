@@ -6,6 +6,7 @@
 //! may write the result without taking a lock: the interpreter is held from the look to the last
 //! write, and no Python code runs in between.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -79,8 +80,6 @@ pub(super) struct Executor {
     engine: Arc<executor::Executor<Calls>>,
     make_future: Py<PyAny>,
     has_bound: bool,
-    /// Process that made it: its threads exist nowhere else.
-    process: u32,
 }
 
 #[pymethods]
@@ -112,7 +111,6 @@ impl Executor {
             engine: executor,
             make_future,
             has_bound: max_queued != 0,
-            process: std::process::id(),
         })
     }
 
@@ -253,14 +251,14 @@ impl Executor {
     }
 
     fn check_process(&self) -> PyResult<()> {
-        let own = std::process::id();
-        if own == self.process {
+        if self.engine.is_ours() {
             return Ok(());
         }
         Err(PyRuntimeError::new_err(format!(
-            "this executor belongs to process {}, and its threads did not follow into process {own}; \
+            "this executor belongs to process {}, and its threads did not follow into process {}; \
              make executors after the fork",
-            self.process
+            self.engine.process(),
+            std::process::id()
         )))
     }
 }
@@ -356,6 +354,7 @@ impl Calls {
         engine.hold();
         let resume = Resume {
             engine: Arc::downgrade(&engine),
+            process: std::process::id(),
             rest: Mutex::new(Some((job, in_flight))),
         };
         let resume = Bound::new(py, resume)?;
@@ -375,6 +374,8 @@ impl Calls {
 #[pyclass(frozen, module = "osloxide._native")]
 struct Resume {
     engine: Engine,
+    /// The one whose job it is.
+    process: u32,
     rest: Mutex<Option<(Job, InFlight<'static>)>>,
 }
 
@@ -382,8 +383,7 @@ struct Resume {
 impl Resume {
     #[pyo3(signature = (function, /, *arguments))]
     fn __call__(&self, function: Bound<'_, PyAny>, arguments: Bound<'_, PyTuple>) -> bool {
-        let rest = self.rest.lock().take();
-        let (Some((job, in_flight)), Some(engine)) = (rest, self.engine.upgrade()) else {
+        let (Some((job, in_flight)), Some(engine)) = (self.rest(), self.engine.upgrade()) else {
             return false;
         };
         let py = function.py();
@@ -402,8 +402,19 @@ impl Resume {
 }
 
 impl Resume {
-    fn take(&self) -> Option<(Job, InFlight<'static>)> {
+    /// What is left, once; nothing in a child that has inherited it, where it stays for ever: the job is
+    /// the parent's.
+    fn rest(&self) -> Option<(Job, InFlight<'static>)> {
         let rest = self.rest.lock().take();
+        if self.process == std::process::id() {
+            return rest;
+        }
+        let _stays = ManuallyDrop::new(rest);
+        None
+    }
+
+    fn take(&self) -> Option<(Job, InFlight<'static>)> {
+        let rest = self.rest();
         if let (true, Some(engine)) = (rest.is_some(), self.engine.upgrade()) {
             engine.release();
         }
@@ -415,6 +426,12 @@ impl Drop for Resume {
     fn drop(&mut self) {
         drop(self.take());
     }
+}
+
+/// Makes those types that are not the module's. Made on first use, one waits for the interpreter in the
+/// middle of it, and a child that is forked just then waits for it for ever.
+pub(super) fn make_types(py: Python<'_>) {
+    let _ = py.get_type::<Resume>();
 }
 
 /// True for a coroutine, and for what osloxide's own code wants to be treated like one.

@@ -89,6 +89,9 @@ mod _native {
         super::frame_stack::keep_chunks(module.py());
         super::child::note_forks()?;
         super::thread_data::keep_in_children(module.py())?;
+        super::executor::make_types(module.py());
+        super::wsgi::make_types(module.py());
+        super::wsgi::keep_free()?;
         // What the rooms log goes to Python's loggers, named after their modules. Fails only where
         // another copy of the module has done it before.
         if let Ok(levels) = pyo3_log::try_init() {

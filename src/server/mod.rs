@@ -191,6 +191,14 @@ struct Engine {
     process: Pid,
 }
 
+impl Engine {
+    /// True where its threads are in this process. Elsewhere, in a child of theirs, its locks may be
+    /// held for ever, and what it waits for happens in the parent.
+    fn is_ours(&self) -> bool {
+        self.process == getpid()
+    }
+}
+
 impl Server {
     /// Makes a server that does not accept yet. The descriptor becomes the server's own.
     ///
@@ -228,7 +236,7 @@ impl Server {
             })?;
         let mut engine = self.engine.lock();
         let engine = match &mut *engine {
-            Some(engine) if engine.process == getpid() => engine,
+            Some(engine) if engine.is_ours() => engine,
             stale => {
                 let settings = self.settings.clone();
                 let pool_size = settings.pool_size;
@@ -268,32 +276,38 @@ impl Server {
             *self.listener.lock() = None;
         }
         if let Some(engine) = &*self.engine.lock()
-            && engine.process == getpid()
+            && engine.is_ours()
         {
             engine.reactor.stop(close_listener);
         }
     }
 
     /// Readable (poll it, do not read it) while the server is stopped, has no connection left and
-    /// all its threads have left. `None` before the first start: there is nothing to wait for.
+    /// all its threads have left. `None` before the first start in this process: there is nothing to
+    /// wait for.
     pub fn drained_fd(&self) -> Option<Arc<EventFd>> {
         self.engine
             .lock()
             .as_ref()
+            .filter(|engine| engine.is_ours())
             .map(|engine| engine.reactor.drained())
     }
 
     /// Encrypts connections that are accepted from now on with another configuration: a renewed
     /// certificate, say. Open connections go on. Takes effect on a server that was started.
     pub fn replace_tls(&self, config: Arc<tls::Config>) {
-        if let Some(engine) = &*self.engine.lock() {
+        if let Some(engine) = &*self.engine.lock()
+            && engine.is_ours()
+        {
             engine.reactor.replace_tls(config);
         }
     }
 
     /// Changes how many requests may be in flight at once; 0 counts as 1.
     pub fn resize(&self, pool_size: usize) {
-        if let Some(engine) = &*self.engine.lock() {
+        if let Some(engine) = &*self.engine.lock()
+            && engine.is_ours()
+        {
             engine.reactor.resize(pool_size);
             engine.pool.resize(pool_size);
         }
@@ -302,8 +316,8 @@ impl Server {
     /// One consistent view of the counters.
     pub fn stats(&self) -> Stats {
         match &*self.engine.lock() {
-            Some(engine) => engine.reactor.count(engine.pool.stats()),
-            None => Stats::default(),
+            Some(engine) if engine.is_ours() => engine.reactor.count(engine.pool.stats()),
+            Some(_) | None => Stats::default(),
         }
     }
 }

@@ -189,3 +189,76 @@ def test_a_child_that_ends_writes_what_its_log_has_kept() -> None:
     """)
 
     assert done.stdout == "of the child\n", done.stderr
+
+
+INHERITED = """
+import http.client, os, signal, threading
+from oslo_config import cfg
+from osloxide import _native, wsgi
+
+conf = cfg.ConfigOpts()
+conf([], default_config_files=[])
+inside, leave = threading.Event(), threading.Event()
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/long":
+        inside.set()
+        leave.wait()
+    start_response("200 OK", [])
+    return [b"answer"]
+
+class Server(wsgi.Server):
+    max_connections = 1
+
+def serve():
+    server = Server(conf, "test", app, host="127.0.0.1")
+    server.start()
+    return server
+
+def client(server):
+    return http.client.HTTPConnection("127.0.0.1", server.port, timeout=45)
+
+def in_flight():
+    assert _native.requests_in_flight() == []
+
+def waited_for():
+    server.wait()
+    server.stop()
+    server.wait()
+    assert server._pool.running() == server._pool.waiting() == 0
+
+def beside_an_own_one():
+    own = serve()
+    asking = client(own)
+    asking.request("GET", "/")
+    assert asking.getresponse().read() == b"answer"
+    own.stop()
+    own.wait()
+
+def child(work):
+    signal.alarm(45)
+    try:
+        work()
+    except BaseException as error:
+        os.write(2, repr((work.__name__, error)).encode())
+        os._exit(1)
+    os._exit(0)
+
+server = serve()
+asking = client(server)
+asking.request("GET", "/long")
+inside.wait()
+pids = [os.fork() or child(work) for work in (in_flight, waited_for, beside_an_own_one)]
+ends = [os.waitpid(pid, 0)[1] for pid in pids]
+leave.set()
+assert ends == [0, 0, 0]
+assert asking.getresponse().read() == b"answer"
+print("ended")
+"""
+
+
+def test_a_child_has_neither_the_requests_nor_the_connections_of_its_parents_server() -> None:
+    """It waited for them for ever, told of them as its own, and counted them to a bound."""
+    done = run_python(INHERITED)
+
+    assert done.stdout == "ended\n", done.stderr

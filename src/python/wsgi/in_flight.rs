@@ -5,11 +5,12 @@
 //! frames. Knows no HTTP.
 
 use std::cell::RefCell;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::locks::Mutex;
+use crate::locks::{Mutex, held_by_forks};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::gettid;
 use pyo3::prelude::*;
@@ -19,6 +20,9 @@ use super::call::Call;
 /// One pool thread.
 #[derive(Debug)]
 struct ThreadEntry {
+    /// The one whose thread it is. A child inherits the entry without the thread, whose numbers and
+    /// calls it may have for others.
+    process: u32,
     /// `threading.get_ident()`.
     thread: u64,
     /// Milliseconds of the clock when its request began; 0 between requests.
@@ -80,6 +84,20 @@ impl Overdue {
 
 static THREADS: Mutex<Vec<Arc<ThreadEntry>>> = Mutex::new(Vec::new());
 
+/// Lets children use the list whatever other threads do when they are forked: the thread that gives up
+/// requests reads it without the interpreter. To be called before any other function; once is enough.
+pub(crate) fn keep_free() -> io::Result<()> {
+    held_by_forks!(THREADS, Vec<Arc<ThreadEntry>>)
+}
+
+/// The threads of this process.
+fn own_threads() -> Vec<Arc<ThreadEntry>> {
+    let process = std::process::id();
+    let threads = THREADS.lock();
+    let own = threads.iter().filter(|entry| entry.process == process);
+    own.cloned().collect()
+}
+
 thread_local! {
     static OWN: RefCell<Option<Arc<ThreadEntry>>> = const { RefCell::new(None) };
 }
@@ -87,6 +105,7 @@ thread_local! {
 /// The calling thread will serve requests; `thread` is its number in Python.
 pub(super) fn thread_begins(thread: u64) {
     let entry = Arc::new(ThreadEntry {
+        process: std::process::id(),
         thread,
         since: AtomicU64::new(0),
         kernel_id: gettid().as_raw(),
@@ -159,9 +178,8 @@ pub(super) fn give_up_overdue(
     timeout: Duration,
     mut give_up: impl FnMut(&Call, Duration) -> bool,
 ) -> (Vec<Overdue>, Option<Duration>) {
-    let entries: Vec<_> = THREADS.lock().clone();
     let (mut overdue, mut next) = (Vec::new(), None);
-    for entry in entries {
+    for entry in own_threads() {
         let mut guard = entry.watched.lock();
         let since = entry.since.load(Ordering::Relaxed);
         let Some(watched) = guard
@@ -200,8 +218,7 @@ fn now() -> u64 {
 )]
 pub(crate) fn requests_in_flight() -> Vec<(u64, f64)> {
     let now = now();
-    THREADS
-        .lock()
+    own_threads()
         .iter()
         .filter_map(|entry| match entry.since.load(Ordering::Relaxed) {
             0 => None,

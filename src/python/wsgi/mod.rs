@@ -38,7 +38,7 @@ use self::failing::refuse;
 pub(super) use self::file_wrapper::FileWrapper;
 use self::first_request::FirstRequest;
 use self::in_flight::Owner;
-pub(super) use self::in_flight::requests_in_flight;
+pub(super) use self::in_flight::{keep_free, requests_in_flight};
 use self::input::Input;
 pub(super) use self::native_log::{AccessFilter, NativeLog};
 use self::overdue::Report;
@@ -524,6 +524,12 @@ impl Handler for Application {
             }
         });
     }
+}
+
+/// As that of [`crate::python::executor`].
+pub(super) fn make_types(py: Python<'_>) {
+    let _ = py.get_type::<Call>();
+    let _ = py.get_type::<Input>();
 }
 
 /// Gives the pool thread its own name in Python, where logs would call it `Dummy-7`.

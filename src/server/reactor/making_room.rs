@@ -11,7 +11,7 @@ use crate::server::client_wait::{SLOW_BYTES_PER_SECOND, rate};
 use crate::server::connection::{Connection, Phase};
 use crate::server::received_request::ReceivedRequest;
 use crate::server::sending::Sending;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tracing::debug;
 
@@ -32,8 +32,25 @@ pub(super) struct LookAtReaders {
     slowest_last: Slow,
 }
 
-/// Connections of all servers of this process.
-static OPEN: AtomicUsize = AtomicUsize::new(0);
+/// The number of a process, and below it that of the connections of all its servers. A child has the
+/// descriptors of those of its parent, but none of the connections.
+static OPEN: AtomicU64 = AtomicU64::new(0);
+const PROCESS_SHIFT: u32 = 32;
+
+/// Connections of this process, of such a word.
+fn own(word: u64) -> u64 {
+    let process = u64::from(std::process::id()) << PROCESS_SHIFT;
+    word.checked_sub(process)
+        .filter(|count| count >> PROCESS_SHIFT == 0)
+        .unwrap_or(0)
+}
+
+/// Changes the number of this process's connections.
+fn count(change: impl Fn(u64) -> u64) {
+    let process = u64::from(std::process::id()) << PROCESS_SHIFT;
+    let changed = |word| Some(process | change(own(word)));
+    let _ = OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
+}
 
 /// Why a connection may give way, the first to go first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,7 +92,7 @@ fn is_slow(received: &ReceivedRequest, now: Instant) -> bool {
 impl Reactor {
     /// True while as many connections are open as may be.
     pub(super) fn is_full(&self) -> bool {
-        OPEN.load(Ordering::Relaxed) >= self.most_connections
+        own(OPEN.load(Ordering::Relaxed)) >= self.most_connections as u64
     }
 
     /// Closes a connection for another one, which waits; false when none gives way. What became of an
@@ -127,11 +144,11 @@ impl Reactor {
 
     /// A connection is open.
     pub(super) fn note_opened() {
-        OPEN.fetch_add(1, Ordering::Relaxed);
+        count(|open| open + 1);
     }
 
     /// A connection is closed.
     pub(super) fn note_closed() {
-        OPEN.fetch_sub(1, Ordering::Relaxed);
+        count(|open| open.saturating_sub(1));
     }
 }

@@ -9,7 +9,7 @@
 #![expect(unsafe_code, reason = "the local time is asked of the C library")]
 
 use super::format::LocalTime;
-use crate::locks::{Mutex, MutexGuard};
+use crate::locks::{Mutex, MutexGuard, held_by_forks};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -21,7 +21,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the lines of one batch wait for a pipe whose reader is slow.
@@ -75,6 +75,7 @@ impl LogFile {
     /// # Errors
     /// What open(2) says.
     pub fn open(path: &Path) -> io::Result<Self> {
+        keep_local_time_free()?;
         let (path, file) = if path == Path::new("-") {
             (None, standard_output()?)
         } else {
@@ -319,6 +320,19 @@ pub fn since_epoch() -> Duration {
     clock_gettime(ClockId::CLOCK_REALTIME).map_or(Duration::ZERO, Duration::from)
 }
 
+/// What the C library has a lock of its own for, which a child would inherit locked: there each line of
+/// Python's logging waits for it.
+static LOCAL_TIME: Mutex<()> = Mutex::new(());
+
+/// Lets children ask for the local time whatever other threads do when they are forked.
+fn keep_local_time_free() -> io::Result<()> {
+    static IS_KEPT: AtomicBool = AtomicBool::new(false);
+    if IS_KEPT.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    held_by_forks!(LOCAL_TIME, ())
+}
+
 /// The local time so long after the epoch; the C library is asked once a second on each thread.
 #[must_use]
 pub fn local_time(since_epoch: Duration) -> LocalTime {
@@ -336,6 +350,7 @@ pub fn local_time(since_epoch: Duration) -> LocalTime {
     let seconds = now.try_into().unwrap_or(0);
     // SAFETY: all fields are numbers or a pointer that may be null.
     let mut parts: libc::tm = unsafe { std::mem::zeroed() };
+    let _turn = LOCAL_TIME.lock();
     // SAFETY: both pointers are to locals; localtime_r keeps neither.
     let is_known = unsafe { !libc::localtime_r(&raw const seconds, &raw mut parts).is_null() };
     if !is_known {
@@ -358,11 +373,41 @@ pub fn local_time(since_epoch: Duration) -> LocalTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::locks::children;
 
     fn directory(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("osloxide-log-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         path
+    }
+
+    #[test]
+    fn a_child_can_ask_for_the_local_time_whatever_the_threads_of_its_parent_ask() {
+        let is_over = AtomicBool::new(false);
+        keep_local_time_free().unwrap();
+
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut second = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    second += 1;
+                    let _ = local_time(Duration::from_secs(second));
+                }
+            });
+            let run = |_| {
+                children::run(|| {
+                    // As another library does, which knows nothing of our lock.
+                    // SAFETY: all fields are numbers or a pointer that may be null.
+                    let mut parts: libc::tm = unsafe { std::mem::zeroed() };
+                    let seconds = 0;
+                    // SAFETY: both pointers are to locals; localtime_r keeps neither.
+                    unsafe { libc::localtime_r(&raw const seconds, &raw mut parts) };
+                })
+            };
+            let failed = (0..50).map(run).find(|status| !children::has_done(status));
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(failed, None);
+        });
     }
 
     #[test]
