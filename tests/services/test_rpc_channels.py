@@ -20,6 +20,10 @@ from services.rpc import became_of_casts, runs, start_rpc_service
 from services.test_rpc_rabbit import TOPIC
 
 Serve = Callable[..., RunningService]
+Cast = Callable[..., None]
+
+CLOSED = "the broker closed the channel of a listener"
+EARLY = "acknowledged before it runs"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,12 @@ def impatient_broker() -> Iterator[Broker]:
 
 
 @pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """What requests wait for: no test depends on how long they take."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
 def serve(start: Start, impatient_broker: Broker, trace: Path) -> Serve:
     def run(threads: int, **settings: int | str) -> RunningService:
         return start_rpc_service(start, impatient_broker.url, trace, threads=threads, **settings)
@@ -43,15 +53,16 @@ def serve(start: Start, impatient_broker: Broker, trace: Path) -> Serve:
 
 
 @pytest.fixture
-def cast(impatient_broker: Broker) -> Iterator[Callable[[int, float], None]]:
+def cast(impatient_broker: Broker) -> Iterator[Cast]:
+    """Sends the request of that number, which runs until there is that file."""
     fixture = conffixture.ConfFixture(cfg.CONF)
     cfg.CONF([])
     fixture.setUp()
     transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=impatient_broker.url)
     client: Any = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
 
-    def send(number: int, seconds: float) -> None:
-        client.cast({}, "work", number=number, seconds=seconds)
+    def send(number: int, after: Path | None = None) -> None:
+        client.cast({}, "work", number=number, seconds=0, after=str(after or ""))
 
     yield send
     transport.cleanup()
@@ -65,24 +76,27 @@ def begun(trace: Path) -> set[str]:
 
 def test_a_channel_closed_over_waiting_requests_runs_each_once(
     serve: Serve,
-    cast: Callable[[int, float], None],
+    cast: Cast,
     trace: Path,
+    gate: Path,
     figure: Callable[[str], None],
 ) -> None:
     service = serve(2)
     for number in (0, 1):
-        cast(number, 14)
-    wait_until(lambda: len(begun(trace)) == 2, "both threads are busy", 30)
+        cast(number, gate)
+    wait_until(lambda: len(begun(trace)) == 2, "both threads are busy", 90)
     for number in range(2, 6):
-        cast(number, 0)
+        cast(number)
+    for line in (CLOSED, EARLY):
+        service.wait_log(line, within=90)
+    gate.touch()
 
     wait_until(lambda: set(runs(trace)) == set(range(6)), "everything has run", 90)
     service.stop()
 
-    closed = service.text().count("the broker closed the channel of a listener")
+    closed = service.text().count(CLOSED)
     figure(f"consumer_timeout, channel closed {closed} times: {became_of_casts(6, trace)}")
     assert set(runs(trace).values()) == {1}
-    assert "the broker closed the channel of a listener" in service.text()
     assert "is not known" not in service.text()
 
 
@@ -95,22 +109,26 @@ def at_broker(broker: Broker) -> tuple[int, int]:
 
 
 def test_after_a_closed_channel_a_server_fetches_no_more_than_it_can_run(
-    serve: Serve, cast: Callable[[int, float], None], trace: Path, impatient_broker: Broker
+    serve: Serve, cast: Cast, trace: Path, gate: Path, impatient_broker: Broker
 ) -> None:
+    later = gate.with_name("later")
     first = serve(2)
     for number in (0, 1):
-        cast(number, 10)
-    wait_until(lambda: len(begun(trace)) == 2, "both threads are busy", 30)
+        cast(number, gate)
+    wait_until(lambda: len(begun(trace)) == 2, "both threads are busy", 90)
     for number in (2, 3):
-        cast(number, 0)
-    first.wait_log("the broker closed the channel of a listener")
-    wait_until(lambda: set(runs(trace)) == set(range(4)), "everything has run", 60)
+        cast(number)
+    first.wait_log(CLOSED, within=90)
+    gate.touch()
+    wait_until(lambda: set(runs(trace)) == set(range(4)), "everything has run", 90)
     for number in range(100, 140):
-        cast(number, 0.5)
-    wait_until(lambda: len(runs(trace)) > 6, "the first is at work", 30)
+        cast(number, later)
+    wait_until(lambda: len(begun(trace)) == 6, "the first is at work", 90)
     waiting, fetched = at_broker(impatient_broker)
     second = serve(2)
-    wait_until(lambda: len(runs(trace)) == 44, "the rest has run", 60)
+    wait_until(lambda: len(begun(trace)) == 8, "the second is at work", 90)
+    later.touch()
+    wait_until(lambda: len(runs(trace)) == 44, "the rest has run", 90)
     first.stop()
     second.stop()
 
@@ -120,15 +138,16 @@ def test_after_a_closed_channel_a_server_fetches_no_more_than_it_can_run(
 
 
 def test_a_request_that_was_acknowledged_while_it_waited_outlives_a_stop(
-    serve: Serve, cast: Callable[[int, float], None], trace: Path
+    serve: Serve, cast: Cast, trace: Path, gate: Path
 ) -> None:
     service = serve(1)
-    cast(0, 14)
-    wait_until(lambda: len(begun(trace)) == 1, "the thread is busy", 30)
-    cast(1, 0)
-    service.wait_log("acknowledged before it runs", within=60)
+    cast(0, gate)
+    wait_until(lambda: len(begun(trace)) == 1, "the thread is busy", 90)
+    cast(1)
+    service.wait_log(EARLY, within=90)
 
     service.signal(signal.SIGTERM)
+    gate.touch()
 
     assert service.wait_exit(60) == 0
     assert set(runs(trace)) == {0, 1}

@@ -51,9 +51,12 @@ class Endpoint:
         self._begun = os.open(f"{trace}.begun", flags, 0o600)
         self._trace = os.open(trace, flags, 0o600)
 
-    def work(self, ctxt: dict[str, Any], number: int, seconds: float) -> int:
+    def work(self, ctxt: dict[str, Any], number: int, seconds: float, after: str = "") -> int:
+        """So many *seconds* of work, and until there is a file named *after*."""
         os.write(self._begun, b"%d\n" % number)
         time.sleep(seconds)
+        while after and not os.path.exists(after):
+            time.sleep(0.05)
         os.write(self._trace, b"%d\n" % number)
         return number
 
