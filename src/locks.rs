@@ -8,7 +8,7 @@
 //! threads get those stacks, and wake-ups of theirs go to threads that are not there.
 //! A lock that another thread held at the fork stays locked in the child, here as anywhere: what a
 //! child uses, it makes itself. Where that cannot be, as with what a C library keeps for the whole
-//! process, a thread that forks takes the lock first: [`held_by_forks`].
+//! process, a thread that forks takes the lock first: `held_by_forks`.
 //! The interface is that of `parking_lot`, which [`crate::pool`] can have simulated.
 
 #![cfg_attr(
@@ -126,7 +126,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 /// Has a thread that forks take the static lock `$lock` of a `Mutex<$data>` before, and give it back
 /// afterwards in both processes, so that no child inherits it locked or what it guards half changed.
 /// A holder of it must not wait for anything that a thread which forks may hold, such as the
-/// interpreter. Once is enough; gives what [`when_forking`] returns.
+/// interpreter. Once is enough; gives what `when_forking` returns.
 #[cfg(feature = "wsgi")]
 macro_rules! held_by_forks {
     ($lock:path, $data:ty) => {{
