@@ -126,7 +126,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 /// Has a thread that forks take the static lock `$lock` of a `Mutex<$data>` before, and give it back
 /// afterwards in both processes, so that no child inherits it locked or what it guards half changed.
 /// A holder of it must not wait for anything that a thread which forks may hold, such as the
-/// interpreter. Once is enough; gives what `when_forking` returns.
+/// interpreter. Once is enough, and more than once does no harm; gives what `when_forking` returns.
 #[cfg(feature = "wsgi")]
 macro_rules! held_by_forks {
     ($lock:path, $data:ty) => {{
@@ -135,8 +135,12 @@ macro_rules! held_by_forks {
                 const { std::cell::Cell::new(None) };
         }
         extern "C" fn take() {
-            // Fails on a thread that is at its end alone, whose destructors fork.
-            let _ = HELD.try_with(|held| held.set(Some($lock.lock())));
+            // Fails on a thread that is at its end alone, whose destructors fork. Called again before the
+            // same fork where a program has imported the module twice: the lock is held already.
+            let _ = HELD.try_with(|held| {
+                let before = held.take();
+                held.set(Some(before.unwrap_or_else(|| $lock.lock())));
+            });
         }
         extern "C" fn give_back() {
             let _ = HELD.try_with(|held| drop(held.take()));
@@ -341,7 +345,9 @@ mod tests {
     fn a_child_has_a_lock_that_is_held_by_forks_free_and_its_data_whole() {
         static PAIR: Mutex<(u64, u64)> = Mutex::new((0, 0));
         let is_over = AtomicBool::new(false);
-        held_by_forks!(PAIR, (u64, u64)).unwrap();
+        let register = || held_by_forks!(PAIR, (u64, u64)).unwrap();
+        register();
+        register(); // by a second import
 
         thread::scope(|scope| {
             scope.spawn(|| {

@@ -262,3 +262,17 @@ def test_a_child_has_neither_the_requests_nor_the_connections_of_its_parents_ser
     done = run_python(INHERITED)
 
     assert done.stdout == "ended\n", done.stderr
+
+
+def test_a_program_that_has_imported_the_native_module_twice_can_fork() -> None:
+    done = run_python("""
+        import os, signal, sys
+        from osloxide import _native
+        del sys.modules["osloxide._native"]
+        import osloxide._native
+        signal.alarm(45)
+        pid = os.fork() or os._exit(0)
+        print(os.waitpid(pid, 0)[1])
+    """)
+
+    assert done.stdout == "0\n", done.stderr
