@@ -27,7 +27,7 @@ pub mod executor;
 pub mod fuzzing;
 #[cfg(feature = "worker")]
 pub mod handlers;
-#[cfg(any(feature = "amqp", feature = "pool", feature = "wsgi"))]
+#[cfg(any(feature = "pool", feature = "scoreboard", feature = "wsgi"))]
 pub mod locks;
 #[cfg(feature = "pool")]
 pub mod pool;

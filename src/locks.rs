@@ -19,6 +19,8 @@
 #[cfg(feature = "wsgi")]
 use std::io;
 use std::ops::{Deref, DerefMut};
+#[cfg(feature = "wsgi")]
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{self, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -35,7 +37,7 @@ pub struct Mutex<T>(sync::Mutex<T>);
 #[must_use = "the lock is given back when this is dropped"]
 pub struct MutexGuard<'a, T> {
     mutex: &'a Mutex<T>,
-    /// None only inside [`MutexGuard::without`].
+    /// None only inside [`MutexGuard::without`] and [`MutexGuard::unlocked`].
     held: Option<sync::MutexGuard<'a, T>>,
 }
 
@@ -126,7 +128,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 /// Has a thread that forks take the static lock `$lock` of a `Mutex<$data>` before, and give it back
 /// afterwards in both processes, so that no child inherits it locked or what it guards half changed.
 /// A holder of it must not wait for anything that a thread which forks may hold, such as the
-/// interpreter. Once is enough, and more than once does no harm; gives what `when_forking` returns.
+/// interpreter. Done once, however often it is asked for; gives what [`at_forks`] returns.
 #[cfg(feature = "wsgi")]
 macro_rules! held_by_forks {
     ($lock:path, $data:ty) => {{
@@ -134,31 +136,47 @@ macro_rules! held_by_forks {
             static HELD: std::cell::Cell<Option<$crate::locks::MutexGuard<'static, $data>>> =
                 const { std::cell::Cell::new(None) };
         }
+        static IS_HELD: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
         extern "C" fn take() {
-            // Fails on a thread that is at its end alone, whose destructors fork. Called again before the
-            // same fork where a program has imported the module twice: the lock is held already.
-            let _ = HELD.try_with(|held| {
-                let before = held.take();
-                held.set(Some(before.unwrap_or_else(|| $lock.lock())));
-            });
+            // Fails on a thread that is at its end alone, whose destructors fork.
+            let _ = HELD.try_with(|held| held.set(Some($lock.lock())));
         }
         extern "C" fn give_back() {
             let _ = HELD.try_with(|held| drop(held.take()));
         }
-        $crate::locks::when_forking(take, give_back)
+        $crate::locks::once(&IS_HELD, || {
+            $crate::locks::at_forks(Some(take), Some(give_back), Some(give_back))
+        })
     }};
 }
 #[cfg(feature = "wsgi")]
 pub(crate) use held_by_forks;
 
-/// Has each thread that forks call *before*, and *after* in both processes.
+/// Does *act* unless that was done; it is tried again where it failed.
+#[cfg(feature = "wsgi")]
+pub(crate) fn once(is_done: &AtomicBool, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    if is_done.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    act().inspect_err(|_| is_done.store(false, Ordering::Relaxed))
+}
+
+/// What a thread that forks calls.
+#[cfg(feature = "wsgi")]
+type Hook = unsafe extern "C" fn();
+
+/// Has each thread that forks call `before`, and afterwards `in_parent` and `in_child`.
 ///
 /// # Errors
 /// Where memory is exhausted.
 #[cfg(feature = "wsgi")]
-pub(crate) fn when_forking(before: extern "C" fn(), after: extern "C" fn()) -> io::Result<()> {
+pub(crate) fn at_forks(
+    before: Option<Hook>,
+    in_parent: Option<Hook>,
+    in_child: Option<Hook>,
+) -> io::Result<()> {
     // SAFETY: the functions are of this crate, which is never unloaded, and their type is right.
-    match unsafe { libc::pthread_atfork(Some(before), Some(after), Some(after)) } {
+    match unsafe { libc::pthread_atfork(before, in_parent, in_child) } {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
@@ -198,22 +216,29 @@ impl Condvar {
 
     /// Waits for a wake-up.
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        guard.without(|held| {
+        self.counted(guard, |held| {
             let held = self.inner.wait(held);
             (held.unwrap_or_else(PoisonError::into_inner), ())
         });
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Waits for a wake-up, no longer than `time`.
     pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, time: Duration) -> WaitTimeoutResult {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let result = guard.without(|held| {
+        self.counted(guard, |held| {
             let waited = self.inner.wait_timeout(held, time);
             let (held, result) = waited.unwrap_or_else(PoisonError::into_inner);
             (held, WaitTimeoutResult(result.timed_out()))
-        });
+        })
+    }
+
+    /// Waits as `wait` does, counted as a thread that waits.
+    fn counted<'a, T, R>(
+        &self,
+        guard: &mut MutexGuard<'a, T>,
+        wait: impl FnOnce(sync::MutexGuard<'a, T>) -> (sync::MutexGuard<'a, T>, R),
+    ) -> R {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let result = guard.without(wait);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         result
     }
@@ -321,8 +346,6 @@ pub(crate) mod children {
 mod tests {
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    #[cfg(feature = "wsgi")]
-    use std::sync::atomic::AtomicBool;
     use std::thread;
 
     #[test]

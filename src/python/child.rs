@@ -5,16 +5,14 @@
 //! what its parent goes on with: it would answer on the client's socket, and take connections from
 //! listening sockets that nobody stops.
 //! Rules: `pthread_atfork(3)`; python/osloxide/threads/forked.py for the end.
-#![expect(unsafe_code, reason = "pthread_atfork(3)")]
 
 use std::cell::Cell;
 
-use nix::libc;
 use pyo3::prelude::*;
 
 use super::imports;
 use super::kept::Kept;
-use crate::handlers;
+use crate::{handlers, locks};
 
 thread_local! {
     static HAS_FORKED: Cell<bool> = const { Cell::new(false) };
@@ -25,11 +23,7 @@ static LEAVE: Kept<Py<PyAny>> = Kept::new();
 
 /// Notes forks from now on. Once is enough.
 pub(super) fn note_forks() -> PyResult<()> {
-    // SAFETY: the function is of this module, which CPython never unloads, and its type is right.
-    match unsafe { libc::pthread_atfork(None, None, Some(note)) } {
-        0 => Ok(()),
-        error => Err(std::io::Error::from_raw_os_error(error).into()),
-    }
+    Ok(locks::at_forks(None, None, Some(note))?)
 }
 
 /// Has at hand what ends a child, and all that threads of the pool call; to be called before application

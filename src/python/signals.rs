@@ -10,6 +10,7 @@
 //! code runs under them. The thread that forks is attached too, so a child never inherits one
 //! that is locked.
 
+use crate::locks::Mutex;
 use crate::signals::{Wakeup, WakeupPipe, poll_readable};
 use nix::errno::Errno;
 use nix::unistd::gettid;
@@ -17,8 +18,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::IntoPyDict;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What `signal.set_wakeup_fd` says for "none".
@@ -63,7 +64,7 @@ pub(super) struct Woken {
 /// Owns `signal.set_wakeup_fd` from now on (main thread only). Idempotent.
 #[pyfunction]
 pub(super) fn install_wakeup(py: Python<'_>) -> PyResult<()> {
-    let installed = lock(&INSTALLED).clone();
+    let installed = INSTALLED.lock().clone();
     if let Some(wakeup) = installed.as_ref().filter(|wakeup| wakeup.is_ours()) {
         return wakeup.claim(py);
     }
@@ -80,19 +81,19 @@ pub(super) fn install_wakeup(py: Python<'_>) -> PyResult<()> {
             wakeup.set_earlier(None);
         }
     }
-    *lock(&INSTALLED) = Some(wakeup);
+    *INSTALLED.lock() = Some(wakeup);
     Ok(())
 }
 
 /// Gives `signal.set_wakeup_fd` back to its earlier owner. Does nothing when not installed.
 #[pyfunction]
 pub(super) fn uninstall_wakeup(py: Python<'_>) -> PyResult<()> {
-    let installed = lock(&INSTALLED).clone();
+    let installed = INSTALLED.lock().clone();
     let Some(wakeup) = installed.filter(|wakeup| wakeup.is_ours()) else {
         return Ok(());
     };
     wakeup.release(py)?;
-    *lock(&INSTALLED) = None;
+    *INSTALLED.lock() = None;
     Ok(())
 }
 
@@ -155,7 +156,7 @@ pub(super) fn wait_once(
     fds: &[BorrowedFd<'_>],
     deadline: Option<Instant>,
 ) -> PyResult<Woken> {
-    let installed = lock(&INSTALLED).clone();
+    let installed = INSTALLED.lock().clone();
     if let Some(wakeup) = &installed
         && wakeup.is_ours()
     {
@@ -235,11 +236,13 @@ impl InstalledPipe {
 
     /// The earlier owner, if its descriptor still is what it was.
     fn earlier(&self) -> Option<Owner> {
-        lock(&self.earlier).filter(|owner| file_of(owner.fd) == Some(owner.file))
+        self.earlier
+            .lock()
+            .filter(|owner| file_of(owner.fd) == Some(owner.file))
     }
 
     fn set_earlier(&self, owner: Option<Owner>) {
-        *lock(&self.earlier) = owner;
+        *self.earlier.lock() = owner;
     }
 
     /// Takes the wakeup fd and remembers whom it was taken from.
@@ -345,7 +348,7 @@ fn poll_only(py: Python<'_>, fds: &[BorrowedFd<'_>], deadline: Option<Instant>) 
 
 /// The wakeup of this process; a child makes its own, since an eventfd is shared across fork.
 fn wakeup() -> PyResult<Arc<Wakeup>> {
-    let mut current = lock(&WAKEUP);
+    let mut current = WAKEUP.lock();
     match current.as_ref() {
         Some((pid, wakeup)) if *pid == std::process::id() => Ok(Arc::clone(wakeup)),
         _ => {
@@ -391,8 +394,4 @@ fn forward(fd: RawFd, bytes: &[u8]) {
 
 fn os_error(errno: Errno) -> PyErr {
     std::io::Error::from(errno).into()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

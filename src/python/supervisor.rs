@@ -5,6 +5,7 @@
 //! while parked, so a forked child does not inherit it locked.
 #![expect(unsafe_code, reason = "Python hands descriptors over as numbers")]
 
+use crate::locks::Mutex;
 use crate::python::errors::{invalid_request, invalid_signal, os_error};
 use crate::python::scoreboard::Scoreboard;
 use crate::python::signals::{duration, wait_once};
@@ -16,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// The last real-time signal, on every architecture of Linux but MIPS.
@@ -35,7 +36,8 @@ pub(super) struct Supervisor(pub(super) Arc<Native>);
 
 /// In a forked child: closes what every supervisor of the parent held.
 pub(super) fn leave_parenthood() {
-    for supervisor in supervisors()
+    for supervisor in SUPERVISORS
+        .lock()
         .drain(..)
         .filter_map(|supervisor| supervisor.upgrade())
     {
@@ -54,7 +56,7 @@ impl Supervisor {
             wake_on_sigchld(py)?;
         }
         let native = Arc::new(native);
-        let mut supervisors = supervisors();
+        let mut supervisors = SUPERVISORS.lock();
         supervisors.retain(|supervisor| supervisor.strong_count() > 0);
         supervisors.push(Arc::downgrade(&native));
         Ok(Self(native))
@@ -265,8 +267,4 @@ fn copy(fd: i32) -> io::Result<OwnedFd> {
     // SAFETY: the caller's socket object keeps it open during the call; one that is closed all the
     // same gives EBADF.
     unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
-}
-
-fn supervisors() -> MutexGuard<'static, Vec<Weak<Native>>> {
-    SUPERVISORS.lock().unwrap_or_else(PoisonError::into_inner)
 }

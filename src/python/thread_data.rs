@@ -18,10 +18,11 @@
 use std::ptr;
 use std::sync::OnceLock;
 
-use nix::libc;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PySet};
+
+use crate::locks;
 
 /// The first CPython whose thread states have a sentinel.
 const SENTINELS: (u8, u8) = (3, 13);
@@ -48,11 +49,7 @@ pub(super) fn keep_in_children(py: Python<'_>) -> PyResult<()> {
     if PLACES.set(places).is_err() {
         return Ok(());
     }
-    // SAFETY: the function is of this module, which CPython never unloads, and its type is right.
-    match unsafe { libc::pthread_atfork(None, None, Some(keep)) } {
-        0 => Ok(()),
-        error => Err(std::io::Error::from_raw_os_error(error).into()),
-    }
+    Ok(locks::at_forks(None, None, Some(keep))?)
 }
 
 /// In the child, before CPython knows of the fork: takes a reference, for good, to what each of the

@@ -175,10 +175,9 @@ impl Methods {
             for method in &mut found {
                 method.queued = 0;
             }
-            found.retain(|method| !method.name.is_empty());
-            return found;
         }
-        for (mark, began) in self.in_flight_slots.iter().zip(began) {
+        let marks = self.in_flight_slots.iter().zip(began);
+        for (mark, began) in marks.take_while(|_| is_alive) {
             let place = usize::from(mark.load(Ordering::Relaxed));
             let method = place.checked_sub(1).and_then(|place| found.get_mut(place));
             if let (Some(method), true) = (method, began != 0) {

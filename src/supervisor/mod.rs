@@ -15,6 +15,7 @@ pub mod state;
 
 pub use command::{Command, Error};
 
+use crate::locks::{Mutex, MutexGuard};
 use crate::scoreboard::{self, Assignment, Scoreboard};
 use crate::signals::{Pending, Request, Wakeup, poll_readable};
 use nix::libc;
@@ -24,7 +25,7 @@ use roster::{Phase, Roster};
 use state::State;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Workers that one supervisor can have. Half of the scoreboard: during a reload a slot may need a
@@ -458,7 +459,7 @@ impl<P: Processes> Supervisor<P> {
     /// Held for the length of one step, with the interpreter attached and never while parked; so
     /// no child can inherit it locked.
     fn lock(&self) -> MutexGuard<'_, Inner<P>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

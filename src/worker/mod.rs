@@ -15,6 +15,7 @@
 pub mod limits;
 
 use crate::handlers;
+use crate::locks::{Mutex, MutexGuard};
 use crate::scoreboard;
 use crate::scoreboard::Worn;
 use crate::threads::{self, Signals};
@@ -29,8 +30,8 @@ use nix::unistd::{Pid, gettid, pipe2, read, write};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -364,7 +365,7 @@ impl Orders {
 
 /// Locked for moments and only by threads that do not fork under it; the watch thread never does.
 fn lock() -> MutexGuard<'static, Option<Watch>> {
-    WATCH.lock().unwrap_or_else(PoisonError::into_inner)
+    WATCH.lock()
 }
 
 fn watch(orders: &Orders, mut parent: Option<Parent>) {
@@ -446,13 +447,9 @@ mod tests {
     /// All tests have the process's one watch thread.
     static TURN: Mutex<()> = Mutex::new(());
 
-    fn turn() -> MutexGuard<'static, ()> {
-        TURN.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     #[test]
     fn a_deadline_that_was_taken_back_leaves_no_thread() {
-        let _turn = turn();
+        let _turn = TURN.lock();
         let threads = || {
             let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
             let names =
@@ -471,7 +468,7 @@ mod tests {
 
     #[test]
     fn what_signals_are_relayed_to_is_closed_when_that_ends() {
-        let _turn = turn();
+        let _turn = TURN.lock();
         for _ in 0..50 {
             let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
             relay_signals(&write_end, Duration::from_secs(3600)).unwrap();

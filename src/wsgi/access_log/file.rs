@@ -21,7 +21,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the lines of one batch wait for a pipe whose reader is slow.
@@ -326,10 +326,6 @@ static LOCAL_TIME: Mutex<()> = Mutex::new(());
 
 /// Lets children ask for the local time whatever other threads do when they are forked.
 fn keep_local_time_free() -> io::Result<()> {
-    static IS_KEPT: AtomicBool = AtomicBool::new(false);
-    if IS_KEPT.swap(true, Ordering::Relaxed) {
-        return Ok(());
-    }
     held_by_forks!(LOCAL_TIME, ())
 }
 
@@ -374,6 +370,7 @@ pub fn local_time(since_epoch: Duration) -> LocalTime {
 mod tests {
     use super::*;
     use crate::locks::children;
+    use std::sync::atomic::AtomicBool;
 
     fn directory(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("osloxide-log-{}-{name}", std::process::id()));
