@@ -27,9 +27,9 @@ pub(super) const FRAME_ERROR: u16 = 501;
 pub(super) const SYNTAX_ERROR: u16 = 502;
 pub(super) const COMMAND_INVALID: u16 = 503;
 pub(super) const UNEXPECTED_FRAME: u16 = 505;
-/// Reply codes that are looked at here.
 /// A broker that stops, or an operator, closes connections; nothing is wrong with what was sent.
 pub(super) const CONNECTION_FORCED: u16 = 320;
+/// Reply codes that are looked at here.
 pub(super) const NOT_FOUND: u16 = 404;
 pub(super) const PRECONDITION_FAILED: u16 = 406;
 

@@ -456,6 +456,12 @@ impl State {
         if !is_settled && self.turn.until().is_some_and(|until| now < until) {
             return false;
         }
+        if let (false, Turn::Alone(number, _)) = (is_settled, self.turn) {
+            // Others go beside it from now on: what ends the connection need not be it.
+            for request in self.unconfirmed().filter(|it| it.number == number) {
+                request.progress.lock().suspicion.set_alone(false);
+            }
+        }
         let was_nobodys = matches!(self.turn, Turn::Nobody(_));
         self.turn = Turn::Others;
         !was_nobodys || !self.send_alone(now)
@@ -476,12 +482,13 @@ impl State {
     }
 
     fn send_alone(&mut self, now: Instant) -> bool {
+        let is_alone = self.unconfirmed().next().is_none();
         for at in 0..self.suspects.len() {
             let Some(request) = self.suspects.get(at).cloned() else {
                 break;
             };
             if !request.is_over() && self.put(&request) {
-                request.progress.lock().suspicion.sent_alone();
+                request.progress.lock().suspicion.set_alone(is_alone);
                 self.suspects.remove(at);
                 self.turn = Turn::Alone(request.number, now + HOLD);
                 self.count();

@@ -55,7 +55,7 @@ pub(super) struct Suspicion {
     losses: u32,
     /// Those of them on which it was sent alone.
     losses_alone: u32,
-    /// It was sent alone, and is under way.
+    /// It is under way, and nothing else is.
     is_alone: bool,
 }
 
@@ -65,8 +65,9 @@ impl Suspicion {
         self.losses >= MOST_SHARED
     }
 
-    pub(super) fn sent_alone(&mut self) {
-        self.is_alone = true;
+    /// Nothing but it is under way; or it was, and others are from now on.
+    pub(super) fn set_alone(&mut self, is_alone: bool) {
+        self.is_alone = is_alone;
     }
 
     /// A connection has ended with it under way; false where it is given up.
@@ -95,7 +96,8 @@ pub(super) enum Turn {
     Others,
     /// Nothing, until what is under way is settled, or that time.
     Nobody(Instant),
-    /// Nothing more than the message of this number, until it is settled, or that time.
+    /// Nothing more than the message of this number, until it is settled, or that time. It is alone only
+    /// where what was under way before is settled.
     Alone(u64, Instant),
 }
 

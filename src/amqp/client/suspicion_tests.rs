@@ -230,6 +230,28 @@ fn a_broker_that_does_not_confirm_holds_up_a_turn_for_a_moment_only() {
 }
 
 #[test]
+fn what_goes_beside_one_that_was_not_settled_in_time_is_not_alone_and_neither_is_that() {
+    let mut fixture = Fixture::new();
+    fixture.send(BODIES[0]);
+    fixture.send(BODIES[1]);
+    fixture.lose(Loss::Refusal);
+    fixture.connect();
+    fixture.paper.take(&BODIES);
+    assert_eq!(fixture.flush(), BODIES[..1]);
+    fixture.now += HOLD;
+    assert!(fixture.flush().is_empty(), "the first is still under way");
+    fixture.now += HOLD;
+    assert_eq!(fixture.flush(), BODIES[1..2]);
+
+    assert!(fixture.lose(Loss::Refusal).is_empty(), "either may be why");
+
+    fixture.connect();
+    let again = fixture.flush();
+    assert_eq!(again.len(), 1, "{again:?}");
+    assert_eq!(fixture.lose(Loss::Refusal).len(), 1, "that one is");
+}
+
+#[test]
 fn a_broker_that_stops_or_is_away_has_nothing_against_a_message() {
     let mut fixture = Fixture::new();
     fixture.send(BODIES[0]);
