@@ -52,6 +52,33 @@ print(receiving.wait())
     assert result.stdout == "timeout\nagain True\nTrue\n", result.stderr
 
 
+def test_a_greenthread_that_sends_waits_for_the_last_frame_of_another() -> None:
+    pytest.importorskip("zmq")
+    result = run_python(
+        PRELUDE
+        + """
+begun, last = eventlet.Event(), eventlet.Event()
+
+def frame_by_frame():
+    with here._green.sending:
+        here.send(b"first", zmq.SNDMORE)
+        begun.send()
+        last.wait()
+        here.send(b"last")
+
+sending = eventlet.spawn(frame_by_frame)
+begun.wait()
+other = eventlet.spawn(here.send_multipart, [b"other", b"one"])
+for _ in range(50):
+    eventlet.sleep()
+print(other.dead)
+last.send()
+print(there.recv_multipart(), there.recv_multipart())
+"""
+    )
+    assert result.stdout == "False\n[b'first', b'last'] [b'other', b'one']\n", result.stderr
+
+
 def test_greenthreads_send_and_receive_by_one_socket_and_messages_stay_whole() -> None:
     pytest.importorskip("zmq")
     result = run_python(

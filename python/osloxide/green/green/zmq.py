@@ -74,8 +74,10 @@ class _State:
 class Socket(_std.Socket):
     """A socket whose waits are those of a greenthread."""
 
+    _green: _State
+
     def __init__(self, *args: _Any, **kwargs: _Any) -> None:
-        self.__dict__["_green"] = _State()
+        self.__dict__["_green"] = _State()  # set as an attribute, it would be an option
         super().__init__(*args, **kwargs)
 
     def _until_done(
@@ -93,7 +95,7 @@ class Socket(_std.Socket):
         :param timeout_option: of the socket, in ms: 0 is no wait, -1 no end of it.
         :raises ZMQError: EAGAIN, it could not be done at once, or in that time; any other.
         """
-        green: _State = self.__dict__["_green"]
+        green = self._green
         if flags & _std.NOBLOCK:
             return self._call(call, flags)
         limit: int = self.get(timeout_option)
@@ -125,7 +127,7 @@ class Socket(_std.Socket):
 
     def _call(self, call: _Callable[..., _Any], *args: _Any, **kwargs: _Any) -> _Any:
         """Make one call of pyzmq's, by the one thread that may."""
-        green: _State = self.__dict__["_green"]
+        green = self._green
         with green.lock:
             try:
                 return call(*args, **kwargs)
@@ -139,7 +141,7 @@ class Socket(_std.Socket):
         :returns: the events; both where the socket is closed, or its context ends: what is tried
             again then fails as it should.
         """
-        green: _State = self.__dict__["_green"]
+        green = self._green
         with green.lock:
             try:
                 events: int = super().get(_std.EVENTS)
@@ -156,7 +158,7 @@ class Socket(_std.Socket):
 
     def _listen(self) -> None:
         """Have :meth:`_tell` called when the descriptor tells of events. With the lock."""
-        green: _State = self.__dict__["_green"]
+        green = self._green
         if green.listener is None:
             hub = _hubs.get_hub()
             green.listener = hub.add(
@@ -178,7 +180,7 @@ class Socket(_std.Socket):
         return self._until_done(
             lambda now: send(data, now, *args, **kwargs),
             flags,
-            self.__dict__["_green"].sending,
+            self._green.sending,
             _std.POLLOUT,
             _std.SNDTIMEO,
         )
@@ -190,7 +192,7 @@ class Socket(_std.Socket):
         return self._until_done(
             lambda now: recv(now, *args, **kwargs),
             flags,
-            self.__dict__["_green"].receiving,
+            self._green.receiving,
             _std.POLLIN,
             _std.RCVTIMEO,
         )
@@ -200,7 +202,7 @@ class Socket(_std.Socket):
         """Send a message of several frames, which no other one comes between."""
         if flags & _std.NOBLOCK:
             return super().send_multipart(msg_parts, flags, *args, **kwargs)
-        with self.__dict__["_green"].sending:
+        with self._green.sending:
             return super().send_multipart(msg_parts, flags, *args, **kwargs)
 
     @_override
@@ -208,7 +210,7 @@ class Socket(_std.Socket):
         """Receive all frames of a message."""
         if flags & _std.NOBLOCK:
             return super().recv_multipart(flags, *args, **kwargs)
-        with self.__dict__["_green"].receiving:
+        with self._green.receiving:
             return super().recv_multipart(flags, *args, **kwargs)
 
 
