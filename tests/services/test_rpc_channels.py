@@ -100,12 +100,12 @@ def test_a_channel_closed_over_waiting_requests_runs_each_once(
     assert "is not known" not in service.text()
 
 
-def at_broker(broker: Broker) -> tuple[int, int]:
-    """How many requests wait at *broker*, and how many were fetched and not acknowledged."""
-    columns = ("name", "messages_ready", "messages_unacknowledged")
+def at_broker(broker: Broker) -> tuple[int, int, int]:
+    """Requests that wait at *broker*, those fetched and not acknowledged, and who consumes them."""
+    columns = ("name", "messages_ready", "messages_unacknowledged", "consumers")
     queues = [line.split() for line in broker.control("-q", "list_queues", *columns).splitlines()]
-    counts = [(int(line[1]), int(line[2])) for line in queues if line[0] == TOPIC]
-    return counts[0]
+    ready, fetched, consumers = next(line[1:] for line in queues if line[0] == TOPIC)
+    return int(ready), int(fetched), int(consumers)
 
 
 def test_after_a_closed_channel_a_server_fetches_no_more_than_it_can_run(
@@ -124,7 +124,7 @@ def test_after_a_closed_channel_a_server_fetches_no_more_than_it_can_run(
     for number in range(100, 140):
         cast(number, later)
     wait_until(lambda: len(begun(trace)) == 6, "the first is at work", 90)
-    waiting, fetched = at_broker(impatient_broker)
+    waiting, fetched, _ = at_broker(impatient_broker)
     second = serve(2)
     wait_until(lambda: len(begun(trace)) == 8, "the second is at work", 90)
     later.touch()
@@ -138,7 +138,7 @@ def test_after_a_closed_channel_a_server_fetches_no_more_than_it_can_run(
 
 
 def test_a_request_that_was_acknowledged_while_it_waited_outlives_a_stop(
-    serve: Serve, cast: Cast, trace: Path, gate: Path
+    serve: Serve, cast: Cast, trace: Path, gate: Path, impatient_broker: Broker
 ) -> None:
     service = serve(1)
     cast(0, gate)
@@ -147,6 +147,7 @@ def test_a_request_that_was_acknowledged_while_it_waited_outlives_a_stop(
     service.wait_log(EARLY, within=90)
 
     service.signal(signal.SIGTERM)
+    wait_until(lambda: at_broker(impatient_broker)[2] == 0, "it takes no more requests", 60)
     gate.touch()
 
     assert service.wait_exit(60) == 0
