@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from waiting import wait_until
+from waiting import DEADLINE, wait_until
 
 from osloxide.cli import slow_import
 
@@ -46,7 +46,7 @@ def test_an_application_that_loads_in_time_is_not_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING, "osloxide.serve"):
-        with slow_import.watched("quick:application", 0.01):
+        with slow_import.watched("quick:application", DEADLINE):
             pass
         wait_until(
             lambda: not [it for it in threading.enumerate() if it.name == "import watch"],

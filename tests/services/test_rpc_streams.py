@@ -40,4 +40,5 @@ def test_calls_are_read_natively_beside_a_stream(streamed: dict[str, Any]) -> No
 def test_a_stream_runs_each_fanout_once_also_after_a_reconnection(
     streamed: dict[str, Any],
 ) -> None:
-    assert streamed["noted"] == list(range(10))
+    # Fanouts that wait together run on threads of their own, in no order.
+    assert sorted(streamed["noted"]) == list(range(10))
