@@ -38,9 +38,11 @@ SUITES := rust simulation stubs parity
 BOUNDARY := python
 SERVICES := services demo deployments pythons eventlet
 MESSAGING := rpc messaging
+# Their failed tests are run once more, alone (tools/stages.py).
+AGAIN := python services deployments rpc
 test: $(VENV)/.rust-tools $(VENV)/.release ## every check and every suite, quick ones first
-	@$(PY) tools/stages.py setup services-setup $(CHECKS) $(SUITES) -- $(BOUNDARY) -- $(SERVICES) \
-	    -- $(MESSAGING)
+	@$(PY) tools/stages.py --again "$(AGAIN)" setup services-setup $(CHECKS) $(SUITES) \
+	    -- $(BOUNDARY) -- $(SERVICES) -- $(MESSAGING)
 
 check: $(VENV)/.rust-tools ## the quick checks alone, no suite
 	@$(PY) tools/stages.py setup $(CHECKS)
@@ -171,14 +173,17 @@ eventlet: $(VENV)/.native $(VENV)/.test ## eventlet's own tests and examples on 
 services-setup: ## the Debian packages of the service tests: RabbitMQ and MariaDB
 	@tools/debian.sh rabbitmq-server mariadb-server nginx-light apache2-bin haproxy systemd
 
+deployments: TESTS ?= tests/deployments
 deployments: $(VENV)/.native $(VENV)/.test ## ini files of deployment tools, unedited, in a sandbox (root)
-	$(PY) -m pytest -q tests/deployments
+	$(PY) -m pytest -q $(TESTS)
 
+services: TESTS ?= tests/services --ignore-glob='*/test_rpc_*'
 services: $(VENV)/.native $(VENV)/.test services-setup ## real services on RabbitMQ and MariaDB
-	$(PY) -m pytest -q tests/services --ignore-glob='*/test_rpc_*'
+	$(PY) -m pytest -q $(TESTS)
 
+rpc: TESTS ?= $(wildcard tests/services/test_rpc_*.py)
 rpc: $(VENV)/.native $(VENV)/.test services-setup ## RPC services on RabbitMQ as people run it, and its faults
-	$(PY) -m pytest -q $(wildcard tests/services/test_rpc_*.py)
+	$(PY) -m pytest -q $(TESTS)
 
 messaging: $(VENV)/.native $(VENV)/.test services-setup ## oslo.messaging's, py-amqp's and kombu's own tests against osloxide
 	$(PY) tests/messaging/clients.py

@@ -4,15 +4,23 @@
 one list run one after the other; the lists after the first run beside each other, since their tests
 mostly wait. The commands themselves are in the Makefile; this file owns the order of events: a
 heading with the stage's name, its output (of the later lists in one piece, when the stage has
-ended), its time, its number of tests, and the exit status of the whole. What a failed stage printed
-last is repeated above the summary, where readers of a shortened log find it. A stage that runs
-longer than STAGE_SECONDS is ended with everything it started. Needs only the standard library.
+ended), its time, its number of tests, and the exit status of the whole. The failures of a stage are
+repeated above the summary, where readers of a shortened log find them. A stage that runs longer
+than STAGE_SECONDS is ended with everything it started. Needs only the standard library.
+
+A test that failed beside the other lists may have failed for want of a processor. As CPython's own
+``regrtest --rerun`` does, the stages named by ``--again`` run such tests once more, when nothing
+else runs. What passes then is called unsteady and named in the summary: it is to be looked into,
+and does not fail the run. More than UNSTEADY_TESTS failures are no accident, and nothing is tried
+again.
 """
 
+import argparse
 import contextlib
 import itertools
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,19 +33,32 @@ from typing import NamedTuple
 
 STAGE_SECONDS = 3600
 END_SECONDS = 60
-REPEATED_LINES = 40
+REPEATED_LINES = 60
+UNSTEADY_TESTS = 3
 OUTCOMES = ("passed", "failed", "errors", "skipped", "ignored", "xfailed", "xpassed")
 # pytest and parity: "12 passed, 1 failed in 3.2s"; cargo: "test result: ok. 12 passed; 0 failed".
 SUMMARY = re.compile(r"^(test result: |=*\s*\d+ (passed|failed|skipped|error|xfailed))")
 COUNT = re.compile(r"(\d+) ([a-z]+)")
+# Of pytest's short summary: "FAILED FILE::test_name[parameter] - AssertionError: ...".
+UNSUCCESSFUL = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$")
+TELLING = re.compile(r"^(E  |_{3,} |FAILED |ERROR |\S+\.py:\d+: )")
 
 
 class Outcome(NamedTuple):
+    """What a stage came to.
+
+    :param failures: ids of the tests that pytest called failed or in error, each once.
+    :param is_explained: there are such, and they are all that was wrong with the stage.
+    :param telling: what of its output tells of its failures, or else its last lines.
+    """
+
     stage: str
     passed: bool
     seconds: float
     counts: Counter[str]
-    last_lines: deque[str]
+    failures: list[str]
+    is_explained: bool
+    telling: list[str]
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -61,9 +82,10 @@ printing = threading.Lock()
 running: set[subprocess.Popen[str]] = set()
 
 
-def run(stage: str, *, is_alone: bool = True) -> Outcome:
+def run(stage: str, *settings: str, is_alone: bool = True) -> Outcome:
     """Run one make target in a session of its own.
 
+    :param settings: variables for make, as ``NAME=value``.
     :param is_alone: pass its output through as it comes; else print it when the stage has ended.
     """
     if is_alone:
@@ -71,9 +93,11 @@ def run(stage: str, *, is_alone: bool = True) -> Outcome:
     output: list[str] = []
     since = time.monotonic()
     counts: Counter[str] = Counter()
+    unsuccessful: list[str] = []
+    telling: deque[str] = deque(maxlen=REPEATED_LINES)
     last_lines: deque[str] = deque(maxlen=REPEATED_LINES)
     process = subprocess.Popen(
-        [os.environ.get("MAKE", "make"), "--no-print-directory", stage],
+        [os.environ.get("MAKE", "make"), "--no-print-directory", stage, *settings],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -99,6 +123,10 @@ def run(stage: str, *, is_alone: bool = True) -> Outcome:
                 output.append(line)
             last_lines.append(line)
             plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+            if TELLING.match(plain):
+                telling.append(line)
+            if found := UNSUCCESSFUL.match(plain):
+                unsuccessful.append(found[1])
             if SUMMARY.match(plain):
                 for number, word in COUNT.findall(plain):
                     name = "errors" if word == "error" else word
@@ -116,7 +144,12 @@ def run(stage: str, *, is_alone: bool = True) -> Outcome:
         if not is_alone:
             print(f"\n=== {stage}\n{''.join(output)}", end="")
         print(f"=== {stage}: {'ok' if passed else 'FAILED'} in {seconds:.1f} s", flush=True)
-    return Outcome(stage, passed, seconds, counts, last_lines)
+    is_explained = 0 < len(unsuccessful) == counts["failed"] + counts["errors"]
+    is_explained = is_explained and all("::" in each for each in unsuccessful)
+    failures = list(dict.fromkeys(unsuccessful))
+    return Outcome(
+        stage, passed, seconds, counts, failures, is_explained, list(telling or last_lines)
+    )
 
 
 def run_beside_each_other(lists: list[list[str]]) -> list[Outcome]:
@@ -136,25 +169,46 @@ def run_beside_each_other(lists: list[list[str]]) -> list[Outcome]:
             os._exit(130)  # the threads of the pool would begin their next stages
 
 
-def main(words: list[str]) -> int:
+def run_again(outcomes: list[Outcome], stages: list[str]) -> set[str]:
+    """Run the failed tests of *stages* once more, where all failures of the run can be tried again.
+
+    :returns: stages whose tests have passed now.
+    """
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    tests = sum(len(outcome.failures) for outcome in failed)
+    if tests > UNSTEADY_TESTS or not all(it.is_explained and it.stage in stages for it in failed):
+        return set()
+    # A dollar sign is make's until it is doubled.
+    settings = [(it.stage, shlex.join(it.failures).replace("$", "$$")) for it in failed]
+    return {stage for stage, again in settings if run(stage, f"TESTS={again}").passed}
+
+
+def main(again: list[str], words: list[str]) -> int:
     lists = [list(group) for is_mark, group in itertools.groupby(words, "--".__eq__) if not is_mark]
     began = time.monotonic()
     outcomes = [run(stage) for stage in lists[0]]
-    if len(lists) > 1:
-        outcomes += run_beside_each_other(lists[1:])
+    beside = run_beside_each_other(lists[1:]) if len(lists) > 1 else []
+    are_alone_failed = not all(outcome.passed for outcome in outcomes)
+    unsteady = set() if are_alone_failed else run_again(beside, again)
+    outcomes += beside
     total: Counter[str] = Counter()
     for outcome in outcomes:
         if not outcome.passed:
-            print(f"\n=== {outcome.stage}: what it printed last")
-            print("".join(outcome.last_lines), end="")
+            print(f"\n=== {outcome.stage}: what it printed of its failures")
+            print("".join(outcome.telling), end="")
     print("\n=== summary")
-    for stage, passed, seconds, counts, _ in outcomes:
+    for stage, passed, seconds, counts, *_ in outcomes:
         total += counts
         tests = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name])
-        print(f"{'ok' if passed else 'FAILED':>6} {seconds:7.1f} s  {stage:<10} {tests}".rstrip())
-    failed = [outcome.stage for outcome in outcomes if not outcome.passed]
+        word = "ok" if passed else "again" if stage in unsteady else "FAILED"
+        print(f"{word:>6} {seconds:7.1f} s  {stage:<10} {tests}".rstrip())
+    failed = [it.stage for it in outcomes if not it.passed and it.stage not in unsteady]
     tests = ", ".join(f"{total[name]} {name}" for name in OUTCOMES if total[name])
     print(f"tests: {tests or 'none'}")
+    for outcome in outcomes:
+        if outcome.stage in unsteady:
+            for test in outcome.failures:
+                print(f"unsteady: {test} failed beside the other lists and passed alone")
     spent = time.monotonic() - began
     if failed:
         share = f"{len(failed)} of {len(outcomes)} stages"
@@ -167,7 +221,15 @@ def main(words: list[str]) -> int:
 if __name__ == "__main__":
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, interrupt)
+    parser = argparse.ArgumentParser(description="Run make targets and sum up.")
+    parser.add_argument(
+        "--again", metavar="STAGES", default="", help="whose failed tests are run once more, alone"
+    )
+    parser.add_argument(
+        "words", metavar="STAGE", nargs=argparse.REMAINDER, help="targets, their lists apart by --"
+    )
+    options = parser.parse_args()
     try:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main(options.again.split(), options.words))
     except KeyboardInterrupt:
         sys.exit(130)
