@@ -273,7 +273,7 @@ fn a_second_job_begins_beside_one_that_computes_where_two_can_at_once() {
     });
 
     assert!(has_let_go, "the first one never lets go of the lead before");
-    assert!(running.pool.stats().limit >= 3);
+    assert!(running.pool.stats().limit >= 2);
 }
 
 #[test]

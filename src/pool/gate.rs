@@ -13,11 +13,14 @@
 //! a second one would not get any further. Nor would it where all CPUs are busy: what the threads
 //! wait for, a database on the same machine, may itself wait for a CPU. There the evidence must be
 //! the stronger.
+//! Until the pool is [settled](super::admission::FIRST_JOBS) there is no company without evidence: what
+//! the first jobs compute, each of them would compute again.
 
 use super::sync::Instant;
 use std::time::Duration;
 
-/// Jobs that may run at once without any evidence, beyond those that can compute at once.
+/// Jobs that may run at once without any evidence, beyond those that can compute at once, in a pool
+/// that is settled.
 const SPARE: usize = 1;
 /// How long jobs last on average from which on another thread is worth its wake-up, where more than
 /// one can compute at once.
@@ -63,6 +66,7 @@ const EAGER_FOR: Duration = Duration::from_secs(1);
 pub(super) struct Gate {
     limit: usize,
     max: usize,
+    is_settled: bool,
     /// Jobs that can compute at once: 1 where they share an interpreter lock.
     at_once: usize,
     /// How long a job lasts on average; counted only where more than one computes at once.
@@ -131,8 +135,9 @@ impl Gate {
     pub(super) fn new(max: usize) -> Self {
         let max = max.max(1);
         Self {
-            limit: (1 + SPARE).min(max),
+            limit: 1,
             max,
+            is_settled: false,
             at_once: 1,
             length: Duration::ZERO,
             released: 0,
@@ -146,6 +151,12 @@ impl Gate {
             score: 0,
             eager_until: None,
         }
+    }
+
+    /// The first jobs of the pool have ended.
+    pub(super) fn settle(&mut self) {
+        self.is_settled = true;
+        self.resize(self.max);
     }
 
     /// Changes the most that may ever run at once; 0 counts as 1.
@@ -181,7 +192,8 @@ impl Gate {
     }
 
     fn floor(&self) -> usize {
-        self.at_once.saturating_add(SPARE).min(self.max)
+        let spare = if self.is_settled { SPARE } else { 0 };
+        self.at_once.saturating_add(spare).min(self.max)
     }
 
     /// Jobs that may run at once: those that compete for the interpreter, and those that do not.
@@ -279,12 +291,13 @@ impl Gate {
     }
 
     /// Jobs wait, and none has ended for so long, although some compute. If that is unusual, let the
-    /// scheduler share the CPU among one more, or short jobs would wait behind long ones. True when
-    /// the limit grew.
+    /// scheduler share the CPU among one more, or short jobs would wait behind long ones. Not where they
+    /// are the first jobs, from which nothing is known to be usual. True when the limit grew.
     pub(super) fn let_one_in(&mut self, none_ended_for: Duration) -> bool {
         let patience =
             STALL_AFTER.as_secs_f32().max(self.pace * STALL_FACTOR) * 2_f32.powi(self.let_in);
-        let grows = self.can_grow() && none_ended_for.as_secs_f32() >= patience;
+        let is_time = none_ended_for.as_secs_f32() >= patience;
+        let grows = self.is_settled && self.can_grow() && is_time;
         if grows {
             self.limit += 1;
             self.let_in += 1;
@@ -351,6 +364,12 @@ mod tests {
 
     const FLOOR: usize = 1 + SPARE;
 
+    fn settled(max: usize) -> Gate {
+        let mut gate = Gate::new(max);
+        gate.settle();
+        gate
+    }
+
     /// A look that found everything waiting on a busy machine, with a job that wants admission.
     fn wanted(gate: &Gate) -> Look {
         Look {
@@ -375,7 +394,7 @@ mod tests {
     }
 
     fn opened() -> Gate {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
         while gate.limit() < 100 {
             gate.look(wanted(&gate));
         }
@@ -384,7 +403,7 @@ mod tests {
 
     #[test]
     fn doubles_to_its_maximum_while_everything_waits() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
 
         let looks = (1..100).find(|_| {
             gate.look(wanted(&gate));
@@ -397,7 +416,7 @@ mod tests {
 
     #[test]
     fn does_not_grow_unless_a_job_waits_for_admission() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
 
         for _ in 0..100 {
             let look = wanted(&gate);
@@ -412,7 +431,7 @@ mod tests {
 
     #[test]
     fn stays_at_its_floor_while_threads_compute() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
 
         mostly_computing(&mut gate, 10_000, usize::MAX, true);
 
@@ -421,7 +440,7 @@ mod tests {
 
     #[test]
     fn looks_count_by_the_time_between_them() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
         mostly_computing(&mut gate, 100, usize::MAX, true);
 
         // Dense looks at short waits between rare ones at long computations.
@@ -442,7 +461,7 @@ mod tests {
 
     #[test]
     fn an_occasional_wait_of_all_does_not_grow_it() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
 
         mostly_computing(&mut gate, 1_000, 10, true);
 
@@ -451,7 +470,7 @@ mod tests {
 
     #[test]
     fn grows_while_there_is_cpu_to_spare() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
 
         mostly_computing(&mut gate, 1_000, 2, true);
 
@@ -460,7 +479,7 @@ mod tests {
 
     #[test]
     fn stays_at_its_floor_while_the_machine_is_busy_unless_nearly_everything_waits() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
 
         mostly_computing(&mut gate, 1_000, 2, false);
         assert_eq!(gate.limit(), FLOOR);
@@ -500,7 +519,7 @@ mod tests {
 
     #[test]
     fn never_exceeds_a_small_pool() {
-        let mut gate = Gate::new(2);
+        let mut gate = settled(2);
 
         for _ in 0..10 {
             gate.look(wanted(&gate));
@@ -514,7 +533,7 @@ mod tests {
 
     #[test]
     fn lets_one_more_in_when_no_job_ends_for_unusually_long() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
         for _ in 0..100 {
             gate.count_ends(4, Duration::from_millis(4));
         }
@@ -530,8 +549,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_depends_on_what_is_usual() {
+    fn the_first_jobs_have_no_company_without_evidence_that_they_wait() {
         let mut gate = Gate::new(100);
+
+        mostly_computing(&mut gate, 10_000, 10, true);
+        assert!(!gate.let_one_in(Duration::from_secs(60)));
+        assert_eq!(gate.limit(), 1);
+        for _ in 0..100 {
+            gate.look(wanted(&gate));
+        }
+        assert_eq!(gate.limit(), 100);
+        mostly_computing(&mut gate, 10_000, usize::MAX, true);
+        assert_eq!(gate.limit(), 1);
+
+        gate.settle();
+        assert_eq!(gate.limit(), FLOOR);
+    }
+
+    #[test]
+    fn what_is_long_depends_on_what_is_usual() {
+        let mut gate = settled(100);
 
         assert!(!gate.let_one_in(10 * STALL_AFTER), "nothing has ended yet");
         for _ in 0..100 {
@@ -544,7 +581,7 @@ mod tests {
     #[test]
     fn frequent_takeovers_make_it_eager_and_the_question_is_asked_again() {
         let start = Instant::now();
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
         assert!(!gate.is_eager(start));
 
         for _ in 0..3 {
@@ -560,7 +597,7 @@ mod tests {
     #[test]
     fn a_pool_of_one_is_never_eager() {
         let now = Instant::now();
-        let mut gate = Gate::new(1);
+        let mut gate = settled(1);
         for _ in 0..100 {
             gate.taken_over(now);
         }
@@ -578,7 +615,7 @@ mod tests {
     #[test]
     fn a_rare_takeover_does_not_make_it_eager() {
         let now = Instant::now();
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
 
         for _ in 0..100 {
             gate.taken_over(now);
@@ -592,12 +629,12 @@ mod tests {
 
     #[test]
     fn the_floor_is_one_job_more_than_can_compute_at_once() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
 
         for (at_once, floor) in [(4, 5), (1, 2), (0, 2)] {
             gate = Gate {
                 limit: 1,
-                ..Gate::new(100)
+                ..settled(100)
             };
             gate.set_at_once(at_once);
             assert_eq!(gate.limit(), floor, "{at_once} at once");
@@ -620,7 +657,7 @@ mod tests {
 
     #[test]
     fn another_thread_is_wanted_only_beside_long_jobs_and_a_free_cpu() {
-        let mut gate = Gate::new(100);
+        let mut gate = settled(100);
         gate.count_length(Duration::from_secs(1));
         assert!(!gate.has_free_cpu(1), "one interpreter lock");
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the bookkeeping and the questions that are asked of it. Starts, wakes and ends no thread.
 
-use super::admission::Waiting;
+use super::admission::{FIRST_JOBS, Waiting};
 use super::gate::{self, Gate, Streak};
 use super::sync::{Condvar, Instant};
 use super::threads::SpareCpu;
@@ -92,15 +92,23 @@ impl<J> State<J> {
     }
 
     pub(super) fn admit(&mut self, thread: Pid) -> Option<J> {
-        let (limit, max) = (self.gate.limit(), self.gate.max());
-        let job = self
-            .ready
-            .admit(self.running.len(), limit, max, Instant::now)?;
+        let (running, limit, max) = (self.running.len(), self.gate.limit(), self.gate.max());
+        let job = self.ready.admit(running, limit, max, Instant::now)?;
+        if running >= limit {
+            // It has waited for as long as any job may. What runs instead is not over soon.
+            self.settle();
+        }
         self.running.push(Running {
             thread,
             computing: Streak::default(),
         });
         Some(job)
+    }
+
+    /// From here on the pool knows what is usual; see [`super::admission`].
+    pub(super) fn settle(&mut self) {
+        self.ready.settle();
+        self.gate.settle();
     }
 
     /// A job for a thread that does not lead. While the leader is inside a job, what is queued is
@@ -152,6 +160,9 @@ impl<J> State<J> {
             self.gate.forget_released(self.released(Instant::now()));
         }
         self.done += 1;
+        if self.done == FIRST_JOBS {
+            self.settle();
+        }
         if let Some(next) = next {
             self.ready.extend([next], Instant::now());
         }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from typing import Any
 
+import routes
 from support.raw_http import DEADLINE, connect, serving
 
 REQUEST = "GET /{} HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -54,3 +57,35 @@ def test_a_first_request_that_does_not_end_holds_nobody_up_for_long() -> None:
         assert second.answer().body == b"ok"
         app.first_may_leave.set()
         assert first.answer().body == b"ok"
+
+
+class Tables(routes.Mapper):  # type: ignore[misc]  # Routes has no types
+    """Counts how often the tables are made, which takes longer than any request waits."""
+
+    made = 0
+
+    def _create_regs(self, *arguments: Any, **keywords: Any) -> None:
+        self.made += 1
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            pass
+        super()._create_regs(*arguments, **keywords)
+
+
+def test_what_the_first_request_computes_is_not_computed_by_each_that_came_with_it() -> None:
+    tables = Tables()
+    tables.connect("/first", controller="it")
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        assert tables.match(environ["PATH_INFO"])
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    with serving(app) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(8)]
+        for client in clients:
+            client.send(REQUEST.format("first"))
+        for client in clients:
+            assert client.answer().body == b"ok"
+
+    assert tables.made == 1

@@ -4,6 +4,8 @@
 //! ...; enforcer.load()`), which was safe while green threads switched only at I/O. On native
 //! threads a second request would find them half made: cinder answers 500 ("policy has not been
 //! registered") when a fresh worker gets two requests at once. Knows neither Python nor HTTP.
+//! While the first request computes, the pool lets no other one in anyway, and for longer
+//! (`crate::pool`, admission); this is for one that waits in between, as for a database.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
