@@ -17,6 +17,12 @@ for socket in (here, there):
     socket.hwm = 2
 here.bind("inproc://pair")
 there.connect("inproc://pair")
+
+def refused(call, *arguments, **keywords):
+    try:
+        call(*arguments, **keywords)
+    except zmq.ZMQError as error:
+        return zmq.Errno(error.errno).name
 """
 
 
@@ -25,6 +31,7 @@ def test_timeout_kill_and_close_end_the_waits_of_a_socket() -> None:
     result = run_python(
         PRELUDE
         + """
+from eventlet import hubs
 try:
     with eventlet.Timeout(0.05):
         here.recv()
@@ -38,6 +45,17 @@ try:
     here.recv()
 except zmq.Again as error:
     print("again", error.is_timeout)
+
+# Another listener of the descriptor: the wait fails, and leaves nothing behind.
+other = eventlet.spawn(hubs.trampoline, here.FD, read=True)
+eventlet.sleep()
+here.rcvtimeo = -1
+try:
+    here.recv()
+except RuntimeError:
+    print(here._green.waiters, bool(here._green.receiving))
+other.kill()
+
 def receive():
     try:
         there.recv()
@@ -45,11 +63,33 @@ def receive():
         return error.errno == zmq.ENOTSOCK
 receiving = eventlet.spawn(receive)
 eventlet.sleep(0.05)
+
+# Who waits for the line has the time of the option as well.
+there.rcvtimeo = 50
+print(refused(there.recv), refused(there.recv_multipart))
+
+# The number of a closed descriptor may be another's at once: nobody listens any more.
+import zmq as plain
+number, close = there.FD, plain.Socket.close
+readers = hubs.get_hub().listeners["read"]
+def spy(self, linger=None):
+    print("listens", number in readers)
+    close(self, linger)
+plain.Socket.close = spy
+print("listens", number in readers)
 there.close()
+plain.Socket.close = close
 print(receiving.wait())
+
+# What shadows a socket keeps to its lines.
+import copy
+print({zmq.Socket(here)._green, zmq.Socket.shadow(here)._green, copy.copy(here)._green}
+      == {here._green})
 """
     )
-    assert result.stdout == "timeout\nagain True\nTrue\n", result.stderr
+    assert result.stdout == (
+        "timeout\nagain True\n[] False\nEAGAIN EAGAIN\nlistens True\nlistens False\nTrue\nTrue\n"
+    ), result.stderr
 
 
 def test_a_greenthread_that_sends_waits_for_the_last_frame_of_another() -> None:
@@ -72,11 +112,36 @@ other = eventlet.spawn(here.send_multipart, [b"other", b"one"])
 for _ in range(50):
     eventlet.sleep()
 print(other.dead)
+# What does not wait stays out of the message as well.
+print(refused(here.send, b"x", zmq.NOBLOCK), refused(here.send_multipart, [b"x"], zmq.NOBLOCK))
 last.send()
 print(there.recv_multipart(), there.recv_multipart())
+
+here.send_multipart([b"1", b"2"])
+begun, last = eventlet.Event(), eventlet.Event()
+
+def part_by_part():
+    with there._green.receiving:
+        first = there.recv()
+        begun.send()
+        last.wait()
+        return first, there.recv()
+
+receiving = eventlet.spawn(part_by_part)
+begun.wait()
+print(refused(there.recv, zmq.NOBLOCK), refused(there.recv_multipart, zmq.NOBLOCK))
+last.send()
+print(receiving.wait())
+# Beside one that waits for the beginning of a message it may have one.
+receiving = eventlet.spawn(there.recv_multipart)
+eventlet.sleep()
+print(refused(there.recv_multipart, zmq.NOBLOCK), bool(there._green.receiving))
 """
     )
-    assert result.stdout == "False\n[b'first', b'last'] [b'other', b'one']\n", result.stderr
+    assert result.stdout == (
+        "False\nEAGAIN EAGAIN\n[b'first', b'last'] [b'other', b'one']\n"
+        "EAGAIN EAGAIN\n(b'1', b'2')\nEAGAIN True\n"
+    ), result.stderr
 
 
 def test_greenthreads_send_and_receive_by_one_socket_and_messages_stay_whole() -> None:
@@ -105,4 +170,171 @@ print(waiting.wait())
     )
     assert result.stdout == (
         "True [False, False, False]\nTrue Counter({b'a': 100, b'b': 100, b'c': 100})\nb'hello'\n"
+    ), result.stderr
+
+
+def test_room_that_is_told_of_and_is_not_there_is_waited_for() -> None:
+    """An XPUB says that there is room where a message finds none; so does a ROUTER, of any peer."""
+    pytest.importorskip("zmq")
+    result = run_python(
+        PRELUDE
+        + """
+import zmq as plain
+attempts, send = [], plain.Socket.send
+def spy(self, *arguments, **keywords):
+    attempts.append(self)
+    return send(self, *arguments, **keywords)
+plain.Socket.send = spy
+
+def full(name, sender, message, receiver, *others):
+    sender.sndhwm = receiver.rcvhwm = 1
+    sender.bind("inproc://" + name)
+    for peer in (receiver, *others):
+        peer.connect("inproc://" + name)
+    if name == "xpub":
+        sender.recv()
+    while refused(sender.send_multipart, message, zmq.NOBLOCK) is None:
+        pass
+    # It ends in time, after some attempts,
+    sender.sndtimeo = 300
+    attempts.clear()
+    print(refused(sender.send_multipart, message), 2 < len(attempts) < 50)
+    # by a timeout and by kill(),
+    sender.sndtimeo = -1
+    with eventlet.Timeout(0.05, False):
+        sender.send_multipart(message)
+        print("sent")
+    waiting = eventlet.spawn(sender.send_multipart, message)
+    eventlet.sleep(0.01)
+    waiting.kill()
+    print(waiting.dead, bool(sender._green.sending), sender._green.waiters)
+    # and once there is room.
+    waiting = eventlet.spawn(sender.send_multipart, message)
+    eventlet.sleep(0.01)
+    while not waiting.dead:
+        with eventlet.Timeout(0.01, False):
+            receiver.recv_multipart()
+    print(waiting.wait())
+
+xpub, sub = context.socket(zmq.XPUB), context.socket(zmq.SUB)
+xpub.setsockopt(zmq.XPUB_NODROP, 1)
+sub.subscribe(b"")
+full("xpub", xpub, [b"message"], sub)
+
+router, dealer, idle = map(context.socket, (zmq.ROUTER, zmq.DEALER, zmq.DEALER))
+router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+dealer.routing_id = b"dealer"
+full("router", router, [b"dealer", b"message"], dealer, idle)
+"""
+    )
+    assert result.stdout == "EAGAIN True\nTrue False []\nNone\n" * 2, result.stderr
+
+
+def test_pollers_wait_at_the_hub() -> None:
+    pytest.importorskip("zmq")
+    result = run_python(
+        PRELUDE
+        + """
+import os, time
+reading, writing = os.pipe()
+poller = zmq.Poller()
+poller.register(here, zmq.POLLIN)
+poller.register(reading, zmq.POLLIN)
+
+def ends(call, *arguments):
+    with eventlet.Timeout(0.05, False):
+        return call(*arguments)
+    return "timeout"
+
+print(ends(poller.poll), ends(zmq.select, [here], [], []), ends(here.poll), ends(here.poll, -1),
+      ends(here.recv_into, bytearray(3)), ends(zmq.zmq_poll, [(writing, zmq.POLLERR)]))
+print(poller.poll(0), poller.poll(20), here.poll(20), zmq.select([here], [], [], 0.02))
+print(here._green.waiters, dict(eventlet.hubs.get_hub().listeners["read"]))
+
+# The news of a message reaches whoever receives it, and everyone who waits for it.
+polling, receiving = eventlet.spawn(poller.poll), eventlet.spawn(here.recv)
+also = eventlet.spawn(here.poll)
+eventlet.sleep(0.01)
+there.send(b"one")
+print(receiving.wait())
+there.send(b"one")
+print(polling.wait() == [(here, zmq.POLLIN)], also.wait() == zmq.POLLIN, here.recv())
+polling = eventlet.spawn(poller.poll)
+eventlet.sleep(0.01)
+os.write(writing, b"x")
+print(polling.wait() == [(reading, zmq.POLLIN)])
+print(zmq.select([here, reading], [here], [here]) == ([reading], [here], []))
+there.send(b"two")
+buffer = bytearray(3)
+print(here.recv_into(buffer), buffer)
+
+# A socket of pyzmq's own, beside.
+import zmq as plain
+puller, pusher = plain.Context.shadow(context.underlying).socket(zmq.PULL), context.socket(zmq.PUSH)
+puller.bind("inproc://plain")
+pusher.connect("inproc://plain")
+polling = eventlet.spawn(zmq.zmq_poll, [(puller, zmq.POLLIN), (here, zmq.POLLIN)])
+eventlet.sleep(0.01)
+pusher.send(b"three")
+print(polling.wait() == [(puller, zmq.POLLIN)], puller.recv())
+puller.close()
+here.close()
+print(refused(poller.poll), refused(here.poll))
+
+# One lock: that of the turns, which a handler of signals or of logging may have already.
+from osloxide.green._core import turns
+owned = []
+for name in ("send", "recv", "get", "set", "close"):
+    def spy(self, *arguments, real=getattr(plain.Socket, name), **keywords):
+        owned.append(turns.lock._is_owned())
+        return real(self, *arguments, **keywords)
+    setattr(plain.Socket, name, spy)
+there.rcvtimeo = 10
+refused(there.send, b"nobody", zmq.NOBLOCK)
+print(refused(there.recv), refused(there.poll, 10), there.close(), all(owned))
+"""
+    )
+    assert result.stdout == (
+        "timeout timeout timeout timeout timeout timeout\n"
+        "[] [] 0 ([], [], [])\n[] {}\n"
+        "b'one'\nTrue True b'one'\nTrue\nTrue\n3 bytearray(b'two')\n"
+        "True b'three'\nENOTSOCK ENOTSUP\nEAGAIN None None True\n"
+    ), result.stderr
+
+
+def test_a_child_leaves_the_sockets_of_its_parent_alone() -> None:
+    pytest.importorskip("zmq")
+    result = run_python(
+        PRELUDE
+        + """
+import os, signal, sys
+receiving = eventlet.spawn(here.recv)
+eventlet.sleep(0.01)
+child = os.fork()
+if not child:
+    signal.alarm(20)  # what waits or spins ends here
+    print(*(refused(call, *arguments) for call, *arguments in (
+        (here.recv,), (here.recv_multipart,), (here.send, b"", zmq.NOBLOCK), (here.poll,),
+        (here.get, zmq.EVENTS), (here.bind, "inproc://other"),
+    )))
+    print(here.close(), here.rcvtimeo, there.close(0))
+    del here
+    context.destroy(0)
+    ours = zmq.Context()
+    push, pull = ours.socket(zmq.PUSH), ours.socket(zmq.PULL)
+    push.bind("inproc://ours")
+    pull.connect("inproc://ours")
+    receiving = eventlet.spawn(pull.recv)
+    eventlet.sleep(0.01)
+    push.send(b"ours")
+    print(receiving.wait(), flush=True)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+there.send(b"theirs")
+print(receiving.wait())
+"""
+    )
+    assert result.stdout == (
+        "ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK\nNone -1 None\nb'ours'\n"
+        "0\nb'theirs'\n"
     ), result.stderr

@@ -1,90 +1,74 @@
 """``eventlet.green.zmq``: pyzmq with sockets that wait at the hub.
 
-Owns ``Context`` and ``Socket``; everything else is the module that is installed. A socket of ZeroMQ
-may be used by one native thread at a time, and greenthreads are native threads: each call takes the
-socket's lock and does not block. What cannot be done at once waits without it until the descriptor
-of the socket tells of events, or another call has processed them, and is tried again. Rules:
-eventlet.green.zmq; zmq_socket(3), *Thread safety*; zmq_getsockopt(3), ZMQ_FD and ZMQ_EVENTS.
+Owns ``Context``, ``Socket``, ``Poller``, ``select()`` and ``zmq_poll()``; everything else is the
+module that is installed, and waits in C. A socket of ZeroMQ may be used by one native thread at a
+time, and greenthreads are native threads: each call holds the lock and does not block. What cannot
+be done at once waits without it until the descriptor of the socket tells of events, or another call
+has processed them, and is tried again. Rules: eventlet.green.zmq; zmq_socket(3), *Thread safety*;
+zmq_getsockopt(3), ZMQ_FD and ZMQ_EVENTS.
+
+The lock is that of the turns. A lock of each socket would be taken before it (by what waits at the
+hub) and after it as well: by a signal handler or a handler of logging, which may send by a socket
+wherever the thread is that they run on. Nothing here waits while it has the lock.
 """
 
 from __future__ import annotations
 
-import threading as _threading
+import contextlib as _contextlib
+import functools as _functools
+import sys as _sys
 import time as _time
+import weakref as _weakref
 from collections.abc import Callable as _Callable
-from types import TracebackType as _TracebackType
+from collections.abc import Iterable as _Iterable
+from collections.abc import Iterator as _Iterator
 from typing import Any as _Any
 
 import zmq as _zmq  # type: ignore[import-not-found,unused-ignore]
 
 from osloxide._typing import override as _override
-from osloxide.green import hubs as _hubs
-from osloxide.green._core import greenlets as _greenlets
+from osloxide.green._core.lines import BlockedThread as _BlockedThread
+from osloxide.green._core.lines import Listener as _Listener
+from osloxide.green._core.lines import LockReleaseError as LockReleaseError
+from osloxide.green._core.lines import QueueLock as _QueueLock
+from osloxide.green._core.lines import SocketState as _SocketState
+from osloxide.green._core.turns import lock as _lock
+from osloxide.green.hubs import hub as _hub
 from osloxide.green.patcher import slurp_properties as _slurp
 from osloxide.green.semaphore import Semaphore as _Semaphore
 
 _std: _Any = _zmq
 _slurp(_std, globals(), srckeys=dir(_std))
 
-__patched__ = ["Context", "Socket"]
+__patched__ = ["Context", "Poller", "Socket", "select", "zmq_poll"]
+
+_PAUSES = (0.001, 0.05)
+"""Seconds between two attempts where the events say that there is room and there is none: the first
+pause, and the longest. Each is twice the one before."""
 
 
-class _Line:
-    """One greenthread at a time sends, or receives; it may enter again.
-
-    The parts of a message stay together so.
-    """
-
-    def __init__(self) -> None:
-        self._free = _Semaphore(1)
-        self._holder: _Any = None
-        self._depth = 0
-
-    def __enter__(self) -> None:
-        me = _greenlets.getcurrent()
-        if self._holder is not me:
-            self._free.acquire()
-            self._holder = me
-        self._depth += 1
-
-    def __exit__(
-        self,
-        typ: type[BaseException] | None,
-        val: BaseException | None,
-        tb: _TracebackType | None,
-    ) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._holder = None
-            self._free.release()
-
-
-class _State:
-    """What a green socket has besides; pyzmq takes attributes of a socket for its options."""
-
-    def __init__(self) -> None:
-        self.lock = _threading.RLock()
-        self.sending, self.receiving = _Line(), _Line()
-        # Those that wait, with the event that each waits for. With the lock.
-        self.waiters: list[tuple[int, _Semaphore]] = []
-        # Of the hub, while somebody waits. With the lock.
-        self.listener: _Any = None
+_states: _weakref.WeakValueDictionary[int, _SocketState] = _weakref.WeakValueDictionary()
+"""By the addresses of libzmq's sockets; that of a closed one may be another's. With the lock."""
 
 
 class Socket(_std.Socket):
     """A socket whose waits are those of a greenthread."""
 
-    _green: _State
+    _green: _SocketState
 
     def __init__(self, *args: _Any, **kwargs: _Any) -> None:
-        self.__dict__["_green"] = _State()  # set as an attribute, it would be an option
+        self.__dict__["_green"] = _SocketState()  # set as an attribute, it would be an option
         super().__init__(*args, **kwargs)
+        with _lock:
+            if self._shadow:
+                self.__dict__["_green"] = _states.get(self.underlying, self._green)
+            _states[self.underlying] = self._green
 
     def _until_done(
         self,
         call: _Callable[[int], _Any],
         flags: int,
-        line: _Line,
+        line: _QueueLock,
         ready: int,
         timeout_option: int,
     ) -> _Any:
@@ -95,83 +79,146 @@ class Socket(_std.Socket):
         :param timeout_option: of the socket, in ms: 0 is no wait, -1 no end of it.
         :raises ZMQError: EAGAIN, it could not be done at once, or in that time; any other.
         """
-        green = self._green
         if flags & _std.NOBLOCK:
-            return self._call(call, flags)
-        limit: int = self.get(timeout_option)
-        deadline = None if limit < 0 else _time.monotonic() + limit / 1000
-        with line:
+            with _lock:
+                self._pass_by(line)
+                return self._call(call, flags)
+        deadline = self._enter(line, timeout_option)
+        try:
+            pause, again = _PAUSES[0], False
             while True:
-                waiter = (ready, _Semaphore(0))
-                with green.lock:
-                    try:
-                        return self._call(call, flags | _std.NOBLOCK)
-                    except _std.Again as again:
-                        if deadline is not None and _time.monotonic() >= deadline:
-                            again.is_timeout = True
-                            raise
-                    # The call need not have processed all events, and the descriptor tells of
-                    # further ones alone.
-                    if self._tell() & ready:
-                        continue
-                    green.waiters.append(waiter)
-                    self._listen()
-                rest = None if deadline is None else max(0.0, deadline - _time.monotonic())
+                waiter, until = None, deadline
                 try:
-                    waiter[1].acquire(timeout=rest)
+                    with _lock:
+                        try:
+                            result = self._call(call, flags | _std.NOBLOCK)
+                        except _std.Again as error:
+                            if deadline is not None and _time.monotonic() >= deadline:
+                                error.is_timeout = True
+                                raise
+                        else:
+                            line.note_part()
+                            return result
+                        # The call need not have processed all events, and the descriptor tells of
+                        # further ones alone.
+                        patient = bool(self._tell() & ready)
+                        if patient and not again:
+                            again = True
+                            continue
+                        waiter = _BlockedThread(ready, patient=patient)
+                        self._await(waiter)
+                    if patient:
+                        # A ROUTER and an XPUB say that there is room also where a message finds
+                        # none: to one peer, or to all of them.
+                        soon = _time.monotonic() + pause
+                        until = soon if deadline is None else min(soon, deadline)
+                        pause = min(2 * pause, _PAUSES[1])
+                    else:
+                        pause, again = _PAUSES[0], False
+                    waiter.block(until)
                 finally:
-                    with green.lock:
-                        if waiter in green.waiters:
-                            green.waiters.remove(waiter)
-                            self._tell()
+                    if waiter is not None:
+                        self._green.leave(waiter)
+        finally:
+            line.release()
+
+    def _enter(self, line: _QueueLock, timeout_option: int) -> float | None:
+        """Acquire *line*.
+
+        :returns: the moment of ``time.monotonic()`` at which the call ends; None: never.
+        :raises Again: it has come.
+        """
+        limit: int = self._call(super().get, timeout_option)
+        deadline = None if limit < 0 else _time.monotonic() + limit / 1000
+        if not line.acquire(deadline):
+            late = _std.Again()
+            late.is_timeout = True
+            raise late
+        return deadline
+
+    @staticmethod
+    def _pass_by(line: _QueueLock) -> None:
+        """What does not wait is about to use the socket without *line*. With the lock.
+
+        :raises Again: another greenthread is in the middle of a message.
+        """
+        if line.is_mid_message_of_another():
+            raise _std.Again
 
     def _call(self, call: _Callable[..., _Any], *args: _Any, **kwargs: _Any) -> _Any:
-        """Make one call of pyzmq's, by the one thread that may."""
+        """Make one call of pyzmq's, by the one thread that may.
+
+        :raises ZMQError: ENOTSOCK, the socket is of the process that has forked this one. libzmq
+            would call its own threads without end, which are not here.
+        """
         green = self._green
-        with green.lock:
+        if green.is_inherited():
+            raise _std.ZMQError(
+                _std.ENOTSOCK, f"socket of process {green.pid}: make sockets after the fork"
+            )
+        with _lock:
             try:
                 return call(*args, **kwargs)
             finally:
                 if green.waiters:
                     self._tell()
 
-    def _tell(self) -> int:
+    def _tell(self, *, arrived: bool = False) -> int:
         """Process the events, and wake those that wait for them.
 
-        :returns: the events; both where the socket is closed, or its context ends: what is tried
-            again then fails as it should.
+        :param arrived: the descriptor told of some.
+        :returns: the events; both where the socket is closed, or its context ends: all are woken,
+            and what is tried again then fails as it should.
         """
         green = self._green
-        with green.lock:
+        with _lock:
             try:
                 events: int = super().get(_std.EVENTS)
+                failed = False
             except _std.ZMQError:
-                events = _std.POLLIN | _std.POLLOUT
-            woken = [waiter for waiter in green.waiters if waiter[0] & events]
-            green.waiters = [waiter for waiter in green.waiters if waiter not in woken]
-            if not green.waiters and green.listener is not None:
-                _hubs.get_hub().remove(green.listener)
-                green.listener = None
-        for _, semaphore in woken:
-            semaphore.release()
+                events, failed = _std.POLLIN | _std.POLLOUT, True
+            green.wake(events, everyone=failed, patient=arrived)
         return events
+
+    def _await(self, waiter: _BlockedThread) -> None:
+        """Have *waiter* woken. With the lock; the caller leaves the socket's state.
+
+        :raises RuntimeError: another greenthread waits for the descriptor itself.
+        """
+        green = self._green
+        green.waiters.append(waiter)
+        try:
+            self._listen()
+        except BaseException:
+            green.leave(waiter)
+            raise
 
     def _listen(self) -> None:
         """Have :meth:`_tell` called when the descriptor tells of events. With the lock."""
-        green = self._green
-        if green.listener is None:
-            hub = _hubs.get_hub()
-            green.listener = hub.add(
-                hub.READ,
-                super().get(_std.FD),
-                lambda _fileno: self._tell(),
-                lambda _failure: self._tell(),
-            )
+        self._green.listen(lambda: super(Socket, self).get(_std.FD), self._arrive)
+
+    def _arrive(self) -> None:
+        self._tell(arrived=True)
 
     @_override
     def close(self, linger: int | None = None) -> None:
-        """Close; those that wait get ENOTSOCK."""
-        self._call(super().close, linger)
+        """Close; those that wait get ENOTSOCK. In a forked child it closes nothing."""
+        if self._green.is_inherited() or _sys.is_finalizing():
+            # It keeps to the process as well. At the end of the interpreter, a thread that is gone
+            # may have the lock for ever.
+            super().close(linger)
+            return
+        green = self._green
+        with _lock:
+            # The number of the descriptor may be another's as soon as the socket is closed.
+            green.end_listening()
+            try:
+                super().close(linger)
+            finally:
+                if green.waiters:
+                    self._tell()
+                if green.waiters:  # it was not closed
+                    self._listen()
 
     @_override
     def send(self, data: _Any, flags: int = 0, *args: _Any, **kwargs: _Any) -> _Any:
@@ -185,40 +232,67 @@ class Socket(_std.Socket):
             _std.SNDTIMEO,
         )
 
+    def _receive(self, call: _Callable[[int], _Any], flags: int) -> _Any:
+        return self._until_done(call, flags, self._green.receiving, _std.POLLIN, _std.RCVTIMEO)
+
     @_override
     def recv(self, flags: int = 0, *args: _Any, **kwargs: _Any) -> _Any:
         """Receive a frame; wait until there is one."""
         recv = super().recv
-        return self._until_done(
-            lambda now: recv(now, *args, **kwargs),
-            flags,
-            self._green.receiving,
-            _std.POLLIN,
-            _std.RCVTIMEO,
-        )
+        return self._receive(lambda now: recv(now, *args, **kwargs), flags)
+
+    @_override
+    def recv_into(self, buffer: _Any, /, *, nbytes: int = 0, flags: int = 0) -> _Any:
+        """Receive a frame into *buffer*; wait until there is one."""
+        recv_into = super().recv_into
+        return self._receive(lambda now: recv_into(buffer, nbytes=nbytes, flags=now), flags)
+
+    def _whole(
+        self, call: _Callable[[], _Any], flags: int, line: _QueueLock, timeout_option: int
+    ) -> _Any:
+        """The result of *call*, whose frames no other ones come between."""
+        if flags & _std.NOBLOCK:
+            with _lock:
+                self._pass_by(line)
+                return call()
+        self._enter(line, timeout_option)
+        try:
+            return call()
+        finally:
+            line.release()
 
     @_override
     def send_multipart(self, msg_parts: _Any, flags: int = 0, *args: _Any, **kwargs: _Any) -> _Any:
         """Send a message of several frames, which no other one comes between."""
-        if flags & _std.NOBLOCK:
-            return super().send_multipart(msg_parts, flags, *args, **kwargs)
-        with self._green.sending:
-            return super().send_multipart(msg_parts, flags, *args, **kwargs)
+        send = super().send_multipart
+        return self._whole(
+            lambda: send(msg_parts, flags, *args, **kwargs),
+            flags,
+            self._green.sending,
+            _std.SNDTIMEO,
+        )
 
     @_override
     def recv_multipart(self, flags: int = 0, *args: _Any, **kwargs: _Any) -> _Any:
         """Receive all frames of a message."""
-        if flags & _std.NOBLOCK:
-            return super().recv_multipart(flags, *args, **kwargs)
-        with self._green.receiving:
-            return super().recv_multipart(flags, *args, **kwargs)
+        recv = super().recv_multipart
+        return self._whole(
+            lambda: recv(flags, *args, **kwargs), flags, self._green.receiving, _std.RCVTIMEO
+        )
 
 
 def _alone(name: str) -> _Callable[..., _Any]:
-    """The method *name* of pyzmq's socket, called by one thread at a time."""
+    """The method *name* of pyzmq's socket, called by one thread at a time.
+
+    Options of an inherited socket may be read and set, as ``Context.destroy()`` does, but for the
+    one that has libzmq process events.
+    """
     method = getattr(_std.Socket, name)
+    for_option = name in ("get", "getsockopt", "set", "setsockopt")
 
     def call(self: Socket, *args: _Any, **kwargs: _Any) -> _Any:
+        if for_option and self._green.is_inherited() and _std.EVENTS not in args[:1]:
+            return method(self, *args, **kwargs)
         return self._call(method, self, *args, **kwargs)
 
     call.__name__, call.__doc__ = name, method.__doc__
@@ -238,3 +312,109 @@ class Context(_std.Context):
 
     _instance = None
     _socket_class = Socket
+
+
+# ---- waits for several sockets ------------------------------------------------------------------
+
+
+def zmq_poll(sockets: _Iterable[tuple[_Any, int]], timeout: int = -1) -> list[tuple[_Any, int]]:
+    """Wait until one of the sockets has one of the events that are wanted of it.
+
+    :param sockets: each a socket of ZeroMQ, a descriptor or what has ``fileno()``, and the events.
+    :param timeout: ms; negative: for ever.
+    :returns: those that have some, each with its events; a number for what has a descriptor.
+    :raises ZMQError: ENOTSOCK, one is closed; ETERM, its context ends.
+    :raises RuntimeError: another greenthread waits for the descriptor already.
+    """
+    items = list(sockets)
+    deadline = None if timeout < 0 else _time.monotonic() + timeout / 1000
+    while True:
+        with _contextlib.ExitStack() as ends:
+            with _lock:
+                ready = [pair for item in items for pair in _look(*item)]
+                late = deadline is not None and _time.monotonic() >= deadline
+                if ready or late or not items:
+                    return ready
+                woken = _Semaphore(0)
+                wake = _functools.partial(_wake, woken)
+                for number, kind in {found for item in items for found in _sources(*item)}:
+                    listener = _Listener(kind, number, wake, wake)
+                    listener.listen()
+                    ends.callback(listener.end)
+                for socket, events in items:
+                    if isinstance(socket, Socket):
+                        waiter = _BlockedThread(events, woken=woken)
+                        socket._await(waiter)
+                        ends.callback(socket._green.leave, waiter)
+            until = deadline
+            if not all(events & (_std.POLLIN | _std.POLLOUT) for _, events in items):
+                # The hub has no listeners for nothing but failures.
+                soon = _time.monotonic() + _PAUSES[1]
+                until = soon if deadline is None else min(soon, deadline)
+            _BlockedThread(woken=woken).block(until)
+
+
+def _wake(woken: _Semaphore, *_failure: BaseException) -> bool:
+    woken.release()
+    return False  # the caller listens anew
+
+
+def _look(socket: _Any, events: int) -> list[tuple[_Any, int]]:
+    """What :func:`zmq_poll` returns of one, without a wait. With the lock."""
+    if isinstance(socket, Socket):
+        there = socket.get(_std.EVENTS) & events
+        return [(socket, there)] if there else []
+    found: list[tuple[_Any, int]] = _std.zmq_poll([(socket, events)], 0)
+    return found
+
+
+def _sources(socket: _Any, events: int) -> _Iterator[tuple[int, str]]:
+    """The descriptors to listen for, of what is no green socket, and what of."""
+    if isinstance(socket, Socket):
+        return
+    if isinstance(socket, _std.Socket):
+        yield socket.get(_std.FD), _hub.READ
+        return
+    number = socket if isinstance(socket, int) else socket.fileno()
+    if events & _std.POLLIN:
+        yield number, _hub.READ
+    if events & _std.POLLOUT:
+        yield number, _hub.WRITE
+
+
+def select(
+    rlist: _Iterable[_Any],
+    wlist: _Iterable[_Any],
+    xlist: _Iterable[_Any],
+    timeout: float | None = None,
+) -> tuple[list[_Any], list[_Any], list[_Any]]:
+    """Wait until one of the sockets or descriptors is ready.
+
+    :param timeout: seconds; None or negative: for ever.
+    :returns: those that can be read, those that can be written, those that failed.
+    """
+    wanted: dict[_Any, int] = {}
+    for sockets, event in ((rlist, _std.POLLIN), (wlist, _std.POLLOUT), (xlist, _std.POLLERR)):
+        for socket in sockets:
+            wanted[socket] = wanted.get(socket, 0) | event
+    ready = zmq_poll(wanted.items(), -1 if timeout is None else int(timeout * 1000))
+    read, write, failed = (
+        [socket for socket, there in ready if there & event]
+        for event in (_std.POLLIN, _std.POLLOUT, _std.POLLERR)
+    )
+    return read, write, failed
+
+
+class Poller(_std.Poller):
+    """One whose wait is that of a greenthread."""
+
+    @_override
+    def poll(self, timeout: float | None = None) -> list[tuple[_Any, int]]:
+        """Wait until a socket is ready; see :func:`zmq_poll`.
+
+        :param timeout: ms; None or negative: for ever.
+        """
+        return zmq_poll(self.sockets, -1 if timeout is None else int(timeout))
+
+
+Socket._poller_class = Poller
