@@ -136,11 +136,27 @@ print(receiving.wait())
 receiving = eventlet.spawn(there.recv_multipart)
 eventlet.sleep()
 print(refused(there.recv_multipart, zmq.NOBLOCK), bool(there._green.receiving))
+receiving.kill()
+
+# A timeout does not come between two frames that nothing waits for.
+import time
+
+class Slow(list):
+    def __getitem__(self, index):
+        end = time.thread_time() + 0.3
+        while index == -1 and time.thread_time() < end:
+            pass
+        return super().__getitem__(index)
+
+with eventlet.Timeout(0.05, False):
+    here.send_multipart(Slow([b"whole", b"message"]))
+here.send(b"next")
+print(there.recv_multipart(), there.recv_multipart())
 """
     )
     assert result.stdout == (
         "False\nEAGAIN EAGAIN\n[b'first', b'last'] [b'other', b'one']\n"
-        "EAGAIN EAGAIN\n(b'1', b'2')\nEAGAIN True\n"
+        "EAGAIN EAGAIN\n(b'1', b'2')\nEAGAIN True\n[b'whole', b'message'] [b'next']\n"
     ), result.stderr
 
 

@@ -35,8 +35,10 @@ _KEEP_OUT = [
     "_frozen_importlib",
     "queue",
     "concurrent.futures",
+    "zmq.sugar",
 ]
-"""Modules of the standard library whose locks would stay locked if they were interrupted."""
+"""Modules of the standard library whose locks would stay locked if they were interrupted, and of
+pyzmq, where part of a message would stay in the socket."""
 
 
 class GreenletExit(BaseException):
