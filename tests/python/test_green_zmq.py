@@ -308,6 +308,11 @@ for name in ("send", "recv", "get", "set", "close"):
 there.rcvtimeo = 10
 refused(there.send, b"nobody", zmq.NOBLOCK)
 print(refused(there.recv), refused(there.poll, 10), there.close(), all(owned))
+
+# The end of a context waits in C, and holds up nobody.
+ending = eventlet.spawn(context.term)
+eventlet.sleep(0.01)
+print(ending.dead, pusher.close(), ending.wait(), context.closed)
 """
     )
     assert result.stdout == (
@@ -315,6 +320,7 @@ print(refused(there.recv), refused(there.poll, 10), there.close(), all(owned))
         "[] [] 0 ([], [], [])\n[] {}\n"
         "b'one'\nTrue True b'one'\nTrue\nTrue\n3 bytearray(b'two')\n"
         "True b'three'\nENOTSOCK ENOTSUP\nEAGAIN None None True\n"
+        "False None None True\n"
     ), result.stderr
 
 
