@@ -9,15 +9,41 @@ use super::parallel;
 
 const EVENT_LOOP: &str = "osloxide.threads.event_loop";
 const FORKED: &str = "osloxide.threads.forked";
+const EXCEPTIONS: &str = "osloxide.exceptions";
+const OVERDUE: &str = "osloxide.server.overdue";
 const POOL_THREAD: &str = "osloxide.threads.pool_thread";
 
-/// Imports them all: what a thread of the pool imported first would be half imported, and its lock
+/// Imports what every server and executor uses: what a thread of the pool imported first would be half imported, and its lock
 /// held for ever, in the child of a program that forks meanwhile.
 pub(super) fn load(py: Python<'_>) -> PyResult<()> {
     for module in [EVENT_LOOP, FORKED, POOL_THREAD] {
         py.import(module)?;
     }
     Ok(())
+}
+
+/// Imports what a server uses whose requests may be given up.
+pub(super) fn load_overdue(py: Python<'_>) -> PyResult<()> {
+    for module in [EXCEPTIONS, OVERDUE] {
+        py.import(module)?;
+    }
+    Ok(())
+}
+
+/// What the log says of a thread that is inside the request *line* since *age* seconds.
+pub(super) fn describe_overdue<'py>(
+    py: Python<'py>,
+    thread: u64,
+    line: &str,
+    age: f64,
+) -> PyResult<Bound<'py, PyAny>> {
+    py.import(OVERDUE)?
+        .call_method1("describe", (thread, line, age))
+}
+
+/// The exception that interrupts such a thread.
+pub(super) fn request_timeout(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    py.import(EXCEPTIONS)?.getattr("RequestTimeout")
 }
 
 /// Starts *coroutine* on the event loop of the process; *resume* is called with its outcome.

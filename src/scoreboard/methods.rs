@@ -150,7 +150,10 @@ impl Methods {
 
     /// The place of *name*: its own, a free one, or the last.
     fn enter(&self, name: &str) -> u8 {
-        let name = if name.is_empty() { "?" } else { cut(name) };
+        let name = match cut(name) {
+            "" => "?",
+            name => name,
+        };
         let last = METHODS - 1;
         for (place, counters) in (0..).zip(&self.table[..last]) {
             if counters.is_or_becomes(name) {
@@ -246,8 +249,9 @@ impl Counters {
     }
 }
 
-/// *name* cut to what a table holds, between two letters.
+/// *name* cut to what a table holds, between two letters: a NUL ends it there.
 fn cut(name: &str) -> &str {
+    let name = name.split('\0').next().unwrap_or_default();
     let mut end = name.len().min(NAME_BYTES);
     while !name.is_char_boundary(end) {
         end -= 1;
@@ -341,6 +345,20 @@ mod tests {
         let seen = methods.read(Row::new().began(), true);
         assert_eq!(seen.len(), 1, "{seen:?}");
         assert_eq!(seen[0].name, "build");
+    }
+
+    #[test]
+    fn a_name_ends_at_its_first_nul_and_has_one_place() {
+        let methods = leaked();
+
+        for _ in 0..3 {
+            assert_eq!(methods.enter("\0build"), 0);
+            assert_eq!(methods.enter("build\0x"), 1);
+        }
+
+        let seen = methods.read(Row::new().began(), true);
+        let names: Vec<_> = seen.iter().map(|method| method.name.as_str()).collect();
+        assert_eq!(names, ["?", "build"]);
     }
 
     #[test]

@@ -493,7 +493,9 @@ def test_an_exporter_without_a_pid_finds_what_comes_and_goes(running: Start, exp
     metrics = exporter("--listen", "127.0.0.1:0")
 
     def is_shown(pid: int) -> bool:
-        found = samples(metrics.scrape()[1], "osloxide_supervisor_up")
+        status, text = metrics.scrape()
+        assert status == 200, text
+        found = samples(text, "osloxide_supervisor_up")
         return any(dict(labels)["supervisor"] == str(pid) for labels in found)
 
     program = running("web.py", "--workers", "1")

@@ -19,6 +19,9 @@ from procfs import children
 from support.serving import OSLOXIDE, Running, starter
 from waiting import DEADLINE, wait_until, whole_lines
 
+from osloxide.cli import snapshot
+from osloxide.cli.errors import CommandError
+
 ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 """As a shell, and docker, tell of a program that the signal has ended."""
 
@@ -227,3 +230,18 @@ def test_another_process_than_1_keeps_the_default_of_sigterm(tmp_path: Path) -> 
     done = run_command([*OSLOXIDE, "run", sys.executable, "program.py"], cwd=tmp_path)
 
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_a_launcher_of_a_container_is_not_taken_for_one_with_the_pids_of_the_host(
+    contain: Callable[..., Container], tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(SERVICE)
+    container = contain("run", sys.executable, "program.py", "2")
+    container.expect("started")
+    (init,) = children(container.pid)
+
+    assert not {1, init} & {view.pid for view in snapshot.views()}
+    with pytest.raises(CommandError, match=f"process {init} is in another PID namespace"):
+        snapshot.View(init)
+
+    assert container.stop() == 0, container.log

@@ -217,6 +217,10 @@ class View:
             ) from error
         except (OSError, ValueError, RuntimeError) as error:
             raise CommandError(str(error)) from error
+        if not _sees_our_pids(Path(f"/proc/{pid}")):
+            raise CommandError(
+                f"process {pid} is in another PID namespace (a container); run osloxide there"
+            )
         self.pid = self._board.pid
         self.name = _printable(self._board.name)
         self._command = _command(self.pid)
@@ -284,7 +288,7 @@ def find() -> list[int]:
     """Supervisors of all launchers whose processes this user may look at, in order of their pid."""
     supervisors = set()
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _has_scoreboard(entry):
+        if entry.name.isdigit() and _has_scoreboard(entry) and _sees_our_pids(entry):
             try:
                 supervisors.add(_native.Scoreboard.attach(int(entry.name)).pid)
             except (OSError, ValueError, RuntimeError):
@@ -304,6 +308,14 @@ def _has_scoreboard(process: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+def _sees_our_pids(process: Path) -> bool:
+    """Whether its scoreboard has pids that mean the same here (pid_namespaces(7))."""
+    try:
+        return os.readlink(process / "ns" / "pid") == os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return not process.exists()  # its scoreboard, mapped before it ended, stays readable
 
 
 def _names(rows: list[dict[str, Any]]) -> list[str]:

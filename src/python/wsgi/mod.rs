@@ -44,6 +44,7 @@ pub(super) use self::native_log::{AccessFilter, NativeLog};
 use self::overdue::Report;
 use super::child;
 use super::detached::detached;
+use super::imports;
 use super::parallel;
 use crate::scoreboard;
 use crate::worker::limits;
@@ -111,6 +112,9 @@ struct Unsent {
 impl Application {
     pub(super) fn new(py: Python<'_>, options: Options<'_, '_>) -> PyResult<Self> {
         child::prepare(py)?;
+        if options.has_timeout {
+            imports::load_overdue(py)?;
+        }
         let access_log = match options.log {
             Some(log) if !options.log_format.is_empty() => Some(Arc::new(AccessLog::new(
                 py,

@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 
 use super::access_log::{AccessLog, Entry};
 use super::in_flight::Overdue;
+use crate::python::imports;
 use crate::scoreboard;
 use crate::threads::{self, Signals};
 use crate::worker::limits;
@@ -83,14 +84,9 @@ pub(super) fn report(
 }
 
 fn report_one(py: Python<'_>, overdue: &Overdue, line: &str, log: &Py<PyAny>) -> PyResult<()> {
-    let overdue_py = py.import("osloxide.server.overdue")?;
-    let text = overdue_py.call_method1(
-        "describe",
-        (overdue.thread(), line, overdue.age.as_secs_f64()),
-    )?;
-    let error = py
-        .import("osloxide.exceptions")?
-        .getattr("RequestTimeout")?;
+    let age = overdue.age.as_secs_f64();
+    let text = imports::describe_overdue(py, overdue.thread(), line, age)?;
+    let error = imports::request_timeout(py)?;
     let _ = overdue.while_inside(py, || interrupt(py, overdue.thread(), error.as_ptr()));
     log.call1(py, (text,))?;
     Ok(())
