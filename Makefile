@@ -36,8 +36,8 @@ CHECKS := fmt lint mypy clippy walls docs site
 SUITES := rust simulation stubs parity
 # Three lists that take about as long, and mostly wait: they run beside each other.
 BOUNDARY := python
-SERVICES := services demo deployments pythons eventlet
-MESSAGING := rpc messaging
+SERVICES := services demo deployments pythons eventlet messaging
+MESSAGING := rpc
 # Their failed tests are run once more, alone (tools/stages.py).
 AGAIN := python services deployments rpc
 test: $(VENV)/.rust-tools $(VENV)/.release ## every check and every suite, quick ones first
