@@ -57,6 +57,7 @@ SMOKE_SUITES = (
     "test_loopingcall.py",
     "test_public_api.py",
     "test_green_exposed.py",
+    "test_green_fork.py",
     "test_wsgi_answers.py",
     "test_wsgi_input.py",
 )

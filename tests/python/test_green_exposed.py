@@ -59,6 +59,11 @@ REFUSED = {
         "eventlet.green.thread": {"start_joinable_thread"},
         "eventlet.green.zmq": {"deque", "eventlet", "greenlet", "slurp_properties"},
     },
+    "native threads may wait in the C library": {
+        "eventlet.support.psycopg2_patcher": {
+            "eventlet", "eventlet_wait_callback", "extensions", "psycopg2",
+        }
+    },
     "it is of greenlet's C code": {
         "greenlet": {
             "CLOCKS_PER_SEC", "enable_optional_cleanup", "get_clocks_used_doing_optional_cleanup"
@@ -71,6 +76,7 @@ REFUSED = {
     "it is a variable of a loop or of an old Python": {
         "eventlet": {"zipkin"},
         "eventlet._version": {"annotations", "commit_id"},
+        "eventlet.green.MySQLdb": {"var"},
         "eventlet.green.builtin": {
             "builtins_orig", "clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem",
             "setdefault", "update", "values",

@@ -72,7 +72,8 @@ def test_a_child_of_a_greenthread_has_a_main_thread_that_can_end(call: str) -> N
     prelude = "from osloxide.activation import import_hook\n"
     prelude += "import_hook.install(deferred=True, serve_eventlet=True)\nimport eventlet.tpool\n"
 
-    done = run_python(prelude + text)
+    # From CPython 3.12 on a fork beside threads is warned of.
+    done = run_python(prelude + text, PYTHONWARNINGS="ignore::DeprecationWarning")
 
     assert done.stderr == ""
     assert done.stdout.split()[-1:] == ["7"], done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from _children import run_python
 
@@ -200,3 +202,46 @@ def test_a_choice_of_the_program_outlives_monkey_patching(statement: str) -> Non
         + "print(backend.get_backend_type().value, early[0] is service.Launcher)"
     )
     assert result.stdout == "threading True\n", result.stderr
+
+
+def test_connections_of_mysqldb_are_made_and_used_on_the_pool_of_native_threads(
+    tmp_path: Path,
+) -> None:
+    """As little of MySQLdb as that takes: the real one is built against a library in C."""
+    package = tmp_path / "MySQLdb"
+    package.mkdir()
+    (package / "cursors.py").touch()
+    (package / "converters.py").touch()
+    (package / "connections.py").write_text(
+        "import threading\n"
+        "def place(): return threading.current_thread().name\n"
+        "class Cursor:\n"
+        "    def execute(self, text): return place()\n"
+        "class Connection:\n"
+        "    def __init__(self, host): self.host, self.made_on = host, place()\n"
+        "    def cursor(self): return Cursor()\n"
+        "limit = 7\n"
+    )
+    (package / "__init__.py").write_text(
+        "from MySQLdb.connections import Connection\n"
+        "connect = Connect = Connection\n"
+        "threadsafety = 1\n"
+    )
+    result = run_python(
+        ACTIVE
+        + f"""
+import sys, threading
+sys.path.insert(0, {str(tmp_path)!r})
+from eventlet.green import MySQLdb
+
+here = threading.current_thread().name
+for make in (MySQLdb.connect, MySQLdb.Connection, MySQLdb.connections.Connection):
+    connection = make(host="db")
+    assert connection.host == "db" and connection.made_on != here, connection.made_on
+    assert connection.cursor().execute("SELECT 1") != here
+assert (MySQLdb.connections.limit, MySQLdb.threadsafety) == (7, 1)
+assert MySQLdb.cursors.__name__ == "MySQLdb.cursors"
+print("passed")
+"""
+    )
+    assert result.stdout == "passed\n", result.stderr

@@ -99,12 +99,12 @@ def take_all(client: Connection) -> tuple[bytes, str]:
         received += piece
 
 
-def announced(version: str, path: str, scheme: str) -> str:
-    """How the end of an answer that is not whole is announced."""
+def announced(version: str, path: str, scheme: str) -> set[str]:
+    """How the end of an answer that is not whole may be announced."""
     if scheme == "https":
-        return "cut"  # without close_notify, by a reset or not
+        return {"cut", "reset"}  # without close_notify; some versions of OpenSSL tell of a reset
     is_reset = version == "HTTP/1.0" and path in ("/raises", "/raises-behind-much")
-    return "reset" if is_reset else "in order"
+    return {"reset" if is_reset else "in order"}
 
 
 def chunked(body: bytes) -> bytes:
@@ -135,7 +135,7 @@ def test_what_was_given_before_the_cut_and_earlier_answers_reach_the_client(
 
     given = LARGE if path == "/file" or path.endswith("much") else b"some"
     assert body == (chunked(given) if head.one("Transfer-Encoding") else given)
-    assert end == announced(version, path, scheme)
+    assert end in announced(version, path, scheme)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -155,7 +155,7 @@ def test_what_was_sent_of_a_file_that_shrinks_and_earlier_answers_reach_the_clie
         body, end = take_all(client)
 
         assert until(lambda: "gave " in caplog.text)
-    assert end == announced(version, "/shrinks", scheme)
+    assert end in announced(version, "/shrinks", scheme)
     # Its bytes are no longer those that were there: the kernel sends the file's own pages.
     assert 0 < len(body) < len(LARGE) * 2
     assert f"gave {len(body)} of the {2 * len(LARGE)} bytes" in caplog.text
@@ -224,7 +224,9 @@ def test_an_answer_that_only_its_end_delimits_does_not_look_whole_when_its_worke
     assert server.stop() == 0, server.log
 
 
-@pytest.mark.parametrize(("path", "given"), [("/", b"some"), ("/much", LARGE)])
+@pytest.mark.parametrize(
+    ("path", "given"), [("/", b"some"), ("/much", LARGE)], ids=["some", "much"]
+)
 def test_a_request_that_is_given_up_takes_nothing_of_what_was_given_before(
     site: Callable[..., Running], path: str, given: bytes
 ) -> None:

@@ -58,7 +58,18 @@ class PoolThread(threading.Thread):
         internals._set_native_id()
         internals._started.set()
         ident = threading.get_ident()
+        self._have_handle(ident)
         threading._active[ident] = self  # type: ignore[attr-defined]
+
+    def _have_handle(self, ident: int) -> None:
+        """Name the thread in the handle that ``threading`` has since CPython 3.13.
+
+        In a child ``threading`` compares the two before it does anything else.
+        """
+        make_handle = getattr(threading, "_make_thread_handle", None)
+        if make_handle is not None:
+            is_named = hasattr(self, "_os_thread_handle")  # since CPython 3.14
+            setattr(self, "_os_thread_handle" if is_named else "_handle", make_handle(ident))
 
     def leave(self) -> None:
         """Give the place up. The last thing that the thread does in Python."""
