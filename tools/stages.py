@@ -5,14 +5,16 @@ one list run one after the other; the lists after the first run beside each othe
 mostly wait. The commands themselves are in the Makefile; this file owns the order of events: a
 heading with the stage's name, its output (of the later lists in one piece, when the stage has
 ended), its time, its number of tests, and the exit status of the whole. The failures of a stage are
-repeated above the summary, where readers of a shortened log find them. A stage that runs longer
-than STAGE_SECONDS is ended with everything it started. Needs only the standard library.
+repeated above the summary, with its last lines, where readers of a shortened log find them. A stage
+that runs longer than STAGE_SECONDS is ended with everything it started. Needs only the standard
+library.
 
 A test that failed beside the other lists may have failed for want of a processor. As CPython's own
 ``regrtest --rerun`` does, the stages named by ``--again`` run such tests once more, when nothing
-else runs. What passes then is called unsteady and named in the summary: it is to be looked into,
-and does not fail the run. More than UNSTEADY_TESTS failures are no accident, and nothing is tried
-again.
+else runs. If all of them pass then, they are called unsteady and named in the summary: they are to
+be looked into, and do not fail the run. Nothing is tried again after more than UNSTEADY_TESTS
+failures, which are no accident, nor where any stage failed otherwise: one that is not named, one
+that crashed or was ended, one that ran beside nothing.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from typing import NamedTuple
 STAGE_SECONDS = 3600
 END_SECONDS = 60
 REPEATED_LINES = 60
+LAST_LINES = 15
 UNSTEADY_TESTS = 3
 OUTCOMES = ("passed", "failed", "errors", "skipped", "ignored", "xfailed", "xpassed")
 # pytest and parity: "12 passed, 1 failed in 3.2s"; cargo: "test result: ok. 12 passed; 0 failed".
@@ -41,6 +44,10 @@ SUMMARY = re.compile(r"^(test result: |=*\s*\d+ (passed|failed|skipped|error|xfa
 COUNT = re.compile(r"(\d+) ([a-z]+)")
 # Of pytest's short summary: "FAILED FILE::test_name[parameter] - AssertionError: ...".
 UNSUCCESSFUL = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$")
+# GNU make of a command that has failed: "make: *** [Makefile:159: python] Error 1", the word in the
+# user's language; in its place, of one that a signal has ended, what strsignal(3) calls that.
+MAKES_WORD = re.compile(r"^\S+: \*\*\* \[.*\] (.*)$")
+SOME_TESTS_FAILED = re.compile(r"\S+ 1")  # pytest.ExitCode.TESTS_FAILED; 2 is an interruption
 TELLING = re.compile(r"^(E  |_{3,} |FAILED |ERROR |\S+\.py:\d+: )")
 
 
@@ -48,8 +55,9 @@ class Outcome(NamedTuple):
     """What a stage came to.
 
     :param failures: ids of the tests that pytest called failed or in error, each once.
-    :param is_explained: there are such, and they are all that was wrong with the stage.
-    :param telling: what of its output tells of its failures, or else its last lines.
+    :param is_explained: there are such, and they are all that was wrong with the stage: pytest
+        ended by itself, with the status that says so.
+    :param telling: what of its output tells of its failures, and its last lines.
     """
 
     stage: str
@@ -94,8 +102,10 @@ def run(stage: str, *settings: str, is_alone: bool = True) -> Outcome:
     since = time.monotonic()
     counts: Counter[str] = Counter()
     unsuccessful: list[str] = []
-    telling: deque[str] = deque(maxlen=REPEATED_LINES)
-    last_lines: deque[str] = deque(maxlen=REPEATED_LINES)
+    makes_words: list[str] = []
+    telling: deque[tuple[int, str]] = deque(maxlen=REPEATED_LINES)
+    last_lines: deque[tuple[int, str]] = deque(maxlen=REPEATED_LINES)
+    is_given_up = threading.Event()
     process = subprocess.Popen(
         [os.environ.get("MAKE", "make"), "--no-print-directory", stage, *settings],
         stdin=subprocess.DEVNULL,
@@ -108,6 +118,7 @@ def run(stage: str, *settings: str, is_alone: bool = True) -> Outcome:
     running.add(process)
 
     def give_up() -> None:
+        is_given_up.set()
         print(f"stage {stage} still runs after {STAGE_SECONDS} s; ending it", flush=True)
         end(process)
 
@@ -115,23 +126,27 @@ def run(stage: str, *settings: str, is_alone: bool = True) -> Outcome:
     timer.start()
     try:
         assert process.stdout is not None
-        for line in process.stdout:
-            if is_alone:
-                sys.stdout.write(line)
-                sys.stdout.flush()
-            else:
-                output.append(line)
-            last_lines.append(line)
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
-            if TELLING.match(plain):
-                telling.append(line)
-            if found := UNSUCCESSFUL.match(plain):
-                unsuccessful.append(found[1])
-            if SUMMARY.match(plain):
-                for number, word in COUNT.findall(plain):
-                    name = "errors" if word == "error" else word
-                    if name in OUTCOMES:
-                        counts[name] += int(number)
+        with process.stdout:
+            for numbered in enumerate(process.stdout):
+                _, line = numbered
+                if is_alone:
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+                else:
+                    output.append(line)
+                last_lines.append(numbered)
+                plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+                if TELLING.match(plain):
+                    telling.append(numbered)
+                if found := MAKES_WORD.match(plain):
+                    makes_words.append(found[1])
+                if found := UNSUCCESSFUL.match(plain):
+                    unsuccessful.append(found[1])
+                if SUMMARY.match(plain):
+                    for number, word in COUNT.findall(plain):
+                        name = "errors" if word == "error" else word
+                        if name in OUTCOMES:
+                            counts[name] += int(number)
         passed = process.wait() == 0
     except BaseException:
         end(process)
@@ -144,12 +159,17 @@ def run(stage: str, *settings: str, is_alone: bool = True) -> Outcome:
         if not is_alone:
             print(f"\n=== {stage}\n{''.join(output)}", end="")
         print(f"=== {stage}: {'ok' if passed else 'FAILED'} in {seconds:.1f} s", flush=True)
-    is_explained = 0 < len(unsuccessful) == counts["failed"] + counts["errors"]
-    is_explained = is_explained and all("::" in each for each in unsuccessful)
-    failures = list(dict.fromkeys(unsuccessful))
-    return Outcome(
-        stage, passed, seconds, counts, failures, is_explained, list(telling or last_lines)
+    is_explained = (
+        0 < len(unsuccessful) == counts["failed"] + counts["errors"]
+        and all("::" in each for each in unsuccessful)
+        and len(makes_words) == 1
+        and SOME_TESTS_FAILED.fullmatch(makes_words[0]) is not None
+        and not is_given_up.is_set()
     )
+    failures = list(dict.fromkeys(unsuccessful))
+    last = list(last_lines)[-LAST_LINES if telling else 0 :]
+    repeated = [line for _, line in sorted({*telling, *last})]
+    return Outcome(stage, passed, seconds, counts, failures, is_explained, repeated)
 
 
 def run_beside_each_other(lists: list[list[str]]) -> list[Outcome]:
@@ -172,15 +192,21 @@ def run_beside_each_other(lists: list[list[str]]) -> list[Outcome]:
 def run_again(outcomes: list[Outcome], stages: list[str]) -> set[str]:
     """Run the failed tests of *stages* once more, where all failures of the run can be tried again.
 
-    :returns: stages whose tests have passed now.
+    :returns: stages whose failed tests have all passed now.
     """
     failed = [outcome for outcome in outcomes if not outcome.passed]
     tests = sum(len(outcome.failures) for outcome in failed)
     if tests > UNSTEADY_TESTS or not all(it.is_explained and it.stage in stages for it in failed):
         return set()
-    # A dollar sign is make's until it is doubled.
-    settings = [(it.stage, shlex.join(it.failures).replace("$", "$$")) for it in failed]
-    return {stage for stage, again in settings if run(stage, f"TESTS={again}").passed}
+    recovered = set()
+    for outcome in failed:
+        # A dollar sign is make's until it is doubled.
+        again = shlex.join(outcome.failures).replace("$", "$$")
+        done = run(outcome.stage, f"TESTS={again}")
+        # What is skipped this time has not passed.
+        if done.passed and done.counts == Counter(passed=len(outcome.failures)):
+            recovered.add(outcome.stage)
+    return recovered
 
 
 def main(again: list[str], words: list[str]) -> int:
