@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import http.client
 import json
 import os
@@ -28,6 +29,7 @@ from conftest import DEADLINE, Program, wait_until
 from procfs import open_files, stat
 from prometheus_client.parser import text_string_to_metric_families
 
+from osloxide._native import Scoreboard
 from osloxide.cli import snapshot, table
 
 OSLOXIDE = [sys.executable, "-m", "osloxide"]
@@ -119,6 +121,22 @@ def test_control_characters_of_a_command_line_do_not_reach_the_terminal() -> Non
     assert "]0;owned" in shown
     assert "\x1b" not in shown
     assert "\x07" not in shown
+
+
+def test_a_kernel_without_pid_namespaces_hides_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    readlink = os.readlink
+
+    def without_namespaces(path: str | Path) -> str:
+        if Path(path).match("ns/pid"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return readlink(path)
+
+    board = Scoreboard("ours")
+    board.claim(0, 0)
+    monkeypatch.setattr(os, "readlink", without_namespaces)
+
+    assert os.getpid() in snapshot.find()
+    assert snapshot.View(os.getpid()).name == "ours"
 
 
 # ---- top

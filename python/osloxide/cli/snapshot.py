@@ -313,7 +313,11 @@ def _has_scoreboard(process: Path) -> bool:
 def _sees_our_pids(process: Path) -> bool:
     """Whether its scoreboard has pids that mean the same here (pid_namespaces(7))."""
     try:
-        return os.readlink(process / "ns" / "pid") == os.readlink("/proc/self/ns/pid")
+        ours = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return True  # the kernel has no PID namespaces (proc_pid_ns(5)): all pids are of one
+    try:
+        return os.readlink(process / "ns" / "pid") == ours
     except OSError:
         return not process.exists()  # its scoreboard, mapped before it ended, stays readable
 
