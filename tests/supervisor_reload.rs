@@ -149,6 +149,27 @@ fn where_new_workers_fail_beside_the_old_one_it_leaves_first() {
 }
 
 #[test]
+fn the_old_worker_serves_on_where_new_code_cannot_be_loaded() {
+    let mut rig = Rig::running(1, 60);
+    rig.request(Request::Reload);
+    rig.run();
+    for _ in 0..3 {
+        let unready = rig.pids()[1];
+        rig.end(unready, 3 << 8);
+        rig.run();
+        rig.advance(1.0);
+        rig.run();
+    }
+    assert_eq!(rig.signals(), [], "it needs no place of the old one's");
+    assert_eq!(rig.pids()[0], 100);
+
+    settle(&mut rig); // the code was mended
+
+    assert_eq!(rig.supervisor.phase(), Phase::Running);
+    assert!(!rig.pids().contains(&100));
+}
+
+#[test]
 fn a_reload_while_the_round_is_stuck_acts_at_once() {
     let mut rig = Rig::running(2, 60);
     rig.request(Request::Reload);

@@ -5,15 +5,18 @@ Real processes; what is broken is in ``break_all`` of apps/probe.py. Rules: docs
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Program
 
+from osloxide.launch import runner
 from osloxide.signals import careful_log
 
 Start = Callable[..., Program]
@@ -48,6 +51,44 @@ def test_a_reset_that_exits_is_logged_and_the_next_hangup_is_heard(
     program.send(signal.SIGTERM)
 
     assert program.ended() == 0
+
+
+def test_what_a_reset_raises_is_logged_and_what_a_handler_raises_in_it_passes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Handler:
+        def handle(self, *_: object) -> None:
+            raise SystemExit(3)
+
+        __call__ = handle
+
+    def failing(failure: BaseException) -> Callable[[], None]:
+        def fail() -> None:
+            raise failure
+
+        return fail
+
+    handler = Handler()
+    usual = [(signo, signal.getsignal(signo)) for signo in (signal.SIGINT, signal.SIGUSR1)]
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as launchers do: no default of CPython's
+        signal.signal(signal.SIGUSR1, handler)
+        failures = (SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("a fault"))
+        for count, failure in enumerate(failures, 1):
+            runner.reset(SimpleNamespace(reset=failing(failure)))
+            assert caplog.text.count("Error resetting") == count
+
+        interrupted = SimpleNamespace(reset=lambda: signal.raise_signal(signal.SIGUSR1))
+        for kind in (handler, handler.handle, functools.partial(Handler.handle, handler)):
+            signal.signal(signal.SIGUSR1, kind)
+            with pytest.raises(SystemExit):
+                runner.reset(interrupted)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            runner.reset(SimpleNamespace(reset=lambda: signal.raise_signal(signal.SIGINT)))
+    finally:
+        for signo, before in usual:
+            signal.signal(signo, before)
 
 
 def test_a_careful_log_shows_the_line_of_its_caller(caplog: pytest.LogCaptureFixture) -> None:

@@ -471,3 +471,41 @@ def test_a_restart_resets_all_services_before_one_of_them_starts() -> None:
     services.stop()
     assert seen[:3] == ["reset a", "reset b", "reset c"]
     assert sorted(seen[3:]) == ["start a", "start b", "start c"]
+
+
+def test_a_start_that_fails_in_any_way_ends_the_wait_for_all_services() -> None:
+    class Waits(service.Service):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stopped = threading.Event()
+
+        def stop(self, graceful: bool = False) -> None:
+            self.stopped.set()
+
+        def wait(self) -> None:
+            assert self.stopped.wait(45), "nobody has stopped it"
+
+    class Fails(Waits):
+        def __init__(self, failure: BaseException) -> None:
+            super().__init__()
+            self.failure = failure
+
+        def start(self) -> None:
+            raise self.failure
+
+        def stop(self, graceful: bool = False) -> None:
+            super().stop()
+            raise SystemExit(9)
+
+    failures = (SystemExit(3), 3), (ValueError(), 1), (KeyboardInterrupt(), 2), (GeneratorExit(), 2)
+    for failure, status in failures:
+        services = service.Services()
+        services.add(Waits())
+        services.add(Fails(failure))
+        assert services.done.wait(45), repr(failure)
+        services.add(Waits())  # as a program that goes on launching does
+
+        with pytest.raises(SystemExit) as ended:
+            services.wait()
+
+        assert ended.value.code == status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import py_compile
@@ -25,6 +26,7 @@ from osloxide._native import Scoreboard
 from osloxide.cli import operator_signals, ready
 from osloxide.cli.application import Application
 from osloxide.cli.errors import CommandError
+from osloxide.cli.site import is_taken
 from osloxide.launch import launcher_index
 
 ARGUMENTS = """
@@ -305,10 +307,31 @@ def test_a_hangup_loads_new_code_from_where_a_link_points_now(
 
     wait_until(lambda: fetch(port)[1] == "second", f"the new code\n{site.log}", 60)
     assert site.process.poll() is None
+    if options == ["--master"]:
+        (tmp_path / "second" / "versioned" / "wsgi.py").write_text("import missing_here")
+        site.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: site.log.count("cannot load") >= 3, f"three failures\n{site.log}")
+        assert fetch(port)[1] == "second", "the only worker serves on"
     (tmp_path / "second" / "versioned" / "wsgi.py").write_text(VERSIONED % "the_third")
     site.process.send_signal(signal.SIGHUP)
     wait_until(lambda: fetch(port)[1] == "the_third", f"the newer code\n{site.log}", 60)
     assert site.stop() == 0, site.log
+
+
+def test_only_what_another_process_may_have_makes_room_for_code_that_fails() -> None:
+    def came_of(failure: OSError) -> BaseException:
+        try:
+            try:
+                raise failure
+            except OSError as error:
+                raise RuntimeError("metrics cannot be served") from error
+        except RuntimeError as error:
+            return error
+
+    assert is_taken(came_of(OSError(errno.EADDRINUSE, "")))
+    assert is_taken(BlockingIOError(errno.EAGAIN, "a lock"))
+    assert not is_taken(came_of(OSError(errno.ENOENT, "")))
+    assert not is_taken(ImportError())
 
 
 def test_a_hangup_without_a_parent_keeps_the_process_and_loses_no_connection(

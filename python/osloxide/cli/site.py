@@ -8,6 +8,7 @@ able to load it, everything ends. Binds nothing and reads no option.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import logging
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
     from osloxide.wsgi import Server
 
 BOOT_FAILED = 3
-"""Exit status when no worker could ever load the application, as for gunicorn."""
+"""Exit status when the application cannot be loaded, as for gunicorn. In a reload the supervisor
+then leaves the old worker where it is (docs/lifecycle.md, "A slot")."""
+_HAS_NO_PLACE = 1
+"""That of one that may find it taken by the old worker, which then leaves first."""
+_TAKEN = {errno.EADDRINUSE, errno.EAGAIN}
+"""What the kernel says of a port, or a lock, that another process has."""
 
 _LOADED, _GAVE_UP, _STOPS = 0, 1, 2
 _LEAVING = 10.0
@@ -182,6 +188,17 @@ def _keep_out_of_collections() -> None:
         orphans.freeze()
 
 
+def is_taken(error: BaseException | None) -> bool:
+    """Whether *error*, or one that it came of, says that another process has what was asked for."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in _TAKEN:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def site_service(
     site: Application,
     servers: Sequence[Server],
@@ -247,7 +264,8 @@ def site_service(
                 # Before the report: another worker's failure may have ended everything by now.
                 self._is_loading = False
                 self._boot_failed(error)
-                raise SystemExit(BOOT_FAILED) from error
+                taken = boot.has_succeeded() and is_taken(error)
+                raise SystemExit(_HAS_NO_PLACE if taken else BOOT_FAILED) from error
             finally:
                 self._is_loading = False
             boot.succeeded()

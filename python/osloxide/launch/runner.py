@@ -25,7 +25,7 @@ from osloxide import _native
 from osloxide.launch import configuration, ending, orphans
 from osloxide.launch.services import call_service
 from osloxide.launch.systemd import Notifier
-from osloxide.signals import careful_log, shutdown, waiting
+from osloxide.signals import careful_log, shutdown, signal_handler, waiting
 from osloxide.signals.control_thread import ControlThread, Request
 from osloxide.signals.signal_handler import SignalExit
 from osloxide.threads import event_loop, forked, own, stopping
@@ -630,13 +630,15 @@ def _holds(services: list[Any], service: Any) -> bool:
 def reset(service: Any) -> None:
     """Call reset(); what it raises is logged, the process goes on with what it has.
 
-    On the main thread an exception that ends programs passes: a signal handler may have raised it.
+    An exception that ends programs passes on the main thread where it is none of reset()'s own: a
+    signal handler has raised it, or the greenthread is killed.
     """
     try:
         call_service(service.reset)
     except BaseException as exc:
         on_main_thread = threading.current_thread() is threading.main_thread()
-        if on_main_thread and not isinstance(exc, Exception):
+        ends_program = on_main_thread and not isinstance(exc, Exception)
+        if ends_program and (signal_handler.has_raised(exc) or stopping.is_kill(exc)):
             raise
         LOG.exception("Error resetting %s", type(service).__name__)
 

@@ -18,7 +18,7 @@ from oslo_service.backend.base import ServiceBase
 from osloxide import exceptions, threadgroup
 from osloxide._typing import override
 from osloxide.signals import careful_log
-from osloxide.threads import event_loop, forked
+from osloxide.threads import event_loop, forked, stopping
 
 LOG = careful_log.logger(__name__)
 
@@ -144,6 +144,8 @@ class Services:
         self.services: list[Any] = []
         self.tg = self.THREAD_GROUP(1000)
         self.done = threading.Event()
+        self._given_up: tuple[threading.Event, list[Any]] | None = None
+        """After a failed start: until when services would have run, and who was stopped."""
 
     def add(self, service: Any) -> None:
         """Start *service* on a thread of its own, now."""
@@ -190,23 +192,34 @@ class Services:
             self.run_service(service, done)
         except SystemExit:
             # A thread may be in wait() of a service that will never get going.
-            for each in self.services:
-                try:
-                    call_service(each.stop)
-                except Exception:
-                    LOG.exception("Error stopping %s after a failed start", type(each).__name__)
+            self._given_up = done, list(self.services)
+            for each in self._given_up[1]:
+                self._stop_after_failure(each)
             done.set()
             raise
+        until, stopped = self._given_up or (None, [])
+        if until is done and not any(one is service for one in stopped):  # it was added since
+            self._stop_after_failure(service)
+
+    @staticmethod
+    def _stop_after_failure(service: Any) -> None:
+        try:
+            call_service(service.stop)
+        except BaseException:
+            LOG.exception("Error stopping %s after a failed start", type(service).__name__)
 
     @staticmethod
     def run_service(service: Any, done: threading.Event) -> None:
         """Start *service*, then wait until the group is stopped.
 
-        :raises SystemExit: start() failed.
+        :raises SystemExit: start() failed: with 1, with what it passed to ``sys.exit()``, or with 2
+            after another exception that ends programs.
         """
         try:
             call_service(service.start)
-        except Exception:
+        except BaseException as exc:
+            if isinstance(exc, SystemExit) or stopping.is_kill(exc):
+                raise
             LOG.exception("Error starting thread.")
-            raise SystemExit(1) from None
+            raise SystemExit(1 if isinstance(exc, Exception) else 2) from None
         done.wait()

@@ -13,12 +13,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, ClassVar
 
 from osloxide import _native
@@ -207,6 +209,31 @@ class SignalHandler(metaclass=Singleton):
                 leaving = leaving or exc
         if leaving is not None:
             raise leaving
+
+
+def has_raised(exc: BaseException) -> bool:
+    """Tell whether a signal handler has raised *exc*, and not the code that it came out of.
+
+    One in Python is among the frames that the exception has left. CPython's own handler of SIGINT
+    has no frame: where it is installed, each KeyboardInterrupt counts as its own.
+    """
+    handlers = [signal.getsignal(signo) for signo in signal.valid_signals()]
+    if isinstance(exc, KeyboardInterrupt) and signal.default_int_handler in handlers:
+        return True
+    codes = {_code_of(handler) for handler in handlers if callable(handler)}
+    frames = traceback.walk_tb(exc.__traceback__)
+    return any(frame.f_code in codes for frame, _ in frames)
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    """The code that runs first when *handler* is called; None where it is not in Python."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    is_plain = hasattr(handler, "__code__")  # a function, or a method
+    code: CodeType | None = getattr(
+        handler if is_plain else type(handler).__call__, "__code__", None
+    )
+    return code
 
 
 is_forking_worker = False

@@ -18,6 +18,10 @@ const TERMINATE: i32 = nix::libc::SIGTERM;
 const KILL: i32 = nix::libc::SIGKILL;
 const ABORT: i32 = nix::libc::SIGABRT;
 
+/// Wait status of a worker that exits with status 3: it could not load its code, and could not without
+/// its predecessor either. `osloxide serve` uses it as gunicorn does (`WORKER_BOOT_ERROR`).
+const CANNOT_LOAD: i32 = 3 << 8;
+
 /// What the supervisor as a whole is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -327,7 +331,7 @@ impl Roster {
             Role::Current | Role::Successor => {
                 self.apply(index, role, Event::Exited, now);
                 let left = self.slots[index].worker(role).map(|worker| worker.state);
-                if role == Role::Successor {
+                if role == Role::Successor && status != CANNOT_LOAD {
                     self.drain_first(index, now);
                 }
                 let is_stopping = matches!(self.phase, Phase::Stopping { .. });

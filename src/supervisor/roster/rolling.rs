@@ -2,7 +2,8 @@
 //!
 //! Owns the round of a reload, and the workers that ask to be replaced outside of one. A round never
 //! takes a serving worker away before its successor serves, but where the successor fails, or does not
-//! come to the end of its start, for as long as the other lives. One that leaves is not waited for.
+//! come to the end of its start, for as long as the other lives. Code that cannot be loaded takes none
+//! away. One that leaves is not waited for.
 //! Rules: docs/lifecycle.md.
 
 use super::{Phase, Roster};
@@ -132,7 +133,8 @@ impl Roster {
     }
 
     /// A successor that fails again and again while the current worker serves may need something that
-    /// only one process can have, a port for one: then the current worker leaves first.
+    /// only one process can have, a port for one: then the current worker leaves first. Not called
+    /// for one that ended with [`CANNOT_LOAD`](super::CANNOT_LOAD).
     pub(super) fn drain_first(&mut self, index: usize, now: Instant) {
         if !matches!(self.phase, Phase::Reloading { .. }) {
             // The worker that is to be replaced still serves, and what comes after it may not.
