@@ -12,7 +12,7 @@
 //! | [`pool`] | leader/follower threads, elastic and gated | knows a socket |
 //! | [`handlers`] | C handlers of signals that need no interpreter | takes a lock |
 //! | [`threads`] | how native threads start, and which of them live | ends one |
-//! | [`locks`] | locks that a child can use, and a panic leaves usable | shares memory between locks |
+//! | [`locks`] | locks of use to children, and after panics | shares memory between locks |
 //! | [`wsgi`] | PEP 3333's rules as plain values | knows a socket or the interpreter |
 //! | [`server`] | sockets, HTTP/1.1 framing, TLS, drain | knows the interpreter |
 //! | [`executor`] | jobs in order of arrival, on the threads of the pool | knows what a job is |

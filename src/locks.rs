@@ -1,15 +1,15 @@
 //! Locks and condition variables that the child of a program with threads can use.
 //!
 //! Owns two choices on top of `std`. A lock whose holder panicked stays usable: one request that
-//! panics must not lock the pool. And nothing here stands on memory that locks share: on Linux each is a
-//! futex of its own, and a child that makes new ones finds them as new as its parent did.
-//! `parking_lot` keeps all threads that wait in one table with places in their stacks. A program that
-//! forks beside such threads, which Python programs do, leaves the table to the child, whose new
-//! threads get those stacks, and wake-ups of theirs go to threads that are not there.
-//! A lock that another thread held at the fork stays locked in the child, here as anywhere: what a
-//! child uses, it makes itself. Where that cannot be, as with what a C library keeps for the whole
-//! process, a thread that forks takes the lock first: `held_by_forks`.
-//! The interface is that of `parking_lot`, which [`crate::pool`] can have simulated.
+//! panics must not lock the pool. And nothing here stands on memory that locks share: on Linux each
+//! is a futex of its own, and a child that makes new ones finds them as new as its parent did.
+//! `parking_lot` keeps all threads that wait in one table with places in their stacks. A program
+//! that forks beside such threads, which Python programs do, leaves the table to the child, whose
+//! new threads get those stacks, and wake-ups of theirs go to threads that are not there. A lock
+//! that another thread held at the fork stays locked in the child, here as anywhere: what a child
+//! uses, it makes itself. Where that cannot be, as with what a C library keeps for the whole
+//! process, a thread that forks takes the lock first: `held_by_forks`. The interface is that of
+//! `parking_lot`, which [`crate::pool`] can have simulated.
 
 #![cfg_attr(
     any(feature = "wsgi", all(test, feature = "executor")),
@@ -97,7 +97,8 @@ impl<'a, T> MutexGuard<'a, T> {
         wait: impl FnOnce(sync::MutexGuard<'a, T>) -> (sync::MutexGuard<'a, T>, R),
     ) -> R {
         let held = self.held.take();
-        // INVARIANT: there is one outside this function and `unlocked`, which both have put it back.
+        // INVARIANT: there is one outside this function and `unlocked`, which both have put it
+        // back.
         #[expect(clippy::expect_used, reason = "see the invariant")]
         let (held, result) = wait(held.expect("a guard holds its lock"));
         self.held = Some(held);
@@ -125,10 +126,10 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// Has a thread that forks take the static lock `$lock` of a `Mutex<$data>` before, and give it back
-/// afterwards in both processes, so that no child inherits it locked or what it guards half changed.
-/// A holder of it must not wait for anything that a thread which forks may hold, such as the
-/// interpreter. Done once, however often it is asked for; gives what [`at_forks`] returns.
+/// Has a thread that forks take the static lock `$lock` of a `Mutex<$data>` before, and give it
+/// back afterwards in both processes, so that no child inherits it locked or what it guards half
+/// changed. A holder of it must not wait for anything that a thread which forks may hold, such as
+/// the interpreter. Done once, however often it is asked for; gives what [`at_forks`] returns.
 #[cfg(feature = "wsgi")]
 macro_rules! held_by_forks {
     ($lock:path, $data:ty) => {{
@@ -199,8 +200,8 @@ impl WaitTimeoutResult {
 #[derive(Debug, Default)]
 pub struct Condvar {
     inner: sync::Condvar,
-    /// Threads that wait, each counted before it gives its lock back: without one a wake-up needs no
-    /// system call, which `std` makes each time.
+    /// Threads that wait, each counted before it gives its lock back: without one a wake-up needs
+    /// no system call, which `std` makes each time.
     waiting: AtomicUsize,
 }
 
@@ -322,8 +323,8 @@ pub(crate) mod children {
     )]
     #[must_use = "to be asserted once what the child could wait for is released"]
     pub(crate) fn run(work: impl FnOnce()) -> WaitStatus {
-        // SAFETY: the child does work that is promised to be possible beside threads, allocates, which
-        // glibc allows there, and ends at once.
+        // SAFETY: the child does work that is promised to be possible beside threads, allocates,
+        // which glibc allows there, and ends at once.
         let child = match unsafe { nix::unistd::fork() }.unwrap() {
             ForkResult::Child => {
                 alarm::set(PATIENCE);

@@ -595,8 +595,8 @@ fn a_long_body_that_trickles_is_cut_off_although_bytes_keep_coming() {
     assert_eq!(result, Err(BodyError::TimedOut));
 }
 
-/// Requests that stall: 30 kB short of a body of 100 kB, in the middle of a chunk, or before they were
-/// asked for any of it; with what is missing of each.
+/// Requests that stall: 30 kB short of a body of 100 kB, in the middle of a chunk, or before they
+/// were asked for any of it; with what is missing of each.
 fn stalling(count: usize) -> impl Iterator<Item = (String, String)> {
     let (come, missing) = ("a".repeat(70_000), "b".repeat(30_000));
     let kinds = [
@@ -730,8 +730,8 @@ fn an_upload_that_goes_on_gets_the_thread_of_one_that_stalls_beyond_the_share() 
     drop(clients);
 }
 
-/// Of these, what goes to `/busy` takes until the gate is opened once its body was read, and what goes to
-/// `/unread` before that. Says each path as it begins, and `read` where a body was read.
+/// Of these, what goes to `/busy` takes until the gate is opened once its body was read, and what
+/// goes to `/unread` before that. Says each path as it begins, and `read` where a body was read.
 fn uploads_with(settings: Settings, gate: &Arc<Mutex<()>>) -> (Running, Receiver<String>) {
     let (send, heard) = std::sync::mpsc::channel();
     let gate = gate.clone();

@@ -96,8 +96,8 @@ impl<W: Work> Executor<W> {
         }
     }
 
-    /// The process that made it, and in which alone it is to be used. In a child of it the locks may be
-    /// held for ever.
+    /// The process that made it, and in which alone it is to be used. In a child of it the locks
+    /// may be held for ever.
     #[must_use]
     pub fn process(&self) -> u32 {
         self.process
@@ -195,8 +195,8 @@ impl<W: Work> Executor<W> {
 }
 
 impl<W: Work> Drop for Executor<W> {
-    /// Lets the threads finish what is queued and leave. A child that was forked from them leaves all
-    /// as it is, since the jobs and what is counted of them are the parent's.
+    /// Lets the threads finish what is queued and leave. A child that was forked from them leaves
+    /// all as it is, since the jobs and what is counted of them are the parent's.
     fn drop(&mut self) {
         if self.is_ours() {
             drop(self.queue.close(false));

@@ -26,9 +26,9 @@ pub(super) fn note_forks() -> PyResult<()> {
     Ok(locks::at_forks(None, None, Some(note))?)
 }
 
-/// Has at hand what ends a child, and all that threads of the pool call; to be called before application
-/// code is. A child must not import it: another thread may have held a lock of the import system when
-/// it was forked.
+/// Has at hand what ends a child, and all that threads of the pool call; to be called before
+/// application code is. A child must not import it: another thread may have held a lock of the
+/// import system when it was forked.
 pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
     imports::load(py)?;
     LEAVE.get_or_make(|| imports::leave_child(py)).map(drop)

@@ -402,8 +402,8 @@ impl Resume {
 }
 
 impl Resume {
-    /// What is left, once; nothing in a child that has inherited it, where it stays for ever: the job is
-    /// the parent's.
+    /// What is left, once; nothing in a child that has inherited it, where it stays for ever: the
+    /// job is the parent's.
     fn rest(&self) -> Option<(Job, InFlight<'static>)> {
         let rest = self.rest.lock().take();
         if self.process == std::process::id() {
@@ -428,8 +428,8 @@ impl Drop for Resume {
     }
 }
 
-/// Makes those types that are not the module's. Made on first use, one waits for the interpreter in the
-/// middle of it, and a child that is forked just then waits for it for ever.
+/// Makes those types that are not the module's. Made on first use, one waits for the interpreter in
+/// the middle of it, and a child that is forked just then waits for it for ever.
 pub(super) fn make_types(py: Python<'_>) {
     let _ = py.get_type::<Resume>();
 }

@@ -13,8 +13,8 @@ const EXCEPTIONS: &str = "osloxide.exceptions";
 const OVERDUE: &str = "osloxide.server.overdue";
 const POOL_THREAD: &str = "osloxide.threads.pool_thread";
 
-/// Imports what every server and executor uses: what a thread of the pool imported first would be half imported, and its lock
-/// held for ever, in the child of a program that forks meanwhile.
+/// Imports what every server and executor uses: what a thread of the pool imported first would be
+/// half imported, and its lock held for ever, in the child of a program that forks meanwhile.
 pub(super) fn load(py: Python<'_>) -> PyResult<()> {
     for module in [EVENT_LOOP, FORKED, POOL_THREAD] {
         py.import(module)?;

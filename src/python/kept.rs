@@ -1,10 +1,10 @@
 //! Python objects that are made once and kept for as long as the process lives.
 //!
 //! Owns how a thread comes to such an object when two want it for the first time, or when another
-//! thread forks just then. Nobody ever waits here: each thread makes its own, and all use the one that
-//! was there first. `PyOnceLock`, on which the `intern!` of `PyO3` stands, has one thread make the
-//! object while the others wait, and lets go of the interpreter for it: a program that forks in that
-//! moment gets a child in which the maker does not exist and everyone waits for it for ever.
+//! thread forks just then. Nobody ever waits here: each thread makes its own, and all use the one
+//! that was there first. `PyOnceLock`, on which the `intern!` of `PyO3` stands, has one thread make
+//! the object while the others wait, and lets go of the interpreter for it: a program that forks in
+//! that moment gets a child in which the maker does not exist and everyone waits for it for ever.
 //! `tests/python/test_architecture.py` sees to it that no other file uses either.
 
 use once_cell::race::OnceBox;
@@ -26,8 +26,8 @@ impl<T> Kept<T> {
         self.0.get()
     }
 
-    /// The value; what `make` returns where there is none. Two threads may both call `make`, and one
-    /// of the results is dropped.
+    /// The value; what `make` returns where there is none. Two threads may both call `make`, and
+    /// one of the results is dropped.
     ///
     /// # Errors
     ///

@@ -20,12 +20,12 @@ const NAME_BYTES: usize = 96;
 
 /// The first byte of a name that a thread is about to write; UTF-8 has no such byte.
 const CLAIMED: u8 = 0xff;
-/// Looks at a claimed place, with a turn of other threads after each, until it is given up: its writer
-/// was killed, or is no part of the process that was forked meanwhile.
+/// Looks at a claimed place, with a turn of other threads after each, until it is given up: its
+/// writer was killed, or is no part of the process that was forked meanwhile.
 const LOOKS: usize = 1000;
 
-/// The places that the calling thread has looked up. No lock: a process may be forked at any moment by
-/// a thread that is not this one.
+/// The places that the calling thread has looked up. No lock: a process may be forked at any moment
+/// by a thread that is not this one.
 struct Known {
     of: *const Methods,
     places: HashMap<String, u8>,

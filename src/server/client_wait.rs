@@ -93,8 +93,8 @@ impl Waited {
     }
 }
 
-/// So much of the waiting for a client counts when it is asked whether it is slow, and twice that at
-/// most, so that what it has moved long ago does not make up for what it does now.
+/// So much of the waiting for a client counts when it is asked whether it is slow, and twice that
+/// at most, so that what it has moved long ago does not make up for what it does now.
 const LATELY: Duration = Duration::from_secs(2);
 
 /// What an exchange has waited lately.

@@ -64,8 +64,8 @@ pub struct Settings {
     /// them. Beyond it, the threads that made them wait for the clients.
     pub max_unsent: u64,
     /// Percent of `pool_size` that clients which take or send slowly may hold while requests wait for
-    /// a thread, from 1 to 100. Requests whose bodies have not come wait beyond it without a thread.
-    /// At 100 no such client is cut off for others.
+    /// a thread, from 1 to 100. Requests whose bodies have not come wait beyond it without a
+    /// thread. At 100 no such client is cut off for others.
     pub slow_client_share: usize,
     /// How long after [`Server::stop`] the listening socket is looked at for the last time and
     /// closed. Closing the last copy of it resets what the kernel has queued, so a process whose
@@ -192,8 +192,8 @@ struct Engine {
 }
 
 impl Engine {
-    /// True where its threads are in this process. Elsewhere, in a child of theirs, its locks may be
-    /// held for ever, and what it waits for happens in the parent.
+    /// True where its threads are in this process. Elsewhere, in a child of theirs, its locks may
+    /// be held for ever, and what it waits for happens in the parent.
     fn is_ours(&self) -> bool {
         self.process == getpid()
     }
@@ -283,8 +283,8 @@ impl Server {
     }
 
     /// Readable (poll it, do not read it) while the server is stopped, has no connection left and
-    /// all its threads have left. `None` before the first start in this process: there is nothing to
-    /// wait for.
+    /// all its threads have left. `None` before the first start in this process: there is nothing
+    /// to wait for.
     pub fn drained_fd(&self) -> Option<Arc<EventFd>> {
         self.engine
             .lock()

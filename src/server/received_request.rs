@@ -9,8 +9,8 @@ use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Shorter pieces of a body are put together: each would take a block of memory for itself, or keep one
-/// that is longer.
+/// Shorter pieces of a body are put together: each would take a block of memory for itself, or keep
+/// one that is longer.
 const SHORT_PIECE: usize = 16 << 10;
 
 /// See the module's text.
@@ -23,8 +23,8 @@ pub(super) struct ReceivedRequest {
     pub(super) collected: usize,
     /// How many bytes of it are to be collected before a thread is spent on the request.
     pub(super) bound: usize,
-    /// It waits for a permit, and its body is collected meanwhile. `None` while the beginning of the
-    /// body is awaited, and of a request that waits no more.
+    /// It waits for a permit, and its body is collected meanwhile. `None` while the beginning of
+    /// the body is awaited, and of a request that waits no more.
     pub(super) waiting: Option<Waiting>,
     /// Memory for what was collected beyond what every request may have.
     pub(super) memory: Option<Memory>,

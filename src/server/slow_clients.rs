@@ -50,8 +50,8 @@ impl Wait {
         self.before.time + now.saturating_duration_since(self.began)
     }
 
-    /// What the client has moved lately, or in this wait alone once that is long: one that was quick
-    /// before it stalled is slow.
+    /// What the client has moved lately, or in this wait alone once that is long: one that was
+    /// quick before it stalled is slow.
     fn bytes_per_second(&self, now: Instant) -> u64 {
         let moved = match self.direction {
             Direction::Receiving => 0,
@@ -134,8 +134,8 @@ impl SlowClients {
 
     /// `queued` requests wait for a thread: cuts off as many slow clients, if more than their share
     /// of the threads waits for them. `is_upload_waiting`: an upload does because others have all
-    /// permits; then one that has stalled is cut off within the share too. `are_many`: there are more
-    /// of them than those that hold threads. Returns when to look again, if that may help.
+    /// permits; then one that has stalled is cut off within the share too. `are_many`: there are
+    /// more of them than those that hold threads. Returns when to look again, if that may help.
     pub(super) fn relieve(
         &self,
         queued: usize,
@@ -156,7 +156,8 @@ impl SlowClients {
         let was_cut_within =
             |time| last_cut.is_some_and(|at| now.saturating_duration_since(at) < time);
         let is_pressed = are_many || was_cut_within(PRESSED_FOR);
-        // Within the share only those give way that have all but stopped, and have had time to begin.
+        // Within the share only those give way that have all but stopped, and have had time to
+        // begin.
         let (grace, slow_below) = match excess {
             0 => (GRACE, STALLED_BYTES_PER_SECOND),
             _ if is_pressed => (PRESSED_GRACE, SLOW_BYTES_PER_SECOND),
@@ -221,8 +222,8 @@ mod tests {
         copy.read(&mut [0]).unwrap()
     }
 
-    /// Does something while a thread waits for a client to send that was *waited* for already; it gets
-    /// the client's end, and whether the wait is over. Returns what the wait does.
+    /// Does something while a thread waits for a client to send that was *waited* for already; it
+    /// gets the client's end, and whether the wait is over. Returns what the wait does.
     fn during_a_wait(
         clients: &SlowClients,
         waited: Waited,

@@ -138,8 +138,9 @@ impl Uploads {
         self.permit_below(self.most.load(Ordering::Relaxed))
     }
 
-    /// How many permits may be out for another one beyond the share: for a thread that others need not.
-    /// `free` threads are idle of `pool_size`, and no more than `peak` others have run at once lately.
+    /// How many permits may be out for another one beyond the share: for a thread that others need
+    /// not. `free` threads are idle of `pool_size`, and no more than `peak` others have run at once
+    /// lately.
     fn most_beyond(free: usize, pool_size: usize, peak: usize) -> usize {
         if free == 0 {
             return 0;

@@ -442,8 +442,8 @@ impl State {
         self.asked.clone()
     }
 
-    /// Whether all that is under no suspicion may be sent: what was sent alone is settled, or has had its
-    /// time.
+    /// Whether all that is under no suspicion may be sent: what was sent alone is settled, or has
+    /// had its time.
     fn end_turn(&mut self, now: Instant) -> bool {
         let is_settled = match self.turn {
             Turn::Others => return true,
@@ -862,8 +862,8 @@ impl State {
         self.suspects.retain(refuse);
     }
 
-    /// The connection is gone. What is unconfirmed is sent again, in its order, and alone where it may be
-    /// why. Returns what is to be said of messages that are given up.
+    /// The connection is gone. What is unconfirmed is sent again, in its order, and alone where it
+    /// may be why. Returns what is to be said of messages that are given up.
     pub(super) fn disconnect(&mut self, reason: &str, loss: Loss) -> Vec<String> {
         if let Some(unanswered) = self.asked.take() {
             self.put_off.retain(|need| *need != unanswered);
@@ -962,8 +962,8 @@ impl State {
     }
 }
 
-/// Whether *request*, unconfirmed on a channel that the broker has closed, is sent again; it *is known*
-/// which of those on it is to blame, or is not.
+/// Whether *request*, unconfirmed on a channel that the broker has closed, is sent again; it *is
+/// known* which of those on it is to blame, or is not.
 fn may_send_after(refusal: &Refusal, request: &Request, is_known: bool) -> bool {
     let mut progress = request.progress.lock();
     if progress.is_left || progress.is_answered {

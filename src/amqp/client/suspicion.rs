@@ -1,7 +1,7 @@
 //! Messages over which connections end: which of them are sent alone, and when one is given up.
 //!
-//! Owns what the end of a connection says of the messages that were under way on it, and whose turn it
-//! is while some of them are sent one by one. Sends nothing, and knows no message.
+//! Owns what the end of a connection says of the messages that were under way on it, and whose turn
+//! it is while some of them are sent one by one. Sends nothing, and knows no message.
 //!
 //! Rules: AMQP 0-9-1, reply codes; the same as for the shared reply connection of
 //! `python/osloxide/messaging/rabbit/reply_connection.py` (docs/rpc.md).
@@ -15,12 +15,12 @@ use super::methods::CONNECTION_FORCED;
 const MOST_SHARED: u32 = 3;
 /// Connections that may end with a message under way that was sent alone; then it is given up.
 const MOST_ALONE: u32 = 3;
-/// How long others wait for a message that is sent alone, and it for those before it. A broker may be
-/// unable to confirm for as long as it likes, a memory alarm or a queue without a majority for one; what
-/// ends connections mostly does so at once.
+/// How long others wait for a message that is sent alone, and it for those before it. A broker may
+/// be unable to confirm for as long as it likes, a memory alarm or a queue without a majority for
+/// one; what ends connections mostly does so at once.
 pub(super) const HOLD: Duration = Duration::from_secs(5);
-/// What the same message would meet again. Of other codes 320 is a broker that stops, or an operator;
-/// the rest may pass.
+/// What the same message would meet again. Of other codes 320 is a broker that stops, or an
+/// operator; the rest may pass.
 const PERMANENT: [u16; 10] = [311, 402, 403, 406, 501, 502, 503, 505, 530, 540];
 
 /// How a connection has ended, for what was under way on it.
@@ -60,7 +60,8 @@ pub(super) struct Suspicion {
 }
 
 impl Suspicion {
-    /// It is sent while nothing else is under way, and nothing else is until the broker has settled it.
+    /// It is sent while nothing else is under way, and nothing else is until the broker has settled
+    /// it.
     pub(super) fn goes_alone(&self) -> bool {
         self.losses >= MOST_SHARED
     }
@@ -96,8 +97,8 @@ pub(super) enum Turn {
     Others,
     /// Nothing, until what is under way is settled, or that time.
     Nobody(Instant),
-    /// Nothing more than the message of this number, until it is settled, or that time. It is alone only
-    /// where what was under way before is settled.
+    /// Nothing more than the message of this number, until it is settled, or that time. It is alone
+    /// only where what was under way before is settled.
     Alone(u64, Instant),
 }
 

@@ -84,8 +84,8 @@ impl Overdue {
 
 static THREADS: Mutex<Vec<Arc<ThreadEntry>>> = Mutex::new(Vec::new());
 
-/// Lets children use the list whatever other threads do when they are forked: the thread that gives up
-/// requests reads it without the interpreter. To be called before any other function.
+/// Lets children use the list whatever other threads do when they are forked: the thread that gives
+/// up requests reads it without the interpreter. To be called before any other function.
 pub(crate) fn keep_free() -> io::Result<()> {
     held_by_forks!(THREADS, Vec<Arc<ThreadEntry>>)
 }

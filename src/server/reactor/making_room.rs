@@ -32,8 +32,8 @@ pub(super) struct LookAtReaders {
     slowest_last: Slow,
 }
 
-/// The number of a process, and below it that of the connections of all its servers. A child has the
-/// descriptors of those of its parent, but none of the connections.
+/// The number of a process, and below it that of the connections of all its servers. A child has
+/// the descriptors of those of its parent, but none of the connections.
 static OPEN: AtomicU64 = AtomicU64::new(0);
 const PROCESS_SHIFT: u32 = 32;
 
@@ -58,8 +58,8 @@ enum Reason {
     Idle,
     /// Everything was said; the client has not closed its end.
     Ended,
-    /// A head or the beginning of a body is not complete, or an upload comes slowly that waits for its
-    /// turn.
+    /// A head or the beginning of a body is not complete, or an upload comes slowly that waits for
+    /// its turn.
     Slow,
 }
 
@@ -80,8 +80,8 @@ fn reason(connection: &Connection, now: Instant) -> Option<(Reason, Instant)> {
     (since + enough <= now).then_some((reason, since))
 }
 
-/// True where the client takes long to send a body: the beginning of it, or where that is here and no
-/// thread is there for it yet, the rest.
+/// True where the client takes long to send a body: the beginning of it, or where that is here and
+/// no thread is there for it yet, the rest.
 fn is_slow(received: &ReceivedRequest, now: Instant) -> bool {
     let age = now.saturating_duration_since(received.since);
     received.waiting.as_ref().is_none_or(|waiting| {

@@ -519,8 +519,8 @@ impl Source for Reactor {
 }
 
 impl Reactor {
-    /// Counts the requests behind the first `before` that need threads, and hands over those that wait
-    /// for one before their bodies have come. Beside those first, `free` threads are free.
+    /// Counts the requests behind the first `before` that need threads, and hands over those that
+    /// wait for one before their bodies have come. Beside those first, `free` threads are free.
     fn see_to_uploads(
         &self,
         free: usize,

@@ -2,8 +2,8 @@
 //!
 //! Owns the way from the beginning of a body to a permit of [`crate::server::uploads`]: requests
 //! beyond the clients' share stay with the reactor, which collects their bodies without a thread,
-//! and leave it in order of arrival, those first whose clients have shown that they send. Never reads
-//! a body that an application reads. The rules are in docs/server.md, "Uploads".
+//! and leave it in order of arrival, those first whose clients have shown that they send. Never
+//! reads a body that an application reads. The rules are in docs/server.md, "Uploads".
 
 use super::{Again, Job, Reactor};
 use crate::server::connection::{Collected, Connection, Phase, Token};
@@ -114,19 +114,22 @@ impl Reactor {
     ) -> Again {
         let is_held = received.waiting.is_some();
         connection.phase = Phase::Collecting(received);
-        // `100 Continue` that the client has not taken yet. A failure is met when it is received from.
+        // `100 Continue` that the client has not taken yet. A failure is met when it is received
+        // from.
         drop(connection.flush());
         let again = self.park(connection);
-        // After it was parked: the leader finds it from then on, whatever it has missed before. One that
-        // has become full is told of also where this thread goes on with it: it is told of once.
+        // After it was parked: the leader finds it from then on, whatever it has missed before. One
+        // that has become full is told of also where this thread goes on with it: it is told of
+        // once.
         if is_held && (has_become_full || (again.is_none() && self.uploads.has_permit())) {
             self.wake_leader();
         }
         again
     }
 
-    /// Hands requests that wait for permits to threads. `free` threads are idle, and no more than `peak`
-    /// other requests have needed one at once lately. Returns when to look again, if that may help.
+    /// Hands requests that wait for permits to threads. `free` threads are idle, and no more than
+    /// `peak` other requests have needed one at once lately. Returns when to look again, if that
+    /// may help.
     pub(super) fn hand_over_uploads(
         &self,
         free: usize,
@@ -148,8 +151,8 @@ impl Reactor {
         self.uploads.has_full().then(|| Instant::now() + LOOK_AGAIN)
     }
 
-    /// Gives out the permits that are left: those of the clients' share, and for requests whose clients
-    /// have shown that they send those beyond it.
+    /// Gives out the permits that are left: those of the clients' share, and for requests whose
+    /// clients have shown that they send those beyond it.
     fn give_permits(&self, mut free: usize, peak: usize, jobs: &mut Vec<Job>) {
         let pool_size = self.pool_size.load(Ordering::Relaxed);
         let is_any_left = self.uploads.has_permit()

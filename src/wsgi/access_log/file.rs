@@ -320,8 +320,8 @@ pub fn since_epoch() -> Duration {
     clock_gettime(ClockId::CLOCK_REALTIME).map_or(Duration::ZERO, Duration::from)
 }
 
-/// What the C library has a lock of its own for, which a child would inherit locked: there each line of
-/// Python's logging waits for it.
+/// What the C library has a lock of its own for, which a child would inherit locked: there each
+/// line of Python's logging waits for it.
 static LOCAL_TIME: Mutex<()> = Mutex::new(());
 
 /// Lets children ask for the local time whatever other threads do when they are forked.
