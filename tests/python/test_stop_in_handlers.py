@@ -223,6 +223,34 @@ say(launcher.wait())
     assert sorted(done.stdout.splitlines()) == ["0", "awaited", "stopped"]
 
 
+def test_a_service_that_is_launched_during_wait_and_does_not_start_ends_the_program() -> None:
+    """All services were stopped, and the process stayed without any."""
+    done = run_python(
+        program(
+            """
+class Fails(service.Service):
+    def start(self):
+        raise SystemExit(4)
+
+class First(service.Service):
+    def start(self):
+        self.tg.add_thread(lambda: launcher.launch_service(Fails()))
+
+    def stop(self, graceful=False):
+        say("stopped")
+        super().stop(graceful)
+
+launcher = service.ServiceLauncher(conf)
+launcher.launch_service(First())
+say(launcher.wait())
+"""
+        )
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["stopped", "4"]
+
+
 def test_a_hangup_while_a_thread_stops_the_launcher_does_not_end_the_program() -> None:
     """It was taken for a stop by a signal, after which the program has to end."""
     done = run_python(

@@ -259,6 +259,12 @@ class Runner:
             self._begun.append(service)
         return True
 
+    def fail(self, failure: SystemExit) -> None:
+        """End as after a start() that has failed, for one that was called beside :meth:`run`."""
+        with self._lock:
+            self._status = self._status or exit_status(failure, 1, "Error starting thread.")
+        self.request_stop()
+
     def await_early_stop(self) -> None:
         """After :meth:`request_stop`: wait until what :meth:`start_early` has started has stopped.
 

@@ -123,13 +123,15 @@ class ServiceLauncher(Launcher):
             on_ready=_native.worker_ready,
             notifier=self._notifier,
         )
+        self.services.when_start_fails = self._runner.fail
         shutdown.begin_serving()
         standard_streams.fill()
         ending.take_back()
 
     @override
     def launch_service(self, service: Any, workers: int | None = 1) -> None:
-        """Have *service* started by :meth:`wait`; at once when that is running already.
+        """Have *service* started by :meth:`wait`; at once when that is running already, which then
+        ends all services where start() fails.
 
         :param workers: 1 or None.
         :raises ValueError: *workers* is more than one.

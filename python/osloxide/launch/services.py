@@ -146,6 +146,8 @@ class Services:
         self.done = threading.Event()
         self._given_up: tuple[threading.Event, list[Any]] | None = None
         """After a failed start: until when services would have run, and who was stopped."""
+        self.when_start_fails: Callable[[SystemExit], object] | None = None
+        """Called, on the thread of a start() that has failed, in place of stopping the others."""
 
     def add(self, service: Any) -> None:
         """Start *service* on a thread of its own, now."""
@@ -190,11 +192,14 @@ class Services:
     def _run_or_give_up(self, service: Any, done: threading.Event) -> None:
         try:
             self.run_service(service, done)
-        except SystemExit:
-            # A thread may be in wait() of a service that will never get going.
-            self._given_up = done, list(self.services)
-            for each in self._given_up[1]:
-                self._stop_after_failure(each)
+        except SystemExit as failure:
+            if self.when_start_fails is not None:
+                self.when_start_fails(failure)
+            else:
+                # A thread may be in wait() of a service that will never get going.
+                self._given_up = done, list(self.services)
+                for each in self._given_up[1]:
+                    self._stop_after_failure(each)
             done.set()
             raise
         until, stopped = self._given_up or (None, [])
