@@ -16,6 +16,7 @@ from _children import environment, run_command, run_python
 
 from osloxide.activation import environment as hook_environment
 from osloxide.cli import table, target
+from osloxide.cli.errors import CommandError
 
 OSLOXIDE = [sys.executable, "-m", "osloxide"]
 
@@ -216,6 +217,19 @@ def test_run_of_an_unknown_command_is_127() -> None:
         "osloxide: no-such-service: command not found on PATH; check the name, or give its full "
         "path\n"
     )
+
+
+def test_a_command_that_only_osloxides_own_environment_has_is_named_with_its_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "nova-api"
+    program.touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+    with pytest.raises(CommandError) as error:
+        target.resolve("nova-api", [], {"PATH": "/nowhere"})
+
+    assert str(error.value) == f"nova-api: command not found on PATH; give {program}"
 
 
 @pytest.mark.parametrize("kind", ["mode", "directory", "no shebang", "empty shebang"])

@@ -201,16 +201,23 @@ def _find(command: str, environ: Mapping[str, str]) -> str:
     for candidate in candidates:
         if not os.path.exists(candidate):
             continue
-        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+        if _is_program(candidate):
             return candidate
         found = found or candidate
     if found is None:
-        where = "" if "/" in command else " on PATH"
-        raise CommandError(
-            f"{command}: command not found{where}; check the name, or give its full path", NOT_FOUND
-        )
+        where, advice = " on PATH", "check the name, or give its full path"
+        if "/" in command:
+            where = ""
+        # A unit or a container that names osloxide's own path often has no PATH of its environment.
+        elif _is_program(beside := os.path.join(os.path.dirname(sys.executable), command)):
+            advice = f"give {beside}"
+        raise CommandError(f"{command}: command not found{where}; {advice}", NOT_FOUND)
     what = "is a directory" if os.path.isdir(found) else "is not executable"
     raise CommandError(f"{found} {what}; name a program that you may execute", NOT_EXECUTABLE)
+
+
+def _is_program(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def _is_python(path: str) -> bool:
