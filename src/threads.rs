@@ -1,4 +1,4 @@
-//! Native threads: how they start, which signals they take, and which of them live.
+//! Native threads: how they start, which signals they take, which of them live, and what they compute.
 //!
 //! Owns the creation of every thread of the crate and the registry that the fork guard reads. Knows
 //! nothing of what a thread does, and never ends one. The registry takes no lock: a child that is
@@ -7,11 +7,17 @@
 
 #[cfg(any(feature = "worker", feature = "amqp", test))]
 use nix::sys::signal::{SigSet, SigmaskHow};
+#[cfg(feature = "pool")]
+use nix::time::{ClockId, clock_gettime};
+#[cfg(feature = "python")]
+use nix::unistd::Pid;
 use nix::unistd::gettid;
 use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+#[cfg(feature = "pool")]
+use std::time::Duration;
 
 /// Which signals of the process a new thread may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +67,28 @@ pub(crate) fn start(
         }
     }
 }
+
+/// CPU time that the calling thread has taken; none where the kernel does not say.
+#[cfg(feature = "pool")]
+pub(crate) fn own_cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// CPU time that a thread of this process has taken, to the kernel's tick; `None` when it is gone.
+#[cfg(feature = "python")]
+pub(crate) fn cpu_time(thread: Pid) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).ok()?;
+    // Behind the name, which is in parentheses and may hold anything: the state is the third field, user
+    // and system time are the 14th and 15th (proc(5)).
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    let ticks = ticks()? + ticks()?;
+    Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+/// `USER_HZ`, which is the same on all architectures of today (time(7)).
+#[cfg(feature = "python")]
+const TICKS_PER_SECOND: u64 = 100;
 
 /// Names of the threads of this crate that live in this process, in no order.
 #[must_use]

@@ -2,14 +2,9 @@
 //!
 //! Owns the order of the jobs that wait, when each of them began to wait, and the invariant of the
 //! pool: **while fewer jobs run than the maximum, none waits longer than [`LONGEST_WAIT`]**, or than
-//! [`LONGEST_WAIT_AT_FIRST`] until [`FIRST_JOBS`] have ended or one has waited for that long. The [gate](super::gate) may only choose
-//! within it: it lets jobs in earlier. Pure: knows no thread and reads no clock. The rule is stated in
-//! docs/server.md.
-//!
-//! The first jobs of a process make what all later ones use: tables of routes, mappings of a database,
-//! modules that are imported late. Applications that were written for green threads do so without a
-//! lock, or behind one that does not ask again whether the work is done. Begun side by side, each of the
-//! first jobs does all of it.
+//! [`LONGEST_WAIT_AT_FIRST`] until the pool is settled. The [gate](super::gate) may only choose within
+//! it: it lets jobs in earlier. Pure: knows no thread and reads no clock. The rule, and why a new pool
+//! has one of its own, is stated in docs/server.md.
 
 use super::sync::Instant;
 use std::collections::VecDeque;
@@ -17,30 +12,46 @@ use std::time::Duration;
 
 /// How long a job waits at most while fewer jobs run than the maximum.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_millis(750);
-/// The same until the pool is settled.
-pub(super) const LONGEST_WAIT_AT_FIRST: Duration = Duration::from_secs(5);
-/// After so many ends a pool is settled, if not before. More than one, as probes come before requests that do
-/// everything.
+/// The same in a pool that is not settled, where the first jobs make what the others use.
+pub(crate) const LONGEST_WAIT_AT_FIRST: Duration = Duration::from_secs(5);
+/// Jobs that have computed for as long as [`COMPUTES_FROM`] after which a pool is settled.
 pub(super) const FIRST_JOBS: u64 = 16;
+/// CPU time from which on a job counts as one of them: a probe is none, nor is what only hands
+/// something on.
+pub(crate) const COMPUTES_FROM: Duration = Duration::from_millis(5);
+/// Jobs of any kind after which it is settled as well: hours of probes, or an application whose
+/// requests never compute.
+pub(crate) const MOST_FIRST_JOBS: u64 = 10_000;
 
 /// Jobs in the order of their arrival, and since when each waits.
 #[derive(Debug)]
 pub(super) struct Waiting<J> {
     jobs: VecDeque<(Instant, J)>,
-    longest_wait: Duration,
+    settled_at: Option<Instant>,
 }
 
 impl<J> Waiting<J> {
     pub(super) const fn new() -> Self {
         Self {
             jobs: VecDeque::new(),
-            longest_wait: LONGEST_WAIT_AT_FIRST,
+            settled_at: None,
         }
     }
 
-    /// [`FIRST_JOBS`] have ended, or one has waited for as long as any may.
-    pub(super) fn settle(&mut self) {
-        self.longest_wait = LONGEST_WAIT;
+    /// The pool is settled from `now` on. Jobs that wait do not become due all at once by that.
+    pub(super) fn settle(&mut self, now: Instant) {
+        self.settled_at.get_or_insert(now);
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled_at.is_some()
+    }
+
+    /// When a job that waits since then must have been let in.
+    fn due_of(&self, since: Instant) -> Instant {
+        let at_first = since + LONGEST_WAIT_AT_FIRST;
+        self.settled_at
+            .map_or(at_first, |at| at_first.min(since.max(at) + LONGEST_WAIT))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -58,9 +69,7 @@ impl<J> Waiting<J> {
 
     /// When the oldest job must have been let in; `None` without one.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.jobs
-            .front()
-            .map(|(since, _)| *since + self.longest_wait)
+        self.jobs.front().map(|(since, _)| self.due_of(*since))
     }
 
     /// How many jobs may begin `now`, where `running` run, the gate admits up to `limit` at once and
@@ -80,7 +89,7 @@ impl<J> Waiting<J> {
         // Sorted by age: jobs are taken in as they arrive.
         let overdue = self
             .jobs
-            .partition_point(|(since, _)| *since + self.longest_wait <= now);
+            .partition_point(|(since, _)| self.due_of(*since) <= now);
         tuned.max(overdue.min(room))
     }
 

@@ -13,8 +13,8 @@
 //! a second one would not get any further. Nor would it where all CPUs are busy: what the threads
 //! wait for, a database on the same machine, may itself wait for a CPU. There the evidence must be
 //! the stronger.
-//! Until the pool is [settled](super::admission::FIRST_JOBS) there is no company without evidence: what
-//! the first jobs compute, each of them would compute again.
+//! Until the pool is [settled](super::admission) there is no company without evidence, not even where
+//! several could compute at once: what the first jobs compute, each of them would compute again.
 
 use super::sync::Instant;
 use std::time::Duration;
@@ -153,7 +153,7 @@ impl Gate {
         }
     }
 
-    /// The first jobs of the pool have ended.
+    /// The pool is settled: from here on jobs have company without evidence.
     pub(super) fn settle(&mut self) {
         self.is_settled = true;
         self.resize(self.max);
@@ -192,8 +192,11 @@ impl Gate {
     }
 
     fn floor(&self) -> usize {
-        let spare = if self.is_settled { SPARE } else { 0 };
-        self.at_once.saturating_add(spare).min(self.max)
+        if self.is_settled {
+            self.at_once.saturating_add(SPARE).min(self.max)
+        } else {
+            1
+        }
     }
 
     /// Jobs that may run at once: those that compete for the interpreter, and those that do not.
@@ -291,8 +294,8 @@ impl Gate {
     }
 
     /// Jobs wait, and none has ended for so long, although some compute. If that is unusual, let the
-    /// scheduler share the CPU among one more, or short jobs would wait behind long ones. Not where they
-    /// are the first jobs, from which nothing is known to be usual. True when the limit grew.
+    /// scheduler share the CPU among one more, or short jobs would wait behind long ones. Not among the
+    /// first jobs, of which nothing is known to be usual. True when the limit grew.
     pub(super) fn let_one_in(&mut self, none_ended_for: Duration) -> bool {
         let patience =
             STALL_AFTER.as_secs_f32().max(self.pace * STALL_FACTOR) * 2_f32.powi(self.let_in);

@@ -73,10 +73,14 @@ impl<S: Source> Shared<S> {
         state.leader_call = 0;
         let term = state.term;
         loop {
-            while let Some(job) = state.admit(own) {
+            loop {
+                let limit = state.gate.limit();
+                let Some(job) = state.admit(own) else {
+                    break;
+                };
                 let now = Instant::now();
                 // Jobs that were let in by their age must not wait for each other as well.
-                let is_stalled = state.running.len() > state.gate.limit();
+                let is_stalled = state.running.len() > limit;
                 let has_free_cpu = state.gate.has_free_cpu(state.running.len());
                 let hands_on = state.gate.is_eager(now) || is_stalled || has_free_cpu;
                 if hands_on && self.hand_on(state) {
@@ -189,7 +193,12 @@ impl<S: Source> Shared<S> {
         job: S::Job,
     ) -> Option<S::Job> {
         let since = (state.gate.at_once() > 1).then(Instant::now);
+        let before = (!state.ready.is_settled()).then(threads::own_cpu_time);
         let next = MutexGuard::unlocked(state, || self.run(job));
+        if let Some(before) = before {
+            let computed = threads::own_cpu_time().saturating_sub(before);
+            state.note_first(computed);
+        }
         if let Some(since) = since {
             let now = Instant::now();
             state

@@ -25,6 +25,8 @@ mod traces;
 use simulated as threads;
 
 use admission::Waiting;
+#[cfg(feature = "python")]
+pub(crate) use admission::{COMPUTES_FROM, LONGEST_WAIT_AT_FIRST, MOST_FIRST_JOBS};
 use gate::Gate;
 use nix::unistd::Pid;
 use state::{AlarmTime, State};
@@ -134,6 +136,7 @@ impl<S: Source> Pool<S> {
             leaving: 0,
             is_ending: false,
             done: 0,
+            computed: 0,
             takeovers: 0,
         };
         let shared = Shared {

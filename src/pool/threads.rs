@@ -38,6 +38,8 @@ pub(super) fn is_computing(thread: Pid) -> bool {
     name_end.and_then(|end| stat.get(end + 2)) == Some(&b'R')
 }
 
+pub(super) use crate::threads::own_cpu_time;
+
 /// Whether the machine has CPU to spare, as of a moment ago.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct SpareCpu {

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import pytest
 import routes
 from support.raw_http import DEADLINE, connect, serving
 
@@ -72,16 +73,33 @@ class Tables(routes.Mapper):  # type: ignore[misc]  # Routes has no types
         super()._create_regs(*arguments, **keywords)
 
 
-def test_what_the_first_request_computes_is_not_computed_by_each_that_came_with_it() -> None:
+@pytest.mark.parametrize(
+    ("wait", "before"),
+    [
+        pytest.param(0, 0, id="at once"),
+        pytest.param(0.05, 0, id="after a wait"),
+        pytest.param(0.05, 20, id="after probes"),
+    ],
+)
+def test_what_the_first_request_computes_is_not_computed_by_each_that_came_with_it(
+    wait: float, before: int
+) -> None:
     tables = Tables()
     tables.connect("/first", controller="it")
+    for_wait = threading.Event()
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        assert tables.match(environ["PATH_INFO"])
+        if environ["PATH_INFO"] != "/probe":
+            for_wait.wait(wait)  # as for a token that is checked by another service
+            assert tables.match(environ["PATH_INFO"])
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
 
     with serving(app) as server, contextlib.ExitStack() as stack:
+        with connect(server) as prober:
+            for _ in range(before):
+                prober.send(REQUEST.format("probe"))
+                assert prober.answer().body == b"ok"
         clients = [stack.enter_context(connect(server)) for _ in range(8)]
         for client in clients:
             client.send(REQUEST.format("first"))

@@ -4,24 +4,75 @@
 //! ...; enforcer.load()`), which was safe while green threads switched only at I/O. On native
 //! threads a second request would find them half made: cinder answers 500 ("policy has not been
 //! registered") when a fresh worker gets two requests at once. Knows neither Python nor HTTP.
-//! While the first request computes, the pool lets no other one in anyway, and for longer
-//! (`crate::pool`, admission); this is for one that waits in between, as for a database.
+//! What the pool holds back while the first jobs compute (docs/server.md, "The gate") does not come here;
+//! a first request that waits in between, as for a database, is this one's.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::unistd::{Pid, gettid};
 
 use crate::locks::{Condvar, Mutex};
+use crate::pool::{COMPUTES_FROM, LONGEST_WAIT_AT_FIRST, MOST_FIRST_JOBS};
+use crate::threads::{cpu_time, own_cpu_time};
 
-/// How long a request waits for the first one. A first request that takes longer (a client that
-/// reads slowly, a long poll) must not hold up the others: they all go ahead then.
+/// How long the first request runs alone. One that takes longer (a client that reads slowly, a long
+/// poll) must not hold up the others: they all go ahead then.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// One that computes goes on alone for as long as the pool would hold others back. It is looked at so
+/// often, and computes if it has had a CPU for this share of the time in between: beside many busy
+/// processes it has no more.
+const LOOK: Duration = Duration::from_millis(250);
+const SHARE: u32 = 25;
 
-/// Lets one request through and the others after it; from then on everybody at once.
+/// Lets one request through and the others after it; from then on all at once.
 #[derive(Debug, Default)]
 pub(super) struct FirstRequest {
     is_over: AtomicBool,
-    has_begun: Mutex<bool>,
+    state: Mutex<State>,
     ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    first: Option<First>,
+    waiting: usize,
+    /// First requests that were none: they made nothing, and no other one waited.
+    light: u64,
+}
+
+/// The request that is alone.
+#[derive(Debug)]
+struct First {
+    thread: Pid,
+    since: Instant,
+    /// At the last look: when it was, and what CPU time the thread had taken.
+    looked: (Instant, Duration),
+}
+
+impl First {
+    fn begin() -> Self {
+        let (thread, now) = (gettid(), Instant::now());
+        let looked = (now, cpu_time(thread).unwrap_or_default());
+        Self {
+            thread,
+            since: now,
+            looked,
+        }
+    }
+
+    /// Until when the others wait for it at least; `None` when they go ahead.
+    fn holds_until(&mut self, now: Instant) -> Option<Instant> {
+        let (looked, before) = self.looked;
+        if now < looked + LOOK {
+            return Some(looked + LOOK);
+        }
+        let after = cpu_time(self.thread)?;
+        self.looked = (now, after);
+        let computes = after.saturating_sub(before) >= (now - looked) / SHARE;
+        let age = now - self.since;
+        (age < PATIENCE || (computes && age < LONGEST_WAIT_AT_FIRST)).then(|| now + LOOK)
+    }
 }
 
 impl FirstRequest {
@@ -31,16 +82,26 @@ impl FirstRequest {
         if self.is_over.load(Ordering::Acquire) {
             return None;
         }
-        let mut has_begun = self.has_begun.lock();
-        if !std::mem::replace(&mut *has_begun, true) {
-            return Some(Turn(self));
+        let mut state = self.state.lock();
+        state.waiting += 1;
+        let mut is_first = false;
+        while !is_first && !self.is_over.load(Ordering::Acquire) {
+            match &mut state.first {
+                None => {
+                    state.first = Some(First::begin());
+                    is_first = true;
+                }
+                Some(first) => match first.holds_until(Instant::now()) {
+                    Some(until) => drop(self.ended.wait_until(&mut state, until)),
+                    None => self.end(),
+                },
+            }
         }
-        let goes_on = |_: &mut bool| !self.is_over.load(Ordering::Acquire);
-        let waited = self.ended.wait_while_for(&mut has_begun, goes_on, PATIENCE);
-        if waited.timed_out() {
-            self.end();
-        }
-        None
+        state.waiting -= 1;
+        is_first.then(|| Turn {
+            of: self,
+            began: own_cpu_time(),
+        })
     }
 
     fn end(&self) {
@@ -51,12 +112,23 @@ impl FirstRequest {
 
 /// The first request; when it is dropped, panic or not, the others go ahead.
 #[derive(Debug)]
-pub(super) struct Turn<'a>(&'a FirstRequest);
+pub(super) struct Turn<'a> {
+    of: &'a FirstRequest,
+    /// CPU time of its thread.
+    began: Duration,
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         // Under the lock, or one that has just looked would sleep past it.
-        let _has_begun = self.0.has_begun.lock();
-        self.0.end();
+        let mut state = self.of.state.lock();
+        let computed = own_cpu_time().saturating_sub(self.began);
+        state.light += 1;
+        if computed < COMPUTES_FROM && state.waiting == 0 && state.light < MOST_FIRST_JOBS {
+            // A probe makes none of what the next request makes.
+            state.first = None;
+        } else {
+            self.of.end();
+        }
     }
 }
