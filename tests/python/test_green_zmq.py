@@ -68,7 +68,7 @@ eventlet.sleep(0.05)
 there.rcvtimeo = 50
 print(refused(there.recv), refused(there.recv_multipart))
 
-# The number of a closed descriptor may be another's at once: nobody listens any more.
+# The number of a closed descriptor may be another's at once: the hub does not listen any more.
 import zmq as plain
 number, close = there.FD, plain.Socket.close
 readers = hubs.get_hub().listeners["read"]
@@ -262,7 +262,8 @@ def ends(call, *arguments):
         return call(*arguments)
     return "timeout"
 
-print(ends(poller.poll), ends(zmq.select, [here], [], []), ends(here.poll), ends(here.poll, -1),
+print(ends(poller.poll), ends(poller.poll, -0.5), ends(zmq.select, [here], [], []),
+      ends(here.poll), ends(here.poll, -1),
       ends(here.recv_into, bytearray(3)), ends(zmq.zmq_poll, [(writing, zmq.POLLERR)]))
 print(poller.poll(0), poller.poll(20), here.poll(20), zmq.select([here], [], [], 0.02))
 print(here._green.waiters, dict(eventlet.hubs.get_hub().listeners["read"]))
@@ -297,31 +298,143 @@ puller.close()
 here.close()
 print(refused(poller.poll), refused(here.poll))
 
-# One lock: that of the turns, which a handler of signals or of logging may have already.
-from osloxide.green._core import turns
+# Each call of pyzmq's is made by the one thread that has the socket.
 owned = []
 for name in ("send", "recv", "get", "set", "close"):
     def spy(self, *arguments, real=getattr(plain.Socket, name), **keywords):
-        owned.append(turns.lock._is_owned())
+        owned.append(self._green.calls._is_owned())
         return real(self, *arguments, **keywords)
     setattr(plain.Socket, name, spy)
 there.rcvtimeo = 10
-refused(there.send, b"nobody", zmq.NOBLOCK)
+refused(there.send, b"unread", zmq.NOBLOCK)
 print(refused(there.recv), refused(there.poll, 10), there.close(), all(owned))
 
-# The end of a context waits in C, and holds up nobody.
+# The end of a context waits in C, and other greenthreads go on.
 ending = eventlet.spawn(context.term)
 eventlet.sleep(0.01)
 print(ending.dead, pusher.close(), ending.wait(), context.closed)
 """
     )
     assert result.stdout == (
-        "timeout timeout timeout timeout timeout timeout\n"
+        "timeout timeout timeout timeout timeout timeout timeout\n"
         "[] [] 0 ([], [], [])\n[] {}\n"
         "b'one'\nTrue True b'one'\nTrue\nTrue\n3 bytearray(b'two')\n"
         "True b'three'\nENOTSOCK ENOTSUP\nEAGAIN None None True\n"
         "False None None True\n"
     ), result.stderr
+
+
+def test_signal_handlers_send_wherever_the_main_thread_is() -> None:
+    pytest.importorskip("zmq")
+    result = run_python(
+        PRELUDE
+        + """
+import itertools, logging, signal, sys, threading
+from zmq.log.handlers import PUBHandler
+import zmq as plain
+from osloxide.green._core import lines, turns
+signal.alarm(40)  # what waits for ever ends here
+push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+push.sndhwm = pull.rcvhwm = 0
+push.bind("inproc://pipe")
+pull.connect("inproc://pipe")
+
+# At each line of what sends, the same thread sends by the same socket.
+sent = []
+def send_between(frame, event, argument):
+    if frame.f_code.co_filename in (zmq.__file__, lines.__file__):
+        push.send(b"between")
+        sent.append(event)
+        return send_between
+sys.settrace(send_between)
+push.send(b"own")
+sys.settrace(None)
+received = [pull.recv() for _ in sent] + [pull.recv()]
+print(len(sent) > 20, received.count(b"own"), bool(push._green.sending))
+
+# At each point at which CPython calls handlers (a function begins, a call has returned) one raises.
+class Raised(Exception):
+    pass
+
+def raise_at(number):
+    points = itertools.count()
+    def profile(frame, event, argument):
+        if event != "c_call" and next(points) == number:
+            raise Raised
+    return profile
+
+for number in itertools.count():
+    sys.setprofile(raise_at(number))
+    try:
+        push.send(b"raises")
+        sys.setprofile(None)
+    except Raised:
+        continue
+    finally:
+        sys.setprofile(None)
+        if push._green.sending:
+            print("lost at", number)
+            break
+    break
+print(number > 10)
+
+# A handler logs by a socket, where another thread does so and has the lock of the log's handler.
+held, interrupted = threading.Event(), threading.Event()
+class Formatter(logging.Formatter):
+    def format(self, record):
+        if record.getMessage() == "other":
+            held.set()
+            interrupted.wait()
+        return super().format(record)
+
+pub = context.socket(zmq.PUB)
+pub.bind("inproc://log")
+handler = PUBHandler(pub)
+handler.setFormatter(Formatter())
+log = logging.getLogger("log")
+log.addHandler(handler)
+log.propagate = False
+log.setLevel("INFO")
+signal.signal(signal.SIGUSR1, lambda *_: log.info("signal"))
+
+def interrupt(*_):
+    other = threading.Thread(target=log.info, args=["other"])
+    other.start()
+    held.wait()
+    interrupted.set()
+    signal.raise_signal(signal.SIGUSR1)
+    other.join()
+    held.clear()
+    interrupted.clear()
+
+push._call(interrupt)
+with turns.lock:
+    interrupt()
+print("logged")
+
+# The hub does not wait for a socket that a thread has: that thread tells of what came meanwhile.
+receiving = eventlet.spawn(here.recv)
+eventlet.sleep(0.05)
+def have():
+    held.set()
+    interrupted.wait()
+other = threading.Thread(target=here._call, args=[have])
+other.start()
+held.wait()
+there.send(b"meanwhile")
+while here._green.missed is None:
+    eventlet.sleep(0.01)
+interrupted.set()
+print(receiving.wait(), here._green.missed, here._green.waiters)
+receiving = eventlet.spawn(here.recv)
+eventlet.sleep(0.01)
+there.send(b"next")
+print(receiving.wait())
+"""
+    )
+    assert result.stdout == ("True 1 False\nTrue\nlogged\nb'meanwhile' None []\nb'next'\n"), (
+        result.stderr
+    )
 
 
 def test_a_child_leaves_the_sockets_of_its_parent_alone() -> None:
@@ -339,6 +452,7 @@ if not child:
         (here.recv,), (here.recv_multipart,), (here.send, b"", zmq.NOBLOCK), (here.poll,),
         (here.get, zmq.EVENTS), (here.bind, "inproc://other"),
     )))
+    here.rcvtimeo = 10
     print(here.close(), here.rcvtimeo, there.close(0))
     del here
     context.destroy(0)
@@ -357,6 +471,6 @@ print(receiving.wait())
 """
     )
     assert result.stdout == (
-        "ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK\nNone -1 None\nb'ours'\n"
+        "ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK\nNone 10 None\nb'ours'\n"
         "0\nb'theirs'\n"
     ), result.stderr

@@ -2,14 +2,15 @@
 
 Owns ``Context``, ``Socket``, ``Poller``, ``select()`` and ``zmq_poll()``; everything else is the
 module that is installed, and waits in C. A socket of ZeroMQ may be used by one native thread at a
-time, and greenthreads are native threads: each call holds the lock and does not block. What cannot
-be done at once waits without it until the descriptor of the socket tells of events, or another call
-has processed them, and is tried again. Rules: eventlet.green.zmq; zmq_socket(3), *Thread safety*;
-zmq_getsockopt(3), ZMQ_FD and ZMQ_EVENTS.
+time, and greenthreads are native threads: each call takes the socket and does not block. What
+cannot be done at once waits without it until the descriptor of the socket tells of events, or
+another call has processed them, and is tried again. Rules: eventlet.green.zmq; zmq_socket(3),
+*Thread safety*; zmq_getsockopt(3), ZMQ_FD and ZMQ_EVENTS.
 
-The lock is that of the turns. A lock of each socket would be taken before it (by what waits at the
-hub) and after it as well: by a signal handler or a handler of logging, which may send by a socket
-wherever the thread is that they run on. Nothing here waits while it has the lock.
+The lock of a socket (``calls`` of its state) and that of the turns are not waited for by a thread
+that has the other: handlers of signals and of logging send by sockets, and wait for locks of their
+own, wherever the thread is that they run on. A call that need not wait takes the former alone. Who
+waits is noted first, and then looks for events: what is called later finds it and tells it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from osloxide._typing import override as _override
 from osloxide.green._core.lines import BlockedThread as _BlockedThread
 from osloxide.green._core.lines import Listener as _Listener
 from osloxide.green._core.lines import LockReleaseError as LockReleaseError
+from osloxide.green._core.lines import Place as _Place
 from osloxide.green._core.lines import QueueLock as _QueueLock
 from osloxide.green._core.lines import SocketState as _SocketState
 from osloxide.green._core.turns import lock as _lock
@@ -48,7 +50,8 @@ pause, and the longest. Each is twice the one before."""
 
 
 _states: _weakref.WeakValueDictionary[int, _SocketState] = _weakref.WeakValueDictionary()
-"""By the addresses of libzmq's sockets; that of a closed one may be another's. With the lock."""
+"""By the addresses of libzmq's sockets; that of a closed one may be another's. With the lock of the
+turns."""
 
 
 class Socket(_std.Socket):
@@ -80,73 +83,89 @@ class Socket(_std.Socket):
         :raises ZMQError: EAGAIN, it could not be done at once, or in that time; any other.
         """
         if flags & _std.NOBLOCK:
-            with _lock:
-                self._pass_by(line)
-                return self._call(call, flags)
-        deadline = self._enter(line, timeout_option)
-        try:
+            return self._call(self._pass_by, line, lambda: call(flags))
+
+        def attempt(place: _Place) -> _Any:
+            result = call(flags | _std.NOBLOCK)
+            line.note_part(place)
+            return result
+
+        def until_done(deadline: float | None, place: _Place) -> _Any:
             pause, again = _PAUSES[0], False
             while True:
-                waiter, until = None, deadline
                 try:
-                    with _lock:
-                        try:
-                            result = self._call(call, flags | _std.NOBLOCK)
-                        except _std.Again as error:
-                            if deadline is not None and _time.monotonic() >= deadline:
-                                error.is_timeout = True
-                                raise
-                        else:
-                            line.note_part()
-                            return result
-                        # The call need not have processed all events, and the descriptor tells of
-                        # further ones alone.
-                        patient = bool(self._tell() & ready)
-                        if patient and not again:
-                            again = True
-                            continue
-                        waiter = _BlockedThread(ready, patient=patient)
-                        self._await(waiter)
-                    if patient:
-                        # A ROUTER and an XPUB say that there is room also where a message finds
-                        # none: to one peer, or to all of them.
-                        soon = _time.monotonic() + pause
-                        until = soon if deadline is None else min(soon, deadline)
-                        pause = min(2 * pause, _PAUSES[1])
-                    else:
-                        pause, again = _PAUSES[0], False
+                    return self._call(attempt, place)
+                except _std.Again as error:
+                    if deadline is not None and _time.monotonic() >= deadline:
+                        error.is_timeout = True
+                        raise
+                # The call need not have processed all events, and the descriptor tells of further
+                # ones alone.
+                patient = bool(self._tell() & ready)
+                if patient and not again:
+                    again = True
+                    continue
+                until = deadline
+                if patient:
+                    # A ROUTER and an XPUB say that there is room also where a message finds none:
+                    # to one peer, or to all of them.
+                    soon = _time.monotonic() + pause
+                    until = soon if deadline is None else min(soon, deadline)
+                    pause = min(2 * pause, _PAUSES[1])
+                else:
+                    pause, again = _PAUSES[0], False
+                waiter = _BlockedThread(ready, patient=patient)
+                try:
+                    self._await(waiter)
+                    self._tell()
                     waiter.block(until)
                 finally:
-                    if waiter is not None:
-                        self._green.leave(waiter)
-        finally:
-            line.release()
+                    self._green.leave(waiter)
 
-    def _enter(self, line: _QueueLock, timeout_option: int) -> float | None:
-        """Acquire *line*.
+        return self._in_line(line, timeout_option, until_done)
 
-        :returns: the moment of ``time.monotonic()`` at which the call ends; None: never.
-        :raises Again: it has come.
+    def _in_line(
+        self,
+        line: _QueueLock,
+        timeout_option: int,
+        call: _Callable[[float | None, _Place], _Any],
+    ) -> _Any:
+        """The result of *call*, which has *line*.
+
+        *call* is given the moment of ``time.monotonic()`` at which it ends (None: never), and its
+        place.
+
+        :raises Again: that moment has come.
         """
         limit: int = self._call(super().get, timeout_option)
         deadline = None if limit < 0 else _time.monotonic() + limit / 1000
-        if not line.acquire(deadline):
-            late = _std.Again()
-            late.is_timeout = True
-            raise late
-        return deadline
+        place = _Place()
+        try:
+            if not line.enter(place, deadline):
+                late = _std.Again()
+                late.is_timeout = True
+                raise late
+            return call(deadline, place)
+        finally:
+            # A function of Python's may not get to its first line where a signal handler raises.
+            try:
+                line.places.pop(place, None)
+            finally:
+                if line.places:
+                    line.hand_on()
 
     @staticmethod
-    def _pass_by(line: _QueueLock) -> None:
-        """What does not wait is about to use the socket without *line*. With the lock.
+    def _pass_by(line: _QueueLock, call: _Callable[[], _Any]) -> _Any:
+        """The result of *call*, which does not wait, without *line*. By the one thread that may.
 
         :raises Again: another greenthread is in the middle of a message.
         """
         if line.is_mid_message_of_another():
             raise _std.Again
+        return call()
 
     def _call(self, call: _Callable[..., _Any], *args: _Any, **kwargs: _Any) -> _Any:
-        """Make one call of pyzmq's, by the one thread that may.
+        """Make calls of pyzmq's that do not wait, by the one thread that may.
 
         :raises ZMQError: ENOTSOCK, the socket is of the process that has forked this one. libzmq
             would call its own threads without end, which are not here.
@@ -156,49 +175,75 @@ class Socket(_std.Socket):
             raise _std.ZMQError(
                 _std.ENOTSOCK, f"socket of process {green.pid}: make sockets after the fork"
             )
-        with _lock:
-            try:
+        try:
+            with green.calls:
                 return call(*args, **kwargs)
-            finally:
-                if green.waiters:
+        finally:
+            if green.waiters:
+                if green.calls._is_owned():
+                    green.unsettled = True
+                else:
                     self._tell()
 
-    def _tell(self, *, arrived: bool = False) -> int:
+    def _tell(self) -> int:
         """Process the events, and wake those that wait for them.
 
-        :param arrived: the descriptor told of some.
         :returns: the events; both where the socket is closed, or its context ends: all are woken,
             and what is tried again then fails as it should.
         """
-        green = self._green
+        events, failed = self._process()
         with _lock:
-            try:
-                events: int = super().get(_std.EVENTS)
-                failed = False
-            except _std.ZMQError:
-                events, failed = _std.POLLIN | _std.POLLOUT, True
+            green = self._green
+            arrived = green.listen_again(self._arrive)
             green.wake(events, everyone=failed, patient=arrived)
         return events
 
-    def _await(self, waiter: _BlockedThread) -> None:
-        """Have *waiter* woken. With the lock; the caller leaves the socket's state.
+    def _process(self) -> tuple[int, bool]:
+        """Process the events.
 
+        :returns: them, and whether that failed.
+        """
+        green = self._green
+        while True:
+            with green.calls:
+                green.unsettled = False
+                try:
+                    result = super().get(_std.EVENTS), False
+                except _std.ZMQError:
+                    result = _std.POLLIN | _std.POLLOUT, True
+            if not green.unsettled:
+                return result
+
+    def _await(self, waiter: _BlockedThread) -> None:
+        """Have *waiter* woken; the caller then looks for events, and leaves the socket's state.
+
+        :raises ZMQError: ENOTSOCK, the socket is closed.
         :raises RuntimeError: another greenthread waits for the descriptor itself.
         """
         green = self._green
-        green.waiters.append(waiter)
+        fileno: int = self._call(super().get, _std.FD)
+        with _lock:
+            green.waiters.append(waiter)
+            try:
+                green.listen(fileno, self._arrive)
+            except BaseException:
+                green.leave(waiter)
+                raise
+
+    def _arrive(self) -> bool:
+        """The descriptor tells of events. On the hub's thread and with the lock of the turns.
+
+        :returns: False: another thread has the socket, and will look for them.
+        """
+        green = self._green
+        if not green.calls.acquire(blocking=False):
+            return False
         try:
-            self._listen()
-        except BaseException:
-            green.leave(waiter)
-            raise
-
-    def _listen(self) -> None:
-        """Have :meth:`_tell` called when the descriptor tells of events. With the lock."""
-        self._green.listen(lambda: super(Socket, self).get(_std.FD), self._arrive)
-
-    def _arrive(self) -> None:
-        self._tell(arrived=True)
+            events, failed = self._process()
+        finally:
+            green.calls.release()
+        green.wake(events, everyone=failed, patient=True)
+        return True
 
     @_override
     def close(self, linger: int | None = None) -> None:
@@ -211,14 +256,17 @@ class Socket(_std.Socket):
         green = self._green
         with _lock:
             # The number of the descriptor may be another's as soon as the socket is closed.
+            green.closing += 1
             green.end_listening()
-            try:
+        closed = False
+        try:
+            with green.calls:
                 super().close(linger)
-            finally:
-                if green.waiters:
-                    self._tell()
-                if green.waiters:  # it was not closed
-                    self._listen()
+                closed = True
+        finally:
+            with _lock:
+                green.closing -= not closed
+                green.wake(0, everyone=True)  # they look again
 
     @_override
     def send(self, data: _Any, flags: int = 0, *args: _Any, **kwargs: _Any) -> _Any:
@@ -252,14 +300,8 @@ class Socket(_std.Socket):
     ) -> _Any:
         """The result of *call*, whose frames no other ones come between."""
         if flags & _std.NOBLOCK:
-            with _lock:
-                self._pass_by(line)
-                return call()
-        self._enter(line, timeout_option)
-        try:
-            return call()
-        finally:
-            line.release()
+            return self._call(self._pass_by, line, call)
+        return self._in_line(line, timeout_option, lambda _deadline, _place: call())
 
     @_override
     def send_multipart(self, msg_parts: _Any, flags: int = 0, *args: _Any, **kwargs: _Any) -> _Any:
@@ -329,23 +371,24 @@ def zmq_poll(sockets: _Iterable[tuple[_Any, int]], timeout: int = -1) -> list[tu
     items = list(sockets)
     deadline = None if timeout < 0 else _time.monotonic() + timeout / 1000
     while True:
+        ready = [pair for item in items for pair in _look(*item)]
+        late = deadline is not None and _time.monotonic() >= deadline
+        if ready or late or not items:
+            return ready
         with _contextlib.ExitStack() as ends:
-            with _lock:
-                ready = [pair for item in items for pair in _look(*item)]
-                late = deadline is not None and _time.monotonic() >= deadline
-                if ready or late or not items:
-                    return ready
-                woken = _Semaphore(0)
-                wake = _functools.partial(_wake, woken)
-                for number, kind in {found for item in items for found in _sources(*item)}:
-                    listener = _Listener(kind, number, wake, wake)
-                    listener.listen()
-                    ends.callback(listener.end)
-                for socket, events in items:
-                    if isinstance(socket, Socket):
-                        waiter = _BlockedThread(events, woken=woken)
-                        socket._await(waiter)
-                        ends.callback(socket._green.leave, waiter)
+            woken = _Semaphore(0)
+            wake = _functools.partial(_wake, woken)
+            for number, kind in {found for item in items for found in _sources(*item)}:
+                listener = _Listener(kind, number, wake, wake)
+                listener.listen()
+                ends.callback(listener.end)
+            for socket, events in items:
+                if isinstance(socket, Socket):
+                    waiter = _BlockedThread(events, woken=woken)
+                    socket._await(waiter)
+                    ends.callback(socket._green.leave, waiter)
+            if any(_look(*item) for item in items):
+                continue
             until = deadline
             if not all(events & (_std.POLLIN | _std.POLLOUT) for _, events in items):
                 # The hub has no listeners for nothing but failures.
@@ -356,11 +399,11 @@ def zmq_poll(sockets: _Iterable[tuple[_Any, int]], timeout: int = -1) -> list[tu
 
 def _wake(woken: _Semaphore, *_failure: BaseException) -> bool:
     woken.release()
-    return False  # the caller listens anew
+    return False  # the caller listens by another one
 
 
 def _look(socket: _Any, events: int) -> list[tuple[_Any, int]]:
-    """What :func:`zmq_poll` returns of one, without a wait. With the lock."""
+    """What :func:`zmq_poll` returns of one, without a wait."""
     if isinstance(socket, Socket):
         there = socket.get(_std.EVENTS) & events
         return [(socket, there)] if there else []
@@ -390,7 +433,7 @@ def select(
 ) -> tuple[list[_Any], list[_Any], list[_Any]]:
     """Wait until one of the sockets or descriptors is ready.
 
-    :param timeout: seconds; None or negative: for ever.
+    :param timeout: seconds, of which whole milliseconds count; None or negative: for ever.
     :returns: those that can be read, those that can be written, those that failed.
     """
     wanted: dict[_Any, int] = {}
@@ -414,7 +457,7 @@ class Poller(_std.Poller):
 
         :param timeout: ms; None or negative: for ever.
         """
-        return zmq_poll(self.sockets, -1 if timeout is None else int(timeout))
+        return zmq_poll(self.sockets, -1 if timeout is None or timeout < 0 else int(timeout))
 
 
 Socket._poller_class = Poller
