@@ -13,15 +13,15 @@ use std::time::Duration;
 /// How long a job waits at most while fewer jobs run than the maximum.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_millis(750);
 /// The same in a pool that is not settled, where the first jobs make what the others use.
-pub(crate) const LONGEST_WAIT_AT_FIRST: Duration = Duration::from_secs(5);
+pub const LONGEST_WAIT_AT_FIRST: Duration = Duration::from_secs(5);
 /// Jobs that have computed for as long as [`COMPUTES_FROM`] after which a pool is settled.
 pub(super) const FIRST_JOBS: u64 = 16;
 /// CPU time from which on a job counts as one of them: a probe is none, nor is what only hands
 /// something on.
-pub(crate) const COMPUTES_FROM: Duration = Duration::from_millis(5);
+pub const COMPUTES_FROM: Duration = Duration::from_millis(5);
 /// Jobs of any kind after which it is settled as well: hours of probes, or an application whose
 /// requests never compute.
-pub(crate) const MOST_FIRST_JOBS: u64 = 10_000;
+pub const MOST_FIRST_JOBS: u64 = 10_000;
 
 /// Jobs in the order of their arrival, and since when each waits.
 #[derive(Debug)]

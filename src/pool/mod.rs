@@ -25,8 +25,7 @@ mod traces;
 use simulated as threads;
 
 use admission::Waiting;
-#[cfg(feature = "python")]
-pub(crate) use admission::{COMPUTES_FROM, LONGEST_WAIT_AT_FIRST, MOST_FIRST_JOBS};
+pub use admission::{COMPUTES_FROM, LONGEST_WAIT_AT_FIRST, MOST_FIRST_JOBS};
 use gate::Gate;
 use nix::unistd::Pid;
 use state::{AlarmTime, State};
