@@ -18,10 +18,10 @@ pub const LONGEST_WAIT_AT_FIRST: Duration = Duration::from_secs(5);
 pub(super) const FIRST_JOBS: u64 = 16;
 /// CPU time from which on a job counts as one of them: a probe is none, nor is what only hands
 /// something on.
-pub const COMPUTES_FROM: Duration = Duration::from_millis(5);
+pub(super) const COMPUTES_FROM: Duration = Duration::from_millis(5);
 /// Jobs of any kind after which it is settled as well: hours of probes, or an application whose
 /// requests never compute.
-pub const MOST_FIRST_JOBS: u64 = 10_000;
+pub(super) const MOST_FIRST_JOBS: u64 = 10_000;
 
 /// Jobs in the order of their arrival, and since when each waits.
 #[derive(Debug)]

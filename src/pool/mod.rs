@@ -24,8 +24,8 @@ mod traces;
 #[cfg(simulate)]
 use simulated as threads;
 
+pub use admission::LONGEST_WAIT_AT_FIRST;
 use admission::Waiting;
-pub use admission::{COMPUTES_FROM, LONGEST_WAIT_AT_FIRST, MOST_FIRST_JOBS};
 use gate::Gate;
 use nix::unistd::Pid;
 use state::{AlarmTime, State};

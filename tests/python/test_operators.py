@@ -518,7 +518,8 @@ def test_an_exporter_without_a_pid_finds_what_comes_and_goes(running: Start, exp
 
     program = running("web.py", "--workers", "1")
     program.expect("start")
-    assert is_shown(program.pid)
+    # A service may begin a moment before its launcher can be looked at.
+    wait_until(lambda: is_shown(program.pid), "it is shown")
     assert stop(program) == 0
     assert not is_shown(program.pid)
 

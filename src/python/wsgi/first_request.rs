@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use nix::unistd::{Pid, gettid};
 
 use crate::locks::{Condvar, Mutex};
-use crate::pool::{COMPUTES_FROM, LONGEST_WAIT_AT_FIRST, MOST_FIRST_JOBS};
-use crate::threads::{cpu_time, own_cpu_time};
+use crate::pool::LONGEST_WAIT_AT_FIRST;
+use crate::threads::cpu_time;
 
 /// How long the first request runs alone. One that takes longer (a client that reads slowly, a long
 /// poll) must not hold up the others: they all go ahead then.
@@ -29,16 +29,8 @@ const SHARE: u32 = 25;
 #[derive(Debug, Default)]
 pub(super) struct FirstRequest {
     is_over: AtomicBool,
-    state: Mutex<State>,
+    first: Mutex<Option<First>>,
     ended: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    first: Option<First>,
-    waiting: usize,
-    /// First requests that were none: they made nothing, and no other one waited.
-    light: u64,
 }
 
 /// The request that is alone.
@@ -83,26 +75,20 @@ impl FirstRequest {
         if self.is_over.load(Ordering::Acquire) {
             return None;
         }
-        let mut state = self.state.lock();
-        state.waiting += 1;
-        let mut is_first = false;
-        while !is_first && !self.is_over.load(Ordering::Acquire) {
-            match &mut state.first {
+        let mut first = self.first.lock();
+        while !self.is_over.load(Ordering::Acquire) {
+            match &mut *first {
                 None => {
-                    state.first = Some(First::begin());
-                    is_first = true;
+                    *first = Some(First::begin());
+                    return Some(Turn(self));
                 }
-                Some(first) => match first.holds_until(Instant::now()) {
-                    Some(until) => drop(self.ended.wait_until(&mut state, until)),
+                Some(it) => match it.holds_until(Instant::now()) {
+                    Some(until) => drop(self.ended.wait_until(&mut first, until)),
                     None => self.end(),
                 },
             }
         }
-        state.waiting -= 1;
-        is_first.then(|| Turn {
-            of: self,
-            began: own_cpu_time(),
-        })
+        None
     }
 
     fn end(&self) {
@@ -113,23 +99,12 @@ impl FirstRequest {
 
 /// The first request; when it is dropped, panic or not, the others go ahead.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
-    of: &'a FirstRequest,
-    /// CPU time of its thread.
-    began: Duration,
-}
+pub(super) struct Turn<'a>(&'a FirstRequest);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         // Under the lock, or one that has just looked would sleep past it.
-        let mut state = self.of.state.lock();
-        let computed = own_cpu_time().saturating_sub(self.began);
-        state.light += 1;
-        if computed < COMPUTES_FROM && state.waiting == 0 && state.light < MOST_FIRST_JOBS {
-            // A probe makes none of what the next request makes.
-            state.first = None;
-        } else {
-            self.of.end();
-        }
+        let _first = self.0.first.lock();
+        self.0.end();
     }
 }
