@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from osloxide.causes import chain
 from osloxide.cli import slow_import
 from osloxide.cli.errors import CommandError
 
@@ -190,13 +191,7 @@ def _keep_out_of_collections() -> None:
 
 def is_taken(error: BaseException | None) -> bool:
     """Whether *error*, or one that it came of, says that another process has what was asked for."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in _TAKEN:
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
+    return any(isinstance(one, OSError) and one.errno in _TAKEN for one in chain(error))
 
 
 def site_service(

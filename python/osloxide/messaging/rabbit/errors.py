@@ -8,7 +8,8 @@ Rules: AMQP 0-9-1, reply codes; RabbitMQ answers a message above its ``max_messa
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+
+from osloxide.causes import chain
 
 PERMANENT = {
     311: "content too large",
@@ -44,7 +45,7 @@ OWN_FAULTS = {
 
 def refusal(error: BaseException | None) -> str | None:
     """What the broker said, where *error*, or one that led to it, is permanent."""
-    for one in _chain(error):
+    for one in chain(error):
         if getattr(one, "code", None) in PERMANENT:
             return str(one)
     return None
@@ -57,11 +58,11 @@ def is_away(error: BaseException | None) -> bool:
     """
     if refusal(error) is not None:
         return False
-    chain = list(_chain(error))
-    of_system = [one.errno for one in chain if isinstance(one, OSError)]
+    causes = list(chain(error))
+    of_system = [one.errno for one in causes if isinstance(one, OSError)]
     if any(number in OWN_FAULTS for number in of_system):
         return False
-    return bool(of_system) or any(getattr(one, "code", None) == FORCED for one in chain)
+    return bool(of_system) or any(getattr(one, "code", None) == FORCED for one in causes)
 
 
 def is_silent(error: BaseException | None) -> bool:
@@ -71,12 +72,4 @@ def is_silent(error: BaseException | None) -> bool:
 
 def has(error: BaseException | None, kind: type[BaseException]) -> bool:
     """Whether *error*, or one that led to it, is of this *kind*."""
-    return any(isinstance(one, kind) for one in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    return any(isinstance(one, kind) for one in chain(error))
