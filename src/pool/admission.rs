@@ -15,19 +15,22 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_millis(750);
 /// The same in a pool that is not settled, where the first jobs make what the others use.
 pub const LONGEST_WAIT_AT_FIRST: Duration = Duration::from_secs(5);
 /// Jobs that have computed for as long as [`COMPUTES_FROM`] after which a pool is settled.
-pub(super) const FIRST_JOBS: u64 = 16;
+const FIRST_JOBS: u64 = 16;
 /// CPU time from which on a job counts as one of them: a probe is none, nor is what only hands
 /// something on.
-pub(super) const COMPUTES_FROM: Duration = Duration::from_millis(5);
+const COMPUTES_FROM: Duration = Duration::from_millis(5);
 /// Jobs of any kind after which it is settled as well: hours of probes, or an application whose
 /// requests never compute.
-pub(super) const MOST_FIRST_JOBS: u64 = 10_000;
+const MOST_FIRST_JOBS: u64 = 10_000;
 
 /// Jobs in the order of their arrival, and since when each waits.
 #[derive(Debug)]
 pub(super) struct Waiting<J> {
     jobs: VecDeque<(Instant, J)>,
     settled_at: Option<Instant>,
+    /// Jobs that have computed, and all that have ended, until the pool is settled.
+    computed: u64,
+    ended: u64,
 }
 
 impl<J> Waiting<J> {
@@ -35,6 +38,17 @@ impl<J> Waiting<J> {
         Self {
             jobs: VecDeque::new(),
             settled_at: None,
+            computed: 0,
+            ended: 0,
+        }
+    }
+
+    /// A job has ended that took so much CPU time, at a moment when the pool was not settled.
+    pub(super) fn count_first(&mut self, computed: Duration, now: impl FnOnce() -> Instant) {
+        self.ended += 1;
+        self.computed += u64::from(computed >= COMPUTES_FROM);
+        if self.computed >= FIRST_JOBS || self.ended >= MOST_FIRST_JOBS {
+            self.settle(now());
         }
     }
 
@@ -93,7 +107,8 @@ impl<J> Waiting<J> {
         tuned.max(overdue.min(room))
     }
 
-    /// The job that waits longest, if one may begin `now`; see [`Waiting::admissible`].
+    /// The job that waits longest, if one may begin `now`; see [`Waiting::admissible`]. One that begins
+    /// by its age settles the pool: what runs instead is not over soon.
     pub(super) fn admit(
         &mut self,
         running: usize,
@@ -102,12 +117,14 @@ impl<J> Waiting<J> {
         now: impl FnOnce() -> Instant,
     ) -> Option<J> {
         // The clock is read only where the answer depends on it.
-        let is_admitted = running < limit.min(max)
-            || (running < max && self.due().is_some_and(|due| due <= now()));
-        if is_admitted {
-            self.jobs.pop_front().map(|(_, job)| job)
-        } else {
-            None
+        if running >= limit.min(max) {
+            let due = self.due().filter(|_| running < max)?;
+            let now = now();
+            if due > now {
+                return None;
+            }
+            self.settle(now);
         }
+        self.jobs.pop_front().map(|(_, job)| job)
     }
 }

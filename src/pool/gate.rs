@@ -153,10 +153,12 @@ impl Gate {
         }
     }
 
-    /// The pool is settled: from here on jobs have company without evidence.
-    pub(super) fn settle(&mut self) {
-        self.is_settled = true;
-        self.resize(self.max);
+    /// Takes in whether the pool is settled: from then on jobs have company without evidence.
+    pub(super) fn settle_as(&mut self, is_settled: bool) {
+        if is_settled != self.is_settled {
+            self.is_settled = is_settled;
+            self.resize(self.max);
+        }
     }
 
     /// Changes the most that may ever run at once; 0 counts as 1.
@@ -369,7 +371,7 @@ mod tests {
 
     fn settled(max: usize) -> Gate {
         let mut gate = Gate::new(max);
-        gate.settle();
+        gate.settle_as(true);
         gate
     }
 
@@ -565,7 +567,7 @@ mod tests {
         mostly_computing(&mut gate, 10_000, usize::MAX, true);
         assert_eq!(gate.limit(), 1);
 
-        gate.settle();
+        gate.settle_as(true);
         assert_eq!(gate.limit(), FLOOR);
     }
 

@@ -197,7 +197,7 @@ impl<S: Source> Shared<S> {
         let next = MutexGuard::unlocked(state, || self.run(job));
         if let Some(before) = before {
             let computed = threads::own_cpu_time().saturating_sub(before);
-            state.note_first(computed);
+            state.count_first(computed);
         }
         if let Some(since) = since {
             let now = Instant::now();

@@ -135,7 +135,6 @@ impl<S: Source> Pool<S> {
             leaving: 0,
             is_ending: false,
             done: 0,
-            computed: 0,
             takeovers: 0,
         };
         let shared = Shared {

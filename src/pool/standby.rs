@@ -266,8 +266,9 @@ mod tests {
     fn looks_after(max: usize, running: usize, loaded: bool) -> Option<Duration> {
         let pool = Pool::new("test", Arc::new(Nothing), max);
         let mut state = pool.shared.state.lock();
-        state.settle();
         let now = Instant::now();
+        state.ready.settle(now);
+        state.gate.settle_as(true);
         state.ready.extend([()], now);
         for _ in 0..running {
             state.running.push(Running {

@@ -2,7 +2,7 @@
 //!
 //! Owns the bookkeeping and the questions that are asked of it. Starts, wakes and ends no thread.
 
-use super::admission::{COMPUTES_FROM, FIRST_JOBS, MOST_FIRST_JOBS, Waiting};
+use super::admission::Waiting;
 use super::gate::{self, Gate, Streak};
 use super::sync::{Condvar, Instant};
 use super::threads::SpareCpu;
@@ -62,8 +62,6 @@ pub(super) struct State<J> {
     pub(super) leaving: usize,
     pub(super) is_ending: bool,
     pub(super) done: u64,
-    /// Jobs that have computed, until the pool is settled.
-    pub(super) computed: u64,
     pub(super) takeovers: u64,
 }
 
@@ -97,10 +95,7 @@ impl<J> State<J> {
     pub(super) fn admit(&mut self, thread: Pid) -> Option<J> {
         let (running, limit, max) = (self.running.len(), self.gate.limit(), self.gate.max());
         let job = self.ready.admit(running, limit, max, Instant::now)?;
-        if running >= limit && !self.ready.is_settled() {
-            // It has waited for as long as any job may. What runs instead is not over soon.
-            self.settle();
-        }
+        self.gate.settle_as(self.ready.is_settled());
         self.running.push(Running {
             thread,
             computing: Streak::default(),
@@ -108,18 +103,10 @@ impl<J> State<J> {
         Some(job)
     }
 
-    /// Jobs run side by side without evidence from here on, and wait no longer than those of any pool.
-    pub(super) fn settle(&mut self) {
-        self.ready.settle(Instant::now());
-        self.gate.settle();
-    }
-
-    /// A job of a pool that is not settled has taken so much CPU time.
-    pub(super) fn note_first(&mut self, computed: Duration) {
-        self.computed += u64::from(computed >= COMPUTES_FROM);
-        if self.computed >= FIRST_JOBS || self.done >= MOST_FIRST_JOBS {
-            self.settle();
-        }
+    /// A job of a pool that was not settled has taken so much CPU time.
+    pub(super) fn count_first(&mut self, computed: Duration) {
+        self.ready.count_first(computed, Instant::now);
+        self.gate.settle_as(self.ready.is_settled());
     }
 
     /// A job for a thread that does not lead. While the leader is inside a job, what is queued is

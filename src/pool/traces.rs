@@ -3,9 +3,7 @@
 //! A model of the pool: jobs arrive, the standby looks, jobs end. What the kernel would tell of a
 //! thread is computed from what its job does. A failing trace names its seed.
 
-use super::admission::{
-    COMPUTES_FROM, FIRST_JOBS, LONGEST_WAIT, LONGEST_WAIT_AT_FIRST, MOST_FIRST_JOBS, Waiting,
-};
+use super::admission::{LONGEST_WAIT, LONGEST_WAIT_AT_FIRST, Waiting};
 use super::gate::{Gate, Look, Streak, released};
 use std::time::{Duration, Instant};
 
@@ -86,9 +84,6 @@ struct Model {
     running: Vec<(Job, Streak)>,
     /// Since when none has ended while others wait.
     none_ended: Instant,
-    /// Jobs that have ended, and those of them that have computed.
-    done: u64,
-    computed: u64,
     /// When jobs began, and how long the one that waited longest had waited.
     beginnings: Vec<Duration>,
     longest_wait: Duration,
@@ -107,8 +102,6 @@ impl Model {
             waiting: Waiting::new(),
             running: Vec::new(),
             none_ended: begun,
-            done: 0,
-            computed: 0,
             beginnings: Vec::new(),
             longest_wait: Duration::ZERO,
             most_running: 0,
@@ -118,13 +111,9 @@ impl Model {
     /// A pool whose first jobs have ended.
     fn settled(max: usize) -> Self {
         let mut model = Self::new(max);
-        model.settle();
+        model.waiting.settle(model.now);
+        model.gate.settle_as(true);
         model
-    }
-
-    fn settle(&mut self) {
-        self.waiting.settle(self.now);
-        self.gate.settle();
     }
 
     /// Runs until every job of the trace has begun, and holds the promise to each step.
@@ -162,9 +151,7 @@ impl Model {
             let elapsed = now - self.begun;
             self.beginnings.push(elapsed);
             self.longest_wait = self.longest_wait.max(elapsed.saturating_sub(job.arrives));
-            if running >= limit && !self.waiting.is_settled() {
-                self.settle();
-            }
+            self.gate.settle_as(self.waiting.is_settled());
             self.running.push((job, Streak::default()));
             self.most_running = self.most_running.max(self.running.len());
         }
@@ -234,21 +221,17 @@ impl Model {
             };
         }
         let before = self.running.len();
-        let mut computed = 0;
-        self.running.retain(|(job, _)| {
-            let has_ended = job.left.is_zero();
-            let has_computed = job.kind != Kind::Blocks && job.length >= COMPUTES_FROM;
-            computed += u64::from(has_ended && has_computed);
-            !has_ended
-        });
+        for (job, _) in self.running.extract_if(.., |(job, _)| job.left.is_zero()) {
+            let computed = match job.kind {
+                Kind::Blocks => Duration::ZERO,
+                Kind::Holds | Kind::Free => job.length,
+            };
+            self.waiting.count_first(computed, || self.now);
+        }
         let ended = before - self.running.len();
         self.now += STEP;
         self.steps += 1;
-        self.done += ended as u64;
-        self.computed += computed;
-        if self.computed >= FIRST_JOBS || self.done >= MOST_FIRST_JOBS {
-            self.settle();
-        }
+        self.gate.settle_as(self.waiting.is_settled());
         if ended > 0 {
             self.gate.forget_released(released(
                 self.running.iter().map(|(_, streak)| *streak),
