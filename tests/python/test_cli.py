@@ -9,13 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from _children import environment, run_command, run_python
 
 from osloxide.activation import environment as hook_environment
-from osloxide.cli import table, target
+from osloxide.cli import main_source, table, target
 from osloxide.cli.errors import CommandError
 
 OSLOXIDE = [sys.executable, "-m", "osloxide"]
@@ -457,6 +458,9 @@ def test_env_is_looked_through(script, tmp_path: Path, line: str) -> None:
         (["x.py", "-I"], None),
         (["-bsE", "-c", "1"], "-bsE"),
         (["-c", "1", "-I"], None),
+        (["-Ic", "1"], "-I"),
+        (["-bIm", "x"], "-bI"),
+        (["-cI"], None),
     ],
 )
 def test_only_options_of_the_interpreter_count(arguments: list[str], flag: str | None) -> None:
@@ -539,6 +543,74 @@ def test_check_says_which_commands_bring_a_supervisor_of_their_own(script, tmp_p
     assert result.returncode == 0
     assert "\nsupervisor     cotyledon" in result.stdout
     assert "supervisor" not in osloxide("check", script("from json.tool import main\n")).stdout
+
+
+def test_check_looks_into_scripts_modules_and_text_that_python_is_given(
+    script, tmp_path: Path
+) -> None:
+    uses = "import eventlet\nfrom oslo_service import service\nimport beside\n"
+    program = script(
+        f"{uses}eventlet.monkey_patch()\nif __name__ == '__main__':\n    eventlet.twist()\n"
+    )
+    (tmp_path / "beside.py").write_text("import eventlet\nx = lambda: eventlet.twirl()\n")
+    (tmp_path / "a_package").mkdir()
+    (tmp_path / "a_package/__init__.py").touch()
+    (tmp_path / "a_package/__main__.py").write_text("from . import core\ncore.main()\n")
+    (tmp_path / "a_package/core.py").write_text("import eventlet\ny = lambda: eventlet.turn()\n")
+
+    by_name = osloxide("check", program)
+    by_python = osloxide("check", sys.executable, "-Wd", program, "--config-file", "x")
+    module = osloxide("check", sys.executable, "-m", "a_package", PYTHONPATH=str(tmp_path))
+    text = osloxide("check", sys.executable, "-c", "import eventlet; eventlet.turn")
+
+    for result in (by_name, by_python):
+        assert "monkey_patch() is a no-op" in result.stdout
+        assert "backend type   eventlet" in result.stdout
+        assert f"problem: eventlet.twist is used by {program}" in result.stdout
+        assert "problem: eventlet.twirl is used by beside" in result.stdout
+        assert result.returncode == 1
+    assert "problem: eventlet.turn is used by a_package.core" in module.stdout
+    assert "problem: eventlet.turn is used by -c" in text.stdout
+
+
+def test_check_calls_nothing_ready_that_it_cannot_look_into(script, tmp_path: Path) -> None:
+    shell = script("exec python service.py\n", shebang="#!/bin/sh")
+    wrapper = script("import subprocess, sys\nsubprocess.call(sys.argv[1:])\n")
+    archive = tmp_path / "service.pyz"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("__main__.py", "import eventlet\n")
+    for command, said in (
+        ([shell], f"cannot tell which Python {shell} runs"),
+        (["sh", "-c", "exec service"], "cannot tell which Python"),
+        ([wrapper], "calls subprocess.call(): what that runs is unknown"),
+        ([sys.executable, archive], f"{archive} is an archive"),
+        ([sys.executable], "names no script"),
+        ([sys.executable, "-m", "no_such_module"], "no module no_such_module"),
+    ):
+        result = osloxide("check", *command)
+        assert said in result.stdout
+        assert "ready:" not in result.stdout
+        assert result.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import a.b, c", [("a.b", None, False), ("c", None, False)]),
+        ("from a import b, c", [("a", "b", False), ("a", "c", False)]),
+        ("try:\n import a\nexcept ImportError:\n import b", [("a", None, True), ("b", None, True)]),
+        ("if __name__ == '__main__':\n from a import b", [("a", "b", False)]),
+        ("def f():\n import a", []),
+        ("from __future__ import annotations", []),
+        (
+            "import sys\nsys.exit(load_entry_point('x==1', 'console_scripts', 'osloxide')())",
+            [("sys", None, False), ("osloxide.cli", None, False)],
+        ),
+    ],
+)
+def test_imports_are_read_from_the_source(text: str, found: list[tuple[str, object, bool]]) -> None:
+    imports = main_source.read("code", text).imports()
+    assert [(each.module, each.name, each.optional) for each in imports] == found
 
 
 def test_check_of_an_unknown_command_is_127() -> None:

@@ -1,14 +1,14 @@
 """``osloxide check``: would this command run on osloxide, and what would be replaced?
 
 Looks from inside: it starts the command's interpreter with the environment of ``osloxide run``,
-imports the module that the script imports, and reports. The service itself is not started.
+reads what the command runs as its main module, imports what that imports, and reports. The main
+module itself is not run. What cannot be looked into is a problem, and never said to be ready.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import tempfile
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-import",
         action="store_true",
-        help="do not import the module that the script imports",
+        help="do not import the modules that the command imports",
     )
 
 
@@ -52,12 +52,12 @@ def main(options: argparse.Namespace) -> int:
     try:
         if program.interpreter is None:
             raise CommandError(
-                f"cannot tell which Python {program.path} runs; check that interpreter instead, "
-                "for example 'osloxide check /path/to/python3'"
+                f"cannot tell which Python {program.path} runs; check what it starts instead, "
+                "for example 'osloxide check /path/to/python3 SCRIPT'"
             )
         target.verify(program, environ)
-        module = "" if options.no_import else imported_module(program)
-        report |= _probe(program, program.interpreter, module, environ)
+        main_module = target.main_module(program, options.arguments)
+        report |= _probe(program, main_module, environ, imports=not options.no_import)
     except CommandError as error:
         report["problems"].append(str(error))
     report["environment"] = {
@@ -75,24 +75,20 @@ def main(options: argparse.Namespace) -> int:
     return 1 if report["problems"] else 0
 
 
-def imported_module(program: target.Target) -> str:
-    """The module that a console script imports its entry point from, or ``""``."""
-    if not program.is_script:
-        return ""
-    text = Path(program.path).read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"^from\s+([\w.]+)\s+import\s+\w+\s*$", text, re.MULTILINE)
-    return found.group(1) if found else ""
-
-
 def _probe(
-    program: target.Target, interpreter: str, module: str, environ: Mapping[str, str]
+    program: target.Target,
+    main_module: tuple[str, str],
+    environ: Mapping[str, str],
+    *,
+    imports: bool,
 ) -> dict[str, Any]:
+    interpreter = str(program.interpreter)
     with tempfile.TemporaryDirectory(prefix="osloxide-check-") as directory:
         destination = Path(directory, "report")
         try:
-            probe = ["-m", "osloxide.cli._probe", str(destination), module]
+            probe = ["-m", "osloxide.cli._probe", str(destination), "imports" if imports else ""]
             result = subprocess.run(  # noqa: S603 - the command that the user named
-                [interpreter, *program.flags, *probe],
+                [interpreter, *program.flags, *probe, *main_module],
                 env=dict(environ),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -103,7 +99,7 @@ def _probe(
             )
         except subprocess.TimeoutExpired as error:
             raise CommandError(
-                f"importing {module or 'osloxide'} took more than {_TIMEOUT:.0f} s; "
+                f"the imports of {program.path} took more than {_TIMEOUT:.0f} s; "
                 "try again with --no-import"
             ) from error
         if not destination.exists():

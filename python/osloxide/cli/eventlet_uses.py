@@ -34,12 +34,12 @@ def of(modules: Mapping[str, ModuleType]) -> dict[str, set[str]]:
             tree = ast.parse(text)
         except (OSError, SyntaxError, ValueError):
             continue
-        for used in _names(tree):
+        for used in in_tree(tree):
             uses.setdefault(used, set()).add(name)
     return uses
 
 
-def _names(tree: ast.AST) -> set[str]:
+def in_tree(tree: ast.AST) -> set[str]:
     """The names of eventlet in one module, under whatever names it has imported them."""
     known: dict[str, str] = {}
     found: set[str] = set()

@@ -76,7 +76,7 @@ def resolve(command: str, arguments: Sequence[str], environ: Mapping[str, str]) 
     """
     path = _find(command, environ)
     if _is_python(path):
-        return Target(command, path, path, _leading_options(arguments), is_script=False)
+        return Target(command, path, path, split_options(arguments)[0], is_script=False)
     try:
         with open(path, "rb") as file:
             head = file.read(4096)
@@ -95,7 +95,7 @@ def resolve(command: str, arguments: Sequence[str], environ: Mapping[str, str]) 
     words = _shebang(path, head.decode("utf-8", "surrogateescape").splitlines(), environ)
     if not _is_python(words[0]):
         return Target(command, path, None, (), is_script=False)
-    return Target(command, path, words[0], _leading_options(words[1:]), is_script=True)
+    return Target(command, path, words[0], split_options(words[1:])[0], is_script=True)
 
 
 def verify(target: Target, environ: Mapping[str, str]) -> None:
@@ -272,15 +272,41 @@ def _through_env(path: str, rest: str, environ: Mapping[str, str]) -> list[str]:
     return [_find(words[0], environ), *words[1:]]
 
 
-def _leading_options(arguments: Sequence[str]) -> tuple[str, ...]:
-    """The interpreter options at the start of *arguments*, up to the script, -c or -m."""
+def split_options(arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The interpreter options at the start of *arguments*, and the rest: a script, -c or -m first.
+
+    Letters that stand before that ``c`` or ``m`` in one word are an option of their own.
+    """
     options: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("-") or word in ("-", "--") or re.match(r"-[A-Za-z]*[cm]", word):
+    rest = list(arguments)
+    while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
+        if found := re.match(r"-([A-VYZabd-ln-z]*)([cm])", rest[0]):
+            if found[1]:
+                options.append(f"-{found[1]}")
+                rest[0] = f"-{rest[0][found.start(2) :]}"
             break
-        if re.fullmatch(r"-[A-Za-z]*[WX]", word):
+        word = rest.pop(0)
+        if (re.fullmatch(r"-[A-Za-z]*[WX]", word) or word == "--check-hash-based-pycs") and rest:
             # "-X dev" and "-Xdev" mean the same.
-            word += next(words, "")
+            word += rest.pop(0)
         options.append(word)
-    return tuple(options)
+    return tuple(options), rest
+
+
+def main_module(target: Target, arguments: Sequence[str]) -> tuple[str, str]:
+    """What *target*, called with *arguments*, runs as ``__main__``.
+
+    :returns: ``"script"`` and a path, ``"module"`` and a name, or ``"code"`` and a source; twice
+        ``""`` where none is named.
+    """
+    if target.is_script:
+        return "script", os.path.abspath(target.path)
+    _, rest = split_options(arguments)
+    if rest[:1] == ["--"]:
+        rest.pop(0)
+    elif rest and rest[0].startswith(("-c", "-m")):
+        word = rest[0][2:] or "".join(rest[1:2])
+        return "code" if rest[0].startswith("-c") else "module", word
+    if not rest or rest[0] == "-":
+        return "", ""
+    return "script", os.path.abspath(rest[0])
