@@ -332,6 +332,7 @@ def test_signal_handlers_send_wherever_the_main_thread_is() -> None:
 import itertools, logging, signal, sys, threading
 from zmq.log.handlers import PUBHandler
 import zmq as plain
+from eventlet import hubs
 from osloxide.green._core import lines, turns
 signal.alarm(40)  # what waits for ever ends here
 push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
@@ -377,6 +378,58 @@ for number in itertools.count():
             break
     break
 print(number > 10)
+
+# So it does where another greenthread waits for the line, which then has it.
+def leave_at(number, line):
+    waiting = eventlet.spawn(line.acquire)
+    try:
+        def own(deadline, place):
+            while len(line.places) < 2:
+                eventlet.sleep()
+            sys.setprofile(raise_at(number))
+        push._in_line(line, zmq.SNDTIMEO, own)
+        sys.setprofile(None)
+        return False
+    except Raised:
+        return True
+    finally:
+        sys.setprofile(None)
+        with eventlet.Timeout(20):
+            waiting.wait()
+
+for number in itertools.count():
+    line = lines.QueueLock()
+    if not leave_at(number, line):
+        break
+print(number > 10, len(line.places))
+
+# A callback of the hub sends, also where a thread has the socket, and waits for nothing.
+def try_to_send(said):
+    try:
+        push.send(b"callback")
+        said.send("sent")
+    except RuntimeError as error:
+        said.send(error)
+
+def call_back():
+    said = eventlet.Event()
+    hubs.get_hub().schedule_call_global(0, try_to_send, said)
+    return said
+
+have, leave = threading.Event(), threading.Event()
+other = threading.Thread(target=push._call, args=[lambda: have.set() or leave.wait()])
+other.start()
+have.wait()
+said = call_back()
+eventlet.sleep(0.01)
+print(said.ready())
+leave.set()
+while (received := pull.recv()) == b"raises":
+    pass
+print(said.wait(), received)
+with push._green.sending:
+    print(call_back().wait())
+print(bool(push._green.sending))
 
 # A handler logs by a socket, where another thread does so and has the lock of the log's handler.
 held, interrupted = threading.Event(), threading.Event()
@@ -432,9 +485,11 @@ there.send(b"next")
 print(receiving.wait())
 """
     )
-    assert result.stdout == ("True 1 False\nTrue\nlogged\nb'meanwhile' None []\nb'next'\n"), (
-        result.stderr
-    )
+    assert result.stdout == (
+        "True 1 False\nTrue\nTrue 1\nFalse\nsent b'callback'\n"
+        "do not call blocking functions from the mainloop\nFalse\n"
+        "logged\nb'meanwhile' None []\nb'next'\n"
+    ), result.stderr
 
 
 def test_a_child_leaves_the_sockets_of_its_parent_alone() -> None:

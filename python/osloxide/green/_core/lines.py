@@ -88,7 +88,8 @@ class QueueLock:
     def hand_on(self) -> None:
         """A place was taken out: who has the line now goes on.
 
-        All its calls do: one may be that of a signal handler on top of another.
+        All its calls do: one may be that of a signal handler on top of another. Where a handler
+        raises in here the caller calls once more: who is told twice looks twice.
         """
         places = list(self.places)
         for place in places:
@@ -106,8 +107,7 @@ class QueueLock:
             acquired = self.enter(place, deadline)
         finally:
             if not acquired:
-                self.places.pop(place, None)
-                self.hand_on()
+                self._leave(place)
         return acquired
 
     def release(self) -> None:
@@ -119,8 +119,18 @@ class QueueLock:
         if not places:
             raise LockReleaseError("Cannot release unacquired lock")
         last = [place for place in places if place.caller == places[0].caller][-1]
-        self.places.pop(last, None)
-        self.hand_on()
+        self._leave(last)
+
+    def _leave(self, place: Place) -> None:
+        """Take *place* out, and hand the line on."""
+        try:
+            self.places.pop(place, None)
+        finally:
+            try:
+                self.hand_on()
+            except BaseException:
+                self.hand_on()
+                raise
 
     def note_part(self, place: Place) -> None:
         """A frame went through by *place*, which has the line.

@@ -147,12 +147,17 @@ class Socket(_std.Socket):
                 raise late
             return call(deadline, place)
         finally:
-            # A function of Python's may not get to its first line where a signal handler raises.
+            # A function of Python's may not get to its first line, or to its last, where a signal
+            # handler raises: the line is handed on once more, which those that wait bear.
             try:
                 line.places.pop(place, None)
             finally:
                 if line.places:
-                    line.hand_on()
+                    try:
+                        line.hand_on()
+                    except BaseException:
+                        line.hand_on()
+                        raise
 
     @staticmethod
     def _pass_by(line: _QueueLock, call: _Callable[[], _Any]) -> _Any:
