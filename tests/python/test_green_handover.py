@@ -64,3 +64,52 @@ def test_an_update_without_a_lock_is_not_lost(handover: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(15 * 5)]
+
+
+KILLED = """
+import sys
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import eventlet
+from osloxide.green._core import turns
+
+ended = []
+
+def wait(number, again):
+    try:
+        eventlet.sleep(1000)
+    finally:
+        sum(range(20_000))
+        ended.append(number)
+        if again is not None:
+            again.wait()
+
+def killed_as_it_waits(number, again=None):
+    thread = eventlet.spawn(wait, number, again)
+    while thread._state != turns.PARKED:
+        eventlet.sleep(0.001)
+    thread.kill()
+    return thread
+
+print(sum(not killed_as_it_waits(n).dead or ended[-1] != n for n in range(100)), "return early")
+print(sum(killed_as_it_waits(n, eventlet.Event()).dead for n in range(100, 120)), len(ended))
+# Some of these are about to begin, and others have begun.
+for number in range(30):
+    eventlet.spawn(wait, number, None).kill()
+    other = eventlet.spawn(wait, number, None)
+    eventlet.sleep(0)
+    other.kill()
+    try:
+        other.wait()
+    except eventlet.greenlet.GreenletExit:
+        pass
+"""
+
+
+def test_kill_returns_when_one_that_waits_has_ended_or_waits_again_without_a_baton() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        env=os.environ | {HANDOVER_VARIABLE: "free"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("0 return early\n0 120\n", "")

@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+_PAUSE_COMES = 1.0
+"""Seconds that :func:`kill` waits, with the handover ``free``, for one that does not wait again."""
+
+
 def sleep(seconds: float = 0) -> None:
     """Let others go on for *seconds*; 0 lets those go first whose turn has come."""
     if _greenlets.is_hub(getcurrent()):
@@ -263,14 +267,19 @@ def kill(g: greenlet, *throw_args: Any) -> None:
     if not _greenlets.is_hub(current):
         _waits.hold()
     with lock:
-        if not g:
-            unborn = not g.dead
+        unborn = not g and not g.dead
+        paused = None
+        if unborn:
+            _interruption.withdraw(g)
         else:
-            unborn = False
+            if not _greenlets.is_hub(current):
+                paused = _waits.next_pause(g)
             _interruption.interrupt(g, exception, front=True)
     if unborn:
         _interruption.bury(g, exception)
     if not _greenlets.is_hub(current):
+        if paused is not None:
+            paused.acquire(timeout=_PAUSE_COMES)
         _waits.yield_turn()
 
 

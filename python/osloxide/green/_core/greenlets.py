@@ -35,6 +35,7 @@ from osloxide.green._core.turns import (
     let_go,
     local,
     lock,
+    note_pause,
     resume_with,
     switch_value,
 )
@@ -128,6 +129,7 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
                 resume_with(target, (None, value), args, kwargs, front=True)
                 return None
             me._state, me._outcome, me._in_switch = PARKED, None, True
+            note_pause(me)
             resume_with(target, (None, value), args, kwargs, front=True)
             let_go(me)
         return _await_switch(me)
@@ -161,6 +163,7 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
             if is_hub(current):
                 return None
             me._state, me._outcome, me._in_switch = PARKED, None, True
+            note_pause(me)
             let_go(me)
         return _await_switch(me)
 
@@ -180,30 +183,39 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
         local.current = self._identity or self
         self._ident, self._native_id = _thread.get_ident(), _thread.get_native_id()
         thread = register_thread(f"GreenThread-{next(_numbers)}", GreenThreadHandle)
-        result, failure = None, None
         try:
-            result = self._run()
+            with lock:
+                begins = self._state != DEAD  # withdrawn, since the thread was asked for
+                if not begins:
+                    let_go(self)
+                beginning = (self._outcome or (None, None))[0], self._arguments or ((), {})
+                self._outcome = self._arguments = None
+            if begins:
+                self._live(*beginning)
+        finally:
+            local.carrier = local.current = None
+            thread.leave()  # type: ignore[attr-defined]
+
+    def _live(
+        self, failure: BaseException | None, arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> None:
+        """Run its function, or raise *failure* in its place, and pass on what comes of it."""
+        result = None
+        try:
+            if failure is not None:
+                raise failure
+            run = self.run
+            self.__dict__.pop("run", None)
+            result = forked.call(run, *arguments[0], **arguments[1])
+            settle()
         except GreenletExit as exit_:
-            result = exit_
+            result, failure = exit_, None
         except BaseException as caught:  # noqa: BLE001 - passed on to the parent
             failure = caught
         try:
             self._end(result, failure)
         finally:
             del failure, result
-            local.carrier = local.current = None
-            thread.leave()  # type: ignore[attr-defined]
-
-    def _run(self) -> Any:
-        (failure, _), (args, kwargs) = self._outcome or (None, None), self._arguments or ((), {})
-        self._outcome = self._arguments = None
-        if failure is not None:
-            raise failure
-        run = self.run
-        self.__dict__.pop("run", None)
-        result = forked.call(run, *args, **kwargs)
-        settle()
-        return result
 
     def _end(self, result: Any, failure: BaseException | None) -> None:
         with lock:
@@ -213,6 +225,7 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
             failure = None
         with lock:
             self._state = DEAD
+            note_pause(self)
             heir = self._heir() if heir is not None else None
             if heir is not None:
                 resume_with(heir, (failure, result), (result,), {}, front=True)

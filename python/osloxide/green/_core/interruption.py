@@ -186,10 +186,18 @@ def _is_replaced(target: TurnTaker) -> bool:
     return bool(thread.native_id != target._native_id)
 
 
-def bury(target: TurnTaker, exception: BaseException) -> None:
-    """End a greenlet that has not begun."""
+def withdraw(target: TurnTaker) -> None:
+    """*target*, which has not begun, never does; :func:`bury` follows. With the lock.
+
+    A thread may have been asked for already, and then finds that there is nothing to do.
+    """
     target._state = _turns.DEAD
     target._arguments = target._outcome = None
+
+
+def bury(target: TurnTaker, exception: BaseException) -> None:
+    """End a greenlet that has not begun. Without the lock after :func:`withdraw`, or with it."""
+    withdraw(target)
     timer, target.start_timer = target.start_timer, None
     if timer is not None:
         timer.cancel()

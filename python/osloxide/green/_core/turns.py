@@ -84,6 +84,8 @@ class TurnTaker:
     _in_switch = False
     _waits = 0
     _latch: tuple[Any, Any] | None = None
+    _killers: list[Any] | None = None
+    """Of the handover ``free``: locks that are opened when it waits next, or ends."""
     in_park = False
     start_timer: Any = None
     gr_context: Any = None
@@ -251,6 +253,13 @@ def let_go(me: TurnTaker) -> None:
         pass_on()
 
 
+def note_pause(me: TurnTaker) -> None:
+    """*me* waits, or has ended: whoever killed it goes on. With the lock."""
+    killers, me._killers = me._killers, None
+    for killer in killers or ():
+        killer.release()
+
+
 def closed_turnstile() -> Any:
     """What a greenlet waits at until its turn comes."""
     turnstile = _thread.allocate_lock()
@@ -316,7 +325,7 @@ def _forget() -> None:
     fresh._at_fork_reinit()
     if me is not None:
         me._ident, me._native_id = _thread.get_ident(), _thread.get_native_id()
-        me._pending = None
+        me._pending = me._killers = None
     # The thread that has forked is the main one of the child, also one that has never waited here.
     main = me
 

@@ -70,7 +70,22 @@ def suspend() -> TurnTaker:
         me._turnstile = _turns.closed_turnstile()
     me._state, me._outcome = _turns.PARKED, None
     me._waits += 1
+    if me._killers:
+        _turns.note_pause(me)
     return me
+
+
+def next_pause(target: TurnTaker) -> Any:
+    """A lock that is opened when *target*, which waits, does so again or has ended. With the lock.
+
+    :returns: None where the baton is what orders that: with any handover but ``free``. And where
+        *target* does not wait.
+    """
+    if HANDOVER != "free" or target._state != _turns.PARKED:
+        return None
+    paused = _turns.closed_turnstile()
+    target._killers = [*(target._killers or ()), paused]
+    return paused
 
 
 def park() -> Any:
@@ -182,6 +197,8 @@ def yield_turn() -> None:
                 if HANDOVER != "free" and turns.holder is None:
                     turns.holder = me
                     turns.count += 1
+                if me._killers:
+                    _turns.note_pause(me)
             else:
                 _line_up(me)
                 waits = True
