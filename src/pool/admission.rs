@@ -19,18 +19,18 @@ const FIRST_JOBS: u64 = 16;
 /// CPU time from which on a job counts as one of them: a probe is none, nor is what only hands
 /// something on.
 const COMPUTES_FROM: Duration = Duration::from_millis(5);
-/// Jobs of any kind after which it is settled as well: hours of probes, or an application whose
-/// requests never compute.
-const MOST_FIRST_JOBS: u64 = 10_000;
+/// CPU time of all lighter jobs together after which it is settled as well: hours of probes, or an
+/// application whose requests are all light.
+const LIGHT_JOBS: Duration = Duration::from_millis(500);
 
 /// Jobs in the order of their arrival, and since when each waits.
 #[derive(Debug)]
 pub(super) struct Waiting<J> {
     jobs: VecDeque<(Instant, J)>,
     settled_at: Option<Instant>,
-    /// Jobs that have computed, and all that have ended, until the pool is settled.
+    /// Jobs that have computed, and the CPU time of all others, until the pool is settled.
     computed: u64,
-    ended: u64,
+    light: Duration,
 }
 
 impl<J> Waiting<J> {
@@ -39,15 +39,18 @@ impl<J> Waiting<J> {
             jobs: VecDeque::new(),
             settled_at: None,
             computed: 0,
-            ended: 0,
+            light: Duration::ZERO,
         }
     }
 
     /// A job has ended that took so much CPU time, at a moment when the pool was not settled.
     pub(super) fn count_first(&mut self, computed: Duration, now: impl FnOnce() -> Instant) {
-        self.ended += 1;
-        self.computed += u64::from(computed >= COMPUTES_FROM);
-        if self.computed >= FIRST_JOBS || self.ended >= MOST_FIRST_JOBS {
+        if computed >= COMPUTES_FROM {
+            self.computed += 1;
+        } else {
+            self.light += computed;
+        }
+        if self.computed >= FIRST_JOBS || self.light >= LIGHT_JOBS {
             self.settle(now());
         }
     }

@@ -176,9 +176,9 @@ impl Gate {
         self.resize(self.max);
     }
 
-    /// Jobs that can compute at once.
+    /// Jobs that may compute at once: one until the pool is settled.
     pub(super) fn at_once(&self) -> usize {
-        self.at_once
+        if self.is_settled { self.at_once } else { 1 }
     }
 
     /// A job has ended that lasted so long.
@@ -190,7 +190,7 @@ impl Gate {
     /// True while `running` jobs leave a CPU to one more, and jobs last long enough for a second
     /// thread to be worth its wake-up. Never where one computes at once and one runs.
     pub(super) fn has_free_cpu(&self, running: usize) -> bool {
-        running < self.at_once.min(self.max) && self.length >= LONG_JOB
+        running < self.at_once().min(self.max) && self.length >= LONG_JOB
     }
 
     fn floor(&self) -> usize {
@@ -569,6 +569,20 @@ mod tests {
 
         gate.settle_as(true);
         assert_eq!(gate.limit(), FLOOR);
+    }
+
+    #[test]
+    fn the_first_jobs_compute_one_at_a_time_also_where_several_could() {
+        let mut gate = Gate::new(100);
+        gate.set_at_once(4);
+        gate.count_length(100 * LONG_JOB);
+
+        assert_eq!((gate.limit(), gate.at_once()), (1, 1));
+        assert!(!gate.has_free_cpu(1));
+
+        gate.settle_as(true);
+        assert_eq!((gate.limit(), gate.at_once()), (5, 4));
+        assert!(gate.has_free_cpu(1));
     }
 
     #[test]

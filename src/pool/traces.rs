@@ -346,6 +346,24 @@ fn jobs_that_compute_next_to_nothing_do_not_settle_a_pool() {
 }
 
 #[test]
+fn half_a_second_of_light_jobs_settles_a_pool() {
+    for (jobs, is_settled) in [(499, false), (500, true)] {
+        let mut model = Model::new(64);
+
+        let mut trace = burst(Kind::Holds, jobs, Duration::from_millis(1));
+        // One that arrives once all of them have ended, and computes nothing.
+        trace.push(Job {
+            kind: Kind::Blocks,
+            arrives: Duration::from_secs(1),
+            ..trace[0]
+        });
+        model.run(&trace, 0);
+
+        assert_eq!(model.waiting.is_settled(), is_settled, "{jobs} jobs");
+    }
+}
+
+#[test]
 fn a_first_job_that_computes_for_ever_holds_others_up_once() {
     let mut trace = burst(Kind::Holds, 1, Duration::from_secs(3600));
     let short = burst(Kind::Holds, 1, Duration::from_millis(1))[0];
