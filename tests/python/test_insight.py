@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -171,19 +173,35 @@ def test_metrics_have_a_histogram_and_classes(serve: Callable[..., Running]) -> 
     assert site.stop() == 0, site.log
 
 
-def test_a_look_by_name_shows_those_of_that_name(serve: Callable[..., Running]) -> None:
-    site = serve("--name", "nova-test-api")
-    site.running(1)
+def test_an_application_is_called_by_its_name_everywhere(serve: Callable[..., Running]) -> None:
+    name = "nova-test-api"
+    site = serve("--name", name, "-w", "2", "--title-prefix", "cell1 ")
+    victim, survivor = site.running(2)
 
-    result = run_command([*OSLOXIDE, "status", "--json", "nova-test-api"], environ=environment())
+    os.kill(victim, signal.SIGRTMIN + 3)
 
-    assert [it["pid"] for it in json.loads(result.stdout)] == [site.pid]
-    assert site.stop() == 0, site.log
+    wait_until(lambda: survivor in (now := site.running(2)) and victim not in now, "a new worker")
+    result = run_command([*OSLOXIDE, "status", "--json", name], environ=environment())
+    (launcher,) = json.loads(result.stdout)
+    assert (launcher["pid"], launcher["name"]) == (site.pid, name)
+    assert launcher["command"].startswith(sys.executable), "what a title says is said once"
+    assert [row["service"] for row in launcher["workers"]] == [name, name]
+    assert sorted(str(row["last_end"]) for row in launcher["workers"]) == ["None", "SIGRTMIN+3"]
+    assert re.search(
+        rf"Worker \d \(pid {victim}\) of {name} ended .*killed by SIGRTMIN\+3", site.log
+    )
+    assert "SiteService" not in site.log
+
+    # A parent that is killed by a signal that nobody handles leaves no worker.
+    workers = site.running(2)
+    os.kill(site.pid, signal.SIGPWR)
+    assert site.process.wait(45) == -signal.SIGPWR
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "no worker left")
 
 
 def test_the_live_table_fits_into_80_characters() -> None:
     worker = snapshot.Worker(
-        slot=127, group=0, service="SiteService", pid=4194303, state="starting", generation=1,
+        slot=127, group=0, service="nova-api", pid=4194303, state="starting", generation=1,
         uptime=99999.0, connections=10000, in_flight=1000, served=10**9, slot_served=10**9,
         oldest=99999.0, threads=1000, respawns=99, rss_bytes=999 << 20, last_exit=9,
         cpu_seconds=1e6,
@@ -207,7 +225,12 @@ def test_the_live_table_fits_into_80_characters() -> None:
         (3 << 8, "status 3"),
         (9, "SIGKILL"),
         (6 | 0x80, "SIGABRT"),
-        (40, "signal 40"),
+        (signal.SIGIO, "SIGIO"),
+        (signal.SIGSTKFLT, "SIGSTKFLT"),
+        (signal.SIGRTMIN, "SIGRTMIN"),
+        (signal.SIGRTMIN + 6, "SIGRTMIN+6"),
+        (signal.SIGRTMAX, "SIGRTMAX"),
+        (32, "signal 32"),
     ],
 )
 def test_wait_statuses_are_told_in_words(status: int, words: str) -> None:

@@ -126,6 +126,7 @@ def main(options: argparse.Namespace) -> int:
 
     served = site_service(
         site,
+        options.name,
         servers,
         boot,
         wrap=wrap,

@@ -196,6 +196,7 @@ def is_taken(error: BaseException | None) -> bool:
 
 def site_service(
     site: Application,
+    name: str,
     servers: Sequence[Server],
     boot: Boot,
     *,
@@ -208,6 +209,7 @@ def site_service(
 ) -> Any:
     """The service that loads *site* and serves it on all *servers*.
 
+    :param name: what logs, status and metrics call it.
     :param wrap: what stands between the servers and the application.
     :param on_start: called in a process that is to serve, before the application is loaded.
     :param on_reset: called in the parent, or the process that serves alone, on SIGHUP.
@@ -225,6 +227,8 @@ def site_service(
 
     class SiteService(ServiceBase):  # type: ignore[misc, unused-ignore]
         """One application on several listening sockets."""
+
+        osloxide_name = name
 
         def __init__(self) -> None:
             self._supervisor = os.getpid()

@@ -10,8 +10,6 @@ Rules: proc(5) (fd, status), osloxide's scoreboard (src/scoreboard).
 from __future__ import annotations
 
 import os
-import re
-import signal
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from osloxide import _native
 from osloxide.cli.errors import CommandError
+from osloxide.launch import process_title
+from osloxide.signals.signal_names import signal_name
 
 if TYPE_CHECKING:
     import argparse
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 NONE_FOUND = "no running launcher was found; name a PID, or run this as its user"
 
 _MEMFD = "/memfd:osloxide-scoreboard"
-
-_TITLE = re.compile(r"osloxide: (?:supervisor|worker \d+) of .+? \[(.*)\]")
-"""What osloxide.launch.process_title puts around a command line."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,8 @@ class BrokerFigures:
 class Worker:
     """One slot of a launcher.
 
-    :param service: what its group is called: the class of the service, with the group's number
+    :param service: what its group is called: the class of the service, or the application
+        of ``osloxide serve``, with the group's number
         where two groups are called the same, or the number alone.
     :param pid: None while the slot has no process.
     :param served: requests finished since the fork.
@@ -384,14 +382,10 @@ def _figures(row: dict[str, Any]) -> Figures:
 
 
 def ending(status: int) -> str:
-    """A wait status in a word or two: ``status 3``, ``SIGKILL``, ``signal 40``."""
+    """A wait status in a word or two: ``status 3``, ``SIGKILL``."""
     if not os.WIFSIGNALED(status):
         return f"status {os.waitstatus_to_exitcode(status)}"
-    number = os.WTERMSIG(status)
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return signal_name(os.WTERMSIG(status))
 
 
 def _method(row: dict[str, Any], now: float) -> Method:
@@ -437,8 +431,7 @@ def _command(pid: int) -> str:
         return ""
     # Arguments may hold newlines (python -c); the heading is one line.
     text = _printable(" ".join(b" ".join(words).decode("utf-8", "replace").split()))
-    titled = _TITLE.fullmatch(text)
-    return titled[1] if titled else text
+    return process_title.command_in(text)
 
 
 def _printable(text: str) -> str:

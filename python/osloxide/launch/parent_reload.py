@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from osloxide.launch import service_name
 from osloxide.launch.runner import reset
 from osloxide.signals import careful_log, nudge, signal_handler
 
@@ -81,7 +82,7 @@ class ParentReload:
         if self._is_stopping() and self.is_under_way:
             self.is_under_way = False  # once: what it ends is not left a second time
             service = self._resetting
-            name = "a reload" if service is None else f"{type(service).__name__}.reset()"
+            name = "a reload" if service is None else f"{service_name.of(service)}.reset()"
             LOG.info("%s ends %s in the parent", what, name)
             raise signal_handler.SignalExit(signo, 0)
 

@@ -29,6 +29,7 @@ from osloxide.launch import (
     parent_reload,
     process_title,
     scoreboard,
+    service_name,
     services,
     standard_streams,
     systemd,
@@ -42,6 +43,7 @@ from osloxide.launch import (
 from osloxide.launch.runner import DEADLINE_OF_START
 from osloxide.launch.worker_fork import ServiceWrapper
 from osloxide.signals import careful_log, policy, shutdown, signal_handler
+from osloxide.signals.signal_names import signal_name
 from osloxide.threads import identity, main_thread, stopping
 
 LOG = careful_log.logger(__name__)
@@ -260,11 +262,11 @@ class ProcessLauncher:
 
     def _handle_term(self, signo: int, frame: FrameType | None) -> None:
         self._policy.graceful_stop(signo, frame)
-        self._reload.leave_if_stopped(signo, f"Caught {signal_handler.signal_name(signo)}, which")
+        self._reload.leave_if_stopped(signo, f"Caught {signal_name(signo)}, which")
 
     def _handle_hup(self, signo: int, frame: FrameType | None) -> None:
         self._policy.reload(signo, frame)
-        self._reload.leave_if_stopped(signo, f"Caught {signal_handler.signal_name(signo)}, which")
+        self._reload.leave_if_stopped(signo, f"Caught {signal_name(signo)}, which")
 
     def _fast_exit(self, signo: int, frame: FrameType | None) -> None:
         self._policy.fast_exit(signo, frame)
@@ -438,7 +440,7 @@ class ProcessLauncher:
             due = self.restart_method
         if signo is not None:
             what = "handling" if due == "mutate" else "stopping children"
-            LOG.info("Caught %s, %s", signal_handler.signal_name(signo), what)
+            LOG.info("Caught %s, %s", signal_name(signo), what)
         return due
 
     def _respawn_children(self) -> None:
@@ -563,7 +565,7 @@ class ProcessLauncher:
             try:
                 services.call_service(service.stop)
             except Exception:
-                LOG.exception("Error stopping %s", type(service).__name__)
+                LOG.exception("Error stopping %s", service_name.of(service))
         for pid in foreign:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

@@ -11,6 +11,7 @@ Rules: cotyledon sets titles likewise, with setproctitle where that is installed
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from osloxide.launch import scoreboard
 
 LOG = logging.getLogger(__name__)
 
+_TITLE = re.compile(r".*?osloxide: (?:supervisor|template|worker \d+) of .+? \[(.*)\]")
 
 prefix = ""
 """What stands in front of every title."""
@@ -36,6 +38,12 @@ def of_template() -> None:
 def of_worker(slot: int) -> None:
     """Show this process as the worker of *slot*."""
     _show(f"osloxide: worker {slot} of {scoreboard.program_name()}")
+
+
+def command_in(text: str) -> str:
+    """The command line in the title *text*, or *text* where that is no title."""
+    titled = _TITLE.fullmatch(text)
+    return titled[1] if titled else text
 
 
 def _show(role: str) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from osloxide import _native
-from osloxide.launch import configuration, ending, orphans
+from osloxide.launch import configuration, ending, orphans, service_name
 from osloxide.launch.services import call_service
 from osloxide.launch.systemd import Notifier
 from osloxide.signals import careful_log, shutdown, signal_handler, waiting
@@ -540,7 +540,7 @@ class Runner:
             try:
                 call_service(service.stop)
             except BaseException as exc:  # noqa: BLE001  # it becomes the exit status
-                text = f"Error stopping {type(service).__name__}"
+                text = f"Error stopping {service_name.of(service)}"
                 self._status = self._status or exit_status(exc, 1, text)
         self._stopping = self._stop_thread = None
         with self._lock:
@@ -554,7 +554,7 @@ class Runner:
 
     def _cut_off(self) -> NoReturn:
         late = [
-            f"{type(service).__name__}.{method}() has not returned"
+            f"{service_name.of(service)}.{method}() has not returned"
             for service, method in (
                 (self._starting, "start"),
                 (self._resetting, "reset"),
@@ -646,7 +646,7 @@ def reset(service: Any) -> None:
         ends_program = on_main_thread and not isinstance(exc, Exception)
         if ends_program and (signal_handler.has_raised(exc) or stopping.is_kill(exc)):
             raise
-        LOG.exception("Error resetting %s", type(service).__name__)
+        LOG.exception("Error resetting %s", service_name.of(service))
 
 
 def exit_status(exc: BaseException, failure_status: int, text: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from osloxide import _native
-from osloxide.launch import launcher_index
+from osloxide.launch import launcher_index, service_name
 
 LOG = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def begin(services: Iterable[Any]) -> None:
         return
     try:
         board = make()
-        board.name_group(0, ",".join(type(service).__name__ for service in services))
+        board.name_group(0, ",".join(service_name.of(service) for service in services))
         board.claim(0, 0)
     except OSError as exc:
         LOG.warning("This process is not shown by osloxide status: %s", exc)

@@ -21,6 +21,7 @@ from osloxide.activation import import_hook
 from osloxide.launch import configuration, ending, scoreboard, services, standard_streams, systemd
 from osloxide.launch.runner import Runner, reset
 from osloxide.signals import careful_log, policy, shutdown, signal_handler
+from osloxide.signals.signal_names import signal_name
 
 LOG = careful_log.logger(__name__)
 
@@ -188,13 +189,13 @@ class ServiceLauncher(Launcher):
             ending.cut_short()
             return
         self._term_came = True
-        self._runner.request_stop(f"Caught {signal_handler.signal_name(signo)}, stopping")
+        self._runner.request_stop(f"Caught {signal_name(signo)}, stopping")
         if not self._is_waiting:
             # The main thread may never come to wait(): it may be waiting for a service to start.
             ending.begin(0, ending.AT_EXIT)
 
     def _request_reload(self, signo: int) -> None:
-        name = signal_handler.signal_name(signo)
+        name = signal_name(signo)
         self._runner.request_reconfigure(f"Caught {name}, handling")
 
     @override

@@ -17,6 +17,7 @@ from oslo_service.backend.base import ServiceBase
 
 from osloxide import exceptions, threadgroup
 from osloxide._typing import override
+from osloxide.launch import service_name
 from osloxide.signals import careful_log
 from osloxide.threads import event_loop, forked, stopping
 
@@ -79,7 +80,7 @@ def refuse_spawn(start_method: str | None, service: Any) -> None:
     """
     if start_method not in START_METHODS:
         raise exceptions.StartMethodError(
-            f"start_method {start_method!r} is not offered for {type(service).__name__}: workers "
+            f"start_method {start_method!r} is not offered for {service_name.of(service)}: workers "
             "are forked before any thread exists, so the reasons for spawning do not apply; "
             "leave start_method out"
         )
@@ -211,7 +212,7 @@ class Services:
         try:
             call_service(service.stop)
         except BaseException:
-            LOG.exception("Error stopping %s after a failed start", type(service).__name__)
+            LOG.exception("Error stopping %s after a failed start", service_name.of(service))
 
     @staticmethod
     def run_service(service: Any, done: threading.Event) -> None:

@@ -20,6 +20,7 @@ from osloxide import _native
 from osloxide.launch import ending, fault_dump, process_title, systemd
 from osloxide.launch.runner import Runner, exit_status
 from osloxide.signals import policy, shutdown, signal_handler
+from osloxide.signals.signal_names import signal_name
 
 slot: int | None = None
 """The slot of this process; None in a process that is no worker."""
@@ -101,7 +102,7 @@ def _serve(assignment: Assignment) -> int:
         if _native.parent_died():
             runner.request_stop("Parent process has died unexpectedly, exiting")
         else:
-            name = signal_handler.signal_name(signo)
+            name = signal_name(signo)
             runner.request_stop(f"Child caught {name}, stopping")
 
     def reload(_signo: int) -> None:

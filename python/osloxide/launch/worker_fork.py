@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from osloxide import _native
-from osloxide.launch import fault_dump, forking, template, worker, worker_log
+from osloxide.launch import fault_dump, forking, service_name, template, worker, worker_log
 from osloxide.signals import careful_log, policy
 
 LOG = careful_log.logger(careful_log.OF_PROCESS_LAUNCHER)
@@ -102,7 +102,7 @@ class WorkerFork:
                 self._supervisor().fork_failed(slot, getattr(error, "errno", 0) or 0)
             if not self.has_forked:
                 raise
-            LOG.error(_NOT_FORKED, slot, type(wrap.service).__name__, error)
+            LOG.error(_NOT_FORKED, slot, service_name.of(wrap.service), error)
         finally:
             self._wanted = None
 
@@ -165,7 +165,7 @@ class WorkerFork:
     def _refused(
         self, wrap: ServiceWrapper, slot: int, dump: fault_dump.FaultDump, error: OSError
     ) -> None:
-        LOG.warning(_NOT_FORKED, slot, type(wrap.service).__name__, error)
+        LOG.warning(_NOT_FORKED, slot, service_name.of(wrap.service), error)
         dump.close()
         self._supervisor().fork_failed(slot, error.errno or 0)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from osloxide import _native
+from osloxide.launch import service_name
 from osloxide.launch.worker_fork import ServiceWrapper
 from osloxide.signals import careful_log
 
@@ -39,7 +40,7 @@ class WorkerGroups:
 
     def name_of(self, group: int) -> str:
         """What the log calls its service."""
-        return type(self._wrappers[group].service).__name__
+        return service_name.of(self._wrappers[group].service)
 
     def with_workers(self) -> list[ServiceWrapper]:
         """Those that have any: one without could not be launched, or was to have none."""
@@ -54,7 +55,7 @@ class WorkerGroups:
         with self._adding:  # threads may launch at the same time
             self._wrappers.append(wrapper)  # the main thread may fork the first before this returns
             try:
-                group = supervisor.add_group(type(service).__name__, workers)
+                group = supervisor.add_group(service_name.of(service), workers)
             except BaseException:
                 self._wrappers.pop()
                 raise

@@ -16,7 +16,8 @@ import time
 
 from osloxide import _native
 from osloxide.launch import fault_dump
-from osloxide.signals import careful_log, signal_handler
+from osloxide.signals import careful_log
+from osloxide.signals.signal_names import signal_name
 
 LOG = careful_log.logger(careful_log.OF_PROCESS_LAUNCHER)
 
@@ -154,7 +155,7 @@ def describe(status: int) -> str:
         code = os.waitstatus_to_exitcode(status)
         return f"exit status {code}" + (" (see its log above)" if code else "")
     signo = os.WTERMSIG(status)
-    text = f"killed by {signal_handler.signal_name(signo)}"
+    text = f"killed by {signal_name(signo)}"
     if signo == signal.SIGKILL:
         text += ", which this process did not send; if the kernel did because memory ran out, its "
         text += "log says 'Out of memory' (dmesg)"

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from osloxide import _native
 from osloxide._typing import override
 from osloxide.signals import careful_log, shutdown
+from osloxide.signals.signal_names import signal_name
 from osloxide.threads import at_end
 
 LOG = careful_log.logger(__name__)
@@ -34,17 +35,6 @@ Handler = Callable[[int, FrameType | None], Any]
 
 OF_LAUNCHERS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM})
 """Signals that every launcher has a handler for; osloxide.signals.policy says what they mean."""
-
-
-def signal_name(signo: int) -> str:
-    """Name a signal, for log lines.
-
-    :returns: ``"SIGKILL"`` for 9; ``"signal 99"`` when the platform has no name for it.
-    """
-    try:
-        return signal.Signals(signo).name
-    except ValueError:
-        return f"signal {signo}"
 
 
 class SignalExit(SystemExit):
