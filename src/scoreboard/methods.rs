@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// Names that one worker can tell apart; what comes later is counted as the last one.
 pub const METHODS: usize = 62;
-/// The name of what found no room.
+/// The place of what found no room.
+const LAST: usize = METHODS - 1;
+/// Its name.
 const OTHERS: &str = "(others)";
 const NAME_BYTES: usize = 96;
 
@@ -24,8 +26,8 @@ const CLAIMED: u8 = 0xff;
 /// writer was killed, or is no part of the process that was forked meanwhile.
 const LOOKS: usize = 1000;
 
-/// The places that the calling thread has looked up. No lock: a process may be forked at any moment
-/// by a thread that is not this one.
+/// The places that the calling thread has looked up, of names that have one of their own. No lock: a
+/// process may be forked at any moment by a thread that is not this one.
 struct Known {
     of: *const Methods,
     places: HashMap<String, u8>,
@@ -37,6 +39,25 @@ impl Known {
             of: methods,
             places: HashMap::new(),
         }
+    }
+
+    fn place(&mut self, methods: &Methods, name: &str) -> u8 {
+        if !ptr::eq(self.of, methods) {
+            *self = Self::of(methods); // the process has claimed its row since
+        }
+        if let Some(place) = self.places.get(name) {
+            return *place;
+        }
+        let place = methods.enter(name);
+        if usize::from(place) < LAST {
+            // Names come from the network, and many may have one place: what is cut alike. Those that
+            // are asked for are soon known again.
+            if self.places.len() >= METHODS {
+                self.places.clear();
+            }
+            self.places.insert(name.to_owned(), place);
+        }
+        place
     }
 }
 
@@ -75,21 +96,8 @@ impl Method {
     /// The place of *name* in the table of this process; a new one on first use.
     pub(super) fn named(name: &str) -> Self {
         let methods = super::current_methods();
-        let place = KNOWN.with_borrow_mut(|known| {
-            if !ptr::eq(known.of, methods) {
-                *known = Known::of(methods); // the process has claimed its row since
-            }
-            if let Some(place) = known.places.get(name) {
-                return *place;
-            }
-            let place = methods.enter(name);
-            super::current().name_methods();
-            // Names come from the network: not more of them are kept than there are places.
-            if known.places.len() < METHODS {
-                known.places.insert(name.to_owned(), place);
-            }
-            place
-        });
+        let place = KNOWN.with_borrow_mut(|known| known.place(methods, name));
+        super::current().name_methods();
         Self { methods, place }
     }
 
@@ -138,13 +146,15 @@ impl Methods {
         }
     }
 
-    /// What the worker before left in the gauges is void. Called before anything runs.
-    pub(super) fn clear_gauges(&self) {
+    /// What the worker before left in the gauges is void, and so is a name that it has not written to
+    /// its end: the place is free again. Called before anything runs.
+    pub(super) fn take_over(&self) {
         for mark in &self.in_flight_slots {
             mark.store(0, Ordering::Relaxed);
         }
-        for counters in self.table.iter().take_while(|it| it.is_used()) {
+        for counters in &self.table {
             counters.queued.store(0, Ordering::Relaxed);
+            counters.free_if_unfinished();
         }
     }
 
@@ -154,14 +164,13 @@ impl Methods {
             "" => "?",
             name => name,
         };
-        let last = METHODS - 1;
-        for (place, counters) in (0..).zip(&self.table[..last]) {
+        for (place, counters) in (0..).zip(&self.table[..LAST]) {
             if counters.is_or_becomes(name) {
                 return place;
             }
         }
-        self.table[last].is_or_becomes(OTHERS);
-        u8::try_from(last).unwrap_or_default()
+        self.table[LAST].is_or_becomes(OTHERS);
+        u8::try_from(LAST).unwrap_or_default()
     }
 
     /// Copies of all that are named. Gauges are shown only of a worker that lives.
@@ -172,8 +181,7 @@ impl Methods {
         began: impl Iterator<Item = u64>,
         is_alive: bool,
     ) -> Vec<MethodSnapshot> {
-        let used = self.table.iter().take_while(|it| it.is_used());
-        let mut found: Vec<_> = used.map(Counters::read).collect();
+        let mut found: Vec<_> = self.table.iter().map(Counters::read).collect();
         if !is_alive {
             for method in &mut found {
                 method.queued = 0;
@@ -204,8 +212,15 @@ impl Counters {
         }
     }
 
-    fn is_used(&self) -> bool {
-        self.name[0].load(Ordering::Acquire) != 0
+    /// Its writer has ended: a thread that lives could go on writing.
+    fn free_if_unfinished(&self) {
+        let [first, rest @ ..] = &self.name;
+        if first.load(Ordering::Acquire) == CLAIMED {
+            for byte in rest {
+                byte.store(0, Ordering::Relaxed);
+            }
+            first.store(0, Ordering::Release);
+        }
     }
 
     /// True where this is the place of *name*; a free one becomes it.
@@ -225,7 +240,13 @@ impl Counters {
             }
             std::thread::yield_now();
         }
-        self.name() == name
+        self.is_called(name)
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        let wanted = name.bytes().chain([0]);
+        let is_it = |(byte, wanted): (&AtomicU8, u8)| byte.load(Ordering::Acquire) == wanted;
+        self.name.iter().zip(wanted).all(is_it)
     }
 
     /// Empty until it is complete.
@@ -345,6 +366,42 @@ mod tests {
         let seen = methods.read(Row::new().began(), true);
         assert_eq!(seen.len(), 1, "{seen:?}");
         assert_eq!(seen[0].name, "build");
+    }
+
+    #[test]
+    fn the_next_worker_has_the_place_of_a_name_that_was_not_written_to_its_end() {
+        let methods = leaked();
+        let [first, .., last] = &methods.table[0].name;
+        first.store(CLAIMED, Ordering::Relaxed);
+        last.store(b'x', Ordering::Relaxed);
+        assert_eq!(methods.enter("build"), 1);
+
+        methods.take_over();
+
+        let seen = || methods.read(Row::new().began(), true);
+        assert_eq!(seen().len(), 1, "a free place hides none behind it");
+        assert_eq!([methods.enter("ping"), methods.enter("build")], [0, 1]);
+        let found = seen();
+        let names: Vec<_> = found.iter().map(|method| method.name.as_str()).collect();
+        assert_eq!(names, ["ping", "build"]);
+    }
+
+    #[test]
+    fn names_that_come_once_keep_none_from_being_known() {
+        let (methods, mut known) = (leaked(), Known::of(ptr::null()));
+        methods.enter("build");
+        let long = "é".repeat(60); // cut, so each has the same place
+        for number in 0..1000 {
+            known.place(methods, &format!("{long}{number}"));
+            known.place(methods, &format!("m{number}"));
+        }
+
+        known.place(methods, "build");
+
+        assert!(known.places.contains_key("build"), "{:?}", known.places);
+        assert!(known.places.len() <= METHODS);
+        assert_eq!(known.place(methods, "m999"), 61);
+        assert!(!known.places.contains_key("m999"), "it has no place");
     }
 
     #[test]

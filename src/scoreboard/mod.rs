@@ -300,7 +300,7 @@ impl Scoreboard {
         // SAFETY: as for the row.
         let methods: &'static Methods = unsafe { &*methods };
         if row.names_methods() {
-            methods.clear_gauges();
+            methods.take_over();
         }
         CURRENT_METHODS.store(ptr::from_ref(methods).cast_mut(), Ordering::Release);
         CURRENT.store(ptr::from_ref(row).cast_mut(), Ordering::Release);
