@@ -208,6 +208,7 @@ def test_a_fork_warns_of_threads_of_the_application_and_of_no_others() -> None:
         import logging, sys, threading
         import osloxide
         osloxide.install()
+        from osloxide.green import tpool
         from osloxide.launch import forking
         from osloxide.signals.control_thread import ControlThread
         from osloxide.threads import event_loop, own, timers
@@ -222,26 +223,40 @@ def test_a_fork_warns_of_threads_of_the_application_and_of_no_others() -> None:
         nothing = lambda: None
         timers.begin(timers.Timer(3600, "t", on_due=nothing, on_woken=nothing,
                                   is_over=lambda: False))
+        tpool.set_num_threads(2)
+        begun = threading.Event()
+        tpool.setup()
+        busy = lambda: begun.set() or never.wait()
+        threading.Thread(target=tpool.execute, args=(busy,), name="busy", daemon=True).start()
+        begun.wait()
         print(sorted(thread.name for thread in threading.enumerate()))
         forking.prepare()
+        never.set()  # the end waits for tpool
     """)
 
     assert child.returncode == 0, child.stderr
     alive, warned = child.stdout.splitlines()
     assert eval(alive) == [
         "MainThread",
+        "busy",
         "bystander",
         "osloxide-asyncio",
         "osloxide-helper",
         "service control",
         "timers",
+        "tpool_thread_0",
+        "tpool_thread_1",
     ]
-    assert warned.startswith("Forking workers while 1 other threads run (bystander)")
+    # A thread of tpool is the application's as long as it runs something of that.
+    assert re.match(
+        r"Forking workers while 3 other threads run \(busy, bystander, tpool_thread_[01]\): ",
+        warned,
+    )
 
 
 def test_every_thread_is_started_or_entered_by_the_registry() -> None:
-    """Where a thread runs functions of the application, it is the application's."""
-    runs_the_application = {"loopingcall.py", "threads/timers.py", "green/tpool.py"}
+    """Where a thread does nothing but run functions of the application, it is the application's."""
+    runs_the_application = {"loopingcall.py", "threads/timers.py"}
     package = Path(osloxide.__file__).parent
     found = set()
     for path in package.rglob("*.py"):

@@ -21,7 +21,7 @@ from osloxide.green import event
 from osloxide.green._core import greenlets as _greenlets
 from osloxide.green.greenthread import sleep
 from osloxide.green.timeout import Timeout
-from osloxide.threads import forked, inherited
+from osloxide.threads import forked, inherited, own
 
 __all__ = ["Proxy", "execute", "killall", "set_num_threads"]
 
@@ -41,10 +41,12 @@ _setup_lock = threading.Lock()
 
 
 def _work(requests: Any) -> None:
+    me = threading.current_thread()
     while True:
         request = requests.get()
         if request is None:
             return
+        own.leave(me)
         done, function, args, kwargs = request
         try:
             outcome: Any = (None, forked.call(function, *args, **kwargs))
@@ -57,6 +59,7 @@ def _work(requests: Any) -> None:
         # What the function left thread-local is the pool's: as in eventlet.
         del request, done, function, args, kwargs, outcome
         _greenlets.renew()
+        own.enter(me)
 
 
 def setup() -> None:
@@ -81,8 +84,9 @@ def _start_threads() -> None:
         )
     _requests = _queue.SimpleQueue()
     for number in range(_nthreads):
-        thread = threading.Thread(
-            target=_work, args=(_requests,), name=f"tpool_thread_{number}", daemon=True
+        name = f"tpool_thread_{number}"
+        thread = own.enter(
+            threading.Thread(target=_work, args=(_requests,), name=name, daemon=True)
         )
         thread.start()
         _threads.append(thread)

@@ -38,8 +38,16 @@ def enter(thread: threading.Thread) -> threading.Thread:
     return thread
 
 
+def leave(thread: threading.Thread) -> None:
+    """Take a thread out of the registry: it runs code of the application until entered again.
+
+    In between it may hold locks of the application, which a fork has to mind.
+    """
+    _own.discard(thread)
+
+
 def of_application() -> list[threading.Thread]:
-    """The live threads that the application started, without the calling thread."""
+    """The live threads that the application started, or runs on, without the calling thread."""
     current = threading.current_thread()
     return [
         thread
