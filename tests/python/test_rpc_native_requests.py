@@ -101,6 +101,41 @@ print(json.dumps([results, len(polled), ran]))
     assert all("osloxide-rpc" in name for name in threads)
 
 
+def test_a_worker_is_forked_beside_a_client_and_a_server_of_its_parent(broker: Broker) -> None:
+    """A parent that makes RPC calls, as designate's does, replaces a killed worker."""
+    seen = run(
+        broker,
+        """
+from osloxide import _native
+from osloxide.launch import forking
+
+server = serve()
+server.start()
+client.prepare(topic="elsewhere").cast({}, "echo", x=1)
+beside = sorted(set(_native.native_threads()) - {"amqp-heartbeats"})
+
+forking.prepare()
+pid = os.fork()
+if pid == 0:
+    status = 1
+    try:
+        server.stop()
+        server.wait()
+        client.prepare(topic="elsewhere").cast({}, "echo", x=2)
+        transport.cleanup()
+        status = 0
+    finally:
+        os._exit(status)
+ended = os.waitpid(pid, 0)[1]
+answer = client.call({}, "echo", x=3)
+end(server)
+print(json.dumps([beside, ended, answer[0]]))
+""",
+    )
+
+    assert seen == [["amqp-client", "amqp-listeners"], 0, 3]
+
+
 def test_what_is_no_request_as_oslo_messaging_writes_it_is_polled_for(broker: Broker) -> None:
     assert run(
         broker,

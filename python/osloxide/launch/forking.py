@@ -27,10 +27,11 @@ from osloxide.threads import cpu_time, own, pausing
 
 LOG = careful_log.logger(__name__)
 
-_HARMLESS = frozenset({"osloxide-watch", "amqp-heartbeats"})
+_HARMLESS = frozenset({"osloxide-watch", "amqp-heartbeats", "amqp-client", "amqp-listeners"})
 """Native threads that may run during a fork: they run no Python, and a child touches nothing that
-they lock. The watch thread is there in a process that is told to stop; the other one as soon as a
-parent of workers speaks to RabbitMQ, and a killed worker has to be replaced all the same."""
+they lock. The watch thread is there in a process that is told to stop; the others as soon as a
+parent of workers speaks to RabbitMQ, and a killed worker has to be replaced all the same. A child
+makes clients and listeners of its own (osloxide.messaging.rabbit.native_client)."""
 _ENDING = 0.5
 """Seconds that native threads may take to end which have nothing left to do."""
 _BETWEEN_LOOKS = 0.02
