@@ -5,6 +5,8 @@ Rules: threading (Library Reference), of which the thread that forks is the main
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from _children import run_python
 
@@ -77,6 +79,107 @@ def test_a_child_of_a_greenthread_has_a_main_thread_that_can_end(call: str) -> N
 
     assert done.stderr == ""
     assert done.stdout.split()[-1:] == ["7"], done.stdout
+
+
+LEFT = """
+import logging, os, signal, sys
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import eventlet
+from eventlet import event, greenpool, lock, queue, semaphore
+from oslo_concurrency import lockutils
+
+sys.path.insert(0, sys.argv[1])
+begun = []
+
+class Handler(logging.Handler):
+    def emit(self, record):
+        if record.getMessage() == "slow":
+            begun.append(1)
+            eventlet.sleep(1000)
+
+def hold(*locks):
+    if locks:
+        with locks[0]:
+            hold(*locks[1:])
+    begun.append(1)
+    eventlet.sleep(1000)
+
+def log():
+    logging.error("slow")
+
+def load():
+    import half_loaded
+
+logging.getLogger().addHandler(Handler())
+mutex, acquired, plain = lock.Lock(), lock.Lock(), semaphore.Semaphore()
+pool = greenpool.GreenPool(2)
+items, event_, idle = queue.Queue(), event.Event(), semaphore.Semaphore(0)
+one_item = queue.Queue(1)
+one_item.put("first")
+named = [lockutils.lock("name"), lockutils.lock("fair", fair=True)]
+others = [
+    eventlet.spawn(hold, mutex, plain, *named),
+    eventlet.spawn(lambda: acquired.acquire() and hold()),
+    pool.spawn(hold),
+    eventlet.spawn(log),
+    eventlet.spawn(load),
+]
+pool.spawn_n(hold)
+waiting = [eventlet.spawn(wait) for wait in (items.get, event_.wait, idle.acquire)]
+waiting.append(eventlet.spawn(one_item.put, "second"))
+while len(begun) < 6:
+    eventlet.sleep(0.01)
+later = eventlet.spawn_after(1000, print)
+
+def ends(wait):
+    try:
+        wait()
+    except eventlet.greenlet.GreenletExit:
+        return "ended"
+
+pid = os.fork()
+if not pid:
+    signal.alarm(40)  # what waits for ever ends here
+    with mutex, plain, lockutils.lock("name"), lockutils.lock("fair", fair=True):
+        logging.error("not held")
+    print("locks are free", mutex.counter, plain.counter, acquired.acquire(timeout=20))
+    print(pool.free(), pool.running(), pool.waitall(), pool.spawn(int).wait())
+    print(*(each.dead for each in (*others, *waiting, later)))
+    print(ends(others[0].wait), ends(later.wait), others[0].kill())
+    ours = [eventlet.spawn(wait) for wait in (items.get, event_.wait, idle.acquire)]
+    eventlet.sleep(0.01)
+    items.put("item")
+    event_.send("sent")
+    idle.release()
+    print(*(each.wait() for each in ours), one_item.get(), one_item.get())
+    open(sys.argv[1] + "/half_loaded.py", "w").write("x = 'loaded'")
+    import half_loaded
+    print(half_loaded.x, flush=True)
+    os._exit(0)
+print(os.waitpid(pid, 0)[1], pool.running(), plain.counter, [each.dead for each in waiting])
+others[3].kill()  # the end of the interpreter waits for the lock of its handler
+"""
+
+
+def test_locks_of_greenthreads_that_a_child_does_not_have_are_free_and_nothing_is_handed_to_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "half_loaded.py").write_text(
+        "import __main__, eventlet\n__main__.begun.append(1)\neventlet.sleep(1000)\n"
+    )
+
+    done = run_python(LEFT, str(tmp_path), PYTHONWARNINGS="ignore::DeprecationWarning")
+
+    assert done.stdout.splitlines() == [
+        "locks are free 1 1 True",
+        "2 0 None 0",
+        " ".join(["True"] * 10),
+        "ended ended None",
+        "item sent True first second",
+        "loaded",
+        "0 2 0 [False, False, False, False]",
+    ], done.stderr
 
 
 NATIVE = """

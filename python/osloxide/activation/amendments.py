@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "neutron.policy": (_POLICY,),
     "neutron_lib.policy._engine": (_POLICY,),
     "nova.service": (_NOVA,),
+    "oslo_concurrency.lockutils": ("osloxide.adapters.named_locks:amend",),
     "oslo_context.context": ("osloxide.adapters.context:amend",),
     "oslo_log.log": ("osloxide.adapters.log:amend",),
     "oslo_messaging._drivers.amqpdriver": (

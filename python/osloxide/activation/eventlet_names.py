@@ -111,11 +111,11 @@ def adopt(module: Any) -> None:
             value.__module__ = name
 
 
-def refuse(fullname: str) -> ImportError:
+def refuse(fullname: str) -> ModuleNotFoundError:
     """The error for a module of eventlet or greenlet that osloxide does not have."""
     fullname = fullname.replace("osloxide.green", "eventlet")
     root = fullname.partition(".")[0]
-    return ImportError(
+    return ModuleNotFoundError(
         f"{fullname} is not served: osloxide serves {root} from native threads and has no such "
         f"module; where the real {root} has it, start the service with {VARIABLE}=real",
         name=fullname,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,11 +13,15 @@ from osloxide.green._core.greenlets import getcurrent, greenlet
 from osloxide.green._core.interruption import GreenletExit
 from osloxide.green._core.turns import lock
 from osloxide.green._core.waits import hold
+from osloxide.threads import identity
 
 __all__ = ["GreenPile", "GreenPool"]
 
 DEBUG = True
 """Whether what functions of ``spawn_n()`` raise is printed."""
+
+
+_pools: identity.WeakIdentitySet[GreenPool] = identity.WeakIdentitySet()
 
 
 class GreenPool:
@@ -35,6 +40,7 @@ class GreenPool:
         self.coroutines_running: set[greenlet] = set()
         self.sem = semaphore.Semaphore(size)
         self.no_coros_running = event.Event()
+        _pools.add(self)
 
     def resize(self, new_size: int) -> None:
         """Change how many may run; those that run go on, and :meth:`free` may be negative."""
@@ -208,3 +214,18 @@ class GreenMap(GreenPile):
         if isinstance(val, StopIteration):
             raise val
         return val
+
+
+def _leave_ended() -> None:
+    """A forked child has none of those that run in the parent, nor of those that wait for room."""
+    for pool in _pools:
+        ended = {coro for coro in pool.coroutines_running if coro.dead}
+        pool.coroutines_running -= ended
+        pool.sem.counter += len(ended)
+        pool.sem._waiters.clear()
+        if ended and not pool.coroutines_running and not pool.no_coros_running.ready():
+            pool.no_coros_running._waiters.clear()
+            pool.no_coros_running.send(None)
+
+
+os.register_at_fork(after_in_child=_leave_ended)

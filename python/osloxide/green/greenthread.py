@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from osloxide._typing import override
 from osloxide.green import event, hubs, support, timeout
 from osloxide.green._core import clock as _clock
 from osloxide.green._core import greenlets as _greenlets
@@ -223,6 +224,13 @@ class GreenThread(greenlet):
         # Those that wait have got it, and what links raise is lost.
         with contextlib.suppress(BaseException):
             self.main(refuse, (), {})
+
+    @override
+    def _end_in_child(self) -> None:
+        """Who waits for it in the child gets GreenletExit; its links are its own and not called."""
+        if not self._exit_event.ready():
+            self._exit_event._waiters.clear()
+            self._exit_event.send_exception(_interruption.GreenletExit())
 
     def _resolve_links(self) -> None:
         while True:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
 from osloxide._typing import override
-from osloxide.green.semaphore import Semaphore
+from osloxide.green._core import turns as _turns
+from osloxide.green._core import waits as _waits
+from osloxide.green.semaphore import Semaphore, _without
 
 __all__ = ["Lock"]
 
 
 class Lock(Semaphore):
     """As ``threading.Lock``."""
+
+    _holder: _turns.TurnTaker | None = None
+
+    @override
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+        """Lock; see :meth:`Semaphore.acquire`."""
+        acquired = super().acquire(blocking, timeout)
+        if acquired:
+            me = _waits.current_carrier()
+            with _turns.lock:
+                self._holder = me
+                me._held += (self,)
+        return acquired
+
+    @override
+    def __enter__(self) -> None:
+        self.acquire()
 
     @override
     def release(self, blocking: bool = True) -> bool:
@@ -19,8 +40,26 @@ class Lock(Semaphore):
         """
         if self.counter > 0:
             raise RuntimeError("release unlocked lock")
+        with _turns.lock:
+            holder, self._holder = self._holder, None
+            if holder is not None:
+                holder._held = _without(holder._held, self)
         return super().release(blocking)
 
+    @override
+    def __exit__(
+        self,
+        typ: type[BaseException] | None,
+        val: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @override
+    def _free_in_child(self) -> None:
+        self._at_fork_reinit()
+
     def _at_fork_reinit(self) -> None:
+        self._holder = None
         self.counter = 1
         self._waiters.clear()

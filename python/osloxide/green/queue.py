@@ -109,6 +109,7 @@ class ItemWaiter(Waiter):
 
 
 class _Unlock:
+    outlives_fork = True  # the queue schedules no other one before this one's turn
     __slots__ = ("queue",)
 
     def __init__(self, queue: LightQueue) -> None:

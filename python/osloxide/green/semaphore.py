@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import time
 from types import TracebackType
+from typing import Any
 
 from osloxide._typing import override
 from osloxide.green._core import clock as _clock
@@ -28,6 +29,14 @@ class _Offer:
 
     def take_turn(self) -> None:
         self.semaphore._do_acquire()
+
+
+def _without(held: tuple[Any, ...], lock: Any) -> tuple[Any, ...]:
+    """*held* without the last *lock* of it."""
+    for index in reversed(range(len(held))):
+        if held[index] is lock:
+            return held[:index] + held[index + 1 :]
+    return held
 
 
 class Semaphore:
@@ -115,6 +124,11 @@ class Semaphore:
 
     def __enter__(self) -> None:
         self.acquire()
+        _waits.current_carrier()._held += (self,)
+
+    def _free_in_child(self) -> None:
+        """In a forked child: one that is not there has entered, and leaves."""
+        self.counter += 1
 
     def release(self, blocking: bool = True) -> bool:
         """Count up; whoever waits longest goes on in its turn."""
@@ -138,6 +152,8 @@ class Semaphore:
         tb: TracebackType | None,
     ) -> None:
         self.release()
+        me = _waits.current_carrier()
+        me._held = _without(me._held, self)
 
     @property
     def balance(self) -> int:

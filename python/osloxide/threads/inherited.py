@@ -4,12 +4,19 @@ Owns references to it, which stay until the child ends, and what takes its place
 destructor in the child would act on what the parent goes on using: it says goodbye on a socket that
 both have, or runs the ``finally`` blocks of a coroutine.
 
-The data that CPython keeps for each thread are src/python/thread_data.rs's.
+The data that CPython keeps for each thread are src/python/thread_data.rs's. What another thread was
+importing is imported once more: CPython renews its lock of all imports in a child and none of those
+of single modules, which it has in ``sys.modules`` as far as they have come.
+
+Rules: importlib._bootstrap of CPython 3.11 to 3.15 (``_module_locks``, ``__spec__._initializing``).
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import os
+import sys
 import threading
 from typing import Any
 
@@ -40,3 +47,21 @@ def event_of_the_past() -> threading.Event:
     event = threading.Event()
     event.set()
     return event
+
+
+def _forget_imports() -> None:
+    me = threading.get_ident()
+    bootstrap: Any = importlib._bootstrap
+    locks: dict[str, Any] = getattr(bootstrap, "_module_locks", {})
+    for name, reference in list(locks.items()):
+        lock = reference()
+        if getattr(lock, "owner", None) in (None, me):
+            continue
+        keep(lock)
+        locks.pop(name, None)
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        if getattr(spec, "_initializing", False):
+            keep(sys.modules.pop(name))
+
+
+os.register_at_fork(after_in_child=_forget_imports)

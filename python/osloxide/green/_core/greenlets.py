@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from osloxide._typing import override
-from osloxide.green._core import outsiders
+from osloxide.green._core import fork, outsiders
 from osloxide.green._core import turns as _turns
 from osloxide.green._core.handle import GreenThreadHandle
 from osloxide.green._core.interruption import (
@@ -182,6 +182,7 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
         local.carrier = self
         local.current = self._identity or self
         self._ident, self._native_id = _thread.get_ident(), _thread.get_native_id()
+        fork.living.add(self)
         thread = register_thread(f"GreenThread-{next(_numbers)}", GreenThreadHandle)
         try:
             with lock:
@@ -193,6 +194,7 @@ class greenlet(TurnTaker):  # noqa: N801 - greenlet's name
             if begins:
                 self._live(*beginning)
         finally:
+            fork.living.discard(self)
             local.carrier = local.current = None
             thread.leave()  # type: ignore[attr-defined]
 

@@ -34,6 +34,11 @@ def enter(me: TurnTaker) -> None:
             me._pending = collections.deque([Interruption(GreenletExit())])
 
 
+def all_standing() -> list[TurnTaker]:
+    """The greenlets of such threads, and of the main thread; also of some that have ended."""
+    return [standing for thread in _standing if (standing := _standing.get(thread)) is not None]
+
+
 def standing_for(thread: threading.Thread) -> TurnTaker | None:
     """Who takes turns on *thread*; None when it has never waited here, or has ended."""
     with lock:

@@ -48,6 +48,9 @@ Outcome = tuple[BaseException | None, Any]
 NEW, READY, RUNNING, PARKED, DEAD = range(5)
 """What a greenlet is in."""
 
+_PATIENCE = 1.0
+"""Seconds that a fork waits for the lock."""
+
 _RETRY = 0.5
 """Seconds after which a greenlet is tried again for which the system had no thread."""
 
@@ -82,6 +85,8 @@ class TurnTaker:
     _ident = 0
     _native_id = 0
     _in_switch = False
+    _held: tuple[Any, ...] = ()
+    """The locks that it has by a ``with`` statement, for a child that it is not in."""
     _waits = 0
     _latch: tuple[Any, Any] | None = None
     _killers: list[Any] | None = None
@@ -100,6 +105,9 @@ class TurnTaker:
     def _bootstrap(self) -> None:
         """All that its thread does for it."""
         raise NotImplementedError
+
+    def _end_in_child(self) -> None:
+        """Called in a forked child that does not have it, once it is dead there."""
 
 
 class _Local(threading.local):
@@ -136,6 +144,8 @@ turns = Turns()
 class Clock(Protocol):
     """What this module asks of the clock, always with the lock."""
 
+    heap: list[tuple[float, int, Any]]
+
     def contended(self) -> None:
         """Something waits for the baton."""
 
@@ -148,6 +158,9 @@ class Clock(Protocol):
 
 clock: Clock = None  # type: ignore[assignment]
 """Set by :mod:`osloxide.green._core.clock`."""
+
+left_behind: list[Any] = []
+"""In a forked child: what was in the queue and at the clock, for :mod:`._core.fork`."""
 
 newcomer: Callable[[], TurnTaker] = None  # type: ignore[assignment]
 """Lets the calling thread take part, which has not yet; who takes turns on it from now on. Set by
@@ -314,10 +327,14 @@ def start(target: TurnTaker, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
 
 def _forget() -> None:
     """A forked child has the calling thread alone."""
-    global main
+    global left_behind, main
     me = local.carrier
+    # The clock of the parent is still the one here: it is a hook of its own that begins another.
+    left_behind = [*turns.ready, *(entry for _, _, entry in clock.heap)]
     inherited.keep(turns.ready, turns.woken)
-    turns.ready = collections.deque()
+    turns.ready = collections.deque(
+        entry for entry in turns.ready if getattr(entry, "outlives_fork", False)
+    )
     turns.woken = None
     turns.holder = me
     turns.count += 1
@@ -330,4 +347,19 @@ def _forget() -> None:
     main = me
 
 
-os.register_at_fork(after_in_child=_forget)
+def _hold() -> None:
+    """A fork is about to come: none but its thread has the lock, if that can be had.
+
+    Without it a child may find a primitive as that is between two statements. A thread that has it
+    may log a failure, and the one that forks may have the locks of logging.
+    """
+    lock.acquire(timeout=_PATIENCE)
+
+
+def _let_go_in_parent() -> None:
+    owned: Any = lock
+    if owned._is_owned():
+        lock.release()
+
+
+os.register_at_fork(before=_hold, after_in_parent=_let_go_in_parent, after_in_child=_forget)
