@@ -459,6 +459,10 @@ class TlsConfig:
         """Read and check again; connections accepted from now on use what was read. On an error
         everything stays as it was."""
 
+def amqp_remedy(code: int, text: str) -> str | None:
+    """What an operator can do where a broker refuses a declaration with this reply code and text; None
+    where that is not known."""
+
 # ---- AMQP frames (src/python/frames.rs) ----------------------------------------------------------
 
 def amqp_deliveries(
@@ -718,8 +722,8 @@ class AmqpSubscriber:
 class AmqpSubscription:
     """What one listener consumes. Collected, it is consumed no more."""
     def wait_standing(self, timeout: float | None = None) -> tuple[str, Any]:
-        """Wait, interpreter released, until the queues are consumed: ``consuming``; ``refused`` with
-        the broker's code and text; ``unusable`` (the brokers, with these options) and why;
+        """Wait, interpreter released, until the queues are consumed: ``consuming``; ``refused`` and
+        what was, the broker's code and text, and what can be done; ``unusable`` (the brokers, with these options) and why;
         ``closed`` before that, as the transport is; ``timeout`` after *timeout* seconds."""
     def next(self, timeout: float | None = None) -> AmqpDelivery | None:
         """The next message, waited for *timeout* seconds, interpreter released; None as well once it

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyString};
 
 use crate::amqp::client::{
-    Client, Event, Exchange, ExchangeType, Host, Mechanism, Message, Options, Pauses,
+    self, Client, Event, Exchange, ExchangeType, Host, Mechanism, Message, Options, Pauses,
     PendingRequest, Properties, Queue, Table, TlsFiles, Value,
 };
 
@@ -19,6 +19,12 @@ use crate::amqp::client::{
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 /// A cluster that recovers may take long to declare a queue; one that takes longer has forgotten it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(180);
+
+/// What an operator can do where a broker refuses a declaration.
+#[pyfunction]
+pub(super) fn amqp_remedy(code: u16, text: &str) -> Option<String> {
+    client::remedy(code, text)
+}
 
 /// One client of a transport.
 #[pyclass(frozen, module = "osloxide._native")]

@@ -144,10 +144,7 @@ impl AmqpSubscription {
         })?;
         Ok(match standing.unwrap_or(Standing::TimedOut) {
             Standing::Consuming => ("consuming", None),
-            Standing::Refused(code, text) => {
-                let detail = (code, text).into_pyobject(py)?;
-                ("refused", Some(detail.into_any()))
-            }
+            Standing::Refused(_, text) => ("refused", Some(PyString::new(py, &text).into_any())),
             Standing::Unusable(text) => ("unusable", Some(PyString::new(py, &text).into_any())),
             Standing::Closed => ("closed", None),
             Standing::TimedOut => ("timeout", None),

@@ -36,7 +36,7 @@ mod _native {
     use std::sync::OnceLock;
 
     #[pymodule_export]
-    use super::amqp_client::{AmqpClient, AmqpRequest};
+    use super::amqp_client::{AmqpClient, AmqpRequest, amqp_remedy};
     #[pymodule_export]
     use super::amqp_delivery::AmqpDelivery;
     #[pymodule_export]

@@ -24,6 +24,7 @@ use super::methods::{
     self, COMMAND_INVALID, FRAME_ERROR, Method, PROTOCOL_HEADER, Refusal, Table, UNEXPECTED_FRAME,
     Value, Violation,
 };
+use super::refusals::Verdict;
 use super::{Host, Options, PATIENCE, TlsFiles};
 use crate::amqp::heartbeat::{AmqpConnection, Heartbeats, PIECE};
 use crate::amqp::tls::{self, Session};
@@ -61,9 +62,28 @@ impl Fault {
     pub(super) fn text(&self) -> String {
         match self {
             Self::Lost(text) | Self::Unusable(text) => text.clone(),
-            Self::Closed(refusal) => format!("the broker says {}: {}", refusal.code, refusal.text),
-            Self::Refused(refusal) => format!("{}: {}", refusal.code, refusal.text),
+            Self::Closed(refusal) => format!("the broker says {refusal}"),
+            Self::Refused(refusal) => refusal.to_string(),
             Self::Violation(violation) => violation.to_string(),
+        }
+    }
+
+    /// As this, where it was met as *what* was declared.
+    pub(super) fn of(self, what: impl FnOnce() -> String) -> Self {
+        match self {
+            Self::Refused(refusal) => Self::Refused(refusal.of(what())),
+            Self::Closed(refusal) if refusal.verdict() != Verdict::Other => {
+                Self::Closed(refusal.of(what()))
+            }
+            Self::Lost(_) | Self::Closed(_) | Self::Violation(_) | Self::Unusable(_) => self,
+        }
+    }
+
+    /// Why the broker has closed the connection, where it has.
+    pub(super) fn closed(&self) -> Option<&Refusal> {
+        match self {
+            Self::Closed(refusal) => Some(refusal),
+            Self::Lost(_) | Self::Refused(_) | Self::Violation(_) | Self::Unusable(_) => None,
         }
     }
 

@@ -10,6 +10,7 @@ use super::connection::{Connection, Fault};
 use super::conversation::{Conversation, is_of_other_durability};
 use super::listening::Queue;
 use super::methods::{self, Method, NOT_FOUND};
+use super::refusals;
 
 /// Declares *queue* on *channel*; the channel that is open then.
 pub(super) fn declare_queue(
@@ -68,8 +69,9 @@ fn try_queue(
     if !queue.exchange.name.is_empty() {
         let request = methods::exchange_declare(channel, &queue.exchange);
         let outcome = conversation.ask(connection, channel, request, &Method::ExchangeDeclareOk);
-        if outcome.is_err() {
-            return (outcome, false);
+        if let Err(fault) = outcome {
+            let fault = fault.of(|| refusals::of_exchange(&queue.exchange));
+            return (Err(fault), false);
         }
     }
     let mut bits = 0;
@@ -81,6 +83,13 @@ fn try_queue(
     }
     let request = methods::queue_declare(channel, &queue.name, bits, &queue.arguments);
     let outcome = conversation.ask(connection, channel, request, &Method::QueueDeclareOk);
+    let describe = || {
+        let Queue {
+            name, arguments, ..
+        } = queue;
+        refusals::of_queue(name, queue.is_durable, queue.is_auto_delete, arguments)
+    };
+    let outcome = outcome.map_err(|fault| fault.of(describe));
     if outcome.is_err() || queue.exchange.name.is_empty() {
         return (outcome, true);
     }
@@ -91,5 +100,9 @@ fn try_queue(
         &queue.routing_key,
     );
     let outcome = conversation.ask(connection, channel, request, &Method::QueueBindOk);
-    (outcome, false)
+    let bind = || {
+        let (queue, exchange) = (describe(), refusals::of_exchange(&queue.exchange));
+        format!("binding of {queue} to {exchange}")
+    };
+    (outcome.map_err(|fault| fault.of(bind)), false)
 }

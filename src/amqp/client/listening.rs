@@ -17,9 +17,13 @@ use crate::locks::{Condvar, Mutex};
 use super::begun::Begun;
 use super::delivery::{Delivery, PickUp, Settling, Sink};
 use super::envelope;
-use super::methods::{self, Exchange, Properties, Refusal, Table, Value};
+use super::methods::{self, Exchange, Properties, Refusal, Source, Table, Value};
 use super::state::Outlet;
 
+/// Between the first two attempts to declare what the broker has refused after it was consumed.
+const RETRY_REFUSED: Duration = Duration::from_secs(2);
+/// The longest of those pauses. An attempt may cost the connection of all listeners.
+const LONGEST_RETRY_REFUSED: Duration = Duration::from_secs(15);
 /// Where a stream is read from by one that has read nothing of it.
 const STREAM_OFFSET: &str = "x-stream-offset";
 
@@ -55,7 +59,7 @@ pub struct Queue {
 pub enum Standing {
     /// Its queues were declared and are consumed, or will be again.
     Consuming,
-    /// The broker refuses to declare one of them: its code and text.
+    /// The broker refuses to declare one of them: its code; which, the broker's words and what can be done.
     Refused(u16, String),
     /// No broker can be used with these options.
     Unusable(String),
@@ -123,6 +127,8 @@ struct Inner {
     is_cancelled: bool,
     /// Not declared again before.
     rests_until: Option<Instant>,
+    /// How often in turn the broker has refused it.
+    refusals: u32,
     /// Where to go on in a stream, by the number of its queue.
     offsets: HashMap<u16, i64>,
     /// Why the broker has closed the channel, each time.
@@ -384,7 +390,10 @@ impl Listening {
 
     /// All queues are consumed.
     pub(super) fn consuming(&self) {
-        self.inner.lock().standing = Some(Standing::Consuming);
+        let mut inner = self.inner.lock();
+        inner.standing = Some(Standing::Consuming);
+        inner.refusals = 0;
+        drop(inner);
         self.changed.notify_all();
     }
 
@@ -400,7 +409,7 @@ impl Listening {
         let mut late = inner.waiting.values().filter(|it| !it.is_early);
         let longest = late.next().map(|waiting| waiting.since.elapsed());
         inner.waiting.retain(|_, waiting| waiting.is_early);
-        if let Some(Refusal { code, text }) = reason {
+        if let Some(Refusal { code, text, .. }) = reason {
             inner.closures.push((format!("{code} {text}"), longest));
         }
         if inner.wanted == Stage::Stopped {
@@ -417,9 +426,14 @@ impl Listening {
         inner.offsets.remove(&number);
     }
 
-    /// It is not declared again before *until*.
-    pub(super) fn rest(&self, until: Instant) {
-        self.inner.lock().rests_until = Some(until);
+    /// The broker has refused it: it is not declared again for a time, which is longer each time.
+    pub(super) fn rest(&self, now: Instant) -> Duration {
+        let mut inner = self.inner.lock();
+        let pause = RETRY_REFUSED * 2_u32.saturating_pow(inner.refusals.min(16));
+        let pause = pause.min(LONGEST_RETRY_REFUSED);
+        inner.refusals = inner.refusals.saturating_add(1);
+        inner.rests_until = Some(now + pause);
+        pause
     }
 
     /// It does not come about.
@@ -454,6 +468,38 @@ impl Listening {
         lost
     }
 
+    /// A message for the consumer of that number whose properties cannot be read. It would be delivered
+    /// again for ever: the broker is told to forget it, or to move it to the queue's dead letters. False
+    /// when there is no such consumer.
+    pub(super) fn refuse(&self, number: u16, tag: u64, source: &Source, size: usize) -> bool {
+        let Some(queue) = self.queue(number) else {
+            return false;
+        };
+        let inner = self.inner.lock();
+        // A stream keeps its messages, and knows no dead letters.
+        let frame = if queue.is_stream {
+            methods::ack
+        } else {
+            methods::reject
+        };
+        self.say(&inner, inner.epoch, |channel| frame(channel, tag));
+        drop(inner);
+        let Source {
+            exchange,
+            routing_key,
+        } = source;
+        let name = &queue.name;
+        tracing::error!(
+            "a message whose properties cannot be read is rejected: queue {name:?}, exchange {exchange:?}, \
+             routing key {routing_key:?}, {size} bytes"
+        );
+        true
+    }
+
+    fn queue(&self, number: u16) -> Option<&Queue> {
+        self.queues.get(usize::from(number).wrapping_sub(1))
+    }
+
     /// A message for the consumer of that number, from 1 on; false when there is none.
     pub(super) fn deliver(
         self: &Arc<Self>,
@@ -462,7 +508,7 @@ impl Listening {
         properties: Properties,
         body: Vec<u8>,
     ) -> bool {
-        let Some(queue) = self.queues.get(usize::from(number).wrapping_sub(1)) else {
+        let Some(queue) = self.queue(number) else {
             return false;
         };
         let mut inner = self.inner.lock();

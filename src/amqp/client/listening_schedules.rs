@@ -263,6 +263,7 @@ impl World {
         let refusal = Refusal {
             code: 406,
             text: "PRECONDITION_FAILED".to_owned(),
+            ..Refusal::default()
         };
         self.listening.end_epoch(is_closed.then_some(&refusal));
         for number in channel.unsettled.into_values().flatten() {

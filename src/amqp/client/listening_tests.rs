@@ -120,6 +120,7 @@ impl Fixture {
         let refusal = Refusal {
             code: 406,
             text: "timed out".to_owned(),
+            ..Refusal::default()
         };
         self.listening.end_epoch(Some(&refusal));
     }

@@ -29,6 +29,8 @@ pub(super) const COMMAND_INVALID: u16 = 503;
 pub(super) const UNEXPECTED_FRAME: u16 = 505;
 /// A broker that stops, or an operator, closes connections; nothing is wrong with what was sent.
 pub(super) const CONNECTION_FORCED: u16 = 320;
+/// `basic.publish`.
+pub(super) const BASIC_PUBLISH: (u16, u16) = (BASIC, 40);
 /// Reply codes that are looked at here.
 pub(super) const NOT_FOUND: u16 = 404;
 pub(super) const PRECONDITION_FAILED: u16 = 406;
@@ -50,10 +52,14 @@ pub enum Value {
 pub type Table = Vec<(String, Value)>;
 
 /// Why a peer has closed a connection or a channel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) code: u16,
     pub(super) text: String,
+    /// Class and number of the method that is to blame; zeros where the peer names none.
+    pub(super) method: (u16, u16),
+    /// What was declared, where this is the answer to that.
+    pub(super) what: String,
 }
 
 /// What arrived breaks the protocol; the code is the one to close the connection with.
@@ -71,6 +77,13 @@ impl Violation {
             text: text.into(),
         }
     }
+}
+
+/// Where a message was sent to; what is no UTF-8 in it is replaced. Empty where the broker does not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Source {
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
 }
 
 /// A method that a broker sends to a client.
@@ -115,6 +128,7 @@ pub(super) enum Method {
         /// As that of [`Method::Cancel`].
         consumer: u16,
         tag: u64,
+        source: Source,
     },
     Ack {
         tag: u64,
@@ -176,7 +190,7 @@ impl Method {
             (BASIC, 30) => consumer(reader).map(|consumer| Self::Cancel { consumer }),
             (BASIC, 31) => Some(Self::CancelOk),
             (BASIC, 50) => {
-                refusal(reader).map(|Refusal { code, text }| Self::Return { code, text })
+                refusal(reader).map(|Refusal { code, text, .. }| Self::Return { code, text })
             }
             (BASIC, 60) => Self::deliver(reader),
             (BASIC, 80) => settled(reader).map(|(tag, is_multiple)| Self::Ack { tag, is_multiple }),
@@ -208,9 +222,15 @@ impl Method {
     }
 
     fn deliver(reader: &mut Reader<'_>) -> Option<Self> {
+        let (consumer, tag) = (consumer(reader)?, reader.u64()?);
+        let _is_redelivered = reader.u8();
         Some(Self::Deliver {
-            consumer: consumer(reader)?,
-            tag: reader.u64()?,
+            consumer,
+            tag,
+            source: Source {
+                exchange: text(reader).unwrap_or_default(),
+                routing_key: text(reader).unwrap_or_default(),
+            },
         })
     }
 }
@@ -229,6 +249,8 @@ fn refusal(reader: &mut Reader<'_>) -> Option<Refusal> {
     Some(Refusal {
         code: reader.u16()?,
         text: text(reader)?,
+        method: (reader.u16().unwrap_or(0), reader.u16().unwrap_or(0)),
+        what: String::new(),
     })
 }
 
@@ -253,6 +275,9 @@ pub struct Properties {
     pub delivery_count: Option<i64>,
     /// Empty where the sender gave none.
     pub message_id: String,
+    /// The rest of the header cannot be read, and all but the length is empty. Brokers pass such headers
+    /// on, each time that they deliver the message.
+    pub is_unreadable: bool,
 }
 
 impl Properties {
@@ -261,16 +286,25 @@ impl Properties {
         self.content_type == CONTENT_TYPE.1
             && self.content_encoding == CONTENT_ENCODING.1
             && self.compression.is_none()
+            && !self.is_unreadable
     }
 
-    /// Reads the payload of a content header frame.
+    /// Reads the payload of a content header frame. Only without a length is it unknown what follows.
     pub(super) fn read(payload: &[u8]) -> Result<Self, Violation> {
-        Self::fields(&mut Reader(payload))
-            .ok_or_else(|| Violation::new(SYNTAX_ERROR, "a content header that is cut short"))
+        let mut reader = Reader(payload);
+        let (_class, _weight, length) = (reader.u16(), reader.u16(), reader.u64());
+        let Some(length) = length else {
+            let text = "a content header that is cut short";
+            return Err(Violation::new(SYNTAX_ERROR, text));
+        };
+        Ok(Self::fields(length, &mut reader).unwrap_or_else(|| Self {
+            length,
+            is_unreadable: true,
+            ..Self::default()
+        }))
     }
 
-    fn fields(reader: &mut Reader<'_>) -> Option<Self> {
-        let (_class, _weight, length) = (reader.u16()?, reader.u16()?, reader.u64()?);
+    fn fields(length: u64, reader: &mut Reader<'_>) -> Option<Self> {
         let flags = reader.u16()?;
         let mut found = Self {
             length,

@@ -35,6 +35,9 @@ mod listening_schedules;
 mod listening_tests;
 mod methods;
 mod outbox;
+mod refusals;
+#[cfg(test)]
+mod refusals_tests;
 #[cfg(test)]
 mod schedules;
 mod state;
@@ -47,6 +50,8 @@ mod suspicion_tests;
 #[cfg(test)]
 mod tests;
 mod thread;
+#[cfg(test)]
+mod unreadable_tests;
 #[cfg(test)]
 mod waiting_tests;
 
@@ -67,6 +72,7 @@ pub use listening::{Arrival, Closure, Queue, Standing, warn_of_lost};
 pub use methods::{Exchange, ExchangeType, Mechanism, Properties, Table, Value};
 use outbox::Failures;
 pub use outbox::{FailedReply, Outbox};
+pub use refusals::remedy;
 use state::State;
 pub use subscriber::{Subscriber, Subscription};
 use suspicion::Suspicion;

@@ -249,6 +249,7 @@ impl World {
             let refusal = Refusal {
                 code: 403,
                 text: "ACCESS_REFUSED".to_owned(),
+                ..Refusal::default()
             };
             match need {
                 None => {
@@ -566,6 +567,7 @@ impl World {
         let refusal = Refusal {
             code,
             text: "closed".to_owned(),
+            ..Refusal::default()
         };
         assert!(self.state.close_route(number, &refusal));
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::methods::{self, Exchange, NOT_FOUND, PRECONDITION_FAILED, Publication, Refusal, Table};
+use super::refusals::{MOST_ENDED, Verdict};
 use super::suspicion::{HOLD, Loss, Suspicion, Turn};
 use super::{Event, GRACE, Request, SETTLING};
 use crate::amqp::heartbeat::AmqpConnection;
@@ -37,6 +38,9 @@ const LONGEST_UNTOLD: Duration = Duration::from_secs(1);
 const MOST_UNTOLD: usize = 64 * 1024;
 /// How often a message is sent again after its exchange or its default queue was deleted beneath it.
 const MOST_REFUSALS: u32 = 3;
+/// How long nothing is asked for over which the broker has closed the connection: what needs it fails in
+/// that time, and the connection is there for all else.
+const BARRED_FOR: Duration = Duration::from_secs(30);
 /// By which RabbitMQ's refusal of a message that is too large is known.
 const TOO_LARGE: &str = "message size";
 
@@ -75,6 +79,10 @@ pub(super) struct State {
     /// What brokers did not answer before their connections were left, the oldest first: asked for after
     /// all else, so that nothing else waits for it once more.
     put_off: Vec<Need>,
+    /// Over what connections have ended in turn that may pass, and how many.
+    blamed: Vec<(Need, u32)>,
+    /// What is not asked for until then, and why.
+    barred: Vec<(Need, Instant, String)>,
     /// The exchange that is to give up its channel: nothing is published there until that is free.
     giving_up: Option<String>,
     /// The broker takes too little: what waits for that is not overtaken.
@@ -321,6 +329,10 @@ impl State {
             request.end(Event::Unusable(reason.clone()));
             return false;
         }
+        if let Some(why) = self.bar_of(request, Instant::now()) {
+            request.end(Event::Failed(why.to_owned()));
+            return false;
+        }
         if let Some(msg_id) = &request.message.msg_id {
             self.wants_replies = true;
             self.calls.insert(msg_id.clone(), Arc::clone(request));
@@ -330,13 +342,14 @@ impl State {
             let is_awaited = request.outbox.is_none() || !self.has_few_unconfirmed();
             return is_awaited && self.end_doze();
         }
-        self.is_full |= self.need_of(request).is_none();
+        self.is_full |= self.need_of(request).is_none() && !self.has_room();
         self.waiting.push_back(Arc::clone(request));
         true
     }
 
     /// No request waits that has to be written before *request*. Those to other places need not be: what they
-    /// wait for may take as long as the broker likes; but all wait in one line for it to take more.
+    /// wait for may take as long as the broker likes; but all wait in one line for it to take more. Suspects
+    /// do not count either: over one of them connections end, and nothing else is held up by that.
     fn is_first(&self, request: &Request) -> bool {
         let message = &request.message;
         let is_before = |other: &Arc<Request>| {
@@ -416,12 +429,14 @@ impl State {
     pub(super) fn flush(&mut self, now: Instant) -> Option<Need> {
         if let Some(done) = self.asked.take() {
             self.put_off.retain(|need| *need != done);
+            self.blamed.retain(|(need, _)| *need != done);
         }
+        self.lift_bars(now);
         if !self.end_turn(now) {
             return None; // a question may end the connection as well as a message
         }
         let mut needs = self.write(now);
-        if self.wants_replies && !self.has_replies {
+        if self.wants_replies && !self.has_replies && !self.is_barred(&Need::Replies, now) {
             needs.retain(|need| *need != Need::Replies);
             needs.insert(0, Need::Replies);
         }
@@ -521,11 +536,15 @@ impl State {
             if request.is_over() || self.publish(&request) {
                 continue;
             }
+            if let Some(why) = self.bar_of(&request, now) {
+                request.end(Event::Failed(why.to_owned()));
+                continue;
+            }
             let need = self.need_of(&request);
             kept.push_back(request);
             match need {
                 None => {
-                    self.is_full = true;
+                    self.is_full = !self.has_room(); // or it is nobody's turn
                     break;
                 }
                 Some(need) if needs.contains(&need) => {}
@@ -587,7 +606,8 @@ impl State {
         let later = self.later.iter().map(|(at, _)| *at).min();
         let full = (!self.waiting.is_empty()).then(|| now + RETRY_MISSING);
         let untold = self.untold.as_ref().map(|untold| untold.until);
-        [later, full, untold, self.turn.until()]
+        let lifted = self.barred.iter().map(|(_, until, _)| *until).min();
+        [later, full, untold, lifted, self.turn.until()]
             .into_iter()
             .flatten()
             .min()
@@ -838,7 +858,7 @@ impl State {
             if may_send_after(refusal, &request, is_known) {
                 again.push(request);
             } else if !request.progress.lock().is_answered {
-                request.end(Event::Failed(format!("{}: {}", refusal.code, refusal.text)));
+                request.end(Event::Failed(refusal.to_string()));
             }
         }
         for request in again.into_iter().rev() {
@@ -854,7 +874,7 @@ impl State {
             let is_meant = request.message.exchange.name == exchange
                 && (queue.is_none() || request.default_queue() == queue);
             if is_meant {
-                request.end(Event::Failed(format!("{}: {}", refusal.code, refusal.text)));
+                request.end(Event::Failed(refusal.to_string()));
             }
             !is_meant
         };
@@ -862,9 +882,71 @@ impl State {
         self.suspects.retain(refuse);
     }
 
+    /// The broker has closed the connection. Where that was over what it was asked for, or may have been
+    /// for the last time, what needs that fails; what is to be said of it.
+    pub(super) fn blame(&mut self, refusal: &Refusal, now: Instant) -> Option<String> {
+        let asked = self.asked.clone()?;
+        let is_final = match refusal.verdict() {
+            Verdict::Other => return None,
+            Verdict::Final => true,
+            Verdict::Perhaps => self.count_blame(&asked) >= MOST_ENDED,
+        };
+        is_final.then(|| self.bar(asked, refusal, now))
+    }
+
+    fn count_blame(&mut self, asked: &Need) -> u32 {
+        if let Some((_, count)) = self.blamed.iter_mut().find(|(need, _)| need == asked) {
+            *count += 1;
+            return *count;
+        }
+        self.blamed.push((asked.clone(), 1));
+        1
+    }
+
+    /// What has *need* fails for a while, and what has it now; what is to be said of it.
+    pub(super) fn bar(&mut self, need: Need, refusal: &Refusal, now: Instant) -> String {
+        let why = refusal.to_string();
+        self.asked.take_if(|asked| *asked == need);
+        self.put_off.retain(|other| *other != need);
+        self.blamed.retain(|(other, _)| *other != need);
+        let mut refuse = |request: &Arc<Request>| {
+            let is_meant = need.may_be_of(request);
+            if is_meant {
+                request.end(Event::Failed(why.clone()));
+            }
+            !is_meant
+        };
+        self.waiting.retain(&mut refuse);
+        self.suspects.retain(refuse);
+        let seconds = BARRED_FOR.as_secs();
+        let text =
+            format!("refused by the broker, and not asked for again before {seconds} s: {why}");
+        self.barred.push((need, now + BARRED_FOR, why));
+        text
+    }
+
+    fn is_barred(&self, need: &Need, now: Instant) -> bool {
+        let mut bars = self.barred.iter();
+        bars.any(|(other, until, _)| other == need && now < *until)
+    }
+
+    /// Why *request* cannot be sent at present.
+    fn bar_of(&self, request: &Request, now: Instant) -> Option<&str> {
+        let mut bars = self.barred.iter();
+        let bar = bars.find(|(need, until, _)| now < *until && need.may_be_of(request));
+        bar.map(|(.., why)| why.as_str())
+    }
+
+    fn lift_bars(&mut self, now: Instant) {
+        let lifted = self.barred.extract_if(.., |(_, until, _)| *until <= now);
+        if lifted.into_iter().any(|(need, ..)| need == Need::Replies) {
+            self.wants_replies = !self.calls.is_empty();
+        }
+    }
+
     /// The connection is gone. What is unconfirmed is sent again, in its order, and alone where it
-    /// may be why. Returns what is to be said of messages that are given up.
-    pub(super) fn disconnect(&mut self, reason: &str, loss: Loss) -> Vec<String> {
+    /// may be why. Returns messages that are given up, and why.
+    pub(super) fn disconnect(&mut self, reason: &str, loss: Loss) -> Vec<(Arc<Request>, String)> {
         if let Some(unanswered) = self.asked.take() {
             self.put_off.retain(|need| *need != unanswered);
             self.put_off.push(unanswered);
@@ -896,8 +978,9 @@ impl State {
                      {reason}",
                     progress.suspicion.losses()
                 );
-                given_up.push(format!("{} is given up: {text}", request.describe()));
-                request.conclude(&mut progress, Event::Failed(text));
+                request.conclude(&mut progress, Event::Failed(text.clone()));
+                drop(progress);
+                given_up.push((request, text));
                 continue;
             }
             drop(progress);

@@ -31,15 +31,14 @@ use super::dialer::Dialer;
 use super::listening::{
     Arrival, Closure, LastSeen, Listening, Queue, Stage, Standing, Step, warn_of_lost,
 };
-use super::methods::{self, CONNECTION_FORCED, Method, Refusal};
+use super::methods::{self, Method, Refusal};
+use super::refusals::Verdict;
 use super::{Client, Options};
 use crate::amqp::heartbeat::{Heartbeats, LONGEST_FREEZE};
 use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 use crate::threads::{self, Signals};
 
 const STACK_BYTES: usize = 512 * 1024;
-/// Between two attempts to declare what the broker has refused after it was consumed.
-const RETRY_REFUSED: Duration = Duration::from_secs(2);
 
 /// See the head of this file.
 pub struct Subscriber {
@@ -358,14 +357,32 @@ impl Conversation for Thread {
     fn take(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<(), Fault> {
         match incoming {
             Incoming::Heartbeat => Ok(()),
-            Incoming::Content(channel, Method::Deliver { consumer, tag }, properties, body) => {
+            Incoming::Content(
+                channel,
+                Method::Deliver {
+                    consumer,
+                    tag,
+                    source,
+                },
+                properties,
+                body,
+            ) => {
                 let listening = self.channels.get(&channel);
-                let is_known =
-                    listening.is_some_and(|it| it.deliver(consumer, tag, properties, body));
+                let is_known = listening.is_some_and(|it| {
+                    if properties.is_unreadable {
+                        it.refuse(consumer, tag, &source, body.len())
+                    } else {
+                        it.deliver(consumer, tag, properties, body)
+                    }
+                });
                 if is_known {
                     return Ok(());
                 }
-                Err(out_of_order(&Method::Deliver { consumer, tag }))
+                Err(out_of_order(&Method::Deliver {
+                    consumer,
+                    tag,
+                    source,
+                }))
             }
             Incoming::Content(_, method, ..) => Err(out_of_order(&method)),
             Incoming::Method(channel, method) => self.take_method(connection, channel, method),
@@ -404,8 +421,7 @@ impl Thread {
                 listening.end_epoch(Some(&refusal));
                 connection.channel_closed(channel)?;
                 self.shared.has_changed.store(true, Ordering::Release);
-                let Refusal { code, text } = refusal;
-                tracing::error!("AMQP server has closed channel {channel}: {code}: {text}");
+                tracing::error!("AMQP server has closed channel {channel}: {refusal}");
                 Ok(())
             }
             Some(method) => Err(out_of_order(&method)),
@@ -599,16 +615,15 @@ impl Thread {
         match &outcome {
             Ok(()) => listening.consuming(),
             Err(Fault::Refused(refusal)) if listening.is_new() => self.refuse(listening, refusal),
-            // RabbitMQ refuses some queues in this way, and each further attempt.
-            Err(Fault::Closed(refusal))
-                if listening.is_new() && refusal.code != CONNECTION_FORCED =>
-            {
-                self.refuse(listening, refusal);
-            }
-            Err(Fault::Refused(Refusal { code, text })) => {
-                let name = listening.queues.first().map_or("", |queue| &queue.name);
-                tracing::error!("Failed to declare consumer for topic '{name}': {code}: {text}");
-                listening.rest(Instant::now() + RETRY_REFUSED);
+            Err(Fault::Refused(refusal)) => Self::put_off(listening, refusal),
+            // So RabbitMQ refuses some queues, each time, and says that something inside it went wrong.
+            Err(Fault::Closed(refusal)) if refusal.verdict() != Verdict::Other => {
+                if listening.is_new() && refusal.is_final() {
+                    self.refuse(listening, refusal);
+                } else {
+                    Self::put_off(listening, refusal);
+                    self.put_last(listening);
+                }
             }
             // On the next connection the others come first: this may be the one that is not answered.
             Err(_) => self.put_last(listening),
@@ -622,7 +637,17 @@ impl Thread {
     /// Its first attempt was refused: the listener learns it, and does not come about.
     fn refuse(&self, listening: &Arc<Listening>, refusal: &Refusal) {
         self.forget(listening);
-        listening.end(Standing::Refused(refusal.code, refusal.text.clone()));
+        listening.end(Standing::Refused(refusal.code, refusal.to_string()));
+    }
+
+    /// It is declared again later. The others go on.
+    fn put_off(listening: &Arc<Listening>, refusal: &Refusal) {
+        let name = listening.queues.first().map_or("", |queue| &queue.name);
+        let pause = listening.rest(Instant::now());
+        tracing::error!(
+            "Failed to declare consumer for topic '{name}': {refusal} (trying again in {} s)",
+            pause.as_secs()
+        );
     }
 
     fn put_last(&self, listening: &Arc<Listening>) {
@@ -657,7 +682,8 @@ impl Thread {
         for (number, queue) in (1_u16..).zip(&listening.queues) {
             let arguments = listening.consumer_arguments(number, queue);
             let request = methods::consume(channel, &queue.name, number, &arguments);
-            self.ask(connection, channel, request, &Method::ConsumeOk)?;
+            let outcome = self.ask(connection, channel, request, &Method::ConsumeOk);
+            outcome.map_err(|fault| fault.of(|| format!("consumer of queue {:?}", queue.name)))?;
         }
         Ok(())
     }

@@ -174,11 +174,11 @@ fn queues() -> Vec<Queue> {
     ]
 }
 
-fn soon() -> Instant {
+pub(super) fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
 
-fn next(subscription: &Subscription) -> Delivery {
+pub(super) fn next(subscription: &Subscription) -> Delivery {
     loop {
         match subscription.next(Some(soon())) {
             Arrival::Message(delivery) => return delivery,
@@ -188,7 +188,7 @@ fn next(subscription: &Subscription) -> Delivery {
     }
 }
 
-fn text(delivery: &Delivery) -> String {
+pub(super) fn text(delivery: &Delivery) -> String {
     String::from_utf8(delivery.body.clone()).unwrap()
 }
 
@@ -349,7 +349,7 @@ fn scripted(
     scripted_for(one_queue(true), script)
 }
 
-fn scripted_for(
+pub(super) fn scripted_for(
     queues: Vec<Queue>,
     script: impl FnOnce(&mut Peer, &dyn Fn(&mut Peer) -> u16) + Send + 'static,
 ) -> (Subscriber, Subscription, JoinHandle<()>) {
@@ -380,7 +380,7 @@ fn scripted_for(
     (subscriber, subscription, thread)
 }
 
-fn one_queue(is_stream: bool) -> Vec<Queue> {
+pub(super) fn one_queue(is_stream: bool) -> Vec<Queue> {
     let mut queues = queues();
     queues.truncate(1);
     queues[0].is_stream = is_stream;

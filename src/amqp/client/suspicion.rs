@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use super::connection::Fault;
-use super::methods::CONNECTION_FORCED;
+use super::methods::{BASIC_PUBLISH, CONNECTION_FORCED};
 
 /// Connections that may end with a message under way beside others; then it is sent alone.
 const MOST_SHARED: u32 = 3;
@@ -26,7 +26,8 @@ const PERMANENT: [u16; 10] = [311, 402, 403, 406, 501, 502, 503, 505, 530, 540];
 /// How a connection has ended, for what was under way on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// The broker says that it is no matter of a message: it stops, or an operator has closed it.
+    /// The broker says that it is no matter of a message: it stops, an operator has closed it, or something
+    /// was declared that it refuses.
     Forced,
     /// Without a word, or with one that says nothing of a message. One of them may be why.
     Unexplained,
@@ -38,6 +39,7 @@ impl Loss {
     pub(super) fn of(fault: &Fault) -> Self {
         match fault {
             Fault::Closed(refusal) if refusal.code == CONNECTION_FORCED => Self::Forced,
+            Fault::Closed(refusal) if refusal.is_of_another_method(BASIC_PUBLISH) => Self::Forced,
             Fault::Closed(refusal) if PERMANENT.contains(&refusal.code) => Self::Refusal,
             Fault::Closed(_)
             | Fault::Lost(_)
@@ -53,6 +55,8 @@ impl Loss {
 pub(super) struct Suspicion {
     /// Connections that have ended with it under way.
     losses: u32,
+    /// One of them because of it, or of another one that was under way there.
+    was_refused: bool,
     /// Those of them on which it was sent alone.
     losses_alone: u32,
     /// It is under way, and nothing else is.
@@ -63,7 +67,7 @@ impl Suspicion {
     /// It is sent while nothing else is under way, and nothing else is until the broker has settled
     /// it.
     pub(super) fn goes_alone(&self) -> bool {
-        self.losses >= MOST_SHARED
+        self.was_refused || self.losses >= MOST_SHARED
     }
 
     /// Nothing but it is under way; or it was, and others are from now on.
@@ -74,11 +78,11 @@ impl Suspicion {
     /// A connection has ended with it under way; false where it is given up.
     pub(super) fn lose(&mut self, loss: Loss) -> bool {
         let was_alone = std::mem::take(&mut self.is_alone);
-        match loss {
-            Loss::Forced => return true,
-            Loss::Unexplained => self.losses += 1,
-            Loss::Refusal => self.losses = MOST_SHARED.max(self.losses + 1),
+        if loss == Loss::Forced {
+            return true;
         }
+        self.losses += 1;
+        self.was_refused |= loss == Loss::Refusal;
         self.losses_alone += u32::from(was_alone);
         !was_alone || (loss != Loss::Refusal && self.losses_alone < MOST_ALONE)
     }

@@ -171,7 +171,9 @@ impl Fixture {
     }
 
     fn lose(&mut self, loss: Loss) -> Vec<String> {
-        self.state.disconnect("gone", loss)
+        let given_up = self.state.disconnect("gone", loss).into_iter();
+        let line = |(request, text): (Arc<Request>, _)| format!("{}: {text}", request.describe());
+        given_up.map(line).collect()
     }
 }
 
@@ -203,6 +205,7 @@ fn after_a_refusal_each_goes_alone_and_others_between_them() {
     let given_up = fixture.lose(Loss::Refusal);
     assert_eq!(given_up.len(), 1);
     assert!(given_up[0].contains("5 bytes"), "{given_up:?}");
+    assert!(given_up[0].contains(": 2 connections have"), "{given_up:?}");
     assert!(!fixture.state.needs_connection());
 }
 
@@ -266,7 +269,7 @@ fn a_broker_that_stops_or_is_away_has_nothing_against_a_message() {
     let closed = |code| {
         Loss::of(&connection::Fault::Closed(methods::Refusal {
             code,
-            text: String::new(),
+            ..methods::Refusal::default()
         }))
     };
     assert_eq!(closed(CONNECTION_FORCED), Loss::Forced);

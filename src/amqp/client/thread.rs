@@ -22,6 +22,7 @@ use super::dialer::Dialer;
 use super::methods::{
     self, COMMAND_INVALID, Exchange, Method, NOT_FOUND, Properties, Refusal, Table, Violation,
 };
+use super::refusals::{self, INTERNAL_ERROR, Verdict};
 use super::state::Need;
 use super::suspicion::Loss;
 use super::{GRACE, Options, Shared, envelope, outbox};
@@ -31,8 +32,6 @@ const STACK_BYTES: usize = 512 * 1024;
 /// How long confirms of replies may lie, where nothing else is expected: no thread waits for them, and
 /// to be woken by each costs more than to read it.
 const LONGEST_DOZE: Duration = Duration::from_millis(10);
-/// Refusals of the reply queue that no further attempt changes.
-const NO_QUEUE: [u16; 6] = [403, 405, 406, 530, 540, 541];
 
 /// Starts the thread of *shared*.
 pub(super) fn start(shared: Arc<Shared>) -> io::Result<()> {
@@ -153,9 +152,17 @@ impl Thread {
                         return;
                     }
                     let text = fault.text();
-                    let given_up = shared.state.lock().disconnect(&text, Loss::of(&fault));
-                    for it in given_up {
+                    let mut state = shared.state.lock();
+                    let refused = fault
+                        .closed()
+                        .and_then(|refusal| state.blame(refusal, Instant::now()));
+                    let given_up = state.disconnect(&text, Loss::of(&fault));
+                    drop(state);
+                    if let Some(it) = refused {
                         tracing::error!("{it}");
+                    }
+                    for (request, text) in given_up {
+                        tracing::error!("{} is given up: {text}", request.describe());
                     }
                     self.rest(Dialer::after_loss(&shared.options, &host, &text));
                 }
@@ -267,8 +274,7 @@ impl Thread {
                     return Err(unfounded("a channel that is not open was closed"));
                 }
                 connection.channel_closed(channel)?;
-                let Refusal { code, text } = refusal;
-                tracing::error!("AMQP server has closed channel {channel}: {code}: {text}");
+                tracing::error!("AMQP server has closed channel {channel}: {refusal}");
                 Ok(())
             }
             (_, method) => Err(out_of_order(&method)),
@@ -305,13 +311,17 @@ impl Thread {
         };
         let found = match found {
             Ok(reply) => Some(reply),
+            Err(_) if properties.is_unreadable => None,
             Err(body) => (self.shared.decode)(properties, &body),
         };
         let mut state = self.shared.state.lock();
         state.arrived(channel, tag, size, now);
         let Some((msg_id, body)) = found else {
             drop(state);
-            tracing::error!("a reply that cannot be read is dropped: {properties:?}");
+            let queue = &self.shared.options.replies.name;
+            tracing::error!(
+                "a reply that cannot be read is dropped: queue {queue:?}, {properties:?}"
+            );
             return;
         };
         let is_expected = state.reply(&msg_id, body, now);
@@ -400,7 +410,7 @@ impl Thread {
             let request = methods::confirm_select(channel);
             outcome = self.ask(connection, channel, request, &Method::SelectOk);
         }
-        match outcome {
+        match outcome.map_err(|fault| fault.of(|| refusals::of_exchange(&exchange))) {
             Ok(()) => self.shared.state.lock().add_route(exchange.name, channel),
             Err(Fault::Refused(refusal)) => self.give_up(&exchange, None, &refusal),
             Err(fault) => return Err(fault),
@@ -431,7 +441,15 @@ impl Thread {
             let request = methods::queue_bind(channel, &name, &exchange.name, &name);
             outcome = self.ask(connection, channel, request, &Method::QueueBindOk);
         }
-        match outcome {
+        let describe = || {
+            let Exchange {
+                is_durable,
+                is_auto_delete,
+                ..
+            } = *exchange;
+            refusals::of_queue(&name, is_durable, is_auto_delete, arguments)
+        };
+        match outcome.map_err(|fault| fault.of(describe)) {
             Ok(()) => {
                 connection.close_channel(channel)?;
                 self.shared.state.lock().add_queue(&exchange.name, name);
@@ -447,9 +465,8 @@ impl Thread {
         let mut state = self.shared.state.lock();
         state.refuse(&exchange.name, queue, refusal);
         drop(state);
-        let Refusal { code, text } = refusal;
         let name = &exchange.name;
-        tracing::error!("Failed to publish message to topic '{name}': {code}: {text}");
+        tracing::error!("Failed to publish message to topic '{name}': {refusal}");
     }
 
     /// Declares the reply queue and consumes from it.
@@ -457,18 +474,25 @@ impl Thread {
         match self.try_to_consume(connection) {
             // There is no other queue to try.
             Err(Fault::Refused(refusal) | Fault::Closed(refusal))
-                if !self.has_declared && NO_QUEUE.contains(&refusal.code) =>
+                if !self.has_declared
+                    && refusal.verdict() != Verdict::Other
+                    && (refusal.is_final() || refusal.code == INTERNAL_ERROR) =>
             {
-                let name = &self.shared.options.replies.name;
-                Err(Fault::Unusable(format!(
-                    "queue {name}: {}: {}",
-                    refusal.code, refusal.text
-                )))
+                Err(Fault::Unusable(refusal.to_string()))
             }
-            Err(Fault::Refused(refusal)) => Err(Fault::Lost(format!(
-                "no reply queue: {}: {}",
-                refusal.code, refusal.text
-            ))),
+            // A node of the queue is away; the next host may have another one.
+            Err(Fault::Refused(refusal)) if refusal.code == NOT_FOUND || !refusal.is_final() => {
+                Err(Fault::Lost(format!("no reply queue: {refusal}")))
+            }
+            Err(Fault::Refused(refusal)) => {
+                let text = self
+                    .shared
+                    .state
+                    .lock()
+                    .bar(Need::Replies, &refusal, Instant::now());
+                tracing::error!("{text}");
+                Ok(())
+            }
             outcome => outcome,
         }
     }
@@ -485,7 +509,7 @@ impl Thread {
         if outcome.is_err() {
             self.replies = None;
         }
-        outcome?;
+        outcome.map_err(|fault| fault.of(|| format!("consumer of queue {:?}", queue.name)))?;
         self.has_declared = true;
         let mut state = self.shared.state.lock();
         state.set_replies(self.replies.is_some()); // it may be cancelled already
@@ -515,7 +539,7 @@ impl Thread {
                 Ok(true)
             }
             Err(Fault::Refused(refusal)) if refusal.code == NOT_FOUND => Ok(false),
-            Err(fault) => Err(fault),
+            Err(fault) => Err(fault.of(|| format!("queue {name:?}"))),
         }
     }
 }

@@ -135,6 +135,24 @@ fn nothing_overtakes_what_waits_for_the_broker_to_take_more() {
 }
 
 #[test]
+fn one_that_stands_behind_another_to_the_same_place_holds_up_no_other_place() {
+    let mut state = state_on(&Pipe::default());
+    state.add_route("a".to_owned(), 1);
+    state.add_route("b".to_owned(), 2);
+    let needs_its_queue = Message {
+        default_queue: Some(Table::new()),
+        ..to("a")
+    };
+
+    let first = send(&mut state, needs_its_queue);
+    let behind = send_to(&mut state, "a");
+    let other = send_to(&mut state, "b");
+
+    assert_eq!((publications(&first), publications(&behind)), (0, 0));
+    assert_eq!(publications(&other), 1, "the connection takes more");
+}
+
+#[test]
 fn an_exchange_that_is_never_idle_gives_up_its_channel_for_another_one() {
     let mut state = state_on(&Pipe::default());
     for (name, channel) in [("a", 1), ("b", 2), ("c", 3)] {

@@ -1,6 +1,7 @@
 """Queues that a broker no longer permits: one error that says what to set.
 
-Owns the recognition of that answer to ``queue.declare``. RabbitMQ answers by closing the connection
+Owns what is made of that answer to ``queue.declare`` over kombu; what is said of it is the native
+client's as well (``src/amqp/client/refusals.rs``). RabbitMQ answers by closing the connection
 with 541, as for an internal error, and oslo.messaging takes it for one that passes: it connects and
 declares again every two seconds, for ever. Never changes how a queue is declared: the peers of a
 service declare the same queues.
@@ -11,22 +12,12 @@ oslo_messaging/_drivers/impl_rabbit.py (``Consumer.declare``).
 from __future__ import annotations
 
 import functools
-import re
 from types import ModuleType
 from typing import Any
 
-_FEATURE = re.compile(r"Feature `(\w+)` is (?:deprecated|not permitted|removed)")
+from osloxide import _native
 
-_REMEDIES = {
-    "transient_nonexcl_queues": (
-        "set [oslo_messaging_rabbit] rabbit_quorum_queue = true and "
-        "rabbit_transient_quorum_queue = true, here and in all its peers"
-    ),
-    "classic_queue_mirroring": (
-        "set [oslo_messaging_rabbit] rabbit_quorum_queue = true instead of rabbit_ha_queues, here "
-        "and in all its peers"
-    ),
-}
+_INTERNAL_ERROR = 541
 
 
 class ForbiddenQueueError(Exception):
@@ -38,16 +29,10 @@ def explanation(queue: str, error: BaseException) -> str | None:
 
     :returns: None where it is another error.
     """
-    found = _FEATURE.search(str(error))
-    if getattr(error, "code", None) != 541 or found is None:
+    if getattr(error, "code", None) != _INTERNAL_ERROR:
         return None
-    feature = found[1]
-    remedy = _REMEDIES.get(feature, "declare it in another way")
-    return (
-        f"the broker does not permit the queue {queue!r}: {feature} is a deprecated feature of "
-        f"RabbitMQ. Either {remedy}; or permit it in rabbitmq.conf by "
-        f"deprecated_features.permit.{feature} = true, while the broker knows that feature"
-    )
+    remedy = _native.amqp_remedy(_INTERNAL_ERROR, str(error))
+    return remedy and f"the broker does not permit the queue {queue!r}: {remedy}"
 
 
 def amend_channel(module: ModuleType) -> None:

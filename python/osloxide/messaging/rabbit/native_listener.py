@@ -29,7 +29,7 @@ from oslo_messaging._drivers import amqpdriver, base, impl_rabbit
 
 from osloxide import _native
 from osloxide._typing import override
-from osloxide.messaging.rabbit import envelope, forbidden_queues
+from osloxide.messaging.rabbit import envelope
 from osloxide.messaging.rabbit.listener import (
     FAREWELL,
     PacedMessage,
@@ -563,11 +563,7 @@ def _wait_consuming(subscription: _native.AmqpSubscription, topic: str) -> None:
     if kind == "unusable":
         raise UnusableError(detail)
     if kind == "refused":
-        code, text = detail
-        error = Exception(f"{code}: {text}")
-        error.code = code  # type: ignore[attr-defined]
-        why = forbidden_queues.explanation(topic, error) or f"{code}: {text}"
-        LOG.error("Failed to declare consumer for topic '%s': %s", topic, why)
+        LOG.error("Failed to declare consumer for topic '%s': %s", topic, detail)
         raise oslo_messaging.MessageDeliveryFailure(
-            f"Unable to declare the queues of topic {topic}: {why}"
+            f"Unable to declare the queues of topic {topic}: {detail}"
         )
