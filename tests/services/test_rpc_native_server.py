@@ -5,18 +5,21 @@ All other tests of RPC over RabbitMQ run on such servers and clients with OSLOXI
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import amqp
 import pytest
 from waiting import wait_until
 
 from services.conftest import Figure, Start, running
-from services.infra import Broker
+from services.infra import PASSWORD, USER, Broker
 from services.rpc import (
     Senders,
     became_of_calls,
@@ -27,6 +30,7 @@ from services.rpc import (
 )
 from services.subject import APPS, IS_STOCK
 from services.test_rpc_native_client import OUTCOMES, client_of, outcomes, products
+from services.test_rpc_rabbit import TOPIC
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -183,3 +187,94 @@ def test_200_servers_of_a_process_share_two_connections(broker: Broker, figure: 
     assert seen["called"]["descriptors"] <= 50
     assert seen["last"] == list(range(10))
     assert seen["ended"]["sockets"] == 0
+
+
+PLAIN = b"\x10application/json\5utf-8"
+
+
+def odd_headers() -> dict[str, bytes]:
+    """Flags and properties of content headers that a publisher may write, by what is odd."""
+
+    def table(fields: bytes) -> bytes:
+        return struct.pack(">I", len(fields)) + fields
+
+    def headers(fields: bytes) -> bytes:
+        return struct.pack(">H", 0xE000) + PLAIN + table(fields)
+
+    values = {
+        b"t": b"\1", b"b": b"\x80", b"B": b"\xff", b"s": b"\x80\0", b"u": b"\xff\xff",
+        b"U": b"\x80\0", b"I": b"\x80\0\0\0", b"i": b"\xff" * 4, b"l": b"\x80" + b"\0" * 7,
+        b"L": b"\xff" * 8, b"f": b"\x3f\x80\0\0", b"d": b"\x3f\xf0" + b"\0" * 6,
+        b"D": b"\xff" * 5, b"S": table(b"\xff\xfe"), b"A": table(b"A" + table(b"V")),
+        b"T": b"\x7f" + b"\xff" * 7, b"F": table(b"\1\xffF" + table(b"\1aV")), b"V": b"",
+        b"x": table(b"\xff\xfe"),
+    }  # fmt: skip
+    nested = b"\1aV"
+    for _ in range(2000):
+        nested = b"\1aF" + table(nested)
+    odd = {
+        kind.decode(): headers(b"\2\xff" + kind + kind + value) for kind, value in values.items()
+    }
+    return odd | {
+        "nested": headers(nested),
+        "content": struct.pack(">H", 0xC000) + b"\2\xff/\1\xff",
+        "message_id": struct.pack(">H", 0xC080) + PLAIN + b"\1\xff",
+        "strings": struct.pack(">H", 0xC628) + PLAIN + b"\1\xff" * 4,
+    }
+
+
+def publish(broker: Broker, number: int, header: bytes, exchange: str, key: str) -> bool:
+    """Send a cast of :mod:`services.apps.rpc_service` with *header*; whether the broker has it."""
+
+    class Odd(amqp.Message):  # type: ignore[misc]
+        def _serialize_properties(self) -> bytes:
+            return header
+
+    message = {"method": "work", "args": {"number": number, "seconds": 0}, "version": "1.0"}
+    body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)})
+    connection = amqp.Connection(
+        f"127.0.0.1:{broker.port}", USER, PASSWORD, confirm_publish=True, connect_timeout=20
+    )
+    connection.connect()
+    try:
+        connection.channel().basic_publish(Odd(body), exchange, key)
+    except (amqp.AMQPError, UnicodeDecodeError):  # its words hold what it refuses
+        return False
+    else:
+        return True
+    finally:
+        with contextlib.suppress(OSError, amqp.AMQPError):
+            connection.close()
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_a_message_with_odd_properties_is_served_or_rejected_and_harms_no_other(
+    start: Start, own_broker: Broker, trace: Path, figure: Figure, *, is_native: bool
+) -> None:
+    service = start_rpc_service(start, own_broker.url, trace, is_native=is_native)
+    plain = struct.pack(">H", 0xC000) + PLAIN
+    fanout = f"{TOPIC}_fanout"
+    taken = {
+        name: publish(own_broker, number, header, "", TOPIC)
+        for number, (name, header) in enumerate(odd_headers().items())
+    }
+    taken["routing key"] = publish(own_broker, 90, plain, fanout, "\udcff")
+    assert publish(own_broker, 99, plain, "", TOPIC)
+
+    wait_until(lambda: 99 in runs(trace), "what comes after them is served", 45)
+
+    wait_until(lambda: 90 in runs(trace), "a routing key may be anything", 45)
+    listed = own_broker.control("-q", "list_queues", "name", "messages")
+    assert all(line.split()[1] == "0" for line in listed.splitlines() if TOPIC in line), listed
+    service.stop()
+    text = service.text()
+    refused = text.count("properties cannot be read is rejected")
+    skipped = text.count("Failed to process message ... skipping it.")
+    not_taken = [name for name, is_taken in taken.items() if not is_taken]
+    ran = len(runs(trace))
+    figure(f"{ran} run, {refused} and {skipped} rejected; RabbitMQ does not take {not_taken}")
+    assert max(runs(trace).values()) == 1
+    assert ran + refused + skipped == sum(taken.values()) + 1
+    assert skipped == 1, "what is in a body of no known type is not known"
+    assert (refused == 0) == is_native, "RabbitMQ takes nothing that is not read natively"
+    assert "unreachable" not in text

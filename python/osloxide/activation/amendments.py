@@ -30,6 +30,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         f"{_MESSAGING}:explain_forbidden_queues",
     ),
     "amqp.connection": (f"{_MESSAGING}:amend_amqp_connection",),
+    "amqp.serialization": (f"{_MESSAGING}:read_all_properties",),
     "amqp.transport": (f"{_MESSAGING}:make_tls_natively",),
     "neutron.policy": (_POLICY,),
     "neutron_lib.policy._engine": (_POLICY,),
@@ -49,6 +50,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         f"{_MESSAGING}:survive_outages",
         f"{_MESSAGING}:leave_dead_hosts",
         f"{_MESSAGING}:check_tls_options",
+        f"{_MESSAGING}:reject_unreadable",
     ),
     "oslo_messaging._drivers.pool": (
         f"{_MESSAGING}:begin_pools_in_child",

@@ -27,6 +27,7 @@ from osloxide.messaging.rabbit import (
     reconnection,
     reply_waiter,
     tls,
+    unreadable,
 )
 
 LOG = logging.getLogger(__name__)
@@ -75,6 +76,18 @@ def tell_epochs_apart(channel: ModuleType) -> None:
 def explain_forbidden_queues(channel: ModuleType) -> None:
     """Say what to set where a broker no longer permits a queue (``amqp.channel``)."""
     forbidden_queues.amend_channel(channel)
+
+
+@relies_on("FrameSyntaxError", "GenericContent._load_properties", "loads")
+def read_all_properties(serialization: ModuleType) -> None:
+    """Let no message end its connection by its properties (``amqp.serialization``)."""
+    unreadable.amend_serialization(serialization)
+
+
+@relies_on("Consumer._callback")
+def reject_unreadable(impl_rabbit: ModuleType) -> None:
+    """Reject messages whose properties cannot be read (``impl_rabbit``)."""
+    unreadable.amend_consumer(impl_rabbit)
 
 
 @relies_on("Connection._heartbeat_start", "Connection.ensure_connection")
