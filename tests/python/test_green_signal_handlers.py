@@ -155,3 +155,52 @@ print(signal.getsignal(signal.SIGUSR1) is heard)
 """
     )
     assert (result.returncode, result.stdout) == (0, "3\nTrue\n"), result.stderr
+
+
+CUT = """
+import itertools, sys
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import eventlet
+from eventlet import queue
+
+class Raised(BaseException):
+    pass
+
+def raise_at(number):
+    points = itertools.count()
+    def profile(frame, event, argument):
+        if event != "c_call" and next(points) == number:
+            raise Raised
+    return profile
+
+items, taken = queue.Queue(), []
+def take():
+    while True:
+        taken.append(items.get())
+
+eventlet.spawn(take)
+eventlet.sleep(0)
+for number in itertools.count():
+    sys.setprofile(raise_at(number))
+    try:
+        items.put("cut")
+        sys.setprofile(None)
+        break
+    except Raised:
+        pass
+    finally:
+        sys.setprofile(None)
+        items.put(number)
+        with eventlet.Timeout(20, Exception(f"lost at {number}: {items}")):
+            while number not in taken:
+                eventlet.sleep(0.001)
+print(number > 10)
+"""
+
+
+def test_a_handler_that_raises_in_a_put_leaves_a_queue_that_hands_on_what_comes_next() -> None:
+    """At each point at which CPython calls handlers: a function begins, a call has returned."""
+    done = run_python(CUT)
+
+    assert done.stdout == "True\n", done.stderr

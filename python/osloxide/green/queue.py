@@ -363,8 +363,13 @@ class LightQueue:
 
     def _schedule_unlock(self) -> None:
         if self._event_unlock is None:
-            self._event_unlock = _Unlock(self)
-            _turns.enqueue(self._event_unlock)
+            self._event_unlock = unlock = _Unlock(self)
+            try:
+                _turns.enqueue(unlock)
+            except BaseException:
+                # That of a signal handler. To look twice does no harm.
+                self._event_unlock = None
+                raise
 
     __class_getitem__: ClassVar[Any] = classmethod(types.GenericAlias)
 
