@@ -7,25 +7,30 @@
 //! that forks beside such threads, which Python programs do, leaves the table to the child, whose
 //! new threads get those stacks, and wake-ups of theirs go to threads that are not there. A lock
 //! that another thread held at the fork stays locked in the child, here as anywhere: what a child
-//! uses, it makes itself. Where that cannot be, as with what a C library keeps for the whole
-//! process, a thread that forks takes the lock first: `held_by_forks`. The interface is that of
-//! `parking_lot`, which [`crate::pool`] can have simulated.
+//! uses, it makes itself, and what it may use of its parent's is [`PerProcess`]. Where that cannot
+//! be, as with what a C library keeps for the whole process, or with what a child needs as its parent
+//! left it, a thread that forks takes the lock first: `held_by_forks`, [`Copied`]. The interface is
+//! that of `parking_lot`, which [`crate::pool`] can have simulated.
 
 #![cfg_attr(
-    any(feature = "wsgi", all(test, feature = "executor")),
+    any(feature = "worker", feature = "wsgi", all(test, feature = "executor")),
     expect(unsafe_code, reason = "pthread_atfork(3)")
 )]
 
-#[cfg(feature = "wsgi")]
+#[cfg(any(feature = "worker", feature = "wsgi"))]
 use std::io;
-use std::ops::{Deref, DerefMut};
 #[cfg(feature = "wsgi")]
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+#[cfg(any(feature = "worker", feature = "wsgi"))]
 use std::sync::atomic::AtomicBool;
+#[cfg(feature = "wsgi")]
+use std::sync::atomic::{AtomicPtr, AtomicU32};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{self, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-#[cfg(any(feature = "wsgi", all(test, feature = "executor")))]
+#[cfg(any(feature = "worker", feature = "wsgi", all(test, feature = "executor")))]
 use nix::libc;
 
 /// Data that one thread at a time has.
@@ -130,7 +135,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 /// back afterwards in both processes, so that no child inherits it locked or what it guards half
 /// changed. A holder of it must not wait for anything that a thread which forks may hold, such as
 /// the interpreter. Done once, however often it is asked for; gives what [`at_forks`] returns.
-#[cfg(feature = "wsgi")]
+#[cfg(any(feature = "worker", feature = "wsgi"))]
 macro_rules! held_by_forks {
     ($lock:path, $data:ty) => {{
         thread_local! {
@@ -150,11 +155,11 @@ macro_rules! held_by_forks {
         })
     }};
 }
-#[cfg(feature = "wsgi")]
+#[cfg(any(feature = "worker", feature = "wsgi"))]
 pub(crate) use held_by_forks;
 
 /// Does *act* unless that was done; it is tried again where it failed.
-#[cfg(feature = "wsgi")]
+#[cfg(any(feature = "worker", feature = "wsgi"))]
 pub(crate) fn once(is_done: &AtomicBool, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     if is_done.swap(true, Ordering::Relaxed) {
         return Ok(());
@@ -163,14 +168,14 @@ pub(crate) fn once(is_done: &AtomicBool, act: impl FnOnce() -> io::Result<()>) -
 }
 
 /// What a thread that forks calls.
-#[cfg(feature = "wsgi")]
+#[cfg(any(feature = "worker", feature = "wsgi"))]
 type Hook = unsafe extern "C" fn();
 
 /// Has each thread that forks call `before`, and afterwards `in_parent` and `in_child`.
 ///
 /// # Errors
 /// Where memory is exhausted.
-#[cfg(feature = "wsgi")]
+#[cfg(any(feature = "worker", feature = "wsgi"))]
 pub(crate) fn at_forks(
     before: Option<Hook>,
     in_parent: Option<Hook>,
@@ -180,6 +185,143 @@ pub(crate) fn at_forks(
     match unsafe { libc::pthread_atfork(before, in_parent, in_child) } {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// How many forks there are between this process and the one that loaded the library.
+#[cfg(feature = "wsgi")]
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// What each process has of its own. A child begins with a new one. The one of its parent stays as the
+/// fork found it, locked or half changed, and is never freed in the child.
+#[cfg(feature = "wsgi")]
+#[derive(Debug)]
+pub(crate) struct PerProcess<T> {
+    /// Of the process that looked last, never null.
+    current: AtomicPtr<Made<T>>,
+    make: fn() -> T,
+    owned: PhantomData<Made<T>>,
+}
+
+#[cfg(feature = "wsgi")]
+#[derive(Debug)]
+struct Made<T> {
+    /// [`FORKS`] of the process that made it.
+    forks: u32,
+    value: T,
+}
+
+#[cfg(feature = "wsgi")]
+impl<T: Send + Sync> PerProcess<T> {
+    /// One of this process; children call `make` too.
+    ///
+    /// # Errors
+    /// Where memory is exhausted.
+    pub(crate) fn new(make: fn() -> T) -> io::Result<Self> {
+        static IS_COUNTED: AtomicBool = AtomicBool::new(false);
+        extern "C" fn count() {
+            FORKS.fetch_add(1, Ordering::Relaxed);
+        }
+        once(&IS_COUNTED, || at_forks(None, None, Some(count)))?;
+        Ok(Self {
+            current: AtomicPtr::new(Made::new(make)),
+            make,
+            owned: PhantomData,
+        })
+    }
+
+    /// This process's own.
+    pub(crate) fn get(&self) -> &T {
+        let seen = self.current.load(Ordering::Acquire);
+        // SAFETY: it is from `Made::new`, and what was current is freed by `drop` alone.
+        let made = unsafe { &*seen };
+        if made.forks == FORKS.load(Ordering::Relaxed) {
+            &made.value
+        } else {
+            self.begin(seen)
+        }
+    }
+
+    #[cold]
+    fn begin(&self, inherited: *mut Made<T>) -> &T {
+        let fresh = Made::new(self.make);
+        let (ok, err) = (Ordering::AcqRel, Ordering::Acquire);
+        let current = match self.current.compare_exchange(inherited, fresh, ok, err) {
+            Ok(_) => fresh,
+            Err(quicker) => {
+                // SAFETY: it is from `Made::new`, and no other thread has seen it.
+                drop(unsafe { Box::from_raw(fresh) });
+                quicker
+            }
+        };
+        // SAFETY: as in `get`.
+        unsafe { &(*current).value }
+    }
+}
+
+#[cfg(feature = "wsgi")]
+impl<T> Made<T> {
+    fn new(make: fn() -> T) -> *mut Self {
+        Box::into_raw(Box::new(Self {
+            forks: FORKS.load(Ordering::Relaxed),
+            value: make(),
+        }))
+    }
+}
+
+#[cfg(feature = "wsgi")]
+impl<T> Drop for PerProcess<T> {
+    fn drop(&mut self) {
+        let current = *self.current.get_mut();
+        // SAFETY: it is from `Made::new`, and nothing borrows it any more.
+        if unsafe { (*current).forks } == FORKS.load(Ordering::Relaxed) {
+            // SAFETY: likewise.
+            drop(unsafe { Box::from_raw(current) });
+        }
+    }
+}
+
+/// Held while one of [`Copied`] is looked at.
+#[cfg(feature = "server")]
+static COPYING: Mutex<()> = Mutex::new(());
+
+/// What threads copy and exchange, and what a child needs as its parent left it. Its lock is held for
+/// no longer than that, and by forks: see [`keep_copies_free`].
+#[cfg(feature = "server")]
+#[derive(Debug)]
+pub(crate) struct Copied<T>(Mutex<T>);
+
+/// Lets children use each [`Copied`] whatever other threads do when they are forked. To be called
+/// before one is used.
+///
+/// # Errors
+/// Where memory is exhausted.
+#[cfg(feature = "server")]
+pub(crate) fn keep_copies_free() -> io::Result<()> {
+    held_by_forks!(COPYING, ())
+}
+
+#[cfg(feature = "server")]
+impl<T: Clone> Copied<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    /// What it held.
+    pub(crate) fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
+
+    /// A copy. Making it waits for nothing and runs no code of others.
+    pub(crate) fn get(&self) -> T {
+        let _held = COPYING.lock();
+        self.0.lock().clone()
+    }
+
+    /// What was there before, which the caller drops.
+    pub(crate) fn replace(&self, value: T) -> T {
+        let _held = COPYING.lock();
+        std::mem::replace(&mut *self.0.lock(), value)
     }
 }
 
@@ -312,6 +454,8 @@ pub(crate) mod children {
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, alarm};
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    #[cfg(feature = "wsgi")]
+    use std::sync::mpsc;
 
     /// Seconds after which a child hangs, which SIGALRM ends then.
     const PATIENCE: u32 = 45;
@@ -337,6 +481,27 @@ pub(crate) mod children {
         waitpid(child, None).unwrap()
     }
 
+    /// As [`run`], while another thread has what *hold* gives.
+    #[cfg(feature = "wsgi")]
+    pub(crate) fn run_beside<H>(
+        hold: impl FnOnce() -> H + Send,
+        work: impl FnOnce(),
+    ) -> WaitStatus {
+        let (taken, is_taken) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let _held = hold();
+                taken.send(()).unwrap();
+                let _ = released.recv();
+            });
+            is_taken.recv().unwrap();
+            let ended = run(work);
+            drop(release);
+            ended
+        })
+    }
+
     /// True for a child that has done its work.
     pub(crate) fn has_done(status: &WaitStatus) -> bool {
         matches!(status, WaitStatus::Exited(_, 0))
@@ -347,6 +512,8 @@ pub(crate) mod children {
 mod tests {
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    #[cfg(feature = "server")]
+    use std::sync::Arc;
     use std::thread;
 
     #[test]
@@ -392,6 +559,50 @@ mod tests {
             is_over.store(true, Ordering::Relaxed);
             assert_eq!(failed, None);
         });
+    }
+
+    #[cfg(feature = "wsgi")]
+    #[test]
+    fn a_child_begins_with_locks_of_its_own() {
+        let own = PerProcess::new(|| Mutex::new(0)).unwrap();
+        *own.get().lock() = 1;
+
+        let hold = || own.get().lock();
+        let ended = children::run_beside(hold, || {
+            assert_eq!(*own.get().lock(), 0);
+            *own.get().lock() = 2;
+            let grandchild = children::run(|| assert_eq!(*own.get().lock(), 0));
+            assert!(children::has_done(&grandchild));
+            assert_eq!(*own.get().lock(), 2);
+        });
+
+        assert!(children::has_done(&ended), "{ended:?}");
+        assert_eq!(*own.get().lock(), 1);
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn a_child_copies_and_replaces_what_threads_of_its_parent_replace() {
+        keep_copies_free().unwrap();
+        let (copied, is_over) = (Copied::new(Arc::new(1)), AtomicBool::new(false));
+
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    copied.replace(Arc::new(2));
+                }
+            });
+            let run = |_| {
+                children::run(|| {
+                    copied.replace(Arc::new(3));
+                    assert_eq!(*copied.get(), 3);
+                })
+            };
+            let failed = (0..50).map(run).find(|status| !children::has_done(status));
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(failed, None);
+        });
+        assert_eq!(*copied.get(), 2);
     }
 
     #[test]

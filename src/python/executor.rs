@@ -405,10 +405,11 @@ impl Resume {
     /// What is left, once; nothing in a child that has inherited it, where it stays for ever: the
     /// job is the parent's.
     fn rest(&self) -> Option<(Job, InFlight<'static>)> {
-        let rest = self.rest.lock().take();
         if self.process == std::process::id() {
-            return rest;
+            return self.rest.lock().take();
         }
+        // Another thread of the parent may have held the lock: such a rest has no owner here.
+        let rest = self.rest.try_lock().and_then(|mut rest| rest.take());
         let _stays = ManuallyDrop::new(rest);
         None
     }

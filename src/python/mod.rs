@@ -92,6 +92,7 @@ mod _native {
         super::executor::make_types(module.py());
         super::wsgi::make_types(module.py());
         super::wsgi::keep_free()?;
+        crate::worker::keep_free()?;
         // What the rooms log goes to Python's loggers, named after their modules. Fails only where
         // another copy of the module has done it before.
         if let Ok(levels) = pyo3_log::try_init() {

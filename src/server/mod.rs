@@ -23,11 +23,10 @@ mod socket;
 pub mod tls;
 mod uploads;
 
-use crate::locks::Mutex;
+use crate::locks::{Copied, Mutex, PerProcess, keep_copies_free};
 use crate::pool::Pool;
 use crate::wsgi::Handler;
 use nix::sys::eventfd::EventFd;
-use nix::unistd::{Pid, getpid};
 use reactor::Reactor;
 use std::io;
 use std::net::IpAddr;
@@ -174,36 +173,28 @@ pub struct Stats {
 /// Accepts connections on one listening socket and answers their requests through a [`Handler`].
 ///
 /// Every method may be called from any thread. A server may be made before a fork and started in
-/// the child: nothing but the listening socket exists before [`Server::start`].
+/// the child: nothing but the listening socket exists before [`Server::start`]. One that was started
+/// before the fork is not running in the child, and can be started there.
 #[derive(Debug)]
 pub struct Server {
     settings: Settings,
     handler: Arc<dyn Handler>,
-    listener: Mutex<Option<Arc<OwnedFd>>>,
-    engine: Mutex<Option<Engine>>,
+    listener: Copied<Option<Arc<OwnedFd>>>,
+    /// A child makes its own: the threads of its parent's are there.
+    engine: PerProcess<Mutex<Option<Engine>>>,
 }
 
 #[derive(Debug)]
 struct Engine {
     reactor: Arc<Reactor>,
     pool: Pool<Reactor>,
-    /// The process that made it: a child makes its own.
-    process: Pid,
-}
-
-impl Engine {
-    /// True where its threads are in this process. Elsewhere, in a child of theirs, its locks may
-    /// be held for ever, and what it waits for happens in the parent.
-    fn is_ours(&self) -> bool {
-        self.process == getpid()
-    }
 }
 
 impl Server {
     /// Makes a server that does not accept yet. The descriptor becomes the server's own.
     ///
     /// # Errors
-    /// [`Error::Listener`] when the descriptor is not a listening stream socket.
+    /// [`Error::Listener`] when the descriptor is not a listening stream socket; [`Error::Resource`].
     pub fn new(
         listener: OwnedFd,
         settings: Settings,
@@ -213,11 +204,16 @@ impl Server {
             fd: listener.as_raw_fd(),
             source,
         })?;
+        let no_memory = |source| Error::Resource {
+            what: "make a server",
+            source,
+        };
+        keep_copies_free().map_err(no_memory)?;
         Ok(Self {
             settings,
             handler,
-            listener: Mutex::new(Some(Arc::new(listener))),
-            engine: Mutex::new(None),
+            listener: Copied::new(Some(Arc::new(listener))),
+            engine: PerProcess::new(Mutex::default).map_err(no_memory)?,
         })
     }
 
@@ -227,17 +223,13 @@ impl Server {
     /// # Errors
     /// [`Error::ListenerClosed`] after `stop(true)`; [`Error::Resource`].
     pub fn start(&self) -> Result<(), Error> {
-        let listener = self
-            .listener
-            .lock()
-            .clone()
-            .ok_or_else(|| Error::ListenerClosed {
-                name: self.settings.name.clone(),
-            })?;
-        let mut engine = self.engine.lock();
+        let listener = self.listener.get().ok_or_else(|| Error::ListenerClosed {
+            name: self.settings.name.clone(),
+        })?;
+        let mut engine = self.engine.get().lock();
         let engine = match &mut *engine {
-            Some(engine) if engine.is_ours() => engine,
-            stale => {
+            Some(engine) => engine,
+            none => {
                 let settings = self.settings.clone();
                 let pool_size = settings.pool_size;
                 let reactor = Arc::new(Reactor::new(listener, settings, self.handler.clone())?);
@@ -250,11 +242,7 @@ impl Server {
                         }
                     })?;
                 }
-                stale.insert(Engine {
-                    reactor,
-                    pool,
-                    process: getpid(),
-                })
+                none.insert(Engine { reactor, pool })
             }
         };
         engine
@@ -273,11 +261,9 @@ impl Server {
     /// every connection that the kernel had already queued was accepted.
     pub fn stop(&self, close_listener: bool) {
         if close_listener {
-            *self.listener.lock() = None;
+            drop(self.listener.replace(None));
         }
-        if let Some(engine) = &*self.engine.lock()
-            && engine.is_ours()
-        {
+        if let Some(engine) = &*self.engine.get().lock() {
             engine.reactor.stop(close_listener);
         }
     }
@@ -287,27 +273,23 @@ impl Server {
     /// to wait for.
     pub fn drained_fd(&self) -> Option<Arc<EventFd>> {
         self.engine
+            .get()
             .lock()
             .as_ref()
-            .filter(|engine| engine.is_ours())
             .map(|engine| engine.reactor.drained())
     }
 
     /// Encrypts connections that are accepted from now on with another configuration: a renewed
     /// certificate, say. Open connections go on. Takes effect on a server that was started.
     pub fn replace_tls(&self, config: Arc<tls::Config>) {
-        if let Some(engine) = &*self.engine.lock()
-            && engine.is_ours()
-        {
+        if let Some(engine) = &*self.engine.get().lock() {
             engine.reactor.replace_tls(config);
         }
     }
 
     /// Changes how many requests may be in flight at once; 0 counts as 1.
     pub fn resize(&self, pool_size: usize) {
-        if let Some(engine) = &*self.engine.lock()
-            && engine.is_ours()
-        {
+        if let Some(engine) = &*self.engine.get().lock() {
             engine.reactor.resize(pool_size);
             engine.pool.resize(pool_size);
         }
@@ -315,9 +297,9 @@ impl Server {
 
     /// One consistent view of the counters.
     pub fn stats(&self) -> Stats {
-        match &*self.engine.lock() {
-            Some(engine) if engine.is_ours() => engine.reactor.count(engine.pool.stats()),
-            Some(_) | None => Stats::default(),
+        match &*self.engine.get().lock() {
+            Some(engine) => engine.reactor.count(engine.pool.stats()),
+            None => Stats::default(),
         }
     }
 }
@@ -326,5 +308,45 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Threads own what they use; they leave once the last connection is over.
         self.stop(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::locks::children;
+    use crate::wsgi::Exchange;
+    use std::net::TcpListener;
+
+    /// Is never asked for anything.
+    #[derive(Debug)]
+    struct Unused;
+
+    impl Handler for Unused {
+        fn handle(&self, _exchange: &mut dyn Exchange) {}
+
+        fn thread(&self, body: &mut dyn FnMut()) {
+            body();
+        }
+    }
+
+    #[test]
+    fn a_child_stops_and_starts_a_server_that_a_thread_of_its_parent_has_locked() {
+        let listener = OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+        let server = Server::new(listener, Settings::default(), Arc::new(Unused)).unwrap();
+        server.start().unwrap();
+
+        let hold = || server.engine.get().lock();
+        let ended = children::run_beside(hold, || {
+            assert!(server.drained_fd().is_none(), "nothing to wait for");
+            server.start().unwrap();
+            assert!(server.drained_fd().is_some());
+            server.stop(true);
+            let again = server.start();
+            assert!(matches!(again, Err(Error::ListenerClosed { .. })));
+        });
+
+        assert!(children::has_done(&ended), "{ended:?}");
+        assert!(server.listener.get().is_some());
     }
 }

@@ -15,7 +15,7 @@
 pub mod limits;
 
 use crate::handlers;
-use crate::locks::{Mutex, MutexGuard};
+use crate::locks::{Mutex, MutexGuard, held_by_forks};
 use crate::scoreboard;
 use crate::scoreboard::Worn;
 use crate::threads::{self, Signals};
@@ -363,6 +363,15 @@ impl Orders {
     }
 }
 
+/// Lets children use all of this whatever other threads do when they are forked: a thread that serves
+/// asks for a successor without the interpreter. To be called before any other function.
+///
+/// # Errors
+/// When memory is exhausted.
+pub fn keep_free() -> io::Result<()> {
+    held_by_forks!(WATCH, Option<Watch>)
+}
+
 /// Locked for moments and only by threads that do not fork under it; the watch thread never does.
 fn lock() -> MutexGuard<'static, Option<Watch>> {
     WATCH.lock()
@@ -442,6 +451,8 @@ fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "wsgi")]
+    use crate::locks::children;
     use std::time::Instant;
 
     /// All tests have the process's one watch thread.
@@ -492,6 +503,30 @@ mod tests {
             assert!(closes(&next_read_end));
         }
         disarm_deadline();
+    }
+
+    #[cfg(feature = "wsgi")]
+    #[test]
+    fn a_child_arms_a_deadline_while_threads_of_its_parent_look_at_theirs() {
+        let _turn = TURN.lock();
+        keep_free().unwrap();
+        let is_over = AtomicBool::new(false);
+
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    wake_watch();
+                }
+            });
+            let arm = || {
+                arm_deadline(Duration::from_secs(3600), 1).unwrap();
+                disarm_deadline();
+            };
+            let run = |_| children::run(arm);
+            let failed = (0..50).map(run).find(|status| !children::has_done(status));
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(failed, None);
+        });
     }
 
     #[test]

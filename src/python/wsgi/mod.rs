@@ -46,6 +46,7 @@ use super::child;
 use super::detached::detached;
 use super::imports;
 use super::parallel;
+use crate::locks::PerProcess;
 use crate::scoreboard;
 use crate::worker::limits;
 use crate::wsgi::access_log::format::Subject;
@@ -61,7 +62,7 @@ pub(super) struct Application {
     access_log: Option<Arc<AccessLog>>,
     native_log: Option<Py<NativeLog>>,
     filter: Option<Py<AccessFilter>>,
-    first: FirstRequest,
+    first: PerProcess<FirstRequest>,
     /// Requests may be given up.
     has_timeout: bool,
     owner: Owner,
@@ -130,7 +131,7 @@ impl Application {
             access_log,
             native_log: options.native_log,
             filter: options.filter,
-            first: FirstRequest::default(),
+            first: PerProcess::new(FirstRequest::default)?,
             has_timeout: options.has_timeout,
             owner: Owner::new(),
             log_error: Arc::new(options.log_error),
@@ -227,7 +228,7 @@ impl Application {
         let arrived = is_logged.then_some(began);
         let mut waited = Duration::ZERO;
         let _inside = in_flight::enter();
-        let _turn = self.first.enter();
+        let _turn = self.first.get().enter();
         let (unsent, status) = Python::attach(|py| {
             waited = began.elapsed();
             self.answer(py, exchange, arrived)

@@ -9,7 +9,7 @@ mod clients;
 mod files;
 mod validity;
 
-use crate::locks::Mutex;
+use crate::locks::Copied;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, ServerConnection};
@@ -48,7 +48,7 @@ pub struct Options {
 /// A checked TLS configuration, shared by all connections of a server.
 #[derive(Debug)]
 pub struct Config {
-    server: Mutex<Arc<ServerConfig>>,
+    server: Copied<Arc<ServerConfig>>,
 }
 
 /// Why a TLS configuration was refused.
@@ -154,19 +154,19 @@ impl Config {
         let mut server = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         server.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         Ok(Self {
-            server: Mutex::new(Arc::new(server)),
+            server: Copied::new(Arc::new(server)),
         })
     }
 
     /// Connections accepted from now on use `newer`; those that exist keep what they have. This is
     /// how a certificate is renewed without dropping anybody.
     pub fn replace(&self, newer: Self) {
-        *self.server.lock() = newer.server.into_inner();
+        drop(self.server.replace(newer.server.into_inner()));
     }
 
     /// The server's side of a new connection.
     pub(super) fn accept(&self) -> Result<ServerConnection, rustls::Error> {
-        ServerConnection::new(self.server.lock().clone())
+        ServerConnection::new(self.server.get())
     }
 }
 

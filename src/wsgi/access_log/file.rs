@@ -9,7 +9,7 @@
 #![expect(unsafe_code, reason = "the local time is asked of the C library")]
 
 use super::format::LocalTime;
-use crate::locks::{Mutex, MutexGuard, held_by_forks};
+use crate::locks::{Mutex, MutexGuard, PerProcess, held_by_forks};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -21,7 +21,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the lines of one batch wait for a pipe whose reader is slow.
@@ -50,6 +50,15 @@ pub struct LogFile {
     /// `None` for standard output.
     path: Option<PathBuf>,
     file: OwnedFd,
+    /// Most bytes of one write(2).
+    most: AtomicUsize,
+    /// A child has none of its parent's, which are written there.
+    lines: PerProcess<Lines>,
+}
+
+/// The lines of one process.
+#[derive(Debug, Default)]
+struct Lines {
     waiting: Mutex<Vec<u8>>,
     /// Milliseconds of the kernel's tick when the first of the lines that wait came; 0 without any.
     since: AtomicU64,
@@ -57,12 +66,10 @@ pub struct LogFile {
 }
 
 /// Held by the thread that writes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Writer {
     /// What it writes; kept to spare allocations.
     batch: Vec<u8>,
-    /// Most bytes of one write(2).
-    most: usize,
     /// Lines lost since the last one that was written.
     lost: u64,
     /// The last line was written in part: the next one must not continue it.
@@ -85,14 +92,8 @@ impl LogFile {
         Ok(Self {
             path,
             file,
-            waiting: Mutex::default(),
-            since: AtomicU64::new(0),
-            writer: Mutex::new(Writer {
-                batch: Vec::new(),
-                most,
-                lost: 0,
-                is_torn: false,
-            }),
+            most: AtomicUsize::new(most),
+            lines: PerProcess::new(Lines::default)?,
         })
     }
 
@@ -106,9 +107,9 @@ impl LogFile {
             return Ok(Written::Yes);
         };
         let fresh = open_file(path)?;
-        let mut writer = self.writer.lock();
+        let mut writer = self.lines.get().writer.lock();
         let written = self.write_waiting(&mut writer);
-        writer.most = most_at_once(&fresh);
+        self.most.store(most_at_once(&fresh), Ordering::Relaxed);
         // SAFETY: the number is that of `self.file`, which stays open and owned by it.
         let copy = unsafe { dup3_raw(&fresh, self.file.as_raw_fd(), OFlag::O_CLOEXEC) }?;
         // It is `self.file` again, whose owner closes it.
@@ -119,16 +120,17 @@ impl LogFile {
     /// Takes one line, its end included, to be written by the next [`LogFile::flush`] or, where many
     /// wait already, at once.
     pub fn put(&self, line: &[u8]) -> Written {
+        let lines = self.lines.get();
         let length = {
-            let mut waiting = self.waiting.lock();
+            let mut waiting = lines.waiting.lock();
             if waiting.is_empty() {
-                self.since.store(now(), Ordering::SeqCst);
+                lines.since.store(now(), Ordering::SeqCst);
             }
             waiting.extend_from_slice(line);
             waiting.len()
         };
         if length >= MOST_BYTES {
-            let mut writer = self.writer.lock();
+            let mut writer = lines.writer.lock();
             self.write_waiting(&mut writer)
         } else if length >= FULL {
             self.flush()
@@ -140,13 +142,13 @@ impl LogFile {
     /// True while lines wait to be written.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
-        self.since.load(Ordering::SeqCst) != 0
+        self.lines.get().since.load(Ordering::SeqCst) != 0
     }
 
     /// True when one of them was put off for [`LONGEST_DELAY`].
     #[must_use]
     pub fn is_overdue(&self) -> bool {
-        let since = self.since.load(Ordering::SeqCst);
+        let since = self.lines.get().since.load(Ordering::SeqCst);
         since != 0 && u128::from(now().saturating_sub(since)) >= LONGEST_DELAY.as_millis()
     }
 
@@ -156,7 +158,7 @@ impl LogFile {
         // A thread that comes while another one writes leaves its lines to that one, which looks
         // again when it is done.
         while self.has_waiting()
-            && let Some(mut writer) = self.writer.try_lock()
+            && let Some(mut writer) = self.lines.get().writer.try_lock()
         {
             match self.write_waiting(&mut writer) {
                 Written::Yes => {}
@@ -170,9 +172,10 @@ impl LogFile {
         let mut batch = std::mem::take(&mut writer.batch);
         batch.clear();
         {
-            let mut waiting = self.waiting.lock();
+            let lines = self.lines.get();
+            let mut waiting = lines.waiting.lock();
             std::mem::swap(&mut *waiting, &mut batch);
-            self.since.store(0, Ordering::SeqCst);
+            lines.since.store(0, Ordering::SeqCst);
         }
         let written = self.write(writer, &batch);
         writer.batch = batch;
@@ -183,9 +186,10 @@ impl LogFile {
         let before = writer.lost;
         let mut rest = lines;
         let mut failure = None;
-        let until = (writer.most != usize::MAX).then(|| Instant::now() + LONGEST_WAIT);
+        let most = self.most.load(Ordering::Relaxed);
+        let until = (most != usize::MAX).then(|| Instant::now() + LONGEST_WAIT);
         while !rest.is_empty() {
-            let (piece, others) = split(rest, writer.most);
+            let (piece, others) = split(rest, most);
             rest = others;
             if let Err(errno) = self.write_piece(writer, piece, until) {
                 failure = Some(errno);
@@ -427,6 +431,31 @@ mod tests {
         let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
         assert_eq!(read("old.log"), "before\none\ntwo\n");
         assert_eq!(read("access.log"), "three\n");
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_child_writes_its_own_lines_to_a_log_that_its_parent_has_locked() {
+        let directory = directory("child");
+        let path = directory.join("access.log");
+        let log = LogFile::open(&path).unwrap();
+        log.put(b"of the parent\n");
+
+        let hold = || {
+            let lines = log.lines.get();
+            (lines.waiting.lock(), lines.writer.lock())
+        };
+        let ended = children::run_beside(hold, || {
+            assert!(!log.has_waiting());
+            log.put(b"of the child\n");
+            assert_eq!(log.flush(), Written::Yes);
+            assert_eq!(log.reopen().unwrap(), Written::Yes);
+        });
+
+        assert!(children::has_done(&ended), "{ended:?}");
+        assert_eq!(log.flush(), Written::Yes);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "of the child\nof the parent\n");
         std::fs::remove_dir_all(&directory).unwrap();
     }
 
