@@ -129,6 +129,7 @@ _Command = (
     | tuple[Literal["late"], int, int, float]
     | tuple[Literal["hung"], int, int, float]
     | tuple[Literal["worn"], int, int, int, str, int]
+    | tuple[Literal["leaves_first"], int, int, int, float | None]
     | tuple[Literal["all_ready"]]
     | tuple[Literal["reloaded"]]
     | tuple[Literal["template"]]
@@ -194,6 +195,9 @@ class Supervisor:
                                                 limit_worker(); its successor takes over first. *why* is
                                                 requests, lifetime (seconds), memory (bytes) or stuck
                                                 (threads), and *number* how many
+        ``("leaves_first", group, slot, pid, waited)``  a worker is told to leave before its successor serves:
+                                                that has been starting for *waited* seconds, or, where that
+                                                is None, has failed again
         ``("all_ready",)``                      every slot has a ready worker, for the first time since
                                                 the last add_group()
         ``("reloaded",)``                       every worker is of the new generation and ready, or has

@@ -218,6 +218,15 @@ fn to_tuple(py: Python<'_>, command: Command) -> PyResult<Bound<'_, PyTuple>> {
             let (why, number) = why.map_or(("", 0), Worn::parts);
             ("worn", group, slot, pid, why, number).into_pyobject(py)
         }
+        Command::LeavesFirst {
+            group,
+            slot,
+            pid,
+            waited,
+        } => {
+            let waited = waited.map(|waited| waited.as_secs_f64());
+            ("leaves_first", group, slot, pid, waited).into_pyobject(py)
+        }
         Command::AllReady => ("all_ready",).into_pyobject(py),
         Command::Reloaded => ("reloaded",).into_pyobject(py),
         Command::Template => ("template",).into_pyobject(py),

@@ -90,6 +90,17 @@ pub enum Command {
         /// Why; `None` when it could not say.
         why: Option<Worn>,
     },
+    /// A worker is told to leave before its successor serves, which may need what it has.
+    LeavesFirst {
+        /// Number of its group.
+        group: usize,
+        /// Its slot.
+        slot: usize,
+        /// The process.
+        pid: i32,
+        /// For how long the successor has been starting; `None` where successors have failed.
+        waited: Option<Duration>,
+    },
     /// Every slot has a ready worker, for the first time since the last group was added.
     AllReady,
     /// What the last `Reload` or `Mutate` began is complete: every worker is of the new generation and

@@ -480,6 +480,7 @@ impl<P: Processes> Inner<P> {
                 | Command::Late { .. }
                 | Command::Hung { .. }
                 | Command::Worn { .. }
+                | Command::LeavesFirst { .. }
                 | Command::AllReady
                 | Command::Reloaded
                 | Command::Template

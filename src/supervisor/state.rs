@@ -18,6 +18,9 @@ pub const SPARED: u8 = 4;
 pub const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest back-off of a slot whose workers keep dying.
 pub const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// Nor than this where it follows one that was told to leave before it served: clients wait, and that
+/// was the supervisor's decision.
+pub const LONGEST_BACKOFF_ALONE: Duration = Duration::from_secs(1);
 /// Longest back-off while the system refuses to fork: trying is cheap, and strength is missing.
 pub const LONGEST_FORK_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -174,6 +177,8 @@ pub struct Worker {
     spared: u8,
     /// Refused forks in a row.
     refusals: u32,
+    /// Its predecessor was told to leave before it served, and it has not served since.
+    is_alone: bool,
     /// The configuration was mutated after its fork and before it was ready.
     is_outdated: bool,
     /// It hung and SIGABRT was sent; SIGKILL follows then. It is forked again when it was reaped.
@@ -199,8 +204,27 @@ impl Worker {
             failures: 0,
             spared: 0,
             refusals: 0,
+            is_alone: false,
             is_outdated: false,
             given_up: None,
+        }
+    }
+
+    /// The same, whose predecessor was told to leave before it serves. It is not put off for long.
+    #[must_use]
+    pub const fn alone(self) -> Self {
+        Self {
+            is_alone: true,
+            ..self
+        }
+    }
+
+    /// The one of another generation in its place, before it was forked or after it has ended.
+    #[must_use]
+    pub const fn renewed(self, generation: u32) -> Self {
+        Self {
+            is_alone: self.is_alone,
+            ..Self::new(generation)
         }
     }
 
@@ -378,6 +402,7 @@ impl Worker {
                 (
                     Self {
                         state,
+                        is_alone: false,
                         is_outdated: false,
                         ..self
                     },
@@ -492,7 +517,12 @@ impl Worker {
     }
 
     fn put_off(self, now: Instant) -> (Self, Option<Action>) {
-        let delay = backoff(self.failures, LONGEST_BACKOFF);
+        let longest = if self.is_alone {
+            LONGEST_BACKOFF_ALONE
+        } else {
+            LONGEST_BACKOFF
+        };
+        let delay = backoff(self.failures, longest);
         if delay.is_zero() {
             return self.enter(State::Due);
         }

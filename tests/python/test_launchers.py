@@ -268,6 +268,25 @@ def test_a_worker_whose_start_fails_is_forked_again_and_never_runs_the_callers_c
     assert {pid for pid, _ in program.events("returned")} == {program.pid}
 
 
+def test_a_worker_that_leaves_for_its_successor_is_named_with_the_reason(
+    running: Start, flavour: str
+) -> None:
+    args = ("--backend", flavour, "--launcher", "process", "--start", "own-address")
+    program = running("probe.py", *args)
+    program.expect("wait")
+    (old,) = program.workers()
+
+    program.send(signal.SIGHUP)
+
+    program.expect("wait", 2)
+    program.expect_log(
+        rf"Worker 0 \(pid {old}\) of Probe leaves before its successor serves: two have failed "
+        r"beside it \(most recently: exit status \d"
+    )
+    assert "failed 2 times in a row" not in program.log, "no fork is put off"
+    assert stop(program) == 0
+
+
 def test_a_worker_that_exits_with_none_in_start_does_not_escape(
     running: Start, flavour: str
 ) -> None:

@@ -9,7 +9,9 @@ use super::world::World;
 use nix::libc;
 use osloxide::supervisor::process::LOST_STATUS;
 use osloxide::supervisor::slot::LEAST_PATIENCE;
-use osloxide::supervisor::state::{FIRST_BACKOFF, LONGEST_BACKOFF, LONGEST_FORK_BACKOFF, STABLE};
+use osloxide::supervisor::state::{
+    FIRST_BACKOFF, LONGEST_BACKOFF, LONGEST_BACKOFF_ALONE, LONGEST_FORK_BACKOFF, STABLE,
+};
 use osloxide::supervisor::{Command, ORPHAN_GRACE};
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -203,7 +205,9 @@ impl World {
                 };
                 let of_death = doubled(failures.checked_sub(2), LONGEST_BACKOFF);
                 let of_fork = doubled(failures.checked_sub(1), LONGEST_FORK_BACKOFF);
-                let holds = [of_death, of_fork].contains(&Some(delay));
+                // Where the one before was told to leave first.
+                let alone = doubled(failures.checked_sub(2), LONGEST_BACKOFF_ALONE);
+                let holds = [of_death, of_fork, alone].contains(&Some(delay));
                 self.promise(
                     holds,
                     "back-off doubles up to its bound",
@@ -226,6 +230,11 @@ impl World {
                 self.promise(is_due, "an orphan is one, and was left time", pid);
                 let status = self.supervisor.reap_orphan(pid);
                 self.promise(status == Some(0), "an orphan is reaped", pid);
+            }
+            Command::LeavesFirst { slot, pid, .. } => {
+                let was_told = (self.kernel.tables().processes.get(&pid))
+                    .is_none_or(|it| it.slot == slot && (it.asked.is_some() || it.is_remains()));
+                self.promise(was_told, "one that leaves first was told to", pid);
             }
             Command::Hung { .. } | Command::Late { .. } => {} // the signals are judged
             other => self.promise(

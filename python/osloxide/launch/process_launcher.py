@@ -618,6 +618,8 @@ class ProcessLauncher:
                 self._log.hung(slot, pid, seconds, self._scoreboard)
             case ("worn", group, slot, pid, why, number):
                 self._log.worn(pid, self._groups.name_of(group), slot, why, number)
+            case ("leaves_first", group, slot, pid, waited):
+                self._log.leaves_first(pid, self._groups.name_of(group), slot, waited)
             case ("all_ready",):
                 self._notifier.ready()
                 self._pulse()

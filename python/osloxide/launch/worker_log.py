@@ -137,6 +137,25 @@ class WorkerLog:
             reason,
         )
 
+    def leaves_first(self, pid: int, service: str, slot: int, waited: float | None) -> None:
+        """A worker is told to leave before its successor serves.
+
+        :param waited: seconds for which that has been starting; None where it has failed again.
+        """
+        if waited is None:
+            how = self._last_exits.get(slot, "it could not be forked")
+            why = f"two have failed beside it (most recently: {how})"
+        else:
+            why = f"its successor has been starting beside it for {waited:.1f} s"
+        LOG.warning(
+            "Worker %d (pid %d) of %s leaves before its successor serves: %s, and may need "
+            "something that one process alone can have, such as a port or a lock",
+            slot,
+            pid,
+            service,
+            why,
+        )
+
 
 def _work_of(pid: int, board: _native.Scoreboard | None) -> str:
     """What a worker is busy with, in words."""

@@ -338,7 +338,7 @@ impl Roster {
                 let slot = &mut self.slots[index];
                 if slot.current.state == State::Gone && !is_stopping && !slot.is_closed {
                     // It left first for the next one, which follows at once, wherever the round is.
-                    slot.current = Worker::new(self.generation);
+                    slot.current = Worker::new(self.generation).alone();
                 }
                 left
             }

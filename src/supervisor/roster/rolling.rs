@@ -89,7 +89,7 @@ impl Roster {
                 self.phase = Phase::Reloading { cursor: cursor + 1 };
             } else if slot.current.pid().is_none() {
                 // No worker to replace: fork the new generation right away, also after failures.
-                slot.current = Worker::new(generation);
+                slot.current = slot.current.renewed(generation);
                 return;
             } else if slot.is_leaving() {
                 return; // the next worker starts beside it, or follows when it has left
@@ -99,8 +99,9 @@ impl Roster {
                 }
                 return;
             } else if slot.leaves_first_at(longest).is_some_and(|at| at <= now) {
-                let deadline = self.deadline_from(now);
-                self.apply(cursor, Role::Current, Event::Stop { deadline }, now);
+                let forked = slot.successor.and_then(|successor| successor.forked());
+                let waited = forked.map(|forked| now.saturating_duration_since(forked));
+                self.leave_first(cursor, waited, now);
                 return;
             } else if self.hand_over(cursor, now) {
                 self.phase = Phase::Reloading { cursor: cursor + 1 };
@@ -148,9 +149,25 @@ impl Roster {
             self.commands.retain(
                 |command| !matches!(command, Command::Backoff { slot, .. } if *slot == index),
             );
-            let deadline = self.deadline_from(now);
-            self.apply(index, Role::Current, Event::Stop { deadline }, now);
+            self.leave_first(index, None, now);
         }
+    }
+
+    /// Has the current worker of slot *index* leave before another serves, and says why.
+    fn leave_first(&mut self, index: usize, waited: Option<Duration>, now: Instant) {
+        let slot = &self.slots[index];
+        if let Some(pid) = slot.current.pid() {
+            self.commands.push_back(Command::LeavesFirst {
+                group: slot.group,
+                slot: index,
+                pid,
+                waited,
+            });
+        }
+        let slot = &mut self.slots[index];
+        slot.successor = slot.successor.map(Worker::alone);
+        let deadline = self.deadline_from(now);
+        self.apply(index, Role::Current, Event::Stop { deadline }, now);
     }
 
     /// A successor that takes long beside the current worker may wait for something that only one

@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--start",
         default="ok",
-        help="or crash, exit:N, exit-none, exit-text, hang, swallow, deadlock",
+        help="or crash, exit:N, exit-none, exit-text, hang, swallow, deadlock, own-address",
     )
     parser.add_argument("--stop", default="ok", help="ok, crash, hang, spin, until-usr1")
     parser.add_argument("--wait", default="until-stopped", help="or return, crash, drain:SECONDS")
@@ -120,6 +120,9 @@ class Probe(service.Service):
             threading.Event().wait()
         if behaviour == "deadlock":
             deadlock()
+        if behaviour == "own-address":
+            self.own_address = socket.socket(socket.AF_UNIX)
+            self.own_address.bind(f"\0osloxide-probe-{os.getppid()}")
         if options.signal_in_start:
             signal.signal(signal.SIGUSR2, lambda *_: emit("usr2"))
         if options.burn_on_usr2:
