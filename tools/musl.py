@@ -124,8 +124,7 @@ def install(python: pythons.Python, name: str, *requirements: str | Path) -> pyt
             [*pip, "download", f"--dest={folder}", "--only-binary=:all:",
              "--platform=musllinux_1_2_x86_64", "--platform=musllinux_1_1_x86_64",
              "--implementation=cp", f"--python-version={version}",
-             "-c", ROOT / "requirements" / "cinder.lock", "-c", ROOT / "requirements" / "test.lock",
-             *requirements],
+             "-c", environment.constraints(), *requirements],
             check=True,
         )  # fmt: skip
         files = sorted(Path(folder).glob("*.whl"))
@@ -139,7 +138,7 @@ def proofs(executable: str, wheel: Path) -> Iterator[pythons.Outcome]:
     python = pythons.describe(executable)
     if python is None:
         sys.exit(f"{executable} does not start; remove its folder and try again")
-    python = python._replace(version=f"{python.version} musl")
+    python = python._replace(version=f"{python.version} {pythons.MUSL}")
     environment = install(python, "musl", wheel)
     smoke = ROOT / "tests" / "installed" / "smoke.py"
     yield pythons.run(python, "installed", environment.command("-I", smoke))

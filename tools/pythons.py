@@ -66,7 +66,10 @@ FREE_THREADED_SUITES = ("test_wsgi_*.py", "test_*executor*.py", "test_*launch*.p
                         "test_native_supervisor.py", "test_loopingcall.py")  # fmt: skip
 """Server, executor and launchers: what a free-threaded CPython is tried with."""
 GREENLET = "greenlet<3.3"
-"""For CPython 3.13 without its lock: later releases compile from 3.14 on."""
+"""Of CPython 3.13 without its lock, for which later releases do not compile, and of the musl 1.2.3
+that is built here: its loader leaves out the relative relocations (DT_RELR) of later wheels."""
+MUSL = "musl"
+"""What the versions of CPythons end in that are linked against it."""
 SUITE_SECONDS = 3600
 END_SECONDS = 60
 """For a suite that took longer to sum up."""
@@ -97,6 +100,11 @@ class Python(NamedTuple):
     def is_free_threaded(self) -> bool:
         """Whether it can run without its lock (PEP 703)."""
         return self.tag.endswith("t")
+
+    @property
+    def is_musl(self) -> bool:
+        """Whether it is linked against musl: tools/musl.py says so in the version."""
+        return self.version.endswith(f" {MUSL}")
 
 
 class Outcome(NamedTuple):
@@ -177,6 +185,7 @@ class Environment:
     def __init__(self, python: Python, name: str) -> None:
         self.path = CACHE / name
         self.is_free_threaded = python.is_free_threaded
+        self.has_old_greenlet = python.is_free_threaded or python.is_musl
         marker = self.path / ".interpreter"
         made_of = f"{python.version} {python.executable}"
         if not (marker.exists() and marker.read_text() == made_of):
@@ -208,8 +217,8 @@ class Environment:
         """A file that holds pip to the versions of the locks, as far as they can be built here."""
         names = ("cinder.lock", "test.lock")
         text = "\n".join((REQUIREMENTS / name).read_text() for name in names)
-        if self.is_free_threaded:
-            # oslo.service requires it by way of eventlet; nothing here imports it.
+        if self.has_old_greenlet:
+            # oslo.service requires it by way of eventlet.
             text = re.sub(r"(?m)^greenlet==.*$", GREENLET, text)
         path = self.path / "constraints.txt"
         path.write_text(text)
