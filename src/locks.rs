@@ -7,9 +7,9 @@
 //! that forks beside such threads, which Python programs do, leaves the table to the child, whose
 //! new threads get those stacks, and wake-ups of theirs go to threads that are not there. A lock
 //! that another thread held at the fork stays locked in the child, here as anywhere: what a child
-//! uses, it makes itself, and what it may use of its parent's is [`PerProcess`]. Where that cannot
+//! uses, it makes itself, and what it may use of its parent's is `PerProcess`. Where that cannot
 //! be, as with what a C library keeps for the whole process, or with what a child needs as its parent
-//! left it, a thread that forks takes the lock first: `held_by_forks`, [`Copied`]. The interface is
+//! left it, a thread that forks takes the lock first: `held_by_forks`, `Copied`. The interface is
 //! that of `parking_lot`, which [`crate::pool`] can have simulated.
 
 #![cfg_attr(

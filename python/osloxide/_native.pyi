@@ -28,6 +28,7 @@ __all__ = [
     "amqp_confirms",
     "amqp_deliveries",
     "amqp_publish",
+    "amqp_remedy",
     "arm_deadline",
     "beat",
     "bound_unheard",
