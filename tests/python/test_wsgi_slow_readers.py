@@ -189,7 +189,7 @@ def test_a_reader_that_takes_little_for_longer_than_the_timeout_gets_everything(
     little = 16_000 if scheme == "https" else 2_000
     pace = threading.Event()
     with (
-        serving_over(scheme, client_socket_timeout=1) as server,
+        serving_over(scheme, client_socket_timeout=2) as server,
         slow(server, scheme) as client,
     ):
         client.send(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")
