@@ -329,7 +329,10 @@ impl State {
             request.end(Event::Unusable(reason.clone()));
             return false;
         }
-        if let Some(why) = self.bar_of(request, Instant::now()) {
+        // The clock is read only where the answer depends on it.
+        if !self.barred.is_empty()
+            && let Some(why) = self.bar_of(request, Instant::now())
+        {
             request.end(Event::Failed(why.to_owned()));
             return false;
         }
