@@ -148,7 +148,7 @@ if not pid:
     print(*(each.dead for each in (*others, *waiting, later)))
     print(ends(others[0].wait), ends(later.wait), others[0].kill())
     ours = [eventlet.spawn(wait) for wait in (items.get, event_.wait, idle.acquire)]
-    eventlet.sleep(0.01)
+    eventlet.sleep(0)
     items.put("item")
     event_.send("sent")
     idle.release()

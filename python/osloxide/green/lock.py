@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from osloxide._typing import override
 from osloxide.green._core import turns as _turns
 from osloxide.green._core import waits as _waits
@@ -29,10 +27,6 @@ class Lock(Semaphore):
         return acquired
 
     @override
-    def __enter__(self) -> None:
-        self.acquire()
-
-    @override
     def release(self, blocking: bool = True) -> bool:
         """Unlock.
 
@@ -47,13 +41,12 @@ class Lock(Semaphore):
         return super().release(blocking)
 
     @override
-    def __exit__(
-        self,
-        typ: type[BaseException] | None,
-        val: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.release()
+    def _entered(self) -> None:
+        """:meth:`acquire` has said so."""
+
+    @override
+    def _left(self) -> None:
+        """:meth:`release` has said so."""
 
     @override
     def _free_in_child(self) -> None:

@@ -124,7 +124,15 @@ class Semaphore:
 
     def __enter__(self) -> None:
         self.acquire()
+        self._entered()
+
+    def _entered(self) -> None:
+        """The calling greenlet has it, until :meth:`_left`; for a child that it is not in."""
         _waits.current_carrier()._held += (self,)
+
+    def _left(self) -> None:
+        me = _waits.current_carrier()
+        me._held = _without(me._held, self)
 
     def _free_in_child(self) -> None:
         """In a forked child: one that is not there has entered, and leaves."""
@@ -152,8 +160,7 @@ class Semaphore:
         tb: TracebackType | None,
     ) -> None:
         self.release()
-        me = _waits.current_carrier()
-        me._held = _without(me._held, self)
+        self._left()
 
     @property
     def balance(self) -> int:
