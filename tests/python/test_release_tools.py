@@ -169,12 +169,15 @@ def test_a_build_asks_for_nothing_more_where_cargo_is(tmp_path: Path) -> None:
     assert ast.literal_eval(done.stdout) == []
 
 
-@pytest.mark.parametrize(("is_free_threaded", "held_to"), [(False, "=="), (True, "<")])
-def test_a_free_threaded_environment_is_held_to_a_greenlet_that_compiles_there(
-    tmp_path: Path, is_free_threaded: bool, held_to: str
+@pytest.mark.parametrize(
+    ("tag", "version", "held_to"),
+    [("cp313", "3.13.9", "=="), ("cp313t", "3.13.9t", "<"), ("cp313", "3.13.9 musl", "<")],
+)
+def test_an_environment_is_held_to_a_greenlet_that_can_be_used_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str, version: str, held_to: str
 ) -> None:
-    environment = object.__new__(pythons.Environment)  # making one starts an interpreter
-    environment.path, environment.is_free_threaded = tmp_path, is_free_threaded
+    monkeypatch.setattr(pythons, "CACHE", tmp_path)
+    environment = pythons.Environment(pythons.Python(tag, version, sys.executable), tag)
 
     lines = environment.constraints().read_text(encoding="utf-8").splitlines()
 
