@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from oslo_config import cfg
+from oslo_policy import policy as oslo_policy
 
 from osloxide.adapters import log, nova, policy
 from osloxide.server import options as server_options
@@ -78,7 +81,7 @@ def test_novas_server_reads_novas_options(tmp_path: Any) -> None:
 POLICY = """
 _ENFORCER = None
 
-def init():
+def MAKE():
     global _ENFORCER
     if not _ENFORCER:
         _ENFORCER = {}
@@ -87,7 +90,7 @@ def init():
         _ENFORCER["rule"] = True
 
 def check():
-    init()
+    MAKE()
     return "rule" in _ENFORCER
 """
 
@@ -110,14 +113,23 @@ class Watched:
 locks: list[Watched] = []
 
 
-def test_no_thread_checks_a_policy_before_its_rules_are_loaded(
-    monkeypatch: pytest.MonkeyPatch,
+MAKERS = {
+    "init": policy.by_init,
+    "get_enforcer": policy.by_getter,
+    "_get_enforcer": policy.by_private_getter,
+    "_ensure_enforcer_initialization": policy.by_check,
+}
+
+
+@pytest.mark.parametrize(("make", "amend"), list(MAKERS.items()), ids=list(MAKERS))
+def test_no_thread_checks_a_policy_before_its_rules_are_registered(
+    monkeypatch: pytest.MonkeyPatch, make: str, amend: Any
 ) -> None:
     begun, loaded = threading.Event(), threading.Event()
     engine = module("neutron.policy", begun=begun, loaded=loaded)
-    exec(POLICY, vars(engine))
+    exec(POLICY.replace("MAKE", make), vars(engine))
     monkeypatch.setattr(policy, "RLock", Watched)
-    policy.amend(engine)
+    amend(engine)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(engine.check)
         assert begun.wait(60)
@@ -127,6 +139,76 @@ def test_no_thread_checks_a_policy_before_its_rules_are_loaded(
         loaded.set()
         assert first.result(60)
         assert second.result(60)
+
+
+LATER = 4_000_000_000
+"""A time of change, in seconds: of a file that was written after it had been read."""
+
+
+def test_a_policy_file_that_is_read_again_refuses_nobody_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, go_on = threading.Event(), threading.Event()
+
+    class Enforcer(oslo_policy.Enforcer):
+        """Pauses where it has emptied the rules and has not filled them again."""
+
+        def _record_file_rules(self, *arguments: Any, **options: Any) -> None:
+            super()._record_file_rules(*arguments, **options)
+            half.set()
+            assert go_on.wait(60)
+
+    monkeypatch.setattr(policy, "RLock", Watched)
+    policy.load_as_a_whole(module("oslo_policy.policy", Enforcer=Enforcer))
+    (file := tmp_path / "policy.yaml").write_text("seen: role:admin\n")
+    conf = cfg.ConfigOpts()
+    conf(["--config-dir", str(tmp_path)])
+    enforcer = Enforcer(conf, policy_file=str(file))
+    enforcer.register_default(oslo_policy.RuleDefault("by-default", "role:reader"))
+    go_on.set()
+    enforcer.load_rules()
+
+    file.write_text("seen: role:reader\n")
+    os.utime(file, (LATER, LATER))
+    half.clear()
+    go_on.clear()
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(enforcer.authorize, "by-default", {}, {"roles": ["reader"]})
+        assert half.wait(60)
+        # What a check sees that has looked at the file before it was written.
+        assert set(enforcer.rules) == {"seen", "by-default"}
+        assert str(enforcer.rules["seen"]) == "role:admin"
+        second = threads.submit(enforcer.enforce, "seen", {}, {"roles": ["reader"]})
+        assert all(locks[-1].asked.acquire(timeout=60) for _ in range(3))
+        go_on.set()
+        assert first.result(60)
+        assert second.result(60), "the file's new rule counts once it is read"
+    assert set(enforcer.rules) == {"seen", "by-default"}
+
+
+def test_a_policy_file_that_cannot_be_read_leaves_the_rules_as_they_are(tmp_path: Path) -> None:
+    class Enforcer(oslo_policy.Enforcer):
+        pass
+
+    policy.load_as_a_whole(module("oslo_policy.policy", Enforcer=Enforcer))
+    (file := tmp_path / "policy.yaml").write_text("seen: role:admin\n")
+    (directory := tmp_path / "policy.d").mkdir()
+    conf = cfg.ConfigOpts()
+    conf(["--config-dir", str(tmp_path)])
+    enforcer = Enforcer(conf, policy_file=str(file))
+    enforcer.register_default(oslo_policy.RuleDefault("by-default", "role:reader"))
+    enforcer.load_rules()
+
+    file.write_text("seen: role:reader\n")
+    os.utime(file, (LATER, LATER))
+    (directory / "broken.yaml").write_text("{")
+    with pytest.raises(ValueError, match="parsing"):
+        enforcer.load_rules()
+
+    assert {name: str(rule) for name, rule in enforcer.rules.items()} == {
+        "seen": "role:admin",
+        "by-default": "role:reader",
+    }
 
 
 def test_handlers_of_logging_keep_its_locks_where_oslo_log_would_replace_them() -> None:

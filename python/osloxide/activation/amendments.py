@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MESSAGING = "osloxide.messaging.hook"
 _NOVA = "osloxide.adapters.nova:amend"
-_POLICY = "osloxide.adapters.policy:amend"
+_POLICY = "osloxide.adapters.policy"
 
 TABLE: dict[str, tuple[str, ...]] = {
     "amqp.channel": (
@@ -32,8 +32,16 @@ TABLE: dict[str, tuple[str, ...]] = {
     "amqp.connection": (f"{_MESSAGING}:amend_amqp_connection",),
     "amqp.serialization": (f"{_MESSAGING}:read_all_properties",),
     "amqp.transport": (f"{_MESSAGING}:make_tls_natively",),
-    "neutron.policy": (_POLICY,),
-    "neutron_lib.policy._engine": (_POLICY,),
+    "barbican.common.policy": (f"{_POLICY}:by_init",),
+    "blazar.policy": (f"{_POLICY}:by_init",),
+    "cinder.policy": (f"{_POLICY}:by_init",),
+    "magnum.common.policy": (f"{_POLICY}:by_init",),
+    "manila.policy": (f"{_POLICY}:by_init",),
+    "masakari.policy": (f"{_POLICY}:by_init",),
+    "mistral.api.access_control": (f"{_POLICY}:by_check",),
+    "neutron.policy": (f"{_POLICY}:by_init",),
+    "neutron_lib.policy._engine": (f"{_POLICY}:by_init",),
+    "nova.policy": (f"{_POLICY}:by_init",),
     "nova.service": (_NOVA,),
     "oslo_concurrency.lockutils": ("osloxide.adapters.named_locks:amend",),
     "oslo_context.context": ("osloxide.adapters.context:amend",),
@@ -62,11 +70,18 @@ TABLE: dict[str, tuple[str, ...]] = {
         f"{_MESSAGING}:amend_server",
         f"{_MESSAGING}:end_servers_in_child",
     ),
+    "oslo_policy.policy": (f"{_POLICY}:load_as_a_whole",),
     "oslo_service.backend": ("osloxide.activation.default_backend:amend",),
     "oslo_service.backend._common.loopingcall": ("osloxide.backends.shared_names:of_loopingcall",),
     "oslo_service.backend._common.service": ("osloxide.backends.shared_names:of_service",),
     "oslo_service.fixture": ("osloxide.backends.sleep_fixture:amend",),
+    "placement.policy": (f"{_POLICY}:by_init",),
+    "senlin.common.policy": (f"{_POLICY}:by_private_getter",),
     "sqlalchemy.engine.base": ("osloxide.adapters.database_pools:amend",),
+    "tacker.policy": (f"{_POLICY}:by_init",),
+    "trove.common.policy": (f"{_POLICY}:by_getter",),
+    "watcher.common.policy": (f"{_POLICY}:by_init",),
+    "zun.common.policy": (f"{_POLICY}:by_init",),
 }
 """Module -> amendments, each ``"package.module:function"``, made in this order after its body ran.
 """
