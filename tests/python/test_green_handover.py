@@ -66,6 +66,95 @@ def test_an_update_without_a_lock_is_not_lost(handover: str) -> None:
     assert done.stdout.split() == [str(15 * 5)]
 
 
+BLOCKING = """
+import os, queue, select, socket, sys, threading, time
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import eventlet
+eventlet.monkey_patch()
+
+sys.setswitchinterval(1e-5)
+counter, lock, condition = 0, threading.Lock(), threading.Condition()
+reentrant = threading.RLock()
+
+def with_lock():
+    with lock, reentrant:
+        time.sleep(0.002)
+
+def with_pair():
+    ours, theirs = socket.socketpair()
+    threading.Timer(0.002, theirs.sendall, (b"word\\n",)).start()
+    with ours, ours.makefile("rb") as lines:
+        lines.readline()
+    theirs.close()
+
+def with_pipe():
+    end, begin = os.pipe()
+    threading.Timer(0.002, os.write, (begin, b"word")).start()
+    os.read(end, 4)
+    os.close(end)
+    os.close(begin)
+
+def with_condition():
+    threading.Timer(0.002, notify).start()
+    with condition:
+        condition.wait(1)
+
+def notify():
+    with condition:
+        condition.notify_all()
+
+def with_queue():
+    items = queue.SimpleQueue()
+    threading.Timer(0.002, items.put, (1,)).start()
+    items.get()
+
+def with_thread():
+    thread = threading.Timer(0.002, int)
+    thread.start()
+    thread.join()
+
+WAITS = {
+    "sleep": lambda: time.sleep(0.002),
+    "select": lambda: select.select([], [], [], 0.002),
+    "lock": with_lock,
+    "socket": with_pair,
+    "pipe": with_pipe,
+    "condition": with_condition,
+    "queue": with_queue,
+    "thread": with_thread,
+}
+
+def update(waits):
+    global counter
+    for _ in range(5):
+        waits()
+        seen = counter
+        for _ in range(20):
+            sum(range(1000))
+        counter = seen + 1
+
+greens = [eventlet.spawn(update, WAITS[sys.argv[1]]) for _ in range(10)]
+for green in greens:
+    green.wait()
+print(counter)
+"""
+
+
+@pytest.mark.parametrize(
+    "wait",
+    ["sleep", "select", "lock", "socket", "pipe", "condition", "queue", "thread"],
+)
+def test_no_update_is_lost_after_a_blocking_call_of_the_standard_library(wait: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKING, wait],
+        env=os.environ | {HANDOVER_VARIABLE: "strict"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(10 * 5)]
+
+
 KILLED = """
 import sys
 from osloxide.activation import import_hook

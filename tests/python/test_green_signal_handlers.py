@@ -204,3 +204,115 @@ def test_a_handler_that_raises_in_a_put_leaves_a_queue_that_hands_on_what_comes_
     done = run_python(CUT)
 
     assert done.stdout == "True\n", done.stderr
+
+
+RAISES = """
+from osloxide.activation import import_hook
+import_hook.install(deferred=True, serve_eventlet=True)
+import eventlet, itertools, signal, sys
+from eventlet import event, queue, semaphore
+from osloxide.green._core import turns, waits
+
+signal.alarm(50)  # a lost turn is waited for until this ends the program
+
+class Raised(Exception):
+    pass
+
+def handler(signo, frame):
+    heard.append(signo)
+    raise Raised
+
+signal.signal(signal.SIGUSR1, handler)
+
+def raise_at(number):
+    # At each point at which CPython calls handlers: a function begins, a call has returned.
+    points = itertools.count()
+    def profile(frame, kind, argument):
+        if kind in ("call", "c_return") and next(points) == number:
+            reached.append(argument)
+            signal.raise_signal(signal.SIGUSR1)
+    return profile
+
+def in_turn(done):
+    for _ in range(3):
+        eventlet.sleep(0)
+    done.send(True)
+
+def try_all(wait):
+    interrupted = 0
+    for number in itertools.count():
+        reached.clear()
+        heard.clear()
+        dones = [event.Event() for _ in range(3)]
+        others = [eventlet.spawn(in_turn, done) for done in dones]
+        sys.setprofile(raise_at(number))
+        try:
+            wait(dones[1])
+            sys.setprofile(None)
+            while reached and not heard:
+                pass
+        except Raised:
+            sys.setprofile(None)
+            interrupted += 1
+        for other in others:
+            other.wait()
+        eventlet.sleep(0)
+        assert not turns.lock._is_owned()
+        assert turns.turns.holder is turns.main, (turns.turns.holder, number)
+        assert not turns.turns.ready, (turns.turns.ready, number)
+        if not reached:
+            return interrupted > 10
+
+reached, heard = [], []
+"""
+
+WAITS_HERE = {
+    "sleeps": "lambda done: eventlet.sleep(0.001)",
+    "yields": "lambda done: eventlet.sleep(0)",
+    "waits for an event": "lambda done: done.wait()",
+    "waits for a greenthread": "lambda done: eventlet.spawn(done.wait).wait()",
+    "gets from a queue": "lambda done: (made := queue.Queue(), "
+    "eventlet.spawn(lambda: made.put(done.wait())), made.get())",
+    "acquires a semaphore": "lambda done: (made := semaphore.Semaphore(0), "
+    "eventlet.spawn(lambda: (done.wait(), made.release())), made.acquire())",
+    "kills": "lambda done: eventlet.kill(eventlet.spawn(eventlet.sleep, 60))",
+}
+
+
+@pytest.mark.parametrize("wait", WAITS_HERE.values(), ids=WAITS_HERE.keys())
+def test_a_handler_that_raises_costs_no_greenthread_its_turn(wait: str) -> None:
+    result = run_python(RAISES + f"print(try_all({wait}))")
+    assert (result.returncode, result.stdout) == (0, "True\n"), result.stderr
+
+
+def test_a_handler_waits_while_the_baton_is_handed_on_and_no_longer_than_a_second() -> None:
+    result = run_python(
+        RAISES
+        + """
+import os
+assert signal.getsignal(signal.SIGUSR1) is handler
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert signal.signal(signal.SIGUSR1, lambda *_: heard.append(turns.lock._is_owned())) is handler
+with turns.lock:
+    signal.raise_signal(signal.SIGUSR1)
+    assert not heard
+while not heard:
+    pass
+print(heard.pop())
+with turns.lock:
+    signal.raise_signal(signal.SIGUSR1)
+    while not heard:  # who computes for so long is not between two statements
+        pass
+print(heard.pop())
+with turns.lock:
+    signal.raise_signal(signal.SIGUSR1)
+    if (child := os.fork()) == 0:
+        eventlet.sleep(0.1)
+        os._exit(len(heard))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+while not heard:
+    pass
+print(heard.pop())
+"""
+    )
+    assert (result.returncode, result.stdout) == (0, "False\nTrue\nFalse\n"), result.stderr

@@ -15,6 +15,9 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green import event, hubs, support, timeout
+from osloxide.green._core import (
+    blocking_calls as _blocking_calls,  # noqa: F401 - has monkey_patch() ask it
+)
 from osloxide.green._core import clock as _clock
 from osloxide.green._core import greenlets as _greenlets
 from osloxide.green._core import interruption as _interruption

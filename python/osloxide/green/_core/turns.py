@@ -12,7 +12,9 @@ here (:data:`HANDOVER`):
 - ``yield``: the baton is taken from a thread that sleeps in the kernel (it reads a socket, waits
   for a lock, for a program), and from one that has computed for 0.1 s. The default.
 - ``strict``: the baton is taken from a thread that sleeps, never from one that computes. A thread
-  that comes back from such a sleep runs beside the holder until its next wait.
+  that comes back from such a sleep waits for its turn, where ``monkey_patch()`` was asked for what
+  it slept in (:mod:`osloxide.green._core.blocking_calls`); else it runs beside the holder until its
+  next wait, as with ``yield``.
 - ``free``: there is no baton; threads run as the kernel lets them.
 
 A thread that this package did not start (of a WSGI server, of an executor) takes part from the
@@ -92,6 +94,8 @@ class TurnTaker:
     _killers: list[Any] | None = None
     """Of the handover ``free``: locks that are opened when it waits next, or ends."""
     in_park = False
+    at_turnstile = False
+    """Whether it waits, and a signal handler may raise: what the wait has changed is taken back."""
     start_timer: Any = None
     gr_context: Any = None
     _is_hub = False
@@ -165,6 +169,17 @@ left_behind: list[Any] = []
 newcomer: Callable[[], TurnTaker] = None  # type: ignore[assignment]
 """Lets the calling thread take part, which has not yet; who takes turns on it from now on. Set by
 :mod:`osloxide.green._core.greenlets`."""
+
+
+def is_in_between() -> bool:
+    """Whether an exception of a signal handler would leave something half done here, which another
+    greenlet may need: the calling thread has the lock, or has begun a wait and is not in it yet.
+    """
+    held: Any = lock
+    if held._is_owned():
+        return True
+    me = local.carrier
+    return me is not None and not me.at_turnstile and me._state in (READY, PARKED)
 
 
 # ---- the queue and the baton --------------------------------------------------------------------

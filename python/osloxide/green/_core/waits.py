@@ -11,7 +11,7 @@ from typing import Any
 
 from osloxide.green._core import errands
 from osloxide.green._core import turns as _turns
-from osloxide.green._core.interruption import due
+from osloxide.green._core.interruption import due, settle
 from osloxide.green._core.turns import HANDOVER, TurnTaker, enqueue, lock, resume, turns
 
 
@@ -150,6 +150,8 @@ def await_turn(me: TurnTaker) -> Any:
     if me._turnstile is None:
         me._turnstile = _turns.closed_turnstile()
     try:
+        me.at_turnstile = True
+        settle()  # CPython looks for signals when a function begins: for those that had to wait
         if me is _turns.main and errands.are_there():
             errands.run_all()
         me._turnstile.acquire()
@@ -159,9 +161,11 @@ def await_turn(me: TurnTaker) -> Any:
             errands.run_all()
             me._turnstile.acquire()
     except BaseException:
-        # A signal handler of the main thread has raised.
+        # A signal handler of the main thread has raised. Others wait until this is over.
+        me.at_turnstile = False
         _give_up(me)
         raise
+    me.at_turnstile = False
     outcome = me._outcome
     me._outcome = None
     if outcome is None:
