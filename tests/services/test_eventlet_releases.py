@@ -34,9 +34,10 @@ from services.subject import IS_LONG, IS_STOCK, SOAK_PAUSE, SOAK_SECONDS
 
 pytestmark = pytest.mark.timeout(900)
 
-TABLE: dict[str, dict[str, Any]] = tomllib.loads(
-    (Path(__file__).parent / "releases.toml").read_text()
-)
+_READ = tomllib.loads((Path(__file__).parent / "releases.toml").read_text())
+TABLE: dict[str, dict[str, Any]] = {
+    name: _READ.get(values.pop("like", None), {}) | values for name, values in _READ.items()
+}
 CHOSEN = [
     pytest.param(
         name,
