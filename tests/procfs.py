@@ -94,6 +94,15 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return sum(seen.ticks for pid in pids if (seen := stat(pid)) is not None) / TICKS_PER_SECOND
 
 
+def wants_cpu(pid: int) -> bool:
+    """Whether a thread of *pid* runs, or waits for a processor."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if (task / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
+
+
 def context_switches(pid: int) -> int:
     """Voluntary and involuntary context switches so far of the threads that *pid* has now.
 

@@ -739,11 +739,10 @@ sys.exit(launcher.wait())
 
 
 REFUSED = """
-from osloxide import exceptions
-from osloxide.messaging.executor import Executor
+from osloxide import exceptions, wsgi
 prepare = int
-executor = Executor(2, "rpc-own")
-executor.submit(len, ()).result(30)
+server = wsgi.Server(conf, "s", lambda environ, start: [], host="127.0.0.1")
+server.start()
 launcher = service.ProcessLauncher(conf)
 
 def launch_and_wait():
@@ -754,7 +753,8 @@ try:
     launch_and_wait()
 except exceptions.ForkAfterThreadsError:
     say("refused")
-executor.shutdown()
+server.stop()
+server.wait()
 """
 
 

@@ -152,6 +152,71 @@ print("both")
     assert result.stdout == "both\n", result.stderr
 
 
+def test_a_worker_is_forked_beside_the_threads_of_a_server_of_its_parent() -> None:
+    """A parent that launches workers and then serves too, as magnum-conductor does, replaces a
+    killed worker, also once it has answered calls."""
+    result = run_python(
+        PRELUDE
+        + SERVER
+        + """
+server.start()
+assert served_by() == os.getpid()
+assert any(name.startswith("rpc-") for name in _native.native_threads())
+forking.prepare()
+
+def serve_and_stop():
+    assert _native.native_threads() == []
+    within(server.start)
+    assert within(served_by) == os.getpid()
+    within(server.stop)
+    within(server.wait)
+
+in_child(serve_and_stop)
+assert served_by() == os.getpid()
+server.stop()
+server.wait()
+print("both")
+"""
+    )
+    assert result.stdout == "both\n", result.stderr
+
+
+def test_a_fork_waits_for_an_endpoint_that_computes() -> None:
+    """It may hold a lock, which nobody would give back in the child."""
+    result = run_python(
+        PRELUDE
+        + """
+import threading
+from osloxide.messaging.executor import Executor
+lock, begun, ends = threading.Lock(), threading.Event(), []
+
+def compute():
+    with lock:
+        begun.set()
+        while not ends:
+            sum(range(1000))
+
+forking.rest = 600.0
+executor = Executor(2)
+executor.submit(compute)
+begun.wait()
+look = forking._had
+
+def looked(*arguments):
+    ends.append("looked")
+    return look(*arguments)
+
+forking._had = looked
+forking.prepare()
+assert ends, "the threads of executors are not looked at"
+in_child(lambda: lock.acquire(timeout=0) or os._exit(1))
+executor.shutdown()
+print("waited")
+"""
+    )
+    assert result.stdout == "waited\n", result.stderr
+
+
 def test_a_child_stops_a_server_of_its_parent_without_a_wait() -> None:
     """It was told to stop in the midst of its beginning, or never starts it at all."""
     result = run_python(

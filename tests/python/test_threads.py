@@ -182,17 +182,20 @@ def test_a_worker_is_not_forked_beside_native_threads_and_the_error_names_them()
     child = run_python("""
         import osloxide
         osloxide.install()
-        from osloxide import exceptions
+        from oslo_config import cfg
+        from osloxide import exceptions, wsgi
         from osloxide.launch import forking
-        from osloxide.messaging.executor import Executor
 
-        executor = Executor(2, "rpc-own")
-        executor.submit(len, ()).result(30)
+        conf = cfg.ConfigOpts()
+        conf([])
+        server = wsgi.Server(conf, "s", lambda environ, start: [], host="127.0.0.1")
+        server.start()
         try:
             forking.prepare()
         except exceptions.ForkAfterThreadsError as error:
             print(error)
-        executor.shutdown()
+        server.stop()
+        server.wait()
         forking.prepare()
         print("sound again")
     """)

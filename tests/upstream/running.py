@@ -1,7 +1,8 @@
 """One pytest process of another project's suite: its events, its hangs, and what it leaves behind.
 
 Owns the process, the watch over it (no event for longer than a deadline means that the running test
-hangs) and the end of everything that its tests started. Knows no suite: what a test is expected to
+hangs; the time in which it waits for a processor does not count) and the end of everything that its
+tests started. Knows no suite: what a test is expected to
 do, and how suites are divided into processes, are the runners' part.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from procfs import cpu_seconds, wants_cpu
 from waiting import whole_lines
 
 PASSED, FAILED, SKIPPED, HUNG = "passed", "failed", "skipped", "hung"
@@ -29,6 +31,8 @@ PLUGIN = ("-p", "upstream.recorder")
 
 _VARIABLE = "OSLOXIDE_UPSTREAM_RECORD"
 _UNWATCHED_SECONDS = 30.0
+_STARVED = 12.0
+"""How many times as long as its deadline a test may take that others keep from the processors."""
 
 
 @dataclass
@@ -107,7 +111,7 @@ def _watch(
     process: subprocess.Popen[bytes], record: Path, deadline: Callable[[str], float]
 ) -> bool:
     """Wait for *process*; True when it had to be ended because nothing happened any more."""
-    size, since, seconds = -1, time.monotonic(), deadline("")
+    size, quiet, seconds = -1, Quiet(), deadline("")
     while True:
         try:
             process.wait(0.2)
@@ -116,14 +120,49 @@ def _watch(
         else:
             return False
         now = record.stat().st_size
+        quiet.look(time.monotonic(), cpu_seconds([process.pid]), wants_cpu(process.pid))
         if now != size:
-            size, since = now, time.monotonic()
+            size = now
+            quiet.begin()
             last = whole_lines(record)[-1:]
             seconds = deadline(json.loads(last[0])[1] if last else "")
-        elif time.monotonic() - since > seconds:
+        elif quiet.is_longer_than(seconds):
             process.kill()
             process.wait()
             return True
+
+
+class Quiet:
+    """How long a process has reported nothing.
+
+    While one of its threads runs, or waits for a processor, the CPU that it gets counts: a test
+    that computes beside twenty other processes is slow, and does not hang.
+    """
+
+    def __init__(self) -> None:
+        self._at: float | None = None
+        self._used = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """It has reported something just now."""
+        self._counted = self._passed = 0.0
+
+    def look(self, now: float, used: float, wants: bool) -> None:
+        """Count the time since the last look.
+
+        :param used: CPU seconds of the process so far.
+        :param wants: whether one of its threads runs, or waits for a processor.
+        """
+        if self._at is not None:
+            passed = now - self._at
+            self._passed += passed
+            self._counted += min(passed, max(0.0, used - self._used)) if wants else passed
+        self._at, self._used = now, used
+
+    def is_longer_than(self, seconds: float) -> bool:
+        """Whether *seconds* are over, or twelve times as long where it got few processors."""
+        return self._counted > seconds or self._passed > _STARVED * seconds
 
 
 def _end_descendants(record: str) -> None:

@@ -1,10 +1,10 @@
 """What has to hold around ``os.fork()`` in a parent of workers.
 
-Owns the check that no native thread runs, the wait until no other thread computes or is in the
-midst of a greenthread's step or of a looping call, the warning about them, and the pause of
-logging: a thread that is in the middle of a record holds the
-lock of its stream, which CPython resets in the child for the standard streams only (a log file
-stays locked there for ever). The locks of ``logging`` itself are reset by its own at-fork hooks.
+Owns the check that no native thread runs but those that a child can do without, the wait until no
+other thread computes or is in the midst of a greenthread's step or of a looping call, the warning
+about them, and the pause of logging: a thread that is in the middle of a record holds the lock of
+its stream, which CPython resets in the child for the standard streams only (a log file stays locked
+there for ever). The locks of ``logging`` itself are reset by its own at-fork hooks.
 Forks nothing.
 """
 
@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -32,6 +33,11 @@ _HARMLESS = frozenset({"osloxide-watch", "amqp-heartbeats", "amqp-client", "amqp
 they lock. The watch thread is there in a process that is told to stop; the others as soon as a
 parent of workers speaks to RabbitMQ, and a killed worker has to be replaced all the same. A child
 makes clients and listeners of its own (osloxide.messaging.rabbit.native_client)."""
+_EXECUTORS = re.compile(r"rpc-\d+")
+"""Names of the threads of executors, which run a service's endpoints. They may run during a fork as
+any thread of the application, and are waited for as such: a parent of workers may serve as well,
+and its killed workers have to be replaced all the same. A child leaves the executors of its parent
+alone (src/executor), and starts its servers with others (osloxide.messaging.hook)."""
 _ENDING = 0.5
 """Seconds that native threads may take to end which have nothing left to do."""
 _BETWEEN_LOOKS = 0.02
@@ -140,7 +146,7 @@ def prepare() -> None:
     if native:
         raise exceptions.ForkAfterThreadsError(
             f"cannot fork a worker: native threads run in this process already "
-            f"({', '.join(native)}); launch services before starting servers or executors"
+            f"({', '.join(native)}); launch services before starting servers"
         )
     if _gc_is_frozen:
         return
@@ -223,10 +229,14 @@ def _had(threads: list[int], first: dict[int, cpu_time.Times], waited: float) ->
 def _native_threads() -> list[str]:
     """Names of the threads that the native core has here, once those that are ending have ended.
 
-    Those of :data:`_HARMLESS` do not count.
+    Those of :data:`_HARMLESS` and :data:`_EXECUTORS` do not count.
     """
     deadline = time.monotonic() + _ENDING
-    while names := sorted(set(_native.native_threads()) - _HARMLESS):
+    while names := sorted(
+        name
+        for name in set(_native.native_threads()) - _HARMLESS
+        if not _EXECUTORS.fullmatch(name)
+    ):
         if time.monotonic() >= deadline:
             return names
         time.sleep(0.001)
