@@ -58,10 +58,11 @@ SMOKE_SUITES = (
     "test_public_api.py",
     "test_green_exposed.py",
     "test_green_fork.py",
+    "test_interpreter_end.py",
     "test_wsgi_answers.py",
     "test_wsgi_input.py",
 )
-"""Suites that touch each room of the module, and run in less than a minute together."""
+"""Suites that touch each room of the module, and the end of threads inside it; a minute or two."""
 FREE_THREADED_SUITES = ("test_wsgi_*.py", "test_*executor*.py", "test_*launch*.py",
                         "test_native_supervisor.py", "test_loopingcall.py")  # fmt: skip
 """Server, executor and launchers: what a free-threaded CPython is tried with."""

@@ -203,10 +203,22 @@ def add_musl() -> None:
         subprocess.run(["rustup", "target", "add", MUSL_TARGET], cwd=ROOT, check=True)
 
 
+def unwinder() -> str:
+    """Where the compiler has libgcc_s, with which the C library ends a thread frame by frame.
+
+    zig puts a copy of LLVM's unwinder into the module otherwise. Up to CPython 3.13 the end of the
+    interpreter ends threads inside functions in Rust (``pthread_exit``), whose frames would ask
+    that copy about frames of libgcc_s: a crash.
+    """
+    return output_of("cc", "-print-file-name=libgcc_s.so.1").strip()
+
+
 def compile_wheel(interpreter: str, out: Path, unoptimised: bool, musl: bool) -> Path:
     """What maturin makes of the checkout for *interpreter*, in the folder *out*."""
     checkout = checkout_for(tag_of(interpreter))
     tag = [f"--compatibility={OLDEST_GLIBC}"]
+    # musl has no such end of a thread.
+    flags = {} if musl else {"CARGO_ENCODED_RUSTFLAGS": f"-Clink-arg={unwinder()}"}
     if musl:
         add_musl()
         tag = [f"--compatibility={OLDEST_MUSL}", f"--target={MUSL_TARGET}"]
@@ -225,6 +237,7 @@ def compile_wheel(interpreter: str, out: Path, unoptimised: bool, musl: bool) ->
             **{k: v for k, v in os.environ.items() if k not in ("PYO3_PYTHON", "VIRTUAL_ENV")},
             "CARGO_TARGET_DIR": str(UNOPTIMISED if unoptimised else CARGO_DIRECTORY),
             "CARGO_PROFILE_RELEASE_STRIP": "none",
+            **flags,
             **(fast if unoptimised else {}),
         },
     )  # fmt: skip
