@@ -119,9 +119,9 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - the tests judge it
             results[name] = type(error).__name__
         results[f"seconds of {name}"] = time.monotonic() - begin
-    begin = time.monotonic()
     print(json.dumps(results | {"threads": os.listdir("/proc/self/task").__len__()}), flush=True)
     sys.stdin.read()  # the test looks at the broker
+    begin = time.monotonic()
     transport.cleanup()
     print(json.dumps({"seconds of cleanup": time.monotonic() - begin}), flush=True)
 
