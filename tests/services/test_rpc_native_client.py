@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import amqp
 import pytest
 from waiting import wait_until
 
 from services.conftest import Figure, Start, running
-from services.infra import CERTIFICATES, RELEASES, Broker, MissingTreeError, retried
+from services.infra import CERTIFICATES, PASSWORD, RELEASES, USER, Broker, MissingTreeError, retried
 from services.rpc import (
     Senders,
     became_of_calls,
@@ -340,6 +341,36 @@ def test_calls_wait_for_a_broker_that_is_away_for_longer_than_their_timeout(
     # All that had not been taken was sent when it was back.
     check_that_each_caller_lost_one_at_most(report, callers)
     assert len(doubled) <= callers
+
+
+def test_calls_go_on_after_their_exchange_was_deleted(
+    start: Start, own_broker: Broker, trace: Path, figure: Figure
+) -> None:
+    service = start_rpc_service(start, own_broker.url, trace)
+    senders = Senders(own_broker.url, "call", 4, [], is_native=True)
+
+    def delete_exchange() -> None:
+        address = f"127.0.0.1:{own_broker.port}"
+        with amqp.Connection(address, userid=USER, password=PASSWORD) as connection:
+            connection.channel().exchange_delete("openstack")
+
+    try:
+        for _ in range(3):
+            senders.wait_more(100)
+            delete_exchange()
+        senders.wait_more(100)
+        log = senders.log()
+        report = senders.stop()
+    finally:
+        senders.kill()
+    service.stop()
+
+    words, doubled = became_of_calls(report, trace)
+    figure(f"exchange deleted three times, 4 callers: {words}")
+    assert 'had lost its binding to queue "osloxide-test"' in log
+    # What is unconfirmed on the channel that the broker closes is sent again; one for each caller.
+    assert report["failures"] == {}
+    assert len(doubled) <= 3 * 4
 
 
 def test_requests_wait_for_a_broker_that_takes_nothing(

@@ -16,6 +16,9 @@ mod assembler;
 #[cfg(test)]
 mod awaited_tests;
 mod begun;
+mod bindings;
+#[cfg(test)]
+mod bindings_tests;
 mod connection;
 mod conversation;
 mod declaring;
@@ -501,6 +504,16 @@ impl Request {
     /// and a default queue may have been deleted. Who misses a fanout is away.
     fn asks_for_return(&self) -> bool {
         self.message.exchange.kind == ExchangeType::Topic || self.message.is_mandatory
+    }
+
+    /// It gets to a queue by a binding that a server has made.
+    fn needs_binding(&self) -> bool {
+        let Message {
+            exchange,
+            default_queue,
+            ..
+        } = &self.message;
+        exchange.kind == ExchangeType::Topic && !exchange.name.is_empty() && default_queue.is_none()
     }
 
     /// What has become of it by *now*.

@@ -285,6 +285,13 @@ impl World {
                     self.unbound.remove(&exchange.name);
                     self.state.add_queue(&exchange.name, name);
                 }
+                Some(Need::Binding { exchange, name }) => {
+                    if !is_refused {
+                        self.unbound.remove(&exchange.name);
+                    }
+                    self.state
+                        .settle_binding(&exchange.name, &name, !is_refused);
+                }
             }
         }
     }

@@ -11,10 +11,11 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::bindings::Bindings;
 use super::methods::{self, Exchange, NOT_FOUND, PRECONDITION_FAILED, Publication, Refusal, Table};
 use super::refusals::{MOST_ENDED, Verdict};
 use super::suspicion::{HOLD, Loss, Suspicion, Turn};
-use super::{Event, GRACE, Request, SETTLING};
+use super::{Event, GRACE, Message, Request, SETTLING};
 use crate::amqp::heartbeat::AmqpConnection;
 use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 
@@ -63,6 +64,7 @@ pub(super) struct State {
     link: Option<Link>,
     /// By exchange.
     routes: HashMap<String, Route>,
+    bindings: Bindings,
     /// In the order of their sending, which those with the same needs and the same destination keep.
     waiting: VecDeque<Arc<Request>>,
     /// Over one of them connections may have ended: each is sent alone, in this order.
@@ -151,6 +153,8 @@ pub(super) enum Need {
         name: String,
         arguments: Table,
     },
+    /// The binding of this queue, which a server had made.
+    Binding { exchange: Exchange, name: String },
 }
 
 impl PartialEq for Need {
@@ -165,6 +169,13 @@ impl PartialEq for Need {
                     exchange: other,
                     name: queue,
                     ..
+                },
+            )
+            | (
+                Self::Binding { exchange, name },
+                Self::Binding {
+                    exchange: other,
+                    name: queue,
                 },
             ) => exchange.name == other.name && name == queue,
             _ => false,
@@ -182,6 +193,11 @@ impl Need {
             Self::Queue {
                 exchange: it, name, ..
             } => it.name == *exchange && request.default_queue() == Some(name),
+            Self::Binding { exchange: it, name } => {
+                it.name == *exchange
+                    && request.message.routing_key == *name
+                    && request.needs_binding()
+            }
         }
     }
 }
@@ -382,7 +398,7 @@ impl State {
     /// As [`State::publish`], whoever's turn it is.
     fn put(&mut self, request: &Arc<Request>) -> bool {
         let Some(link) = &self.link else { return false };
-        if self.gives_up(&request.message.exchange) {
+        if self.gives_up(&request.message.exchange) || self.lacks_binding(request) {
             return false;
         }
         let Some(route) = self.routes.get_mut(&request.message.exchange.name) else {
@@ -601,7 +617,22 @@ impl State {
                 arguments: arguments.clone(),
             });
         }
+        if self.lacks_binding(request) {
+            return Some(Need::Binding {
+                exchange: message.exchange.clone(),
+                name: message.routing_key.clone(),
+            });
+        }
         None // the connection is full
+    }
+
+    fn lacks_binding(&self, request: &Request) -> bool {
+        let Message {
+            exchange,
+            routing_key,
+            ..
+        } = &request.message;
+        self.bindings.is_missing(&exchange.name, routing_key) && request.needs_binding()
     }
 
     /// When [`State::flush`] has something to do though nothing arrives.
@@ -682,6 +713,11 @@ impl State {
         if let Some(route) = self.routes.get_mut(exchange) {
             route.queues.insert(queue);
         }
+    }
+
+    /// The broker has bound the queue of this name again, or would not: there may be none.
+    pub(super) fn settle_binding(&mut self, exchange: &str, name: &str, is_bound: bool) {
+        self.bindings.settle(exchange, name, is_bound);
     }
 
     /// Takes the channel from an exchange to which nothing is under way, and which is not *needed*. While
@@ -765,6 +801,25 @@ impl State {
                     return;
                 }
             }
+            // Servers come back later than the broker.
+            let is_settling = self.reconnected_at.is_some_and(|at| now <= at + SETTLING);
+            let Message {
+                exchange,
+                routing_key,
+                ..
+            } = &request.message;
+            if request.needs_binding()
+                && !is_settling
+                && !progress.is_left
+                && progress.refusals < MOST_REFUSALS
+                && self.bindings.lose(&exchange.name, routing_key)
+            {
+                // A queue took what was sent there before: the exchange was deleted since.
+                progress.refusals += 1;
+                drop(progress);
+                self.waiting.push_back(request);
+                return;
+            }
             if request.message.is_mandatory {
                 request.conclude(&mut progress, Event::Undeliverable(code, text));
                 return;
@@ -781,14 +836,16 @@ impl State {
                     return;
                 }
             }
-            // Servers come back later than the broker.
-            let is_settling = self.reconnected_at.is_some_and(|at| now <= at + SETTLING);
             if is_settling && !progress.is_left {
                 drop(progress);
                 self.later.push((now + RETRY_MISSING, request));
                 return;
             }
             // As ever where no server listens: it is dropped, and a call ends by its timeout.
+        } else if request.needs_binding() {
+            let message = &request.message;
+            self.bindings
+                .note(&message.exchange.name, &message.routing_key);
         }
         if let Some(outbox) = &request.outbox
             && !progress.is_taken
@@ -912,6 +969,9 @@ impl State {
         self.asked.take_if(|asked| *asked == need);
         self.put_off.retain(|other| *other != need);
         self.blamed.retain(|(other, _)| *other != need);
+        if let Need::Binding { exchange, name } = &need {
+            self.bindings.settle(&exchange.name, name, false);
+        }
         let mut refuse = |request: &Arc<Request>| {
             let is_meant = need.may_be_of(request);
             if is_meant {
@@ -958,6 +1018,7 @@ impl State {
         self.has_replies = false;
         self.untold = None;
         self.giving_up = None;
+        self.bindings.restart();
         self.is_full = false;
         self.turn = Turn::Others;
         self.count_attempt(reason);

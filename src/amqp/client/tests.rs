@@ -180,7 +180,7 @@ impl Peer {
         })
     }
 
-    fn published(&mut self) -> Published {
+    pub(super) fn published(&mut self) -> Published {
         loop {
             match self.next() {
                 Seen::Published(published) => return published,
@@ -200,7 +200,7 @@ impl Peer {
     }
 
     /// Until the client parts, or is gone.
-    fn part(&mut self) {
+    pub(super) fn part(&mut self) {
         loop {
             match self.next() {
                 Seen::Method(10, 50, _) => self.say(0, 10, 51, &[]),
@@ -269,7 +269,7 @@ pub(super) fn refusal(code: u16, text: &str) -> Vec<u8> {
 }
 
 /// A broker whose connections go by `script`, which is told the number of each, from 0 on.
-struct Broker {
+pub(super) struct Broker {
     port: u16,
     connections: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
@@ -277,7 +277,7 @@ struct Broker {
 
 impl Broker {
     /// Accepts `count` connections, and no more.
-    fn new(count: usize, script: impl Fn(usize, &mut Peer) + Send + 'static) -> Self {
+    pub(super) fn new(count: usize, script: impl Fn(usize, &mut Peer) + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -305,12 +305,12 @@ impl Broker {
         }
     }
 
-    fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         client(&[self.port], 0)
     }
 
     /// Closes *client*; the script has kept its promises.
-    fn end(self, client: &Client) {
+    pub(super) fn end(self, client: &Client) {
         client.close(Instant::now() + PATIENCE);
         let has_left = !client.shared.state.lock().has_thread;
         self.thread.join().unwrap();

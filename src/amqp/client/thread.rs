@@ -234,6 +234,9 @@ impl Thread {
                     name,
                     arguments,
                 }) => self.declare_default_queue(connection, &exchange, name, &arguments)?,
+                Some(Need::Binding { exchange, name }) => {
+                    self.bind(connection, &exchange, &name)?;
+                }
                 None => {
                     if dozes {
                         doze(now + LONGEST_DOZE, until, &self.shared.bell);
@@ -456,6 +459,44 @@ impl Thread {
             }
             Err(Fault::Refused(refusal)) => self.give_up(exchange, Some(&name), &refusal),
             Err(fault) => return Err(fault),
+        }
+        Ok(())
+    }
+
+    /// Binds the queue of a server again, if there is one still. On a channel of its own, which a missing
+    /// queue costs.
+    fn bind(
+        &mut self,
+        connection: &mut Connection,
+        exchange: &Exchange,
+        name: &str,
+    ) -> Result<(), Fault> {
+        let channel = self.open_channel_beside(connection, Some(&exchange.name))?;
+        let request = methods::queue_bind(channel, name, &exchange.name, name);
+        let outcome = self.ask(connection, channel, request, &Method::QueueBindOk);
+        let is_bound = match outcome {
+            Ok(()) => {
+                connection.close_channel(channel)?;
+                true
+            }
+            Err(Fault::Refused(refusal)) => {
+                tracing::debug!(
+                    "queue {name:?} is not bound to {:?}: {refusal}",
+                    exchange.name
+                );
+                false
+            }
+            Err(fault) => return Err(fault),
+        };
+        let mut state = self.shared.state.lock();
+        state.settle_binding(&exchange.name, name, is_bound);
+        drop(state);
+        if is_bound {
+            tracing::warn!(
+                "exchange {:?} had lost its binding to queue {name:?}, as when it is deleted; bound \
+                 again",
+                exchange.name
+            );
         }
         Ok(())
     }
