@@ -157,55 +157,6 @@ print(signal.getsignal(signal.SIGUSR1) is heard)
     assert (result.returncode, result.stdout) == (0, "3\nTrue\n"), result.stderr
 
 
-CUT = """
-import itertools, sys
-from osloxide.activation import import_hook
-import_hook.install(deferred=True, serve_eventlet=True)
-import eventlet
-from eventlet import queue
-
-class Raised(BaseException):
-    pass
-
-def raise_at(number):
-    points = itertools.count()
-    def profile(frame, event, argument):
-        if event != "c_call" and next(points) == number:
-            raise Raised
-    return profile
-
-items, taken = queue.Queue(), []
-def take():
-    while True:
-        taken.append(items.get())
-
-eventlet.spawn(take)
-eventlet.sleep(0)
-for number in itertools.count():
-    sys.setprofile(raise_at(number))
-    try:
-        items.put("cut")
-        sys.setprofile(None)
-        break
-    except Raised:
-        pass
-    finally:
-        sys.setprofile(None)
-        items.put(number)
-        with eventlet.Timeout(20, Exception(f"lost at {number}: {items}")):
-            while number not in taken:
-                eventlet.sleep(0.001)
-print(number > 10)
-"""
-
-
-def test_a_handler_that_raises_in_a_put_leaves_a_queue_that_hands_on_what_comes_next() -> None:
-    """At each point at which CPython calls handlers: a function begins, a call has returned."""
-    done = run_python(CUT)
-
-    assert done.stdout == "True\n", done.stderr
-
-
 RAISES = """
 from osloxide.activation import import_hook
 import_hook.install(deferred=True, serve_eventlet=True)
@@ -224,14 +175,25 @@ def handler(signo, frame):
 
 signal.signal(signal.SIGUSR1, handler)
 
-def raise_at(number):
-    # At each point at which CPython calls handlers: a function begins, a call has returned.
+def raises_at(number, function):
+    # At one of the points at which CPython calls handlers: a function begins, a call has returned.
+    # False once there are no more.
     points = itertools.count()
     def profile(frame, kind, argument):
         if kind in ("call", "c_return") and next(points) == number:
             reached.append(argument)
             signal.raise_signal(signal.SIGUSR1)
-    return profile
+    reached.clear()
+    heard.clear()
+    sys.setprofile(profile)
+    try:
+        function()
+        sys.setprofile(None)
+        while reached and not heard:
+            pass
+    except Raised:
+        sys.setprofile(None)
+    return bool(reached)
 
 def in_turn(done):
     for _ in range(3):
@@ -239,32 +201,46 @@ def in_turn(done):
     done.send(True)
 
 def try_all(wait):
-    interrupted = 0
     for number in itertools.count():
-        reached.clear()
-        heard.clear()
         dones = [event.Event() for _ in range(3)]
         others = [eventlet.spawn(in_turn, done) for done in dones]
-        sys.setprofile(raise_at(number))
-        try:
-            wait(dones[1])
-            sys.setprofile(None)
-            while reached and not heard:
-                pass
-        except Raised:
-            sys.setprofile(None)
-            interrupted += 1
+        is_reached = raises_at(number, lambda: wait(dones[1]))
         for other in others:
             other.wait()
         eventlet.sleep(0)
         assert not turns.lock._is_owned()
         assert turns.turns.holder is turns.main, (turns.turns.holder, number)
         assert not turns.turns.ready, (turns.turns.ready, number)
-        if not reached:
-            return interrupted > 10
+        if not is_reached:
+            return number > 10
 
 reached, heard = [], []
 """
+
+CUT = """
+items, taken = queue.Queue(), []
+def take():
+    while True:
+        taken.append(items.get())
+
+eventlet.spawn(take)
+eventlet.sleep(0)
+for number in itertools.count():
+    if not raises_at(number, lambda: items.put("cut")):
+        break
+    items.put(number)
+    with eventlet.Timeout(20, Exception(f"lost at {number}: {items}")):
+        while number not in taken:
+            eventlet.sleep(0.001)
+print(number > 10)
+"""
+
+
+def test_a_handler_that_raises_in_a_put_leaves_a_queue_that_hands_on_what_comes_next() -> None:
+    done = run_python(RAISES + CUT)
+
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
 
 WAITS_HERE = {
     "sleeps": "lambda done: eventlet.sleep(0.001)",
