@@ -123,6 +123,12 @@ def within(function):
             result.set_exception(error)
     threading.Thread(target=run, daemon=True).start()
     return result.result(45)
+
+def serve_and_stop():
+    within(server.start)
+    assert within(served_by) == os.getpid()
+    within(server.stop)
+    within(server.wait)
 """
 
 
@@ -135,12 +141,6 @@ def test_a_worker_serves_with_a_server_that_its_parent_has_started_too() -> None
         + """
 server.start()
 assert served_by() == os.getpid()
-
-def serve_and_stop():
-    within(server.start)
-    assert within(served_by) == os.getpid()
-    within(server.stop)
-    within(server.wait)
 
 in_child(serve_and_stop)
 assert served_by() == os.getpid()
@@ -164,14 +164,11 @@ assert served_by() == os.getpid()
 assert any(name.startswith("rpc-") for name in _native.native_threads())
 forking.prepare()
 
-def serve_and_stop():
+def begin_without_threads():
     assert _native.native_threads() == []
-    within(server.start)
-    assert within(served_by) == os.getpid()
-    within(server.stop)
-    within(server.wait)
+    serve_and_stop()
 
-in_child(serve_and_stop)
+in_child(begin_without_threads)
 assert served_by() == os.getpid()
 server.stop()
 server.wait()

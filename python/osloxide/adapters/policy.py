@@ -59,7 +59,7 @@ by_check = _made_by("_ensure_enforcer_initialization")
 def load_as_a_whole(module: ModuleType) -> None:
     """Let ``oslo_policy.policy.Enforcer`` show the rules of a file once all of them are there."""
     load = module.Enforcer.load_rules
-    # Of all enforcers: there are few, and each check is done with it in microseconds.
+    # Of all enforcers: a process has few, and a load that finds nothing new waits for nothing.
     lock = RLock()
 
     @functools.wraps(load)

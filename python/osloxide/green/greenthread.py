@@ -15,14 +15,12 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green import event, hubs, support, timeout
-from osloxide.green._core import (
-    blocking_calls as _blocking_calls,  # noqa: F401 - has monkey_patch() ask it
-)
 from osloxide.green._core import clock as _clock
 from osloxide.green._core import greenlets as _greenlets
 from osloxide.green._core import interruption as _interruption
 from osloxide.green._core import lending as _lending
 from osloxide.green._core import signal_handlers as _signal_handlers
+from osloxide.green._core import turns as _turns
 from osloxide.green._core import waits as _waits
 from osloxide.green._core.greenlets import getcurrent, greenlet
 from osloxide.green._core.turns import lock
@@ -296,3 +294,8 @@ def kill(g: greenlet, *throw_args: Any) -> None:
 
 _main_thread.serve(_lending.lend)
 _signal_handlers.serve()
+if _turns.HANDOVER == "strict":  # it imports ssl and more, which others need not have
+    from osloxide.green import patcher as _patcher
+    from osloxide.green._core import blocking_calls as _blocking_calls
+
+    _patcher.when_asked.append(_blocking_calls.serve)

@@ -233,9 +233,7 @@ def _native_threads() -> list[str]:
     """
     deadline = time.monotonic() + _ENDING
     while names := sorted(
-        name
-        for name in set(_native.native_threads()) - _HARMLESS
-        if not _EXECUTORS.fullmatch(name)
+        name for name in set(_native.native_threads()) - _HARMLESS if not _EXECUTORS.fullmatch(name)
     ):
         if time.monotonic() >= deadline:
             return names

@@ -3,8 +3,8 @@
 Owns what ``monkey_patch()`` puts around them there: a greenthread that comes back from one, and
 from which the baton was taken meanwhile, waits for its turn, as with eventlet. Otherwise two would
 run beside each other until the next wait of eventlet's. The calls stay the standard library's, and
-block their own thread alone. Changes nothing with another handover, nor for threads that take no
-part.
+block their own thread alone. Imported with that handover alone; changes nothing for threads that
+take no part.
 
 Rules: eventlet.patcher and eventlet.green, which say what of which module is green.
 """
@@ -145,7 +145,3 @@ def serve() -> None:
             for name in names:
                 if hasattr(place, name):
                     setattr(place, name, _coming_back(getattr(place, name)))
-
-
-if _turns.HANDOVER == "strict":
-    patcher.when_asked.append(serve)
