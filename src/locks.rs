@@ -188,9 +188,17 @@ pub(crate) fn at_forks(
     }
 }
 
-/// How many forks there are between this process and the one that loaded the library.
+/// How many forks there are between this process and the one that loaded the library. Counted from the
+/// first [`PerProcess`] on.
 #[cfg(feature = "wsgi")]
 static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// A number that a process has in common with none that it was forked from, once there is a
+/// [`PerProcess`]. Unlike a pid it takes no system call.
+#[cfg(feature = "server")]
+pub(crate) fn forks() -> u32 {
+    FORKS.load(Ordering::Relaxed)
+}
 
 /// What each process has of its own. A child begins with a new one. The one of its parent stays as the
 /// fork found it, locked or half changed, and is never freed in the child.

@@ -7,6 +7,7 @@
 
 use super::making_memory::Slow;
 use super::{Job, Reactor};
+use crate::locks::forks;
 use crate::server::client_wait::{SLOW_BYTES_PER_SECOND, rate};
 use crate::server::connection::{Connection, Phase};
 use crate::server::received_request::ReceivedRequest;
@@ -32,14 +33,15 @@ pub(super) struct LookAtReaders {
     slowest_last: Slow,
 }
 
-/// The number of a process, and below it that of the connections of all its servers. A child has
-/// the descriptors of those of its parent, but none of the connections.
+/// Which process it is, by its number of [`forks`], and below that how many connections all its servers
+/// have. A child has the descriptors of those of its parent, but none of the connections. Each
+/// connection asks several times, so the process is not asked for its pid: that is a system call.
 static OPEN: AtomicU64 = AtomicU64::new(0);
 const PROCESS_SHIFT: u32 = 32;
 
 /// Connections of this process, of such a word.
 fn own(word: u64) -> u64 {
-    let process = u64::from(std::process::id()) << PROCESS_SHIFT;
+    let process = u64::from(forks()) << PROCESS_SHIFT;
     word.checked_sub(process)
         .filter(|count| count >> PROCESS_SHIFT == 0)
         .unwrap_or(0)
@@ -47,7 +49,7 @@ fn own(word: u64) -> u64 {
 
 /// Changes the number of this process's connections.
 fn count(change: impl Fn(u64) -> u64) {
-    let process = u64::from(std::process::id()) << PROCESS_SHIFT;
+    let process = u64::from(forks()) << PROCESS_SHIFT;
     let changed = |word| Some(process | change(own(word)));
     let _ = OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
 }
