@@ -91,6 +91,8 @@ def bind(options: argparse.Namespace) -> list[Server]:
         ) -> None:
             self._given = listener
             self.wire_protocol = protocol
+            # What another program made has a length of its own.
+            self.backlog = 0 if listener is not None else options.backlog
             if protocol == "uwsgi":
                 # Its proxies name the client in REMOTE_ADDR and put no header in front.
                 self.proxies = None

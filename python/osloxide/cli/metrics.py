@@ -34,6 +34,7 @@ _BACKLOG = 128
 _SUPERVISOR_LABELS = ("service", "supervisor")
 _WORKER_LABELS = ("service", "supervisor", "group", "slot")
 _METHOD_LABELS = ("service", "supervisor", "method")
+_LISTENER_LABELS = ("service", "supervisor", "address")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +111,15 @@ class Collector:
             for launcher in launchers:
                 gauge.add_metric(_identity(launcher), figure(launcher))
             yield gauge
+        queues = GaugeMetricFamily(
+            "osloxide_listen_queue",
+            "Connections that wait in the kernel to be accepted.",
+            labels=_LISTENER_LABELS,
+        )
+        for launcher in launchers:
+            for queue in launcher.listening:
+                queues.add_metric([*_identity(launcher), queue.address], queue.waiting)
+        yield queues
         slots = [
             ([*_identity(launcher), workers[0].service, str(slot)], workers)
             for launcher in launchers

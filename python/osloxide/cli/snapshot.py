@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osloxide import _native
+from osloxide.cli import listen_queues
 from osloxide.cli.errors import CommandError
 from osloxide.launch import process_title
 from osloxide.signals.signal_names import signal_name
 
 if TYPE_CHECKING:
     import argparse
+
+    from osloxide.cli.listen_queues import ListenQueue
 
 NONE_FOUND = "no running launcher was found; name a PID, or run this as its user"
 
@@ -151,6 +154,7 @@ class Launcher:
     :param read_at: ``CLOCK_MONOTONIC`` seconds of the look.
     :param uptime: seconds since its scoreboard was made.
     :param rss_bytes: resident memory of the supervisor itself; None once it is gone.
+    :param listening: the sockets on which it listens, or its workers do, ordered by address.
     """
 
     pid: int
@@ -161,6 +165,7 @@ class Launcher:
     is_alive: bool
     rss_bytes: int | None
     workers: list[Worker]
+    listening: tuple[ListenQueue, ...] = ()
 
     def methods(self) -> list[Method]:
         """The named requests of all workers, the busiest names first."""
@@ -236,6 +241,7 @@ class View:
             is_alive=Path(f"/proc/{self.pid}").exists(),
             rss_bytes=_rss_bytes(self.pid),
             workers=[_worker(row, now, name) for row, name in zip(rows, _names(rows), strict=True)],
+            listening=listen_queues.of(self.pid, [row["pid"] for row in rows if row["pid"]]),
         )
 
 

@@ -13,9 +13,10 @@ import logging
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from osloxide.cli import snapshot
+from osloxide.cli import listen_queues, snapshot
 from osloxide.cli.errors import CommandError
 from osloxide.cli.uwsgi.reader import VERSION
 from osloxide.threads import own
@@ -33,6 +34,18 @@ _HEAD = (
     "HTTP/1.0 200 OK\r\nConnection: close\r\nAccess-Control-Allow-Origin: *\r\n"
     "Content-Type: application/json\r\n\r\n"
 )
+
+
+class Place(NamedTuple):
+    """Where one server listens.
+
+    :param address: as :class:`~osloxide.cli.listen_queues.ListenQueue` has it.
+    :param most: connections that can wait there to be accepted; 0 where it is not known.
+    """
+
+    address: str
+    protocol: str
+    most: int
 
 
 class Stats:
@@ -54,15 +67,17 @@ class Stats:
         except OSError as error:
             raise CommandError(error.strerror or str(error)) from error
         self._head = _HEAD if speaks_http else ""
-        self._places: list[tuple[str, str, int]] = []
+        self._places: list[Place] = []
         name = self._listener.getsockname()
         shown = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else name
         LOG.info("stats on %s", shown)
 
     def answer(self, servers: Sequence[Any]) -> None:
         """Answer on a thread of this process, which serves *servers*."""
+        most = _most_waiting()
         self._places = [
-            (f"{it.host}:{it.port}" if it.port else it.host, it.wire_protocol, 0) for it in servers
+            Place(listen_queues.shown(it.host, it.port), it.wire_protocol, min(it.backlog, most))
+            for it in servers
         ]
         own.start("stats", self._serve)
 
@@ -89,12 +104,21 @@ class Stats:
                     LOG.debug("stats were not told: %s", error)
 
 
-def document(launcher: Launcher, places: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+def _most_waiting() -> int:
+    """More do not wait at any socket, whatever it was told (listen(2)); 0 where it is not known."""
+    try:
+        return int(Path("/proc/sys/net/core/somaxconn").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+def document(launcher: Launcher, places: Sequence[Place]) -> dict[str, Any]:
     """What uWSGI's stats server would say of *launcher*."""
     started = time.time() - launcher.uptime
+    waiting = {queue.address: queue.waiting for queue in launcher.listening}
     return {
         "version": VERSION,
-        "listen_queue": 0,
+        "listen_queue": sum(waiting.get(place.address, 0) for place in places),
         "listen_queue_errors": 0,
         "signal_queue": 0,
         "load": sum(worker.in_flight for worker in launcher.workers),
@@ -104,9 +128,10 @@ def document(launcher: Launcher, places: Sequence[tuple[str, str, int]]) -> dict
         "cwd": os.getcwd(),
         "locks": [],
         "sockets": [
-            {"name": name, "proto": protocol, "queue": queue, "max_queue": 0, "shared": 0,
+            {"name": place.address, "proto": place.protocol,
+             "queue": waiting.get(place.address, 0), "max_queue": place.most, "shared": 0,
              "can_offload": 0}
-            for name, protocol, queue in places
+            for place in places
         ],
         "workers": [_worker(worker, started) for worker in launcher.workers],
     }  # fmt: skip

@@ -190,8 +190,15 @@ def methods(launcher: Launcher, most: int | None = None) -> list[str]:
 
 
 def remarks(launcher: Launcher) -> list[str]:
-    """What no column has room for: stuck threads, replacements, brokers, and how workers ended."""
-    found = []
+    """What no column has room for.
+
+    Connections that wait, stuck threads, replacements, brokers, and how workers ended.
+    """
+    found = [
+        f"{queue.address}: {count(queue.waiting, 'connection')} not accepted yet"
+        for queue in launcher.listening
+        if queue.waiting
+    ]
     for worker in launcher.workers:
         who = f"slot {worker.slot}"
         if worker.figures.stuck:
