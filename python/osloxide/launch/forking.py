@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from osloxide import _native, exceptions
+from osloxide.activation import before_fork
 from osloxide.launch import orphans
 from osloxide.signals import careful_log, signal_handler
 from osloxide.threads import cpu_time, own, pausing
@@ -136,9 +137,13 @@ def of_worker() -> Iterator[None]:
 def prepare() -> None:
     """Check that a fork is sound, and keep the collector from copying every page in the child.
 
+    The first call has libraries make before what every worker would make in its first request.
+
     :raises ForkAfterThreadsError: native threads run in this process.
     """
     global _gc_is_frozen, pause, rest
+    if not _gc_is_frozen:
+        before_fork.prepare()
     hindrance = _await_rest(rest, pause)
     rest = _BETWEEN_LOOKS if hindrance == _COMPUTES else _NEXT_REST
     pause = _BETWEEN_LOOKS if hindrance == _IN_THE_MIDST else _NEXT_REST

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from osloxide import _native, exceptions
+from osloxide.activation import before_fork
 from osloxide.launch import ending, fault_dump, forking, orphans, process_title, systemd
 from osloxide.signals import careful_log, policy, shutdown, signal_handler
 
@@ -399,6 +400,7 @@ class _Process:
             except BaseException:  # noqa: BLE001  # prepare() has reported it
                 self._channel.send(_FAILED)
             else:
+                before_fork.prepare()
                 # Once more, for what loading made: a collection in a worker would copy its pages.
                 gc.collect()
                 orphans.freeze()
