@@ -107,6 +107,16 @@ def application(environ, start_response):
     return [answer.encode()]
 """
 
+DATABASE = """
+from oslo_config import cfg
+from oslo_db import options
+from oslo_db.sqlalchemy import engines
+
+cfg.CONF.register_opts(options.database_opts, "database")
+cfg.CONF([])
+cfg.CONF.set_override("connection", "mysql+pymysql://user:word@203.0.113.1/cinder", "database")
+"""
+
 LAUNCHED = """
 import os, signal
 from oslo_config import cfg
@@ -189,23 +199,20 @@ def test_mappers_that_cannot_be_configured_say_so_to_each_request_as_ever(tmp_pa
     assert "failed to locate a name" in " ".join(first[0])
 
 
-def test_preparations_open_nothing_and_start_no_thread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_database", [False, True], ids=["libraries", "oslo.db"])
+def test_preparations_open_nothing_and_start_no_thread(tmp_path: Path, has_database: bool) -> None:
+    if has_database:
+        pytest.importorskip("oslo_db")
+        pytest.importorskip("pymysql")
     (tmp_path / "mysite.py").write_text(SITE)
+    (tmp_path / "mydatabase.py").write_text(DATABASE if has_database else "")
     done = run_python(
         f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
-        import mysite
-        from oslo_config import cfg
-        from oslo_db import options
-        from oslo_db.sqlalchemy import engines
+        import mydatabase, mysite
         from osloxide.activation import before_fork
 
-        cfg.CONF.register_opts(options.database_opts, "database")
-        cfg.CONF([])
-        cfg.CONF.set_override(
-            "connection", "mysql+pymysql://user:word@203.0.113.1/cinder", "database"
-        )
         opens = ("socket", "sqlite3", "_thread", "subprocess", "os.fork", "os.posix_spawn")
         seen = []
         sys.addaudithook(
@@ -217,7 +224,7 @@ def test_preparations_open_nothing_and_start_no_thread(tmp_path: Path) -> None:
         """
     )
 
-    assert done.stdout == "[] False True 1\n", done.stderr
+    assert done.stdout == f"[] False {has_database} 1\n", done.stderr
 
 
 def test_nothing_that_was_not_imported_is_prepared() -> None:
