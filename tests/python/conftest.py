@@ -22,6 +22,11 @@ from waiting import DEADLINE, wait_until, whole_lines
 
 APPS = Path(__file__).parent / "apps"
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control ignores it for what runs in its background, and children inherit
+    # that: tests of interrupts would have none.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class Program:
     """A running program of apps/ in a session of its own.

@@ -14,6 +14,7 @@ from amqp.method_framing import frame_handler, frame_writer
 from amqp.serialization import dumps, loads
 from hypothesis import given
 from hypothesis import strategies as st
+from support.properties import checked
 
 from osloxide import _native
 
@@ -65,6 +66,7 @@ def read(data: bytes) -> list[tuple[tuple[int, int], bytes, Message | None]]:
     return found
 
 
+@checked
 @given(
     st.lists(st.tuples(st.integers(0, 2**64 - 1), st.text(max_size=300))),
     st.sampled_from([64, 100, FRAME_MAX]),
@@ -97,6 +99,7 @@ def test_what_needs_more_than_a_look_is_left_to_py_amqp(properties: dict[str, An
     assert (used, is_foreign) == (len(usual), True)
 
 
+@checked
 @given(
     st.text(max_size=80),
     st.booleans(),

@@ -85,6 +85,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 LOST_ONCE = {
     "a stop, single process, threading": r" take line",
+    "a stop, single process, eventlet": r" callHandlers line",
     "a stop, no_fork": r"control_thread\.py:\d+ close call|launch/runner\.py:\d+ __init__ call",
     "a stop in a mutate, parent": r"configuration\.py:\d+ reload line",
     "a stop as the launcher ends, parent": r"signal_handler\.py:\d+ _give_back line",

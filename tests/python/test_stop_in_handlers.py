@@ -395,6 +395,57 @@ def test_what_a_handler_raises_as_the_runner_takes_its_lock_leaves_it_free() -> 
     assert done.stdout == "True\n", done.stderr
 
 
+STOPPED_AS_THE_WAIT_BEGINS = """
+import logging, os, signal, threading
+import osloxide
+osloxide.install()
+from oslo_config import cfg
+from oslo_service import backend
+backend.init_backend(backend.BackendType.EVENTLET)
+from oslo_service import _options, service
+
+is_told, waits = threading.Event(), threading.Event()
+
+def go_on_in_the_meantime(record):
+    if "Caught SIGTERM" in record.getMessage():
+        is_told.set()
+        assert waits.wait(60)
+    return True
+
+class Service(service.Service):
+    def start(self):
+        self.stopped = threading.Event()
+        self.tg.add_thread(self.stopped.wait)
+
+    def stop(self, graceful=False):
+        print("stops", flush=True)
+        self.stopped.set()
+        super().stop(graceful)
+
+    def wait(self):
+        waits.set()
+        super().wait()
+
+logging.basicConfig(level=logging.INFO)
+logging.getLogger("osloxide.launch.runner").addFilter(go_on_in_the_meantime)
+conf = cfg.ConfigOpts()
+conf([], default_config_files=[])
+conf.register_opts(_options.service_opts)
+conf.set_override("graceful_shutdown_timeout", 5)
+launcher = service.launch(conf, Service(), workers=1)
+os.kill(os.getpid(), signal.SIGTERM)
+is_told.wait(60)
+raise SystemExit(launcher.wait())
+"""
+
+
+def test_a_stop_that_is_still_in_its_log_line_when_the_wait_begins_is_not_lost() -> None:
+    """The thread that took it up found that run() had begun, run() that it was being taken up."""
+    done = run_python(STOPPED_AS_THE_WAIT_BEGINS)
+
+    assert (done.returncode, done.stdout) == (0, "stops\n"), done.stderr
+
+
 OWN_FORK = """
     pid = os.fork()
     if pid == 0:

@@ -5,26 +5,16 @@ Everyday runs are always the same, so that none fails by chance; ``OSLOXIDE_LONG
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.properties import checked
 from support.raw_http import Connection, connect, serving
-
-IS_LONG = os.environ.get("OSLOXIDE_LONG") == "1"
-checked = settings(
-    derandomize=not IS_LONG,
-    database=None,
-    deadline=None,
-    max_examples=5000 if IS_LONG else 300,
-    # One connection serves all examples: that is what is to be tested.
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 
 TOKEN = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Characters that RFC 3986 allows in a path, and escapes, whole and broken.

@@ -163,6 +163,9 @@ class Runner:
         """
         with self._lock:
             was_early, self._is_early = self._is_early, False
+            if was_early and self._leaving and self._phase is Phase.STARTING:
+                # Who has taken the stop up has yet to look, and will not find it early any more.
+                self._begin_stopping()
         if not was_early:
             self._take_early_requests()
             self._control.open()
