@@ -343,11 +343,12 @@ def test_calls_wait_for_a_broker_that_is_away_for_longer_than_their_timeout(
     assert len(doubled) <= callers
 
 
+@pytest.mark.parametrize("is_native", [True, False])
 def test_calls_go_on_after_their_exchange_was_deleted(
-    start: Start, own_broker: Broker, trace: Path, figure: Figure
+    start: Start, own_broker: Broker, trace: Path, figure: Figure, *, is_native: bool
 ) -> None:
     service = start_rpc_service(start, own_broker.url, trace)
-    senders = Senders(own_broker.url, "call", 4, [], is_native=True)
+    senders = Senders(own_broker.url, "call", 4, [], is_native=is_native)
 
     def delete_exchange() -> None:
         address = f"127.0.0.1:{own_broker.port}"
@@ -369,7 +370,7 @@ def test_calls_go_on_after_their_exchange_was_deleted(
     figure(f"exchange deleted three times, 4 callers: {words}")
     assert 'had lost its binding to queue "osloxide-test"' in log
     # What is unconfirmed on the channel that the broker closes is sent again; one for each caller.
-    assert report["failures"] == {}
+    assert report["failures"] == {}, log
     assert len(doubled) <= 3 * 4
 
 

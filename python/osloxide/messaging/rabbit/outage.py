@@ -1,10 +1,13 @@
 """What a client does when its broker was away: nothing sent into the void, no wait in vain.
 
-Owns two changes to oslo.messaging's RabbitMQ driver. After a reconnection the queues of servers may
-not be there yet, and the broker drops without a word what it cannot route; so sending to a topic is
-repeated until a queue takes the message, for as long as servers may need to come back. And when the
-broker has lost its transient queues, requests that waited in them are gone: calls that nobody
-answers within a few seconds after that are ended, instead of after their whole timeout.
+Owns three changes to oslo.messaging's RabbitMQ driver. After a reconnection the queues of servers
+may not be there yet, and the broker drops without a word what it cannot route; so sending to a
+topic is repeated until a queue takes the message, for as long as servers may need to come back.
+Where a queue took messages before and none does now, the exchange was deleted, and with it the
+binding, of which no server is told: the queue is bound again, as by the native client
+(``src/amqp/client/bindings.rs``). And when the broker has lost its transient queues, requests that
+waited in them are gone: calls that nobody answers within a few seconds after that are ended,
+instead of after their whole timeout.
 Sends nothing twice that a queue has taken: what a server runs already must not be run again.
 Rules: AMQP 0-9-1, ``basic.publish`` with ``mandatory``; docs/rpc.md counts what is lost.
 """
@@ -15,10 +18,13 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import threading
 import time
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
+
+from osloxide.causes import chain
 
 LOG = logging.getLogger(__name__)
 
@@ -34,10 +40,35 @@ come back with a growing pause between two attempts, one second and two more eac
 AMQP tells a client whether its request waited in a queue or was being run (docs/rpc.md)."""
 
 
+MOST_BINDINGS = 4096
+"""Places that are remembered; what is sent to more of them is never bound again."""
+
+MOST_ATTEMPTS = 3
+"""How often a queue is bound again for one message."""
+
+
+_NOT_FOUND = 404
+
+
 class _Link:
     """When this process last connected again."""
 
     reconnected_at = float("-inf")
+
+
+class _Bindings:
+    """Places where a queue has taken a message: broker, exchange and topic."""
+
+    lock = threading.Lock()
+    known: ClassVar[dict[tuple[str, str, str], float]] = {}
+    """When the queue was bound again."""
+
+    @classmethod
+    def begin_child(cls) -> None:
+        cls.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_Bindings.begin_child)
 
 
 class _Lost:
@@ -49,6 +80,7 @@ def amend_connection(impl_rabbit: ModuleType) -> None:
     import oslo_messaging
 
     undeliverable = oslo_messaging.MessageUndeliverable
+    failure = oslo_messaging.MessageDeliveryFailure
     mandatory = oslo_messaging.TransportOptions(at_least_once=True)
     cls = impl_rabbit.Connection
     topic_send, ensure_publishing = cls.topic_send, cls._ensure_publishing
@@ -64,15 +96,19 @@ def amend_connection(impl_rabbit: ModuleType) -> None:
                 self._osloxide_link = link
                 _Link.reconnected_at = time.monotonic()
 
+    def use_another_channel(conn: Any) -> None:
+        # A broken connection is the next message's to notice.
+        with contextlib.suppress(Exception), conn._connection_lock:
+            conn._set_current_channel(conn.connection.channel())
+
     @functools.wraps(ensure_publishing)
     def ensure_publishing_once(self: Any, *arguments: Any, **keywords: Any) -> Any:
         try:
             return ensure_publishing(self, *arguments, **keywords)
         except undeliverable:
             # The confirmation of this message is still to come: on the same channel the next
-            # message would take it for its own. A broken connection is the next one's to notice.
-            with contextlib.suppress(Exception), self._connection_lock:
-                self._set_current_channel(self.connection.channel())
+            # message would take it for its own.
+            use_another_channel(self)
             raise
 
     @functools.wraps(topic_send)
@@ -86,25 +122,74 @@ def amend_connection(impl_rabbit: ModuleType) -> None:
         transport_options: Any = None,
     ) -> None:
         arguments = (exchange_name, topic, msg, timeout, retry)
-        if transport_options is not None and transport_options.at_least_once:
-            topic_send(self, *arguments, transport_options)
-            return
+        must_arrive = transport_options is not None and transport_options.at_least_once
+        place = (getattr(self, "_url", ""), exchange_name, topic)
         ends = time.monotonic() + timeout if timeout else math.inf
+        attempts = MOST_ATTEMPTS
         while True:
+            sent_at = time.monotonic()
             try:
-                topic_send(self, *arguments, mandatory)
+                topic_send(self, *arguments, transport_options if must_arrive else mandatory)
             except undeliverable:
+                if attempts and _bind_again(self, place, sent_at):
+                    attempts -= 1
+                    continue
+                if must_arrive:
+                    raise
                 # As ever where no server listens: it is dropped, and a call ends by its timeout.
                 if time.monotonic() > min(_Link.reconnected_at + SETTLING, ends):
                     LOG.debug("no queue takes what was sent to %s; dropped", topic)
                     return
                 time.sleep(RETRY_EVERY)
+            except failure as error:
+                if not attempts or place not in _Bindings.known or not _is_missing(error):
+                    raise
+                # The exchange was deleted; it is declared again on the next channel.
+                attempts -= 1
+                use_another_channel(self)
             else:
+                if len(_Bindings.known) < MOST_BINDINGS:
+                    _Bindings.known.setdefault(place, float("-inf"))
                 return
 
     cls._set_current_channel = set_channel_and_notice
     cls._ensure_publishing = ensure_publishing_once
     cls.topic_send = topic_send_somewhere
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether the broker has said that there is no such exchange."""
+    return any(getattr(one, "code", None) == _NOT_FOUND for one in chain(error))
+
+
+def _bind_again(conn: Any, place: tuple[str, str, str], sent_at: float) -> bool:
+    """Bind the queue of *place*, where one took messages before.
+
+    :param sent_at: when the message was sent that came back.
+    :returns: whether one has been bound since then.
+    """
+    _, exchange, topic = place
+    with _Bindings.lock:
+        bound_at = _Bindings.known.get(place)
+        if bound_at is None or bound_at > sent_at:
+            return bound_at is not None
+        errors = (*conn.connection.channel_errors, *conn.connection.connection_errors)
+        try:
+            with conn._connection_lock:
+                channel = conn.connection.channel()
+                # oslo.messaging gives both the same name.
+                channel.queue_bind(topic, exchange, topic)
+                channel.close()
+        except errors as error:
+            del _Bindings.known[place]
+            LOG.debug("queue %s is not bound to exchange %s again: %s", topic, exchange, error)
+            return False
+        _Bindings.known[place] = time.monotonic()
+    LOG.warning(
+        'exchange "%s" had lost its binding to queue "%s", as when it is deleted; bound again',
+        exchange, topic,
+    )  # fmt: skip
+    return True
 
 
 def amend_waiters(amqpdriver: ModuleType) -> None:
@@ -172,7 +257,7 @@ def _exists(conn: Any, queue: str) -> bool:
     try:
         channel.queue_declare(queue, passive=True)
     except errors as error:
-        if getattr(error, "code", None) == 404:
+        if getattr(error, "code", None) == _NOT_FOUND:
             return False
         raise
     with contextlib.suppress(errors):
