@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from waiting import wait_until
 
-from services.infra import Broker, Database, MissingProgramError, retried
+from services.infra import (
+    RELEASES,
+    Broker,
+    Database,
+    MissingProgramError,
+    MissingTreeError,
+    retried,
+)
 from services.load import Load
 from services.ovsdb import Ovn
 from services.processes import RunningService
 from services.rpc import Send, Senders, options
-from services.subject import SUBJECT, clean_environment, small_service_command
+from services.subject import IS_LONG, SUBJECT, clean_environment, small_service_command
 
 _FIGURES: list[tuple[str, str]] = []
 
@@ -210,6 +218,27 @@ def broker() -> Iterator[Broker]:
 def durable_broker() -> Iterator[Broker]:
     """One for durable queues; on the shared one other tests declare the same as transient ones."""
     yield from running(Broker)
+
+
+@pytest.fixture(
+    scope="module",
+    params=RELEASES if IS_LONG else RELEASES[:1],
+    ids=lambda release: release or "host",
+)
+def release(request: pytest.FixtureRequest) -> str:
+    """Of Debian, whose RabbitMQ a module's tests have; with OSLOXIDE_LONG=1 each in its turn."""
+    chosen: str = request.param
+    return chosen
+
+
+def broker_of(release: str, *configuration: str) -> Iterator[Broker]:
+    """A RabbitMQ of that release, with further lines of ``rabbitmq.conf``."""
+    try:
+        broker = retried(partial(Broker, release, *configuration))
+    except MissingTreeError as error:
+        pytest.skip(str(error))
+    yield broker
+    broker.stop()
 
 
 @pytest.fixture(scope="session")

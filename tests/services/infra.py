@@ -23,7 +23,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,19 +114,40 @@ def _debian_tree() -> Any:
     return module
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a node of RabbitMQ runs."""
+
+    address: str = "127.0.0.1"
+    """For clients."""
+    inner: str = "127.0.0.1"
+    """For other nodes."""
+    host: str = "localhost"
+    """The name that other nodes have for ``inner``."""
+    enter: tuple[str, ...] = ()
+    """What starts a program there."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 class Broker:
     """One RabbitMQ node with its own epmd. ``url`` is what oslo.messaging takes.
 
     :param release: of Debian, of which the tree has RabbitMQ; this machine's own unless given.
     :param configuration: further lines of ``rabbitmq.conf``.
-    :param cluster: a node whose epmd and cookie this one shares, and whose cluster it joins.
+    :param cluster: a node whose cookie this one shares, where the place is the same one also its
+        epmd, and whose cluster it joins.
     :raises MissingTreeError: there is no such tree.
     """
 
     def __init__(
-        self, release: str = "", *configuration: str, cluster: Broker | None = None
+        self,
+        release: str = "",
+        *configuration: str,
+        cluster: Broker | None = None,
+        place: Place = Place(),
     ) -> None:
-        self._enter = [entrance(release)] if release else []
+        self._enter = [*place.enter, *([entrance(release)] if release else [])]
+        self.place = place
         self._cluster = cluster
         if not release:
             required(RABBITMQ_SERVER, "rabbitmq-server")
@@ -141,11 +163,11 @@ class Broker:
 
     @property
     def url(self) -> str:
-        return f"rabbit://{USER}:{PASSWORD}@127.0.0.1:{self.port}//"
+        return f"rabbit://{USER}:{PASSWORD}@{self.place.address}:{self.port}//"
 
     def _start(self) -> None:
         base, first = self.directory, self._cluster or self
-        self.node = f"osloxide-{secrets.token_hex(4)}@localhost"
+        self.node = f"osloxide-{secrets.token_hex(4)}@{self.place.host}"
         if self._cluster is None:
             self.epmd_port = str(free_port())
             (base / "home").mkdir()
@@ -162,7 +184,7 @@ class Broker:
         env = clean_environment() | {
             "HOME": str(first.directory / "home"),
             "ERL_EPMD_PORT": first.epmd_port,
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_ADDRESS": self.place.inner,
             "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_CONFIG_FILE": str(base / "rabbitmq.conf"),
             "RABBITMQ_MNESIA_BASE": str(base / "mnesia"),
@@ -172,11 +194,13 @@ class Broker:
             "RABBITMQ_PID_FILE": str(base / "pid"),
             # Idle schedulers must not spin: the machine is shared with what is measured.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
-                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none"
+                f"-kernel inet_dist_use_interface {{{self.place.inner.replace('.', ',')}}} "
+                "+sbwt none +sbwtdcpu none"
             ),
+            **self.place.environment,
         }
         self._env = env
-        if self._cluster is None:
+        if self._cluster is None or self._cluster.place != self.place:
             self._start_epmd()
         self.start_server()
         if self._cluster is not None:
@@ -186,12 +210,17 @@ class Broker:
 
     def _start_epmd(self) -> None:
         epmd = "epmd" if self._enter else required("epmd", "erlang-base")
-        command = [*self._enter, epmd, "-address", "127.0.0.1", "-port", self.epmd_port]
-        self._run(command, "epmd.log", self._env)
-        wait_until(lambda: accepts_connections(int(self.epmd_port)), "epmd is up", 20)
+        command = [*self._enter, epmd, "-port", self._env["ERL_EPMD_PORT"]]
+        self._run([*command, "-address", self.place.inner], "epmd.log", self._env)
+
+        def is_up() -> bool:
+            names = [*command, "-names"]
+            return subprocess.run(names, capture_output=True, check=False).returncode == 0
+
+        wait_until(is_up, "epmd is up", 20)
 
     def _listeners(self) -> str:
-        return f"listeners.tcp.1 = 127.0.0.1:{self.port}"
+        return f"listeners.tcp.1 = {self.place.address}:{self.port}"
 
     def start_server(self) -> None:
         """Start the node, also again: on the same port, with what it kept on disk."""
@@ -199,9 +228,13 @@ class Broker:
 
         def is_up() -> bool:
             server.assert_running()
-            return accepts_connections(self.port)
+            return self.accepts_connections()
 
         wait_until(is_up, "rabbitmq accepts connections", 120, pause=0.05)
+
+    def accepts_connections(self) -> bool:
+        """Whether clients can connect."""
+        return accepts_connections(self.port, self.place.address)
 
     def control(self, *arguments: str) -> str:
         """Run ``rabbitmqctl`` with *arguments*; what it printed."""
@@ -216,11 +249,22 @@ class Broker:
         """Close all that clients and servers have opened."""
         self.control("close_all_connections", "a test")
 
+    def write_elections(self) -> None:
+        """Write out what it knows of the elections of quorum queues, as it does every few seconds.
+
+        A queue that was declared after the last time has no leader for ever when the node is
+        killed and started again, and neither declaring nor consuming it ends.
+        """
+        self.control("eval", "[dets:sync(Table) || Table <- dets:all()].")
+
     def kill_server(self) -> None:
         """End the node as a crash would. What is not on disk is lost."""
         self._processes.pop().kill()
         # The kernel may take a moment for the sockets of a process that has ended.
-        wait_until(lambda: is_refused(self.port), "the port of the node is closed", 20, pause=0.05)
+        wait_until(
+            lambda: is_refused(self.port, self.place.address),
+            "the port of the node is closed", 20, pause=0.05,
+        )  # fmt: skip
 
     def signal_server(self, signo: signal.Signals) -> None:
         """Send *signo* to every process of the node; SIGSTOP is a machine that hangs."""
@@ -257,13 +301,22 @@ class Broker:
 
 
 class Cluster:
-    """RabbitMQ nodes that know each other. ``url`` names all of them, the first one first."""
+    """RabbitMQ nodes that know each other. ``url`` names all of them, the first one first.
 
-    def __init__(self, size: int, release: str = "") -> None:
-        self.nodes = [retried(functools.partial(Broker, release))]
+    :param configuration: further lines of each ``rabbitmq.conf``.
+    :param places: of the nodes, this machine's unless given.
+    """
+
+    def __init__(
+        self, size: int, release: str = "", *configuration: str, places: Sequence[Place] = ()
+    ) -> None:
+        self.nodes: list[Broker] = []
         try:
-            for _ in range(size - 1):
-                make = functools.partial(Broker, release, cluster=self.nodes[0])
+            for place in places or [Place()] * size:
+                first = self.nodes[0] if self.nodes else None
+                make = functools.partial(
+                    Broker, release, *configuration, cluster=first, place=place
+                )
                 self.nodes.append(retried(make))
         except BaseException:
             self.stop()
@@ -271,7 +324,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        hosts = (f"{USER}:{PASSWORD}@127.0.0.1:{node.port}" for node in self.nodes)
+        hosts = (f"{USER}:{PASSWORD}@{node.place.address}:{node.port}" for node in self.nodes)
         return f"rabbit://{','.join(hosts)}//"
 
     def stop(self) -> None:

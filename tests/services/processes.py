@@ -45,18 +45,19 @@ def free_port() -> int:
     return port
 
 
-def accepts_connections(port: int) -> bool:
-    """True when a TCP connection to 127.0.0.1:*port* is accepted by the kernel."""
+def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:
+    """True when a TCP connection to *host*:*port* is accepted by the kernel."""
     with socket.socket() as probe:
         probe.settimeout(5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        # Where nothing listens, the kernel may give the socket that very port: it is its own peer.
+        return probe.connect_ex((host, port)) == 0 and probe.getsockname() != probe.getpeername()
 
 
-def is_refused(port: int) -> bool:
-    """True when a connection to 127.0.0.1:*port* is refused at once."""
+def is_refused(port: int, host: str = "127.0.0.1") -> bool:
+    """True when a connection to *host*:*port* is refused at once."""
     with socket.socket() as probe:
         probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+        return probe.connect_ex((host, port)) == errno.ECONNREFUSED
 
 
 class RunningService:

@@ -3,7 +3,8 @@
 Users create volumes through cinder-api, which takes a cast to the scheduler and one from there to
 cinder-volume, and ask both for something in calls. Meanwhile the services get signals, are killed,
 and their broker crashes. The database says what became of each volume, the log of cinder-volume how
-often it was created. Queues are durable, as in production: the broker's memory is no excuse.
+often it was created. Queues are durable, as in production: the broker's memory is no excuse. With
+OSLOXIDE_LONG=1 all of it on each release of RabbitMQ that there is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pytest
 from waiting import wait_until
 
 from services.cinder import DATABASE, LOCK, PROJECT, Cinder, Client, Environment, stop_politely
-from services.conftest import Figure, Start
+from services.conftest import Figure, Start, broker_of
 from services.infra import Broker, Database
 from services.processes import RunningService
 
@@ -212,6 +213,11 @@ class Deployment:
         for users in self._users:
             users.stop()
         self._users.clear()
+
+
+@pytest.fixture(scope="module")
+def durable_broker(release: str) -> Iterator[Broker]:
+    yield from broker_of(release)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ Callers make calls to both without a pause while the services get signals, are k
 broker crashes. Each call leaves a trace each time that it is run (apps/nova_calls.py): a row in
 MariaDB by the conductor, a line in its own log by the scheduler, which keeps nothing. So of each
 call it is known whether it was answered, lost or run twice. The services have no port of their own,
-and a stop leaves nothing behind. cinder's scheduler and volume are in test_rpc_cinder.py.
+and a stop leaves nothing behind. cinder's scheduler and volume are in test_rpc_cinder.py. With
+OSLOXIDE_LONG=1 all of it on each release of RabbitMQ that there is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from procfs import is_alive, main_thread_switches, stat
 from waiting import wait_until
 
 from services.cinder import Environment, stop_politely
-from services.conftest import Figure, Start
+from services.conftest import Figure, Start, broker_of
 from services.infra import Broker, Database
 from services.nova import API, CELL1, LOCK, Calls, Nova, Report
 from services.processes import RunningService, held
@@ -145,6 +146,17 @@ class Deployment:
             return Counter(self.database.sql(query, CELL1).split())
         known = rf"(?:from an unknown host|instance sync for host) '({callers.run}-\d+)'"
         return Counter(re.findall(known, self.scheduler.text()))
+
+
+@pytest.fixture(scope="module")
+def broker(release: str) -> Iterator[Broker]:
+    yield from broker_of(release)
+
+
+@pytest.fixture
+def durable_broker(release: str) -> Iterator[Broker]:
+    """On the other one the same queues are transient."""
+    yield from broker_of(release)
 
 
 @pytest.fixture(scope="module")
