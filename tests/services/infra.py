@@ -192,6 +192,8 @@ class Broker:
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(base / "enabled_plugins"),
             "RABBITMQ_PID_FILE": str(base / "pid"),
+            # Not where the tests run.
+            "ERL_CRASH_DUMP": str(base / "erl_crash.dump"),
             # Idle schedulers must not spin: the machine is shared with what is measured.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 f"-kernel inet_dist_use_interface {{{self.place.inner.replace('.', ',')}}} "
