@@ -109,6 +109,7 @@ def test_the_statistics_of_uwsgi_have_the_queue_and_its_length(
     where = str(tmp_path / "stats.sock")
     site = serve("--threads", "1", "--backlog", "64", "--stats", f"unix:{where}")
     port = site.port()
+    wait_until(lambda: "stats on" in site.log, "the socket of the statistics")
 
     def statistics() -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as client:
