@@ -19,6 +19,8 @@ from services.processes import RunningService
 from services.rpc import became_of_casts, runs, start_rpc_service
 from services.test_rpc_rabbit import TOPIC
 
+pytestmark = pytest.mark.timeout(480)  # several waits of up to 90 s, one after the other
+
 Serve = Callable[..., RunningService]
 Cast = Callable[..., None]
 
