@@ -35,13 +35,6 @@ def command_without(script: Path) -> list[str]:
     return [sys.executable, "-m", "osloxide", "run", sys.executable, str(script)]
 
 
-def private(pid: int) -> float:
-    """MiB that no other process has."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    fields = dict(line.split(":") for line in text.splitlines()[1:])
-    return sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) / 1024
-
-
 def measured(requests: int) -> dict[str, float]:
     """One start of cinder-api."""
     api = cinder.Api("osloxide")
@@ -56,7 +49,8 @@ def measured(requests: int) -> dict[str, float]:
         # One of the four has answered the request that tells that it has started.
         first = sorted(slowest)[-(cinder.WORKERS - 1) :]
         found = {"first request ms": 1000 * statistics.median(first)}
-        found["private MiB of a worker"] = statistics.median(map(private, api.child.workers()))
+        own = [machine.private([worker]) / 1024 for worker in api.child.workers()]
+        found["private MiB of a worker"] = statistics.median(own)
         found["PSS MiB"] = machine.pss(api.family()) / 1024
         driver = api.load()
         driver.wait_answered(requests, within=600)

@@ -114,11 +114,20 @@ def busy() -> float:
 
 def pss(pids: list[int]) -> int:
     """Proportional set size in KiB."""
+    return _of_smaps(pids, "Pss:")
+
+
+def private(pids: list[int]) -> int:
+    """KiB that no other process has."""
+    return _of_smaps(pids, "Private_Clean:", "Private_Dirty:")
+
+
+def _of_smaps(pids: list[int], *names: str) -> int:
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
+                if line.startswith(names):
                     total += int(line.split()[1])
     return total
 

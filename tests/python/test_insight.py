@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from support.serving import OSLOXIDE, Running, fetch, starter
 from osloxide.cli import snapshot, table
 
 LARGE = 4_000_000
+ASKING = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+HOLDING = ASKING.replace(" / ", " /hold ")
 
 SITE = f"""
 import os, time
@@ -117,7 +120,7 @@ def test_requests_that_wait_for_a_thread_are_shown(serve: Callable[..., Running]
     port = site.port()
     clients = [Connection(("127.0.0.1", port)) for _ in range(3)]
     for client in clients:
-        client.send("GET /hold HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        client.send(HOLDING)
 
     wait_until(
         lambda: (only(site)["in_flight"], only(site)["figures"]["queued"]) == (1, 2),
@@ -128,6 +131,79 @@ def test_requests_that_wait_for_a_thread_are_shown(serve: Callable[..., Running]
         assert client.answer().status == 200
         client.close()
     wait_until(lambda: only(site)["figures"]["queued"] == 0, "none that waits")
+    assert site.stop() == 0, site.log
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether each of its threads is: the signal reaches them one by one."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return all((it / "stat").read_text().rpartition(")")[2].split()[0] == "T" for it in tasks)
+
+
+def waiting(site: Running) -> dict[str, int]:
+    """Connections that are not accepted yet, by address."""
+    return {it["address"]: it["waiting"] for it in site.launcher()["listening"]}
+
+
+def test_connections_that_no_worker_accepts_are_shown_also_when_it_hangs(
+    serve: Callable[..., Running], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "a site.sock")
+    site = serve("--bind", f"unix:{path}", "--master")
+    port = site.port()
+    (worker,) = site.running(1)
+    tcp = f"127.0.0.1:{port}"
+    assert waiting(site) == {tcp: 0, path: 0}
+
+    os.kill(worker, signal.SIGSTOP)
+    with ExitStack() as stack:
+        stack.callback(os.kill, worker, signal.SIGCONT)
+        wait_until(lambda: is_stopped(worker), "a worker that is stopped")
+        places = [("127.0.0.1", port)] * 3 + [path] * 2
+        clients = [stack.enter_context(Connection(place)) for place in places]
+        for client in clients:
+            client.send(ASKING)
+        wait_until(lambda: waiting(site) == {tcp: 3, path: 2}, "five that wait")
+        shown = run_command([*OSLOXIDE, "status", str(site.pid)], environ=environment()).stdout
+        assert f"{tcp}: 3 connections not accepted yet" in shown
+        metrics = [*OSLOXIDE, "metrics", "--once", str(site.pid)]
+        text = run_command(metrics, environ=environment()).stdout
+        found = re.findall(r'^osloxide_listen_queue\{address="([^"]*)",.*\} (\S+)$', text, re.M)
+        assert dict(found) == {tcp: "3.0", path: "2.0"}
+
+        os.kill(worker, signal.SIGCONT)
+        for client in clients:
+            assert client.answer().body == b"hello"
+    wait_until(lambda: waiting(site) == {tcp: 0, path: 0}, "none that waits")
+    assert site.stop() == 0, site.log
+
+
+def test_the_statistics_of_uwsgi_have_the_queue_and_its_length(
+    serve: Callable[..., Running], tmp_path: Path
+) -> None:
+    where = str(tmp_path / "stats.sock")
+    site = serve("--threads", "1", "--backlog", "64", "--stats", f"unix:{where}")
+    port = site.port()
+    wait_until(lambda: "stats on" in site.log, "the socket of the statistics")
+
+    def statistics() -> dict[str, Any]:
+        with Connection(where) as client:
+            return json.loads(client.rest())
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Connection(("127.0.0.1", port))) for _ in range(20)]
+        for client in clients:
+            client.send(HOLDING)
+        wait_until(lambda: statistics()["listen_queue"] > 0, "connections that wait")
+        seen = statistics()
+        (place,) = seen["sockets"]
+        assert (place["name"], place["queue"]) == (f"127.0.0.1:{port}", seen["listen_queue"])
+        assert place["max_queue"] == 64
+
+        (site.cwd / "release").touch()
+        for client in clients:
+            assert client.answer().body == b"hello"
+    wait_until(lambda: statistics()["listen_queue"] == 0, "none that waits")
     assert site.stop() == 0, site.log
 
 

@@ -87,7 +87,6 @@ def test_a_call_waits_for_a_missing_queue_no_longer_than_its_own_timeout(
 
     class Connection:
         attempts = 0
-        _url = ""
 
         def topic_send(self, *_arguments: Any) -> None:
             self.attempts += 1

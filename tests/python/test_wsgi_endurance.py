@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import sys
 import threading
 from pathlib import Path
 
@@ -25,10 +24,8 @@ REQUESTS = 1_000_000 if IS_LONG else 30_000
 #: Requests before the first look: pools, caches and the allocator have what they need by then.
 WARM_UP = REQUESTS // 5
 CLIENTS = 8
-HAS_LOCK = getattr(sys, "_is_gil_enabled", lambda: True)()
-#: What the allocator may keep more than it did at the first look. Without an interpreter lock each
-#: thread has a heap of its own, and how many have met by then depends on how busy the machine is.
-SLACK_KIB = 2048 if HAS_LOCK else 8192
+#: What the allocator may keep more than it did at the first look.
+SLACK_KIB = 2048
 
 SITE = """
 import os

@@ -233,12 +233,7 @@ def release(request: pytest.FixtureRequest) -> str:
 
 def broker_of(release: str, *configuration: str) -> Iterator[Broker]:
     """A RabbitMQ of that release, with further lines of ``rabbitmq.conf``."""
-    try:
-        broker = retried(partial(Broker, release, *configuration))
-    except MissingTreeError as error:
-        pytest.skip(str(error))
-    yield broker
-    broker.stop()
+    yield from running(partial(Broker, release, *configuration))
 
 
 @pytest.fixture(scope="session")
@@ -250,12 +245,14 @@ def database() -> Iterator[Database]:
 Server = TypeVar("Server", Broker, Database, Ovn)
 
 
-def running(server: type[Server]) -> Iterator[Server]:
-    """*server*, started; stopped when the iterator goes on."""
+def running(server: Callable[[], Server]) -> Iterator[Server]:
+    """*server*, started; stopped when the iterator goes on. Without its release here: a skip."""
     try:
         running = retried(server)
     except MissingProgramError as error:
         pytest.fail(str(error), pytrace=False)
+    except MissingTreeError as error:
+        pytest.skip(str(error))
     try:
         yield running
     finally:

@@ -10,18 +10,48 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import oslo_messaging
+from oslo_config import cfg
+from oslo_messaging import conffixture
 from waiting import wait_until, whole_lines
 
 from services.processes import RunningService
 from services.subject import APPS, IS_NATIVE, IS_STOCK, clean_environment
 
+TOPIC = "osloxide-test"
+"""Of the small RPC service."""
 FLAGS = ["--stock"] if IS_STOCK else []
 TIMEOUT = 60
 """Seconds of a call, oslo.messaging's default: who waits for them has lost."""
+
+
+@contextlib.contextmanager
+def client_of(
+    url: str, *, files: Iterable[str] = (), settings: Mapping[str, Any] | None = None
+) -> Iterator[Any]:
+    """A client of the small RPC service on unchanged oslo.messaging, in this process.
+
+    :param files: of configuration.
+    :param settings: options of ``[oslo_messaging_rabbit]``, which win over those of the files.
+    """
+    fixture = conffixture.ConfFixture(cfg.CONF)
+    cfg.CONF([], default_config_files=list(files))
+    fixture.setUp()
+    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=url)
+    for name, value in (settings or {}).items():
+        cfg.CONF.set_override(name, value, "oslo_messaging_rabbit")
+    try:
+        yield oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
+    finally:
+        transport.cleanup()
+        for name in settings or ():
+            cfg.CONF.clear_override(name, "oslo_messaging_rabbit")
+        fixture.cleanUp()
+        cfg.CONF.reset()
 
 
 class Senders:

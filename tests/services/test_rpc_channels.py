@@ -5,19 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import oslo_messaging
 import pytest
-from oslo_config import cfg
-from oslo_messaging import conffixture
 from waiting import wait_until
 
 from services.conftest import Start, running
 from services.infra import Broker
 from services.processes import RunningService
-from services.rpc import became_of_casts, runs, start_rpc_service
-from services.test_rpc_rabbit import TOPIC
+from services.rpc import TOPIC, became_of_casts, client_of, runs, start_rpc_service
 
 pytestmark = pytest.mark.timeout(480)  # several waits of up to 90 s, one after the other
 
@@ -57,19 +52,12 @@ def serve(start: Start, impatient_broker: Broker, trace: Path) -> Serve:
 @pytest.fixture
 def cast(impatient_broker: Broker) -> Iterator[Cast]:
     """Sends the request of that number, which runs until there is that file."""
-    fixture = conffixture.ConfFixture(cfg.CONF)
-    cfg.CONF([])
-    fixture.setUp()
-    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=impatient_broker.url)
-    client: Any = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
+    with client_of(impatient_broker.url) as client:
 
-    def send(number: int, after: Path | None = None) -> None:
-        client.cast({}, "work", number=number, seconds=0, after=str(after or ""))
+        def send(number: int, after: Path | None = None) -> None:
+            client.cast({}, "work", number=number, seconds=0, after=str(after or ""))
 
-    yield send
-    transport.cleanup()
-    fixture.cleanUp()
-    cfg.CONF.reset()
+        yield send
 
 
 def begun(trace: Path) -> set[str]:

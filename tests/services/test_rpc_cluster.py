@@ -20,9 +20,8 @@ from services.conftest import Figure, Start
 from services.infra import Broker, Cluster
 from services.partition import MissingNetworkError, Network
 from services.processes import RunningService
-from services.rpc import Senders, options, runs, start_rpc_service
+from services.rpc import TOPIC, Senders, options, runs, start_rpc_service
 from services.subject import IS_STOCK
-from services.test_rpc_rabbit import TOPIC
 
 RUNS = range(10)
 HANG = 30.0

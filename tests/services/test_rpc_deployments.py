@@ -20,10 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import oslo_messaging
 import pytest
-from oslo_config import cfg
-from oslo_messaging import conffixture
 from waiting import until, wait_until
 
 from services.conftest import Figure, Start
@@ -34,13 +31,13 @@ from services.rpc import (
     became_of_calls,
     became_of_casts,
     check_that_each_caller_lost_one_at_most,
+    client_of,
     options,
     runs,
     start_rpc_service,
 )
 from services.subject import IS_LONG, IS_STOCK, REPOSITORY
 from services.test_rpc_channels import CLOSED, EARLY, begun
-from services.test_rpc_rabbit import TOPIC
 
 FILES = REPOSITORY / "tests" / "deployments" / "files"
 TOOLS = sorted(path.parent.name for path in FILES.glob("*/messaging.conf"))
@@ -94,17 +91,9 @@ class Deployment:
 
     @contextmanager
     def client(self) -> Iterator[Any]:
-        """One of unchanged oslo.messaging, in this process."""
-        fixture = conffixture.ConfFixture(cfg.CONF)
-        cfg.CONF([], default_config_files=list(self._named().values()))
-        fixture.setUp()
-        transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=self.url)
-        try:
-            yield oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
-        finally:
-            transport.cleanup()
-            fixture.cleanUp()
-            cfg.CONF.reset()
+        """One with the settings of the tool, in this process."""
+        with client_of(self.url, files=self._named().values()) as client:
+            yield client
 
     def _named(self) -> dict[str, Any]:
         """Every service has a place for its locks, and a name; the queue manager counts by both."""

@@ -12,16 +12,13 @@ from typing import Any
 
 import oslo_messaging
 import pytest
-from oslo_config import cfg
-from oslo_messaging import conffixture
 from waiting import wait_until
 
 from services.conftest import Start, running
 from services.infra import Broker
 from services.processes import RunningService
-from services.rpc import became_of_casts, runs, start_rpc_service
+from services.rpc import TOPIC, became_of_casts, client_of, runs, start_rpc_service
 from services.subject import IS_NATIVE, clean_environment
-from services.test_rpc_rabbit import TOPIC
 
 MIB = 1024 * 1024
 
@@ -41,14 +38,8 @@ def service(start: Start, small_broker: Broker, trace: Path) -> RunningService:
 
 @pytest.fixture
 def client(small_broker: Broker) -> Iterator[Any]:
-    fixture = conffixture.ConfFixture(cfg.CONF)
-    cfg.CONF([])
-    fixture.setUp()
-    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=small_broker.url)
-    yield oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
-    transport.cleanup()
-    fixture.cleanUp()
-    cfg.CONF.reset()
+    with client_of(small_broker.url) as client:
+        yield client
 
 
 def test_a_reply_that_the_broker_refuses_becomes_an_error_of_the_call(

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ import amqp
 import pytest
 from waiting import wait_until
 
-from services.conftest import Figure, Start, running
-from services.infra import CERTIFICATES, PASSWORD, RELEASES, USER, Broker, MissingTreeError, retried
+from services.conftest import Figure, Start, broker_of, running
+from services.infra import CERTIFICATES, PASSWORD, USER, Broker
 from services.rpc import (
     Senders,
     became_of_calls,
@@ -32,7 +31,7 @@ from services.rpc import (
     runs,
     start_rpc_service,
 )
-from services.subject import APPS, IS_LONG, IS_STOCK
+from services.subject import APPS, IS_STOCK
 from services.test_rpc_tls import IDENTITY, TRUST, StrictBroker
 
 pytestmark = [
@@ -41,15 +40,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=RELEASES if IS_LONG else RELEASES[:1], ids=lambda release: release or "host")
-def own_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+@pytest.fixture
+def own_broker(release: str) -> Iterator[Broker]:
     """One that may be killed, and keeps no other test's queues."""
-    try:
-        broker = retried(partial(Broker, request.param))
-    except MissingTreeError as error:
-        pytest.skip(str(error))
-    yield broker
-    broker.stop()
+    yield from broker_of(release)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from waiting import wait_until
 from services.conftest import Figure, Start, running
 from services.infra import PASSWORD, USER, Broker
 from services.rpc import (
+    TOPIC,
     Senders,
     became_of_calls,
     check_that_each_caller_lost_one_at_most,
@@ -30,7 +31,6 @@ from services.rpc import (
 )
 from services.subject import APPS, IS_STOCK
 from services.test_rpc_native_client import OUTCOMES, client_of, outcomes, products
-from services.test_rpc_rabbit import TOPIC
 
 pytestmark = [
     pytest.mark.timeout(300),

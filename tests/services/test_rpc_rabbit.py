@@ -11,21 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import kombu
-import oslo_messaging
 import pytest
-from oslo_config import cfg
-from oslo_messaging import conffixture
 from waiting import wait_until
 
 from services.conftest import Figure, Start
 from services.infra import Broker
 from services.processes import RunningService, held
-from services.rpc import runs, start_rpc_service
+from services.rpc import TOPIC, client_of, runs, start_rpc_service
 from services.subject import clean_environment
 
 Serve = Callable[..., RunningService]
-
-TOPIC = "osloxide-test"
 
 
 @pytest.fixture
@@ -38,14 +33,8 @@ def serve(start: Start, broker: Broker, trace: Path) -> Serve:
 
 @pytest.fixture
 def client(broker: Broker) -> Iterator[Any]:
-    fixture = conffixture.ConfFixture(cfg.CONF)
-    cfg.CONF([])
-    fixture.setUp()
-    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=broker.url)
-    yield oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
-    transport.cleanup()
-    fixture.cleanUp()
-    cfg.CONF.reset()
+    with client_of(broker.url) as client:
+        yield client
 
 
 def test_sigterm_with_a_backlog_loses_and_doubles_no_cast(

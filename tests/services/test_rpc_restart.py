@@ -18,13 +18,13 @@ from services.infra import Broker, retried
 from services.processes import RunningService
 from services.rpc import (
     TIMEOUT,
+    TOPIC,
     Send,
     check_that_each_caller_lost_one_at_most,
     runs,
     start_rpc_service,
 )
 from services.subject import clean_environment
-from services.test_rpc_rabbit import TOPIC
 
 pytestmark = pytest.mark.timeout(300)
 

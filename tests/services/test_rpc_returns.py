@@ -6,35 +6,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import oslo_messaging
 import pytest
-from oslo_config import cfg
-from oslo_messaging import conffixture
 from waiting import wait_until
 
-from services.conftest import Start, running
-from services.infra import Broker, MissingTreeError, retried
-from services.rpc import became_of_casts, runs, start_rpc_service
+from services.conftest import Start, broker_of, running
+from services.infra import Broker
+from services.rpc import TOPIC, became_of_casts, client_of, runs, start_rpc_service
 from services.subject import APPS, IS_STOCK, clean_environment
-from services.test_rpc_rabbit import TOPIC
 
 pytestmark = [
     pytest.mark.timeout(1500),  # the first use of a release installs it
     pytest.mark.skipif(IS_STOCK, reason="stock gives nothing back"),
 ]
-
-
-def broker_of(release: str) -> Iterator[Broker]:
-    try:
-        broker = retried(partial(Broker, release))
-    except MissingTreeError as error:
-        pytest.skip(str(error))
-    yield broker
-    broker.stop()
 
 
 @pytest.fixture
@@ -91,24 +76,15 @@ Cast = Callable[[Iterable[int], float], None]
 
 
 @pytest.fixture
-def cast(limited: Broker) -> Iterator[Cast]:
+def cast(limited: Broker) -> Cast:
     """Asks for *numbers* to be worked on, for *seconds* each, by a client that has left then."""
-    fixture = conffixture.ConfFixture(cfg.CONF)
-    cfg.CONF([])
-    fixture.setUp()
 
     def send(numbers: Iterable[int], seconds: float) -> None:
-        transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=limited.url)
-        for name, value in QUORUM.items():
-            cfg.CONF.set_override(name, value, "oslo_messaging_rabbit")
-        client: Any = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
-        for number in numbers:
-            client.cast({}, "work", number=number, seconds=seconds)
-        transport.cleanup()
+        with client_of(limited.url, settings=QUORUM) as client:
+            for number in numbers:
+                client.cast({}, "work", number=number, seconds=seconds)
 
-    yield send
-    fixture.cleanUp()
-    cfg.CONF.reset()
+    return send
 
 
 def test_requests_that_lost_connections_return_to_their_queue_run_once(

@@ -7,18 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import oslo_messaging
 import pytest
-from oslo_config import cfg
-from oslo_messaging import conffixture
 from waiting import wait_until
 
 from services.conftest import Figure, Start, running
-from services.infra import CERTIFICATES, Broker, TlsBroker
+from services.infra import CERTIFICATES, TlsBroker
 from services.processes import RunningService
-from services.rpc import Senders, options, runs, start_rpc_service
+from services.rpc import Senders, client_of, options, runs, start_rpc_service
 from services.subject import APPS, IS_STOCK, clean_environment
-from services.test_rpc_rabbit import TOPIC
 
 TRUST = {"ssl": "true", "ssl_ca_file": str(CERTIFICATES / "ca.crt")}
 IDENTITY = {
@@ -51,25 +47,10 @@ def strict_broker() -> Iterator[StrictBroker]:
     yield from running(StrictBroker)
 
 
-def client_of(broker: Broker, settings: dict[str, str]) -> Iterator[Any]:
-    """A client on unchanged oslo.messaging, in this process."""
-    fixture = conffixture.ConfFixture(cfg.CONF)
-    cfg.CONF([])
-    fixture.setUp()
-    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url=broker.url)
-    for name, value in settings.items():
-        cfg.CONF.set_override(name, value, "oslo_messaging_rabbit")
-    yield oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=TOPIC))
-    transport.cleanup()
-    for name in settings:
-        cfg.CONF.clear_override(name, "oslo_messaging_rabbit")
-    fixture.cleanUp()
-    cfg.CONF.reset()
-
-
 @pytest.fixture
 def client(tls_broker: TlsBroker) -> Iterator[Any]:
-    yield from client_of(tls_broker, TRUST)
+    with client_of(tls_broker.url, settings=TRUST) as client:
+        yield client
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=list(SETTINGS))
@@ -141,7 +122,7 @@ def test_a_broker_that_asks_for_a_certificate_takes_the_configured_one(
     start: Start, strict_broker: StrictBroker, trace: Path
 ) -> None:
     service = start_rpc_service(start, strict_broker.url, trace, **TRUST, **IDENTITY)
-    for client in client_of(strict_broker, TRUST | IDENTITY):
+    with client_of(strict_broker.url, settings=TRUST | IDENTITY) as client:
         assert client.prepare(timeout=30).call({}, "echo", what="x") == "x"
     service.stop()
 

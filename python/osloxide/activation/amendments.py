@@ -115,17 +115,23 @@ def missing_names(amendment: Callable[[Any], None], module: ModuleType) -> list[
     return [name for name in getattr(amendment, "relies_on", ()) if not _has(module, name)]
 
 
+def found(target: str) -> Callable[[Any], None]:
+    """The function that *target* names as the tables do, ``"package.module:function"``."""
+    from importlib import import_module
+
+    place, _, name = target.partition(":")
+    function: Callable[[Any], None] = getattr(import_module(place), name)
+    return function
+
+
 def apply(module: ModuleType) -> None:
     """Make the amendments of *module*, whose body has just run.
 
     An amendment of which a name is missing is left out, with a warning in the log: a release that
     keeps things elsewhere runs as it is without osloxide. One that is not wanted is not checked.
     """
-    from importlib import import_module
-
     for target in TABLE.get(module.__name__, ()):
-        place, _, function = target.partition(":")
-        amendment = getattr(import_module(place), function)
+        amendment = found(target)
         wanted = getattr(amendment, "wanted", None)
         if wanted is not None and not wanted():
             continue

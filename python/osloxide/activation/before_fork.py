@@ -12,10 +12,11 @@ Rules: the libraries' own documentation; each preparation says which call it is.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import sys
 import time
+
+from osloxide.activation.amendments import found
 
 LOG = logging.getLogger("osloxide")
 
@@ -36,10 +37,9 @@ def prepare() -> None:
         module = sys.modules.get(name)
         if module is None:
             continue
-        place, _, function = target.partition(":")
         began = time.monotonic()
         try:
-            getattr(importlib.import_module(place), function)(module)
+            found(target)(module)
         except Exception:
             LOG.debug("%s is not prepared before the fork", name, exc_info=True)
         else:

@@ -1,4 +1,4 @@
-"""Addresses to listen on, as command lines write them."""
+"""Addresses to listen on, as command lines and messages write them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import re
 from dataclasses import dataclass
 
 from osloxide.server.numbers import whole_number
+
+
+def shown(host: str, port: int) -> str:
+    """``127.0.0.1:8774``, ``[::]:8774``, or the path of a unix socket, whose *port* is 0.
+
+    An abstract name, which has a NUL in front, has an ``@`` there.
+    """
+    if not port:
+        return host.replace("\0", "@", 1)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from osloxide.cli.address import shown
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 _LISTENS = "0A"
 """``TCP_LISTEN`` in the column ``st``."""
@@ -32,8 +34,7 @@ _NO_INODE = "0"
 class ListenQueue:
     """The sockets on which processes listen at one address: one, or several by ``SO_REUSEPORT``.
 
-    :param address: ``127.0.0.1:8774``, ``[::]:8774``, the path of a unix socket, or its abstract
-        name behind an ``@``.
+    :param address: as :func:`osloxide.cli.address.shown` writes it.
     :param waiting: connections that the kernel has made and no process has accepted yet.
     """
 
@@ -41,40 +42,31 @@ class ListenQueue:
     waiting: int
 
 
-def shown(host: str, port: int) -> str:
-    """An address as :class:`ListenQueue` has it; of a unix socket *host* is the path, *port* 0."""
-    if not port:
-        return host.replace("\0", "@", 1)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def of(supervisor: int, workers: Iterable[int]) -> tuple[ListenQueue, ...]:
     """The queues of *supervisor*, or where it has no sockets for workers to share, of *workers*.
 
-    Empty where none listens, all have ended, or none may be read.
+    They share a network namespace. Empty where none listens, all have ended, or none may be read.
     """
-    if own := _of([supervisor]):
-        return own
-    return _of(workers)
-
-
-def _of(pids: Iterable[int]) -> tuple[ListenQueue, ...]:
-    found: dict[str, ListenQueue] = {}
-    for pid in pids:
-        process = Path(f"/proc/{pid}")
-        listening = {**dict(_tcp(process)), **_unix(process)}
-        if listening:
-            found.update((inode, listening[inode]) for inode in _inodes(process, listening))
+    pids = [supervisor, *workers]
+    listening = next(filter(None, map(_listening, pids)), {})
+    own = _inodes(supervisor, listening) or {
+        inode for pid in pids[1:] for inode in _inodes(pid, listening)
+    }
     waiting: Counter[str] = Counter()
-    for queue in found.values():
-        waiting[queue.address] += queue.waiting
+    for inode in own:
+        waiting[listening[inode].address] += listening[inode].waiting
     return tuple(ListenQueue(address, waiting[address]) for address in sorted(waiting))
 
 
-def _tcp(process: Path) -> Iterator[tuple[str, ListenQueue]]:
-    """By inode; all of the network namespace of *process*."""
+def _listening(pid: int) -> dict[str, ListenQueue]:
+    """By inode: all sockets on which anything in the network namespace of *pid* listens."""
+    tables = Path(f"/proc/{pid}/net")
+    return {**dict(_tcp(tables)), **_unix(tables)}
+
+
+def _tcp(tables: Path) -> Iterator[tuple[str, ListenQueue]]:
     for family, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
-        for row in _rows(process / "net" / name):
+        for row in _rows(tables / name):
             if row[3] != _LISTENS:
                 break  # of the connections behind there may be very many
             host, _, port = row[1].partition(":")
@@ -88,8 +80,8 @@ def _host(family: int, text: str) -> str:
     return socket.inet_ntop(family, b"".join(struct.pack("=I", word) for (word,) in words))
 
 
-def _unix(process: Path) -> dict[str, ListenQueue]:
-    named = [row for row in _rows(process / "net" / "unix") if len(row) > 7]
+def _unix(tables: Path) -> dict[str, ListenQueue]:
+    named = [row for row in _rows(tables / "unix") if len(row) > 7]
     waiting = Counter(row[7] for row in named if row[6] == _NO_INODE)
     return {
         row[6]: ListenQueue(row[7], waiting[row[7]])
@@ -110,17 +102,18 @@ def _rows(table: Path) -> Iterator[list[str]]:
         return  # the process has ended, or the kernel knows no such sockets
 
 
-def _inodes(process: Path, wanted: Iterable[str]) -> list[str]:
-    """Those of *wanted* that *process* has open."""
-    names = {f"socket:[{inode}]": inode for inode in wanted}
+def _inodes(pid: int, listening: Mapping[str, ListenQueue]) -> set[str]:
+    """Those of *listening* that the process has open."""
     found = set()
     try:
-        with os.scandir(process / "fd") as descriptors:
-            for descriptor in descriptors:
+        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for descriptor in descriptors if listening else ():
                 try:
-                    found.add(os.readlink(descriptor.path))
+                    kind, _, inode = os.readlink(descriptor.path).rstrip("]").partition(":[")
                 except OSError:
                     continue  # it was closed just now
+                if kind == "socket" and inode in listening:
+                    found.add(inode)
     except OSError:
-        return []  # it ended, or belongs to another user
-    return [inode for name, inode in names.items() if name in found]
+        return set()  # it ended, or belongs to another user
+    return found

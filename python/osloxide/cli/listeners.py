@@ -91,8 +91,8 @@ def bind(options: argparse.Namespace) -> list[Server]:
         ) -> None:
             self._given = listener
             self.wire_protocol = protocol
-            # What another program made has a length of its own.
-            self.backlog = 0 if listener is not None else options.backlog
+            # Of a socket that was given it is not known: another program may have made it.
+            self.backlog = options.backlog if listener is None else 0
             if protocol == "uwsgi":
                 # Its proxies name the client in REMOTE_ADDR and put no header in front.
                 self.proxies = None
@@ -201,14 +201,13 @@ def _check_repetitions(
         if isinstance(where, socket.socket):
             identity, shown = os.fstat(where.fileno()).st_ino, f"fd://{where.fileno()}"
         elif isinstance(where, tuple):
-            host, port = where
-            identity, shown = where, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            if port == 0:
+            if where[1] == 0:
                 continue
+            identity, shown = where, address.shown(*where)
         else:
             is_abstract = where.startswith("\0")
             identity = where if is_abstract else os.path.realpath(where)
-            shown = "unix:" + where.replace("\0", "@", 1)
+            shown = f"unix:{address.shown(where, 0)}"
         if identity in seen:
             same = "" if seen[identity] == shown else f", the first time as {seen[identity]}"
             raise CommandError(f"--bind {shown} is given twice{same}; leave one of them out")

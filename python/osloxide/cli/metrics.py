@@ -397,7 +397,7 @@ def _serve(scrape: Callable[..., Any], options: argparse.Namespace, arrivals: Ar
             host, port = where
             listener = listen_tcp("osloxide metrics", host, port, _BACKLOG)
             host, port = listener.getsockname()[:2]
-            at = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            at = f"http://{address.shown(host, port)}"
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from error
 

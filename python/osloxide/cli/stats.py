@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from osloxide.cli import listen_queues, snapshot
+from osloxide.cli import address, snapshot
 from osloxide.cli.errors import CommandError
 from osloxide.cli.uwsgi.reader import VERSION
 from osloxide.threads import own
@@ -57,7 +57,7 @@ class Stats:
     """
 
     def __init__(self, where: tuple[str, int] | str, speaks_http: bool) -> None:
-        from osloxide.server.listener import listen_tcp, listen_unix
+        from osloxide.server.listener import address_of, listen_tcp, listen_unix
 
         try:
             if isinstance(where, str):
@@ -68,15 +68,13 @@ class Stats:
             raise CommandError(error.strerror or str(error)) from error
         self._head = _HEAD if speaks_http else ""
         self._places: list[Place] = []
-        name = self._listener.getsockname()
-        shown = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else name
-        LOG.info("stats on %s", shown)
+        LOG.info("stats on %s", address.shown(*address_of(self._listener)))
 
     def answer(self, servers: Sequence[Any]) -> None:
         """Answer on a thread of this process, which serves *servers*."""
         most = _most_waiting()
         self._places = [
-            Place(listen_queues.shown(it.host, it.port), it.wire_protocol, min(it.backlog, most))
+            Place(address.shown(it.host, it.port), it.wire_protocol, min(it.backlog, most))
             for it in servers
         ]
         own.start("stats", self._serve)

@@ -162,10 +162,9 @@ class Runner:
             wait() failed, or what a service passed to ``sys.exit()``.
         """
         with self._lock:
+            # Who has taken a stop up may have yet to look, and will not find it early any more.
+            self._stop_early()
             was_early, self._is_early = self._is_early, False
-            if was_early and self._leaving and self._phase is Phase.STARTING:
-                # Who has taken the stop up has yet to look, and will not find it early any more.
-                self._begin_stopping()
         if not was_early:
             self._take_early_requests()
             self._control.open()

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from _children import environment, run_command
 from conftest import wait_until
@@ -73,10 +73,14 @@ class Running:
         )
         return int(pattern.findall(self.log)[number])
 
-    def workers(self) -> list[dict[str, object]]:
-        """Its workers as ``osloxide status`` shows them; none before it has any."""
+    def launcher(self) -> dict[str, Any]:
+        """What ``osloxide status`` tells of it; nothing before there is anything."""
         result = run_command([*OSLOXIDE, "status", "--json", str(self.pid)], environ=environment())
-        return json.loads(result.stdout)[0]["workers"] if result.returncode == 0 else []
+        return json.loads(result.stdout)[0] if result.returncode == 0 else {}
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Its workers; none before it has any."""
+        return self.launcher().get("workers", [])
 
     def running(self, count: int) -> list[int]:
         """Wait for *count* workers that are ready; their pids."""

@@ -64,11 +64,11 @@ class _Bindings:
     """When the queue was bound again."""
 
     @classmethod
-    def begin_child(cls) -> None:
+    def begin_in_child(cls) -> None:
         cls.lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_Bindings.begin_child)
+os.register_at_fork(after_in_child=_Bindings.begin_in_child)
 
 
 class _Lost:
