@@ -236,7 +236,8 @@ def main(arguments: list[str]) -> int:
         alone = "benchmarks-rpc.md" if "rpc" in args.parts else "benchmarks-launchers.md"
         name = "benchmarks.md" if has_server else alone
         target = peers.ROOT / "docs" / name
-        page = report.document(command, facts, used, targets + text, has_server, absent)
+        by_hand = report.kept(target)
+        page = report.document(command, facts, used, targets + text, has_server, absent, by_hand)
         target.write_text(page)
         if has_server:
             draw(found, python)

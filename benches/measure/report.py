@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from measure.peers import BENCHES
 from measure.wsgi import DISTURBED, FLOOR, UNLOGGED, Round, Workload
 
 SUBJECT = "osloxide"
 #: Beside docs/benchmarks.md.
 PLOT = "benchmarks.svg"
+BY_HAND = "<!-- Written by hand from here on. -->"
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,13 @@ def _cell(value: Any) -> str:
     return f"{value:,.1f}" if isinstance(value, float) else str(value)
 
 
+def kept(page: Path) -> str:
+    """What a page has that was written by hand; empty where it has none, or is new."""
+    text = page.read_text() if page.exists() else ""
+    _, mark, rest = text.partition(BY_HAND)
+    return f"\n{mark}{rest}" if mark else ""
+
+
 def document(
     command: str,
     facts: dict[str, Any],
@@ -183,23 +191,26 @@ def document(
     tables: str,
     has_server: bool = True,
     absent: Sequence[str] = (),
+    by_hand: str = "",
 ) -> str:
-    """docs/benchmarks.md; without the server's part no plot of it and no profile.
+    """A page below docs/; without the server's part it has no plot.
 
     :param absent: peers that were asked for and are not installed here.
+    :param by_hand: its end, as :func:`kept` has it.
     """
     peers = ", ".join(f"{name} {version}" for name, version in versions.items())
     missing = f"- left out, not installed there: {', '.join(absent)}\n" if absent else ""
-    profile = (BENCHES / "profile.md").read_text() if has_server else ""
+    others = ", but for the\nsections that name another one" if by_hand else ""
     plot = f"![CPU of a request as a multiple of osloxide's]({PLOT})\n\n" if has_server else ""
     return f"""\
 # Benchmarks
 
 Written by `{command}`; what the figures mean and the rules of a run are in `benches/README.md`.
-Both sides of every ratio come from this one run.
+Both sides of every ratio come from this one run{others}.
 
 {plot}- commit {facts["commit"]}
 - {facts["cpu"]}, {facts["cores"]} cores, Linux {facts["kernel"]}, CPython {facts["python"]}
 - peers: {peers}
 {missing}
-{tables}{profile}"""
+{tables.rstrip()}
+{by_hand}"""
