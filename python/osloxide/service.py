@@ -13,6 +13,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from oslo_service import _options
+
 from osloxide.activation import import_hook
 from osloxide.backends.threading.service import (
     Launcher,
@@ -52,6 +54,4 @@ __all__ = [
 
 def list_opts() -> list[tuple[str | None, list[Any]]]:
     """List the options, as oslo-config-generator asks for them."""
-    from oslo_service import _options
-
     return [(None, copy.deepcopy(_options.eventlet_backdoor_opts + _options.service_opts))]

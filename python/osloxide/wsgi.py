@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
 import os
 import socket
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from logging import ERROR, INFO
 from typing import TYPE_CHECKING, Any
 
-from oslo_service import backend
+from oslo_log import log as logging
+from oslo_service import _options, backend
 from oslo_service.backend.base import ServiceBase
 
 from osloxide import _native
 from osloxide.activation import environment
-from osloxide.server import forwarded, numbers, settings, slow_requests
+from osloxide.server import forwarded, options, slow_requests
 from osloxide.server.listener import address_of, listen_tcp, listen_unix
 from osloxide.signals import shutdown
 from osloxide.threads import at_end, identity
@@ -102,28 +104,12 @@ def list_opts() -> list[tuple[str | None, list[Any]]]:
 
     :returns: one pair of group (``None`` for DEFAULT) and options; the options are copies.
     """
-    from oslo_service import _options
-
     return [(None, copy.deepcopy(_options.wsgi_opts))]
 
 
 def register_opts(conf: Any) -> None:
     """Register the options of this module in the group DEFAULT of *conf*."""
-    from oslo_service import _options
-
     conf.register_opts(_options.wsgi_opts)
-
-
-def _options_of(conf: Any, *, is_unix: bool) -> dict[str, Any]:
-    """What *conf* sets beyond oslo.service's options, by attribute of :class:`Server`.
-
-    :raises ValueError: see :func:`osloxide.server.options.attributes`.
-    """
-    if isinstance(conf, settings.Settings):  # a command: it sets the attributes by itself
-        return {}
-    from osloxide.server import options
-
-    return options.attributes(conf, is_unix=is_unix)
 
 
 class InvalidInput(Exception):
@@ -288,9 +274,7 @@ class Server(ServiceBase):
         socket_mode: int | None = None,
     ) -> None:
         _check_backend_compatibility()
-        self._has_options = not isinstance(conf, settings.Settings)
-        if self._has_options:
-            register_opts(conf)
+        register_opts(conf)
         self.conf = conf
         self.name = name
         self.app = app
@@ -312,16 +296,16 @@ class Server(ServiceBase):
         if backlog < 1:
             raise InvalidInput(reason=f"backlog is {backlog}; it must be more than 0")
         try:
-            numbers.check_number("pool_size", self.pool_size, 1, numbers.MOST)
-            numbers.check_number("backlog", backlog, 1, numbers.MOST)
+            options.check_number("pool_size", self.pool_size, 1, options.MOST)
+            options.check_number("backlog", backlog, 1, options.MOST)
         except ValueError as error:
             raise InvalidInput(reason=str(error)) from None
         _native.check_log_format(conf.wsgi_log_format)
-        numbers.check_number("max_header_line", conf.max_header_line, 1)
-        numbers.check_number("max_url_len", max_url_len or 0, 0)
-        timeout, most = conf.client_socket_timeout, numbers.LONGEST_TIMEOUT
-        numbers.check_number("client_socket_timeout", timeout, 0, most, "0 to wait for ever")
-        configured = _options_of(conf, is_unix=socket_family == socket.AF_UNIX)
+        options.check_number("max_header_line", conf.max_header_line, 1)
+        options.check_number("max_url_len", max_url_len or 0, 0)
+        timeout, most = conf.client_socket_timeout, options.LONGEST_TIMEOUT
+        options.check_number("client_socket_timeout", timeout, 0, most, "0 to wait for ever")
+        configured = options.attributes(conf, is_unix=socket_family == socket.AF_UNIX)
         for attribute, configured_value in configured.items():
             setattr(self, attribute, configured_value)
         self._limits_stuck_threads = configured.get("request_timeout") is not None
@@ -405,24 +389,15 @@ class Server(ServiceBase):
             )
 
     def _load_tls(self) -> _native.TlsConfig:
-        if self._has_options:
-            from oslo_service import _options
+        with warnings.catch_warnings():
+            # Upstream's module announces its removal whenever it is imported.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from oslo_service import sslutils
 
-            self.conf.register_opts(_options.ssl_opts, "ssl")
-        tls = self.conf.ssl
-        for name in ("cert_file", "ca_file", "key_file"):  # in upstream's words and order
-            path = getattr(tls, name)
-            if path and not os.path.exists(path):
-                raise RuntimeError(f"Unable to find {name} : {path}")
-        if not tls.cert_file and not tls.key_file:
+        if not sslutils.is_enabled(self.conf):
             raise RuntimeError(
                 f"{self.name} was asked to serve TLS, but cert_file and key_file of group [ssl] "
                 "are not set; set both"
-            )
-        if not tls.cert_file or not tls.key_file:
-            raise RuntimeError(
-                "When running server in SSL mode, you must specify both a cert_file and key_file "
-                "option value in your configuration file"
             )
         return _native.TlsConfig(**self._tls_options())
 
@@ -478,7 +453,7 @@ class Server(ServiceBase):
             max_headers=self.max_headers,
             log=self._logger.info if self.is_logged else None,
             log_format=self.conf.wsgi_log_format,
-            log_enabled=functools.partial(self._logger.isEnabledFor, logging.INFO),
+            log_enabled=functools.partial(self._logger.isEnabledFor, INFO),
             log_error=self._logger.error,
             debug=self.conf.wsgi_server_debug,
             # A process that was forked after the socket was bound has siblings on it.
@@ -668,7 +643,7 @@ class _ErrorStream:
 
     def _log(self, line: str) -> None:
         if line.strip():
-            self._logger.log(logging.ERROR, "%s", line.rstrip("\r"))
+            self._logger.log(ERROR, "%s", line.rstrip("\r"))
 
 
 _started: identity.WeakIdentitySet[Server] = identity.WeakIdentitySet()

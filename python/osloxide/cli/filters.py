@@ -15,6 +15,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC
+from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from osloxide.cli import contradictions
@@ -135,8 +136,6 @@ def _seconds(date: str | None, otherwise: float) -> float:
     """A date of HTTP in seconds since the epoch; *otherwise*, if it is none."""
     if not date or not date.isascii():
         return otherwise
-    from email.utils import parsedate_to_datetime
-
     try:
         found = parsedate_to_datetime(date)
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
@@ -181,8 +180,6 @@ class StaticMap:
         descriptor = self.open(relative)
         if descriptor is None:
             return None
-        from email.utils import formatdate
-
         status = os.fstat(descriptor)
         changed = int(status.st_mtime)
         headers = [("Last-Modified", formatdate(changed, usegmt=True))]

@@ -20,13 +20,16 @@ from osloxide.cli import address, contradictions, inherited, log_file, privilege
 from osloxide.cli.application import require_readable
 from osloxide.cli.errors import CommandError
 from osloxide.cli.site import in_one_line
-from osloxide.server import forwarded, settings
+from osloxide.server import options as server_options
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
+    from oslo_config.cfg import ConfigOpts
+
     from osloxide import _native
+    from osloxide.server import forwarded
     from osloxide.wsgi import Server
 
 ACCESS_LOGGER = "osloxide.access"
@@ -80,7 +83,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
 
         def __init__(
             self,
-            conf: settings.Settings,
+            conf: ConfigOpts,
             listener: socket.socket | None,
             protocol: str,
             use_ssl: bool,
@@ -116,7 +119,7 @@ def bind(options: argparse.Namespace) -> list[Server]:
             )
             return self._given
 
-    conf = _settings(options)
+    conf = _configuration(options)
     has_tls = _has_tls(options)
     kept = [
         socket.socket(fileno=descriptor) for descriptor in json.loads(os.environ.pop(_KEPT, "[]"))
@@ -297,7 +300,7 @@ def _proxies(
             "or leave it out"
         )
     try:
-        return forwarded.connecting(None if trusted is None else trusted.text)
+        return server_options.proxies(None if trusted is None else trusted.text)
     except ValueError as error:
         raise CommandError(f"--proxy-allow-from: {error}") from error
 
@@ -407,22 +410,43 @@ def _in_own_names(message: str) -> str:
     )
 
 
-def _settings(options: argparse.Namespace) -> settings.Settings:
-    """What the command line says of its servers; what it does not say is as servers have it."""
-    given = {
-        "wsgi_default_pool_size": options.threads,
-        "client_socket_timeout": options.client_timeout,
-        "max_header_line": options.limit_request_field_size,
-        "wsgi_keep_alive": False if options.no_keep_alive else None,
-        "wsgi_log_format": None if options.access_log else options.access_logformat,
-    }
-    tls = settings.TlsSettings(
-        cert_file=options.certfile,
-        key_file=options.keyfile or options.certfile,
-        ca_file=options.ca_certs,
-        ciphers=options.ciphers,
-        version=options.ssl_version,
-    )
-    return settings.Settings(
-        ssl=tls, **{name: value for name, value in given.items() if value is not None}
-    )
+def _literal(value: Any) -> Any:
+    """*value* for oslo.config, which would take ``$name`` for another option's value."""
+    return value.replace("$", "$$") if isinstance(value, str) else value
+
+
+def _configuration(options: argparse.Namespace) -> ConfigOpts:
+    """oslo.service's options, as the command line sets them."""
+    from oslo_config import cfg
+    from oslo_service import _options
+
+    from osloxide.launch import configuration
+
+    conf = cfg.ConfigOpts()
+    conf([], project="osloxide", default_config_files=[], default_config_dirs=[])
+    conf.register_opts(_options.service_opts)
+    conf.register_opts(_options.wsgi_opts)
+    conf.register_opts(_options.ssl_opts, "ssl")
+    conf.register_opts(configuration.OPTIONS, configuration.GROUP)
+    for name, value in (
+        ("log_options", False),
+        ("graceful_shutdown_timeout", options.graceful_timeout),
+        ("wsgi_default_pool_size", options.threads),
+        ("client_socket_timeout", options.client_timeout),
+        ("max_header_line", options.limit_request_field_size),
+        ("wsgi_keep_alive", False if options.no_keep_alive else None),
+        ("wsgi_log_format", None if options.access_log else options.access_logformat),
+    ):
+        if value is not None:
+            conf.set_override(name, _literal(value))
+    for name, value in (
+        ("cert_file", options.certfile),
+        ("key_file", options.keyfile or options.certfile),
+        ("ca_file", options.ca_certs),
+        ("ciphers", options.ciphers),
+        ("version", options.ssl_version),
+    ):
+        conf.set_override(name, _literal(value), "ssl")
+    if options.timeout:
+        conf.set_override("worker_timeout", options.timeout, configuration.GROUP)
+    return conf

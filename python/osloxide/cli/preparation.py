@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import logging.config
 import os
 import site
 import sys
@@ -101,10 +102,8 @@ class Preparation:
             return
         if not Path(options.log_config).is_file():
             raise CommandError(f"--log-config {options.log_config}: no such file")
-        from logging import config
-
         try:
-            config.fileConfig(options.log_config, disable_existing_loggers=False)
+            logging.config.fileConfig(options.log_config, disable_existing_loggers=False)
         except Exception as error:
             raise CommandError(
                 f"--log-config {options.log_config}: {in_one_line(error)}"

@@ -38,7 +38,6 @@ from osloxide.cli.preparation import Preparation
 from osloxide.cli.site import BOOT_FAILED, Boot, report, site_service
 from osloxide.cli.uwsgi import module as uwsgi_module
 from osloxide.exceptions import ActivationError
-from osloxide.launch import settings
 from osloxide.server import forwarded
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def main(options: argparse.Namespace) -> int:
         on_stopped=uwsgi_module.run_atexit,
         reloader=reloader,
     )
-    conf = _settings(options)
+    conf = servers[0].conf
     launcher: Any
     if has_parent:
         launcher = service.ProcessLauncher(conf)
@@ -161,14 +160,6 @@ def main(options: argparse.Namespace) -> int:
             identity.assume()
         status = launcher.wait()
     return BOOT_FAILED if boot.has_given_up() else int(status or 0)
-
-
-def _settings(options: argparse.Namespace) -> settings.Settings:
-    """What the command line says of processes."""
-    workers = settings.WorkerSettings(float(options.timeout or 0))
-    if options.graceful_timeout is None:
-        return settings.Settings(osloxide=workers)
-    return settings.Settings(options.graceful_timeout, osloxide=workers)
 
 
 def _check(options: argparse.Namespace, site: Application) -> None:

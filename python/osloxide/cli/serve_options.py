@@ -17,7 +17,7 @@ from osloxide.cli import address, cpus, gunicorn, mount, recycling
 from osloxide.cli.errors import CommandError
 from osloxide.cli.option_values import value_of
 from osloxide.server import forwarded
-from osloxide.server.numbers import LONGEST_TIMEOUT, MOST
+from osloxide.server.options import LONGEST_TIMEOUT, MOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

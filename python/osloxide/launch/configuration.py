@@ -63,6 +63,20 @@ def register_options(conf: Any) -> None:
             )
 
 
+def grace_seconds(conf: Any) -> float:
+    """How long a graceful stop may take, from ``graceful_shutdown_timeout``.
+
+    :returns: seconds; 0 means for ever.
+    :raises ValueError: the option is negative.
+    """
+    seconds = float(conf.graceful_shutdown_timeout or 0)
+    if seconds < 0:
+        raise ValueError(
+            f"graceful_shutdown_timeout is {seconds:g}; give seconds, or 0 to wait for ever"
+        )
+    return seconds
+
+
 def log_options(conf: Any, log: careful_log.CarefulLogger) -> None:
     """Write all option values at DEBUG, unless ``log_options`` is off."""
     if conf.log_options and log.isEnabledFor(logging.DEBUG):

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, assert_never
 from osloxide import _native
 from osloxide.activation import import_hook
 from osloxide.launch import (
+    configuration,
     ending,
     fault_dump,
     orphans,
@@ -30,7 +31,6 @@ from osloxide.launch import (
     scoreboard,
     service_name,
     services,
-    settings,
     standard_streams,
     systemd,
     template,
@@ -97,7 +97,7 @@ class ProcessLauncher:
     ) -> None:
         services.check_restart_method(restart_method)
         self.conf = conf
-        settings.register_options(conf)
+        configuration.register_options(conf)
         self.children: dict[int, ServiceWrapper] = {}
         self.sigcaught: int | None = None
         self.running = True
@@ -234,8 +234,8 @@ class ProcessLauncher:
     def _set_timeouts(self) -> None:
         """Take the timeouts over from the configuration, at the start and whenever it is read."""
         supervisor = self._supervisor_of_this_process()
-        supervisor.set_graceful_timeout(settings.grace_seconds(self.conf))
-        supervisor.set_worker_timeout(settings.worker_timeout(self.conf))
+        supervisor.set_graceful_timeout(configuration.grace_seconds(self.conf))
+        supervisor.set_worker_timeout(self.conf[configuration.GROUP].worker_timeout)
 
     # ---- signals
 
@@ -244,7 +244,7 @@ class ProcessLauncher:
         # Before any handler: one that comes while it is made would make another, and ask that one.
         self._supervisor_of_this_process()
         self._signals.add_last(self._handlers())
-        policy.bound_handlers(settings.grace_seconds(self.conf), STOP_MARGIN)
+        policy.bound_handlers(configuration.grace_seconds(self.conf), STOP_MARGIN)
         policy.unblock()
 
     def _handle_signals_on_main_thread(self) -> None:
@@ -338,7 +338,7 @@ class ProcessLauncher:
         if threading.current_thread() is not threading.main_thread():
             return self._wait_on_main_thread()
         import_hook.announce()
-        settings.log_options(self.conf, LOG)
+        configuration.log_options(self.conf, LOG)
         _native.install_wakeup()
         self._set_timeouts()
         process_title.of_supervisor()
@@ -493,7 +493,7 @@ class ProcessLauncher:
 
         :returns: False when the files could not be read, and nothing changes.
         """
-        if not settings.reload(self.conf, restart_method):
+        if not configuration.reload(self.conf, restart_method):
             return False
         self._set_timeouts()
         known = [*self._groups.with_workers(), *self.children.values()]
@@ -645,7 +645,7 @@ class ProcessLauncher:
         """Tell systemd what is due, and have the supervisor come back when there is more."""
         due = [self._notifier.pulse()]
         if self._fork.templates is not None:
-            due.append(self._fork.templates.pulse(settings.worker_timeout(self.conf)))
+            due.append(self._fork.templates.pulse(self.conf[configuration.GROUP].worker_timeout))
         seconds = min((each for each in due if each), default=0.0)
         self._supervisor_of_this_process().set_tick(seconds)
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from osloxide import _native
-from osloxide.launch import ending, orphans, service_name, settings
+from osloxide.launch import configuration, ending, orphans, service_name
 from osloxide.launch.services import call_service
 from osloxide.launch.systemd import Notifier
 from osloxide.signals import careful_log, shutdown, signal_handler, waiting
@@ -441,7 +441,7 @@ class Runner:
         if self._notifier is not None and (seconds := self._notifier.pulse()):
             intervals.append(seconds)
         if self._beats:
-            timeout = settings.worker_timeout(self._conf)
+            timeout = self._conf[configuration.GROUP].worker_timeout
             _native.beat(timeout)
             if timeout:
                 intervals.append(timeout / 4)
@@ -608,7 +608,7 @@ class Runner:
                 self._reconfigure_wanted = False
             if self._notifier is not None:
                 self._notifier.reloading()
-            if not settings.reload(self._conf, self._restart_method):
+            if not configuration.reload(self._conf, self._restart_method):
                 self._reconfigured()
                 continue
             self._control.bound_unheard(self._patience())

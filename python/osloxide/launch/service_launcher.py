@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from osloxide import _native, threadgroup
 from osloxide._typing import override
 from osloxide.activation import import_hook
-from osloxide.launch import ending, scoreboard, services, settings, standard_streams, systemd
+from osloxide.launch import configuration, ending, scoreboard, services, standard_streams, systemd
 from osloxide.launch.runner import Runner, reset
 from osloxide.signals import careful_log, policy, shutdown, signal_handler
 from osloxide.signals.signal_names import signal_name
@@ -52,7 +52,7 @@ class Launcher:
 
     def __init__(self, conf: Any, restart_method: str = "reload") -> None:
         self.conf = conf
-        settings.register_options(conf)
+        configuration.register_options(conf)
         self.services = self.SERVICES(restart_method=restart_method)
         self.backdoor_port: int | None = None
         self.restart_method = restart_method
@@ -82,7 +82,7 @@ class Launcher:
 
     def restart(self) -> None:
         """Read the configuration files again and restart the services as *restart_method* says."""
-        if settings.reload(self.conf, self.restart_method):
+        if configuration.reload(self.conf, self.restart_method):
             self.services.restart()
 
 
@@ -139,7 +139,7 @@ class ServiceLauncher(Launcher):
         :raises TypeError: *service* is no ServiceBase.
         """
         _check_one_worker(service, workers)
-        settings.grace_seconds(self.conf)  # refused now, not when somebody stops the service
+        configuration.grace_seconds(self.conf)  # refused now, not when somebody stops the service
         service.backdoor_port = self.backdoor_port
         if self._is_waiting:
             if self._runner.adopt(service):
@@ -156,7 +156,7 @@ class ServiceLauncher(Launcher):
         """Install the launcher's signal handlers, behind those of the application."""
         self.signal_handler.add_last(self._handlers())
         if not self._is_waiting:  # then the watch thread bounds them, as the configuration has it
-            policy.bound_handlers(settings.grace_seconds(self.conf), ending.NATIVE_MARGIN)
+            policy.bound_handlers(configuration.grace_seconds(self.conf), ending.NATIVE_MARGIN)
         policy.unblock()
 
     def _handlers(self) -> dict[str, signal_handler.Handler]:
@@ -209,7 +209,7 @@ class ServiceLauncher(Launcher):
             2 when its wait() failed, or what it passed to ``sys.exit()``.
         """
         import_hook.announce()
-        settings.log_options(self.conf, LOG)
+        configuration.log_options(self.conf, LOG)
         on_main_thread = threading.current_thread() is threading.main_thread()
         if on_main_thread:
             self.handle_signal()
@@ -254,7 +254,7 @@ class ServiceLauncher(Launcher):
         """Do now what SIGHUP does: read the configuration again, then reset or restart."""
         if self._is_waiting:
             self._runner.request_reconfigure()
-        elif settings.reload(self.conf, self.restart_method):
+        elif configuration.reload(self.conf, self.restart_method):
             for service in self.services.services:
                 reset(service)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from osloxide import _native
 from osloxide.activation import import_hook
-from osloxide.launch import ending, scoreboard, services, settings, systemd
+from osloxide.launch import configuration, ending, scoreboard, services, systemd
 from osloxide.launch.runner import Runner
 from osloxide.signals import careful_log, signal_handler
 
@@ -55,7 +55,7 @@ class Unforked:
         LOG.warning("no_fork=True: running service in main process")
         import_hook.announce()
         scoreboard.begin([service])
-        settings.log_options(self._conf, LOG)
+        configuration.log_options(self._conf, LOG)
         service.backdoor_port = None
         runner = Runner(
             self._conf,

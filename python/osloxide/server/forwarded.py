@@ -85,20 +85,6 @@ class Trusted:
         return self._all or any(address in network for network in self._networks)
 
 
-def connecting(text: str | None) -> list[tuple[Address, Address]]:
-    """Ranges of the proxies that may connect; ``None`` is this host's own addresses.
-
-    :raises ValueError: *text* admits no proxy, or is no list of addresses.
-    """
-    trusted = Trusted("127.0.0.1,::1" if text is None else text)
-    if not trusted.names_any():
-        raise ValueError(
-            f"{text!r} names no proxy, so none could connect; give addresses and networks, or * "
-            "for all"
-        )
-    return trusted.ranges()
-
-
 def believed(application: Application, trusted: Trusted, headers: str) -> Application:
     """*application*, told of the client what trusted proxies say.
 

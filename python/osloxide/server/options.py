@@ -2,7 +2,7 @@
 
 Owns the options that ``osloxide serve`` has on its command line and oslo.service has not, their
 checks, and which of them exclude or need each other. Starts nothing; :mod:`osloxide.wsgi` asks for
-them when a server is made from oslo.config, and imports this file for no other.
+them when a server is made.
 
 Rules: docs/options.md; the meaning of each option is that of ``osloxide serve`` (docs/serve.md).
 """
@@ -17,9 +17,36 @@ from oslo_config import cfg, types
 
 from osloxide._typing import override
 from osloxide.server import forwarded
-from osloxide.server.numbers import LARGEST, LONGEST_TIMEOUT, whole_number
+from osloxide.server.numbers import whole_number
 
 GROUP = "osloxide"
+
+#: Most seconds of a timeout: beyond a century a clock has no instant.
+LONGEST_TIMEOUT = 3_155_760_000
+#: Most of what the kernel, or this process, counts in an int of C.
+MOST = 2**31 - 1
+_LARGEST = 2**63 - 1
+
+
+def check_number(
+    option: str, value: Any, least: int, most: int = _LARGEST, otherwise: str = ""
+) -> None:
+    """Refuse what is no whole number from *least* to *most*.
+
+    :param option: what the operator, or the caller, calls it. One that stands in a configuration
+        file without a value is ``None``.
+    :param otherwise: what else could be meant by a number that is too large.
+    :raises ValueError: names the option, the value and the remedy.
+    """
+    if value is None:
+        raise ValueError(f"{option} is empty; give at least {least}, or leave it out")
+    if not isinstance(value, int):
+        raise ValueError(f"{option} is {value!r}; give a whole number of at least {least}")
+    if value < least:
+        raise ValueError(f"{option} is {value}; give at least {least}")
+    if value > most:
+        remedy = f", or {otherwise}" if otherwise else ""
+        raise ValueError(f"{option} is {value}; give at most {most}{remedy}")
 
 
 class _Checked(types.ConfigType):
@@ -52,7 +79,7 @@ class _Checked(types.ConfigType):
     __hash__ = None  # type: ignore[assignment]
 
 
-def _count(least: int, most: int = LARGEST) -> _Checked:
+def _count(least: int, most: int = _LARGEST) -> _Checked:
     def convert(text: str) -> int:
         found = whole_number(text, most)
         if found is None or found < least:
@@ -197,13 +224,27 @@ def attributes(conf: Any, *, is_unix: bool = False) -> dict[str, Any]:
     }
     if given["proxy_protocol"]:
         try:
-            found["proxies"] = forwarded.connecting(given["proxy_allow_from"])
+            found["proxies"] = proxies(given["proxy_allow_from"])
         except ValueError as error:
             raise ValueError(f"option proxy_allow_from of [{GROUP}]: {error}") from None
     if given["forwarded_allow_ips"] is not None:
         found["forwarded_from"] = forwarded.Trusted(given["forwarded_allow_ips"])
         found["forwarded_headers"] = given["forwarded_headers"] or forwarded.HEADERS[0]
     return found
+
+
+def proxies(text: str | None) -> list[tuple[forwarded.Address, forwarded.Address]]:
+    """Ranges of the proxies that may connect; ``None`` is this host's own addresses.
+
+    :raises ValueError: *text* admits no proxy, or is no list of addresses.
+    """
+    trusted = forwarded.Trusted("127.0.0.1,::1" if text is None else text)
+    if not trusted.names_any():
+        raise ValueError(
+            f"{text!r} names no proxy, so none could connect; give addresses and networks, or * "
+            "for all"
+        )
+    return trusted.ranges()
 
 
 def _value(conf: Any, name: str) -> Any:

@@ -7,6 +7,7 @@ launch_service() is called. Rules: oslo_service.backend._threading.service.
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import warnings
 from typing import Any
 
@@ -35,11 +36,7 @@ __all__ = [
 
 def _check_start_method(start_method: str | None) -> None:
     """Refuse what no platform knows at once; what osloxide does not offer, when it is needed."""
-    if start_method is None:
-        return
-    import multiprocessing
-
-    if start_method not in multiprocessing.get_all_start_methods():
+    if start_method not in (None, *multiprocessing.get_all_start_methods()):
         raise exceptions.StartMethodError(
             f"Invalid start_method {start_method!r}; leave it out or pass 'fork'"
         )
