@@ -238,7 +238,9 @@ impl Server {
 impl TlsConfig {
     #[new]
     #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None, *, passphrase_file=None, client_certificates="required"))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     fn new(
+        py: Python<'_>,
         cert_file: PathBuf,
         key_file: PathBuf,
         ca_file: Option<PathBuf>,
@@ -257,7 +259,7 @@ impl TlsConfig {
             ciphers,
         };
         Ok(Self {
-            config: Arc::new(tls::Config::load(&options)?),
+            config: Arc::new(load(py, &options)?),
         })
     }
 
@@ -265,6 +267,7 @@ impl TlsConfig {
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     fn reload(
         &self,
+        py: Python<'_>,
         cert_file: PathBuf,
         key_file: PathBuf,
         ca_file: Option<PathBuf>,
@@ -273,7 +276,7 @@ impl TlsConfig {
         passphrase_file: Option<PathBuf>,
         client_certificates: &str,
     ) -> PyResult<()> {
-        let newer = tls::Config::load(&tls::Options {
+        let options = tls::Options {
             cert_file,
             key_file,
             passphrase_file,
@@ -281,10 +284,15 @@ impl TlsConfig {
             is_client_certificate_optional: is_optional(client_certificates)?,
             version,
             ciphers,
-        })?;
-        self.config.replace(newer);
+        };
+        self.config.replace(load(py, &options)?);
         Ok(())
     }
+}
+
+/// Reads the files with the interpreter released: one may be a pipe whose writer takes its time.
+fn load(py: Python<'_>, options: &tls::Options) -> Result<tls::Config, tls::Error> {
+    py.detach(|| tls::Config::load(options))
 }
 
 /// Whether clients may come without a certificate.
