@@ -74,6 +74,10 @@ PAIRS = [
     (["--stats-http"], ["--stats-http", "without --stats;"]),
     (["--reload-extra-file", "x"], ["--reload-extra-file x", "--reload;"]),
     (["--uwsgi-option", "a=b"], ["--uwsgi-option a=b", "--uwsgi-module"]),
+    (
+        ["--forwarded-headers", "forwarded"],
+        ["--forwarded-headers forwarded", "--forwarded-allow-ips"],
+    ),
     (["--keep-alive", "9", "--no-keep-alive"], ["--keep-alive 9", "--no-keep-alive"]),
     (
         ["--no-access-log", "--no-access-log-for", "path=/up"],

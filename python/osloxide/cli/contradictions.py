@@ -21,6 +21,7 @@ _NEEDED = (
     ("stats_http", "stats"),
     ("reload_extra_file", "reload"),
     ("uwsgi_option", "uwsgi_module"),
+    ("forwarded_headers", "forwarded_allow_ips"),
 )
 """An option, and the one without which it has no effect."""
 

@@ -104,7 +104,8 @@ def main(options: argparse.Namespace) -> int:
             application = mount.mounted(application, options.mount)
         application = between.wrap(application)
         if options.forwarded_allow_ips is not None:
-            trusted, headers = options.forwarded_allow_ips, options.forwarded_headers
+            trusted = options.forwarded_allow_ips
+            headers = options.forwarded_headers or forwarded.HEADERS[0]
             application = forwarded.believed(application, trusted, headers)
         return application
 

@@ -367,7 +367,6 @@ def _declare_responses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--forwarded-headers",
         choices=forwarded.HEADERS,
-        default=forwarded.HEADERS[0],
         help="which headers these proxies set: X-Forwarded-For, -Proto, -Host and -Port, or "
         "Forwarded of RFC 7239 (default: x-forwarded)",
     )
