@@ -276,9 +276,11 @@ impl Connection {
                 Ok(Some(received)) => {
                     self.left = Left::Unknown;
                     if let Some(origin) = received.origin {
-                        let local = self.endpoints.local;
-                        let endpoints = Endpoints::new(origin.peer, local, origin.is_tls);
-                        self.endpoints = Arc::new(endpoints);
+                        let Endpoints { peer, local, .. } = *self.endpoints;
+                        // A packet that names no client has come from the socket's peer: it must
+                        // not pass for one of a unix socket, which may be trusted.
+                        let peer = origin.peer.or(peer);
+                        self.endpoints = Arc::new(Endpoints::new(peer, local, origin.is_tls));
                     }
                     return Step::Request(Box::new(ReceivedRequest::new(received, Instant::now())));
                 }

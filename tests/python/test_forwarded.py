@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from _children import run_command
-from support.serving import OSLOXIDE, Running, starter
+from support.raw_http import Connection
+from support.serving import OSLOXIDE, Running, starter, uwsgi_packet
 
 from osloxide.server.forwarded import Trusted, believed
 
@@ -221,3 +222,33 @@ def test_quotation_marks_that_close_nothing_hide_no_later_proxy(text: str, addre
     found = seen("10.0.0.1", {"Forwarded": text}, "forwarded")
 
     assert found["REMOTE_ADDR"] == address
+
+
+def test_a_packet_of_uwsgi_that_names_no_client_does_not_pass_for_a_trusted_unix_socket(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mysite.py").write_text(
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [environ['REMOTE_ADDR'].encode()]\n"
+    )
+    with starter(tmp_path) as start:
+        server = start(
+            *(
+                "serve",
+                "mysite",
+                "--bind",
+                "uwsgi://127.0.0.1:0",
+                "--bind",
+                f"unix:{tmp_path}/http",
+            ),
+            *("--forwarded-allow-ips", "unix"),
+        )
+        answers = []
+        for named in ({}, {"REMOTE_ADDR": "192.0.2.7"}):
+            packet = uwsgi_packet(HTTP_X_FORWARDED_FOR="192.0.2.66", **named)
+            with Connection(("127.0.0.1", server.port())) as client:
+                client.send(packet)
+                answers.append(client.answer().body)
+        assert server.stop() == 0, server.log
+    assert answers == [b"127.0.0.1", b"192.0.2.7"]

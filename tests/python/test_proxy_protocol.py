@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from _children import run_command
 from conftest import wait_until
-from support.serving import OSLOXIDE, Running, starter
+from support.serving import OSLOXIDE, Running, starter, uwsgi_packet
 
 SITE = """
 def application(environ, start_response):
@@ -170,15 +170,10 @@ def test_proxies_that_speak_uwsgi_send_no_header(
     server = start("-b", f"uwsgi://unix:{tmp_path}/socket", "--proxy-protocol")
     assert seen(exchange(server.port(), VERSION_1 + REQUEST)) == TOLD
 
-    variables = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/", "REMOTE_ADDR": "192.0.2.7"}
-    variables |= {"SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "x", "PATH_INFO": "/"}
-    block = b"".join(
-        struct.pack("<H", len(text)) + text.encode() for pair in variables.items() for text in pair
-    )
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
         client.connect(f"{tmp_path}/socket")
-        client.sendall(struct.pack("<BHB", 0, len(block), 0) + block)
+        client.sendall(uwsgi_packet(REMOTE_ADDR="192.0.2.7"))
         received = b""
         while more := client.recv(65536):
             received += more

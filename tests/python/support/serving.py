@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -131,6 +132,16 @@ def starter(
             running.process.wait()
     assert not unended, f"the test did not end its command\n{unended[0]}"
     assert not left
+
+
+def uwsgi_packet(**variables: str) -> bytes:
+    """A request for ``/`` as a web server sends it by the uwsgi protocol."""
+    sent = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/", "PATH_INFO": "/"}
+    sent |= {"SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "x", **variables}
+    block = b"".join(
+        struct.pack("<H", len(text)) + text.encode() for pair in sent.items() for text in pair
+    )
+    return struct.pack("<BHB", 0, len(block), 0) + block
 
 
 def fetch(port: int, path: str = "/") -> list[str]:
