@@ -80,7 +80,7 @@ pub struct RequestHead {
     variables: Option<Box<Variables>>,
 }
 
-/// CGI variables: names and values.
+/// CGI variables: names and values; of a name that is there twice the last counts.
 pub type Variables = Vec<(Box<[u8]>, Box<[u8]>)>;
 
 impl RequestHead {

@@ -63,6 +63,7 @@ http {{
         location / {{
             include /etc/nginx/uwsgi_params;
             uwsgi_param REMOTE_USER someone;
+            uwsgi_param REQUEST_SCHEME https;  # again, after that of the file
             uwsgi_pass {upstream};
         }}
     }}
@@ -167,8 +168,9 @@ def test_requests_and_answers_pass_a_proxy_whole(
     assert (facts["QUERY_STRING"], facts["HTTP_X_TOKEN"]) == ("c=d", "t")
     assert facts["REMOTE_ADDR"] == "127.0.0.1"
     assert facts["HTTP_HOST"].split(":")[0] == "127.0.0.1"
-    assert (facts["SERVER_PROTOCOL"], facts["wsgi.url_scheme"]) == ("HTTP/1.1", "http")
-    assert facts["REMOTE_USER"] == ("someone" if kind == "nginx" else None)
+    assert facts["SERVER_PROTOCOL"] == "HTTP/1.1"
+    set_by_nginx = (facts["wsgi.url_scheme"], facts["REMOTE_USER"])
+    assert set_by_nginx == (("https", "someone") if kind == "nginx" else ("http", None))
     assert facts["HTTP_PROXY"] is None
     assert json.loads(ask(port, f"{mount}/", b"z" * 2_000_000)[1])["body"] == 2_000_000
     assert ask(port, f"{mount}/large") == (200, b"y" * 3_000_000)

@@ -83,7 +83,7 @@ impl<'a> Packet<'a> {
         if name.is_empty() || !name.iter().copied().all(is_token) || value.contains(&0) {
             return Err(Refusal::Packet);
         }
-        let once = match name {
+        let last = match name {
             b"REQUEST_METHOD" => &mut self.method,
             b"REQUEST_URI" => &mut self.uri,
             b"PATH_INFO" => &mut self.path,
@@ -97,9 +97,11 @@ impl<'a> Packet<'a> {
             b"REQUEST_SCHEME" => &mut self.scheme,
             _ => return self.take_other(name, value),
         };
-        // Two of them, and two servers may choose differently.
-        if once.replace(value).is_some() {
-            return Err(Refusal::Packet);
+        // Of two the last counts, as for uWSGI: the file of a web server may set again what its
+        // `uwsgi_params` have set. But where a body ends is not left to a choice.
+        let earlier = last.replace(value);
+        if name == b"CONTENT_LENGTH" && earlier.is_some_and(|earlier| earlier != value) {
+            return Err(Refusal::ContentLength);
         }
         if !matches!(name, b"REQUEST_METHOD" | b"CONTENT_LENGTH" | b"HTTPS") {
             self.keep(name, value);
@@ -289,6 +291,26 @@ mod tests {
         let names: Vec<&[u8]> = received.head.variables().map(|(name, _)| name).collect();
         assert!(names.contains(&b"SCRIPT_NAME".as_slice()));
         assert!(names.contains(&b"REMOTE_USER".as_slice()));
+    }
+
+    #[test]
+    fn of_a_variable_that_is_there_twice_the_last_counts() {
+        let bytes = with(&[
+            ("HTTPS", ""),
+            ("REMOTE_ADDR", "192.0.2.1"),
+            ("CONTENT_LENGTH", "3"),
+            ("HTTPS", "on"),
+            ("REMOTE_ADDR", "192.0.2.2"),
+            ("CONTENT_LENGTH", "3"),
+            ("REQUEST_METHOD", "POST"),
+        ]);
+        let (_, received) = read(&bytes, 100).unwrap().unwrap();
+
+        let origin = received.origin.unwrap();
+        assert_eq!(origin.peer, Some("192.0.2.2:0".parse().unwrap()));
+        assert!(origin.is_tls);
+        assert_eq!(received.length, Length::Counted(3));
+        assert_eq!(received.head.method(), "POST");
     }
 
     #[test]
