@@ -234,14 +234,7 @@ def test_a_packet_of_uwsgi_that_names_no_client_does_not_pass_for_a_trusted_unix
     )
     with starter(tmp_path) as start:
         server = start(
-            *(
-                "serve",
-                "mysite",
-                "--bind",
-                "uwsgi://127.0.0.1:0",
-                "--bind",
-                f"unix:{tmp_path}/http",
-            ),
+            *("serve", "mysite", "-b", "uwsgi://127.0.0.1:0", "-b", f"unix:{tmp_path}/http"),
             *("--forwarded-allow-ips", "unix"),
         )
         answers = []

@@ -97,7 +97,7 @@ class Client:
 
 
 @contextlib.contextmanager
-def client_of(url: str, *words: str, is_native: bool = True) -> Iterator[Client]:
+def own_client(url: str, *words: str, is_native: bool = True) -> Iterator[Client]:
     client = Client(url, *words, is_native=is_native)
     try:
         yield client
@@ -137,8 +137,8 @@ def test_every_kind_of_request_ends_as_with_kombu(
     # A child's calls are not compared: by kombu it shares its parent's socket.
     alike = [word for name in OUTCOMES if name != "child" for word in ("--only", name)]
     with (
-        client_of(broker.url, *alike, is_native=False) as other,
-        client_of(broker.url) as client,
+        own_client(broker.url, *alike, is_native=False) as other,
+        own_client(broker.url) as client,
     ):
         connected = products(broker)
         other.end()
@@ -177,7 +177,7 @@ def test_compressed_replies_of_other_peers_are_read(
     start: Start, broker: Broker, trace: Path
 ) -> None:
     service = start_rpc_service(start, broker.url, trace, kombu_compression="gzip")
-    with client_of(broker.url, "--only", "echo") as client:
+    with own_client(broker.url, "--only", "echo") as client:
         log = client.end()
     service.stop()
 
@@ -196,7 +196,7 @@ def test_a_setting_that_is_not_supported_goes_by_kombu_and_is_named(
     start: Start, broker: Broker, trace: Path, setting: str, named: str | None
 ) -> None:
     service = start_rpc_service(start, broker.url, trace, is_native=False)
-    with client_of(broker.url, "--set", setting, "--only", "echo") as client:
+    with own_client(broker.url, "--set", setting, "--only", "echo") as client:
         connected = products(broker)
         log = client.end()
     service.stop()
@@ -211,7 +211,7 @@ def test_a_setting_that_is_not_supported_goes_by_kombu_and_is_named(
 
 def test_a_refused_login_ends_as_with_kombu_and_is_logged(broker: Broker) -> None:
     url = broker.url.replace("osloxide:osloxide@", "osloxide:wrong@")
-    with client_of(url, "--only", "echo") as client:
+    with own_client(url, "--only", "echo") as client:
         log = client.end()
 
     assert client.results["echo"] == "AccessRefused"
@@ -237,7 +237,7 @@ def test_deployed_settings_of_queues_are_declared_as_kombu_declares_them(
     (tmp_path / "config").write_text("\n".join(["[oslo_messaging_rabbit]", *lines, *locks, ""]))
     config = options({"config": str(tmp_path / "config")})
     service = start_rpc_service(start, own_broker.url, trace, config=str(tmp_path / "config"))
-    with client_of(own_broker.url, *config, "--only", "echo") as client:
+    with own_client(own_broker.url, *config, "--only", "echo") as client:
         listed = own_broker.control("list_queues", "name", "durable", "arguments")
         client.end()
     service.stop()
@@ -408,7 +408,7 @@ def test_tls_with_a_client_certificate(
     settings = TRUST | IDENTITY
     service = start_rpc_service(start, strict_broker.url, trace, is_native=False, **settings)
     address = strict_broker.url.replace("127.0.0.1", url)
-    with client_of(address, *options(settings), "--only", "echo", "--only", "large") as client:
+    with own_client(address, *options(settings), "--only", "echo", "--only", "large") as client:
         connected = products(strict_broker)
         log = client.end()
     service.stop()

@@ -30,7 +30,7 @@ from services.rpc import (
     start_rpc_service,
 )
 from services.subject import APPS, IS_STOCK
-from services.test_rpc_native_client import OUTCOMES, client_of, outcomes, products
+from services.test_rpc_native_client import OUTCOMES, outcomes, own_client, products
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -60,8 +60,8 @@ def test_every_kind_of_request_is_served_as_by_kombu(
     # A child's calls are not compared: by kombu it shares its parent's socket.
     alike = [word for name in OUTCOMES if name != "child" for word in ("--only", name)]
     with (
-        client_of(own_broker.url, *alike, is_native=False) as by_kombu,
-        client_of(own_broker.url) as client,
+        own_client(own_broker.url, *alike, is_native=False) as by_kombu,
+        own_client(own_broker.url) as client,
     ):
         by_kombu.end()
         client.end()

@@ -143,7 +143,8 @@ def prepare() -> None:
     """
     global _gc_is_frozen, pause, rest
     if not _gc_is_frozen:
-        before_fork.prepare()  # it takes its time; the rest of other threads may be over before
+        # Before other threads are waited for: it takes so long that their rest may be over by then.
+        before_fork.prepare()
     hindrance = _await_rest(rest, pause)
     rest = _BETWEEN_LOOKS if hindrance == _COMPUTES else _NEXT_REST
     pause = _BETWEEN_LOOKS if hindrance == _IN_THE_MIDST else _NEXT_REST

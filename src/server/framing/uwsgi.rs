@@ -97,8 +97,8 @@ impl<'a> Packet<'a> {
             b"REQUEST_SCHEME" => &mut self.scheme,
             _ => return self.take_other(name, value),
         };
-        // Of two the last counts, as for uWSGI: the file of a web server may set again what its
-        // `uwsgi_params` have set. But where a body ends is not left to a choice.
+        // Of two the last counts: the file of a web server may set again what its `uwsgi_params`
+        // have set. But where a body ends is not left to a choice.
         let earlier = last.replace(value);
         if name == b"CONTENT_LENGTH" && earlier.is_some_and(|earlier| earlier != value) {
             return Err(Refusal::ContentLength);
