@@ -450,6 +450,19 @@ class TlsConfig:
         key in its first line. *client_certificates* is ``"required"`` or ``"optional"`` and without
         effect unless *ca_file* is given. Raises ValueError or OSError naming the option, the
         value and the remedy."""
+    @staticmethod
+    def check(
+        cert_file: str,
+        key_file: str,
+        ca_file: str | None = None,
+        version: str | None = None,
+        ciphers: str | None = None,
+        *,
+        passphrase_file: str | None = None,
+        client_certificates: str = "required",
+    ) -> None:
+        """Read and check as a new one would, and log no warning: what is about to be loaded for
+        good says the same. Raises ValueError or OSError as that."""
     def reload(
         self,
         cert_file: str,

@@ -389,6 +389,19 @@ class Server(ServiceBase):
             )
 
     def _load_tls(self) -> _native.TlsConfig:
+        return _native.TlsConfig(**self._tls_options())
+
+    def check_tls(self) -> None:
+        """Read the files of TLS, where it is spoken, as a start would.
+
+        The start itself warns of what does not keep it from serving.
+
+        :raises OSError, ValueError, RuntimeError: they cannot serve; the text says why.
+        """
+        if self._tls is not None:
+            _native.TlsConfig.check(**self._tls_options())
+
+    def _tls_options(self) -> dict[str, Any]:
         with warnings.catch_warnings():
             # Upstream's module announces its removal whenever it is imported.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -399,17 +412,6 @@ class Server(ServiceBase):
                 f"{self.name} was asked to serve TLS, but cert_file and key_file of group [ssl] "
                 "are not set; set both"
             )
-        return _native.TlsConfig(**self._tls_options())
-
-    def check_tls(self) -> None:
-        """Read the files of TLS, where it is spoken, as a start would.
-
-        :raises OSError, ValueError, RuntimeError: they cannot serve; the text says why.
-        """
-        if self._tls is not None:
-            self._load_tls()
-
-    def _tls_options(self) -> dict[str, Any]:
         ssl = self.conf.ssl
         return {
             "cert_file": ssl.cert_file,
@@ -545,10 +547,15 @@ class Server(ServiceBase):
         if self._tls is not None:
             try:
                 self._tls.reload(**self._tls_options())
-            except (OSError, ValueError) as error:
-                LOG.error(
-                    "%(name)s keeps its TLS files: %(error)s", {"name": self.name, "error": error}
-                )
+            except (OSError, ValueError, RuntimeError) as error:
+                LOG.error("%s keeps its TLS files: %s", self.name, self.explain(error))
+
+    def explain(self, error: Exception) -> str:
+        """What *error*, which is about this server's options, says to its operator.
+
+        Subclasses whose options have other names may replace it.
+        """
+        return str(error)
 
 
 class _Acceptor:

@@ -263,6 +263,31 @@ impl TlsConfig {
         })
     }
 
+    #[staticmethod]
+    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None, *, passphrase_file=None, client_certificates="required"))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
+    fn check(
+        py: Python<'_>,
+        cert_file: PathBuf,
+        key_file: PathBuf,
+        ca_file: Option<PathBuf>,
+        version: Option<String>,
+        ciphers: Option<String>,
+        passphrase_file: Option<PathBuf>,
+        client_certificates: &str,
+    ) -> PyResult<()> {
+        let options = tls::Options {
+            cert_file,
+            key_file,
+            passphrase_file,
+            ca_file,
+            is_client_certificate_optional: is_optional(client_certificates)?,
+            version,
+            ciphers,
+        };
+        Ok(py.detach(|| tls::Config::check(&options))?)
+    }
+
     #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None, *, passphrase_file=None, client_certificates="required"))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     fn reload(

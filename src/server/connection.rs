@@ -74,7 +74,7 @@ pub(super) enum Step {
     Request(Box<ReceivedRequest>),
     /// The client's stream cannot go on.
     Refused(Refusal),
-    /// The stream does not begin with the header that proxies put there.
+    /// The stream does not begin with the header that proxies put there, or ends within it.
     NoProxyHeader,
     /// The client has ended its stream, or the stream has failed.
     Ended,
@@ -191,6 +191,13 @@ impl Connection {
         self.proxy_header.is_some()
     }
 
+    /// True where some of the proxy's header has come, and not all of it.
+    pub(super) fn has_half_a_proxy_header(&self) -> bool {
+        self.proxy_header
+            .as_ref()
+            .is_some_and(|held| !held.is_empty())
+    }
+
     /// Reads the proxy's header as far as it has come, and not a byte of what follows it.
     fn read_proxy_header(&mut self, mut held: Vec<u8>) -> Result<(), Step> {
         // A header may be longer, up to 64 KiB with what proxies add; it comes in pieces then.
@@ -201,14 +208,17 @@ impl Connection {
                 return Err(Step::Blocked);
             }
             let count = match socket::peek(&self.link.transport, &mut buffer) {
-                Ok(0) => return Err(Step::Ended),
+                // A check of a load balancer's may open a connection and say nothing.
+                Ok(0) if held.is_empty() => return Err(Step::Ended),
+                Ok(0) => return Err(Step::NoProxyHeader),
                 Ok(count) => count,
                 Err(Errno::EAGAIN) => {
                     self.link.read_blocked = true;
                     continue;
                 }
                 Err(Errno::EINTR) => continue,
-                Err(_) => return Err(Step::Ended),
+                Err(_) if held.is_empty() => return Err(Step::Ended),
+                Err(_) => return Err(Step::NoProxyHeader),
             };
             let before = held.len();
             held.extend_from_slice(&buffer[..count]);

@@ -50,6 +50,13 @@ impl Endpoints {
         }
     }
 
+    /// The client as a log shows it: `192.0.2.1:4660`, or `unix` for a unix socket.
+    #[must_use]
+    pub fn shown_peer(&self) -> String {
+        self.peer
+            .map_or_else(|| "unix".to_owned(), |peer| peer.to_string())
+    }
+
     /// The client's address and port as text; `None` for a unix socket.
     #[must_use]
     pub fn peer_text(&self) -> Option<(&[u8], &[u8])> {

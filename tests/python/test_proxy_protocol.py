@@ -101,6 +101,42 @@ def test_a_connection_without_a_header_is_closed_and_told(
     assert server.stop() == 0, server.log
 
 
+HALVES = [VERSION_1[:16], version_2()[:20]]
+
+
+@pytest.mark.parametrize("half", HALVES, ids=["version 1", "version 2"])
+def test_a_header_that_breaks_off_is_told(start: Callable[..., Running], half: bytes) -> None:
+    server = start("--proxy-protocol")
+    with socket.create_connection(("127.0.0.1", server.port()), 30) as client:
+        client.sendall(half)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+
+    wait_until(lambda: "does not begin with a PROXY header" in server.log, "the line")
+    assert server.stop() == 0, server.log
+
+
+@pytest.mark.parametrize("half", HALVES, ids=["version 1", "version 2"])
+def test_a_header_of_which_no_more_comes_is_told(
+    start: Callable[..., Running], half: bytes
+) -> None:
+    server = start("--proxy-protocol", "--client-timeout", "1")
+
+    assert exchange(server.port(), half) == b""
+    wait_until(lambda: "does not begin with a PROXY header" in server.log, "the line")
+    assert server.stop() == 0, server.log
+
+
+def test_a_check_that_only_connects_is_not_told(start: Callable[..., Running]) -> None:
+    server = start("--proxy-protocol", "--client-timeout", "1")
+    socket.create_connection(("127.0.0.1", server.port()), 30).close()
+
+    assert exchange(server.port()) == b""  # its time is up
+    assert seen(exchange(server.port(), VERSION_1 + REQUEST)) == TOLD
+    assert server.stop() == 0, server.log
+    assert "PROXY header" not in server.log
+
+
 def test_only_proxies_may_connect(start: Callable[..., Running]) -> None:
     server = start("--proxy-protocol", "--proxy-allow-from", "10.0.0.0/8,::1")
 

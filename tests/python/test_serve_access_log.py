@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from support.raw_http import DEADLINE, Connection
+from support.serving import fetch, starter
 from waiting import until, whole_lines
 
 LARGE = 8_000_000
@@ -248,6 +249,24 @@ def test_a_renamed_log_is_opened_again_by_usr1(serve: Any, tmp_path: Path, worke
     program.close()
     assert lines(old)[0] == "GET /before HTTP/1.1"
     assert "GET /after HTTP/1.1" in lines(log)
+
+
+def test_a_log_that_cannot_be_opened_again_is_not_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "logged_site.py").write_text(SITE)
+    log, old = tmp_path / "access.log", tmp_path / "access.log.1"
+    with starter(tmp_path) as start:
+        site = start("serve", "logged_site", "--bind", "127.0.0.1:0", "--access-log", str(log))
+        port = site.port()
+        log.rename(old)
+        log.mkdir()
+
+        site.process.send_signal(signal.SIGUSR1)
+
+        assert until(lambda: f"cannot open {log} again: Is a directory" in site.log)
+        fetch(port, "/after")
+        assert site.stop() == 0, site.log
+        assert "log files opened again" not in site.log
+    assert "GET /after " in old.read_text()
 
 
 def test_no_line_is_lost_when_a_worker_is_killed(serve: Any, tmp_path: Path) -> None:

@@ -64,6 +64,20 @@ def test_clients_that_do_not_end_their_requests_keep_no_other_out(
         assert stats(server)["connections"] <= 20
 
 
+def test_what_is_told_at_the_bound_is_true_of_silent_clients(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wsgi.Server, "max_connections", 5)
+    told = "as many connections are open as may be, and none of them gives way yet; new ones wait"
+    with serving(plain) as server, contextlib.ExitStack() as stack:
+        # They have been idle for too short a time to give way.
+        for _ in range(60):
+            stack.enter_context(connect(server))
+        assert until(lambda: told in caplog.text)
+        with connect(server) as client:
+            assert client.request("GET", "/").status == 200
+
+
 @pytest.mark.parametrize("kind", ["bytes", "file"])
 def test_clients_that_do_not_take_their_answers_keep_no_other_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str

@@ -281,6 +281,8 @@ def load(pair: Pair, **options: Any) -> str:
     ("kind", "named"),
     [
         ("rsa-1024", "an RSA key of 1024 bits"),
+        ("rsa-2041", "an RSA key of 2041 bits"),
+        ("rsa-2047", "an RSA key of 2047 bits"),
         ("secp256k1", "an ECDSA key on the curve 1.3.132.0.10"),
         ("brainpool", "an ECDSA key on the curve 1.3.36.3.3.2.8.1.1.7"),
         ("ed448", "a key of the algorithm 1.3.101.113"),
@@ -296,6 +298,18 @@ def test_a_key_that_cannot_serve_is_named_with_its_kind(
     assert message.startswith(f"key_file = {pair.key}: cannot serve")
     assert named in message
     assert "use an RSA key of 2048 to 8192 bits" in message
+
+
+def test_the_key_of_another_certificate_is_told_so_whatever_its_version(tmp_path: Path) -> None:
+    authority = self_signed(tmp_path, name="authority")
+    pair = issued(tmp_path, authority, version=1)
+
+    message = load(Pair(pair.certificate, authority.key))
+
+    assert message == (
+        f"key_file = {authority.key}: cannot be used with {pair.certificate} (keys may not be "
+        "consistent: KeyMismatch); give the private key that the certificate was made for"
+    )
 
 
 def test_a_chain_in_the_wrong_order_is_told_so(tmp_path: Path) -> None:
@@ -363,6 +377,16 @@ def test_a_client_certificate_of_every_usual_kind_is_accepted(
     assert ask(where, client=client, newest=newest).endswith(b"https")
     assert is_refused(where, None, newest)
     assert is_refused(where, server_pair, newest)
+
+
+@BOTH
+def test_a_client_certificate_of_a_short_key_is_refused(
+    serve: Serve, tmp_path: Path, server_pair: Pair, newest: ssl.TLSVersion
+) -> None:
+    authority = self_signed(tmp_path, name="authority")
+    where = serve(server_pair, authority.certificate)
+
+    assert is_refused(where, issued(tmp_path, authority, "rsa-1024"), newest)
 
 
 @BOTH
@@ -599,7 +623,7 @@ def test_a_reload_with_a_certificate_that_cannot_serve_keeps_the_old_one_and_say
     pair.certificate.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n")
     site.process.send_signal(signal.SIGHUP)
 
-    wait_until(lambda: f"cert_file = {pair.certificate}: is not PEM" in site.log, site.log)
+    wait_until(lambda: f"--certfile {pair.certificate}: is not PEM" in site.log, site.log)
     assert ask(where, good).endswith(b"https")
     assert site.process.poll() is None
 
@@ -613,6 +637,41 @@ def test_a_reload_with_a_certificate_that_cannot_serve_keeps_the_old_one_and_say
     )
     wait_until(lambda: ask(where, good).endswith(b"https"), "an answer")
     assert site.stop() == 0, site.log
+
+
+def test_an_expired_certificate_is_told_once_at_a_reload(start: Start) -> None:
+    certificates = Path(__file__).parents[1] / "certificates"
+    site = start(
+        "serve", "mysite", "--bind", "127.0.0.1:0", "--workers", "1",
+        "--certfile", str(certificates / "expired.crt"),
+        "--keyfile", str(certificates / "expired.key"),
+    )  # fmt: skip
+    warning = "a certificate is not valid now"
+    assert site.port()
+    assert site.log.count(warning) == 1
+
+    site.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: site.log.count("listening") == 2, "the reload")
+    assert ask(("127.0.0.1", site.port())).endswith(b"https")
+    assert site.stop() == 0, site.log
+    assert site.log.count(warning) == 2, site.log
+
+
+def test_files_that_are_no_more_named_at_a_reload_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = self_signed(tmp_path)
+    conf = configuration()
+    conf.register_opts(_options.ssl_opts, "ssl")
+    conf.set_override("cert_file", str(pair.certificate), "ssl")
+    conf.set_override("key_file", str(pair.key), "ssl")
+    with serving(app, use_ssl=True, conf=conf) as server:
+        conf.clear_override("cert_file", "ssl")
+        conf.clear_override("key_file", "ssl")
+        server.reset()
+
+        assert "cert_file and key_file of group [ssl] are not set; set both" in caplog.text
+        assert ask((server.host, server.port), pair.certificate).endswith(b"https")
 
 
 # ---- clients of other make -----------------------------------------------------------------------

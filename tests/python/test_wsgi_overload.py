@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import wait_until
 from support.raw_http import Connection, connect, serving
-from support.serving import starter
+from support.serving import starter, uwsgi_packet
 
 from osloxide import wsgi
 
@@ -164,6 +165,30 @@ def test_connections_that_are_open_already_are_told_too() -> None:
         for client in early:
             ask(client)
             assert client.answer().status == 503
+
+
+def test_a_proxy_that_speaks_uwsgi_is_told_as_it_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "site_that_waits.py").write_text(SITE)
+    packet = uwsgi_packet(PATH_INFO="/wait", REMOTE_ADDR="192.0.2.7")
+    with starter(tmp_path) as start, contextlib.ExitStack() as stack:
+        server = start(
+            "serve", "site_that_waits", "-b", "uwsgi://127.0.0.1:0", "--threads", "1",
+            "--max-waiting-requests", "0",
+        )  # fmt: skip
+        address = ("127.0.0.1", server.port())
+        clients = [stack.enter_context(socket.create_connection(address, 60)) for _ in range(2)]
+        for client in clients:
+            client.sendall(packet)
+        (refused,), _, _ = select.select(clients, [], [], 60)
+        clients.remove(refused)
+        assert refused.makefile("rb").read().startswith(b"HTTP/1.0 503 ")
+
+        with socket.create_connection(address, 60) as wrong:
+            wrong.sendall(b"\5" + packet[1:])
+            assert wrong.makefile("rb").read().startswith(b"HTTP/1.0 400 ")
+        (tmp_path / "go").touch()
+        assert clients[0].makefile("rb").read().startswith(b"HTTP/1.0 200 ")
+        assert server.stop() == 0, server.log
 
 
 def test_a_body_that_is_refused_does_not_cost_the_answer() -> None:

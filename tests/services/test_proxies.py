@@ -266,7 +266,7 @@ def test_a_packet_that_lies_is_refused_and_the_next_one_is_served(
 ) -> None:
     with connect(address) as peer:
         peer.sendall(packet)
-        assert everything(peer).startswith(b"HTTP/1.1 400 ")
+        assert everything(peer).startswith(b"HTTP/1.0 400 ")
     with connect(address) as peer:
         peer.sendall(struct.pack("<BHB", 0, len(GOOD), 0) + GOOD)
         assert everything(peer)[8:].startswith(b" 200 ")

@@ -108,6 +108,10 @@ def bind(options: argparse.Namespace) -> list[Server]:
             )
 
         @override
+        def explain(self, error: Exception) -> str:
+            return _in_own_names(in_one_line(error))
+
+        @override
         def _get_socket(self, host: str, port: int, backlog: int) -> socket.socket:
             if self._given is None:
                 return super()._get_socket(host, port, backlog)

@@ -83,14 +83,16 @@ def reopen_logs(log_path: str | None) -> None:
     """Open the log files of this process again by their names.
 
     The descriptors keep their numbers: a thread that writes just then writes to one file or to the
-    other, and never to a closed one.
+    other, and never to a closed one. A file that cannot be opened is told, and its old one kept.
     """
+    files: list[tuple[str, tuple[Any, ...]]] = [
+        (each.baseFilename, (each.stream,)) for each in _file_handlers()
+    ]
     if log_path is not None:
-        _replace(log_path, (sys.__stdout__, sys.__stderr__))
-    for each in _file_handlers():
-        _replace(each.baseFilename, (each.stream,))
-    access_logs.reopen()
-    LOG.info("log files opened again")
+        files.insert(0, (log_path, (sys.__stdout__, sys.__stderr__)))
+    done = [_replace(path, streams) for path, streams in files]
+    if all([*done, access_logs.reopen()]):
+        LOG.info("log files opened again")
 
 
 def _file_handlers() -> set[logging.FileHandler]:
@@ -105,12 +107,12 @@ def _file_handlers() -> set[logging.FileHandler]:
     }
 
 
-def _replace(path: str, streams: Iterable[Any]) -> None:
+def _replace(path: str, streams: Iterable[Any]) -> bool:
     try:
         fresh = log_file.open_for_writing(path, os.O_APPEND)
     except OSError as error:
         LOG.error("cannot open %s again: %s; its old file is kept", path, error.strerror)
-        return
+        return False
     try:
         for stream in streams:
             if stream is None:
@@ -123,3 +125,4 @@ def _replace(path: str, streams: Iterable[Any]) -> None:
                 os.dup2(fresh, number, inheritable=os.get_inheritable(number))
     finally:
         os.close(fresh)
+    return True

@@ -96,12 +96,12 @@ def _note_stop(_signo: int, _frame: object) -> None:
 
 
 def _can_encrypt(servers: Sequence[Server]) -> bool:
-    try:
-        for server in servers:
+    for server in servers:
+        try:
             server.check_tls()
-    except (OSError, ValueError, RuntimeError) as error:
-        LOG.error("%s", error)
-        return False
+        except (OSError, ValueError, RuntimeError) as error:
+            LOG.error("%s", server.explain(error))
+            return False
     return True
 
 

@@ -28,11 +28,17 @@ def open_log(path: str, log_format: str = "combined") -> _native.AccessLog:
     return log
 
 
-def reopen() -> None:
-    """Open all of them again by their names, as after a rotation; what cannot be opened is kept."""
+def reopen() -> bool:
+    """Open all of them again by their names, as after a rotation; what cannot be opened is kept.
+
+    :returns: whether all of them were.
+    """
+    done = True
     for path, logs in _opened.items():
         for log in logs:
             try:
                 log.reopen()
             except OSError as error:
                 LOG.error("cannot open %s again: %s; its old file is kept", path, error.strerror)
+                done = False
+    return done

@@ -15,6 +15,19 @@ const BLANK_LINES: u8 = 2;
 /// Digits of a Content-Length. Applications turn it into a number, and CPython refuses more than 4,300.
 const LENGTH_DIGITS_MAX: usize = 256;
 
+/// A decimal number, as Content-Length is one; `None` for anything else, or one that is too long. Leading
+/// zeros are digits like others (RFC 9110 section 8.6), as far as applications read them.
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
+    let zeros = text.iter().take_while(|byte| **byte == b'0').count();
+    if text.is_empty() || text.len() - zeros > 18 || text.len() > LENGTH_DIGITS_MAX {
+        return None;
+    }
+    text.iter().try_fold(0, |number, byte| {
+        byte.is_ascii_digit()
+            .then(|| number * 10 + u64::from(byte - b'0'))
+    })
+}
+
 /// How the body after a head is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::server) enum Length {
@@ -254,21 +267,10 @@ impl Head {
     }
 
     fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
-        // Leading zeros are digits like others (RFC 9110 section 8.6), as far as applications read them.
-        let zeros = value.iter().take_while(|byte| **byte == b'0').count();
-        let is_odd =
-            value.is_empty() || value.len() - zeros > 18 || value.len() > LENGTH_DIGITS_MAX;
-        if self.content_length.is_some() || is_odd {
+        if self.content_length.is_some() {
             return Err(Refusal::ContentLength);
         }
-        let mut length = 0;
-        for byte in value {
-            if !byte.is_ascii_digit() {
-                return Err(Refusal::ContentLength);
-            }
-            length = length * 10 + u64::from(byte - b'0');
-        }
-        self.content_length = Some(length);
+        self.content_length = Some(decimal(value).ok_or(Refusal::ContentLength)?);
         Ok(())
     }
 

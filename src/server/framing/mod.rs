@@ -15,7 +15,7 @@ use bytes::Bytes;
 use chunked::{Chunked, Next};
 pub(super) use head::Received;
 use head::{Head, Length};
-use http::StatusCode;
+use http::{StatusCode, Version};
 use std::sync::Arc;
 pub(super) use uwsgi::Origin;
 
@@ -161,6 +161,16 @@ impl Decoder {
             State::Head if self.limits.is_uwsgi => &[],
             State::Head => first_line(&self.held[self.at..]),
             State::Counted(_) | State::Chunked(_) => &[],
+        }
+    }
+
+    /// The version of an answer to a head of which no request was made: the server's own
+    /// (RFC 9112 section 2.3), and for a uwsgi packet that of all other answers to such.
+    pub(super) fn refusal_version(&self) -> Version {
+        if self.limits.is_uwsgi {
+            Version::HTTP_10
+        } else {
+            Version::HTTP_11
         }
     }
 

@@ -5,7 +5,7 @@
 //! length must fit exactly. Rules: "The uwsgi Protocol" of uWSGI's documentation; RFC 3875 section
 //! 4.1 for the variables.
 
-use super::head::{Length, Received};
+use super::head::{Length, Received, decimal};
 use super::{Refusal, has_control, is_token};
 use crate::wsgi::request::{RequestHead, Variables};
 use http::{Method, Version};
@@ -146,7 +146,7 @@ impl<'a> Packet<'a> {
         let length = match self.length {
             None | Some(b"") if self.is_chunked => return Err(Refusal::TransferEncoding),
             None | Some(b"") => Length::None,
-            Some(text) => match number(text).ok_or(Refusal::ContentLength)? {
+            Some(text) => match decimal(text).ok_or(Refusal::ContentLength)? {
                 0 => Length::None,
                 length => Length::Counted(length),
             },
@@ -212,7 +212,7 @@ impl<'a> Packet<'a> {
         let address = std::str::from_utf8(self.address.unwrap_or_default())
             .ok()
             .and_then(|text| text.parse::<IpAddr>().ok());
-        let port = number(self.port.unwrap_or_default())
+        let port = decimal(self.port.unwrap_or_default())
             .and_then(|port| u16::try_from(port).ok())
             .unwrap_or_default();
         let is_on = |value: &[u8]| matches!(value, b"on" | b"ON" | b"1" | b"true" | b"https");
@@ -231,17 +231,6 @@ const ESCAPED: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
     .add(b'#')
     .add(b'%')
     .add(b'?');
-
-/// A decimal number; `None` for anything else, or one that is too long.
-fn number(text: &[u8]) -> Option<u64> {
-    if text.is_empty() || text.len() > 18 || !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    Some(
-        text.iter()
-            .fold(0, |number, byte| number * 10 + u64::from(byte - b'0')),
-    )
-}
 
 #[cfg(test)]
 mod tests {
@@ -311,6 +300,16 @@ mod tests {
         assert!(origin.is_tls);
         assert_eq!(received.length, Length::Counted(3));
         assert_eq!(received.head.method(), "POST");
+    }
+
+    #[test]
+    fn a_length_may_have_leading_zeros() {
+        let text = format!("{}3", "0".repeat(30));
+        let (_, received) = read(&with(&[("CONTENT_LENGTH", &text)]), 100)
+            .unwrap()
+            .unwrap();
+
+        assert_eq!(received.length, Length::Counted(3));
     }
 
     #[test]

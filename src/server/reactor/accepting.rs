@@ -355,7 +355,7 @@ impl Reactor {
         self.ignore_listener();
         let mut listening = self.listening.lock();
         if !std::mem::replace(&mut listening.has_warned, true) {
-            warn!(server = %self.settings.name, most = self.most_connections, "as many connections are open as may be, and a request is under way on each; new ones wait");
+            warn!(server = %self.settings.name, most = self.most_connections, "as many connections are open as may be, and none of them gives way yet; new ones wait");
         }
         listening.paused_until = Some(Instant::now() + PAUSE_FIRST);
     }

@@ -38,8 +38,7 @@ impl Reactor {
                     Step::Request(received) => self.begin(connection, received, jobs),
                     Step::Refused(refusal) => self.refuse(connection, refusal, since, jobs),
                     Step::NoProxyHeader => {
-                        warn!(server = %self.settings.name, peer = ?connection.endpoints.peer, "closed a connection that does not begin with a PROXY header; let the proxy send one, or turn the PROXY protocol off");
-                        self.drop_connection(connection);
+                        self.close_without_proxy_header(connection);
                         None
                     }
                     Step::Ended => self.close(connection),
@@ -236,7 +235,7 @@ impl Reactor {
         since: Option<Instant>,
         jobs: &mut Vec<Job>,
     ) -> Again {
-        debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, %refusal, "request refused");
+        debug!(server = %self.settings.name, peer = %connection.endpoints.shown_peer(), %refusal, "request refused");
         self.refuse_with(connection, refusal.status(), since, jobs)
     }
 }

@@ -12,7 +12,7 @@ use crate::wsgi::Delivery;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// How much the server reads and drops behind its last word. A client that sends a whole body before
 /// it looks at the answer, as http.client and nginx do, loses the answer otherwise: what arrives at
@@ -33,6 +33,13 @@ impl Reactor {
     /// would turn a close of both halves into a reset, which may cost it the answer.
     pub(super) fn close_unasked(&self, connection: Box<Connection>) -> Again {
         self.close_owed(connection, true)
+    }
+
+    /// Ends a connection that does not begin with the header that proxies put there, or on which no more
+    /// of it comes.
+    pub(super) fn close_without_proxy_header(&self, connection: Box<Connection>) {
+        warn!(server = %self.settings.name, peer = %connection.endpoints.shown_peer(), "closed a connection that does not begin with a PROXY header; let the proxy send a whole one, or turn the PROXY protocol off");
+        self.drop_connection(connection);
     }
 
     /// Ends a connection whose answer breaks off, behind what was sent of it. That is the client's, and
@@ -148,7 +155,7 @@ impl Reactor {
         connection.count_sent();
         let token = connection.token;
         if let Some(reason) = connection.link.failure() {
-            debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, reason, "TLS failed");
+            debug!(server = %self.settings.name, peer = %connection.endpoints.shown_peer(), reason, "TLS failed");
         }
         if let Some(armed) = connection.armed {
             self.deadlines.remove(armed, token);

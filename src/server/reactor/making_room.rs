@@ -115,7 +115,7 @@ impl Reactor {
         let Some((reason, since, mut connection)) = found else {
             return self.cut_off_the_slowest_reader(now, jobs);
         };
-        debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, most, ?reason, for_s = now.saturating_duration_since(since).as_secs_f32(), "closed a connection for a new one: as many are open as may be");
+        debug!(server = %self.settings.name, peer = %connection.endpoints.shown_peer(), most, ?reason, for_s = now.saturating_duration_since(since).as_secs_f32(), "closed a connection for a new one: as many are open as may be");
         connection.link.finish();
         self.drop_connection(connection);
         true
@@ -139,7 +139,7 @@ impl Reactor {
         let Some((rate, (connection, sending))) = found else {
             return false;
         };
-        debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, most = self.most_connections, bytes_per_second = rate, "cut off a client that takes its answer slowly for a new connection: as many are open as may be");
+        debug!(server = %self.settings.name, peer = %connection.endpoints.shown_peer(), most = self.most_connections, bytes_per_second = rate, "cut off a client that takes its answer slowly for a new connection: as many are open as may be");
         self.cut(connection, *sending, jobs);
         true
     }

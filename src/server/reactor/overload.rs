@@ -92,7 +92,7 @@ impl Reactor {
             jobs.push(Job::Answer(connection, received));
             return None;
         }
-        debug!(server = %self.settings.name, peer = ?connection.endpoints.peer, "request refused: as many wait as may");
+        debug!(server = %self.settings.name, peer = %connection.endpoints.shown_peer(), "request refused: as many wait as may");
         let mut headers = HeaderMap::new();
         headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS));
         let status = StatusCode::SERVICE_UNAVAILABLE;

@@ -9,7 +9,7 @@ use super::{Again, Job, Reactor};
 use crate::server::connection::{Connection, Phase, Token};
 use crate::server::received_request::ReceivedRequest;
 use crate::wsgi::{Refused, access_log};
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,8 @@ impl Reactor {
     ) -> Again {
         let line = connection.decoder.request_line().to_vec();
         let is_to_head = line.starts_with(b"HEAD ");
-        let sent = connection.send_error(status, is_to_head, Version::HTTP_11, HeaderMap::new());
+        let version = connection.decoder.refusal_version();
+        let sent = connection.send_error(status, is_to_head, version, HeaderMap::new());
         self.end_refused(connection, line, status, sent, since, jobs)
     }
 
@@ -58,7 +59,8 @@ impl Reactor {
         let mut line = access_log::plain_request_line(&received.head);
         line.truncate(Refused::LONGEST_LINE);
         let is_to_head = received.head.method() == Method::HEAD;
-        let sent = connection.send_error(status, is_to_head, received.head.version(), headers);
+        let version = received.head.response_version();
+        let sent = connection.send_error(status, is_to_head, version, headers);
         let since = Some(received.since);
         self.end_refused(connection, line, status, sent, since, jobs)
     }

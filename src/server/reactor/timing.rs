@@ -88,6 +88,13 @@ impl Reactor {
         };
         let phase = std::mem::replace(&mut connection.phase, Phase::Head { since: None });
         match phase {
+            // Where the server stops, it is not for the proxy that the rest is missing.
+            Phase::Head { since: None }
+                if connection.has_half_a_proxy_header()
+                    && !self.is_draining.load(Ordering::Acquire) =>
+            {
+                self.close_without_proxy_header(connection);
+            }
             Phase::Head { since: None } | Phase::Discarding { .. } | Phase::Lingering(_) => {
                 connection.link.finish();
                 self.drop_connection(connection);

@@ -19,6 +19,7 @@ use rustls::{Error as TlsError, InconsistentKeys, SupportedCipherSuite};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tracing::dispatcher::{Dispatch, with_default};
 use tracing::warn;
 
 /// The remedy where a key is of a kind that cannot serve.
@@ -158,6 +159,15 @@ impl Config {
         })
     }
 
+    /// Reads and checks as [`Config::load`] does, for a server that will do so again: of what does not
+    /// keep it from serving, that one will warn.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn check(options: &Options) -> Result<(), Error> {
+        with_default(&Dispatch::none(), || Self::load(options)).map(drop)
+    }
+
     /// Connections accepted from now on use `newer`; those that exist keep what they have. This is
     /// how a certificate is renewed without dropping anybody.
     pub fn replace(&self, newer: Self) {
@@ -207,6 +217,13 @@ fn certified(
             Ok(certified)
         }
         Err(error) => {
+            // The same fault under its own name: rustls judges a certificate before its key.
+            let is_judged = matches!(error, TlsError::InvalidCertificate(_));
+            let error = if is_judged {
+                InconsistentKeys::KeyMismatch.into()
+            } else {
+                error
+            };
             let remedy = if certified.cert.iter().any(is_for) {
                 "put the certificate of that key first in cert_file, then the intermediate ones"
             } else {

@@ -39,7 +39,7 @@ pub(super) fn kind_of_key(certificate: &[u8]) -> String {
     };
     let key = certificate.public_key();
     match key.parsed() {
-        Ok(PublicKey::RSA(rsa)) => format!("an RSA key of {} bits", rsa.key_size()),
+        Ok(PublicKey::RSA(rsa)) => format!("an RSA key of {} bits", bits(rsa.modulus)),
         Ok(PublicKey::EC(_)) => {
             let curve = key.algorithm.parameters.as_ref();
             let curve = curve.and_then(|parameters| parameters.as_oid().ok());
@@ -52,6 +52,15 @@ pub(super) fn kind_of_key(certificate: &[u8]) -> String {
             key.algorithm.algorithm.to_id_string()
         ),
     }
+}
+
+/// The length of a number in bits, written from its greatest byte on; x509-parser has it in whole bytes.
+fn bits(number: &[u8]) -> usize {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    let number = &number[zeros..];
+    number
+        .first()
+        .map_or(0, |first| number.len() * 8 - first.leading_zeros() as usize)
 }
 
 /// As [`check`], at *now* in seconds since 1970.
@@ -113,6 +122,14 @@ mod tests {
 
         assert_eq!(calendar(time(951_782_400)), "2000-02-29");
         assert_eq!(calendar(time(0)), "1970-01-01");
+    }
+
+    #[test]
+    fn the_length_of_a_key_is_told_to_the_bit() {
+        assert_eq!(bits(&[0, 0x80, 0]), 16);
+        assert_eq!(bits(&[0x7f, 0xff]), 15);
+        assert_eq!(bits(&[1, 0xff]), 9);
+        assert_eq!(bits(&[0, 0]), 0);
     }
 
     #[test]

@@ -26,6 +26,8 @@ KINDS = {
     "ed25519": "ED25519",
     # These cannot serve.
     "rsa-1024": "RSA -pkeyopt rsa_keygen_bits:1024",
+    "rsa-2041": "RSA -pkeyopt rsa_keygen_bits:2041",
+    "rsa-2047": "RSA -pkeyopt rsa_keygen_bits:2047",
     "secp256k1": "EC -pkeyopt ec_paramgen_curve:secp256k1",
     "brainpool": "EC -pkeyopt ec_paramgen_curve:brainpoolP256r1",
     "ed448": "ED448",
