@@ -694,6 +694,43 @@ def test_curl_agrees_on_a_protocol_whatever_it_offers(
     assert answer.stdout == b"https"
 
 
+SENDING = """
+BODY = bytes(range(256)) * (8 << 12)
+
+def application(environ, start_response):
+    kind = environ["PATH_INFO"]
+    start_response("200 OK", [] if kind == "/streamed" else [("Content-Length", str(len(BODY)))])
+    if kind == "/file":
+        with open("body", "wb") as file:
+            file.write(BODY)
+        return environ["wsgi.file_wrapper"](open("body", "rb"))
+    return [BODY] if kind == "/whole" else iter([BODY[: 1 << 20]] * 8)
+"""
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("version", ["--http1.0", "--http1.1"])
+@pytest.mark.parametrize("kind", ["whole", "streamed", "file"])
+def test_curl_with_a_limited_rate_gets_the_whole_of_an_answer(
+    start: Start, tmp_path: Path, server_pair: Pair, kind: str, version: str
+) -> None:
+    (tmp_path / "sending_site.py").write_text(SENDING)
+    site = start(
+        "serve", "sending_site", "--bind", "127.0.0.1:0",
+        "--certfile", str(server_pair.certificate), "--keyfile", str(server_pair.key),
+    )  # fmt: skip
+    url = f"https://localhost:{site.port()}/{kind}"
+    result = subprocess.run(
+        ["curl", "-sS", version, "--limit-rate", "16M", "--resolve",
+         f"localhost:{site.port()}:127.0.0.1", "--cacert", str(server_pair.certificate), url],
+        check=False, capture_output=True, timeout=DEADLINE,
+    )  # fmt: skip
+
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == bytes(range(256)) * (8 << 12)
+    assert site.stop() == 0, site.log
+
+
 def test_make_key_makes_what_it_is_asked_for(tmp_path: Path) -> None:
     """The kinds above are those that they claim to be."""
     for kind, bits in (("rsa-8192", b"8192 bit"), ("p-521", b"521 bit")):
