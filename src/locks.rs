@@ -315,11 +315,6 @@ impl<T: Clone> Copied<T> {
         Self(Mutex::new(value))
     }
 
-    /// What it held.
-    pub(crate) fn into_inner(self) -> T {
-        self.0.into_inner()
-    }
-
     /// A copy. Making it waits for nothing and runs no code of others.
     pub(crate) fn get(&self) -> T {
         let _held = COPYING.lock();

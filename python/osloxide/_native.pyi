@@ -382,6 +382,9 @@ class Server:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until drained, interpreter released, Python signal handlers running; False on timeout.
         True at once where this process has not started it, as in a child that inherits it."""
+    def replace_tls(self, tls: TlsConfig) -> None:
+        """Encrypt connections that are accepted from now on by *tls*; open ones go on. Without effect
+        before :meth:`start`."""
     def resize(self, pool_size: int) -> None: ...
     def stats(self) -> dict[str, int]:
         """threads, busy, queued, connections, idle, in_flight, served, limit (what the gate admits
@@ -445,37 +448,12 @@ class TlsConfig:
         *,
         passphrase_file: str | None = None,
         client_certificates: str = "required",
+        quiet: bool = False,
     ) -> TlsConfig:
         """Reads and checks everything now. *passphrase_file* holds the passphrase of an encrypted
         key in its first line. *client_certificates* is ``"required"`` or ``"optional"`` and without
-        effect unless *ca_file* is given. Raises ValueError or OSError naming the option, the
-        value and the remedy."""
-    @staticmethod
-    def check(
-        cert_file: str,
-        key_file: str,
-        ca_file: str | None = None,
-        version: str | None = None,
-        ciphers: str | None = None,
-        *,
-        passphrase_file: str | None = None,
-        client_certificates: str = "required",
-    ) -> None:
-        """Read and check as a new one would, and log no warning: what is about to be loaded for
-        good says the same. Raises ValueError or OSError as that."""
-    def reload(
-        self,
-        cert_file: str,
-        key_file: str,
-        ca_file: str | None = None,
-        version: str | None = None,
-        ciphers: str | None = None,
-        *,
-        passphrase_file: str | None = None,
-        client_certificates: str = "required",
-    ) -> None:
-        """Read and check again; connections accepted from now on use what was read. On an error
-        everything stays as it was."""
+        effect unless *ca_file* is given. *quiet*: no warning of what does not keep it from serving.
+        Raises ValueError or OSError naming the option, the value and the remedy."""
 
 def amqp_remedy(code: int, text: str) -> str | None:
     """What an operator can do where a broker refuses a declaration with this reply code and text; None

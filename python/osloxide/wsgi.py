@@ -388,8 +388,8 @@ class Server(ServiceBase):
                 "a request 504; give worker_timeout a larger number, or 0"
             )
 
-    def _load_tls(self) -> _native.TlsConfig:
-        return _native.TlsConfig(**self._tls_options())
+    def _load_tls(self, *, quiet: bool = False) -> _native.TlsConfig:
+        return _native.TlsConfig(**self._tls_options(), quiet=quiet)
 
     def check_tls(self) -> None:
         """Read the files of TLS, where it is spoken, as a start would.
@@ -399,7 +399,7 @@ class Server(ServiceBase):
         :raises OSError, ValueError, RuntimeError: they cannot serve; the text says why.
         """
         if self._tls is not None:
-            _native.TlsConfig.check(**self._tls_options())
+            self._load_tls(quiet=True)
 
     def _tls_options(self) -> dict[str, Any]:
         with warnings.catch_warnings():
@@ -546,9 +546,12 @@ class Server(ServiceBase):
         _native.reread_log_levels()
         if self._tls is not None:
             try:
-                self._tls.reload(**self._tls_options())
+                self._tls = self._load_tls()
             except (OSError, ValueError, RuntimeError) as error:
                 LOG.error("%s keeps its TLS files: %s", self.name, self.explain(error))
+                return
+            for engine in self._engines:
+                engine.replace_tls(self._tls)
 
     def explain(self, error: Exception) -> str:
         """What *error*, which is about this server's options, says to its operator.

@@ -213,6 +213,11 @@ impl Server {
         Ok(!ready.is_empty())
     }
 
+    fn replace_tls(&self, py: Python<'_>, tls: &Bound<'_, TlsConfig>) {
+        let config = tls.get().config.clone();
+        py.detach(|| self.engine().replace_tls(config));
+    }
+
     fn resize(&self, py: Python<'_>, pool_size: usize) {
         py.detach(|| self.engine().resize(pool_size));
     }
@@ -237,7 +242,7 @@ impl Server {
 #[pymethods]
 impl TlsConfig {
     #[new]
-    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None, *, passphrase_file=None, client_certificates="required"))]
+    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None, *, passphrase_file=None, client_certificates="required", quiet=false))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
     fn new(
         py: Python<'_>,
@@ -248,6 +253,7 @@ impl TlsConfig {
         ciphers: Option<String>,
         passphrase_file: Option<PathBuf>,
         client_certificates: &str,
+        quiet: bool,
     ) -> PyResult<Self> {
         let options = tls::Options {
             cert_file,
@@ -258,66 +264,15 @@ impl TlsConfig {
             version,
             ciphers,
         };
-        Ok(Self {
-            config: Arc::new(load(py, &options)?),
-        })
-    }
-
-    #[staticmethod]
-    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None, *, passphrase_file=None, client_certificates="required"))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
-    fn check(
-        py: Python<'_>,
-        cert_file: PathBuf,
-        key_file: PathBuf,
-        ca_file: Option<PathBuf>,
-        version: Option<String>,
-        ciphers: Option<String>,
-        passphrase_file: Option<PathBuf>,
-        client_certificates: &str,
-    ) -> PyResult<()> {
-        let options = tls::Options {
-            cert_file,
-            key_file,
-            passphrase_file,
-            ca_file,
-            is_client_certificate_optional: is_optional(client_certificates)?,
-            version,
-            ciphers,
+        let load = if quiet {
+            tls::Config::load_quietly
+        } else {
+            tls::Config::load
         };
-        Ok(py.detach(|| tls::Config::check(&options))?)
+        // With the interpreter released: a file may be a pipe whose writer takes its time.
+        let config = Arc::new(py.detach(|| load(&options))?);
+        Ok(Self { config })
     }
-
-    #[pyo3(signature = (cert_file, key_file, ca_file=None, version=None, ciphers=None, *, passphrase_file=None, client_certificates="required"))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python signature")]
-    fn reload(
-        &self,
-        py: Python<'_>,
-        cert_file: PathBuf,
-        key_file: PathBuf,
-        ca_file: Option<PathBuf>,
-        version: Option<String>,
-        ciphers: Option<String>,
-        passphrase_file: Option<PathBuf>,
-        client_certificates: &str,
-    ) -> PyResult<()> {
-        let options = tls::Options {
-            cert_file,
-            key_file,
-            passphrase_file,
-            ca_file,
-            is_client_certificate_optional: is_optional(client_certificates)?,
-            version,
-            ciphers,
-        };
-        self.config.replace(load(py, &options)?);
-        Ok(())
-    }
-}
-
-/// Reads the files with the interpreter released: one may be a pipe whose writer takes its time.
-fn load(py: Python<'_>, options: &tls::Options) -> Result<tls::Config, tls::Error> {
-    py.detach(|| tls::Config::load(options))
 }
 
 /// Whether clients may come without a certificate.

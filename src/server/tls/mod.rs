@@ -9,7 +9,6 @@ mod clients;
 mod files;
 mod validity;
 
-use crate::locks::Copied;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, ServerConnection};
@@ -49,7 +48,7 @@ pub struct Options {
 /// A checked TLS configuration, shared by all connections of a server.
 #[derive(Debug)]
 pub struct Config {
-    server: Copied<Arc<ServerConfig>>,
+    server: Arc<ServerConfig>,
 }
 
 /// Why a TLS configuration was refused.
@@ -155,28 +154,22 @@ impl Config {
         let mut server = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         server.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         Ok(Self {
-            server: Copied::new(Arc::new(server)),
+            server: Arc::new(server),
         })
     }
 
-    /// Reads and checks as [`Config::load`] does, for a server that will do so again: of what does not
-    /// keep it from serving, that one will warn.
+    /// The same, without a warning: for who only asks whether the files can serve. The server that loads
+    /// them will warn.
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn check(options: &Options) -> Result<(), Error> {
-        with_default(&Dispatch::none(), || Self::load(options)).map(drop)
-    }
-
-    /// Connections accepted from now on use `newer`; those that exist keep what they have. This is
-    /// how a certificate is renewed without dropping anybody.
-    pub fn replace(&self, newer: Self) {
-        drop(self.server.replace(newer.server.into_inner()));
+    pub fn load_quietly(options: &Options) -> Result<Self, Error> {
+        with_default(&Dispatch::none(), || Self::load(options))
     }
 
     /// The server's side of a new connection.
     pub(super) fn accept(&self) -> Result<ServerConnection, rustls::Error> {
-        ServerConnection::new(self.server.get())
+        ServerConnection::new(self.server.clone())
     }
 }
 
