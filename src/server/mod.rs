@@ -320,7 +320,7 @@ mod tests {
 
     /// Is never asked for anything.
     #[derive(Debug)]
-    struct Unused;
+    pub(super) struct Unused;
 
     impl Handler for Unused {
         fn handle(&self, _exchange: &mut dyn Exchange) {}

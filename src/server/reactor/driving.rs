@@ -190,13 +190,15 @@ impl Reactor {
             self.drop_connection(connection);
             return None;
         }
-        self.arm(&mut connection, Instant::now());
         loop {
             let missed = {
                 let mut slots = self.slots.lock();
                 let slot = slots.find(connection.token)?;
                 let missed = std::mem::replace(&mut slot.missed, EpollFlags::empty());
                 if missed.is_empty() {
+                    // Under the lock: who takes the entry out, or has just done so, and finds no
+                    // connection does not come again.
+                    self.arm(&mut connection, Instant::now());
                     slot.connection = Some(connection);
                     return None;
                 }
@@ -255,5 +257,78 @@ fn drop_unread(connection: &mut Connection, sending: &mut Sending) {
     }
     if sending.discarded > DISCARD_BYTES && sending.after != After::Cut {
         sending.after = After::Linger;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Settings;
+    use crate::server::connection::tests::connection_with;
+    use crate::server::tests::Unused;
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    /// Far more than any of them takes, also where other work has the processors.
+    const LONG: Duration = Duration::from_secs(20);
+    /// Deadlines lie so many nanoseconds behind the moment in which a thread begins to put a connection
+    /// back: the reactor finds them while it does so.
+    const NEAR: u64 = 1_000;
+    /// How often that is tried, and for how long at most.
+    const TIMES: u64 = 20_000;
+    const AT_MOST: Duration = Duration::from_secs(5);
+
+    /// The connection, once the reactor has found that its time was up.
+    fn handled(reactor: &Reactor, token: Token) -> Option<Box<Connection>> {
+        let mut slots = reactor.slots.lock();
+        let is_over =
+            |connection: &mut Box<Connection>| !matches!(connection.phase, Phase::Refused { .. });
+        slots.find(token)?.connection.take_if(is_over)
+    }
+
+    #[test]
+    fn a_deadline_that_passes_while_its_connection_is_put_back_is_not_lost() {
+        let listener = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap().into());
+        let reactor = Reactor::new(listener, Settings::default(), Arc::new(Unused)).unwrap();
+        let (mut connection, _client) = connection_with(None);
+        let token = reactor.slots.lock().add();
+        connection.token = token;
+        let mut held = Some(Box::new(connection));
+        let is_over = AtomicBool::new(false);
+
+        let lost = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut due, mut jobs) = (Vec::new(), Vec::new());
+                while !is_over.load(Ordering::Relaxed) {
+                    due.clear();
+                    let now = Instant::now();
+                    reactor.deadlines.due(now, &mut due);
+                    for token in &due {
+                        reactor.check_deadline(*token, now, &mut jobs);
+                    }
+                }
+            });
+            let began = Instant::now();
+            let mut is_handled = |time: u64| {
+                let until = Instant::now() + Duration::from_nanos(time % NEAR);
+                let mut connection = held.take()?;
+                connection.phase = Phase::Refused { until: Some(until) };
+                held = reactor.park(connection);
+                while held.is_none() && until.elapsed() < LONG {
+                    std::thread::yield_now();
+                    held = handled(&reactor, token);
+                }
+                held.is_some().then_some(())
+            };
+            let lost = (0..TIMES)
+                .take_while(|_| began.elapsed() < AT_MOST)
+                .find(|time| is_handled(*time).is_none());
+            is_over.store(true, Ordering::Relaxed);
+            lost
+        });
+
+        assert_eq!(lost, None);
     }
 }
