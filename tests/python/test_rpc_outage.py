@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import queue
 import time
@@ -104,6 +105,43 @@ def test_a_call_waits_for_a_missing_queue_no_longer_than_its_own_timeout(
     connection.topic_send("exchange", "topic", "message", 0.25)
 
     assert connection.attempts > 1
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("oslo_messaging") is None, reason="`make setup` installs it"
+)
+@pytest.mark.parametrize(("restoring", "sent"), [(3600.0, 7), (0.0, 2)])
+def test_a_request_outlasts_an_exchange_that_takes_long_to_be_deleted(
+    monkeypatch: pytest.MonkeyPatch, restoring: float, sent: int
+) -> None:
+    import oslo_messaging
+
+    class Connection:
+        attempts = 0
+        connection = SimpleNamespace(channel=lambda: None)
+        _connection_lock = contextlib.nullcontext()
+        _url = "rabbit://exchange-that-takes-long"
+
+        def topic_send(self, *_arguments: Any) -> None:
+            self.attempts += 1
+            if 1 < self.attempts < 7:
+                raise oslo_messaging.MessageDeliveryFailure("404") from NotFoundError()
+
+        def _ensure_publishing(self) -> None: ...
+
+        def _set_current_channel(self, _channel: Any) -> None: ...
+
+    outage.amend_connection(SimpleNamespace(Connection=Connection))  # type: ignore[arg-type]
+    monkeypatch.setattr(outage, "RESTORING", restoring)
+    monkeypatch.setattr(outage, "RETRY_EVERY", 0.001)
+    connection = Connection()
+    connection.topic_send("exchange", "topic", "message")
+    assert connection.attempts == 1
+
+    gives_up = pytest.raises(oslo_messaging.MessageDeliveryFailure)
+    with contextlib.nullcontext() if sent == 7 else gives_up:
+        connection.topic_send("exchange", "topic", "message")
+    assert connection.attempts >= sent
 
 
 def test_a_release_whose_waiters_are_not_told_the_queue_waits_as_before() -> None:

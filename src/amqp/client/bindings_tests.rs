@@ -1,6 +1,6 @@
 //! An exchange is deleted, and with it the bindings of servers that are not told.
 
-use super::tests::{Broker, Peer, cast, end_of, returned};
+use super::tests::{Broker, Peer, cast, end_of, refusal, returned};
 use super::{Event, Message};
 
 /// Takes the first message, and sends the second one back; the channel of both.
@@ -85,5 +85,39 @@ fn a_queue_that_is_gone_is_looked_for_once() {
         let pending = client.send(mandatory()).unwrap();
         assert_eq!(end_of(&pending), expected);
     }
+    broker.end(&client);
+}
+
+/// As where RabbitMQ deletes the exchange for a while: it confirms declarations and does nothing.
+#[test]
+fn a_request_outlasts_an_exchange_that_takes_long_to_be_deleted() {
+    let broker = Broker::new(1, |_, peer| {
+        peer.shake_hands(60);
+        let first = peer.published();
+        peer.confirm(first.channel, 1);
+        for _ in 0..6 {
+            let second = peer.published();
+            peer.say(
+                second.channel,
+                20,
+                40,
+                &refusal(404, "NOT_FOUND - no exchange"),
+            );
+        }
+        let second = peer.published();
+        peer.send(&returned(&second));
+        peer.confirm(second.channel, 1);
+        let again = peer.published();
+        peer.confirm(again.channel, 2);
+        peer.part();
+    });
+    let client = broker.client();
+
+    assert_eq!(end_of(&client.send(cast()).unwrap()), Event::Taken);
+    let second = Message {
+        is_mandatory: true,
+        ..cast()
+    };
+    assert_eq!(end_of(&client.send(second).unwrap()), Event::Taken);
     broker.end(&client);
 }

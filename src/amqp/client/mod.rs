@@ -273,6 +273,8 @@ struct Progress {
     failures: u32,
     /// Bodies that a broker has closed a channel over.
     refusals: u32,
+    /// Since when its exchange is missing, or the binding by which it gets to a queue.
+    displaced_since: Option<Instant>,
     /// Connections that have ended with it under way.
     suspicion: Suspicion,
     /// When a call whose request may be lost ends.

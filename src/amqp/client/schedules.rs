@@ -576,7 +576,7 @@ impl World {
             text: "closed".to_owned(),
             ..Refusal::default()
         };
-        assert!(self.state.close_route(number, &refusal));
+        assert!(self.state.close_route(number, &refusal, self.now));
     }
 
     /// A caller goes, time passes, a queue comes or goes, the connection is full or not.

@@ -15,7 +15,7 @@ use super::bindings::Bindings;
 use super::methods::{self, Exchange, NOT_FOUND, PRECONDITION_FAILED, Publication, Refusal, Table};
 use super::refusals::{MOST_ENDED, Verdict};
 use super::suspicion::{HOLD, Loss, Suspicion, Turn};
-use super::{Event, GRACE, Message, Request, SETTLING};
+use super::{Event, GRACE, Message, Progress, Request, SETTLING};
 use crate::amqp::heartbeat::AmqpConnection;
 use crate::scoreboard::{self, BrokerFigures, BrokerGauges};
 
@@ -37,8 +37,13 @@ const RETRY_REFUSED: Duration = Duration::from_secs(1);
 const LONGEST_UNTOLD: Duration = Duration::from_secs(1);
 /// Bytes of a reply that the broker should not keep for so long.
 const MOST_UNTOLD: usize = 64 * 1024;
-/// How often a message is sent again after its exchange or its default queue was deleted beneath it.
+/// How often a message is sent again after its default queue was deleted beneath it, or beside one that
+/// is too large.
 const MOST_REFUSALS: u32 = 3;
+/// How long a message is sent again whose exchange was deleted beneath it. While RabbitMQ deletes an
+/// exchange, it confirms a declaration of it and does nothing (`declare` of `rabbit_exchange.erl`); with
+/// little of a processor, that takes a while.
+const RESTORING: Duration = Duration::from_secs(15);
 /// How long nothing is asked for over which the broker has closed the connection: what needs it fails in
 /// that time, and the connection is there for all else.
 const BARRED_FOR: Duration = Duration::from_secs(30);
@@ -783,6 +788,14 @@ impl State {
         true
     }
 
+    fn send_again(&mut self, request: Arc<Request>, pause: Duration, now: Instant) {
+        if pause.is_zero() {
+            self.waiting.push_back(request);
+        } else {
+            self.later.push((now + pause, request));
+        }
+    }
+
     /// Confirmed: a queue has it, or it was returned before.
     fn taken(&mut self, request: Arc<Request>, now: Instant) {
         let mut progress = request.progress.lock();
@@ -811,13 +824,12 @@ impl State {
             if request.needs_binding()
                 && !is_settling
                 && !progress.is_left
-                && progress.refusals < MOST_REFUSALS
+                && let Some(pause) = pause_of_restoring(&mut progress, now)
                 && self.bindings.lose(&exchange.name, routing_key)
             {
                 // A queue took what was sent there before: the exchange was deleted since.
-                progress.refusals += 1;
                 drop(progress);
-                self.waiting.push_back(request);
+                self.send_again(request, pause, now);
                 return;
             }
             if request.message.is_mandatory {
@@ -896,7 +908,7 @@ impl State {
     }
 
     /// The broker has closed a channel; false when it is no route's.
-    pub(super) fn close_route(&mut self, channel: u16, refusal: &Refusal) -> bool {
+    pub(super) fn close_route(&mut self, channel: u16, refusal: &Refusal, now: Instant) -> bool {
         let Some(exchange) = self
             .routes
             .iter()
@@ -915,10 +927,11 @@ impl State {
             .any(|request| is_too_large(refusal, request));
         let mut again = Vec::new();
         for request in unconfirmed.into_values() {
-            if may_send_after(refusal, &request, is_known) {
-                again.push(request);
-            } else if !request.progress.lock().is_answered {
-                request.end(Event::Failed(refusal.to_string()));
+            match pause_after(refusal, &request, is_known, now) {
+                Some(Duration::ZERO) => again.push(request),
+                Some(pause) => self.later.push((now + pause, request)),
+                None if request.progress.lock().is_answered => {}
+                None => request.end(Event::Failed(refusal.to_string())),
             }
         }
         for request in again.into_iter().rev() {
@@ -1109,25 +1122,41 @@ impl State {
     }
 }
 
-/// Whether *request*, unconfirmed on a channel that the broker has closed, is sent again; it *is
-/// known* which of those on it is to blame, or is not.
-fn may_send_after(refusal: &Refusal, request: &Request, is_known: bool) -> bool {
+/// After which pause *request*, unconfirmed on a channel that the broker has closed, is sent again; never
+/// where that is `None`. It *is known* which of those on it is to blame, or is not.
+fn pause_after(
+    refusal: &Refusal,
+    request: &Request,
+    is_known: bool,
+    now: Instant,
+) -> Option<Duration> {
     let mut progress = request.progress.lock();
     if progress.is_left || progress.is_answered {
-        return false;
+        return None;
     }
     progress.returned = None;
     progress.suspicion = Suspicion::default();
+    if refusal.code == NOT_FOUND {
+        // Its exchange was deleted; it is declared again.
+        return pause_of_restoring(&mut progress, now);
+    }
     // Where it is known there is one less to blame each time, and so an end.
     progress.refusals += u32::from(!is_known);
-    let is_often = progress.refusals > MOST_REFUSALS;
-    match refusal.code {
-        // Its exchange was deleted; it is declared again.
-        NOT_FOUND => !is_often,
-        PRECONDITION_FAILED => {
-            !is_often && refusal.text.contains(TOO_LARGE) && !is_too_large(refusal, request)
+    let may_send = progress.refusals <= MOST_REFUSALS
+        && refusal.code == PRECONDITION_FAILED
+        && refusal.text.contains(TOO_LARGE)
+        && !is_too_large(refusal, request);
+    may_send.then_some(Duration::ZERO)
+}
+
+/// The same for a message whose exchange, or the binding of a queue to it, was deleted beneath it.
+fn pause_of_restoring(progress: &mut Progress, now: Instant) -> Option<Duration> {
+    match progress.displaced_since {
+        None => {
+            progress.displaced_since = Some(now);
+            Some(Duration::ZERO)
         }
-        _ => false,
+        Some(since) => (now < since + RESTORING).then_some(RETRY_MISSING),
     }
 }
 

@@ -273,8 +273,11 @@ impl Thread {
             (channel, Method::ChannelClose(refusal)) => {
                 if self.replies == Some(channel) {
                     self.lose_consumer();
-                } else if !self.shared.state.lock().close_route(channel, &refusal) {
-                    return Err(unfounded("a channel that is not open was closed"));
+                } else {
+                    let mut state = self.shared.state.lock();
+                    if !state.close_route(channel, &refusal, Instant::now()) {
+                        return Err(unfounded("a channel that is not open was closed"));
+                    }
                 }
                 connection.channel_closed(channel)?;
                 tracing::error!("AMQP server has closed channel {channel}: {refusal}");

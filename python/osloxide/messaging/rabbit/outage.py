@@ -43,8 +43,10 @@ AMQP tells a client whether its request waited in a queue or was being run (docs
 MOST_BINDINGS = 4096
 """Places that are remembered; what is sent to more of them is never bound again."""
 
-MOST_ATTEMPTS = 3
-"""How often a queue is bound again for one message."""
+RESTORING = 15.0
+"""Seconds for which a message is sent again whose exchange was deleted beneath it. While RabbitMQ
+deletes an exchange, it confirms a declaration of it and does nothing (``declare`` of
+``rabbit_exchange.erl``); with little of a processor, that takes a while."""
 
 
 _NOT_FOUND = 404
@@ -69,6 +71,25 @@ class _Bindings:
 
 
 os.register_at_fork(after_in_child=_Bindings.begin_in_child)
+
+
+class _Restoring:
+    """How long one message is sent again whose exchange was deleted beneath it."""
+
+    def __init__(self, ends: float) -> None:
+        self._ends = ends
+        self._has_begun = False
+
+    def may_go_on(self) -> bool:
+        """Whether to try once more: at once, then after a pause each time."""
+        now = time.monotonic()
+        if not self._has_begun:
+            self._has_begun = True
+            self._ends = min(self._ends, now + RESTORING)
+            return True
+        if now < self._ends:
+            time.sleep(RETRY_EVERY)
+        return now < self._ends
 
 
 class _Lost:
@@ -125,14 +146,14 @@ def amend_connection(impl_rabbit: ModuleType) -> None:
         must_arrive = transport_options is not None and transport_options.at_least_once
         place = (getattr(self, "_url", ""), exchange_name, topic)
         ends = time.monotonic() + timeout if timeout else math.inf
-        attempts = MOST_ATTEMPTS
+        restoring = _Restoring(ends)
         while True:
             sent_at = time.monotonic()
             try:
                 topic_send(self, *arguments, transport_options if must_arrive else mandatory)
             except undeliverable:
-                if attempts and _bind_again(self, place, sent_at):
-                    attempts -= 1
+                may_restore = place in _Bindings.known and restoring.may_go_on()
+                if may_restore and _bind_again(self, place, sent_at):
                     continue
                 if must_arrive:
                     raise
@@ -142,10 +163,10 @@ def amend_connection(impl_rabbit: ModuleType) -> None:
                     return
                 time.sleep(RETRY_EVERY)
             except failure as error:
-                if not attempts or place not in _Bindings.known or not _is_missing(error):
+                is_known = place in _Bindings.known and _is_missing(error)
+                if not (is_known and restoring.may_go_on()):
                     raise
                 # The exchange was deleted; it is declared again on the next channel.
-                attempts -= 1
                 use_another_channel(self)
             else:
                 if len(_Bindings.known) < MOST_BINDINGS:
