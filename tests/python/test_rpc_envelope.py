@@ -92,3 +92,23 @@ def test_ids_are_those_of_random_uuids() -> None:
     for text in ids:
         found = uuid.UUID(text)
         assert (found.hex, found.version, found.variant) == (text, 4, uuid.RFC_4122)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"a": [1, NaN, "é"]}', ' {"a": 1}', '{"a": 1}\n', "7", '"x"', "null"]
+)
+def test_text_is_read_as_by_json(text: str) -> None:
+    from osloxide.messaging.rabbit import envelope
+
+    assert repr(envelope.loads(text)) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("text", ["", " ", "{", '{"a": 1} x', '{"a" 1}', "nul", "[1,]", '"\x01"'])
+def test_what_is_no_json_is_the_same_error(text: str) -> None:
+    from osloxide.messaging.rabbit import envelope
+
+    with pytest.raises(ValueError) as stock:  # noqa: PT011  (whichever it is)
+        json.loads(text)
+    with pytest.raises(type(stock.value)) as ours:
+        envelope.loads(text)
+    assert str(ours.value) == str(stock.value)

@@ -112,3 +112,14 @@ body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps({"_msg_id":
 replies._failed("reply_1", body.encode(), "failed", "406: too large")
 print(json.dumps(refused))
 """) == ["1"]
+
+
+def test_replies_are_dropped_for_queues_that_have_gone_and_no_others() -> None:
+    assert run("""
+listener = native_listener.NativeListener(driver, SimpleNamespace(), lambda _: client)
+queues = listener._obsolete_reply_queues
+found = [queues.reply_q_valid(name, "1") for name in ("reply_1", "reply_2")]
+queues.add("reply_1", "1")
+found += [queues.reply_q_valid(name, "1") for name in ("reply_1", "reply_2")]
+print(json.dumps(found))
+""") == [True, True, False, True]

@@ -64,6 +64,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         f"{_MESSAGING}:begin_pools_in_child",
         f"{_MESSAGING}:sweep_connections",
     ),
+    "oslo_messaging.rpc.client": (f"{_MESSAGING}:amend_rpc_client",),
     "oslo_messaging.rpc.dispatcher": (f"{_MESSAGING}:amend_dispatcher",),
     "oslo_messaging.rpc.server": (f"{_MESSAGING}:amend_rpc_server",),
     "oslo_messaging.server": (

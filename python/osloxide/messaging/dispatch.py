@@ -100,10 +100,24 @@ class _Watchdog:
             self._thread.join()
 
 
+def _remembering(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    """*compare*, which compares each pair of texts once: few versions are asked for."""
+    compare_once = functools.lru_cache(256)(compare)
+
+    def remembered(offered: Any, asked: Any) -> bool:
+        if type(offered) is type(asked) is str:
+            return compare_once(offered, asked)
+        return compare(offered, asked)
+
+    return remembered
+
+
 def amend_dispatcher(dispatcher: ModuleType) -> None:
     """Let ``RPCDispatcher`` run coroutines, and say of each message whether it failed."""
     dispatcher.threading = SimpleNamespace(Thread=_Watchdog)  # type: ignore[attr-defined]
     dispatcher.eventletutils = SimpleNamespace(Event=_Completion)  # type: ignore[attr-defined]
+    compare = _remembering(dispatcher.utils.version_is_compatible)
+    dispatcher.utils = SimpleNamespace(version_is_compatible=compare)  # type: ignore[attr-defined]
     cls = dispatcher.RPCDispatcher
     dispatch, do_dispatch = cls.dispatch, cls._do_dispatch
 

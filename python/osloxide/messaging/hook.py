@@ -15,7 +15,7 @@ from typing import Any
 
 from osloxide.activation import amendments, environment
 from osloxide.activation.amendments import relies_on
-from osloxide.messaging import dispatch, forked_servers
+from osloxide.messaging import dispatch, forked_servers, instrumentation
 from osloxide.messaging.rabbit import (
     connection_pool,
     epochs,
@@ -215,6 +215,7 @@ def begin_replies_in_child(amqpdriver: ModuleType) -> None:
     "ExpectedException",
     "eventletutils",
     "threading",
+    "utils.version_is_compatible",
 )
 def amend_dispatcher(dispatcher: ModuleType) -> None:
     """Run coroutines (``oslo_messaging.rpc.dispatcher``)."""
@@ -230,6 +231,13 @@ def amend_dispatcher(dispatcher: ModuleType) -> None:
 def amend_rpc_server(server: ModuleType) -> None:
     """Pick requests up before they run (``oslo_messaging.rpc.server``)."""
     dispatch.amend_rpc_server(server)
+    instrumentation.amend(server)
+
+
+@relies_on("_BaseCallContext.call", "_BaseCallContext.cast")
+def amend_rpc_client(client: ModuleType) -> None:
+    """Pass by what is off (``oslo_messaging.rpc.client``)."""
+    instrumentation.amend(client)
 
 
 @relies_on("MessageHandlingServer._on_incoming", "driver.DriverManager")

@@ -117,6 +117,19 @@ class NativeNotification(amqpdriver.AMQPIncomingMessage):
             LOG.warning("Failed to requeue received message: its channel is closed")
 
 
+class _GoneQueues(amqpdriver.ObsoleteReplyQueuesCache):
+    """Reply queues of clients that have gone: mostly there are none."""
+
+    _has_any = False
+
+    def reply_q_valid(self, reply_q: str, msg_id: str) -> bool:
+        return not self._has_any or bool(super().reply_q_valid(reply_q, msg_id))
+
+    def add(self, reply_q: str, msg_id: str) -> None:
+        self._has_any = True
+        super().add(reply_q, msg_id)
+
+
 class _NativeListener(base.PollStyleListener):
     """Polls what has arrived for it."""
 
@@ -126,7 +139,7 @@ class _NativeListener(base.PollStyleListener):
         super().__init__(prefetch)
         self.driver = driver
         self._subscription = subscription
-        self._obsolete_reply_queues = amqpdriver.ObsoleteReplyQueuesCache()
+        self._obsolete_reply_queues = _GoneQueues()
         self._shutdown = threading.Event()
 
     def _message(self, delivery: _native.AmqpDelivery) -> Any:
@@ -134,7 +147,7 @@ class _NativeListener(base.PollStyleListener):
         try:
             text = delivery.message
             if text is not None:
-                message = json.loads(text)
+                message = envelope.loads(text)
             else:
                 message = amqpdriver.rpc_common.deserialize_msg(_content(delivery))
             return received(self, delivery, message, None)
@@ -272,9 +285,10 @@ class NativeListener(_NativeListener):
 
         :returns: what ``_process_incoming`` returns, which the executor counts or goes on with.
         """
-        self._warn_near_limit(delivery)
+        if delivery.delivery_count:
+            self._warn_near_limit(delivery)
         try:
-            message = json.loads(delivery.message or "")
+            message = envelope.loads(delivery.message or "")
             unique_id = message.pop(amqpdriver.rpc_amqp.UNIQUE_ID, None)
             context, msg_id, reply_queue, timeout = envelope.context_of(message)
             incoming = NativeMessage(

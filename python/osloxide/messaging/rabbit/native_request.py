@@ -76,7 +76,11 @@ class Request:
             msg["_reply_q"] = reply_queue
             msg["_timeout"] = self.monitor
         msg[rpc_amqp.UNIQUE_ID] = envelope.unique_id()
-        rpc_amqp.pack_context(msg, ctxt)
+        if isinstance(ctxt, dict):
+            for key, value in ctxt.items():
+                msg[f"_context_{key}"] = value
+        else:
+            rpc_amqp.pack_context(msg, ctxt)
         if has_envelope:
             self._body = envelope.sealed(msg)
         else:
@@ -135,7 +139,10 @@ class Request:
         """What the call returns, or the exception that it raises."""
         final = None
         while True:
-            data = rpc_common.deserialize_msg(json.loads(self._next(pending)))
+            body = self._next(pending)
+            data = envelope.loads(body) if isinstance(body, str) else json.loads(body)
+            if "oslo.version" in data:  # the native client has taken others out of their envelopes
+                data = rpc_common.deserialize_msg(data)
             if data.get("failure"):
                 reply = rpc_common.deserialize_remote_exception(
                     data["failure"], self._driver._allowed_remote_exmods
