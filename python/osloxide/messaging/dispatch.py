@@ -116,8 +116,9 @@ def amend_dispatcher(dispatcher: ModuleType) -> None:
     """Let ``RPCDispatcher`` run coroutines, and say of each message whether it failed."""
     dispatcher.threading = SimpleNamespace(Thread=_Watchdog)  # type: ignore[attr-defined]
     dispatcher.eventletutils = SimpleNamespace(Event=_Completion)  # type: ignore[attr-defined]
-    compare = _remembering(dispatcher.utils.version_is_compatible)
-    dispatcher.utils = SimpleNamespace(version_is_compatible=compare)  # type: ignore[attr-defined]
+    utils = dict(vars(dispatcher.utils))
+    utils["version_is_compatible"] = _remembering(utils["version_is_compatible"])
+    dispatcher.utils = SimpleNamespace(**utils)  # type: ignore[attr-defined]
     cls = dispatcher.RPCDispatcher
     dispatch, do_dispatch = cls.dispatch, cls._do_dispatch
 

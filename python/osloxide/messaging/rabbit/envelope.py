@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from typing import Any
 
 from oslo_messaging._drivers import common
@@ -24,38 +23,16 @@ _SEAL = json.dumps(common.serialize_msg({}))
 _BEGINNING, _NOTHING, _END = _SEAL.rpartition(json.dumps("{}"))
 """What stands before and after the message in each of them."""
 
+_encode = json.JSONEncoder(default=jsonutils.to_primitive).encode
 _quoted = json.encoder.encode_basestring_ascii
-
-
-def _encoder() -> Callable[[Any], str]:
-    """As ``json.JSONEncoder.encode``, which makes an encoder in C for each message."""
-    plain = json.JSONEncoder(default=jsonutils.to_primitive).encode
-    make = getattr(json.encoder, "c_make_encoder", None)
-    if make is None:
-        return plain
-    # One for all threads keeps no record of what it is inside: in a circle it runs out of stack.
-    once = make(None, jsonutils.to_primitive, _quoted, None, ": ", ", ", False, False, True)
-
-    def encode(message: Any) -> str:
-        try:
-            return "".join(once(message, 0))
-        except RecursionError:
-            return plain(message)
-
-    return encode
-
-
-_encode = _encoder()
-
-
-_scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]
+_decode = json.JSONDecoder().raw_decode
 
 
 def loads(text: str) -> Any:
     """What ``json.loads`` makes of *text*, in one step where nothing stands around the value."""
     try:
-        value, end = _scan(text, 0)
-    except StopIteration:
+        value, end = _decode(text)
+    except json.JSONDecodeError:
         return json.loads(text)
     return value if end == len(text) else json.loads(text)
 
