@@ -747,11 +747,11 @@ class AmqpSubscription:
         take, and what is no request in an envelope of oslo.messaging."""
     def has_begun(self, unique_id: str) -> bool:
         """Whether a request of this id has begun to run here."""
-    def acknowledge_old(self, longest: float) -> list[float]:
-        """Acknowledge requests that have waited for *longest* seconds and were not picked up: nothing
-        delivers them again.
+    def acknowledge_old(self, longest: float, most: int) -> tuple[list[float], int]:
+        """Acknowledge requests that have waited for *longest* seconds and were not picked up, as long
+        as fewer than *most* wait that were: nothing delivers them again.
 
-        :returns: how long each has waited.
+        :returns: how long each has waited, and how many wait that were acknowledged.
         """
 
 @final

@@ -198,9 +198,9 @@ impl AmqpSubscription {
         self.subscription.has_begun(unique_id)
     }
 
-    fn acknowledge_old(&self, longest: f64) -> PyResult<Vec<f64>> {
-        let waits = self.subscription.acknowledge_old(seconds(longest)?);
-        Ok(waits.iter().map(Duration::as_secs_f64).collect())
+    fn acknowledge_old(&self, longest: f64, most: usize) -> PyResult<(Vec<f64>, usize)> {
+        let (waits, early) = self.subscription.acknowledge_old(seconds(longest)?, most);
+        Ok((waits.iter().map(Duration::as_secs_f64).collect(), early))
     }
 }
 

@@ -67,7 +67,7 @@ class Subscription:
 
 requests, notifications = Subscription(subscribe()), Subscription(subscribe())
 listeners = [
-    native_listener.NativeListener(driver, requests, lambda _: None),
+    native_listener.NativeListener(driver, requests, lambda _: None, most=8),
     native_listener.NativeNotificationListener(driver, notifications),
 ]
 subscriber.close(30)

@@ -90,6 +90,36 @@ def test_a_channel_closed_over_waiting_requests_runs_each_once(
     assert "is not known" not in service.text()
 
 
+def test_no_more_are_acknowledged_while_they_wait_than_may_be_fetched(
+    serve: Serve, cast: Cast, trace: Path, gate: Path, figure: Callable[[str], None]
+) -> None:
+    requests = 16
+    service = serve(2)
+    for number in (0, 1):
+        cast(number, gate)
+    wait_until(lambda: len(begun(trace)) == 2, "both threads are busy", 90)
+    for number in range(2, requests):
+        cast(number)
+
+    def early() -> int:
+        return service.text().count(EARLY)
+
+    def closed() -> int:
+        return service.text().count(CLOSED)
+
+    # By the first closure a server learns of the timeout; each later one is of what it has left.
+    wait_until(lambda: early() > 2 or closed() >= 3, "the broker's patience is over again", 150)
+    most = early()
+    gate.touch()
+    wait_until(lambda: set(runs(trace)) == set(range(requests)), "everything has run", 120)
+    service.stop()
+
+    figure(f"{most} acknowledged early, channel closed {closed()} times")
+    assert most == 2, "as many as may be fetched"
+    assert "2 requests are acknowledged and wait for a thread; no more are" in service.text()
+    assert set(runs(trace).values()) == {1}
+
+
 def fetched(broker: Broker) -> list[int]:
     """Messages that were fetched and are not acknowledged, channel by channel."""
     listed = broker.control("-s", "list_channels", "messages_unacknowledged")

@@ -303,16 +303,17 @@ impl Listening {
     }
 
     /// Acknowledges what has waited for a thread for *longest*, before the broker closes the channel
-    /// over it; how long each has. Nothing after a stop: what no thread takes then goes back to the
-    /// broker, and it would be lost.
-    pub(super) fn acknowledge_old(&self, longest: Duration) -> Vec<Duration> {
+    /// over it, as long as fewer than *most* wait that were; how long each has, and how many now do.
+    /// Nothing after a stop: what no thread takes then goes back to the broker, and it would be lost.
+    pub(super) fn acknowledge_old(&self, longest: Duration, most: usize) -> (Vec<Duration>, usize) {
         let mut inner = self.inner.lock();
         if inner.wanted > Stage::Consuming || inner.is_muted {
-            return Vec::new();
+            return (Vec::new(), early);
         }
         let epoch = inner.epoch;
         let tags: Vec<_> = inner
             .waiting
+        let mut early = inner.waiting.values().filter(|it| it.is_early).count();
             .range((epoch, 0)..=(epoch, u64::MAX))
             .take_while(|(_, waiting)| waiting.since.elapsed() > longest)
             .filter(|(_, waiting)| !waiting.is_early)
@@ -322,16 +323,18 @@ impl Listening {
         for tag in tags {
             if !self.say(&inner, epoch, |channel| methods::ack(channel, tag)) {
                 break;
+            .take(most.saturating_sub(early))
             }
             if let Some(waiting) = inner.waiting.get_mut(&(epoch, tag)) {
                 waiting.is_early = true;
                 waits.push(waiting.since.elapsed());
             }
         }
-        waits
+        (waits, early)
     }
 
     // ---- for the thread --------------------------------------------------------------------------
+                early += 1;
 
     /// What has to be done next, and when to ask again though nothing has changed.
     pub(super) fn step(&self, now: Instant) -> Result<Step, Option<Instant>> {

@@ -77,7 +77,7 @@ impl Fixture {
         fixture.room.store(0, Ordering::SeqCst);
         fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
         fixture.deliver(1, 2, &REQUEST.replace("ID", "2"));
-        assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 2);
+        assert_eq!(fixture.acknowledge_old(Duration::ZERO).len(), 2);
         fixture.deliver(1, 3, &REQUEST.replace("ID", "3"));
         fixture
     }
@@ -103,6 +103,10 @@ impl Fixture {
         assert_eq!(head.method, "m");
         assert_eq!(head.unique_id.as_deref(), Some(unique_id));
         delivery
+    }
+
+    fn acknowledge_old(&self, longest: Duration) -> Vec<Duration> {
+        self.listening.acknowledge_old(longest, usize::MAX).0
     }
 
     fn polled(&self) -> Option<Delivery> {
@@ -199,13 +203,12 @@ fn what_has_waited_for_long_is_acknowledged_once_and_runs_whatever_happens() {
 
     assert!(
         fixture
-            .listening
             .acknowledge_old(Duration::from_secs(3600))
             .is_empty()
     );
     let longest = Duration::ZERO;
-    assert_eq!(fixture.listening.acknowledge_old(longest).len(), 1);
-    assert!(fixture.listening.acknowledge_old(longest).is_empty());
+    assert_eq!(fixture.acknowledge_old(longest).len(), 1);
+    assert!(fixture.acknowledge_old(longest).is_empty());
     fixture.close_channel();
     fixture.listening.reach(Stage::Stopped);
 
@@ -225,7 +228,7 @@ fn what_was_acknowledged_early_is_handed_out_though_its_channel_is_closed() {
     let fixture = Fixture::new();
     fixture.room.store(0, Ordering::SeqCst);
     fixture.deliver(1, 1, &REQUEST.replace("ID", "1"));
-    assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 1);
+    assert_eq!(fixture.acknowledge_old(Duration::ZERO).len(), 1);
     fixture.deliver(1, 2, &REQUEST.replace("ID", "2"));
 
     fixture.close_channel();
@@ -234,6 +237,33 @@ fn what_was_acknowledged_early_is_handed_out_though_its_channel_is_closed() {
     assert_eq!(delivery.pick_up(Some("1")), PickUp::Run);
     assert!(fixture.polled().is_none(), "the broker has the other one");
     assert_eq!(fixture.said(), [methods::ack(CHANNEL, 1)]);
+}
+
+#[test]
+fn no_more_is_acknowledged_early_than_is_allowed_until_a_thread_takes_one() {
+    let fixture = Fixture::new();
+    let first = fixture.request(1, "1");
+    let _others = [2, 3, 4].map(|tag| fixture.request(tag, &tag.to_string()));
+
+    let (waits, early) = fixture.listening.acknowledge_old(Duration::ZERO, 2);
+    assert_eq!((waits.len(), early), (2, 2));
+    let (waits, early) = fixture.listening.acknowledge_old(Duration::ZERO, 2);
+    assert_eq!((waits.len(), early), (0, 2));
+    assert_eq!(first.pick_up(Some("1")), PickUp::Run);
+    let (waits, early) = fixture.listening.acknowledge_old(Duration::ZERO, 2);
+    assert_eq!((waits.len(), early), (1, 2));
+    fixture.close_channel();
+    fixture.open();
+    let _again = fixture.request(1, "4");
+    let (waits, early) = fixture.listening.acknowledge_old(Duration::ZERO, 2);
+    assert_eq!(
+        (waits.len(), early),
+        (0, 2),
+        "of an earlier channel as well"
+    );
+
+    let acks = [1, 2, 3].map(|tag| methods::ack(CHANNEL, tag));
+    assert_eq!(fixture.said(), acks);
 }
 
 #[test]
@@ -246,7 +276,7 @@ fn nothing_more_is_said_of_what_was_acknowledged_early() {
     fixture.listening.want(Stage::Stopped);
     fixture.listening.mute();
     fixture.listening.reach(Stage::Stopped);
-    let after = fixture.listening.acknowledge_old(Duration::ZERO);
+    let after = fixture.acknowledge_old(Duration::ZERO);
 
     assert_eq!(fixture.said(), [methods::requeue(CHANNEL, 3)]);
     assert!(after.is_empty(), "it was given back");
@@ -285,7 +315,7 @@ fn nothing_is_acknowledged_early_after_a_stop_for_it_goes_back() {
     let fetched = fixture.polled().unwrap();
     fixture.said();
 
-    let acknowledged = fixture.listening.acknowledge_old(Duration::ZERO);
+    let acknowledged = fixture.acknowledge_old(Duration::ZERO);
 
     assert!(acknowledged.is_empty(), "it would be lost");
     assert!(fetched.give_back());
@@ -316,7 +346,7 @@ fn a_request_that_will_not_run_here_is_given_back_once_or_known_to_be_lost() {
     assert_eq!(fixture.said(), [methods::requeue(CHANNEL, 1)]);
 
     let early = fixture.request(2, "2");
-    assert_eq!(fixture.listening.acknowledge_old(Duration::ZERO).len(), 1);
+    assert_eq!(fixture.acknowledge_old(Duration::ZERO).len(), 1);
     assert!(!early.give_back());
     fixture.deliver(2, 3, &REQUEST.replace("ID", "3"));
     let (streamed, _) = fixture.taken.lock().pop().unwrap();

@@ -261,11 +261,12 @@ impl Subscription {
         self.listening.has_begun(unique_id)
     }
 
-    /// Acknowledges requests that have waited for *longest*, and that no thread has picked up; how long
-    /// each has waited. Nothing delivers them again.
+    /// Acknowledges requests that have waited for *longest*, and that no thread has picked up, as long
+    /// as fewer than *most* wait that were; how long each has waited, and how many now do. Nothing
+    /// delivers them again.
     #[must_use]
-    pub fn acknowledge_old(&self, longest: Duration) -> Vec<Duration> {
-        self.listening.acknowledge_old(longest)
+    pub fn acknowledge_old(&self, longest: Duration, most: usize) -> (Vec<Duration>, usize) {
+        self.listening.acknowledge_old(longest, most)
     }
 }
 

@@ -256,7 +256,6 @@ class PacedListener(amqpdriver.AMQPListener):
         self.replies = Replies(driver, pool_threads(driver), late_replies, self._on_sent)
         self._is_quiet = False
         self._looked_after = time.monotonic()
-        self._waiting = Waiting()
         self._is_cancelled = False
         self._epoch: epochs.Epoch | None = None
         if self._lent.rabbit_qos_prefetch_count <= 0:
@@ -265,6 +264,7 @@ class PacedListener(amqpdriver.AMQPListener):
                 self._lent._set_qos(self._lent.channel)
 
     def __call__(self, message: Any) -> None:
+        self._waiting = Waiting(self._lent.rabbit_qos_prefetch_count)
         headers = message._raw_message.headers or {}
         # Up to 12.13 there are no quorum queues.
         quorum = getattr(self._lent, "rabbit_quorum_queue_config", None)

@@ -210,13 +210,16 @@ class NativeListener(_NativeListener):
     is_served = False
 
     def __init__(
-        self, driver: Any, subscription: _native.AmqpSubscription, client_of: ClientOf
+        self, driver: Any, subscription: _native.AmqpSubscription, client_of: ClientOf, most: int
     ) -> None:
+        """
+        :param most: see :class:`Patience`.
+        """
         # Batches of one: the driver's own prefetch is for those who acknowledge on arrival.
         super().__init__(driver, subscription, -1)
         self.msg_id_cache = _Begun(subscription)
         self.replies = NativeReplies(self, client_of)
-        self._patience = Patience()
+        self._patience = Patience(most)
         self._server: tuple[_native.Executor, Callable[[list[Any]], Any]] | None = None
 
     @property
@@ -237,10 +240,14 @@ class NativeListener(_NativeListener):
             delivery = self._subscription.next(min(left, sleep))
             for reason, waited in self._subscription.take_closures():
                 self._patience.notice_closed(reason, waited)
-            for waited in self._subscription.acknowledge_old(self._patience.longest):
+            waits, early = self._subscription.acknowledge_old(
+                self._patience.longest, self._patience.most
+            )
+            for waited in waits:
                 LOG.warning(
                     "a request has waited %.0f s for a thread; acknowledged before it runs", waited
                 )
+            self._patience.notice_early(early)
             if delivery is None:
                 if self._is_done(deadline):
                     return []
@@ -541,9 +548,10 @@ def listener_for_requests(
     prefetch = driver.conf.oslo_messaging_rabbit.rabbit_qos_prefetch_count
     if prefetch <= 0:
         prefetch = pool_threads(driver)
-    subscription = subscriber.subscribe(queues, min(prefetch, _MOST))
+    prefetch = min(prefetch, _MOST)
+    subscription = subscriber.subscribe(queues, prefetch)
     _wait_consuming(subscription, target.topic)
-    return NativeListener(driver, subscription, client_of)
+    return NativeListener(driver, subscription, client_of, prefetch)
 
 
 def listener_for_notifications(

@@ -1,8 +1,9 @@
 """Requests that a listener has taken from RabbitMQ and that no thread has picked up yet.
 
 Owns how long the broker may wait for their acknowledgement: it closes a channel on which one is
-overdue (``consumer_timeout``). Acknowledges those that have waited for long, and learns from a
-channel that was closed over one. Reads nothing from the broker.
+overdue (``consumer_timeout``). Acknowledges those that have waited for long, as many as may be
+fetched from a queue and no more, and learns from a channel that was closed over one. Reads nothing
+from the broker.
 
 Rules: RabbitMQ's consumer acknowledgement timeout; docs/rpc.md.
 """
@@ -30,10 +31,31 @@ _DELIVERY_LIMIT = 20
 
 
 class Patience:
-    """How long a request may wait for a thread."""
+    """How long a request may wait for a thread, and how many are acknowledged while they do."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """
+        :param most: requests that may be the process's own while no thread runs them. Each makes
+            room for another one to be fetched; without a bound the queue would move in here.
+        """
         self.longest = LONGEST_WAIT
+        self.most = most
+        self._is_exhausted = False
+
+    def notice_early(self, early: int) -> None:
+        """Say once that no more are acknowledged before they run.
+
+        :param early: how many are now.
+        """
+        was_exhausted, self._is_exhausted = self._is_exhausted, early >= self.most
+        if self._is_exhausted and not was_exhausted:
+            LOG.warning(
+                "%d requests are acknowledged and wait for a thread; no more are, so that the "
+                "broker keeps the others and closes the channel after its consumer_timeout, which "
+                "loses none: look at what the threads wait for, or raise "
+                "executor_thread_pool_size",
+                early,
+            )
 
     def longest_sleep(self, longest: float) -> float:
         """Seconds after which to look again where requests may wait, at most *longest*."""
@@ -61,10 +83,15 @@ class Patience:
 class Waiting:
     """In the order of their arrival."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """
+        :param most: see :class:`Patience`.
+        """
         self._lock = threading.Lock()
         self._requests: dict[PacedMessage, None] = {}
-        self._patience = Patience()
+        #: Those that were acknowledged.
+        self._early: set[PacedMessage] = set()
+        self._patience = Patience(most)
 
     def add(self, incoming: PacedMessage) -> None:
         """*incoming* has arrived."""
@@ -76,6 +103,7 @@ class Waiting:
         """A thread picks *incoming* up."""
         with self._lock:
             self._requests.pop(incoming, None)
+            self._early.discard(incoming)
 
     def longest_sleep(self, longest: float) -> float:
         """Seconds after which to look again, at most *longest*."""
@@ -89,14 +117,19 @@ class Waiting:
         """
         limit = time.monotonic() - self._patience.longest
         while True:
+            self._patience.notice_early(len(self._early))
             with self._lock:
                 incoming = next(iter(self._requests), None)
                 if incoming is None or incoming.arrived > limit:
+                    return
+                if len(self._early) >= self._patience.most:
                     return
                 del self._requests[incoming]
                 # What cannot be acknowledged is delivered again, and known then.
                 with contextlib.suppress(Exception):
                     incoming.is_acknowledged = incoming.origin.acknowledge()
+                if incoming.is_acknowledged:
+                    self._early.add(incoming)
             if incoming.is_acknowledged:
                 LOG.warning(
                     "message %s has waited %.0f s for a thread; acknowledged before it runs",
@@ -108,6 +141,9 @@ class Waiting:
         """See :meth:`Patience.notice_closed`."""
         with self._lock:
             oldest = next(iter(self._requests), None)
+            # The broker delivers them again.
+            for incoming in [it for it in self._requests if it.origin.epoch.is_over]:
+                del self._requests[incoming]
         waited = None if oldest is None else time.monotonic() - oldest.arrived
         self._patience.notice_closed(reason, waited)
 
