@@ -13,6 +13,7 @@
 //! | [`handlers`] | C handlers of signals that need no interpreter | takes a lock |
 //! | [`threads`] | how native threads start, and which of them live | ends one |
 //! | [`locks`] | locks of use to children, and after panics | shares memory between locks |
+//! | `files` | reading of files that an operator names | waits for ever for a pipe |
 //! | [`wsgi`] | PEP 3333's rules as plain values | knows a socket or the interpreter |
 //! | [`server`] | sockets, HTTP/1.1 framing, TLS, drain | knows the interpreter |
 //! | [`executor`] | jobs in order of arrival, on the threads of the pool | knows what a job is |
@@ -23,6 +24,8 @@
 pub mod amqp;
 #[cfg(feature = "executor")]
 pub mod executor;
+#[cfg(any(feature = "server", feature = "amqp"))]
+mod files;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 #[cfg(feature = "worker")]

@@ -48,6 +48,7 @@ __all__ = [
     "nudge_main_thread",
     "parent_died",
     "park",
+    "read_file",
     "relay_signals",
     "requests_in_flight",
     "reread_log_levels",
@@ -458,6 +459,15 @@ class TlsConfig:
 def amqp_remedy(code: int, text: str) -> str | None:
     """What an operator can do where a broker refuses a declaration with this reply code and text; None
     where that is not known."""
+
+# ---- files (src/python/files.rs) -----------------------------------------------------------------
+
+def read_file(path: str | PathLike[str]) -> bytes:
+    """The bytes of a file. A pipe may be one too: its writer has 10 s in all.
+
+    :raises TimeoutError: it has not ended by then.
+    :raises OSError: it cannot be read, or is longer than 16 MiB.
+    """
 
 # ---- AMQP frames (src/python/frames.rs) ----------------------------------------------------------
 

@@ -10,6 +10,7 @@ mod child;
 mod detached;
 mod errors;
 mod executor;
+mod files;
 mod frame_stack;
 mod frames;
 mod handlers;
@@ -43,6 +44,8 @@ mod _native {
     use super::amqp_subscriber::{AmqpOutbox, AmqpQueue, AmqpSubscriber, AmqpSubscription};
     #[pymodule_export]
     use super::executor::Executor;
+    #[pymodule_export]
+    use super::files::read_file;
     #[pymodule_export]
     use super::frames::{amqp_ack, amqp_confirms, amqp_deliveries, amqp_publish};
     #[pymodule_export]

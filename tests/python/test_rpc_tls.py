@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -15,6 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from osloxide import _native
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("oslo_messaging") is None,
@@ -46,10 +50,11 @@ except oslo_messaging.exceptions.ConfigurationError as error:
 """
 
 
-def start_with(**options: Any) -> str:
+def start_with(environment: dict[str, str] | None = None, **options: Any) -> str:
     """The error of a server that starts with *options*; it would connect for ever without one."""
     done = subprocess.run(
         [sys.executable, "-c", LISTEN, json.dumps({"ssl": True, **options})],
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=120,
@@ -80,6 +85,30 @@ def test_a_file_that_cannot_be_used_is_an_error_at_start_that_names_the_option(
 
     assert error.startswith(f"[oslo_messaging_rabbit] {option} = {options[option]!r}")
     assert reason.lower() in error.lower()
+
+
+@pytest.mark.parametrize("is_native", ["0", "1"])
+def test_a_pipe_that_nothing_writes_to_is_such_an_error_too(tmp_path: Path, is_native: str) -> None:
+    pipe = tmp_path / "ca.crt"
+    os.mkfifo(pipe)
+
+    error = start_with({"OSLOXIDE_NATIVE_RPC": is_native}, ssl_ca_file=str(pipe))
+
+    assert error.startswith(f"[oslo_messaging_rabbit] ssl_ca_file = {str(pipe)!r}: is a pipe")
+
+
+def test_a_pipe_gives_its_bytes_and_a_file_without_end_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "ca.crt"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[b"x" * 100_000])
+    writer.start()
+    try:
+        assert _native.read_file(pipe) == b"x" * 100_000
+    finally:
+        writer.join()
+    with pytest.raises(OSError, match="is longer than 16 MiB") as refused:
+        _native.read_file("/dev/zero")
+    assert (refused.value.errno, refused.value.filename) == (errno.EFBIG, "/dev/zero")
 
 
 Serve = Callable[..., int]

@@ -7,7 +7,6 @@
 //! Rules: AMQP 0-9-1 sections 2.2.4 (connection), 2.2.5 (heartbeats), 4.2.7.
 
 use std::collections::HashSet;
-use std::fs;
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -28,6 +27,7 @@ use super::refusals::Verdict;
 use super::{Host, Options, PATIENCE, TlsFiles};
 use crate::amqp::heartbeat::{AmqpConnection, Heartbeats, PIECE};
 use crate::amqp::tls::{self, Session};
+use crate::files::{self, Unread};
 
 /// kombu's.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -508,7 +508,12 @@ fn shake_hands(files: &TlsFiles, host: &Host, socket: &TcpStream) -> Result<Sess
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Fault> {
-    fs::read(path).map_err(|error| Fault::Unusable(format!("{}: {error}", path.display())))
+    files::read(path).map_err(|unread| {
+        Fault::Unusable(match unread {
+            Unread::Failed(error) => format!("{}: {error}", path.display()),
+            Unread::Silent | Unread::TooLong => format!("{} {unread}", path.display()),
+        })
+    })
 }
 
 /// Who this is, and what it understands.

@@ -10,6 +10,9 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
 use super::assembler::{Assembler, Incoming};
 use super::methods::{self, Violation, method};
 use super::*;
@@ -319,13 +322,17 @@ impl Broker {
 }
 
 pub(super) fn client(ports: &[u16], heartbeat: u16) -> Client {
+    client_with(options(ports, heartbeat))
+}
+
+fn options(ports: &[u16], heartbeat: u16) -> Options {
     let host = |port: &u16| Host {
         name: "127.0.0.1".to_owned(),
         port: *port,
         user: "u".to_owned(),
         password: "p".to_owned(),
     };
-    let options = Options {
+    Options {
         hosts: ports.iter().map(host).collect(),
         virtual_host: "/".to_owned(),
         mechanism: Mechanism::AmqPlain,
@@ -343,7 +350,10 @@ pub(super) fn client(ports: &[u16], heartbeat: u16) -> Client {
         shuffles: false,
         has_durable_requests: false,
         answers_within: PATIENCE,
-    };
+    }
+}
+
+fn client_with(options: Options) -> Client {
     let decode = |_: &Properties, body: &[u8]| {
         let msg_id = body.strip_prefix(b"strange ")?;
         Some((String::from_utf8(msg_id.to_vec()).ok()?, b"{}".to_vec()))
@@ -828,6 +838,27 @@ fn a_refused_login_makes_the_client_unusable() {
         }
     }
     broker.end(&client);
+}
+
+#[test]
+fn a_certificate_in_a_pipe_that_nothing_writes_to_is_not_waited_for_for_ever() {
+    let pipe = std::env::temp_dir().join(format!("unwritten.{}", std::process::id()));
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = client_with(Options {
+        tls: Some(TlsFiles {
+            roots: Some(vec![pipe.clone()]),
+            ..TlsFiles::default()
+        }),
+        ..options(&[listener.local_addr().unwrap().port()], 0)
+    });
+
+    match end_of(&client.send(cast()).unwrap()) {
+        Event::Unusable(text) => assert!(text.contains("is a pipe"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    client.close(Instant::now() + PATIENCE);
+    std::fs::remove_file(pipe).unwrap();
 }
 
 #[test]

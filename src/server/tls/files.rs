@@ -5,23 +5,11 @@
 //! openssl-format-options(1); RFC 5958 and RFC 8018 for encrypted keys.
 
 use super::{Error, Options};
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::files::{self, Unread};
 use pkcs8::EncryptedPrivateKeyInfo;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::fs;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// How long a pipe in a file's place may take to give what it has.
-const PIPE_WAIT: Duration = Duration::from_secs(10);
-/// The longest file that is read. A bundle of all public authorities has a quarter of a MiB.
-const LONGEST_FILE: usize = 16 << 20;
 
 /// Labels of certificates that OpenSSL reads beside `CERTIFICATE`.
 const OTHER_CERTIFICATES: [&[u8]; 2] = [b"TRUSTED CERTIFICATE", b"X509 CERTIFICATE"];
@@ -187,78 +175,26 @@ fn label(line: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// The bytes of a file, without the byte order mark that some editors put in front.
 fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
-    let bytes = read_within(path, PIPE_WAIT).map_err(|unread| match unread {
+    let bytes = files::read(path).map_err(|unread| match unread {
         Unread::Failed(source) => Error::Read {
             option,
             path: path.display().to_string(),
             source,
         },
-        Unread::Silent => Error::Value {
+        Unread::Silent | Unread::TooLong => Error::Value {
             option,
             value: path.display().to_string(),
-            problem: format!("is a pipe or a terminal that gave no end in {PIPE_WAIT:?}"),
-            remedy: "name a file, or start what writes to the pipe first",
-        },
-        Unread::TooLong => Error::Value {
-            option,
-            value: path.display().to_string(),
-            problem: format!("is longer than {} MiB", LONGEST_FILE >> 20),
-            remedy: "name a file in PEM",
+            problem: unread.to_string(),
+            remedy: match unread {
+                Unread::TooLong => "name a file in PEM",
+                Unread::Failed(_) | Unread::Silent => "name a file, or start what writes to the pipe first",
+            },
         },
     })?;
     Ok(match bytes.strip_prefix(b"\xef\xbb\xbf") {
         Some(text) => text.to_vec(),
         None => bytes,
     })
-}
-
-/// Why a file was not read to its end.
-#[derive(Debug)]
-enum Unread {
-    Failed(io::Error),
-    /// It had nothing to read for as long as is waited.
-    Silent,
-    TooLong,
-}
-
-impl From<io::Error> for Unread {
-    fn from(error: io::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// The bytes of a file. A pipe may be a file too (`--keyfile <(COMMAND)`): its writer has `wait` in
-/// all. A thread that waited in open(2) or read(2) for one that never comes could not be stopped.
-fn read_within(path: &Path, wait: Duration) -> Result<Vec<u8>, Unread> {
-    let mut file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path)?;
-    let until = Instant::now() + wait;
-    let mut bytes = Vec::new();
-    let mut piece = [0; 16_384];
-    loop {
-        // A pipe that no writer has opened yet is not readable, though read(2) would tell its end.
-        let left = until.saturating_duration_since(Instant::now());
-        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)], left) {
-            Ok(0) => return Err(Unread::Silent),
-            Ok(_) => {}
-            Err(Errno::EINTR) => continue,
-            Err(error) => return Err(io::Error::from(error).into()),
-        }
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(bytes),
-            Ok(count) if bytes.len() + count > LONGEST_FILE => return Err(Unread::TooLong),
-            Ok(count) => bytes.extend_from_slice(&piece[..count]),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-                ) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 fn refused(
@@ -285,47 +221,5 @@ fn refused(
         value: path.display().to_string(),
         problem,
         remedy,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::sys::stat::Mode;
-    use nix::unistd::mkfifo;
-    use std::thread;
-
-    fn pipe(name: &str) -> std::path::PathBuf {
-        let path = std::env::temp_dir().join(format!("{name}.{}", std::process::id()));
-        mkfifo(&path, Mode::S_IRWXU).unwrap();
-        path
-    }
-
-    #[test]
-    fn a_pipe_that_nothing_writes_to_is_given_up() {
-        let path = pipe("silent");
-        let read = read_within(&path, Duration::from_millis(1));
-        assert!(matches!(read, Err(Unread::Silent)), "{read:?}");
-        fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn a_pipe_whose_writer_comes_later_is_read_to_its_end() {
-        let path = pipe("late");
-        let late = path.clone();
-        let writer = thread::Builder::new()
-            .name("late-writer".to_owned())
-            .spawn(move || fs::write(late, vec![b'x'; 100_000]))
-            .unwrap();
-        let read = read_within(&path, Duration::from_secs(60)).unwrap();
-        assert_eq!(read.len(), 100_000);
-        writer.join().unwrap().unwrap();
-        fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn a_file_without_end_is_given_up() {
-        let read = read_within(Path::new("/dev/zero"), Duration::from_secs(60));
-        assert!(matches!(read, Err(Unread::TooLong)), "{read:?}");
     }
 }

@@ -164,12 +164,12 @@ def amend_transport(module: ModuleType) -> None:
 def _wrap(transport: Any) -> None:
     plain, options = transport.sock, transport.sslopts
     paths = root_paths(options)
-    roots = None if paths is None else b"\n".join(path.read_bytes() for path in paths)
+    roots = None if paths is None else b"\n".join(_native.read_file(path) for path in paths)
     identity = None
     if options.get("certfile"):
-        certificate = Path(options["certfile"]).read_bytes()
+        certificate = _native.read_file(options["certfile"])
         key = options.get("keyfile")
-        identity = certificate, Path(key).read_bytes() if key else certificate
+        identity = certificate, _native.read_file(key) if key else certificate
     try:
         native = heartbeats.own().add_tls(
             plain.fileno(),
@@ -271,8 +271,10 @@ def check_options(connection: Any) -> None:
 
 def _check(option: str, path: str, load: Callable[[ssl.SSLContext], object], remedy: str) -> None:
     try:
-        Path(path).read_bytes()
-        load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        _native.read_file(path)
+        if Path(path).is_file():
+            load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        # A pipe has given what it had: the first connection finds out what that is worth.
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         text = f"{option} = {path!r}: {reason}; {remedy}"
