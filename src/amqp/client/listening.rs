@@ -24,6 +24,9 @@ use super::state::Outlet;
 const RETRY_REFUSED: Duration = Duration::from_secs(2);
 /// The longest of those pauses. An attempt may cost the connection of all listeners.
 const LONGEST_RETRY_REFUSED: Duration = Duration::from_secs(15);
+/// How often what is consumed is bound again: no broker tells that an exchange was deleted. In tests longer
+/// than the test waits: what a script expects does not depend on how fast it is.
+pub(super) const BIND_EVERY: Duration = Duration::from_secs(if cfg!(test) { 3600 } else { 60 });
 /// Where a stream is read from by one that has read nothing of it.
 const STREAM_OFFSET: &str = "x-stream-offset";
 
@@ -127,6 +130,8 @@ struct Inner {
     is_cancelled: bool,
     /// Not declared again before.
     rests_until: Option<Instant>,
+    /// When all queues were bound.
+    bound_at: Option<Instant>,
     /// How often in turn the broker has refused it.
     refusals: u32,
     /// Where to go on in a stream, by the number of its queue.
@@ -161,6 +166,7 @@ struct Opening {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Declare,
+    Bind,
     /// Its channel has lost a consumer, and is closed.
     Abandon(u16),
     Cancel(u16),
@@ -307,34 +313,34 @@ impl Listening {
     /// Nothing after a stop: what no thread takes then goes back to the broker, and it would be lost.
     pub(super) fn acknowledge_old(&self, longest: Duration, most: usize) -> (Vec<Duration>, usize) {
         let mut inner = self.inner.lock();
+        let mut early = inner.waiting.values().filter(|it| it.is_early).count();
         if inner.wanted > Stage::Consuming || inner.is_muted {
             return (Vec::new(), early);
         }
         let epoch = inner.epoch;
         let tags: Vec<_> = inner
             .waiting
-        let mut early = inner.waiting.values().filter(|it| it.is_early).count();
             .range((epoch, 0)..=(epoch, u64::MAX))
             .take_while(|(_, waiting)| waiting.since.elapsed() > longest)
             .filter(|(_, waiting)| !waiting.is_early)
+            .take(most.saturating_sub(early))
             .map(|((_, tag), _)| *tag)
             .collect();
         let mut waits = Vec::new();
         for tag in tags {
             if !self.say(&inner, epoch, |channel| methods::ack(channel, tag)) {
                 break;
-            .take(most.saturating_sub(early))
             }
             if let Some(waiting) = inner.waiting.get_mut(&(epoch, tag)) {
                 waiting.is_early = true;
                 waits.push(waiting.since.elapsed());
+                early += 1;
             }
         }
         (waits, early)
     }
 
     // ---- for the thread --------------------------------------------------------------------------
-                early += 1;
 
     /// What has to be done next, and when to ask again though nothing has changed.
     pub(super) fn step(&self, now: Instant) -> Result<Step, Option<Instant>> {
@@ -355,6 +361,12 @@ impl Listening {
                 Some(until) if now < until => Err(Some(until)),
                 _ => Ok(Step::Declare),
             },
+            Some(_) if inner.wanted == Stage::Consuming => {
+                match inner.bound_at.map(|at| at + BIND_EVERY) {
+                    Some(due) if now >= due => Ok(Step::Bind),
+                    due => Err(due),
+                }
+            }
             _ => Err(None),
         }
     }
@@ -395,9 +407,15 @@ impl Listening {
     pub(super) fn consuming(&self) {
         let mut inner = self.inner.lock();
         inner.standing = Some(Standing::Consuming);
+        inner.bound_at = Some(Instant::now());
         inner.refusals = 0;
         drop(inner);
         self.changed.notify_all();
+    }
+
+    /// Its queues are bound again now.
+    pub(super) fn bind(&self, now: Instant) {
+        self.inner.lock().bound_at = Some(now);
     }
 
     /// The channel is closed: its tags mean nothing any more, and what no thread has taken is

@@ -599,6 +599,7 @@ impl Thread {
     ) -> Result<(), Fault> {
         match step {
             Step::Declare => self.declare(connection, listening)?,
+            Step::Bind => Self::bind_again(connection, listening)?,
             Step::Abandon(channel) => self.abandon(connection, listening, channel)?,
             Step::Cancel(channel) => self.cancel(connection, listening, channel)?,
             Step::Close(channel) => self.close(connection, listening, channel)?,
@@ -687,6 +688,29 @@ impl Thread {
             outcome.map_err(|fault| fault.of(|| format!("consumer of queue {:?}", queue.name)))?;
         }
         Ok(())
+    }
+
+    /// Makes the bindings again that went with an exchange, as when an operator deletes it: neither the
+    /// server nor who sends to it is told. On a channel of its own, since what is refused closes it, and
+    /// without waiting: the answers are those of a channel that is being closed.
+    fn bind_again(connection: &mut Connection, listening: &Listening) -> Result<(), Fault> {
+        listening.bind(Instant::now());
+        if !connection.has_free_channel() {
+            return Ok(());
+        }
+        let channel = connection.new_channel()?;
+        connection.link.queue(methods::channel_open(channel))?;
+        for queue in &listening.queues {
+            let name = &queue.exchange.name;
+            if name.is_empty() {
+                continue;
+            }
+            let declare = methods::exchange_declare(channel, &queue.exchange);
+            connection.link.queue(declare)?;
+            let bind = methods::queue_bind(channel, &queue.name, name, &queue.routing_key);
+            connection.link.queue(bind)?;
+        }
+        connection.close_channel(channel)
     }
 
     /// Closes a channel that has lost a consumer; all of it is declared again.

@@ -664,6 +664,24 @@ fn a_channel_that_loses_a_consumer_is_kept_for_a_drain() {
 }
 
 #[test]
+fn what_is_consumed_is_bound_again_now_and_then() {
+    let listening = listening();
+    listening.open(1, Box::new(Nowhere));
+    listening.consuming();
+    let begin = Instant::now();
+    let due = listening.step(begin).unwrap_err().unwrap();
+    assert!(due > begin);
+    assert_eq!(listening.step(due), Ok(listening::Step::Bind));
+    listening.bind(due);
+    let due_again = due + listening::BIND_EVERY;
+    assert_eq!(listening.step(due), Err(Some(due_again)));
+    listening.want(listening::Stage::Stopped);
+    assert_eq!(listening.step(due_again), Ok(listening::Step::Cancel(1)));
+    listening.reach(listening::Stage::Stopped);
+    assert_eq!(listening.step(due_again), Err(None));
+}
+
+#[test]
 fn a_listener_that_is_refused_has_ended() {
     for standing in [
         Standing::Refused(403, "no".to_owned()),

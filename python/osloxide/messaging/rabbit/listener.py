@@ -28,6 +28,7 @@ from osloxide import _native
 from osloxide.activation.import_hook import refuse_if_monkey_patched
 from osloxide.messaging.executor import DEFAULT_WORKERS
 from osloxide.messaging.rabbit import envelope, epochs, heartbeats
+from osloxide.messaging.rabbit.bindings import Bindings
 from osloxide.messaging.rabbit.replies import LateReplies, Replies
 from osloxide.messaging.rabbit.reply_waiter import POLL_EVERY
 from osloxide.messaging.rabbit.waiting import Waiting, warn_near_limit
@@ -257,14 +258,15 @@ class PacedListener(amqpdriver.AMQPListener):
         self._is_quiet = False
         self._looked_after = time.monotonic()
         self._is_cancelled = False
+        self._bindings = Bindings()
         self._epoch: epochs.Epoch | None = None
         if self._lent.rabbit_qos_prefetch_count <= 0:
             self._lent.rabbit_qos_prefetch_count = pool_threads(driver)
             if self._lent.channel is not None:
                 self._lent._set_qos(self._lent.channel)
+        self._waiting = Waiting(self._lent.rabbit_qos_prefetch_count)
 
     def __call__(self, message: Any) -> None:
-        self._waiting = Waiting(self._lent.rabbit_qos_prefetch_count)
         headers = message._raw_message.headers or {}
         # Up to 12.13 there are no quorum queues.
         quorum = getattr(self._lent, "rabbit_quorum_queue_config", None)
@@ -416,6 +418,7 @@ class PacedListener(amqpdriver.AMQPListener):
                 sockets.append(self.replies.socket)
             is_woken = self._wakeup.wait(sockets, seconds if self._is_quiet else min(seconds, LULL))
             self._look_after_replies()
+            self._bindings.bind_now_and_then(self._lent)
             if self._shutdown.is_set() or not self._message_operations_handler._tasks.empty():
                 return
             if self._read_ahead():
