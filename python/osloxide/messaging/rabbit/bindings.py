@@ -53,7 +53,7 @@ class Bindings:
                 _bind(connection, channel)
             finally:
                 # py-amqp opens a channel again that the broker has closed.
-                with contextlib.suppress(errors):
+                with contextlib.suppress(*errors):
                     channel.close()
         except errors as error:
             LOG.debug("queues are not bound again: %s", error)
