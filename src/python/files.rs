@@ -24,7 +24,7 @@ pub(super) fn read_file(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyB
             Unread::Silent => (Errno::ETIMEDOUT, unread.to_string()),
             Unread::TooLong => (Errno::EFBIG, unread.to_string()),
         };
-        PyOSError::new_err((errno as i32, text, path))
+        PyOSError::new_err((errno as i32, text, path.into_os_string()))
     })?;
     Ok(PyBytes::new(py, &bytes))
 }

@@ -116,7 +116,7 @@ print(json.dumps(refused))
 
 def test_replies_are_dropped_for_queues_that_have_gone_and_no_others() -> None:
     assert run("""
-listener = native_listener.NativeListener(driver, SimpleNamespace(), lambda _: client)
+listener = native_listener.NativeListener(driver, SimpleNamespace(), lambda _: client, most=8)
 queues = listener._obsolete_reply_queues
 found = [queues.reply_q_valid(name, "1") for name in ("reply_1", "reply_2")]
 queues.add("reply_1", "1")

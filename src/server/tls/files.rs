@@ -187,7 +187,9 @@ fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
             problem: unread.to_string(),
             remedy: match unread {
                 Unread::TooLong => "name a file in PEM",
-                Unread::Failed(_) | Unread::Silent => "name a file, or start what writes to the pipe first",
+                Unread::Failed(_) | Unread::Silent => {
+                    "name a file, or start what writes to the pipe first"
+                }
             },
         },
     })?;
