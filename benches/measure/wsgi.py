@@ -215,8 +215,6 @@ def side_by_side(
 
     :param servers: name -> interpreter, for the floor its program.
     """
-    if shutil.which(CLIENT) is None and (reason := obstacle(CLIENT)):
-        raise RuntimeError(f"{CLIENT} makes the load, and is not installed: {reason}")
     server_cores, client_cores = machine.cores(workload.workers)
     options = options_for(workload)
     with contextlib.ExitStack() as stack:
@@ -249,7 +247,10 @@ def in_turn(
     """Measure servers that are up, after one round that warms them.
 
     :param pause: seconds before each round.
+    :raises RuntimeError: the load generator is neither installed nor can be.
     """
+    if shutil.which(CLIENT) is None and (reason := obstacle(CLIENT)):
+        raise RuntimeError(f"{CLIENT} makes the load, and is not installed: {reason}")
     for serving in up:
         measure(serving, workload, cores, 1)
     for number in range(rounds):
