@@ -9,6 +9,7 @@ what loading made.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from measure.wsgi import Round, Workload, in_turn
 
 INI = ROOT / "tests" / "deployments" / "files" / "openstack-ansible" / "keystone.ini"
 UWSGI, SUBJECT, WARM = "uwsgi", "osloxide", "warm"
+SERVERS = (SUBJECT, UWSGI, WARM)
 _PLACES = ("uid", "gid", "env", "safe-pidfile")
 _SAYS = "same ini file, one thread in each of two workers, 8 connections"
 MEASURED = {
@@ -90,26 +92,41 @@ def token_of(serving: Serving) -> str:
 
 
 def run(python: str, rounds: int, seconds: int) -> Iterator[tuple[Workload, str, Round]]:
-    """All servers in each round, one API after the other."""
+    """All servers in each round, one API after the other.
+
+    Each round has servers of its own: where the memory of a process happens to lie changes what its
+    requests cost by some per cent, as long as it runs.
+    """
     for name, workload in MEASURED.items():
         api = ALL[name]
-        with contextlib.ExitStack() as stack:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        with tempfile.TemporaryDirectory(prefix="bench-") as made:
+            directory = Path(made)
             try:
                 database = f"sqlite:///{directory}/{name}.sqlite"
                 variables = api.prepare(directory, database=database)
             except subprocess.CalledProcessError as error:
                 print(f"left out {name}: {error}")
                 continue
-            up = [
-                stack.enter_context(started(api, server, directory, variables, python))
-                for server in (SUBJECT, UWSGI, WARM)
-            ]
-            for serving in up:
-                # An application that loads slowly costs the first client its socket-timeout.
-                if not until(lambda a=api, it=serving: answers(a, it), 120):  # type: ignore[misc]
-                    raise RuntimeError(f"{serving.server} does not serve {name}:\n{serving.log()}")
-            if name == "keystone":
-                workload.headers["X-Auth-Token"] = token_of(up[0])
-            for server, measured in in_turn(up, workload, machine.cores(2)[1], rounds, seconds):
-                yield workload, server, measured
+            for number in range(rounds):
+                first = number % len(SERVERS)
+                order = SERVERS[first:] + SERVERS[:first]
+                with contextlib.ExitStack() as stack:
+                    up = [
+                        stack.enter_context(started(api, server, directory, variables, python))
+                        for server in order
+                    ]
+                    yield from one_round(api, workload, up, seconds)
+
+
+def one_round(
+    api: Api, workload: Workload, up: list[Serving], seconds: int
+) -> Iterator[tuple[Workload, str, Round]]:
+    """Measure servers that have just been started, in their order."""
+    for serving in up:
+        # An application that loads slowly costs the first client its socket-timeout.
+        if not until(functools.partial(answers, api, serving), 120):
+            raise RuntimeError(f"{serving.server} does not serve {api.name}:\n{serving.log()}")
+    if "X-Auth-Token" not in workload.headers:
+        workload.headers["X-Auth-Token"] = token_of(up[0])
+    for server, measured in in_turn(up, workload, machine.cores(2)[1], 1, seconds):
+        yield workload, server, measured

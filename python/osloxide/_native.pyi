@@ -60,6 +60,7 @@ __all__ = [
     "unknown_thread_data",
     "waits_for_interpreter",
     "wake",
+    "when_job_ends",
     "worker_leaving",
     "worker_ready",
     "worker_reconfigured",
@@ -558,6 +559,13 @@ def forget_thread_data() -> bool:
 def unknown_thread_data() -> list[str]:
     """What of a thread is in a place of this CPython that was not found, by the names of its API; empty
     where all was. A forked child drops that of its parent's other threads.
+    """
+
+# ---- the end of a job (src/python/job_end.rs) -------------------------------------------------------------
+
+def when_job_ends(function: Callable[[], object]) -> None:
+    """Have *function* called on a pool thread of a server or an executor whenever a request or a job has
+    ended there; what it raises is reported as unraisable. The first one that is given stays.
     """
 
 # ---- RPC executor (src/python/executor.rs) ---------------------------------------------------------------

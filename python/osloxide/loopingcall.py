@@ -130,6 +130,7 @@ class LoopingCallBase:
     """
 
     _KIND: ClassVar[str] = "Unknown looping call"
+    _LEVEL_OF_SLEEPS: ClassVar[int] = logging.DEBUG
     _RUN_ONLY_ONE_MESSAGE: ClassVar[str] = "A looping call can only run one function at a time"
     _EVENT: ClassVar[type[FutureEvent]] = FutureEvent
 
@@ -217,7 +218,8 @@ class LoopingCallBase:
                 if self._abort.is_set():
                     break
                 idle = idle_for(outcome, self._elapsed(watch))
-                LOG.debug(
+                LOG.log(
+                    self._LEVEL_OF_SLEEPS,
                     "%(kind)s %(func_name)r sleeping for %(idle).02f seconds",
                     {"kind": self._KIND, "func_name": _callable_name(self.f), "idle": idle},
                 )

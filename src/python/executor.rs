@@ -21,7 +21,7 @@ use super::child;
 use super::detached::detached;
 use super::errors::executor_refusal;
 use super::kept::{Kept, intern};
-use super::{imports, parallel, signals};
+use super::{imports, job_end, parallel, signals};
 use crate::amqp::client::{Delivery, PickUp, Sink, warn_of_lost};
 use crate::executor::{self, Refused, Work};
 use crate::locks::Mutex;
@@ -283,6 +283,7 @@ impl Work for Calls {
                 let future = future.as_ref().map(|future| future.bind(py));
                 error.write_unraisable(py, future);
             }
+            job_end::tell(py);
         });
     }
 

@@ -17,6 +17,7 @@ mod handlers;
 mod heartbeat;
 mod imports;
 mod interrupt;
+mod job_end;
 mod kept;
 mod lock_waiters;
 mod parallel;
@@ -54,6 +55,8 @@ mod _native {
     use super::heartbeat::{AmqpConnection, Heartbeats};
     #[pymodule_export]
     use super::interrupt::{interrupt_thread, thread_state, thread_waits};
+    #[pymodule_export]
+    use super::job_end::when_job_ends;
     #[pymodule_export]
     use super::lock_waiters::{learn_lock_waiters, waits_for_interpreter};
     #[pymodule_export]

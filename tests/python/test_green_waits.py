@@ -745,3 +745,43 @@ def test_waitall_returns_when_one_begins_as_the_last_ends(
     getattr(pool, spawn)(greenthread.sleep, 0)
     with green.Timeout(WITHIN):
         waiting.wait()
+
+
+def test_a_put_whose_item_cannot_be_compared_raises_in_its_own_greenthread() -> None:
+    ordered = queue.PriorityQueue(2)
+    ordered.put((1, object()))
+    ordered.put((2, object()))
+    putters = [greenthread.spawn(ordered.put, item) for item in ((2, object()), (3, object()))]
+    greenthread.sleep(0)
+
+    ordered.get()
+
+    with green.Timeout(WITHIN), pytest.raises(TypeError):
+        putters[0].wait()
+    assert ordered.putting() == 1
+    ordered.get()  # as with heapq, an item that raised is among those that were put
+    with green.Timeout(WITHIN):
+        putters[1].wait()
+    assert ordered.putting() == 0
+
+
+@pytest.mark.parametrize("way", ["spawn", "spawn_n"])
+def test_a_spawn_that_is_ended_as_it_waits_for_its_turn_keeps_no_place(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``kill()`` does where another greenthread has the baton."""
+
+    def ended() -> None:
+        raise GreenletExit
+
+    pool = green.GreenPool(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(greenpool, "hold", ended)
+        patched.setattr(greenthread._waits, "hold", ended)
+        with pytest.raises(GreenletExit):
+            getattr(pool, way)(sleep_long)
+
+    assert (pool.running(), pool.free()) == (0, 1)
+    assert pool.spawn(int).wait() == 0
+    with green.Timeout(WITHIN):
+        pool.waitall()

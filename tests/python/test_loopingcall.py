@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import logging
 import threading
 import time
 from types import ModuleType
@@ -34,6 +35,23 @@ def test_the_value_of_looping_call_done_is_the_outcome(loopingcall: ModuleType) 
 
     assert call.start(interval=60).wait(TIMEOUT) == "value"
     assert call.wait() == "value"
+
+
+def test_sleeps_are_logged_at_the_level_of_the_flavour(
+    loopingcall: ModuleType, flavour: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(1)
+    seen: list[None] = []
+
+    def twice() -> None:
+        seen.append(None)
+        if len(seen) == 2:
+            raise loopingcall.LoopingCallDone
+
+    loopingcall.FixedIntervalLoopingCall(twice).start(interval=0.01).wait(TIMEOUT)
+
+    levels = {it.levelno for it in caplog.records if "sleeping for" in it.getMessage()}
+    assert levels == {{"eventlet": 5, "threading": logging.DEBUG}[flavour]}
 
 
 def test_arguments_reach_the_function(loopingcall: ModuleType) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from osloxide._typing import override
 from osloxide.green import hubs, timeout
+from osloxide.green._core.turns import lock
 from osloxide.green.greenthread import GreenThread
 from osloxide.green.hubs.timer import Timer
 from osloxide.green.pools import Pool
@@ -91,11 +92,12 @@ class BaseConnectionPool(Pool):
             self._expiration_timer.schedule()
 
     def _expire_old_connections(self, now: float) -> None:
-        items = list(self.free_items)
-        expired = [item for item in items if self._is_expired(now, item[0], item[1])]
-        self.free_items.clear()
-        self.free_items.extend(item for item in items if item not in expired)
-        self.current_size -= len(expired)
+        with lock:  # another thread may give one back just now
+            items = list(self.free_items)
+            expired = [item for item in items if self._is_expired(now, item[0], item[1])]
+            self.free_items.clear()
+            self.free_items.extend(item for item in items if item not in expired)
+            self.current_size -= len(expired)
         for item in expired:
             self._safe_close(item[2], quiet=True)
 

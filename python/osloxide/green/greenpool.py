@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from osloxide._typing import override
@@ -69,10 +70,20 @@ class GreenPool:
             gt.main(function, args, kwargs)
             return gt
         self.sem.acquire()
-        gt = greenthread.spawn(function, *args, **kwargs)
+        with self._kept_place():
+            gt = greenthread.spawn(function, *args, **kwargs)
         self._add(gt)
         gt.link(self._spawn_done)
         return gt
+
+    @contextlib.contextmanager
+    def _kept_place(self) -> Iterator[None]:
+        """Give the place back where the wait for the baton is ended, as by ``kill()``."""
+        try:
+            yield
+        except BaseException:
+            self._spawn_done(None)
+            raise
 
     def _add(self, g: greenlet) -> None:
         with lock:
@@ -102,7 +113,8 @@ class GreenPool:
             self._spawn_n_impl(function, args, kwargs, None)
             return
         self.sem.acquire()
-        hold()
+        with self._kept_place():
+            hold()
         with lock:
             _, g = greenthread._spawn_n(0, self._spawn_n_impl, (function, args, kwargs, True), {})
             self._add(g)

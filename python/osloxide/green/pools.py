@@ -81,10 +81,11 @@ class Pool:
                 pass
             else:
                 return
-        if self.order_as_stack:
-            self.free_items.appendleft(item)
-        else:
-            self.free_items.append(item)
+        with lock:
+            if self.order_as_stack:
+                self.free_items.appendleft(item)
+            else:
+                self.free_items.append(item)
 
     def resize(self, new_size: int) -> None:
         """Change how many may exist; it takes effect as they come back."""

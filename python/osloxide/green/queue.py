@@ -336,19 +336,17 @@ class LightQueue:
                         continue
                     getter = _first(self.getters)
                     if getter and not getter.late:
-                        item, putter.item = putter.item, _NONE
-                        self._put(item)
-                        self._give(getter)
-                        putter.switch(putter)
+                        if self._put_of(putter):
+                            self._give(getter)
+                        else:
+                            self.getters[getter] = None
                     else:
                         self.putters[putter] = None
                 elif self.putters and (self.maxsize is None or self.qsize() < self.maxsize):
                     putter = _first(self.putters)
                     # Its item is put here: nobody else takes the room first.
                     if putter and not putter.late:
-                        item, putter.item = putter.item, _NONE
-                        self._put(item)
-                        putter.switch(putter)
+                        self._put_of(putter)
                 elif self.putters and not self.getters:
                     hasty = [putter for putter in self.putters if not putter.block]
                     if not hasty:
@@ -360,6 +358,20 @@ class LightQueue:
                     break
         finally:
             self._event_unlock = None
+
+    def _put_of(self, putter: Any) -> bool:
+        """Put the item of *putter*, which goes on; what that raises is raised there.
+
+        An item that cannot be compared with others has no place in a :class:`PriorityQueue`.
+        """
+        item, putter.item = putter.item, _NONE
+        try:
+            self._put(item)
+        except BaseException as failure:  # noqa: BLE001 - the putter's to handle
+            putter.throw(failure)
+            return False
+        putter.switch(putter)
+        return True
 
     def _schedule_unlock(self) -> None:
         if self._event_unlock is None:

@@ -45,6 +45,7 @@ use self::overdue::Report;
 use super::child;
 use super::detached::detached;
 use super::imports;
+use super::job_end;
 use super::parallel;
 use crate::locks::PerProcess;
 use crate::scoreboard;
@@ -171,7 +172,11 @@ impl Application {
             }
         };
         let unsent = match Target::of(exchange.request()) {
-            Ok(_) => self.call_application(py, exchange, &call, &method),
+            Ok(_) => {
+                let ready = self.call_application(py, exchange, &call, &method);
+                job_end::tell(py);
+                ready
+            }
             Err(error) => {
                 refuse(py, exchange, &call, &method, error);
                 None

@@ -24,6 +24,9 @@ __all__ = [
     "RetryDecorator",
 ]
 
+TRACE = 5
+"""The level of that name of oslo.log."""
+
 
 class _Event(loopingcall.FutureEvent):
     @override
@@ -37,6 +40,7 @@ class LoopingCallBase(loopingcall.LoopingCallBase):
     """What all looping calls share."""
 
     _EVENT = _Event
+    _LEVEL_OF_SLEEPS = TRACE
 
 
 class FixedIntervalLoopingCall(LoopingCallBase, loopingcall.FixedIntervalLoopingCall):

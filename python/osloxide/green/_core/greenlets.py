@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, cast
 
+from osloxide import _native
 from osloxide._typing import override
 from osloxide.green._core import fork, outsiders
 from osloxide.green._core import turns as _turns
@@ -358,3 +359,15 @@ def renew() -> None:
             old._state = DEAD
             let_go(old)
         local.current = local.carrier = None
+
+
+def _end_job() -> None:
+    """A pool thread of a server or an executor has ended a request or a job.
+
+    A timeout that it has left behind, or a ``kill()`` of what it was, must not reach the next one.
+    """
+    if local.carrier is not None:
+        renew()
+
+
+_native.when_job_ends(_end_job)
