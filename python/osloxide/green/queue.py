@@ -338,6 +338,7 @@ class LightQueue:
                     if getter and not getter.late:
                         if self._put_of(putter):
                             self._give(getter)
+                            putter.switch(putter)
                         else:
                             self.getters[getter] = None
                     else:
@@ -345,8 +346,8 @@ class LightQueue:
                 elif self.putters and (self.maxsize is None or self.qsize() < self.maxsize):
                     putter = _first(self.putters)
                     # Its item is put here: nobody else takes the room first.
-                    if putter and not putter.late:
-                        self._put_of(putter)
+                    if putter and not putter.late and self._put_of(putter):
+                        putter.switch(putter)
                 elif self.putters and not self.getters:
                     hasty = [putter for putter in self.putters if not putter.block]
                     if not hasty:
@@ -360,7 +361,7 @@ class LightQueue:
             self._event_unlock = None
 
     def _put_of(self, putter: Any) -> bool:
-        """Put the item of *putter*, which goes on; what that raises is raised there.
+        """Put the item of *putter*; False where that raises, which *putter* does then.
 
         An item that cannot be compared with others has no place in a :class:`PriorityQueue`.
         """
@@ -370,7 +371,6 @@ class LightQueue:
         except BaseException as failure:  # noqa: BLE001 - the putter's to handle
             putter.throw(failure)
             return False
-        putter.switch(putter)
         return True
 
     def _schedule_unlock(self) -> None:
